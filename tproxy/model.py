@@ -1,0 +1,140 @@
+"""The frozen types everything else speaks in, and the names derived from a bridge's name."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import re
+from dataclasses import dataclass, field
+
+from tproxy.errors import BadName
+
+SERVICE_ADDRESS = "169.254.16.9"
+
+# Locally administered (bit 1 of the first byte), the service address in the last four. The same on
+# every bridge and host, so that a migrated guest's ARP cache stays right. Not 02:00, which is
+# OpenNebula's own prefix for "MAC from IP" and would be this very address for a guest 169.254.16.9.
+SERVICE_MAC = "06:00:a9:fe:10:09"
+
+TABLE = "one_tproxy"  # in nftables families ip (maps) and bridge (guards)
+DAEMON_TITLE = "one_tproxy"
+
+# IFNAMSIZ is 16 with the final NUL, <linux/if.h>.
+INTERFACE_NAME_BYTES = 15
+
+DEFAULT_CONNECT_TIMEOUT = 5.0  # seconds
+
+# What an nftables identifier and a file name can both hold without quoting (nft(8), LEXICAL
+# CONVENTIONS). Linux allows more in an interface name; a bridge called "a;b" is refused in words
+# instead of being half-supported.
+_NAME = re.compile(r"[A-Za-z0-9_.\-]+\Z", re.ASCII)
+
+
+def check_interface_name(name: str, what: str = "bridge") -> str:
+    """Return ``name`` when it can be an interface name here; raise BadName otherwise."""
+    if not name:
+        raise BadName(f"{what} name is empty")
+    if len(name.encode(errors="surrogateescape")) > INTERFACE_NAME_BYTES:
+        raise BadName(f"{what} name {name!a} is longer than {INTERFACE_NAME_BYTES} bytes")
+    if name in (".", "..") or not _NAME.match(name):
+        raise BadName(f"{what} name {name!a} may hold only letters, digits, '_', '.' and '-'")
+    return name
+
+
+@dataclass(frozen=True)
+class BridgeNames:
+    """All names on the host that belong to one bridge (SPEC section 2)."""
+
+    bridge: str
+
+    def __post_init__(self) -> None:
+        check_interface_name(self.bridge)
+
+    @property
+    def namespace(self) -> str:
+        return f"one_tproxy_{self.bridge}"
+
+    @property
+    def _veth_stem(self) -> str:
+        if len(self.bridge) < INTERFACE_NAME_BYTES:
+            return self.bridge
+        # No room for one more letter: "tp", 12 hexadecimal digits of a hash, then "a" or "b".
+        # 48 bits make a collision between the bridges of one host a matter of geology.
+        return "tp" + hashlib.blake2s(self.bridge.encode(), digest_size=6).hexdigest()
+
+    @property
+    def veth_bridge(self) -> str:
+        return self._veth_stem + "b"
+
+    @property
+    def veth_namespace(self) -> str:
+        return self._veth_stem + "a"
+
+    @property
+    def map(self) -> str:
+        return f"ep_{self.bridge}"
+
+    @property
+    def guard_forward(self) -> str:
+        return f"ch_{self.bridge}"
+
+    @property
+    def guard_prerouting(self) -> str:
+        return f"pr_{self.bridge}"
+
+    @property
+    def port_set(self) -> str:
+        return f"pt_{self.bridge}"
+
+    @property
+    def uplink_set(self) -> str:
+        return f"up_{self.bridge}"
+
+    @property
+    def relay_title(self) -> str:
+        return f"one_tproxy_{self.bridge}"
+
+    @property
+    def relay_log(self) -> str:
+        return f"one_tproxy_{self.bridge}.log"
+
+
+@dataclass(frozen=True, order=True)
+class Endpoint:
+    """The real address behind a service port; ``address`` is a dotted IPv4 address."""
+
+    address: str
+    port: int
+
+    def __post_init__(self) -> None:
+        ipaddress.IPv4Address(self.address)
+
+    def __str__(self) -> str:
+        return f"{self.address}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Service:
+    """One service port on one bridge. ``connect_timeout`` is in seconds."""
+
+    port: int
+    endpoint: Endpoint
+    name: str = ""
+    connect_timeout: float = DEFAULT_CONNECT_TIMEOUT
+
+
+@dataclass(frozen=True)
+class Network:
+    """What the driver calls the network; empty where it did not say."""
+
+    name: str = ""
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class ServiceMap:
+    """What the service map of one bridge says: the only source of what is proxied there."""
+
+    bridge: str
+    services: dict[int, Service] = field(default_factory=dict)
+    network: Network = Network()
