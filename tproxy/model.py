@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
 import re
+import socket
 from dataclasses import dataclass, field
 
 from tproxy.errors import BadName
@@ -58,6 +57,8 @@ class BridgeNames:
     def _veth_stem(self) -> str:
         if len(self.bridge) < INTERFACE_NAME_BYTES:
             return self.bridge
+        import hashlib  # OpenSSL behind it is large, and few bridges need it
+
         # No room for one more letter: "tp", 12 hexadecimal digits of a hash, then "a" or "b".
         # 48 bits make a collision between the bridges of one host a matter of geology.
         return "tp" + hashlib.blake2s(self.bridge.encode(), digest_size=6).hexdigest()
@@ -107,7 +108,10 @@ class Endpoint:
     port: int
 
     def __post_init__(self) -> None:
-        ipaddress.IPv4Address(self.address)
+        try:
+            socket.inet_pton(socket.AF_INET, self.address)
+        except (OSError, ValueError):
+            raise ValueError(f"{self.address!a} is not an IPv4 address") from None
 
     def __str__(self) -> str:
         return f"{self.address}:{self.port}"

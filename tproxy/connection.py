@@ -1,0 +1,262 @@
+"""One guest's connection: dial the endpoint, let the bytes through, end as both sides end.
+
+A connection owns two sockets: the guest's, which stays in the guest's namespace wherever its
+descriptor goes, and the endpoint's. While it dials, the guest's socket is not polled: what the
+guest sends waits in the kernel. Then each side's poll interest follows from its two directions.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+
+from tproxy import stream
+from tproxy.catalog import Entry
+from tproxy.flow import interest
+from tproxy.loop import ERROR, HANGUP, PEER_CLOSED, READ, WRITE, Loop
+from tproxy.splice import Mover, PipePool, SideLost
+
+log = logging.getLogger(__name__)
+
+_UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN})
+
+
+def dial_failure(number: int) -> str:
+    """In one or two words, why an endpoint could not be reached; ``number`` is an errno."""
+    if number == errno.ECONNREFUSED:
+        return "refused"
+    if number == errno.ETIMEDOUT:
+        return "timed out"
+    if number in _UNREACHABLE:
+        return "unreachable"
+    return os.strerror(number)
+
+
+class Connection:
+    """From accepted to ended. Made by Connections, which also keeps it."""
+
+    __slots__ = (
+        "_endpoint",
+        "_endpoint_mask",
+        "_guest",
+        "_guest_mask",
+        "_keeper",
+        "deadline",
+        "dialed",
+        "entry",
+        "peer",
+        "started",
+        "to_endpoint",
+        "to_guest",
+    )
+
+    def __init__(
+        self, keeper: Connections, entry: Entry, guest: socket.SocketType, peer: tuple[bytes, int]
+    ) -> None:
+        self._keeper = keeper
+        self.entry = entry
+        self.peer = peer
+        self.started = time.monotonic()
+        self.deadline = 0.0
+        self.dialed = entry.service.endpoint  # reload may change the entry's, not this one's
+        self._guest = guest
+        self._endpoint = socket.SocketType(
+            socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
+        self.to_endpoint = Mover(guest, self._endpoint)
+        self.to_guest = Mover(self._endpoint, guest)
+        self._guest_mask: int | None = None
+        self._endpoint_mask: int | None = None
+
+    @property
+    def dialing(self) -> bool:
+        return self.deadline > 0
+
+    @property
+    def guest_name(self) -> str:
+        address, port = self.peer
+        return f"{socket.inet_ntoa(address)}:{port}"
+
+    def dial(self) -> None:
+        stream.set_options(self._endpoint)
+        try:
+            self._endpoint.connect((self.dialed.address, self.dialed.port))
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._dial_failed(error.errno or 0)
+            return
+        self.deadline = self.started + self.entry.service.connect_timeout
+        self._keeper.loop.add(self._endpoint.fileno(), WRITE, self)
+        self._endpoint_mask = WRITE
+
+    def on_event(self, fd: int, mask: int) -> None:
+        if self.deadline:
+            self._on_dialed()
+            return
+        if fd == self._guest.fileno():
+            reading, writing, side = self.to_endpoint, self.to_guest, self._guest
+        else:
+            reading, writing, side = self.to_guest, self.to_endpoint, self._endpoint
+        try:
+            if mask & ERROR:
+                raise SideLost(side, side.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+            pipes = self._keeper.pipes
+            if mask & WRITE and writing.held:
+                writing.pump(pipes, False)
+            if mask & (READ | PEER_CLOSED | HANGUP) and reading.wants_read:
+                reading.pump(pipes, mask & PEER_CLOSED != 0)
+        except SideLost as lost:
+            self._lost(lost)
+            return
+        if reading.fin_sent and writing.fin_sent:
+            self._end("finished")
+        else:
+            self._poll()
+
+    def expire(self) -> None:
+        self._dial_failed(errno.ETIMEDOUT)
+
+    def abort(self, how: str) -> None:
+        """End both sides with a reset."""
+        for side in (self._guest, self._endpoint):
+            stream.reset_on_close(side)
+        self._end(how)
+
+    def _on_dialed(self) -> None:
+        number = self._endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            self._dial_failed(number)
+            return
+        self.deadline = 0.0
+        self._keeper.dialed(self)
+        self._poll()
+
+    def _dial_failed(self, number: int) -> None:
+        how = dial_failure(number)
+        self.entry.failed(f"endpoint {self.dialed} {how}")
+        self.abort(how)
+
+    def _lost(self, lost: SideLost) -> None:
+        who = "guest" if lost.side is self._guest else "endpoint"
+        if lost.errno in (errno.ECONNRESET, errno.EPIPE):
+            how = f"reset by {who}"
+        else:
+            how = f"{who} lost: {os.strerror(lost.errno)}"
+        if who == "endpoint":
+            self.entry.failed(f"endpoint {self.dialed}: {how}")
+        self.abort(how)
+
+    def _poll(self) -> None:
+        """Bring epoll in line with the state. In the steady state this makes no system call."""
+        mask = interest(self.to_endpoint, self.to_guest)
+        if mask != self._guest_mask:
+            self._repoll(self._guest.fileno(), self._guest_mask, mask)
+            self._guest_mask = mask
+        mask = interest(self.to_guest, self.to_endpoint)
+        if mask != self._endpoint_mask:
+            self._repoll(self._endpoint.fileno(), self._endpoint_mask, mask)
+            self._endpoint_mask = mask
+
+    def _repoll(self, fd: int, before: int | None, after: int | None) -> None:
+        loop = self._keeper.loop
+        if after is None:
+            loop.remove(fd)
+        elif before is None:
+            loop.add(fd, after, self)
+        else:
+            loop.modify(fd, after)
+
+    def _end(self, how: str) -> None:
+        keeper = self._keeper
+        self.to_endpoint.release(keeper.pipes)
+        self.to_guest.release(keeper.pipes)
+        keeper.loop.close_later(self._guest)
+        keeper.loop.close_later(self._endpoint)
+        keeper.ended(self)
+        if log.isEnabledFor(logging.INFO):
+            log.info(
+                "bridge=%s guest=%s port=%d endpoint=%s to_endpoint=%d to_guest=%d seconds=%.3f end=%s",
+                self.entry.bridge,
+                self.guest_name,
+                self.entry.service.port,
+                self.dialed,
+                self.to_endpoint.moved,
+                self.to_guest.moved,
+                time.monotonic() - self.started,
+                how.replace(" ", "_"),
+            )
+
+
+class Connections:
+    """All connections of the daemon, and what they share."""
+
+    # How late a connect timeout may be noticed, in seconds.
+    TICK = 0.1
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.pipes = PipePool()
+        self._open: set[Connection] = set()
+        # In the order of dialing; a plain scan finds the late ones, whatever each one's timeout.
+        self._dialing: dict[Connection, None] = {}
+        self._ticking = False
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __iter__(self) -> Iterator[Connection]:
+        return iter(self._open)
+
+    def accept(self, entry: Entry, guest: socket.SocketType, peer: tuple[bytes, int]) -> None:
+        """Take over a guest's socket, which must not block, and dial the entry's endpoint."""
+        entry.total += 1
+        try:
+            connection = Connection(self, entry, guest, peer)
+        except OSError as error:
+            entry.failed(f"no socket for the endpoint: {error.strerror}")
+            stream.reset_on_close(guest)
+            guest.close()
+            return
+        entry.open += 1
+        self._open.add(connection)
+        connection.dial()
+        if connection.dialing:
+            self._dialing[connection] = None
+            self._tick()
+
+    def dialed(self, connection: Connection) -> None:
+        del self._dialing[connection]
+
+    def ended(self, connection: Connection) -> None:
+        entry = connection.entry
+        entry.open -= 1
+        entry.to_endpoint += connection.to_endpoint.moved
+        entry.to_guest += connection.to_guest.moved
+        self._dialing.pop(connection, None)
+        self._open.discard(connection)
+
+    def abort_bridge(self, bridge: str, how: str) -> None:
+        for connection in [each for each in self._open if each.entry.bridge == bridge]:
+            connection.abort(how)
+
+    def abort_all(self, how: str) -> None:
+        for connection in list(self._open):
+            connection.abort(how)
+
+    def _tick(self) -> None:
+        if not self._ticking:
+            self._ticking = True
+            self.loop.call_later(self.TICK, self._expire)
+
+    def _expire(self) -> None:
+        self._ticking = False
+        now = time.monotonic()
+        for connection in [each for each in self._dialing if each.deadline <= now]:
+            connection.expire()
+        if self._dialing:
+            self._tick()

@@ -1,0 +1,124 @@
+"""Questions to the running daemon: one JSON line there, one JSON document back.
+
+The socket lies in the instance's directory, which only root can enter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tproxy.errors import ProcessError, ProtocolError
+from tproxy.loop import READ, WRITE, Loop
+
+SOCKET = "control.sock"
+
+# A request is a few words; whoever sends more without a line end is not one of ours.
+MAX_REQUEST = 64 * 1024
+
+Json = dict[str, Any]
+
+
+def ask(directory: Path, request: Json, timeout: float) -> Json:
+    """Send one request and wait ``timeout`` seconds for the answer.
+
+    Raises ProcessError when no daemon answers there, and when the answer is an error.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(timeout)
+        try:
+            sock.connect(os.fspath(directory / SOCKET))
+            sock.sendall(json.dumps(request).encode() + b"\n")
+            data = b"".join(iter(lambda: sock.recv(256 * 1024), b""))
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise ProcessError("the daemon is not running") from None
+        except TimeoutError:
+            raise ProcessError(f"the daemon did not answer within {timeout:g} s") from None
+        except OSError as error:
+            raise ProcessError(f"the daemon went away: {error.strerror}") from None
+    if not data:
+        raise ProcessError("the daemon went away without an answer")
+    answer: Json = json.loads(data)
+    if "error" in answer:
+        raise ProcessError(answer["error"])
+    return answer
+
+
+class Server:
+    """Takes requests for the daemon; each may be answered later, from anywhere in its loop."""
+
+    def __init__(
+        self, loop: Loop, directory: Path, handle: Callable[[Json, Client], None]
+    ) -> None:
+        self._loop = loop
+        self._path = directory / SOCKET
+        self._handle = handle
+        # A socket file that nobody listens behind is what a crash leaves. The caller holds the
+        # host's lock and has sent an older daemon away, so the file is nobody's.
+        self._path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._listener.bind(os.fspath(self._path))
+        self._listener.listen(128)
+        loop.add(self._listener.fileno(), READ, self)
+
+    def on_event(self, fd: int, mask: int) -> None:
+        with suppress(BlockingIOError):
+            client, _ = self._listener.accept()
+            Client(self._loop, client, self._handle)
+
+    def close(self) -> None:
+        """Leave the place to a successor."""
+        self._path.unlink(missing_ok=True)
+        self._loop.close_later(self._listener)
+
+
+class Client:
+    """One question under way."""
+
+    def __init__(
+        self, loop: Loop, sock: socket.socket, handle: Callable[[Json, Client], None]
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._handle = handle
+        self._incoming = b""
+        self._outgoing = memoryview(b"")
+        sock.setblocking(False)
+        loop.add(sock.fileno(), READ, self)
+
+    def answer(self, answer: Json) -> None:
+        self._outgoing = memoryview(json.dumps(answer).encode())
+        with suppress(OSError, ValueError):  # it may have left meanwhile
+            self._loop.modify(self._sock.fileno(), WRITE)
+
+    def on_event(self, fd: int, mask: int) -> None:
+        try:
+            if mask & WRITE:
+                self._outgoing = self._outgoing[self._sock.send(self._outgoing) :]
+                if not self._outgoing:
+                    self._loop.close_later(self._sock)
+            else:
+                self._read()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._loop.close_later(self._sock)
+
+    def _read(self) -> None:
+        data = self._sock.recv(MAX_REQUEST)
+        self._incoming += data
+        if not data or len(self._incoming) > MAX_REQUEST:
+            self._loop.close_later(self._sock)
+            return
+        line, end, _ = self._incoming.partition(b"\n")
+        if end:
+            self._loop.modify(self._sock.fileno(), 0)
+            try:
+                self._handle(json.loads(line), self)
+            except (ValueError, TypeError, KeyError, ProtocolError) as error:
+                self.answer({"error": f"bad request: {error}"})

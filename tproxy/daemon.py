@@ -1,0 +1,241 @@
+"""The daemon: reads the service maps, keeps relays in line with them, and answers the commands.
+
+It reads maps only when it is asked to (start, reload, a hook), in the network namespace it was
+started in. A read that fails changes nothing: unknown is not empty. When no map is left at all, the
+daemon ends, and all its relays with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from setproctitle import setproctitle
+
+from tproxy import __version__, logs, nft
+from tproxy.catalog import Catalog, Entry
+from tproxy.connection import Connections
+from tproxy.control import Client, Json, Server
+from tproxy.errors import NftError
+from tproxy.instance import directory
+from tproxy.loop import Loop
+from tproxy.model import DAEMON_TITLE
+from tproxy.ports import PortKeeper
+from tproxy.spawner import Spawner
+from tproxy.splice import MAX_PIPES
+from tproxy.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+# Shown while an old daemon finishes what it has; programs that look for the daemon find the new one.
+DRAINING_TITLE = "tproxy-draining"
+
+# Descriptors for everything that is not a connection: logs, netlink, clients, one for each relay.
+RESERVE = 512
+
+# A draining daemon looks this often whether it is done, in seconds.
+DRAIN_CHECK = 0.2
+
+
+@dataclass(frozen=True)
+class Request:
+    """An apply that is answered when it has taken effect."""
+
+    client: Client
+    bridges: frozenset[str]
+
+
+class Daemon:
+    """Wires the parts together; one a network namespace."""
+
+    def __init__(self, spawner: Spawner, *, replace: bool) -> None:
+        self._loop = Loop()
+        self._spawner = spawner
+        self._catalog = Catalog()
+        self._connections = Connections(self._loop)
+        self._relays = Supervisor(
+            self._loop, spawner, self._catalog, self._connections, self._answer_settled
+        )
+        self._relays.limit((_raise_descriptor_limit() - RESERVE - 2 * MAX_PIPES) // 2)
+        self._server = Server(self._loop, directory(), self._handle)
+        self._ports = PortKeeper(self._loop, lambda: self._catalog.bridges)
+        self._requests: list[Request] = []
+        self._replace = replace
+        self._ending = False
+        self._started = time.time()
+
+    def run(self) -> None:
+        """Serve until a signal, or until no map is left."""
+        setproctitle(DAEMON_TITLE)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.on_signal(number, self._stop)
+        self._loop.on_signal(signal.SIGHUP, self._reopen_logs)
+        log.info("daemon %s started", __version__)
+        self._loop.run()
+        log.info("daemon ended")
+
+    # Requests
+
+    def _handle(self, request: Json, client: Client) -> None:
+        match request:
+            case {"op": "apply"}:
+                if "log_level" in request:
+                    logs.set_level(int(request["log_level"]))
+                if request.get("reopen_logs"):
+                    self._reopen_logs()
+                named = request.get("bridges")
+                self._apply(client, None if named is None else [str(each) for each in named])
+            case {"op": "ping"}:
+                client.answer({})
+            case {"op": "status"}:
+                client.answer(self._status())
+            case {"op": "drain"}:
+                self._drain(client)
+            case _:
+                client.answer({"error": f"unknown request {request!r:.100}"})
+
+    def _apply(self, client: Client, named: Iterable[str] | None) -> None:
+        """Make the maps as they are now take effect, for the named bridges or for all."""
+        try:
+            maps = {each.bridge: each for each in nft.read_maps(named)}
+        except NftError as error:
+            log.error("the maps cannot be read, all stays as it is: %s", error)
+            client.answer({"error": str(error)})
+            return
+        known = self._catalog.bridges | self._relays.bridges
+        considered = set(named) if named is not None else known | set(maps)
+        for bridge in sorted(considered):
+            if bridge in maps:
+                for change in self._catalog.apply(maps[bridge]):
+                    log.info("bridge %s: %s", bridge, change)
+                self._relays.ensure(bridge, logs.level(), replace=self._replace)
+                self._ports.forget(bridge)
+            elif bridge in known:
+                log.info("bridge %s has no map any more", bridge)
+                self._catalog.remove(bridge)
+                self._relays.dismiss(bridge)
+                self._connections.abort_bridge(bridge, "bridge removed")
+        self._replace = False  # those that were there before this daemon are replaced now
+        self._ending = not self._catalog.bridges
+        self._requests.append(Request(client, frozenset(considered)))
+        self._answer_settled()
+
+    def _answer_settled(self) -> None:
+        for request in list(self._requests):
+            if all(self._relays.settled(bridge) for bridge in request.bridges):
+                self._requests.remove(request)
+                request.client.answer(
+                    {
+                        "problems": self._problems(request.bridges & self._catalog.bridges),
+                        "relays": sorted(self._relays.pids),
+                        "ending": self._ending,
+                    }
+                )
+        if self._ending and not self._requests:
+            # After the answers had a moment to leave; the client waits for the process to end.
+            self._loop.call_later(0.01, self._stop)
+
+    def _problems(self, bridges: Iterable[str]) -> list[str]:
+        lines = []
+        for bridge in sorted(bridges):
+            ports = self._catalog.ports(bridge)
+            reasons = {port: self._relays.problem(bridge, port) for port in ports}
+            if not ports and self._relays.pid(bridge) is None:
+                lines.append(f"bridge {bridge}: {self._relays.problem(bridge, 0)}")
+            elif ports and self._relays.pid(bridge) is None:
+                lines.append(f"bridge {bridge}: {reasons[ports[0]]}")
+            else:
+                lines += [
+                    f"bridge {bridge}: port {port} cannot listen: {reason}"
+                    for port, reason in reasons.items()
+                    if reason
+                ]
+        return lines
+
+    def _reopen_logs(self) -> None:
+        logs.reopen()
+        self._relays.signal(signal.SIGHUP)
+
+    # Ending
+
+    def _stop(self) -> None:
+        # Relays stay: whoever wants them gone says so. Their guests wait for the next daemon.
+        self._connections.abort_all("stopped")
+        self._loop.stop()
+
+    def _drain(self, client: Client) -> None:
+        """Leave the place to a successor, and finish what is open."""
+        log.info("a new daemon takes over; %d connections to finish", len(self._connections))
+        setproctitle(DRAINING_TITLE)
+        self._relays.draining = True
+        self._ports.close()
+        self._server.close()
+        self._spawner.close()
+        client.answer({})
+        self._check_drained()
+
+    def _check_drained(self) -> None:
+        # Relays still pass connections on until their successors have taken over.
+        if self._connections or self._relays.bridges:
+            self._loop.call_later(DRAIN_CHECK, self._check_drained)
+        else:
+            self._loop.stop()
+
+    # Status
+
+    def _status(self) -> Json:
+        live: dict[Entry, list[int]] = {}
+        for connection in self._connections:
+            sums = live.setdefault(connection.entry, [0, 0])
+            sums[0] += connection.to_endpoint.moved
+            sums[1] += connection.to_guest.moved
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "started": self._started,
+            "connections": len(self._connections),
+            "bridges": {
+                bridge: self._bridge_status(bridge, live) for bridge in sorted(self._catalog.bridges)
+            },
+        }
+
+    def _bridge_status(self, bridge: str, live: dict[Entry, list[int]]) -> dict[str, Any]:
+        network = self._catalog.networks[bridge]
+        services = []
+        for entry in sorted(self._catalog.entries(bridge), key=lambda each: each.service.port):
+            sums = live.get(entry, [0, 0])
+            problem = self._relays.problem(bridge, entry.service.port)
+            services.append(
+                {
+                    "port": entry.service.port,
+                    "name": entry.service.name,
+                    "endpoint": str(entry.service.endpoint),
+                    "listening": not problem,
+                    "problem": problem,
+                    "open": entry.open,
+                    "total": entry.total,
+                    "bytes_to_endpoint": entry.to_endpoint + sums[0],
+                    "bytes_to_guest": entry.to_guest + sums[1],
+                    "last_error": entry.last_error,
+                    "last_error_at": entry.last_error_at or None,
+                }
+            )
+        return {
+            "network": network.name,
+            "network_id": network.id,
+            "relay": self._relays.pid(bridge),
+            "services": services,
+        }
+
+
+def _raise_descriptor_limit() -> int:
+    """Take all descriptors that this process may have; returns how many that is."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard

@@ -1,0 +1,97 @@
+"""What a network driver's call does: bring a bridge to the state it should have, or undo it.
+
+All of it happens under the host's lock, up to the answer of the daemon that the ports listen; so a
+hook never meets a half-built bridge of another one, and whoever is killed half-way is repaired by
+the next, since every run compares everything.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+
+from tproxy import instance, nft, plan, plumbing, process, ruleset
+from tproxy.errors import ProcessError, TproxyError
+from tproxy.model import Network, Service, ServiceMap, check_interface_name
+
+log = logging.getLogger(__name__)
+
+
+def check(bridge: str, uplinks: frozenset[str]) -> None:
+    """Raise BadName for names no link can have, KernelError when there is no such bridge."""
+    check_interface_name(bridge)
+    for uplink in uplinks:
+        check_interface_name(uplink, "uplink")
+    plumbing.require_bridge(bridge)
+
+
+def up(
+    bridge: str,
+    network: Network,
+    services: dict[int, Service],
+    uplinks: frozenset[str],
+    log_level: int,
+) -> None:
+    """Have the services on the bridge; returns when their ports listen.
+
+    Raises TproxyError when that cannot be; the bridge then is as it was before.
+    """
+    wanted = ServiceMap(bridge, services, network)
+    with instance.lock():
+        nft.require()
+        before = plumbing.observe(bridge)
+        try:
+            actions = plan.up(wanted, before, uplinks)
+            plumbing.carry_out(actions)
+            if actions:
+                plumbing.warn_of_host_firewall(bridge)
+            process.ensure_daemon(log_level)
+            _apply(bridge, log_level)
+        except TproxyError as error:
+            log.error("hook up of %s failed, undoing: %s", bridge, error)
+            _restore(bridge, before)
+            raise
+
+
+def down(bridge: str, uplinks: frozenset[str], *, force: bool) -> frozenset[str]:
+    """Remove all of ours from the bridge, which may be gone already.
+
+    Returns the guests because of which nothing was done; none when it was done, or ``force``.
+    """
+    check_interface_name(bridge)
+    with instance.lock():
+        nft.require()
+        observed = plumbing.observe(bridge)
+        guests = plan.guests(bridge, observed, uplinks)
+        if guests and not force:
+            log.info("bridge %s is in use by %s: left alone", bridge, ", ".join(sorted(guests)))
+            return guests
+        _remove(bridge, observed)
+    return frozenset()
+
+
+def _remove(bridge: str, observed: plan.Observed) -> None:
+    plumbing.carry_out(plan.unload(bridge, observed))
+    plumbing.delete_empty_tables()
+    if process.daemon_answers():
+        _apply(bridge, None)
+    elif observed.anything:
+        process.end_relay(bridge)
+    plumbing.carry_out(plan.dismantle(bridge, observed))
+
+
+def _apply(bridge: str, log_level: int | None) -> None:
+    problems = process.apply([bridge], log_level)
+    if problems:
+        raise ProcessError("; ".join(problems))
+
+
+def _restore(bridge: str, before: plan.Observed) -> None:
+    """Undo a failed ``up``: a new bridge gets nothing, one that was in use its map of before."""
+    with suppress(TproxyError):  # the error that is on its way says what is wrong
+        now = plumbing.observe(bridge)
+        if not before.anything:
+            _remove(bridge, now)
+        elif before.map is not None and now.map is not None and before.map != now.map:
+            nft.transaction(ruleset.change_map(now.map, before.map))
+            process.apply([bridge], None)

@@ -1,0 +1,44 @@
+"""The first steps of the daemon's process: its spawner first, while little is loaded.
+
+``python -m tproxy.launch [--replace] [--log-level N] [--ready FD]``, started by ``process``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+
+from tproxy import instance, logs
+from tproxy.spawner import Spawner
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="tproxy.launch")
+    parser.add_argument("--replace", action="store_true", help="replace relays that are there")
+    parser.add_argument("--log-level", type=int, default=logging.INFO)
+    parser.add_argument("--ready", type=int, help="descriptor that is told when commands are taken")
+    arguments = parser.parse_args()
+
+    os.chdir(instance.prepare())
+    os.umask(0o077)
+    spawner = Spawner()
+    logs.to_file(logs.DAEMON_LOG, arguments.log_level)
+    try:
+        from tproxy.daemon import Daemon  # noqa: PLC0415 - large, and relays must not carry it
+
+        daemon = Daemon(spawner, replace=arguments.replace)
+    except Exception as error:
+        logging.getLogger(__name__).exception("the daemon cannot start")
+        if arguments.ready is not None:
+            os.write(arguments.ready, f"{type(error).__name__}: {error}".encode())
+        sys.exit(1)
+    if arguments.ready is not None:
+        os.write(arguments.ready, b"ready")
+        os.close(arguments.ready)
+    daemon.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""Links, addresses, routes and sysctls: what is there, and changes to it.
+
+Looking uses /sys, /proc and ioctl (netdevice(7)); changing uses rtnetlink through pyroute2. Two ways,
+because importing pyroute2 takes longer than all of a hook run that finds everything in order, which
+is what nearly every VM start is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tproxy import netns
+from tproxy.errors import KernelError
+from tproxy.model import SERVICE_ADDRESS
+
+_SYS = Path("/sys/class/net")
+_SYSCTL = Path("/proc/sys/net")
+
+_IFF_UP = 0x1  # <linux/if.h>
+_SIOCGIFFLAGS, _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8913, 0x8915, 0x891B  # <linux/sockios.h>
+_SIOCGIFMTU, _SIOCGIFHWADDR, _SIOCGIFINDEX, _SIOCETHTOOL = 0x8921, 0x8927, 0x8933, 0x8946
+_ETHTOOL_GDRVINFO = 0x3  # <linux/ethtool.h>
+_DRVINFO_SIZE = 196
+
+# DEVTYPE of links that lead off this host, see uevent in sysfs; guests are on tap or veth ports.
+_UPLINK_TYPES = frozenset({"vlan", "vxlan", "geneve", "bond", "team", "gretap", "ip6gretap", "wlan"})
+
+
+@dataclass(frozen=True)
+class OuterLink:
+    """The bridge's side of a veth pair. ``peer`` is the other side's index in its namespace."""
+
+    veth: bool
+    up: bool
+    mtu: int
+    master: str
+    peer: int
+
+
+@dataclass(frozen=True)
+class InnerLink:
+    """The namespace's side, as seen in the namespace."""
+
+    index: int
+    up: bool
+    mtu: int
+    mac: str
+    address: str  # with prefix length, "" for none
+    default_route: bool
+
+
+# Looking
+
+
+def exists(name: str) -> bool:
+    """Whether this network namespace has a link of that name."""
+    try:
+        index = socket.if_nametoindex(name)
+    except OSError:
+        index = 0
+    shown = _read(_SYS / name / "ifindex")
+    if str(index or "") != shown:
+        # All else that is read there would be another host's.
+        raise KernelError("/sys shows another network namespace than this process is in; mount it anew")
+    return index != 0
+
+
+def is_bridge(name: str) -> bool:
+    return (_SYS / name / "bridge").is_dir()
+
+
+def mtu(name: str) -> int:
+    return int(_read(_SYS / name / "mtu") or 0)
+
+
+def ports(bridge: str) -> frozenset[str]:
+    """The names of a bridge's ports; none when there is no such bridge."""
+    try:
+        return frozenset(os.listdir(_SYS / bridge / "brif"))
+    except FileNotFoundError:
+        return frozenset()
+
+
+def leads_off_host(port: str) -> bool:
+    """Whether a bridge port looks like an uplink: a hardware NIC, a VLAN on one, a tunnel, a bond."""
+    if (_SYS / port / "device").exists():
+        return True
+    words = dict(line.partition("=")[::2] for line in _read(_SYS / port / "uevent").splitlines())
+    return words.get("DEVTYPE") in _UPLINK_TYPES
+
+
+def outer_link(name: str) -> OuterLink | None:
+    if not exists(name):
+        return None
+    master = _SYS / name / "master"
+    return OuterLink(
+        veth=_driver(name) == "veth",
+        up=bool(int(_read(_SYS / name / "flags") or "0", 16) & _IFF_UP),
+        mtu=mtu(name),
+        master=os.path.basename(os.readlink(master)) if master.is_symlink() else "",
+        peer=int(_read(_SYS / name / "iflink") or 0),
+    )
+
+
+def inner_link(name: str) -> InnerLink | None:
+    """A link of the namespace this thread is in, without a sysfs of that namespace."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            index = struct.unpack_from("i", _ask(sock, _SIOCGIFINDEX, name))[0]
+        except OSError:
+            return None
+        return InnerLink(
+            index=index,
+            up=bool(struct.unpack_from("H", _ask(sock, _SIOCGIFFLAGS, name))[0] & _IFF_UP),
+            mtu=struct.unpack_from("i", _ask(sock, _SIOCGIFMTU, name))[0],
+            mac=_ask(sock, _SIOCGIFHWADDR, name)[2:8].hex(":"),
+            address=_address(sock, name),
+            default_route=_has_default_route(name),
+        )
+
+
+def sysctls(paths: Mapping[str, str]) -> dict[str, str]:
+    """The values of sysctls below net, by path, in this thread's namespace; without unknown ones."""
+    return {path: value for path in paths if (value := _read(_SYSCTL / path))}
+
+
+def _address(sock: socket.socket, name: str) -> str:
+    try:
+        address = socket.inet_ntoa(_ask(sock, _SIOCGIFADDR, name)[4:8])
+        mask = _ask(sock, _SIOCGIFNETMASK, name)[4:8]
+    except OSError:
+        return ""  # EADDRNOTAVAIL: it has none
+    return f"{address}/{int.from_bytes(mask, 'big').bit_count()}"
+
+
+def _has_default_route(name: str) -> bool:
+    # Interface, destination, gateway, flags, ..., mask: proc_net(5).
+    rows = (line.split() for line in _read(Path("/proc/thread-self/net/route")).splitlines()[1:])
+    return any(row[0] == name and row[1] == row[2] == row[7] == "00000000" for row in rows)
+
+
+def _ask(sock: socket.socket, request: int, name: str) -> bytes:
+    """The union of struct ifreq after an ioctl for the link."""
+    return fcntl.ioctl(sock, request, struct.pack("16s24x", name.encode()))[16:]
+
+
+def _driver(name: str) -> str:
+    buffer = bytearray(struct.pack("I", _ETHTOOL_GDRVINFO).ljust(_DRVINFO_SIZE, b"\0"))
+    # struct ifreq holds a pointer here, so the answer lands in the buffer.
+    import array
+
+    cells = array.array("B", buffer)
+    address, _ = cells.buffer_info()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            fcntl.ioctl(sock, _SIOCETHTOOL, struct.pack("16sP16x", name.encode(), address))
+        except OSError:
+            return ""
+    return cells.tobytes()[4:36].split(b"\0")[0].decode(errors="replace")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+# Changing
+
+
+def create_veth(outer: str, inner: str, namespace: str, mac: str, mtu: int) -> None:
+    """Make a veth pair, both ends down: ``outer`` here, ``inner`` in the namespace."""
+    with _rtnl("create veth pair", outer) as rtnl:
+        fd = os.open(netns.DIRECTORY / namespace, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            peer = {"ifname": inner, "net_ns_fd": fd, "address": mac, "mtu": mtu}
+            rtnl.link("add", ifname=outer, kind="veth", peer=peer, mtu=mtu)
+        finally:
+            os.close(fd)
+
+
+def delete(name: str) -> None:
+    with _rtnl("delete link", name) as rtnl:
+        rtnl.link("del", index=socket.if_nametoindex(name))
+
+
+def attach(name: str, bridge: str, mtu: int) -> None:
+    """Make a link a port of the bridge, and up."""
+    # A port needs no address of its own, and must not announce one to the guests.
+    write_sysctl(f"ipv6/conf/{name}/disable_ipv6", "1")
+    with _rtnl("attach link", name) as rtnl:
+        index, master = socket.if_nametoindex(name), socket.if_nametoindex(bridge)
+        rtnl.link("set", index=index, mtu=mtu)
+        rtnl.link("set", index=index, master=master)
+        rtnl.link("set", index=index, state="up")
+
+
+def configure(name: str, mac: str, mtu: int) -> None:
+    """Give the namespace's link (in this thread's namespace) its MAC, address, route, and up."""
+    with _rtnl("configure link", name) as rtnl:
+        index = socket.if_nametoindex(name)
+        rtnl.link("set", index=index, address=mac, mtu=mtu)
+        rtnl.flush_addr(index=index, family=socket.AF_INET)
+        rtnl.addr("add", index=index, address=SERVICE_ADDRESS, prefixlen=32)
+        rtnl.link("set", index=index, state="up")
+        rtnl.route("replace", dst="default", oif=index, scope="link")
+
+
+def write_sysctl(path: str, value: str) -> None:
+    """Set a sysctl below net in this thread's namespace; one that the kernel lacks is nothing to set."""
+    try:
+        (_SYSCTL / path).write_text(value)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise KernelError(f"cannot set sysctl net/{path}: {error.strerror}") from None
+
+
+@contextmanager
+def _rtnl(doing: str, name: str) -> Iterator[Any]:
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        with IPRoute() as rtnl:
+            yield rtnl
+    except NetlinkError as error:
+        raise KernelError(f"cannot {doing} {name}: {os.strerror(error.code)}") from None
+    except OSError as error:
+        raise KernelError(f"cannot {doing} {name}: {error.strerror}") from None

@@ -1,0 +1,82 @@
+"""Log files that survive rotation, and what to do when the disk does not take a line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+DIRECTORY = Path("/var/log")
+DAEMON_LOG = "one_tproxy.log"
+DEFAULT_LEVEL = logging.INFO
+
+_FORMAT = "%(asctime)s.%(msecs)03d %(process)d %(levelname)s %(message)s"
+_TIME = "%Y-%m-%dT%H:%M:%S"
+
+
+class _ReopenedFile(logging.StreamHandler):  # type: ignore[type-arg]
+    """Appends to a file; ``reopen`` goes on in a new file of that name after a rotation."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        super().__init__(self._open())
+
+    def reopen(self) -> None:
+        self.acquire()
+        try:
+            self.stream.close()
+            self.setStream(self._open())
+        finally:
+            self.release()
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk loses log lines, never connections."""
+
+    def _open(self):  # type: ignore[no-untyped-def]
+        try:
+            return open(self._path, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+        except OSError:
+            # No directory, read-only, full: running without a log beats not running.
+            return open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+_handler: _ReopenedFile | None = None
+
+
+def to_file(name: str, level: int) -> None:
+    """Send this process's log to /var/log/``name``, from ``level`` (as in ``logging``) up."""
+    global _handler
+    _handler = _ReopenedFile(DIRECTORY / name)
+    _handler.setFormatter(logging.Formatter(_FORMAT, _TIME))
+    root = logging.getLogger()
+    root.handlers[:] = [_handler]
+    set_level(level)
+
+
+def for_command(level: int, *, debug: bool) -> None:
+    """For commands: all from ``level`` up to the daemon's file, warnings to stderr, a line each."""
+    to_file(DAEMON_LOG, logging.DEBUG if debug else level)
+    stderr = logging.StreamHandler(sys.stderr)
+    stderr.setFormatter(logging.Formatter("tproxy: %(message)s"))
+    stderr.setLevel(logging.DEBUG if debug else logging.WARNING)
+    logging.getLogger().addHandler(stderr)
+
+
+def set_level(level: int) -> None:
+    logging.getLogger().setLevel(level)
+
+
+def level() -> int:
+    return logging.getLogger().level
+
+
+def reopen() -> None:
+    """Go on in a fresh file, after a rotation moved the old one away."""
+    if _handler is not None:
+        _handler.reopen()
+
+
+def warn(line: str) -> None:
+    """A warning that comes ready-made from pure code."""
+    logging.getLogger("tproxy").warning("%s", line)

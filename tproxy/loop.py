@@ -1,0 +1,173 @@
+"""The event loop: epoll, timers, signals, and closing descriptors at the right moment.
+
+Theory of operation. One batch of events can name a descriptor that an earlier event of the same
+batch closed; if its number was given out again in between, the stale event would reach a stranger.
+So nothing that is registered here is closed while a batch is worked on: ``close_later`` forgets the
+handler at once and closes when the batch is done. Polling is level-triggered: a handler that leaves
+something unread is simply called again.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+READ = select.EPOLLIN
+WRITE = select.EPOLLOUT
+PEER_CLOSED = select.EPOLLRDHUP  # a hint that the end of file is behind the data
+ERROR = select.EPOLLERR
+HANGUP = select.EPOLLHUP
+
+# Enough that a busy batch shares one system call, few enough that timers and signals stay prompt.
+EVENTS_PER_BATCH = 256
+
+
+class Handler(Protocol):
+    def on_event(self, fd: int, mask: int) -> None:
+        """Called with the registered descriptor and the epoll mask of what happened."""
+
+
+class Closable(Protocol):
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
+
+
+class Timer:
+    """A call that is due once; ``cancel`` makes it never happen."""
+
+    __slots__ = ("call", "due")
+
+    def __init__(self, due: float, call: Callable[[], None]) -> None:
+        self.due = due
+        self.call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        self.call = None
+
+
+class Loop:
+    """Runs handlers until ``stop`` is called. Not thread-safe; one loop a process."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._closing: list[Closable] = []
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._sequence = itertools.count()
+        self._signals: dict[int, Callable[[], None]] = {}
+        self._running = False
+
+    # Descriptors
+
+    def add(self, fd: int, mask: int, handler: Handler) -> None:
+        self._epoll.register(fd, mask)
+        self._handlers[fd] = handler
+
+    def modify(self, fd: int, mask: int) -> None:
+        self._epoll.modify(fd, mask)
+
+    def remove(self, fd: int) -> None:
+        """Stop watching ``fd``, which must be watched and open."""
+        self._epoll.unregister(fd)
+        del self._handlers[fd]
+
+    def close_later(self, closable: Closable) -> None:
+        """Forget the descriptor now, close it after the batch (see the module's docstring)."""
+        fd = closable.fileno()
+        if self._handlers.pop(fd, None) is not None:
+            # Not left to close(): a socket that a relay passed may still be open over there for
+            # a moment, and epoll forgets a descriptor only with its last copy (epoll(7), Q6).
+            self._epoll.unregister(fd)
+        self._closing.append(closable)
+
+    # Timers and signals
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
+        timer = Timer(time.monotonic() + seconds, call)
+        heapq.heappush(self._timers, (timer.due, next(self._sequence), timer))
+        return timer
+
+    def on_signal(self, number: int, call: Callable[[], None]) -> None:
+        """Call ``call`` from the loop, not from the signal handler, when the signal arrives."""
+        if not self._signals:
+            reader, writer = socket.socketpair()
+            reader.setblocking(False)
+            writer.setblocking(False)
+            signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+            self._wakeup = _Wakeup(reader, writer, self._signals)
+            self.add(reader.fileno(), READ, self._wakeup)
+        self._signals[number] = call
+        signal.signal(number, lambda *_: None)  # the wake-up descriptor does the work
+
+    # Running
+
+    def run(self) -> None:
+        self._running = True
+        while self._running:
+            for fd, mask in self._epoll.poll(self._timeout(), EVENTS_PER_BATCH):
+                # Only missing when an earlier event of this batch ended it.
+                handler = self._handlers.get(fd)
+                if handler is not None:
+                    handler.on_event(fd, mask)
+            self._run_timers()
+            self._close_now()
+
+    def stop(self) -> None:
+        self._running = False
+
+    def close(self) -> None:
+        """Release the loop's own descriptors; a forked child calls this on its parent's loop."""
+        self._close_now()
+        self._epoll.close()
+        if self._signals:
+            signal.set_wakeup_fd(-1)
+            self._wakeup.close()
+
+    def _timeout(self) -> float:
+        if self._closing:
+            return 0
+        if not self._timers:
+            return -1
+        return max(0.0, self._timers[0][0] - time.monotonic())
+
+    def _run_timers(self) -> None:
+        if not self._timers:
+            return
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            timer = heapq.heappop(self._timers)[2]
+            if timer.call is not None:
+                timer.call()
+
+    def _close_now(self) -> None:
+        for closable in self._closing:
+            closable.close()
+        self._closing.clear()
+
+
+class _Wakeup:
+    """Turns the bytes that Python's own signal handler wrote back into calls."""
+
+    def __init__(
+        self, reader: socket.socket, writer: socket.socket, calls: dict[int, Callable[[], None]]
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._calls = calls
+
+    def on_event(self, fd: int, mask: int) -> None:
+        for number in os.read(fd, 64):
+            call = self._calls.get(number)
+            if call is not None:
+                call()
+
+    def close(self) -> None:
+        self._reader.close()
+        self._writer.close()

@@ -1,0 +1,258 @@
+"""What a bridge should have against what it has, as ordered actions. Pure.
+
+The same comparison builds, repairs, changes, and finds nothing to do. An action is a value that says
+what would be done; ``plumbing`` does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tproxy import ruleset
+from tproxy.links import InnerLink, OuterLink
+from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, BridgeNames, ServiceMap
+from tproxy.ruleset import Guard, ObservedGuard
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One bridge as it was found."""
+
+    bridge_mtu: int = 0
+    ports: frozenset[str] = frozenset()
+    recognised_uplinks: frozenset[str] = frozenset()
+    name_taken: bool = False  # a file in /run/netns
+    namespace: bool = False  # ... that is a namespace
+    outer: OuterLink | None = None
+    inner: InnerLink | None = None
+    sysctls: Mapping[str, str] | None = None
+    map: ServiceMap | None = None
+    guard: ObservedGuard | None = None
+
+    @property
+    def anything(self) -> bool:
+        return bool(self.name_taken or self.outer or self.map or (self.guard and self.guard.anything))
+
+
+@dataclass(frozen=True)
+class RemoveName:
+    namespace: str
+
+    def __str__(self) -> str:
+        return f"remove namespace {self.namespace}"
+
+
+@dataclass(frozen=True)
+class CreateNamespace:
+    namespace: str
+
+    def __str__(self) -> str:
+        return f"create namespace {self.namespace}"
+
+
+@dataclass(frozen=True)
+class DeleteLink:
+    link: str
+
+    def __str__(self) -> str:
+        return f"delete link {self.link}"
+
+
+@dataclass(frozen=True)
+class CreateVeth:
+    names: BridgeNames
+    mtu: int
+
+    def __str__(self) -> str:
+        return f"create veth {self.names.veth_bridge} with {self.names.veth_namespace} in its namespace"
+
+
+@dataclass(frozen=True)
+class SetSysctls:
+    """Values by path below net, in the namespace."""
+
+    namespace: str
+    values: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return f"set in {self.namespace}: " + ", ".join(f"{k}={v}" for k, v in self.values.items())
+
+
+@dataclass(frozen=True)
+class ConfigureInner:
+    names: BridgeNames
+    mtu: int
+
+    def __str__(self) -> str:
+        return (
+            f"give {self.names.veth_namespace} {SERVICE_ADDRESS}/32, {SERVICE_MAC}, "
+            f"MTU {self.mtu}, a default route, and set it up"
+        )
+
+
+@dataclass(frozen=True)
+class AttachOuter:
+    names: BridgeNames
+    mtu: int
+
+    def __str__(self) -> str:
+        return f"make {self.names.veth_bridge} a port of {self.names.bridge}, MTU {self.mtu}, up"
+
+
+@dataclass(frozen=True)
+class Load:
+    """One nftables transaction."""
+
+    what: str
+    commands: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.what
+
+
+@dataclass(frozen=True)
+class LoadGuard:
+    """Load guards that match by ``meta ibrname``, or, where the kernel cannot, ``fallback``."""
+
+    preferred: Guard
+    fallback: Guard
+
+    def __str__(self) -> str:
+        return f"load guards of {self.preferred.bridge}"
+
+
+Action = (
+    RemoveName
+    | CreateNamespace
+    | DeleteLink
+    | CreateVeth
+    | SetSysctls
+    | ConfigureInner
+    | AttachOuter
+    | Load
+    | LoadGuard
+)
+
+
+def namespace_sysctls(names: BridgeNames) -> dict[str, str]:
+    """What the namespace needs, by path below net; a new one inherits what a hardened host has."""
+    values = {"ipv4/ip_forward": "0"}  # first: the kernel resets others along with it
+    for scope in ("all", names.veth_namespace):
+        conf = f"ipv4/conf/{scope}"
+        values |= {
+            f"{conf}/arp_ignore": "1",  # 2 never answers: no guest is in the subnet of a /32
+            f"{conf}/arp_announce": "0",
+            f"{conf}/arp_filter": "0",
+            f"{conf}/proxy_arp": "0",
+            f"{conf}/rp_filter": "0",
+            f"{conf}/route_localnet": "0",
+            f"{conf}/accept_redirects": "0",
+            f"{conf}/accept_source_route": "0",
+            f"{conf}/send_redirects": "0",
+        }
+    values["ipv6/conf/all/disable_ipv6"] = "1"
+    values["ipv6/conf/default/disable_ipv6"] = "1"
+    return values
+
+
+def guards(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> tuple[Guard, Guard]:
+    """The guards as they should be: where the kernel has ``meta ibrname``, and where not."""
+    names = BridgeNames(bridge)
+    ours = names.veth_bridge
+    uplinks = {port: False for port in observed.recognised_uplinks - {ours}}
+    uplinks |= {port: True for port in named_uplinks - {ours}}
+    return Guard(bridge, None, uplinks), Guard(bridge, observed.ports | {ours}, uplinks)
+
+
+def up(wanted: ServiceMap, observed: Observed, named_uplinks: frozenset[str]) -> list[Action]:
+    """Actions after which the bridge has all it should have."""
+    return [
+        *_guard_actions(wanted.bridge, observed, named_uplinks),
+        *_link_actions(BridgeNames(wanted.bridge), observed),
+        *_map_actions(wanted, observed),
+    ]
+
+
+def down(bridge: str, observed: Observed) -> list[Action]:
+    """Actions after which nothing of ours is left for the bridge, save its processes."""
+    return [*unload(bridge, observed), *dismantle(bridge, observed)]
+
+
+def unload(bridge: str, observed: Observed) -> list[Action]:
+    """The part of ``down`` by which the processes learn of it."""
+    commands = []
+    if observed.map is not None:
+        commands += ruleset.delete_map(bridge)
+    if observed.guard is not None and observed.guard.anything:
+        commands += ruleset.delete_guard(bridge)
+    return [Load(f"delete map and guards of {bridge}", tuple(commands))] if commands else []
+
+
+def dismantle(bridge: str, observed: Observed) -> list[Action]:
+    """The part of ``down`` that comes when the relay has ended."""
+    names = BridgeNames(bridge)
+    actions: list[Action] = []
+    if observed.outer is not None and observed.outer.veth:
+        actions.append(DeleteLink(names.veth_bridge))
+    if observed.name_taken:
+        actions.append(RemoveName(names.namespace))
+    return actions
+
+
+def guests(bridge: str, observed: Observed, uplinks: frozenset[str]) -> frozenset[str]:
+    """Ports at which somebody may still need the service."""
+    return observed.ports - uplinks - {BridgeNames(bridge).veth_bridge}
+
+
+def _guard_actions(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> list[Action]:
+    preferred, fallback = guards(bridge, observed, named_uplinks)
+    found = observed.guard
+    for guard in (preferred, fallback):
+        if found is not None and found.has_rules_of(guard) and (guard.ports is None or found.ports is not None):
+            changes = ruleset.change_sets(found, guard)
+            return [Load(f"update port sets of {bridge}", tuple(changes))] if changes else []
+    return [LoadGuard(preferred, fallback)]
+
+
+def _link_actions(names: BridgeNames, observed: Observed) -> list[Action]:
+    outer, inner, mtu = observed.outer, observed.inner, observed.bridge_mtu
+    namespace, wanted_sysctls = names.namespace, namespace_sysctls(names)
+    actions: list[Action] = []
+    if not observed.namespace:
+        if observed.name_taken:
+            actions.append(RemoveName(namespace))
+        actions.append(CreateNamespace(namespace))
+    paired = outer is not None and inner is not None and outer.peer == inner.index
+    if not paired:
+        # One end without the other, or with that of a former namespace, is of no use.
+        if outer is not None:
+            actions.append(DeleteLink(names.veth_bridge))
+        actions.append(CreateVeth(names, mtu))
+    found = observed.sysctls or {}
+    differing = {path: value for path, value in wanted_sysctls.items() if found.get(path) != value}
+    if not paired:
+        actions.append(SetSysctls(namespace, wanted_sysctls))
+    elif any(path in found for path in differing):
+        actions.append(SetSysctls(namespace, {path: differing[path] for path in differing if path in found}))
+    if not paired or inner is None or not _inner_right(inner, mtu):
+        actions.append(ConfigureInner(names, mtu))
+    if not paired or outer is None or (outer.master, outer.mtu, outer.up) != (names.bridge, mtu, True):
+        actions.append(AttachOuter(names, mtu))
+    return actions
+
+
+def _inner_right(inner: InnerLink, mtu: int) -> bool:
+    return (
+        inner.up
+        and inner.default_route
+        and (inner.mac, inner.mtu, inner.address) == (SERVICE_MAC, mtu, f"{SERVICE_ADDRESS}/32")
+    )
+
+
+def _map_actions(wanted: ServiceMap, observed: Observed) -> list[Action]:
+    if observed.map is None:
+        commands = ruleset.add_map(wanted)
+    else:
+        commands = ruleset.change_map(observed.map, wanted)
+    return [Load(f"load service map of {wanted.bridge}", tuple(commands))] if commands else []

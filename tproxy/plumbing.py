@@ -1,0 +1,105 @@
+"""Observe a bridge, and carry out plans. The caller holds the host's lock."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from tproxy import links, netns, nft, plan, ruleset
+from tproxy.errors import KernelError
+from tproxy.model import SERVICE_MAC, BridgeNames
+
+log = logging.getLogger(__name__)
+
+_BRIDGED_TO_IPTABLES = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+
+
+def require_bridge(bridge: str) -> None:
+    """Raise KernelError when there is no such bridge, or something else has its or our name."""
+    if not links.exists(bridge):
+        raise KernelError(f"bridge {bridge} does not exist")
+    if not links.is_bridge(bridge):
+        raise KernelError(f"{bridge} is not a bridge")
+    ours = BridgeNames(bridge).veth_bridge
+    found = links.outer_link(ours)
+    if found is not None and not found.veth:
+        raise KernelError(f"link {ours} is not a veth; bridge {bridge} needs that name")
+
+
+def observe(bridge: str) -> plan.Observed:
+    """What is there for the bridge; the bridge itself may be gone."""
+    names = BridgeNames(bridge)
+    ports = links.ports(bridge)
+    namespace = netns.identify(names.namespace) is not None
+    inner, sysctls = None, None
+    if namespace:
+        with netns.inside(names.namespace):
+            inner = links.inner_link(names.veth_namespace)
+            sysctls = links.sysctls(plan.namespace_sysctls(names))
+    return plan.Observed(
+        bridge_mtu=links.mtu(bridge),
+        ports=ports,
+        recognised_uplinks=frozenset(filter(links.leads_off_host, ports)),
+        name_taken=netns.name_taken(names.namespace),
+        namespace=namespace,
+        outer=links.outer_link(names.veth_bridge),
+        inner=inner,
+        sysctls=sysctls,
+        map=nft.read_map(bridge),
+        guard=nft.read_guard(bridge),
+    )
+
+
+def carry_out(actions: Iterable[plan.Action]) -> None:
+    """Do it, in order; the first failure raises and leaves the rest undone."""
+    for action in actions:
+        log.info("%s", action)
+        _do(action)
+
+
+def delete_empty_tables() -> None:
+    nft.transaction(nft.empty_tables())
+
+
+def warn_of_host_firewall(bridge: str) -> None:
+    """Say so when the host's firewall eats bridged packets: nothing here can be seen to be wrong."""
+    if (
+        _BRIDGED_TO_IPTABLES.exists()
+        and _BRIDGED_TO_IPTABLES.read_text().strip() == "1"
+        and nft.drops_forwarded()
+    ):
+        log.warning(
+            "bridge %s: bridge-nf-call-iptables=1 and a forward chain with policy drop: "
+            "the host's firewall drops what guests send to the service address",
+            bridge,
+        )
+
+
+def _do(action: plan.Action) -> None:
+    match action:
+        case plan.RemoveName(namespace):
+            netns.remove(namespace)
+        case plan.CreateNamespace(namespace):
+            netns.create(namespace)
+        case plan.DeleteLink(link):
+            links.delete(link)
+        case plan.CreateVeth(names, mtu):
+            links.create_veth(names.veth_bridge, names.veth_namespace, names.namespace, SERVICE_MAC, mtu)
+        case plan.SetSysctls(namespace, values):
+            with netns.inside(namespace):
+                for path, value in values.items():
+                    links.write_sysctl(path, value)
+        case plan.ConfigureInner(names, mtu):
+            with netns.inside(names.namespace):
+                links.configure(names.veth_namespace, SERVICE_MAC, mtu)
+        case plan.AttachOuter(names, mtu):
+            links.attach(names.veth_bridge, names.bridge, mtu)
+        case plan.Load(_, commands):
+            nft.transaction(commands)
+        case plan.LoadGuard(preferred, fallback):
+            try:
+                nft.transaction(ruleset.load_guard(preferred))
+            except nft.Unsupported:
+                nft.transaction(ruleset.load_guard(fallback))
+                log.info("no meta ibrname in this kernel: guards of %s match by port names", preferred.bridge)

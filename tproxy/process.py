@@ -1,0 +1,221 @@
+"""Our processes: find them, start the daemon, end them, and make the maps take effect."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tproxy import control, instance, nft
+from tproxy.errors import ProcessError
+from tproxy.logs import DEFAULT_LEVEL
+from tproxy.model import DAEMON_TITLE
+
+if TYPE_CHECKING:
+    import psutil
+
+log = logging.getLogger(__name__)
+
+RELAY_PREFIX = DAEMON_TITLE + "_"
+# Of the instance as well, though neither daemon nor relay: a spawner, a draining daemon.
+AUXILIARY_PREFIX = "tproxy-"
+
+# Seconds. A daemon that does not hand over or answer in this time is stuck; a loaded machine with
+# hundreds of bridges is not.
+ANSWER_TIMEOUT = 60.0
+DRAIN_TIMEOUT = 5.0
+END_TIMEOUT = 5.0
+START_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True)
+class Running:
+    """The instance's processes as the process table shows them."""
+
+    daemons: tuple[psutil.Process, ...] = ()
+    relays: tuple[tuple[str, psutil.Process], ...] = ()
+    auxiliary: tuple[psutil.Process, ...] = ()
+
+    @property
+    def all(self) -> list[psutil.Process]:
+        return [*self.daemons, *(process for _, process in self.relays), *self.auxiliary]
+
+    @property
+    def lines(self) -> list[tuple[str, int]]:
+        """Titles and pids, daemon first."""
+        relays = sorted((f"{RELAY_PREFIX}{bridge}", each.pid) for bridge, each in self.relays)
+        return [*((DAEMON_TITLE, each.pid) for each in self.daemons), *relays]
+
+
+def find() -> Running:
+    """Processes of this network namespace's instance, by title and working directory.
+
+    A title anybody can take; to work in the instance's directory one must be root.
+    """
+    import psutil
+
+    home = os.fspath(instance.directory())
+    daemons, relays, auxiliary = [], [], []
+    for process in psutil.process_iter():
+        try:
+            title = " ".join(process.cmdline()).rstrip("\0 ")
+            if not title.startswith((DAEMON_TITLE, AUXILIARY_PREFIX)) or process.cwd() != home:
+                continue
+        except psutil.Error:
+            continue
+        if title == DAEMON_TITLE:
+            daemons.append(process)
+        elif title.startswith(RELAY_PREFIX):
+            relays.append((title.removeprefix(RELAY_PREFIX), process))
+        elif title.startswith(AUXILIARY_PREFIX):
+            auxiliary.append(process)
+    return Running(tuple(daemons), tuple(relays), tuple(auxiliary))
+
+
+def daemon_answers() -> bool:
+    try:
+        control.ask(instance.directory(), {"op": "ping"}, ANSWER_TIMEOUT)
+    except ProcessError:
+        return False
+    return True
+
+
+def ensure_daemon(log_level: int | None) -> None:
+    """Have a daemon that takes commands. The caller holds the host's lock."""
+    if not daemon_answers():
+        terminate(list(find().daemons))  # one that does not answer is of no use
+        _launch(log_level, replace=False)
+
+
+def replace_daemon(log_level: int | None) -> None:
+    """Have a new daemon; the old one finishes its connections. The caller holds the lock."""
+    try:
+        control.ask(instance.directory(), {"op": "drain"}, DRAIN_TIMEOUT)
+    except ProcessError:
+        terminate(list(find().daemons))
+    _launch(log_level, replace=True)
+
+
+def apply(bridges: list[str] | None, log_level: int | None, *, reopen_logs: bool = False) -> list[str]:
+    """Make the maps take effect, of these bridges or of all; returns what could not.
+
+    Afterwards ports listen, or are named in a line; with no map left, the daemon is gone.
+    """
+    request: control.Json = {"op": "apply", "reopen_logs": reopen_logs}
+    if bridges is not None:
+        request["bridges"] = bridges
+    if log_level is not None:
+        request["log_level"] = log_level
+    answer = control.ask(instance.directory(), request, ANSWER_TIMEOUT)
+    if answer["ending"]:
+        terminate(find().all)
+    problems: list[str] = answer["problems"]
+    return problems
+
+
+def start(log_level: int | None, *, reopen_logs: bool = False) -> list[str]:
+    """Bring all processes in line with the maps; returns what could not be, a line each.
+
+    With no map at all, everything ends. The caller holds the host's lock, as for all that follow.
+    """
+    if not nft.read_maps():
+        stop()
+        return []
+    ensure_daemon(log_level)
+    return _apply_all(log_level, reopen_logs=reopen_logs)
+
+
+def restart(log_level: int | None) -> list[str]:
+    """Replace all processes; the old daemon goes on with its open connections until they end."""
+    if not nft.read_maps():
+        stop()
+        return []
+    replace_daemon(log_level)
+    return _apply_all(log_level, reopen_logs=False)
+
+
+def stop() -> None:
+    """End all of the instance's processes; returns when they are gone."""
+    running = find()
+    # The daemon first: it would take the end of a relay for an accident.
+    terminate([*running.daemons, *running.auxiliary])
+    terminate(find().all)
+
+
+def end_relay(bridge: str) -> None:
+    """End a bridge's relay that no daemon looks after."""
+    terminate([relay for name, relay in find().relays if name == bridge])
+
+
+def ask_status() -> control.Json | None:
+    """What the daemon tells of itself; None when it does not run."""
+    try:
+        return control.ask(instance.directory(), {"op": "status"}, ANSWER_TIMEOUT)
+    except ProcessError:
+        return None
+
+
+def _apply_all(log_level: int | None, *, reopen_logs: bool) -> list[str]:
+    problems = apply(None, log_level, reopen_logs=reopen_logs)
+    # Left over from a daemon that crashed, for a bridge whose map has gone since.
+    status = ask_status()
+    known = {each["relay"] for each in status["bridges"].values()} if status else set()
+    terminate([process for _, process in find().relays if process.pid not in known])
+    return problems
+
+
+def terminate(processes: list[psutil.Process]) -> None:
+    """Ask processes to end, kill those that do not, and return when all are gone."""
+    if not processes:
+        return
+    import psutil
+
+    for process in processes:
+        with _gone_is_fine():
+            process.send_signal(signal.SIGTERM)
+    _, alive = psutil.wait_procs(processes, END_TIMEOUT)
+    for process in alive:
+        log.warning("process %d does not end; killed", process.pid)
+        with _gone_is_fine():
+            process.kill()
+    _, alive = psutil.wait_procs(alive, END_TIMEOUT)
+    if alive:
+        raise ProcessError(f"process {alive[0].pid} cannot be ended")
+
+
+def _gone_is_fine():  # type: ignore[no-untyped-def]
+    from contextlib import suppress
+
+    import psutil
+
+    return suppress(psutil.NoSuchProcess)
+
+
+def _launch(log_level: int | None, *, replace: bool) -> None:
+    """Start a daemon and return when it takes commands."""
+    home: Path = instance.prepare()
+    reader, writer = os.pipe()
+    command = [sys.executable, "-m", "tproxy.launch", "--log-level", str(log_level or DEFAULT_LEVEL)]
+    command += ["--ready", str(writer), *(["--replace"] if replace else [])]
+    try:
+        daemon = subprocess.Popen(
+            command,
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=[writer],
+        )
+    finally:
+        os.close(writer)
+    answer = os.read(reader, 4096).decode(errors="replace")
+    os.close(reader)
+    if answer != "ready":
+        daemon.wait(START_TIMEOUT)
+        raise ProcessError(f"the daemon cannot start: {answer or 'it died'}")

@@ -1,0 +1,77 @@
+"""The richer views of status. Pure: what was found goes in, text comes out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+Lines = Sequence[tuple[str, int]]
+
+_COLUMNS = (
+    "bridge",
+    "network",
+    "port",
+    "name",
+    "endpoint",
+    "state",
+    "open",
+    "total",
+    "to endpoint",
+    "to guest",
+    "last error",
+)
+
+
+def as_json(processes: Lines, daemon: dict[str, Any] | None) -> str:
+    """All that is known; ``daemon`` is null when it does not run."""
+    listed = [{"title": title, "pid": pid} for title, pid in processes]
+    return json.dumps({"processes": listed, "daemon": daemon}, indent=2)
+
+
+def as_table(processes: Lines, daemon: dict[str, Any] | None) -> str:
+    """Processes, then a row for each service."""
+    from tabulate import tabulate
+
+    text = "\n".join(f"{title}: {pid}" for title, pid in processes)
+    if daemon is None:
+        return text or "nothing is running"
+    rows = [
+        _row(bridge, details, service)
+        for bridge, details in daemon["bridges"].items()
+        for service in details["services"]
+    ]
+    table = tabulate(rows, _COLUMNS, tablefmt="simple", disable_numparse=True)
+    return f"{text}\n\n{table}\n\n{daemon['connections']} open connections"
+
+
+def _row(bridge: str, details: dict[str, Any], service: dict[str, Any]) -> list[str]:
+    network = details["network"]
+    if details["network_id"]:
+        network = f"{network} ({details['network_id']})".strip()
+    error = service["last_error"]
+    if error:
+        error += time.strftime(" (%Y-%m-%d %H:%M:%S)", time.localtime(service["last_error_at"]))
+    return [
+        bridge,
+        network,
+        str(service["port"]),
+        service["name"],
+        service["endpoint"],
+        "listening" if service["listening"] else service["problem"],
+        str(service["open"]),
+        str(service["total"]),
+        _bytes(service["bytes_to_endpoint"]),
+        _bytes(service["bytes_to_guest"]),
+        error,
+    ]
+
+
+def _bytes(count: int) -> str:
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"

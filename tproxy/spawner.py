@@ -1,0 +1,103 @@
+"""Makes relays by forking a small, warm process, so that a relay costs a few hundred kilobytes.
+
+The daemon forks its spawner before it imports or opens anything large. A relay forked from here
+shares the interpreter and all modules with its siblings; a process of its own would hold several
+megabytes of private copies of the same. The spawner ends when the daemon's end of the socket closes.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+
+from setproctitle import setproctitle
+
+from tproxy import fdpass, relay
+
+log = logging.getLogger(__name__)
+
+# Not "one_tproxy...": it is neither a relay nor the daemon, and status does not list it.
+TITLE = "tproxy-spawner"
+
+# The daemon forks its spawner as its first step, with a handful of descriptors open.
+LAUNCH_DESCRIPTORS = 64
+
+
+@dataclass(frozen=True)
+class Order:
+    """A relay to be made; beside it travels the relay's end of its channel to the daemon."""
+
+    bridge: str
+    replace: bool
+    log_level: int
+
+
+class Spawner:
+    """The daemon's handle on its spawner."""
+
+    def __init__(self) -> None:
+        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            if os.fork() == 0:
+                status = 1
+                try:
+                    # Nothing of the launching process is carried into relays.
+                    os.closerange(3, theirs.fileno())
+                    os.closerange(theirs.fileno() + 1, LAUNCH_DESCRIPTORS)
+                    _obey(theirs)
+                    status = 0
+                finally:
+                    os._exit(status)
+
+    def spawn(self, order: Order) -> socket.socket:
+        """Start a relay; returns the channel on which it says Hello, Adopted or Failed."""
+        ours, theirs = fdpass.pair()
+        with theirs:
+            payload = json.dumps(asdict(order)).encode()
+            socket.send_fds(self._orders, [payload], [theirs.fileno()])
+        ours.setblocking(False)
+        return ours
+
+    def close(self) -> None:
+        """Let the spawner end; its relays live on."""
+        self._orders.close()
+
+
+def _obey(orders: socket.socket) -> None:
+    setproctitle(TITLE)
+    # Its end is the end of the daemon; a terminal's Ctrl-C or a stop of the service is not.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the relays, sigaction(2)
+    # Collected objects would be written to by the next collection, and their pages copied.
+    gc.collect()
+    gc.freeze()
+    while True:
+        payload, fds, _, _ = socket.recv_fds(orders, 4096, 1)
+        if not payload:
+            return
+        order = Order(**json.loads(payload))
+        if os.fork() == 0:
+            orders.close()
+            _become_relay(order, socket.socket(fileno=fds[0]))
+        os.close(fds[0])
+
+
+def _become_relay(order: Order, channel: socket.socket) -> None:
+    """Never returns: the child of a fork must not unwind into its parent's code."""
+    status = 1
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        relay.run(order.bridge, channel, replace=order.replace, log_level=order.log_level)
+        status = 0
+    except Exception:
+        log.exception("relay ends on an unexpected error")
+    finally:
+        with suppress(OSError):
+            channel.close()
+        os._exit(status)

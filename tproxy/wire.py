@@ -1,0 +1,161 @@
+"""What relay and daemon say to each other, as bytes. Pure: nothing here touches a socket.
+
+One message is one SOCK_SEQPACKET datagram: a byte that says which, then a fixed layout in network
+order. Descriptors travel beside it (``fdpass``). All is stated as wanted state, never as a change
+to it, so a repeated or skipped message does no harm.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from tproxy.errors import ProtocolError
+
+# Told in Hello; a daemon replaces a relay that speaks another version.
+VERSION = 1
+
+# The kernel takes at most SCM_MAX_FD descriptors in one message, <net/scm.h>.
+MAX_DESCRIPTORS = 253
+
+# The largest message is Listen with all 65,535 ports; below the default net.core.wmem_default.
+MAX_BYTES = 1 + 5 + 2 * 65535
+
+_PEER = struct.Struct("!4sH")
+_HELLO = struct.Struct("!HI")
+_LISTEN = struct.Struct("!IB")
+_REPORT = struct.Struct("!I")
+_PORT = struct.Struct("!H")
+_PROBLEM = struct.Struct("!HH")
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Relay to daemon, first; beside it one socket made in the namespace, which proves where."""
+
+    version: int
+    pid: int
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Daemon to relay: exactly these ports, from now on. ``log_level`` as in ``logging``."""
+
+    generation: int
+    log_level: int
+    ports: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Relay to daemon: what became of Listen; ports that are not in ``problems`` (errno) listen."""
+
+    generation: int
+    problems: dict[int, int]
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """Relay to daemon: connections of one service port; a socket beside it for each peer."""
+
+    port: int
+    peers: tuple[tuple[bytes, int], ...]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Instead of Hello: the relay could not be started, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Quit:
+    """Daemon to relay: end."""
+
+
+@dataclass(frozen=True)
+class Adopt:
+    """To a relay, from one who speaks for a new daemon: serve this connection instead."""
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """To the daemon: beside this, the connection of a relay that was alive already."""
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """To a relay, from its successor: hand over your listening sockets and end."""
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """To the successor: beside this, listening sockets for these ports. The end of file ends them."""
+
+    ports: tuple[int, ...]
+
+
+Message = (
+    Hello | Listen | Report | Accepted | Failed | Quit | Adopt | Adopted | Takeover | Listeners
+)
+
+
+def encode(message: Message) -> bytes:
+    match message:
+        case Accepted(port, peers):
+            return b"A" + _PORT.pack(port) + b"".join(_PEER.pack(*peer) for peer in peers)
+        case Hello(version, pid):
+            return b"H" + _HELLO.pack(version, pid)
+        case Listen(generation, log_level, ports):
+            return b"L" + _LISTEN.pack(generation, log_level) + _pack_ports(ports)
+        case Report(generation, problems):
+            items = b"".join(_PROBLEM.pack(port, number) for port, number in problems.items())
+            return b"R" + _REPORT.pack(generation) + items
+        case Failed(reason):
+            return b"F" + reason.encode(errors="backslashreplace")
+        case Listeners(ports):
+            return b"S" + _pack_ports(ports)
+        case Quit():
+            return b"Q"
+        case Adopt():
+            return b"a"
+        case Adopted():
+            return b"d"
+        case Takeover():
+            return b"t"
+
+
+def decode(data: bytes) -> Message:
+    """The message in ``data``; raises ProtocolError for anything that ``encode`` cannot make."""
+    kind, body = data[:1], data[1:]
+    try:
+        match kind:
+            case b"A":
+                (port,) = _PORT.unpack_from(body)
+                return Accepted(port, tuple(_PEER.iter_unpack(body[_PORT.size :])))
+            case b"H":
+                return Hello(*_HELLO.unpack(body))
+            case b"L":
+                generation, log_level = _LISTEN.unpack_from(body)
+                return Listen(generation, log_level, _unpack_ports(body[_LISTEN.size :]))
+            case b"R":
+                (generation,) = _REPORT.unpack_from(body)
+                return Report(generation, dict(_PROBLEM.iter_unpack(body[_REPORT.size :])))
+            case b"F":
+                return Failed(body.decode())
+            case b"S":
+                return Listeners(_unpack_ports(body))
+            case b"Q" | b"a" | b"d" | b"t" if not body:
+                return {b"Q": Quit, b"a": Adopt, b"d": Adopted, b"t": Takeover}[kind]()
+    except (struct.error, UnicodeDecodeError) as error:
+        raise ProtocolError(f"a message of kind {kind!r} is malformed: {error}") from error
+    raise ProtocolError(f"a message of unknown kind {kind!r}")
+
+
+def _pack_ports(ports: tuple[int, ...]) -> bytes:
+    return struct.pack(f"!{len(ports)}H", *ports)
+
+
+def _unpack_ports(data: bytes) -> tuple[int, ...]:
+    return tuple(port for (port,) in _PORT.iter_unpack(data))
