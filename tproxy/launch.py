@@ -30,7 +30,7 @@ def main() -> None:
 
         daemon = Daemon(spawner, replace=arguments.replace)
     except Exception as error:
-        logging.getLogger(__name__).exception("the daemon cannot start")
+        logging.getLogger("tproxy.launch").exception("the daemon cannot start")
         if arguments.ready is not None:
             os.write(arguments.ready, f"{type(error).__name__}: {error}".encode())
         sys.exit(1)

@@ -212,7 +212,7 @@ def configure(name: str, mac: str, mtu: int) -> None:
         rtnl.flush_addr(index=index, family=socket.AF_INET)
         rtnl.addr("add", index=index, address=SERVICE_ADDRESS, prefixlen=32)
         rtnl.link("set", index=index, state="up")
-        rtnl.route("replace", dst="default", oif=index, scope="link")
+        rtnl.route("replace", family=socket.AF_INET, dst="default", oif=index, scope="link", proto="boot")
 
 
 def write_sysctl(path: str, value: str) -> None:

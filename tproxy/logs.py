@@ -41,6 +41,8 @@ class _ReopenedFile(logging.StreamHandler):  # type: ignore[type-arg]
             return open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
+# Ours only: at DEBUG a library such as pyroute2 tells of every message.
+_ours = logging.getLogger("tproxy")
 _handler: _ReopenedFile | None = None
 
 
@@ -49,8 +51,8 @@ def to_file(name: str, level: int) -> None:
     global _handler
     _handler = _ReopenedFile(DIRECTORY / name)
     _handler.setFormatter(logging.Formatter(_FORMAT, _TIME))
-    root = logging.getLogger()
-    root.handlers[:] = [_handler]
+    _ours.handlers[:] = [_handler]
+    _ours.propagate = False
     set_level(level)
 
 
@@ -60,15 +62,15 @@ def for_command(level: int, *, debug: bool) -> None:
     stderr = logging.StreamHandler(sys.stderr)
     stderr.setFormatter(logging.Formatter("tproxy: %(message)s"))
     stderr.setLevel(logging.DEBUG if debug else logging.WARNING)
-    logging.getLogger().addHandler(stderr)
+    _ours.addHandler(stderr)
 
 
 def set_level(level: int) -> None:
-    logging.getLogger().setLevel(level)
+    _ours.setLevel(level)
 
 
 def level() -> int:
-    return logging.getLogger().level
+    return _ours.level
 
 
 def reopen() -> None:
@@ -79,4 +81,4 @@ def reopen() -> None:
 
 def warn(line: str) -> None:
     """A warning that comes ready-made from pure code."""
-    logging.getLogger("tproxy").warning("%s", line)
+    _ours.warning("%s", line)
