@@ -83,6 +83,11 @@ class Connection:
 
     def dial(self) -> None:
         stream.set_options(self._endpoint)
+        # Most guests have sent their request by now. Then the last packet of the handshake can
+        # be the one that carries it: one packet and one wake-up of the endpoint less.
+        self.to_endpoint.read_ahead()
+        if self.to_endpoint.held:
+            self._endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
         try:
             self._endpoint.connect((self.dialed.address, self.dialed.port))
         except BlockingIOError:
@@ -96,7 +101,7 @@ class Connection:
 
     def on_event(self, fd: int, mask: int) -> None:
         if self.deadline:
-            self._on_dialed()
+            self._on_dialed(mask)
             return
         if fd == self._guest.fileno():
             reading, writing, side = self.to_endpoint, self.to_guest, self._guest
@@ -127,13 +132,18 @@ class Connection:
             stream.reset_on_close(side)
         self._end(how)
 
-    def _on_dialed(self) -> None:
-        number = self._endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if number:
-            self._dial_failed(number)
+    def _on_dialed(self, mask: int) -> None:
+        if mask & (ERROR | HANGUP):
+            self._dial_failed(self._endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
             return
         self.deadline = 0.0
         self._keeper.dialed(self)
+        try:
+            if self.to_endpoint.held or self.to_endpoint.ended:
+                self.to_endpoint.pump(self._keeper.pipes, False)
+        except SideLost as lost:
+            self._lost(lost)
+            return
         self._poll()
 
     def _dial_failed(self, number: int) -> None:
@@ -175,7 +185,7 @@ class Connection:
         keeper = self._keeper
         self.to_endpoint.release(keeper.pipes)
         self.to_guest.release(keeper.pipes)
-        keeper.loop.close_later(self._guest)
+        keeper.loop.close_later(self._guest, shared=True)
         keeper.loop.close_later(self._endpoint)
         keeper.ended(self)
         if log.isEnabledFor(logging.INFO):
@@ -213,7 +223,7 @@ class Connections:
         return iter(self._open)
 
     def accept(self, entry: Entry, guest: socket.SocketType, peer: tuple[bytes, int]) -> None:
-        """Take over a guest's socket, which must not block, and dial the entry's endpoint."""
+        """Take over a guest's socket, and dial the entry's endpoint."""
         entry.total += 1
         try:
             connection = Connection(self, entry, guest, peer)

@@ -78,12 +78,14 @@ class Loop:
         self._epoll.unregister(fd)
         del self._handlers[fd]
 
-    def close_later(self, closable: Closable) -> None:
-        """Forget the descriptor now, close it after the batch (see the module's docstring)."""
+    def close_later(self, closable: Closable, *, shared: bool = False) -> None:
+        """Forget the descriptor now, close it after the batch (see the module's docstring).
+
+        ``shared``: another process may have a copy. Epoll forgets a descriptor by itself only
+        when the last copy is closed (epoll(7), Q6).
+        """
         fd = closable.fileno()
-        if self._handlers.pop(fd, None) is not None:
-            # Not left to close(): a socket that a relay passed may still be open over there for
-            # a moment, and epoll forgets a descriptor only with its last copy (epoll(7), Q6).
+        if self._handlers.pop(fd, None) is not None and shared:
             self._epoll.unregister(fd)
         self._closing.append(closable)
 

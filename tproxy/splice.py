@@ -32,6 +32,7 @@ SPARE_PIPES = 32
 # After so many rounds the others have their turn; what is left is reported again by epoll.
 ROUNDS = 8
 
+_SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 _buffer = memoryview(bytearray(SMALL))
@@ -101,6 +102,18 @@ class Mover(Direction):
         self._pipe: Pipe | None = None
         self._rest: bytes | None = None
 
+    def read_ahead(self) -> None:
+        """Take what the source has already sent, to be written when there is a destination."""
+        try:
+            count = self.source.recv_into(_buffer, 0, socket.MSG_DONTWAIT)
+        except OSError:
+            return  # nothing yet; or an error, which is met again when the two are connected
+        if count:
+            self._rest = bytes(_buffer[:count])
+            self.held = count
+        else:
+            self.ended = True
+
     def pump(self, pipes: PipePool, peer_closed: bool) -> None:
         """Move what can be moved now; raise SideLost when a socket is broken.
 
@@ -130,7 +143,7 @@ class Mover(Direction):
             if pipe is not None:
                 count = os.splice(self.source.fileno(), pipe.writer, pipe.size, flags=_FLAGS)
             else:
-                count = self.source.recv_into(_buffer)
+                count = self.source.recv_into(_buffer, 0, socket.MSG_DONTWAIT)
         except BlockingIOError:
             if pipe is not None:
                 pipes.give_back(pipe, empty=True)
@@ -151,9 +164,17 @@ class Mover(Direction):
         if count == SMALL:
             # Only when nothing is left over, so that a direction never holds bytes in two places.
             if not self.held:
-                self._pipe = pipes.take()
+                self._go_by_pipe(pipes)
             return True
         return peer_closed
+
+    def _go_by_pipe(self, pipes: PipePool) -> None:
+        self._pipe = pipes.take()
+        if self._pipe is not None:
+            # recv and send are told not to block; splice looks at the sockets themselves, and
+            # most connections never get here.
+            self.source.setblocking(False)
+            self.destination.setblocking(False)
 
     def _write(self) -> bool:
         """Write what is held; False when the destination takes no more for now."""
@@ -176,7 +197,7 @@ class Mover(Direction):
     def _send(self, data: memoryview) -> None:
         """Send, and keep what the destination does not take."""
         try:
-            sent = self.destination.send(data, socket.MSG_NOSIGNAL)
+            sent = self.destination.send(data, _SEND_FLAGS)
         except BlockingIOError:
             sent = 0
         except OSError as error:

@@ -346,7 +346,6 @@ class Supervisor:
                 stream.reset_on_close(sock)
                 sock.close()
                 continue
-            sock.setblocking(False)
             self._connections.accept(entry, sock, peer)
         if len(self._connections) + BATCH > self._max_connections:
             self._hold_back()
