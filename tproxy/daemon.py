@@ -115,12 +115,14 @@ class Daemon:
                 for change in self._catalog.apply(maps[bridge]):
                     log.info("bridge %s: %s", bridge, change)
                 self._relays.ensure(bridge, logs.level(), replace=self._replace)
-                self._ports.forget(bridge)
+                if named is not None:
+                    self._ports.forget(bridge)
             elif bridge in known:
                 log.info("bridge %s has no map any more", bridge)
                 self._catalog.remove(bridge)
                 self._relays.dismiss(bridge)
                 self._connections.abort_bridge(bridge, "bridge removed")
+        self._ports.look()
         self._replace = False  # those that were there before this daemon are replaced now
         self._ending = not self._catalog.bridges
         self._requests.append(Request(client, frozenset(considered)))

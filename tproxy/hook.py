@@ -36,7 +36,7 @@ def up(
 
     Raises TproxyError when that cannot be; the bridge then is as it was before.
     """
-    wanted = ServiceMap(bridge, services, network)
+    wanted = ruleset.storable(ServiceMap(bridge, services, network))
     with instance.lock():
         nft.require()
         before = plumbing.observe(bridge)
@@ -75,8 +75,7 @@ def _remove(bridge: str, observed: plan.Observed) -> None:
     plumbing.delete_empty_tables()
     if process.daemon_answers():
         _apply(bridge, None)
-    elif observed.anything:
-        process.end_relay(bridge)
+    process.end_relay(bridge)  # one that a crashed daemon left, and which the new one does not know
     plumbing.carry_out(plan.dismantle(bridge, observed))
 
 

@@ -26,7 +26,7 @@ def main() -> None:
     spawner = Spawner()
     logs.to_file(logs.DAEMON_LOG, arguments.log_level)
     try:
-        from tproxy.daemon import Daemon  # noqa: PLC0415 - large, and relays must not carry it
+        from tproxy.daemon import Daemon  # here: it is large, and relays must not carry it
 
         daemon = Daemon(spawner, replace=arguments.replace)
     except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 
 DIRECTORY = Path("/var/log")
@@ -15,30 +16,26 @@ _FORMAT = "%(asctime)s.%(msecs)03d %(process)d %(levelname)s %(message)s"
 _TIME = "%Y-%m-%dT%H:%M:%S"
 
 
-class _ReopenedFile(logging.StreamHandler):  # type: ignore[type-arg]
+class _ReopenedFile(logging.FileHandler):
     """Appends to a file; ``reopen`` goes on in a new file of that name after a rotation."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        super().__init__(self._open())
 
     def reopen(self) -> None:
         self.acquire()
         try:
-            self.stream.close()
-            self.setStream(self._open())
+            self.close()
+            self.stream = self._open()
         finally:
             self.release()
 
     def handleError(self, record: logging.LogRecord) -> None:
         """A full disk loses log lines, never connections."""
 
-    def _open(self):  # type: ignore[no-untyped-def]
+    def _open(self) -> TextIOWrapper:
         try:
-            return open(self._path, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+            return super()._open()
         except OSError:
             # No directory, read-only, full: running without a log beats not running.
-            return open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+            return open(os.devnull, "a", encoding="utf-8")
 
 
 # Ours only: at DEBUG a library such as pyroute2 tells of every message.
@@ -49,7 +46,7 @@ _handler: _ReopenedFile | None = None
 def to_file(name: str, level: int) -> None:
     """Send this process's log to /var/log/``name``, from ``level`` (as in ``logging``) up."""
     global _handler
-    _handler = _ReopenedFile(DIRECTORY / name)
+    _handler = _ReopenedFile(DIRECTORY / name, encoding="utf-8", errors="backslashreplace")
     _handler.setFormatter(logging.Formatter(_FORMAT, _TIME))
     _ours.handlers[:] = [_handler]
     _ours.propagate = False

@@ -209,7 +209,7 @@ def _guard_actions(bridge: str, observed: Observed, named_uplinks: frozenset[str
     preferred, fallback = guards(bridge, observed, named_uplinks)
     found = observed.guard
     for guard in (preferred, fallback):
-        if found is not None and found.has_rules_of(guard) and (guard.ports is None or found.ports is not None):
+        if found is not None and found.has_rules_of(guard):
             changes = ruleset.change_sets(found, guard)
             return [Load(f"update port sets of {bridge}", tuple(changes))] if changes else []
     return [LoadGuard(preferred, fallback)]
@@ -251,8 +251,6 @@ def _inner_right(inner: InnerLink, mtu: int) -> bool:
 
 
 def _map_actions(wanted: ServiceMap, observed: Observed) -> list[Action]:
-    if observed.map is None:
-        commands = ruleset.add_map(wanted)
-    else:
-        commands = ruleset.change_map(observed.map, wanted)
+    found = observed.map
+    commands = ruleset.add_map(wanted) if found is None else ruleset.change_map(found, wanted)
     return [Load(f"load service map of {wanted.bridge}", tuple(commands))] if commands else []

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ AUXILIARY_PREFIX = "tproxy-"
 # Seconds. A daemon that does not hand over or answer in this time is stuck; a loaded machine with
 # hundreds of bridges is not.
 ANSWER_TIMEOUT = 60.0
+PING_TIMEOUT = 5.0
 DRAIN_TIMEOUT = 5.0
 END_TIMEOUT = 5.0
 START_TIMEOUT = 30.0
@@ -79,7 +81,7 @@ def find() -> Running:
 
 def daemon_answers() -> bool:
     try:
-        control.ask(instance.directory(), {"op": "ping"}, ANSWER_TIMEOUT)
+        control.ask(instance.directory(), {"op": "ping"}, PING_TIMEOUT)
     except ProcessError:
         return False
     return True
@@ -176,24 +178,16 @@ def terminate(processes: list[psutil.Process]) -> None:
     import psutil
 
     for process in processes:
-        with _gone_is_fine():
+        with suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGTERM)
     _, alive = psutil.wait_procs(processes, END_TIMEOUT)
     for process in alive:
         log.warning("process %d does not end; killed", process.pid)
-        with _gone_is_fine():
+        with suppress(psutil.NoSuchProcess):
             process.kill()
     _, alive = psutil.wait_procs(alive, END_TIMEOUT)
     if alive:
         raise ProcessError(f"process {alive[0].pid} cannot be ended")
-
-
-def _gone_is_fine():  # type: ignore[no-untyped-def]
-    from contextlib import suppress
-
-    import psutil
-
-    return suppress(psutil.NoSuchProcess)
 
 
 def _launch(log_level: int | None, *, replace: bool) -> None:

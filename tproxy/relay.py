@@ -270,7 +270,7 @@ class Relay:
         while len(fds) < BATCH:
             try:
                 # What socket.accept() is made of: the descriptor is all that is wanted here.
-                fd, (address, peer_port) = listener._accept()
+                fd, (address, peer_port) = listener._accept()  # type: ignore[attr-defined]
             except BlockingIOError:
                 break
             except OSError as error:

@@ -54,13 +54,27 @@ Json = dict[str, Any]
 # Service maps
 
 
+def storable(wanted: ServiceMap) -> ServiceMap:
+    """What of a map can be kept: words that do not fit into a comment are gone.
+
+    Only such a map can be compared with one that was read.
+    """
+    network = decode_words(_network_comment(wanted.network))
+    services = {
+        port: _service(port, each.endpoint, _service_comment(each)) for port, each in wanted.services.items()
+    }
+    return ServiceMap(
+        wanted.bridge, services, Network(network.get("network", ""), network.get("id", ""))
+    )
+
+
 def add_map(wanted: ServiceMap) -> list[str]:
     """Commands that make a map which is not there yet."""
     names = BridgeNames(wanted.bridge)
-    comment = encode_words({"network": wanted.network.name, "id": wanted.network.id})
+    comment = _quoted(_network_comment(wanted.network))
     return [
         f"add table ip {TABLE}",
-        f"add map ip {TABLE} {names.map} {{ {_MAP_TYPE} {comment} }}",
+        f"add map ip {TABLE} {names.map} {{ {_MAP_TYPE} {comment + ';' if comment else ''} }}",
         *_elements("add", names, wanted.services.values()),
     ]
 
@@ -116,17 +130,29 @@ def _service(port: int, endpoint: Endpoint, comment: str) -> Service:
 def _elements(verb: str, names: BridgeNames, services: Iterable[Service]) -> list[str]:
     texts = []
     for service in services:
-        words = {"name": service.name}
-        if service.connect_timeout != DEFAULT_CONNECT_TIMEOUT:
-            words["connect_timeout"] = f"{service.connect_timeout:g}"
-        comment = encode_words(words).rstrip(";") if verb == "add" else ""
+        comment = _quoted(_service_comment(service)) if verb == "add" else ""
         endpoint = f"{service.endpoint.address} . {service.endpoint.port}"
         texts.append(f"{service.port} {comment} : {endpoint}")
     return [f"{verb} element ip {TABLE} {names.map} {{ {', '.join(texts)} }}"] if texts else []
 
 
+def _network_comment(network: Network) -> str:
+    # The id first: it always fits.
+    return encode_words({"id": network.id, "network": network.name})
+
+
+def _service_comment(service: Service) -> str:
+    timeout = service.connect_timeout
+    word = f"{timeout:g}" if timeout != DEFAULT_CONNECT_TIMEOUT else ""
+    return encode_words({"connect_timeout": word, "name": service.name})
+
+
+def _quoted(comment: str) -> str:
+    return f'comment "{comment}"' if comment else ""
+
+
 def encode_words(words: Mapping[str, str]) -> str:
-    """``comment "..."`` of these words without the empty ones; "" when nothing is left.
+    """A comment of these words without the empty ones.
 
     A word that does not fit any more is left out whole: half a name would be another name.
     """
@@ -136,7 +162,7 @@ def encode_words(words: Mapping[str, str]) -> str:
         word = f"{key}={quote(value.encode(errors='surrogateescape'), safe='')}" if value else ""
         if word and len(text) + len(word) + 1 <= MAX_COMMENT:
             text += (" " if text else "") + word
-    return f'comment "{text}";' if text else ""
+    return text
 
 
 def decode_words(comment: str) -> dict[str, str]:
@@ -210,7 +236,8 @@ class ObservedGuard:
         return bool(self.marks) or self.ports is not None or self.uplinks is not None
 
     def has_rules_of(self, guard: Guard) -> bool:
-        return self.uplinks is not None and self.marks == guard.marks
+        sets_there = self.uplinks is not None and (guard.ports is None or self.ports is not None)
+        return sets_there and self.marks == guard.marks
 
 
 def load_guard(guard: Guard) -> list[str]:
@@ -266,15 +293,15 @@ def parse_guards(listed: Iterable[Json]) -> dict[str, ObservedGuard]:
     marks: dict[str, list[str]] = {}
     sets: dict[str, dict[str, bool]] = {}
     for item in listed:
-        match item:
-            case {"chain": {"name": chain, "hook": hook, "prio": priority}}:
-                if (hook, priority) == _HOOKS.get(hook):
-                    hooks[chain] = hook
-                    marks[chain] = []
-            case {"rule": {"chain": chain, **rest}} if chain in marks:
-                marks[chain].append(rest.get("comment", ""))
-            case {"set": {"name": name, **rest}}:
-                sets[name] = dict(map(_set_element, rest.get("elem", [])))
+        if chain := item.get("chain"):
+            if (chain.get("hook"), chain.get("prio")) == _HOOKS.get(chain.get("hook")):
+                hooks[chain["name"]] = chain["hook"]
+                marks[chain["name"]] = []
+        elif rule := item.get("rule"):
+            if rule["chain"] in marks:
+                marks[rule["chain"]].append(rule.get("comment", ""))
+        elif found := item.get("set"):
+            sets[found["name"]] = dict(map(_set_element, found.get("elem", [])))
     bridges = {name[3:] for name in [*hooks, *sets] if name[:3] in ("pr_", "ch_", "pt_", "up_")}
     guards = {}
     for bridge in sorted(bridges):
@@ -282,11 +309,14 @@ def parse_guards(listed: Iterable[Json]) -> dict[str, ObservedGuard]:
             names = BridgeNames(bridge)
         except BadName:
             continue
-        chains = (names.guard_prerouting, names.guard_forward)
         ports = sets.get(names.port_set)
         guards[bridge] = ObservedGuard(
             bridge,
-            {hooks[chain]: marks[chain] for chain in chains if chain in hooks},
+            {
+                hooks[chain]: marks[chain]
+                for chain in (names.guard_prerouting, names.guard_forward)
+                if chain in hooks
+            },
             frozenset(ports) if ports is not None else None,
             sets.get(names.uplink_set),
         )
@@ -305,8 +335,10 @@ def _port_elements(verb: str, names: BridgeNames, ports: Iterable[str]) -> list[
 
 
 def _uplink_elements(verb: str, names: BridgeNames, uplinks: Mapping[str, bool]) -> list[str]:
-    comments = {name: f' comment "{NAMED}"' if named and verb == "add" else "" for name, named in uplinks.items()}
-    texts = ", ".join(f'"{name}"{comment}' for name, comment in sorted(comments.items()))
+    texts = ", ".join(
+        f'"{name}"' + (f' comment "{NAMED}"' if named and verb == "add" else "")
+        for name, named in sorted(uplinks.items())
+    )
     return [f"{verb} element bridge {TABLE} {names.uplink_set} {{ {texts} }}"] if texts else []
 
 

@@ -100,6 +100,13 @@ Message = (
     Hello | Listen | Report | Accepted | Failed | Quit | Adopt | Adopted | Takeover | Listeners
 )
 
+_EMPTY: dict[bytes, type[Quit | Adopt | Adopted | Takeover]] = {
+    b"Q": Quit,
+    b"a": Adopt,
+    b"d": Adopted,
+    b"t": Takeover,
+}
+
 
 def encode(message: Message) -> bytes:
     match message:
@@ -147,7 +154,7 @@ def decode(data: bytes) -> Message:
             case b"S":
                 return Listeners(_unpack_ports(body))
             case b"Q" | b"a" | b"d" | b"t" if not body:
-                return {b"Q": Quit, b"a": Adopt, b"d": Adopted, b"t": Takeover}[kind]()
+                return _EMPTY[kind]()
     except (struct.error, UnicodeDecodeError) as error:
         raise ProtocolError(f"a message of kind {kind!r} is malformed: {error}") from error
     raise ProtocolError(f"a message of unknown kind {kind!r}")
