@@ -167,7 +167,7 @@ def _hook_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--network", default="", metavar="NAME", help="Name of the virtual network."),
         click.option("--network-id", default="", metavar="ID", help="Id of the virtual network."),
         click.option("--config", "config_file", metavar="FILE", help="Configuration file to use."),
-        click.option("--uplink", "uplinks", multiple=True, metavar="DEV", help="Port that leads off the host."),
+        click.option("--uplink", "uplinks", multiple=True, metavar="DEV", help="Port that leads off host."),
     ):
         function = option(function)
     return function

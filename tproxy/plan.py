@@ -76,6 +76,8 @@ class SetSysctls:
     values: Mapping[str, str]
 
     def __str__(self) -> str:
+        if len(self.values) > 3:  # a new namespace: all of them
+            return f"set {len(self.values)} sysctls in {self.namespace}"
         return f"set in {self.namespace}: " + ", ".join(f"{k}={v}" for k, v in self.values.items())
 
 
