@@ -55,7 +55,7 @@ class Connection:
     )
 
     def __init__(
-        self, keeper: Connections, entry: Entry, guest: socket.SocketType, peer: tuple[bytes, int]
+        self, keeper: Connections, entry: Entry, guest: socket.SocketType, peer: bytes
     ) -> None:
         self._keeper = keeper
         self.entry = entry
@@ -78,8 +78,7 @@ class Connection:
 
     @property
     def guest_name(self) -> str:
-        address, port = self.peer
-        return f"{socket.inet_ntoa(address)}:{port}"
+        return f"{socket.inet_ntoa(self.peer[:4])}:{int.from_bytes(self.peer[4:], 'big')}"
 
     def dial(self) -> None:
         stream.set_options(self._endpoint)
@@ -88,12 +87,9 @@ class Connection:
         self.to_endpoint.read_ahead()
         if self.to_endpoint.held:
             self._endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
-        try:
-            self._endpoint.connect((self.dialed.address, self.dialed.port))
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            self._dial_failed(error.errno or 0)
+        number = self._endpoint.connect_ex((self.dialed.address, self.dialed.port))
+        if number not in (0, errno.EINPROGRESS):
+            self._dial_failed(number)
             return
         self.deadline = self.started + self.entry.service.connect_timeout
         self._keeper.loop.add(self._endpoint.fileno(), WRITE, self)
@@ -222,7 +218,7 @@ class Connections:
     def __iter__(self) -> Iterator[Connection]:
         return iter(self._open)
 
-    def accept(self, entry: Entry, guest: socket.SocketType, peer: tuple[bytes, int]) -> None:
+    def accept(self, entry: Entry, guest: socket.SocketType, peer: bytes) -> None:
         """Take over a guest's socket, and dial the entry's endpoint."""
         entry.total += 1
         try:

@@ -57,7 +57,7 @@ class Batch:
     """Accepted sockets on their way to the daemon."""
 
     port: int
-    peers: tuple[tuple[bytes, int], ...]
+    peers: tuple[bytes, ...]
     fds: list[int]
 
     @property
@@ -266,7 +266,7 @@ class Relay:
     def _accept(self, port: int) -> None:
         listener = self._listeners[port]
         fds: list[int] = []
-        peers: list[tuple[bytes, int]] = []
+        peers: list[bytes] = []
         while len(fds) < BATCH:
             try:
                 # What socket.accept() is made of: the descriptor is all that is wanted here.
@@ -282,7 +282,7 @@ class Relay:
                 self._loop.call_later(PAUSE, self._end_pause)
                 break
             fds.append(fd)
-            peers.append((socket.inet_aton(address), peer_port))
+            peers.append(socket.inet_aton(address) + peer_port.to_bytes(2, "big"))
         if fds:
             self._waiting = Batch(port, tuple(peers), fds)
             self._pass_on()

@@ -336,7 +336,7 @@ class Supervisor:
         self,
         link: Link,
         port: int,
-        peers: tuple[tuple[bytes, int], ...],
+        peers: tuple[bytes, ...],
         socks: list[socket.SocketType],
     ) -> None:
         entry = self._catalog.find(link.bridge, port)

@@ -18,10 +18,11 @@ VERSION = 1
 # The kernel takes at most SCM_MAX_FD descriptors in one message, <net/scm.h>.
 MAX_DESCRIPTORS = 253
 
+PEER_BYTES = 6
+
 # The largest message is Listen with all 65,535 ports; below the default net.core.wmem_default.
 MAX_BYTES = 1 + 5 + 2 * 65535
 
-_PEER = struct.Struct("!4sH")
 _HELLO = struct.Struct("!HI")
 _LISTEN = struct.Struct("!IB")
 _REPORT = struct.Struct("!I")
@@ -56,10 +57,13 @@ class Report:
 
 @dataclass(frozen=True)
 class Accepted:
-    """Relay to daemon: connections of one service port; a socket beside it for each peer."""
+    """Relay to daemon: connections of one service port; a socket beside it for each peer.
+
+    A peer is PEER_BYTES long: address and port in network order. It is only for the log.
+    """
 
     port: int
-    peers: tuple[tuple[bytes, int], ...]
+    peers: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ _EMPTY: dict[bytes, type[Quit | Adopt | Adopted | Takeover]] = {
 def encode(message: Message) -> bytes:
     match message:
         case Accepted(port, peers):
-            return b"A" + _PORT.pack(port) + b"".join(_PEER.pack(*peer) for peer in peers)
+            return b"A" + _PORT.pack(port) + b"".join(peers)
         case Hello(version, pid):
             return b"H" + _HELLO.pack(version, pid)
         case Listen(generation, log_level, ports):
@@ -140,7 +144,7 @@ def decode(data: bytes) -> Message:
         match kind:
             case b"A":
                 (port,) = _PORT.unpack_from(body)
-                return Accepted(port, tuple(_PEER.iter_unpack(body[_PORT.size :])))
+                return Accepted(port, _split_peers(body[_PORT.size :]))
             case b"H":
                 return Hello(*_HELLO.unpack(body))
             case b"L":
@@ -158,6 +162,12 @@ def decode(data: bytes) -> Message:
     except (struct.error, UnicodeDecodeError) as error:
         raise ProtocolError(f"a message of kind {kind!r} is malformed: {error}") from error
     raise ProtocolError(f"a message of unknown kind {kind!r}")
+
+
+def _split_peers(data: bytes) -> tuple[bytes, ...]:
+    if len(data) % PEER_BYTES:
+        raise ProtocolError("half a peer")
+    return tuple(data[start : start + PEER_BYTES] for start in range(0, len(data), PEER_BYTES))
 
 
 def _pack_ports(ports: tuple[int, ...]) -> bytes:
