@@ -1,0 +1,70 @@
+"""Real sockets and a loop that stops on a condition, for tests of what moves bytes."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import struct
+import time
+from collections.abc import Callable
+
+from tproxy.loop import Loop
+
+# A watchdog against hanging for ever, not a measurement.
+PATIENCE = 20.0
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """A connected pair of TCP sockets over loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        one = socket.create_connection(server.getsockname())
+        other, _ = server.accept()
+    return one, other
+
+
+def reset(sock: socket.socket) -> None:
+    """Close so that the peer gets a reset."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until the kernel has brought about what ``condition`` looks for."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.0005)
+
+
+def run_until(loop: Loop, condition: Callable[[], bool]) -> None:
+    """Run the loop until the condition holds; it is looked at between batches."""
+    end = time.monotonic() + PATIENCE
+
+    def look() -> None:
+        if condition():
+            loop.stop()
+        else:
+            assert time.monotonic() < end, "waited in vain"
+            loop.call_later(0.0005, look)
+
+    look()
+    if not condition():
+        loop.run()
+
+
+def noise(size: int) -> bytes:
+    """Bytes in which a lost, doubled or moved block shows."""
+    return random.Random(size).randbytes(size)
+
+
+def descriptors() -> set[str]:
+    """What this process has open now, without the descriptor that looks."""
+    return {f"{fd}: {target}" for fd in os.listdir("/proc/self/fd") if (target := _target(fd))}
+
+
+def _target(fd: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except FileNotFoundError:
+        return ""
