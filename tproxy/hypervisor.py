@@ -8,6 +8,7 @@ Theory of operation. All hangs on one process, the stand-in's process 1 (``_init
 the kernel kills every process of its process namespace, and with the last one the namespaces, links,
 tables and files are gone. It dies when its owner does: it reads from a pipe, the lifeline, of which
 only the owner has the other end. (Not PR_SET_PDEATHSIG: that fires when the owner's *thread* ends.)
+A line on the lifeline makes it stay.
 Programs enter by nsenter(1) and die with it, so whoever kills the one kills the other.
 """
 
@@ -45,30 +46,28 @@ _MOUNTS = (
 
 
 class Hypervisor:
-    """A stand-in host. ``start`` and ``close``, or ``with``; it goes with its creator.
+    """A stand-in host: ``start`` and ``close``, or ``with``. It goes with its creator."""
 
-    With ``keep`` it outlives its creator, until ``close``, or ``kill`` of its ``pid``.
-    """
-
-    def __init__(self, *, keep: bool = False) -> None:
-        self._keep = keep
+    def __init__(self) -> None:
         self._unshare: subprocess.Popen[str] | None = None
         self._programs: list[subprocess.Popen[str]] = []
         self._guests = 0
+        self._kept = False
         self.pid = 0  # of its process 1, as seen from here
 
     def __enter__(self) -> Hypervisor:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        if not self._kept:
+            self.close()
 
     def start(self) -> Hypervisor:
         """Bring it up: no link but lo, no process but its first. Raises ProcessError."""
         unshare = ["unshare", "--fork", "--kill-child", "--pid", "--mount", "--net", "--uts"]
         self._unshare = subprocess.Popen(
-            [*unshare, *_python("init", "keep" if self._keep else "lifeline")],
-            stdin=subprocess.DEVNULL if self._keep else subprocess.PIPE,
+            [*unshare, *_python("init")],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -95,6 +94,13 @@ class Hypervisor:
                 pass
         self._programs.clear()
         self._unshare = None
+
+    def keep(self) -> None:
+        """Let it outlive ``with`` and its creator, until ``close``, or ``kill`` of its ``pid``."""
+        assert self._unshare is not None
+        assert self._unshare.stdin is not None
+        print("stay", file=self._unshare.stdin, flush=True)
+        self._kept = True
 
     def path(self, inside: str) -> Path:
         """How a path of the stand-in is called from here."""
@@ -165,6 +171,13 @@ class Hypervisor:
         where.write_text(text)
         return path
 
+    def get(self, address: str, port: int, timeout: float = 5.0, netns: str | None = None) -> str:
+        """What HTTP answers there. Raises ProcessError with the reason, such as ECONNREFUSED."""
+        asked = self.run(*_python("ask", address, str(port), str(timeout)), check=False, netns=netns)
+        if asked.returncode:
+            raise ProcessError(asked.stderr.strip())
+        return asked.stdout
+
     def add_bridge(self, name: str, mtu: int | None = None) -> None:
         self.ip(f"link add {name} {f'mtu {mtu}' if mtu else ''} type bridge", f"link set {name} up")
 
@@ -193,17 +206,22 @@ class Hypervisor:
         return guest
 
     def add_endpoint(
-        self, address: str, port: int, body: str = "hello\n", *, program: tuple[str, ...] = ()
+        self,
+        address: str,
+        port: int,
+        body: str = "hello\n",
+        *,
+        program: tuple[str, ...] = (),
+        netns: str | None = None,
     ) -> subprocess.Popen[str]:
-        """A server on an address of the host that no guest has a route to.
+        """A server on an address of its own, to which no guest has a route.
 
         It answers HTTP with ``body``; or it is ``program``, which is given address and port, and
         prints ``ready`` when it listens.
         """
-        self.ip(f"address replace {address}/32 dev lo")
-        if program:
-            return self.serve(*program, address, str(port))
-        return self.serve(*_python("answer", address, str(port), body))
+        self.ip(f"address replace {address}/32 dev lo", netns=netns)
+        argv = [*program, address, str(port)] if program else _python("answer", address, str(port), body)
+        return self.serve(*argv, netns=netns)
 
 
 @dataclass(frozen=True)
@@ -226,11 +244,7 @@ class Guest:
         return self.hypervisor.popen(*argv, netns=self.name, **options)
 
     def get(self, address: str, port: int, timeout: float = 5.0) -> str:
-        """What HTTP answers there. Raises ProcessError with the reason, such as ECONNREFUSED."""
-        asked = self.run(*_python("ask", address, str(port), str(timeout)), check=False)
-        if asked.returncode:
-            raise ProcessError(asked.stderr.strip())
-        return asked.stdout
+        return self.hypervisor.get(address, port, timeout, netns=self.name)
 
 
 def kill(pid: int) -> None:
@@ -268,7 +282,7 @@ def _python(program: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", __spec__.name, program, *arguments]
 
 
-def _init(life: str) -> None:
+def _init() -> None:
     """Process 1: make the host what it is, then hold it."""
     pid = os.readlink("/proc/self")  # as the process namespace of this /proc calls us
     libc = ctypes.CDLL(None, use_errno=True)
@@ -279,11 +293,8 @@ def _init(life: str) -> None:
     socket.sethostname("hypervisor")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps orphans, sigaction(2)
     print("ready", pid, flush=True)
-    if life == "lifeline":
-        sys.stdin.read()
-    else:
-        while True:
-            signal.pause()
+    while sys.stdin.readline():
+        signal.pause()
 
 
 def _answer(address: str, port: str, body: str) -> None:
@@ -326,8 +337,8 @@ def _ask(address: str, port: str, timeout: str) -> None:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["init", life]:
-            _init(life)
+        case ["init"]:
+            _init()
         case ["answer", address, port, body]:
             _answer(address, port, body)
         case ["ask", address, port, timeout]:
