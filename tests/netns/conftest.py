@@ -1,0 +1,78 @@
+"""Fixtures of tests on a real kernel: each test has a stand-in hypervisor of its own.
+
+Whatever a test does to it, or leaves in it, is gone afterwards (tproxy/hypervisor.py).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tproxy.hypervisor import Hypervisor
+
+ENDPOINTS = Path(__file__).with_name("endpoints.py")
+
+PROGRAMS = ("ip", "nft", "nsenter", "setpriv", "ss", "sysctl", "unshare")
+
+StartEndpoint = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="session")
+def real_kernel() -> None:
+    """Skip where the kernel cannot be had; in CI that is a failure, or it would never be noticed."""
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    reason = "needs root" if os.geteuid() else f"needs {', '.join(missing)}" if missing else ""
+    if reason and os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def hypervisor(real_kernel: None) -> Iterator[Hypervisor]:
+    with Hypervisor() as host:
+        yield host
+
+
+@pytest.fixture
+def start_endpoint(hypervisor: Hypervisor) -> StartEndpoint:
+    """``start_endpoint("echo", "10.11.12.13", 8080, *options)``: see tests/netns/endpoints.py."""
+
+    def start(behaviour: str, address: str, port: int, *options: str) -> subprocess.Popen[str]:
+        program = (sys.executable, str(ENDPOINTS), behaviour, *options)
+        return hypervisor.add_endpoint(address, port, program=program)
+
+    return start
+
+
+@pytest.fixture
+def blackhole(hypervisor: Hypervisor) -> str:
+    """An address at which every packet vanishes, as behind a firewall that drops."""
+    hypervisor.ip("link add void type dummy", "address add 10.99.0.254/24 dev void", "link set void up")
+    return "10.99.0.1"
+
+
+@pytest.fixture
+def unreachable(hypervisor: Hypervisor) -> str:
+    """An address that the kernel says at once it cannot reach."""
+    hypervisor.ip("route add unreachable 10.98.0.1")
+    return "10.98.0.1"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the logs of the stand-in with a failure: they are gone after it."""
+    report = yield
+    host = getattr(item, "funcargs", {}).get("hypervisor")
+    if report.when == "call" and report.failed and host is not None and host.pid:
+        for path in sorted(host.path("/var/log").glob("one_tproxy*.log")):
+            report.sections.append((path.name, path.read_text(errors="replace")))
+    return report
