@@ -1,0 +1,368 @@
+"""start, stop, restart, reload and status, to the letter of SPEC section 4."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from tests.netns.waiting import eventually
+from tproxy.hypervisor import Guest, Hypervisor
+from tproxy.model import SERVICE_ADDRESS
+
+ENDPOINT = "10.11.12.13"
+
+
+class Lab:
+    """A bridge that was plumbed by the hook, whose map the test then loads by hand."""
+
+    def __init__(self, host: Hypervisor) -> None:
+        self.host = host
+        host.add_bridge("br0")
+        self.guest: Guest = host.add_guest("guest", "br0")
+        host.add_endpoint(ENDPOINT, 8080, "one")
+        host.add_endpoint(ENDPOINT, 8081, "two")
+        self.config = host.write(
+            "/run/tproxy.yaml",
+            f"tproxy: [{{service_port: 5030, remote_addr: {ENDPOINT}, remote_port: 8080}}]\n",
+        )
+        host.tproxy("hook", "up", "--bridge", "br0", "--config", self.config)
+
+    def nft(self, *commands: str) -> None:
+        self.host.run("nft", "; ".join(commands))
+
+    def element(self, verb: str, port: int, remote: int = 8080) -> str:
+        return f"{verb} element ip one_tproxy ep_br0 {{ {port} : {ENDPOINT} . {remote} }}"
+
+    def ask(self, port: int = 5030) -> str:
+        return self.guest.get(SERVICE_ADDRESS, port)
+
+    def pids(self) -> dict[str, int]:
+        lines = self.host.tproxy("status").stdout.splitlines()
+        return {title: int(pid) for title, pid in (line.split(": ") for line in lines)}
+
+    def listeners(self) -> dict[str, str]:
+        """The listening sockets' inodes by port: another inode is another socket."""
+        lines = self.host.run("ss", "-Hltne", netns="one_tproxy_br0").stdout.splitlines()
+        return {line.split()[3].rpartition(":")[2]: str(re.search(r"ino:(\d+)", line)) for line in lines}
+
+
+@pytest.fixture
+def lab(hypervisor: Hypervisor) -> Lab:
+    return Lab(hypervisor)
+
+
+TALKER = """
+import socket, sys
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), 10) as sock:
+    print('ready', flush=True)
+    for line in sys.stdin:
+        sock.sendall(line.encode())
+        print(sock.recv(100).decode(), end='', flush=True)
+"""
+
+ECHO = """
+import socket, sys, threading
+def serve(sock):
+    with sock:
+        while data := sock.recv(65536):
+            sock.sendall(data)
+with socket.create_server((sys.argv[1], int(sys.argv[2]))) as listener:
+    print('ready', flush=True)
+    while True:
+        threading.Thread(target=serve, args=listener.accept()[:1], daemon=True).start()
+"""
+
+
+class Conversation:
+    """A guest's connection that stays open."""
+
+    def __init__(self, lab: Lab, port: int = 5030) -> None:
+        self._process = lab.guest.popen(
+            sys.executable, "-c", TALKER, SERVICE_ADDRESS, str(port),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+
+    def say(self, words: str) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(words, file=self._process.stdin, flush=True)
+        return self._process.stdout.readline().rstrip("\n")
+
+
+@pytest.fixture
+def echo(lab: Lab) -> Lab:
+    lab.host.add_endpoint(ENDPOINT, 9000, program=(sys.executable, "-c", ECHO))
+    lab.nft(lab.element("add", 7, 9000))
+    lab.host.tproxy("reload")
+    return lab
+
+
+def test_status_prints_a_line_for_each_process_daemon_first(lab: Lab) -> None:
+    lab.host.add_bridge("br1")
+    lab.host.tproxy("hook", "up", "--bridge", "br1", "--config", lab.config)
+    done = lab.host.tproxy("status")
+    assert re.fullmatch(r"one_tproxy: \d+\none_tproxy_br0: \d+\none_tproxy_br1: \d+\n", done.stdout)
+    for title, pid in lab.pids().items():
+        cmdline = lab.host.run("cat", f"/proc/{pid}/cmdline").stdout
+        assert cmdline.rstrip("\0") == title
+
+
+def test_status_of_nothing_prints_nothing(hypervisor: Hypervisor) -> None:
+    done = hypervisor.tproxy("status")
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
+def test_start_with_no_map_is_quiet_and_stops_everything(lab: Lab) -> None:
+    lab.host.run("nft", "flush", "ruleset")
+    done = lab.host.tproxy("start")
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+    assert lab.host.tproxy("status").stdout == ""
+    assert lab.host.tproxy("start").returncode == 0
+
+
+def test_a_program_that_only_loads_maps_gets_its_service(lab: Lab) -> None:
+    lab.host.tproxy("stop")
+    lab.host.run("nft", "flush", "ruleset")
+    for command in (
+        "add table ip one_tproxy",
+        "add map ip one_tproxy ep_br0 { type inet_service : ipv4_addr . inet_service; }",
+        f"add element ip one_tproxy ep_br0 {{ 5055 : {ENDPOINT} . 8081 }}",
+    ):
+        lab.host.run("nft", command)
+    for verb in ("start", "reload"):
+        lab.host.tproxy(verb)
+        assert lab.ask(5055) == "two"
+        lab.host.tproxy("stop")
+
+
+def test_start_is_idempotent_and_starts_only_what_is_missing(lab: Lab) -> None:
+    before = lab.pids()
+    lab.host.tproxy("start")
+    assert lab.pids() == before
+    lab.host.run("kill", "-9", str(before["one_tproxy"]))
+    lab.host.tproxy("start")
+    after = lab.pids()
+    assert after["one_tproxy_br0"] == before["one_tproxy_br0"]
+    assert after["one_tproxy"] != before["one_tproxy"]
+    assert lab.ask() == "one"
+
+
+def test_start_ends_relays_whose_map_is_gone(lab: Lab) -> None:
+    lab.host.add_bridge("br1")
+    lab.host.tproxy("hook", "up", "--bridge", "br1", "--config", lab.config)
+    lab.nft("delete map ip one_tproxy ep_br0")
+    lab.host.tproxy("start")
+    assert set(lab.pids()) == {"one_tproxy", "one_tproxy_br1"}
+
+
+def test_start_says_which_map_has_no_namespace_and_serves_the_others(lab: Lab) -> None:
+    lab.nft(
+        "add map ip one_tproxy ep_nons { type inet_service : ipv4_addr . inet_service; }",
+        f"add element ip one_tproxy ep_nons {{ 80 : {ENDPOINT} . 8080 }}",
+        lab.element("add", 5031, 8081),
+    )
+    done = lab.host.tproxy("start", check=False)
+    assert done.returncode == 1
+    assert "nons" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert lab.ask(5031) == "two"
+
+
+def test_reload_leaves_listeners_and_connections_that_stay_alone(echo: Lab) -> None:
+    conversation = Conversation(echo, 7)
+    assert conversation.say("hello") == "hello"
+    pids, listeners = echo.pids(), echo.listeners()
+    echo.nft(echo.element("add", 5031, 8081))
+    echo.host.tproxy("reload")
+    assert echo.pids() == pids
+    assert listeners.items() <= echo.listeners().items()
+    assert echo.ask(5031) == "two"
+    assert conversation.say("still here") == "still here"
+
+
+def test_reload_dials_a_changed_endpoint_and_lets_open_connections_be(echo: Lab) -> None:
+    conversation = Conversation(echo, 7)
+    assert conversation.say("hello") == "hello"
+    echo.nft(echo.element("delete", 7, 9000), echo.element("add", 7, 8081))
+    echo.nft(echo.element("delete", 5030), echo.element("add", 5030, 8081))
+    echo.host.tproxy("reload")
+    assert echo.ask(5030) == "two"
+    assert echo.ask(7) == "two"
+    assert conversation.say("the old one") == "the old one"
+
+
+def test_reload_drops_gone_ports_and_acts_on_an_emptied_map(echo: Lab) -> None:
+    conversation = Conversation(echo, 7)
+    echo.nft(echo.element("delete", 5030))
+    echo.host.tproxy("reload")
+    with pytest.raises(Exception, match="ECONNREFUSED"):
+        echo.ask(5030)
+    echo.nft("flush map ip one_tproxy ep_br0")
+    echo.host.tproxy("reload")
+    assert echo.listeners() == {}
+    with pytest.raises(Exception, match="ECONNREFUSED"):
+        echo.ask(7)
+    assert conversation.say("open connections go on") == "open connections go on"
+
+
+def test_restart_replaces_every_process_and_cuts_no_connection(echo: Lab) -> None:
+    conversation = Conversation(echo, 7)
+    assert conversation.say("before") == "before"
+    for _ in range(3):
+        before = echo.pids()
+        echo.host.tproxy("restart")
+        after = echo.pids()
+        assert set(after) == set(before)
+        assert not set(after.values()) & set(before.values())
+        assert echo.ask() == "one"
+        assert conversation.say("after") == "after"
+    echo.host.tproxy("stop")
+    assert "tproxy" not in echo.host.run("ps", "-eo", "args").stdout.replace("tproxy.hypervisor", "")
+
+
+def test_no_guest_is_refused_while_it_restarts(echo: Lab) -> None:
+    asker = echo.guest.popen(
+        sys.executable, "-c", ASKER, SERVICE_ADDRESS, "5030", stdout=subprocess.PIPE, stdin=subprocess.PIPE
+    )
+    for _ in range(3):
+        echo.host.tproxy("restart")
+    out, _ = asker.communicate("stop\n")
+    asked, failed = json.loads(out)
+    assert asked > 20
+    assert failed == []
+
+
+ASKER = """
+import json, select, socket, sys
+asked, failed = 0, []
+while not select.select([sys.stdin], [], [], 0)[0]:
+    asked += 1
+    try:
+        with socket.create_connection((sys.argv[1], int(sys.argv[2])), 10) as sock:
+            sock.sendall(b'GET / HTTP/1.0\\r\\n\\r\\n')
+            answer = b''.join(iter(lambda: sock.recv(4096), b''))
+            if not answer.endswith(b'one'):
+                failed.append(repr(answer))
+    except OSError as error:
+        failed.append(repr(error))
+print(json.dumps([asked, failed]))
+"""
+
+
+def test_stop_ends_all_and_what_is_stopped_can_start_again(lab: Lab) -> None:
+    pids = lab.pids()
+    lab.host.tproxy("stop")
+    assert lab.host.tproxy("status").stdout == ""
+    for pid in pids.values():
+        assert lab.host.run("kill", "-0", str(pid), check=False).returncode != 0
+    lab.host.tproxy("stop")
+    lab.host.tproxy("start")
+    assert lab.ask() == "one"
+
+
+def test_commands_from_everywhere_at_once_end_in_a_working_state(lab: Lab) -> None:
+    commands = ["start", "reload", "restart", "status", "stop", "start", "restart", "reload"]
+    running = [lab.host.popen(sys.executable, "-m", "tproxy", each, stderr=subprocess.PIPE) for each in commands]
+    assert [each.communicate()[1] for each in running] == [""] * len(commands)
+    lab.host.tproxy("start")
+    assert set(lab.pids()) == {"one_tproxy", "one_tproxy_br0"}
+    assert lab.ask() == "one"
+
+
+def test_a_relay_that_dies_is_replaced(lab: Lab) -> None:
+    before = lab.pids()
+    lab.host.run("kill", "-9", str(before["one_tproxy_br0"]))
+    for _ in eventually():
+        if lab.pids().get("one_tproxy_br0", before["one_tproxy_br0"]) != before["one_tproxy_br0"]:
+            break
+    for _ in eventually():
+        if lab.listeners():
+            break
+    assert lab.pids()["one_tproxy"] == before["one_tproxy"]
+    assert lab.ask() == "one"
+
+
+def test_guests_wait_while_the_daemon_is_away(lab: Lab) -> None:
+    lab.host.run("kill", "-9", str(lab.pids()["one_tproxy"]))
+    asker = lab.guest.popen(sys.executable, "-m", "tproxy.hypervisor", "ask", SERVICE_ADDRESS, "5030", "20",
+                            stdout=subprocess.PIPE)  # fmt: skip
+    time.sleep(0.5)
+    assert asker.poll() is None, "it was refused instead of waiting"
+    lab.host.tproxy("start")
+    assert asker.communicate()[0] == "one"
+
+
+def test_a_process_with_a_borrowed_title_is_neither_shown_nor_ended(lab: Lab) -> None:
+    code = "import setproctitle, time; setproctitle.setproctitle('one_tproxy'); print('ready', flush=True); time.sleep(60)"
+    impostor = lab.host.serve(sys.executable, "-c", code)
+    assert len(lab.pids()) == 2
+    lab.host.tproxy("stop")
+    assert impostor.poll() is None
+
+
+def test_status_tells_of_each_service(lab: Lab) -> None:
+    lab.nft(lab.element("add", 5031, 1), "add element ip one_tproxy ep_br0 { 5032 comment \"name=web\" : 10.11.12.13 . 8081 }")
+    lab.host.tproxy("reload")
+    assert lab.ask() == "one"
+    with pytest.raises(Exception, match="ECONNRESET"):
+        lab.ask(5031)
+    status = json.loads(lab.host.tproxy("status", "--json").stdout)
+    assert [each["title"] for each in status["processes"]] == ["one_tproxy", "one_tproxy_br0"]
+    services: dict[int, Any] = {each["port"]: each for each in status["daemon"]["bridges"]["br0"]["services"]}
+    assert services[5030]["endpoint"] == f"{ENDPOINT}:8080"
+    assert services[5030]["listening"]
+    assert (services[5030]["total"], services[5030]["open"]) == (1, 0)
+    assert services[5030]["bytes_to_endpoint"] > 10
+    assert services[5030]["bytes_to_guest"] > 10
+    assert "refused" in services[5031]["last_error"]
+    assert services[5031]["last_error_at"] > 1e9
+    assert services[5032]["name"] == "web"
+    table = lab.host.tproxy("status", "--verbose").stdout
+    assert "one_tproxy_br0: " in table
+    assert f"{ENDPOINT}:8081" in table
+    assert "refused" in table
+
+
+def test_the_log_has_a_line_for_each_connection_and_is_reopened(lab: Lab) -> None:
+    log = lab.host.path("/var/log/one_tproxy.log")
+    lab.ask()
+    pattern = (
+        rf"bridge=br0 guest={lab.guest.address}:\d+ port=5030 endpoint={ENDPOINT}:8080 "
+        r"to_endpoint=\d+ to_guest=\d+ seconds=[\d.]+ end=finished"
+    )
+    for _ in eventually():
+        if re.search(pattern, log.read_text()):
+            break
+    log.rename(log.with_suffix(".1"))
+    lab.host.run("kill", "-HUP", str(lab.pids()["one_tproxy"]))
+    for _ in eventually():
+        if log.exists():
+            break
+    lab.ask()
+    for _ in eventually():
+        if re.search(pattern, log.read_text()):
+            break
+    assert lab.host.path("/var/log/one_tproxy_br0.log").exists()
+
+
+def test_the_log_level_follows_the_configuration(lab: Lab) -> None:
+    lab.host.write("/run/tproxy.yaml", "tproxy_debug_level: 1\n")
+    lab.host.tproxy("reload", env={"TPROXY_CONFIG": "/run/tproxy.yaml"})
+    lab.ask()
+    lab.ask()
+    assert "to_guest" not in lab.host.path("/var/log/one_tproxy.log").read_text()
+
+
+def test_a_broken_configuration_does_not_keep_start_from_starting(lab: Lab) -> None:
+    lab.host.write("/run/tproxy.yaml", "tproxy: [")
+    done = lab.host.tproxy("start", env={"TPROXY_CONFIG": "/run/tproxy.yaml"})
+    assert "/run/tproxy.yaml" in done.stderr
+    assert lab.ask() == "one"

@@ -1,0 +1,20 @@
+"""Waiting for what happens soon, but not at a known time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+# For a loaded machine, or one under emulation; what is waited for takes milliseconds.
+PATIENCE = 20.0  # seconds
+
+
+def eventually() -> Iterator[None]:
+    """Tries: the body breaks, or returns, when it has happened; otherwise the test fails."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        yield
+        time.sleep(0.05)
+    pytest.fail(f"it did not happen in {PATIENCE:g} s")
