@@ -16,7 +16,7 @@ ports = st.lists(port, max_size=300).map(tuple)
 uint32 = st.integers(0, 2**32 - 1)
 peer = st.binary(min_size=wire.PEER_BYTES, max_size=wire.PEER_BYTES)
 
-messages = st.one_of(
+messages: st.SearchStrategy[wire.Message] = st.one_of(
     st.builds(wire.Hello, port, uint32),
     st.builds(wire.Listen, uint32, st.integers(0, 255), ports),
     st.builds(wire.Report, uint32, st.dictionaries(port, port, max_size=50)),
@@ -65,7 +65,7 @@ def test_round_trip_of_each_kind(message: wire.Message) -> None:
 
 
 def test_no_two_kinds_look_alike() -> None:
-    kinds = [
+    kinds: list[wire.Message] = [
         wire.Hello(1, 1),
         wire.Listen(1, 1, ()),
         wire.Report(1, {}),
