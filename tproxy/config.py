@@ -1,9 +1,9 @@
 """The configuration file: YAML to services, with what was ignored and why.
 
-Values are judged as they were written, on the nodes that YAML composes, never as the objects it
+Values are judged as they are written, on the nodes that YAML composes, never as the objects it
 would construct: YAML 1.1 reads ``0123`` as 83, ``1_000`` as 1000, ``yes`` as true and ``10.1`` as a
-number, and a network or an address must not match by such an accident. Nothing foreign in the file
-is constructed at all, an alias is one more reference to the same node, and each node knows its line.
+number, and no network or address must match by such an accident. Besides, nothing foreign in the
+file is constructed, an alias is one more reference to the same node, and each node knows its line.
 
 A fault of the file is a ConfigError, a fault of one entry a warning. Both are one line of ASCII
 whatever the file holds, so that no value can forge a line of the log.
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
@@ -28,28 +28,27 @@ from tproxy.model import DEFAULT_CONNECT_TIMEOUT, SERVICE_ADDRESS, Endpoint, Net
 
 SEARCH_PATH = ("/var/tmp/one/etc/vnm/OpenNebulaNetwork.conf", "/etc/tproxy/tproxy.yaml")
 
-MAX_BYTES = 1 << 20  # arbitrary; 100 entries are 10 KB, and more than this is another kind of file
+MAX_BYTES = 1 << 20  # arbitrary: 100 entries are 10 KB, so what is larger is another kind of file
 MAX_DEPTH = 50  # libyaml's composer recurses on the C stack: some 10,000 levels end the process
-MAX_CONNECT_TIMEOUT = 300.0  # seconds; a guest's own TCP gives up after two minutes
-# Name and time-out have to fit the comment of a map element, 127 bytes, when each character of the
-# name is escaped to three. What does not fit would be missing from the map, and a change each time.
+MAX_CONNECT_TIMEOUT = 300  # seconds; arbitrary, a guest's own connect() gives up after two minutes
+# Name and time-out share the comment of a map element, 127 bytes, and a character of the name can
+# take three. What does not fit would be missing from the map.
 MAX_NAME = 32
 MAX_SHOWN = 80  # characters of a value in a message: enough to find it
 
 _LOG_LEVELS = {"0": logging.ERROR, "1": logging.WARNING, "2": logging.INFO, "3": logging.DEBUG}
 _FILE_KEYS = ("tproxy", "tproxy_debug_level")
-_ENTRY_KEYS = ("service_port", "remote_addr", "remote_port", "networks", "name", "connect_timeout")
 
 _STR, _INT, _FLOAT, _NULL, _MERGE = (
     f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "null", "merge")
 )
-_DECIMAL = re.compile(r"0|[1-9][0-9]*", re.ASCII)
-# Milliseconds are the finest that the map keeps.
-_SECONDS = re.compile(r"(0|[1-9][0-9]{0,2})(\.[0-9]{1,3})?", re.ASCII)
-# The last label must not look like a number: the resolver would take "10.1" and "0x7f.1" for
-# addresses, as inet_aton(3) does. "_" is no letter of a host name, yet common in container names.
+_MULTICAST = re.compile(r"(22[4-9]|23[0-9])\.[0-9.]+\Z")  # 224.0.0.0/4
+_DECIMAL = re.compile(r"0|[1-9][0-9]*")
+_SECONDS = re.compile(r"(0|[1-9][0-9]{0,2})(\.[0-9]{1,3})?")  # milliseconds: the map keeps no more
+# The last label must not look like a number: the resolver would take "10.1" or "0x7f.1" for an
+# address, as inet_aton(3) does. "_" is not for host names, but container engines use it in them.
 _HOST_NAME = re.compile(
-    r"(?=.{1,253}\Z)(?:[a-z0-9_-]{1,63}\.)*(?!(?:[0-9]+|0x[0-9a-f]*)\.?\Z)[a-z0-9_-]{1,63}\.?",
+    r"(?=.{1,253}\Z)([a-z0-9_-]{1,63}\.)*(?!([0-9]+|0x[0-9a-f]*)\.?\Z)[a-z0-9_-]{1,63}\.?",
     re.ASCII | re.IGNORECASE,
 )
 
@@ -61,16 +60,16 @@ Resolver = Callable[[str], list[str]]
 
 @dataclass(frozen=True)
 class Entry:
-    """One valid entry of the file. ``remote_addr`` can still be a name that does not resolve."""
+    """One valid entry of the file; ``remote_addr`` can still be a name that does not resolve."""
 
     number: int
     line: int
     service_port: int
     remote_addr: str
     remote_port: int
-    networks: frozenset[str]  # names or ids; empty is every network
-    name: str
-    connect_timeout: float
+    networks: frozenset[str] = frozenset()  # names or ids; empty is every network
+    name: str = ""
+    connect_timeout: float = DEFAULT_CONNECT_TIMEOUT
 
     def applies_to(self, network: Network) -> bool:
         return not self.networks or not self.networks.isdisjoint((network.name, network.id))
@@ -78,7 +77,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Config:
-    """What a file says, and the warnings about what it says in vain."""
+    """What a file says, and warnings about what it says in vain."""
 
     path: Path
     log_level: int
@@ -86,15 +85,23 @@ class Config:
     warnings: tuple[str, ...]
 
 
+class _Unusable(Exception):
+    """Why a value cannot be used; ``node`` is where it stands in the file."""
+
+    def __init__(self, reason: str, node: yaml.Node | None = None) -> None:
+        super().__init__(reason)
+        self.node = node
+
+
 def search(explicit: str | None, environ: Mapping[str, str]) -> Path | None:
     """The file to use; None when there is none.
 
-    A file that was asked for by name is never replaced by another one.
+    A file that was asked for is never replaced by another one that happens to be there.
     """
     for named, by in ((explicit, "--config"), (environ.get("TPROXY_CONFIG") or None, "$TPROXY_CONFIG")):
         if named is not None:
             if not os.path.lexists(named):
-                raise ConfigError(f"{_ascii(named)}: no such file (named by {by})")
+                raise ConfigError(f"{_shown(named)}: no such file (from {by})")
             return Path(named)
     return next((Path(each) for each in SEARCH_PATH if os.path.lexists(each)), None)
 
@@ -112,7 +119,7 @@ def resolve_ipv4(name: str) -> list[str]:
 def services_for(
     config: Config, network: Network, resolve: Resolver = resolve_ipv4
 ) -> tuple[dict[int, Service], list[str]]:
-    """The services that a network gets, by port, and warnings about its entries that are left out.
+    """What a network gets, by service port, and warnings about entries for it that are left out.
 
     The first entry of a port wins, among those that apply to the network and can be used.
     """
@@ -123,7 +130,7 @@ def services_for(
     @cache  # failures too: ten ports of one host must not wait ten times for a dead name server
     def address_of(remote_addr: str) -> str | _Unusable:
         try:
-            return _address(remote_addr, resolve)
+            return _resolved(remote_addr, resolve)
         except _Unusable as problem:
             return problem
 
@@ -131,26 +138,19 @@ def services_for(
         if not entry.applies_to(network):
             continue
         place = f"{_ascii(config.path)}:{entry.line}: entry {entry.number}"
-        port, winner = entry.service_port, winners.get(entry.service_port)
-        if winner is not None:
-            taken = f"service_port {port} is taken by entry {winner.number} of line {winner.line}"
-            warnings.append(f"{place}: {taken}: entry ignored")
+        port = entry.service_port
+        if port in winners:
+            taken = f"entry {winners[port].number} (line {winners[port].line}) has it on this network"
+            warnings.append(f"{place}: service_port {port}: {taken}: entry ignored")
             continue
         address = address_of(entry.remote_addr)
         if isinstance(address, _Unusable):
             warnings.append(f"{place}: {address}: entry skipped")
             continue
         winners[port] = entry
-        services[port] = Service(port, Endpoint(address, entry.remote_port), entry.name, entry.connect_timeout)
+        endpoint = Endpoint(address, entry.remote_port)
+        services[port] = Service(port, endpoint, entry.name, entry.connect_timeout)
     return services, warnings
-
-
-class _Unusable(Exception):
-    """A value that cannot be used, and why; ``node`` is where it stands in the file."""
-
-    def __init__(self, reason: str, node: yaml.Node | None = None) -> None:
-        super().__init__(reason)
-        self.node = node
 
 
 class _Reader:
@@ -159,17 +159,18 @@ class _Reader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._warnings: list[str] = []
-        self._text = self._read()
+        self._text = ""
         self._visits = 0
 
     def config(self) -> Config:
-        ours = self._top_level()
+        self._text = self._read()
+        ours = self._top_level(self._compose())
         level = self._log_level(ours.get("tproxy_debug_level"))
-        entries = [self._entry(number, node) for number, node in enumerate(self._listed(ours.get("tproxy")), 1)]
+        entries = [self._entry(number, node) for number, node in enumerate(self._list(ours.get("tproxy")), 1)]
         return Config(self._path, level, tuple(filter(None, entries)), tuple(self._warnings))
 
     def _place(self, line: int | None) -> str:
-        return _ascii(self._path) if line is None else f"{_ascii(self._path)}:{line}"
+        return _ascii(self._path) + (f":{line}" if line else "")
 
     def _error(self, reason: str, line: int | None = None) -> ConfigError:
         return ConfigError(f"{self._place(line)}: {reason}")
@@ -182,7 +183,7 @@ class _Reader:
             with self._path.open("rb") as file:
                 data = file.read(MAX_BYTES + 1)
         except OSError as error:
-            raise self._error(error.strerror or "cannot be read") from error
+            raise self._error(error.strerror or type(error).__name__) from error
         if len(data) > MAX_BYTES:
             raise self._error(f"larger than {MAX_BYTES} bytes")
         try:
@@ -197,92 +198,210 @@ class _Reader:
                 depth += isinstance(event, yaml.CollectionStartEvent)
                 depth -= isinstance(event, yaml.CollectionEndEvent)
                 if depth > MAX_DEPTH:
-                    raise self._error(f"nested deeper than {MAX_DEPTH} levels", event.start_mark.line + 1)
+                    raise self._error(f"nested deeper than {MAX_DEPTH} levels", _line(event))
             return yaml.compose(self._text, Loader=_LOADER)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "unknown reason"
-            raise self._error(f"not YAML: {_ascii(reason)}", mark and mark.line + 1) from error
+            line = mark.line + 1 if mark else None
+            raise self._error(f"not YAML: {_ascii(reason)}", line) from error
 
-    def _top_level(self) -> dict[str, yaml.Node]:
-        root = self._compose()
+    def _top_level(self, root: yaml.Node | None) -> dict[str, yaml.Node]:
         if root is None or root.tag == _NULL:
             return {}
         if not isinstance(root, yaml.MappingNode):
-            raise self._error("not a mapping of keys to values", _line(root))
+            raise self._error(f"{_shown(root)} is not a mapping of keys to values", _line(root))
         ours: dict[str, yaml.Node] = {}
         for key, _, value in self._pairs(root):
             if key in ours:
-                # Of a whole list the last one must not win quietly, be it with a colon or without.
+                # With and without a colon, or twice: half of what somebody wrote would be off.
                 raise self._error(f"{key} is there already, in line {_line(ours[key])}", _line(value))
             if key in _FILE_KEYS:
                 ours[key] = value
         return ours
-
-    def _counted(self, children: list[T]) -> list[T]:
-        # A node takes a character at least, so only aliases make more of them than that: a few
-        # lines can stand for thousands of millions.
-        self._visits += len(children)
-        if self._visits > len(self._text):
-            raise self._error("too many aliases")
-        return children
-
-    def _pairs(self, node: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
-        """Key without its colon, "" where it is no string; key node; value node."""
-        for key, value in self._counted(node.value):
-            yield _written(key, _STR).removeprefix(":"), key, value
-
-    def _listed(self, node: yaml.Node | None) -> list[yaml.Node]:
-        if node is None or node.tag == _NULL:
-            return []
-        if not isinstance(node, yaml.SequenceNode):
-            raise self._error("tproxy is not a list", _line(node))
-        return self._counted(node.value)
 
     def _log_level(self, node: yaml.Node | None) -> int:
         if node is None or node.tag == _NULL:
             return logging.INFO
         level = _LOG_LEVELS.get(_written(node, _INT, _STR))
         if level is None:
-            self._warn(node, f"tproxy_debug_level {_shown(node)} is not 0, 1, 2 or 3: 2 is used")
-        return level or logging.INFO
+            self._warn(node, f"tproxy_debug_level {_shown(node)} is not one of 0 to 3: 2 is used")
+            return logging.INFO
+        return level
+
+    def _list(self, node: yaml.Node | None) -> list[yaml.Node]:
+        if node is None or node.tag == _NULL:
+            return []
+        if not isinstance(node, yaml.SequenceNode):
+            raise self._error("tproxy is not a list", _line(node))
+        return self._counted(node.value)
+
+    def _pairs(self, node: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+        """The key without its colon, "" where it is no string; the key's node; the value's node."""
+        for key, value in self._counted(node.value):
+            yield _written(key, _STR).removeprefix(":"), key, value
+
+    def _counted(self, children: list[T]) -> list[T]:
+        # Each node takes a character or more, so that only aliases can make more nodes than that:
+        # a few lines of them can stand for thousands of millions.
+        self._visits += len(children)
+        if self._visits > len(self._text):
+            raise self._error("too many aliases")
+        return children
 
     def _entry(self, number: int, node: yaml.Node) -> Entry | None:
         try:
-            fields = self._fields(number, node)
+            values = self._values(number, node)
             for key in ("remote_addr", "remote_port"):
-                if key not in fields:
+                if key not in values:
                     raise _Unusable(f"{key} is missing")
-            remote_port = _port("remote_port", fields["remote_port"])
-            return Entry(
-                number,
-                _line(node),
-                _port("service_port", fields.get("service_port", fields["remote_port"])),
-                _remote_addr(fields["remote_addr"]),
-                remote_port,
-                self._networks(fields.get("networks")),
-                self._or_default(number, _name, fields.get("name"), ""),
-                self._or_default(number, _connect_timeout, fields.get("connect_timeout"), DEFAULT_CONNECT_TIMEOUT),
-            )
+            values.setdefault("service_port", values["remote_port"])
+            return Entry(number, _line(node), **values)
         except _Unusable as problem:
             self._warn(problem.node or node, f"entry {number}: {problem}: entry skipped")
             return None
 
-    def _fields(self, number: int, node: yaml.Node) -> dict[str, yaml.Node]:
-        if not isinstance(node, yaml.MappingNode):
-            raise _Unusable(f"{_shown(node)} is not a mapping of keys to values")
-        fields: dict[str, yaml.Node] = {}
-        for key, key_node, value in self._pairs(node):
+    def _values(self, number: int, entry: yaml.Node) -> dict[str, Any]:
+        if not isinstance(entry, yaml.MappingNode):
+            raise _Unusable(f"{_shown(entry)} is not a mapping of keys to values")
+        nodes: dict[str, yaml.Node] = {}
+        for key, key_node, node in self._pairs(entry):
             if key_node.tag == _MERGE:
-                # Without what it brings, such as networks, the entry would apply too widely.
+                # Not merely ignored: without what it brings, the entry could apply too widely.
                 raise _Unusable("'<<' (merge) is not supported", key_node)
-            if key not in _ENTRY_KEYS:
-                self._warn(key_node, f"entry {number}: unknown key {_shown(key_node)} is ignored")
+            if key not in _PARSERS:
+                self._warn(key_node, f"entry {number}: key {_shown(key_node)} is unknown and ignored")
                 continue
-            if key in fields:
-                self._warn(key_node, f"entry {number}: {key} is there twice: the last one counts")
-            fields[key] = value
-        return {key: value for key, value in fields.items() if value.tag != _NULL}
+            if key in nodes:
+                self._warn(key_node, f"entry {number}: {key} is there twice: {_shown(node)} is used")
+            nodes[key] = node
+        return {key: self._value(key, node) for key, node in nodes.items() if node.tag != _NULL}
 
-    def _networks(self, node: yaml.Node | None) -> frozenset[str]:
-        if node is None or _is_empty(node)
+    def _value(self, key: str, node: yaml.Node) -> Any:
+        if isinstance(node, yaml.SequenceNode):
+            self._counted(node.value)
+        try:
+            return _PARSERS[key](node)
+        except _Unusable as problem:
+            raise _Unusable(f"{key} {_shown(problem.node or node)} {problem}", node) from None
+
+
+# Values
+
+
+def _port(node: yaml.Node) -> int:
+    text = _written(node, _INT, _STR)
+    # The length first: int() refuses some thousand digits with another error.
+    if len(text) > 5 or not _DECIMAL.fullmatch(text) or not 1 <= int(text) <= 65535:
+        raise _Unusable("is not a port, 1 to 65535")
+    return int(text)
+
+
+def _remote_addr(node: yaml.Node) -> str:
+    text = _written(node, _STR)
+    if not _is_ipv4(text) and not _HOST_NAME.fullmatch(text):
+        raise _Unusable("is not an IPv4 address or a host name")
+    if reason := _refused(text):
+        raise _Unusable(reason)
+    return text
+
+
+def _networks(node: yaml.Node) -> frozenset[str]:
+    if isinstance(node, yaml.ScalarNode):
+        return frozenset({_network(node)} if node.value else ())
+    if isinstance(node, yaml.SequenceNode):
+        return frozenset(map(_network, node.value))
+    raise _Unusable("is not a list of names or ids")
+
+
+def _network(node: yaml.Node) -> str:
+    text = _written(node, _INT, _STR)
+    if not text or (node.tag == _INT and not _DECIMAL.fullmatch(text)):
+        raise _Unusable("is not clearly a name or an id: put a name in quotes", node)
+    return text
+
+
+def _name(node: yaml.Node) -> str:
+    text = _written(node, _STR)
+    if not text or len(text) > MAX_NAME or not text.isascii() or not text.isprintable():
+        raise _Unusable(f"is not a name of up to {MAX_NAME} printable ASCII characters")
+    return text
+
+
+def _connect_timeout(node: yaml.Node) -> float:
+    text = _written(node, _INT, _FLOAT, _STR)
+    if not _SECONDS.fullmatch(text) or not 0 < float(text) <= MAX_CONNECT_TIMEOUT:
+        raise _Unusable(f"is not a time of 0.001 to {MAX_CONNECT_TIMEOUT} seconds")
+    return float(text)
+
+
+_PARSERS: dict[str, Callable[[yaml.Node], object]] = {
+    "service_port": _port,
+    "remote_addr": _remote_addr,
+    "remote_port": _port,
+    "networks": _networks,
+    "name": _name,
+    "connect_timeout": _connect_timeout,
+}
+
+
+# Addresses
+
+
+def _resolved(remote_addr: str, resolve: Resolver) -> str:
+    if _is_ipv4(remote_addr):
+        return remote_addr
+    try:
+        found = resolve(remote_addr)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise _Unusable(f"remote_addr {_shown(remote_addr)} does not resolve: {_ascii(reason)}") from error
+    usable = [address for address in found if _is_ipv4(address) and not _refused(address)]
+    if not usable:
+        raise _Unusable(f"remote_addr {_shown(remote_addr)} resolves to no address that can be used")
+    # Name servers rotate their answers. The lowest is the same at each hook, so that starting a VM
+    # does not move the services of the others.
+    return min(usable, key=socket.inet_aton)
+
+
+def _is_ipv4(text: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET, text)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _refused(address: str) -> str:
+    """Why this cannot be an endpoint; "" when it can, or is a name."""
+    if address == SERVICE_ADDRESS:
+        return "is the service address itself: a loop"
+    if address in ("0.0.0.0", "255.255.255.255") or _MULTICAST.match(address):
+        return "is not the address of one host"
+    return ""
+
+
+# Texts
+
+
+def _written(node: yaml.Node, *tags: str) -> str:
+    """A scalar as it is written, if YAML takes it for one of these; "" otherwise."""
+    return node.value if isinstance(node, yaml.ScalarNode) and node.tag in tags else ""
+
+
+def _line(at: Any) -> int:
+    """The line in which a node or an event of the parser starts."""
+    return int(at.start_mark.line) + 1
+
+
+def _shown(value: yaml.Node | str) -> str:
+    """A value for a message: quoted, one line of ASCII, not too long."""
+    if isinstance(value, yaml.CollectionNode):
+        return "(a list)" if isinstance(value, yaml.SequenceNode) else "(a mapping)"
+    text = ascii(value if isinstance(value, str) else value.value)
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
+
+
+def _ascii(text: object) -> str:
+    """Unquoted text for a message, in one line of ASCII."""
+    return str(text).encode("unicode_escape").decode("ascii")
