@@ -1,0 +1,133 @@
+"""Names and nouns: what a bridge's name gives, and what no bridge may be called."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tproxy.errors import BadName
+from tproxy.model import (
+    INTERFACE_NAME_BYTES,
+    SERVICE_ADDRESS,
+    SERVICE_MAC,
+    BridgeNames,
+    Endpoint,
+    Network,
+    Service,
+    check_interface_name,
+)
+
+ALPHABET = "abcXYZ0189_-."
+bridges = st.text(ALPHABET, min_size=1, max_size=INTERFACE_NAME_BYTES).filter(
+    lambda name: name not in (".", "..")
+)
+longest_bridges = st.text(ALPHABET, min_size=INTERFACE_NAME_BYTES, max_size=INTERFACE_NAME_BYTES)
+
+
+def test_a_bridge_gives_the_names_of_the_contract() -> None:
+    names = BridgeNames("br0")
+    assert names.namespace == "one_tproxy_br0"
+    assert names.veth_bridge == "br0b"
+    assert names.veth_namespace == "br0a"
+    assert names.map == "ep_br0"
+    assert names.guard_forward == "ch_br0"
+    assert names.relay_title == "one_tproxy_br0"
+    assert names.relay_log == "one_tproxy_br0.log"
+
+
+def test_a_dot_in_a_vlan_bridge_is_an_ordinary_character() -> None:
+    names = BridgeNames("onebr0.1234")
+    assert names.veth_bridge == "onebr0.1234b"
+    assert names.map == "ep_onebr0.1234"
+
+
+def test_a_bridge_of_14_bytes_leaves_room_for_one_letter() -> None:
+    assert BridgeNames("a" * 14).veth_bridge == "a" * 14 + "b"
+
+
+def test_a_bridge_of_15_bytes_gets_derived_veth_names_and_keeps_the_rest() -> None:
+    bridge = "onebr-tenant-42"
+    names = BridgeNames(bridge)
+    # Spelled out: these names are in use on hosts, and another version has to find them again.
+    assert names.veth_bridge == "tp2c62f03f4191b"
+    assert names.veth_namespace == "tp2c62f03f4191a"
+    assert names.namespace == f"one_tproxy_{bridge}"
+    assert names.map == f"ep_{bridge}"
+    assert names.relay_title == f"one_tproxy_{bridge}"
+
+
+@given(bridges)
+def test_veth_names_always_fit_an_interface_and_differ(bridge: str) -> None:
+    names = BridgeNames(bridge)
+    for veth in (names.veth_bridge, names.veth_namespace):
+        assert check_interface_name(veth) == veth
+    assert len({bridge, names.veth_bridge, names.veth_namespace}) == 3
+
+
+@given(st.lists(longest_bridges, unique=True, min_size=2, max_size=2))
+def test_long_bridges_that_share_all_but_a_letter_do_not_share_veths(pair: list[str]) -> None:
+    one, other = map(BridgeNames, pair)
+    assert one.veth_bridge != other.veth_bridge
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "br 0",
+        "br0\n",
+        "br/0",
+        "br@eth0",
+        "br:0",
+        "br;0",
+        'br"0',
+        "br\x00",
+        "brü",
+        "br٣",  # a digit, but not of ours
+        "a" * 16,
+        "ü" * 8,  # 8 characters, 16 bytes
+        "br\udc80",
+    ],
+)
+def test_a_name_that_kernel_or_nftables_could_not_hold_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(BadName) as refusal:
+        BridgeNames(name)
+    assert re.fullmatch(r"[ -~]+", str(refusal.value))
+
+
+def test_a_refusal_says_what_the_name_was_for() -> None:
+    with pytest.raises(BadName, match="uplink name"):
+        check_interface_name("eth 0", "uplink")
+
+
+def test_an_endpoint_is_a_dotted_address_and_prints_as_address_and_port() -> None:
+    assert str(Endpoint("10.11.12.13", 5030)) == "10.11.12.13:5030"
+
+
+@pytest.mark.parametrize(
+    "address", ["", "10.1", "0x7f.1", "010.0.0.1", "::1", "host", "10.0.0.1\n", "1.2.3.4\x00"]
+)
+def test_an_endpoint_of_any_other_spelling_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="is not an IPv4 address"):
+        Endpoint(address, 80)
+
+
+def test_the_mac_is_unicast_locally_administered_and_carries_the_service_address() -> None:
+    octets = bytes.fromhex(SERVICE_MAC.replace(":", ""))
+    assert octets[0] & 0b11 == 0b10
+    assert ".".join(map(str, octets[2:])) == SERVICE_ADDRESS
+
+
+def test_a_changed_endpoint_is_another_service() -> None:
+    assert Service(80, Endpoint("10.0.0.1", 80)) != Service(80, Endpoint("10.0.0.2", 80))
+
+
+def test_nouns_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Network("vnet1").name = "vnet2"  # type: ignore[misc]
