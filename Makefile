@@ -1,0 +1,41 @@
+# The whole interface of this checkout: make venv | demo | test | lint | clean
+
+# Tests wait for processes and the kernel more than they compute: more of them than cores.
+WORKERS ?= 4
+
+SOURCES := $(wildcard tproxy drivers tests bench)
+# Those of them that hold Python, since mypy refuses a directory without.
+PYTHON_SOURCES = $(shell find $(SOURCES) -name '*.py' | cut -d / -f 1 | sort -u)
+# Hooks have no extension: known by their first line.
+SHELL_SOURCES = $(shell find .ci $(SOURCES) $(wildcard vagrant) -type f -not -name '*.py' \
+	-exec awk 'FNR == 1 && /^\#!.*[\/ ](ba|da)?sh( |$$)/ { print FILENAME } { nextfile }' {} +)
+
+.DEFAULT_GOAL := venv
+
+.PHONY: venv
+venv:
+	@.ci/setup
+
+.PHONY: demo
+demo: venv
+	.venv/bin/tproxy lab
+
+.PHONY: test
+test: venv
+	.venv/bin/python -m pytest -n $(WORKERS) $(wildcard tests/unit tests/netns)
+
+.PHONY: lint
+lint: venv
+	.venv/bin/ruff check $(SOURCES)
+	.venv/bin/ruff format --check $(SOURCES)
+	.venv/bin/mypy $(PYTHON_SOURCES)
+	@if command -v shellcheck >/dev/null; then \
+		shellcheck $(SHELL_SOURCES); \
+	else \
+		echo "shellcheck is not installed: $(SHELL_SOURCES) not checked"; \
+	fi
+
+.PHONY: clean
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
