@@ -54,7 +54,13 @@ def start_endpoint(hypervisor: Hypervisor) -> StartEndpoint:
 @pytest.fixture
 def blackhole(hypervisor: Hypervisor) -> str:
     """An address at which every packet vanishes, as behind a firewall that drops."""
-    hypervisor.ip("link add void type dummy", "address add 10.99.0.254/24 dev void", "link set void up")
+    hypervisor.ip(
+        "link add void type veth peer name nobody",  # not every kernel has dummy links
+        "address add 10.99.0.254/24 dev void",
+        "link set void up",
+        "link set nobody up",
+        "neigh add 10.99.0.1 lladdr 02:00:00:00:00:99 dev void",
+    )
     return "10.99.0.1"
 
 
