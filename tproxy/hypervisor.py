@@ -179,7 +179,8 @@ class Hypervisor:
         return asked.stdout
 
     def add_bridge(self, name: str, mtu: int | None = None) -> None:
-        self.ip(f"link add {name} {f'mtu {mtu}' if mtu else ''} type bridge", f"link set {name} up")
+        # With "name" and "dev", a bridge may be called like one of ip's own words.
+        self.ip(f"link add name {name} {f'mtu {mtu}' if mtu else ''} type bridge", f"link set dev {name} up")
 
     def add_guest(
         self,
@@ -195,8 +196,8 @@ class Hypervisor:
         self._guests += 1
         self.ip(
             f"netns add {name}",
-            f"link add {guest.port} type veth peer name eth0 netns {name}",
-            f"link set {guest.port} master {bridge} up",
+            f"link add name {guest.port} type veth peer name eth0 netns {name}",
+            f"link set dev {guest.port} master {bridge} up",
         )
         guest.ip("link set lo up", f"address add {address} dev eth0", "link set eth0 up")
         if route:
