@@ -54,9 +54,7 @@ class Connection:
         "to_guest",
     )
 
-    def __init__(
-        self, keeper: Connections, entry: Entry, guest: socket.SocketType, peer: bytes
-    ) -> None:
+    def __init__(self, keeper: Connections, entry: Entry, guest: socket.SocketType, peer: bytes) -> None:
         self._keeper = keeper
         self.entry = entry
         self.peer = peer

@@ -52,9 +52,7 @@ def ask(directory: Path, request: Json, timeout: float) -> Json:
 class Server:
     """Takes requests for the daemon; each may be answered later, from anywhere in its loop."""
 
-    def __init__(
-        self, loop: Loop, directory: Path, handle: Callable[[Json, Client], None]
-    ) -> None:
+    def __init__(self, loop: Loop, directory: Path, handle: Callable[[Json, Client], None]) -> None:
         self._loop = loop
         self._path = directory / SOCKET
         self._handle = handle
@@ -80,9 +78,7 @@ class Server:
 class Client:
     """One question under way."""
 
-    def __init__(
-        self, loop: Loop, sock: socket.socket, handle: Callable[[Json, Client], None]
-    ) -> None:
+    def __init__(self, loop: Loop, sock: socket.socket, handle: Callable[[Json, Client], None]) -> None:
         self._loop = loop
         self._sock = sock
         self._handle = handle

@@ -59,9 +59,7 @@ class Daemon:
         self._spawner = spawner
         self._catalog = Catalog()
         self._connections = Connections(self._loop)
-        self._relays = Supervisor(
-            self._loop, spawner, self._catalog, self._connections, self._answer_settled
-        )
+        self._relays = Supervisor(self._loop, spawner, self._catalog, self._connections, self._answer_settled)
         self._relays.limit((_raise_descriptor_limit() - RESERVE - 2 * MAX_PIPES) // 2)
         self._server = Server(self._loop, directory(), self._handle)
         self._ports = PortKeeper(self._loop, lambda: self._catalog.bridges)

@@ -162,8 +162,8 @@ def guards(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> tu
     """The guards as they should be: where the kernel has ``meta ibrname``, and where not."""
     names = BridgeNames(bridge)
     ours = names.veth_bridge
-    uplinks = {port: False for port in observed.recognised_uplinks - {ours}}
-    uplinks |= {port: True for port in named_uplinks - {ours}}
+    uplinks = dict.fromkeys(observed.recognised_uplinks - {ours}, False)
+    uplinks |= dict.fromkeys(named_uplinks - {ours}, True)
     return Guard(bridge, None, uplinks), Guard(bridge, observed.ports | {ours}, uplinks)
 
 

@@ -101,5 +101,14 @@ def _do(action: plan.Action) -> None:
             try:
                 nft.transaction(ruleset.load_guard(preferred))
             except nft.Unsupported:
-                nft.transaction(ruleset.load_guard(fallback))
+                _load_fallback(fallback)
                 log.info("no meta ibrname in this kernel: guards of %s match by port names", preferred.bridge)
+
+
+def _load_fallback(guard: ruleset.Guard) -> None:
+    try:
+        nft.transaction(ruleset.load_guard(guard))
+    except nft.Unsupported as error:
+        raise KernelError(
+            f"bridge {guard.bridge} cannot be guarded: this kernel has no nftables bridge tables ({error})"
+        ) from None

@@ -47,9 +47,7 @@ PAUSE = 0.2
 PATIENCE = 2.0
 
 # After accept(2): these concern one connection that ended before it was taken, not the listener.
-_ENDED_BEFORE = frozenset(
-    {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTUNREACH}
-)
+_ENDED_BEFORE = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTUNREACH})
 
 
 @dataclass

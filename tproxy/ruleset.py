@@ -63,9 +63,7 @@ def storable(wanted: ServiceMap) -> ServiceMap:
     services = {
         port: _service(port, each.endpoint, _service_comment(each)) for port, each in wanted.services.items()
     }
-    return ServiceMap(
-        wanted.bridge, services, Network(network.get("network", ""), network.get("id", ""))
-    )
+    return ServiceMap(wanted.bridge, services, Network(network.get("network", ""), network.get("id", "")))
 
 
 def add_map(wanted: ServiceMap) -> list[str]:

@@ -111,8 +111,10 @@ class Supervisor:
     def ensure(self, bridge: str, log_level: int, *, replace: bool = False) -> None:
         """Have a relay for the bridge, in its namespace as it is now, listening as the catalog says."""
         link = self._links.get(bridge)
-        if link is not None and link.greeted and link.namespace != netns.identify(
-            BridgeNames(bridge).namespace
+        if (
+            link is not None
+            and link.greeted
+            and link.namespace != netns.identify(BridgeNames(bridge).namespace)
         ):
             log.info("bridge %s has a new namespace", bridge)
             self._let_go(link)
@@ -202,9 +204,7 @@ class Supervisor:
         delay = min(previous.delay * 2, RETRY_MOST) if previous else RETRY_FIRST
         if previous is None or previous.reason != reason:
             log.error("bridge %s: %s", bridge, reason)
-        retry = self._loop.call_later(
-            delay, lambda: self._spawn(bridge, log_level, replace=False)
-        )
+        retry = self._loop.call_later(delay, lambda: self._spawn(bridge, log_level, replace=False))
         self._absent[bridge] = Absence(reason, delay, retry)
         self._on_change()
 

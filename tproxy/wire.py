@@ -100,9 +100,7 @@ class Listeners:
     ports: tuple[int, ...]
 
 
-Message = (
-    Hello | Listen | Report | Accepted | Failed | Quit | Adopt | Adopted | Takeover | Listeners
-)
+Message = Hello | Listen | Report | Accepted | Failed | Quit | Adopt | Adopted | Takeover | Listeners
 
 _EMPTY: dict[bytes, type[Quit | Adopt | Adopted | Takeover]] = {
     b"Q": Quit,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.netns.waiting import eventually
+from tproxy.errors import ProcessError
 from tproxy.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
@@ -203,12 +204,12 @@ def test_reload_drops_gone_ports_and_acts_on_an_emptied_map(echo: Lab) -> None:
     conversation = Conversation(echo, 7)
     echo.nft(echo.element("delete", 5030))
     echo.host.tproxy("reload")
-    with pytest.raises(Exception, match="ECONNREFUSED"):
+    with pytest.raises(ProcessError, match=r"ECONNREFUSED"):
         echo.ask(5030)
     echo.nft("flush map ip one_tproxy ep_br0")
     echo.host.tproxy("reload")
     assert echo.listeners() == {}
-    with pytest.raises(Exception, match="ECONNREFUSED"):
+    with pytest.raises(ProcessError, match=r"ECONNREFUSED"):
         echo.ask(7)
     assert conversation.say("open connections go on") == "open connections go on"
 
@@ -270,7 +271,9 @@ def test_stop_ends_all_and_what_is_stopped_can_start_again(lab: Lab) -> None:
 
 def test_commands_from_everywhere_at_once_end_in_a_working_state(lab: Lab) -> None:
     commands = ["start", "reload", "restart", "status", "stop", "start", "restart", "reload"]
-    running = [lab.host.popen(sys.executable, "-m", "tproxy", each, stderr=subprocess.PIPE) for each in commands]
+    running = [
+        lab.host.popen(sys.executable, "-m", "tproxy", each, stderr=subprocess.PIPE) for each in commands
+    ]
     assert [each.communicate()[1] for each in running] == [""] * len(commands)
     lab.host.tproxy("start")
     assert set(lab.pids()) == {"one_tproxy", "one_tproxy_br0"}
@@ -301,7 +304,12 @@ def test_guests_wait_while_the_daemon_is_away(lab: Lab) -> None:
 
 
 def test_a_process_with_a_borrowed_title_is_neither_shown_nor_ended(lab: Lab) -> None:
-    code = "import setproctitle, time; setproctitle.setproctitle('one_tproxy'); print('ready', flush=True); time.sleep(60)"
+    code = """
+import setproctitle, time
+setproctitle.setproctitle('one_tproxy')
+print('ready', flush=True)
+time.sleep(60)
+"""
     impostor = lab.host.serve(sys.executable, "-c", code)
     assert len(lab.pids()) == 2
     lab.host.tproxy("stop")
@@ -309,10 +317,13 @@ def test_a_process_with_a_borrowed_title_is_neither_shown_nor_ended(lab: Lab) ->
 
 
 def test_status_tells_of_each_service(lab: Lab) -> None:
-    lab.nft(lab.element("add", 5031, 1), "add element ip one_tproxy ep_br0 { 5032 comment \"name=web\" : 10.11.12.13 . 8081 }")
+    lab.nft(
+        lab.element("add", 5031, 1),
+        'add element ip one_tproxy ep_br0 { 5032 comment "name=web" : 10.11.12.13 . 8081 }',
+    )
     lab.host.tproxy("reload")
     assert lab.ask() == "one"
-    with pytest.raises(Exception, match="ECONNRESET"):
+    with pytest.raises(ProcessError, match=r"ECONNRESET"):
         lab.ask(5031)
     status = json.loads(lab.host.tproxy("status", "--json").stdout)
     assert [each["title"] for each in status["processes"]] == ["one_tproxy", "one_tproxy_br0"]

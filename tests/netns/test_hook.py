@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
 from typing import Any
 
@@ -27,7 +28,9 @@ def config(hypervisor: Hypervisor) -> str:
     return hypervisor.write("/run/tproxy.yaml", CONFIG)
 
 
-def up(host: Hypervisor, bridge: str, config: str, *more: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+def up(
+    host: Hypervisor, bridge: str, config: str, *more: str, check: bool = True
+) -> subprocess.CompletedProcess[str]:
     return host.tproxy("hook", "up", "--bridge", bridge, "--config", config, *more, check=check)
 
 
@@ -70,7 +73,9 @@ def assert_as_specified(host: Hypervisor, bridge: str) -> None:
     assert sockets.count("LISTEN") == 1
 
 
-@pytest.mark.parametrize("bridge", ["br0", "a.b-c.10", "onebr0.1234", "fourteen-bytes", "fifteen.bytes-x", "-x"])
+@pytest.mark.parametrize(
+    "bridge", ["br0", "a.b-c.10", "onebr0.1234", "fourteen-bytes", "fifteen.bytes-x", "-x"]
+)
 def test_up_builds_what_the_contract_names(hypervisor: Hypervisor, bridge: str) -> None:
     hypervisor.add_bridge(bridge)
     guest = hypervisor.add_guest("guest", bridge)
@@ -85,7 +90,9 @@ def test_up_builds_what_the_contract_names(hypervisor: Hypervisor, bridge: str) 
 
 def test_up_on_a_healthy_bridge_changes_nothing(hypervisor: Hypervisor, config: str) -> None:
     # IPv6 finds its addresses to be unique at some later time, which is an event as well.
-    hypervisor.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
+    hypervisor.run(
+        "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"
+    )
     hypervisor.add_bridge("br0")
     up(hypervisor, "br0", config, "--network", "blue", "--network-id", "0", "--uplink", "eth9")
     before = hypervisor.tproxy("status").stdout
@@ -123,7 +130,8 @@ DAMAGES = {
     "namespace replaced": "ip netns del one_tproxy_br0; ip netns add one_tproxy_br0",
     "stray file for a namespace": "ip netns del one_tproxy_br0; touch /run/netns/one_tproxy_br0",
     "address removed": "ip -n one_tproxy_br0 addr flush dev br0a",
-    "address beside it": "ip -n one_tproxy_br0 addr flush dev br0a; ip -n one_tproxy_br0 addr add 10.9.9.9/24 dev br0a",
+    "another address": "ip -n one_tproxy_br0 addr flush dev br0a; "
+    "ip -n one_tproxy_br0 addr add 10.9.9.9/24 dev br0a",
     "route removed": "ip -n one_tproxy_br0 route flush table main",
     "inner link down": "ip -n one_tproxy_br0 link set br0a down",
     "another MAC": "ip -n one_tproxy_br0 link set br0a address 02:00:00:00:00:07",
@@ -160,10 +168,10 @@ def test_a_hook_killed_anywhere_is_completed_by_the_next(hypervisor: Hypervisor,
     hypervisor.add_bridge("br0")
     guest = hypervisor.add_guest("guest", "br0")
     hypervisor.add_endpoint(ENDPOINT, 8080, "hello")
-    import sys
-
     for milliseconds in range(40, 400, 30):
-        hook = hypervisor.popen(sys.executable, "-m", "tproxy", "hook", "up", "--bridge", "br0", "--config", config)
+        hook = hypervisor.popen(
+            sys.executable, "-m", "tproxy", "hook", "up", "--bridge", "br0", "--config", config
+        )
         time.sleep(milliseconds / 1000)
         hook.kill()
         hook.wait()
@@ -175,8 +183,6 @@ def test_a_hook_killed_anywhere_is_completed_by_the_next(hypervisor: Hypervisor,
 
 
 def test_twelve_hooks_at_once_for_six_bridges(hypervisor: Hypervisor, config: str) -> None:
-    import sys
-
     bridges = [f"br{number}" for number in range(6)]
     hypervisor.add_endpoint(ENDPOINT, 8080, "hello")
     guests = []
@@ -185,7 +191,16 @@ def test_twelve_hooks_at_once_for_six_bridges(hypervisor: Hypervisor, config: st
         guests.append(hypervisor.add_guest(f"guest-{bridge}", bridge))
     hooks = [
         hypervisor.popen(
-            sys.executable, "-m", "tproxy", "hook", "up", "--bridge", bridge, "--config", config, stderr=subprocess.PIPE
+            sys.executable,
+            "-m",
+            "tproxy",
+            "hook",
+            "up",
+            "--bridge",
+            bridge,
+            "--config",
+            config,
+            stderr=subprocess.PIPE,
         )
         for bridge in bridges * 2
     ]
@@ -198,7 +213,9 @@ def test_twelve_hooks_at_once_for_six_bridges(hypervisor: Hypervisor, config: st
     assert titles == ["one_tproxy", *(f"one_tproxy_{bridge}" for bridge in bridges)]
 
 
-def test_a_hardened_host_does_not_keep_the_namespace_from_answering(hypervisor: Hypervisor, config: str) -> None:
+def test_a_hardened_host_does_not_keep_the_namespace_from_answering(
+    hypervisor: Hypervisor, config: str
+) -> None:
     for scope in ("all", "default"):
         for key, value in {"arp_ignore": 2, "rp_filter": 1, "arp_filter": 1, "proxy_arp": 1}.items():
             hypervisor.run("sysctl", "-qw", f"net.ipv4.conf.{scope}.{key}={value}")
@@ -252,8 +269,17 @@ def assert_nothing_left(host: Hypervisor) -> None:
     assert "tproxy-" not in host.run("ps", "-eo", "args").stdout
 
 
-@pytest.mark.parametrize("damage", ["ip link del br0", "rm /run/tproxy.yaml", "echo 'tproxy: []' > /run/tproxy.yaml",
-                                    "kill -9 $(pgrep -xf one_tproxy)", "nft flush ruleset", "true"])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "ip link del br0",
+        "rm /run/tproxy.yaml",
+        "echo 'tproxy: []' > /run/tproxy.yaml",
+        "kill -9 $(pgrep -xf one_tproxy)",
+        "nft flush ruleset",
+        "true",
+    ],
+)
 def test_down_leaks_nothing_after(hypervisor: Hypervisor, config: str, damage: str) -> None:
     hypervisor.add_bridge("br0")
     up(hypervisor, "br0", config)
@@ -276,13 +302,18 @@ def test_down_of_one_bridge_leaves_the_others_and_foreign_maps(hypervisor: Hyper
     assert "br0" not in hypervisor.run("nft", "list", "ruleset").stdout
 
 
-def test_up_adds_a_port_and_changes_an_endpoint_and_keeps_the_rest(hypervisor: Hypervisor, config: str) -> None:
+def test_up_adds_a_port_and_changes_an_endpoint_and_keeps_the_rest(
+    hypervisor: Hypervisor, config: str
+) -> None:
     hypervisor.add_bridge("br0")
     guest = hypervisor.add_guest("guest", "br0")
     hypervisor.add_endpoint(ENDPOINT, 8080, "one")
     hypervisor.add_endpoint(ENDPOINT, 8081, "two")
     up(hypervisor, "br0", config)
-    hypervisor.write("/run/tproxy.yaml", CONFIG.replace("8080", "8081") + CONFIG.split("tproxy:")[1].replace("5030", "5031"))
+    hypervisor.write(
+        "/run/tproxy.yaml",
+        CONFIG.replace("8080", "8081") + CONFIG.split("tproxy:")[1].replace("5030", "5031"),
+    )
     up(hypervisor, "br0", config)
     assert guest.get(SERVICE_ADDRESS, 5030) == "two"
     assert guest.get(SERVICE_ADDRESS, 5031) == "one"
@@ -353,9 +384,9 @@ def test_a_port_that_is_taken_fails_the_hook_and_is_undone(hypervisor: Hyperviso
     assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
 
 
-def test_without_root_or_libnftables_it_says_so_and_changes_nothing(hypervisor: Hypervisor, config: str) -> None:
-    import sys
-
+def test_without_root_or_libnftables_it_says_so_and_changes_nothing(
+    hypervisor: Hypervisor, config: str
+) -> None:
     hypervisor.add_bridge("br0")
     before = state(hypervisor)
     command = [sys.executable, "-m", "tproxy", "hook", "up", "--bridge", "br0", "--config", config]
