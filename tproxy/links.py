@@ -13,9 +13,8 @@ import socket
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tproxy import netns
 from tproxy.errors import KernelError
@@ -34,8 +33,7 @@ _DRVINFO_SIZE = 196
 _UPLINK_TYPES = frozenset({"vlan", "vxlan", "geneve", "bond", "team", "gretap", "ip6gretap", "wlan"})
 
 
-@dataclass(frozen=True)
-class OuterLink:
+class OuterLink(NamedTuple):
     """The bridge's side of a veth pair. ``peer`` is the other side's index in its namespace."""
 
     veth: bool
@@ -45,11 +43,10 @@ class OuterLink:
     peer: int
 
 
-@dataclass(frozen=True)
-class InnerLink:
+class InnerLink(NamedTuple):
     """The namespace's side, as seen in the namespace."""
 
-    index: int
+    ifindex: int
     up: bool
     mtu: int
     mac: str
@@ -118,7 +115,7 @@ def inner_link(name: str) -> InnerLink | None:
         except OSError:
             return None
         return InnerLink(
-            index=index,
+            ifindex=index,
             up=bool(struct.unpack_from("H", _ask(sock, _SIOCGIFFLAGS, name))[0] & _IFF_UP),
             mtu=struct.unpack_from("i", _ask(sock, _SIOCGIFMTU, name))[0],
             mac=_ask(sock, _SIOCGIFHWADDR, name)[2:8].hex(":"),

@@ -15,8 +15,8 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tproxy.errors import KernelError
 
@@ -28,8 +28,7 @@ _SIOCGSKNS = 0x894C  # <linux/sockios.h>: the namespace of a socket, as a descri
 _SO_NETNS_COOKIE = 71  # <asm-generic/socket.h>, Linux 5.14: never given out twice
 
 
-@dataclass(frozen=True)
-class NamespaceId:
+class NamespaceId(NamedTuple):
     device: int
     inode: int
 

@@ -7,7 +7,7 @@ what would be done; ``plumbing`` does it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tproxy import ruleset
 from tproxy.links import InnerLink, OuterLink
@@ -15,8 +15,7 @@ from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, BridgeNames, ServiceMap
 from tproxy.ruleset import Guard, ObservedGuard
 
 
-@dataclass(frozen=True)
-class Observed:
+class Observed(NamedTuple):
     """One bridge as it was found."""
 
     bridge_mtu: int = 0
@@ -35,32 +34,28 @@ class Observed:
         return bool(self.name_taken or self.outer or self.map or (self.guard and self.guard.anything))
 
 
-@dataclass(frozen=True)
-class RemoveName:
+class RemoveName(NamedTuple):
     namespace: str
 
     def __str__(self) -> str:
         return f"remove namespace {self.namespace}"
 
 
-@dataclass(frozen=True)
-class CreateNamespace:
+class CreateNamespace(NamedTuple):
     namespace: str
 
     def __str__(self) -> str:
         return f"create namespace {self.namespace}"
 
 
-@dataclass(frozen=True)
-class DeleteLink:
+class DeleteLink(NamedTuple):
     link: str
 
     def __str__(self) -> str:
         return f"delete link {self.link}"
 
 
-@dataclass(frozen=True)
-class CreateVeth:
+class CreateVeth(NamedTuple):
     names: BridgeNames
     mtu: int
 
@@ -68,8 +63,7 @@ class CreateVeth:
         return f"create veth {self.names.veth_bridge} with {self.names.veth_namespace} in its namespace"
 
 
-@dataclass(frozen=True)
-class SetSysctls:
+class SetSysctls(NamedTuple):
     """Values by path below net, in the namespace."""
 
     namespace: str
@@ -81,8 +75,7 @@ class SetSysctls:
         return f"set in {self.namespace}: " + ", ".join(f"{k}={v}" for k, v in self.values.items())
 
 
-@dataclass(frozen=True)
-class ConfigureInner:
+class ConfigureInner(NamedTuple):
     names: BridgeNames
     mtu: int
 
@@ -93,8 +86,7 @@ class ConfigureInner:
         )
 
 
-@dataclass(frozen=True)
-class AttachOuter:
+class AttachOuter(NamedTuple):
     names: BridgeNames
     mtu: int
 
@@ -102,8 +94,7 @@ class AttachOuter:
         return f"make {self.names.veth_bridge} a port of {self.names.bridge}, MTU {self.mtu}, up"
 
 
-@dataclass(frozen=True)
-class Load:
+class Load(NamedTuple):
     """One nftables transaction."""
 
     what: str
@@ -113,8 +104,7 @@ class Load:
         return self.what
 
 
-@dataclass(frozen=True)
-class LoadGuard:
+class LoadGuard(NamedTuple):
     """Load guards that match by ``meta ibrname``, or, where the kernel cannot, ``fallback``."""
 
     preferred: Guard
@@ -225,7 +215,7 @@ def _link_actions(names: BridgeNames, observed: Observed) -> list[Action]:
         if observed.name_taken:
             actions.append(RemoveName(namespace))
         actions.append(CreateNamespace(namespace))
-    paired = outer is not None and inner is not None and outer.peer == inner.index
+    paired = outer is not None and inner is not None and outer.peer == inner.ifindex
     if not paired:
         # One end without the other, or with that of a former namespace, is of no use.
         if outer is not None:

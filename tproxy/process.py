@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tproxy import control, instance, nft
 from tproxy.errors import ProcessError
@@ -35,8 +33,7 @@ END_TIMEOUT = 5.0
 START_TIMEOUT = 30.0
 
 
-@dataclass(frozen=True)
-class Running:
+class Running(NamedTuple):
     """The instance's processes as the process table shows them."""
 
     daemons: tuple[psutil.Process, ...] = ()
@@ -192,6 +189,8 @@ def terminate(processes: list[psutil.Process]) -> None:
 
 def _launch(log_level: int | None, *, replace: bool) -> None:
     """Start a daemon and return when it takes commands."""
+    import subprocess
+
     home: Path = instance.prepare()
     reader, writer = os.pipe()
     command = [sys.executable, "-m", "tproxy.launch", "--log-level", str(log_level or DEFAULT_LEVEL)]

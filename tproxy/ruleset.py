@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 from tproxy.errors import BadName
@@ -172,8 +171,7 @@ def decode_words(comment: str) -> dict[str, str]:
 # Guards
 
 
-@dataclass(frozen=True)
-class Guard:
+class Guard(NamedTuple):
     """The guards of one bridge. ``ports`` is None where the kernel tells the bridge by itself.
 
     ``uplinks`` maps each uplink to whether the operator named it.
@@ -220,8 +218,7 @@ class Guard:
         return {hook: [_mark(rule) for rule in rules] for hook, rules in self.rules.items()}
 
 
-@dataclass(frozen=True)
-class ObservedGuard:
+class ObservedGuard(NamedTuple):
     """What is there of a bridge's guards; ``marks`` only of chains with the right hook."""
 
     bridge: str
