@@ -22,6 +22,8 @@ from tproxy.splice import Mover, PipePool, SideLost
 
 log = logging.getLogger(__name__)
 
+_TO_READ = READ | PEER_CLOSED | HANGUP | ERROR
+
 _UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN})
 
 
@@ -102,12 +104,14 @@ class Connection:
         else:
             reading, writing, side = self.to_guest, self.to_endpoint, self._endpoint
         try:
-            if mask & ERROR:
-                raise SideLost(side, side.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
             pipes = self._keeper.pipes
-            if mask & WRITE and writing.held:
+            if mask & ERROR:
+                # What came before the reset is still there to be read, and the error behind it.
+                if not reading.wants_read:
+                    raise SideLost(side, side.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+            elif mask & WRITE and writing.held:
                 writing.pump(pipes, False)
-            if mask & (READ | PEER_CLOSED | HANGUP) and reading.wants_read:
+            if mask & _TO_READ and reading.wants_read:
                 reading.pump(pipes, mask & PEER_CLOSED != 0)
         except SideLost as lost:
             self._lost(lost)
