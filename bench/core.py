@@ -192,7 +192,7 @@ def circumstances(rounds: int, seconds: float) -> str:
         f"{os.cpu_count()} x {model}; Linux {platform.release()}; Python {platform.python_version()}",
         f"tproxy {said('git', '-C', here, 'describe', '--always', '--dirty')}; {said('haproxy', '-v')}; "
         f"{said('nginx', '-v')}; {said('iperf3', '--version')}; {said('wrk', '-v')}; {said('nft', '-v')}",
-        f"{rounds} rounds of {seconds:.0f} s, in turns; median (least to greatest); ratio: tproxy to the other",
+        f"{rounds} rounds of {seconds:.0f} s, in turns; median (least to greatest); ratio: tproxy to other",
         f"memory: after one request on each of {IDLE_CONNECTIONS} connections; of daemon and relay",
     )
     return "\n".join(f"- {line}" for line in lines)
