@@ -48,9 +48,8 @@ def run_until(loop: Loop, condition: Callable[[], bool]) -> None:
             assert time.monotonic() < end, "waited in vain"
             loop.call_later(0.0005, look)
 
-    look()
-    if not condition():
-        loop.run()
+    loop.call_later(0, look)
+    loop.run()
 
 
 def noise(size: int) -> bytes:

@@ -216,11 +216,29 @@ def test_what_a_timer_closes_is_closed_without_another_event(loop: Loop, sockets
     assert other.recv(1) == b""
 
 
-def test_what_was_closed_before_the_loop_runs_is_closed_at_once(loop: Loop, sockets: Pair) -> None:
-    one, _ = sockets()
+def test_what_was_closed_before_the_loop_runs_is_closed_without_an_event(loop: Loop, sockets: Pair) -> None:
+    one, other = sockets()
     loop.close_later(one)
-    loop.call_later(3600, lambda: None)
-    run_until(loop, lambda: one.fileno() == -1)
+    loop.add(other.fileno(), READ, Noted(lambda fd: loop.stop()))  # sees the end of file
+    loop.run()
+    assert one.fileno() == -1
+
+
+def test_each_is_closed_once(loop: Loop, sockets: Pair) -> None:
+    one, _ = sockets()
+    closed: list[int] = []
+
+    class Closable:
+        def fileno(self) -> int:
+            return one.fileno()
+
+        def close(self) -> None:
+            closed.append(1)
+
+    loop.close_later(Closable())
+    one_batch(loop)
+    one_batch(loop)
+    assert closed == [1]
 
 
 def test_a_descriptor_that_was_never_watched_can_be_closed_later(loop: Loop, sockets: Pair) -> None:
@@ -355,6 +373,17 @@ def test_each_signal_has_its_own_call(loop: Loop) -> None:
     os.kill(os.getpid(), signal.SIGUSR1)
     run_until(loop, lambda: len(calls) == 2)
     assert calls == ["two", "one"]
+
+
+@pytest.mark.usefixtures("usual_signals")
+def test_signals_that_come_together_all_arrive(loop: Loop) -> None:
+    calls: list[str] = []
+    loop.on_signal(signal.SIGUSR1, lambda: calls.append("one"))
+    loop.on_signal(signal.SIGUSR2, lambda: calls.append("two"))
+    signal.raise_signal(signal.SIGUSR1)
+    signal.raise_signal(signal.SIGUSR2)
+    run_until(loop, lambda: len(calls) == 2)
+    assert sorted(calls) == ["one", "two"]
 
 
 @pytest.mark.usefixtures("usual_signals")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import select
 import socket
 import struct
@@ -293,8 +294,6 @@ def test_with_no_pipe_left_bulk_is_copied_and_still_whole(rig: Rig) -> None:
 
 
 def test_with_no_descriptor_left_for_a_pipe_bulk_is_copied(rig: Rig) -> None:
-    import resource
-
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
     try:
