@@ -16,10 +16,9 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
@@ -58,8 +57,7 @@ T = TypeVar("T")
 Resolver = Callable[[str], list[str]]
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One valid entry of the file; ``remote_addr`` can still be a name that does not resolve."""
 
     number: int
@@ -75,8 +73,7 @@ class Entry:
         return not self.networks or not self.networks.isdisjoint((network.name, network.id))
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
     """What a file says, and warnings about what it says in vain."""
 
     path: Path

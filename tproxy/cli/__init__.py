@@ -1,0 +1,56 @@
+"""The command line: parse, call, print, exit code; nothing else. A module for each group of commands.
+
+``tproxy hook`` runs at every VM start, so it pays for what it needs only: its module is imported
+before, and instead of, all that the other commands stand on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from tproxy.errors import TproxyError
+
+EXIT_FAILURE = 1
+EXIT_INTERNAL = 70  # EX_SOFTWARE, sysexits.h(3head): please report it
+EXIT_INTERRUPTED = 130  # as shells say it of SIGINT
+
+
+def main() -> None:
+    """The console script. Errors are one line on stderr; a traceback only with --debug."""
+    try:
+        if sys.argv[1:2] == ["hook"]:
+            from tproxy.cli import hook
+
+            hook.run(sys.argv[2:])
+        else:
+            from tproxy.cli import commands
+
+            commands.run()
+    except TproxyError as error:
+        _fail(str(error), EXIT_FAILURE, error)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        # The last resort of the outermost caller: an operator gets a line, whatever went wrong.
+        _fail(f"internal error: {type(error).__name__}: {error}", EXIT_INTERNAL, error)
+
+
+def require_root() -> None:
+    """Raise TproxyError for everybody else, before anything is looked at."""
+    if os.geteuid() != 0:
+        raise TproxyError("must be run as root")
+
+
+def say(line: str) -> None:
+    """One line to the operator, on stderr."""
+    print(f"tproxy: {' '.join(line.split())}", file=sys.stderr)
+
+
+def _fail(line: str, code: int, error: Exception) -> None:
+    if "--debug" in sys.argv or os.environ.get("TPROXY_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    say(line)
+    sys.exit(code)

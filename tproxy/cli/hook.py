@@ -1,0 +1,78 @@
+"""hook up, hook down: what VM network drivers call.
+
+On argparse: importing click takes as long as all the rest of a run that finds everything in order,
+which is what nearly every VM start is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import NoReturn
+
+from tproxy import config, hook, logs
+from tproxy.cli import require_root, say
+from tproxy.errors import ConfigError
+from tproxy.model import Network
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")  # without the usage: one line
+
+
+def run(arguments: list[str]) -> None:
+    """Do what the arguments behind ``tproxy hook`` say; raises TproxyError when it cannot be."""
+    options = _parser().parse_args(arguments)
+    require_root()
+    _COMMANDS[options.command](options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser("tproxy hook", description="What VM network drivers call.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="up|down")
+    summaries = {
+        "up": "Have the configured services on a bridge; ports listen when this returns.",
+        "down": "Remove what `up` built; a bridge with guests is left alone.",
+    }
+    for name, summary in summaries.items():
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        add = command.add_argument
+        add("--bridge", required=True, metavar="NAME")
+        add("--network", default="", metavar="NAME", help="name of the virtual network")
+        add("--network-id", default="", metavar="ID", help="id of the virtual network")
+        add("--config", metavar="FILE", help="configuration file to use")
+        add("--uplink", action="append", default=[], metavar="DEV", help="port that leads off this host")
+        add("--debug", action="store_true", default=bool(os.environ.get("TPROXY_DEBUG")))
+        if name == "down":
+            add("--force", action="store_true", help="also when guests are attached")
+    return parser
+
+
+def _up(options: argparse.Namespace) -> None:
+    read = _config(options.config)
+    logs.for_command(read.log_level, debug=options.debug)
+    network, uplinks = Network(options.network, options.network_id), frozenset(options.uplink)
+    services, warnings = config.services_for(read, network)
+    hook.check(options.bridge, uplinks)
+    for warning in [*read.warnings, *warnings]:
+        logs.warn(warning)
+    if services:
+        hook.up(options.bridge, network, services, uplinks, read.log_level)
+
+
+def _down(options: argparse.Namespace) -> None:
+    logs.for_command(logs.DEFAULT_LEVEL, debug=options.debug)
+    guests = hook.down(options.bridge, frozenset(options.uplink), force=options.force)
+    if guests:
+        say(f"bridge {options.bridge} is in use by {', '.join(sorted(guests))}: left alone")
+
+
+def _config(explicit: str | None) -> config.Config:
+    path = config.search(explicit, os.environ)
+    if path is None:
+        raise ConfigError("no configuration file: give --config FILE or write /etc/tproxy/tproxy.yaml")
+    return config.load(path)
+
+
+_COMMANDS = {"up": _up, "down": _down}

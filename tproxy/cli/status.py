@@ -1,0 +1,23 @@
+"""status: what runs, in a line each or in all detail."""
+
+from __future__ import annotations
+
+import click
+
+from tproxy import process, report
+from tproxy.cli import require_root
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="All that is known, as JSON.")
+@click.option("--verbose", "-v", is_flag=True, help="A table of all services.")
+def status(as_json: bool, verbose: bool) -> None:
+    """Show running processes: a line each, the daemon first."""
+    require_root()
+    running = process.find()
+    if as_json or verbose:
+        show = report.as_json if as_json else report.as_table
+        click.echo(show(running.lines, process.ask_status()))
+        return
+    for title, pid in running.lines:
+        click.echo(f"{title}: {pid}")
