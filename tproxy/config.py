@@ -41,15 +41,14 @@ _FILE_KEYS = ("tproxy", "tproxy_debug_level")
 _STR, _INT, _FLOAT, _NULL, _MERGE = (
     f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "null", "merge")
 )
-_MULTICAST = re.compile(r"(22[4-9]|23[0-9])\.[0-9.]+\Z")  # 224.0.0.0/4
-_DECIMAL = re.compile(r"0|[1-9][0-9]*")
-_SECONDS = re.compile(r"(0|[1-9][0-9]{0,2})(\.[0-9]{1,3})?")  # milliseconds: the map keeps no more
+# Patterns are text, compiled when one is first used: that takes up to two milliseconds, and most
+# files need the simple ones only.
+_MULTICAST = r"(22[4-9]|23[0-9])\.[0-9.]+"  # 224.0.0.0/4
+_DECIMAL = r"0|[1-9][0-9]*"
+_SECONDS = r"(0|[1-9][0-9]{0,2})(\.[0-9]{1,3})?"  # milliseconds: the map keeps no more
 # The last label must not look like a number: the resolver would take "10.1" or "0x7f.1" for an
 # address, as inet_aton(3) does. "_" is not for host names, but container engines use it in them.
-_HOST_NAME = re.compile(
-    r"(?=.{1,253}\Z)([a-z0-9_-]{1,63}\.)*(?!([0-9]+|0x[0-9a-f]*)\.?\Z)[a-z0-9_-]{1,63}\.?",
-    re.ASCII | re.IGNORECASE,
-)
+_HOST_NAME = r"(?ai)(?=.{1,253}\Z)([a-z0-9_-]{1,63}\.)*(?!([0-9]+|0x[0-9a-f]*)\.?\Z)[a-z0-9_-]{1,63}\.?"
 
 _LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -289,14 +288,14 @@ class _Reader:
 def _port(node: yaml.Node) -> int:
     text = _written(node, _INT, _STR)
     # The length first: int() refuses some thousand digits with another error.
-    if len(text) > 5 or not _DECIMAL.fullmatch(text) or not 1 <= int(text) <= 65535:
+    if len(text) > 5 or not re.fullmatch(_DECIMAL, text) or not 1 <= int(text) <= 65535:
         raise _Unusable("is not a port, 1 to 65535")
     return int(text)
 
 
 def _remote_addr(node: yaml.Node) -> str:
     text = _written(node, _STR)
-    if not _is_ipv4(text) and not _HOST_NAME.fullmatch(text):
+    if not _is_ipv4(text) and not re.fullmatch(_HOST_NAME, text):
         raise _Unusable("is not an IPv4 address or a host name")
     if reason := _refused(text):
         raise _Unusable(reason)
@@ -313,7 +312,7 @@ def _networks(node: yaml.Node) -> frozenset[str]:
 
 def _network(node: yaml.Node) -> str:
     text = _written(node, _INT, _STR)
-    if not text or (node.tag == _INT and not _DECIMAL.fullmatch(text)):
+    if not text or (node.tag == _INT and not re.fullmatch(_DECIMAL, text)):
         raise _Unusable("is not clearly a name or an id: put a name in quotes", node)
     return text
 
@@ -327,7 +326,7 @@ def _name(node: yaml.Node) -> str:
 
 def _connect_timeout(node: yaml.Node) -> float:
     text = _written(node, _INT, _FLOAT, _STR)
-    if not _SECONDS.fullmatch(text) or not 0 < float(text) <= MAX_CONNECT_TIMEOUT:
+    if not re.fullmatch(_SECONDS, text) or not 0 < float(text) <= MAX_CONNECT_TIMEOUT:
         raise _Unusable(f"is not a time of 0.001 to {MAX_CONNECT_TIMEOUT} seconds")
     return float(text)
 
@@ -373,7 +372,7 @@ def _refused(address: str) -> str:
     """Why this cannot be an endpoint; "" when it can, or is a name."""
     if address == SERVICE_ADDRESS:
         return "is the service address itself: a loop"
-    if address in ("0.0.0.0", "255.255.255.255") or _MULTICAST.match(address):
+    if address in ("0.0.0.0", "255.255.255.255") or re.fullmatch(_MULTICAST, address):
         return "is not the address of one host"
     return ""
 

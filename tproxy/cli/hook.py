@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 from typing import NoReturn
 
 from tproxy import config, hook, logs
 from tproxy.cli import require_root, say
 from tproxy.errors import ConfigError
 from tproxy.model import Network
+
+
+# With a width argparse need not ask for the terminal's, for which it imports more than itself.
+_format = partial(argparse.HelpFormatter, width=100)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,14 +34,22 @@ def run(arguments: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser("tproxy hook", description="What VM network drivers call.", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="up|down")
+    parser = _Parser(
+        "tproxy hook",
+        description="What VM network drivers call.",
+        allow_abbrev=False,
+        formatter_class=_format,
+    )
+    # With a name: otherwise argparse formats a usage to find one.
+    commands = parser.add_subparsers(dest="command", required=True, metavar="up|down", prog=parser.prog)
     summaries = {
         "up": "Have the configured services on a bridge; ports listen when this returns.",
         "down": "Remove what `up` built; a bridge with guests is left alone.",
     }
     for name, summary in summaries.items():
-        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        command = commands.add_parser(
+            name, help=summary, description=summary, allow_abbrev=False, formatter_class=_format
+        )
         add = command.add_argument
         add("--bridge", required=True, metavar="NAME")
         add("--network", default="", metavar="NAME", help="name of the virtual network")
