@@ -23,7 +23,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +205,30 @@ class Hypervisor:
         if gateway:
             guest.ip(f"route add default via {gateway}")
         return guest
+
+    def add_cable(self, other: Hypervisor, name: str) -> None:
+        """A link of that name on this host and one on the other; what enters one leaves the other."""
+        self._link(f"add name {name} type veth peer name {name} netns {other.pid}")
+        for host in (self, other):
+            host.ip(f"link set dev {name} up")
+
+    def take_over(self, guest: Guest, origin: Hypervisor, bridge: str) -> Guest:
+        """Live migration: the guest's port moves from its origin to a bridge here.
+
+        All else of the guest stays where it is, so it runs on with what it knows.
+        """
+        port = f"vnet{self._guests}"
+        self._guests += 1
+        origin._link(f"set dev {guest.port} netns {self.pid} name {port}")
+        self.ip(f"link set dev {port} master {bridge} up")
+        return replace(guest, bridge=bridge, port=port)
+
+    def _link(self, line: str) -> None:
+        """``ip link`` on links of this host, with process numbers as seen from here."""
+        command = ["nsenter", f"--net=/proc/{self.pid}/ns/net", "ip", "link", *line.split()]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PATIENCE)
+        if done.returncode:
+            raise ProcessError(f"ip link {line} ended with {done.returncode}: {done.stderr.strip()}")
 
     def add_endpoint(
         self,

@@ -187,9 +187,12 @@ class Guard(NamedTuple):
         names = BridgeNames(self.bridge)
         ours, uplinks = f'"{names.veth_bridge}"', f"@{names.uplink_set}"
         if self.ports is None:
-            other_bridge = f'meta ibrname != "{self.bridge}" return'
+            other_bridge = elsewhere = f'meta ibrname != "{self.bridge}" return'
         else:
             other_bridge = f"iifname != @{names.port_set} return"
+            # A frame is forwarded between ports of one bridge: either tells which. So what comes from
+            # a port that is too new for the set is kept from the uplinks all the same.
+            elsewhere = f"iifname != @{names.port_set} oifname != @{names.port_set} return"
         return {
             "prerouting": [
                 other_bridge,
@@ -204,7 +207,7 @@ class Guard(NamedTuple):
                 f"ip daddr {SERVICE_ADDRESS} ether daddr set {SERVICE_MAC}",
             ],
             "forward": [
-                other_bridge,
+                elsewhere,
                 f"arp daddr ip {SERVICE_ADDRESS} oifname != {ours} drop",
                 f"ip daddr {SERVICE_ADDRESS} oifname != {ours} drop",
                 f"ether daddr {SERVICE_MAC} oifname != {ours} drop",

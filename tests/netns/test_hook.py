@@ -145,7 +145,8 @@ DAMAGES = {
     "all of nftables flushed": "nft flush ruleset",
     "relay killed": "kill -9 $(pgrep -xf one_tproxy_br0)",
     "daemon killed": "kill -9 $(pgrep -xf one_tproxy)",
-    "all killed": "kill -9 $(pgrep -xf one_tproxy) $(pgrep -xf one_tproxy_br0) $(pgrep -xf tproxy-spawner)",
+    # In this order: each that is left would end by itself once the next one is gone, and kill would miss it.
+    "all killed": "kill -9 $(pgrep -xf one_tproxy_br0) $(pgrep -xf tproxy-spawner) $(pgrep -xf one_tproxy)",
 }
 
 

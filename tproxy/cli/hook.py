@@ -16,7 +16,6 @@ from tproxy.cli import require_root, say
 from tproxy.errors import ConfigError
 from tproxy.model import Network
 
-
 # With a width argparse need not ask for the terminal's, for which it imports more than itself.
 _format = partial(argparse.HelpFormatter, width=100)
 
