@@ -72,7 +72,7 @@ end
 NAMES = BridgeNames(BRIDGE)
 OURS, THEIRS, NETNS = NAMES.veth_namespace, NAMES.veth_bridge, NAMES.namespace
 SYSCTLS = " ".join(f"net/{path}={value}" for path, value in namespace_sysctls(NAMES).items())
-MAP, GUARD = f"ip {TABLE} {NAMES.map}", f"bridge {TABLE} {NAMES.guard_forward}"
+MAP, GUARD = f"ip {TABLE} {NAMES.map}", f"bridge {TABLE} {NAMES.arp_guard}"
 
 IP_STEPS = f"""set -e
 [ -e /run/netns/{NETNS} ] || ip netns add {NETNS}

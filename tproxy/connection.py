@@ -91,6 +91,15 @@ class Connection:
         if number not in (0, errno.EINPROGRESS):
             self._dial_failed(number)
             return
+        if self.to_endpoint.held:
+            # The handshake with an endpoint on this host is over by now, whatever connect(2) says.
+            try:
+                if self.to_endpoint.send_ahead():
+                    self._poll()
+                    return
+            except SideLost as lost:
+                self._dial_failed(lost.errno)
+                return
         self.deadline = self.started + self.entry.service.connect_timeout
         self._keeper.loop.add(self._endpoint.fileno(), WRITE, self)
         self._endpoint_mask = WRITE

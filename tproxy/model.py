@@ -84,20 +84,8 @@ class BridgeNames(_Bridge):
         return f"ep_{self.bridge}"
 
     @property
-    def guard_forward(self) -> str:
+    def arp_guard(self) -> str:
         return f"ch_{self.bridge}"
-
-    @property
-    def guard_prerouting(self) -> str:
-        return f"pr_{self.bridge}"
-
-    @property
-    def port_set(self) -> str:
-        return f"pt_{self.bridge}"
-
-    @property
-    def uplink_set(self) -> str:
-        return f"up_{self.bridge}"
 
     @property
     def relay_title(self) -> str:

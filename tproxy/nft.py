@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from tproxy import ruleset
+from tproxy import guards, ruleset
 from tproxy.errors import NftError
+from tproxy.guards import ObservedGuard
 from tproxy.model import TABLE, BridgeNames, ServiceMap
-from tproxy.ruleset import ObservedGuard
 
 log = logging.getLogger(__name__)
 
@@ -73,34 +73,26 @@ def read_map(bridge: str) -> ServiceMap | None:
 
 
 def read_guards() -> dict[str, ObservedGuard]:
-    """The guards of all bridges."""
-    return ruleset.parse_guards(_list(f"list table bridge {TABLE}") if _table_exists("bridge") else [])
+    """The guards of all bridges, and under "" what they share."""
+    return guards.parse(_list(f"list table bridge {TABLE}") if _table_exists("bridge") else [])
 
 
 def read_guard(bridge: str) -> ObservedGuard:
-    """The guards of one bridge; the cost does not grow with the number of bridges."""
-    names = BridgeNames(bridge)
-    listed = []
-    for kind, name in (
-        ("chain", names.guard_prerouting),
-        ("chain", names.guard_forward),
-        ("set", names.uplink_set),
-        ("set", names.port_set),
-    ):
-        listed += _list_or_nothing(f"list {kind} bridge {TABLE} {name}")
-    guards = ruleset.parse_guards(listed)
-    return guards.get(bridge) or ObservedGuard(bridge, {}, None, None)
+    """The guards of one bridge, without listing the other bridges' chains."""
+    chains = (guards.PREROUTING, guards.FORWARD, BridgeNames(bridge).arp_guard)
+    objects = [f"chain bridge {TABLE} {each}" for each in chains]
+    objects += [f"set bridge {TABLE} {each}" for each in guards.SETS]
+    found = guards.parse(item for each in objects for item in _list_or_nothing(f"list {each}"))
+    return found.get(bridge) or found[""]._replace(bridge=bridge)
 
 
 def empty_tables() -> list[str]:
-    """Commands that delete those of our tables that hold nothing."""
-    commands = []
-    for family in ("ip", "bridge"):
-        if _table_exists(family):
-            content = [item for item in _list(f"list table {family} {TABLE}") if "table" not in item]
-            if not any("metainfo" not in item for item in content):
-                commands.append(f"delete table {family} {TABLE}")
-    return commands
+    """Commands that delete those of our tables that hold nothing of a bridge."""
+    return [
+        f"delete table {family} {TABLE}"
+        for family in ("ip", "bridge")
+        if _table_exists(family) and guards.only_shared(_list(f"list table {family} {TABLE}"))
+    ]
 
 
 def drops_forwarded() -> bool:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tproxy import ruleset
+from tproxy import guards, ruleset
+from tproxy.guards import Guard, ObservedGuard
 from tproxy.links import InnerLink, OuterLink
 from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, BridgeNames, ServiceMap
-from tproxy.ruleset import Guard, ObservedGuard
 
 
 class Observed(NamedTuple):
@@ -105,13 +105,14 @@ class Load(NamedTuple):
 
 
 class LoadGuard(NamedTuple):
-    """Load guards that match by ``meta ibrname``, or, where the kernel cannot, ``fallback``."""
+    """Load guards that match by ``meta ibrname``, or, where the kernel cannot, by port names."""
 
-    preferred: Guard
-    fallback: Guard
+    bridge: str
+    preferred: tuple[str, ...]
+    fallback: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"load guards of {self.preferred.bridge}"
+        return f"load guards of {self.bridge}"
 
 
 Action = (
@@ -148,7 +149,7 @@ def namespace_sysctls(names: BridgeNames) -> dict[str, str]:
     return values
 
 
-def guards(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> tuple[Guard, Guard]:
+def wanted_guards(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> tuple[Guard, Guard]:
     """The guards as they should be: where the kernel has ``meta ibrname``, and where not."""
     names = BridgeNames(bridge)
     ours = names.veth_bridge
@@ -177,7 +178,7 @@ def unload(bridge: str, observed: Observed) -> list[Action]:
     if observed.map is not None:
         commands += ruleset.delete_map(bridge)
     if observed.guard is not None and observed.guard.anything:
-        commands += ruleset.delete_guard(bridge)
+        commands += guards.unload(observed.guard)
     return [Load(f"delete map and guards of {bridge}", tuple(commands))] if commands else []
 
 
@@ -198,13 +199,13 @@ def guests(bridge: str, observed: Observed, uplinks: frozenset[str]) -> frozense
 
 
 def _guard_actions(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> list[Action]:
-    preferred, fallback = guards(bridge, observed, named_uplinks)
-    found = observed.guard
+    found = observed.guard or ObservedGuard(bridge)
+    preferred, fallback = wanted_guards(bridge, observed, named_uplinks)
     for guard in (preferred, fallback):
-        if found is not None and found.has_rules_of(guard):
-            changes = ruleset.change_sets(found, guard)
-            return [Load(f"update port sets of {bridge}", tuple(changes))] if changes else []
-    return [LoadGuard(preferred, fallback)]
+        if guard.rules_are_in(found):
+            commands = guards.load(guard, found)
+            return [Load(f"load guards of {bridge}", tuple(commands))] if commands else []
+    return [LoadGuard(bridge, tuple(guards.load(preferred, found)), tuple(guards.load(fallback, found)))]
 
 
 def _link_actions(names: BridgeNames, observed: Observed) -> list[Action]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from tproxy import links, netns, nft, plan, ruleset
+from tproxy import links, netns, nft, plan
 from tproxy.errors import KernelError
 from tproxy.model import SERVICE_MAC, BridgeNames
 
@@ -97,18 +97,18 @@ def _do(action: plan.Action) -> None:
             links.attach(names.veth_bridge, names.bridge, mtu)
         case plan.Load(_, commands):
             nft.transaction(commands)
-        case plan.LoadGuard(preferred, fallback):
+        case plan.LoadGuard(bridge, preferred, fallback):
             try:
-                nft.transaction(ruleset.load_guard(preferred))
+                nft.transaction(preferred)
             except nft.Unsupported:
-                _load_fallback(fallback)
-                log.info("no meta ibrname in this kernel: guards of %s match by port names", preferred.bridge)
+                _load_fallback(bridge, fallback)
+                log.info("no meta ibrname in this kernel: guards of %s match by port names", bridge)
 
 
-def _load_fallback(guard: ruleset.Guard) -> None:
+def _load_fallback(bridge: str, commands: Iterable[str]) -> None:
     try:
-        nft.transaction(ruleset.load_guard(guard))
+        nft.transaction(commands)
     except nft.Unsupported as error:
         raise KernelError(
-            f"bridge {guard.bridge} cannot be guarded: this kernel has no nftables bridge tables ({error})"
+            f"bridge {bridge} cannot be guarded: this kernel has no nftables bridge tables ({error})"
         ) from None

@@ -1,4 +1,4 @@
-"""Keeps the guards' sets of ports current while the daemon runs, as ports come and go.
+"""Keeps the guards' sets current while the daemon runs, as ports come and go.
 
 The kernel tells of every link that changes (rtnetlink(7), RTMGRP_LINK). What a message says is not
 looked at: it only means that the bridges should be looked at, which makes up for lost messages too.
@@ -10,7 +10,7 @@ import logging
 import socket
 from collections.abc import Callable
 
-from tproxy import links, nft, plan, ruleset
+from tproxy import guards, links, nft, plan
 from tproxy.errors import NftError
 from tproxy.loop import READ, Loop
 
@@ -65,27 +65,29 @@ class PortKeeper:
 
     def _look(self) -> None:
         self._due = False
-        for bridge in self._bridges():
-            ports = links.ports(bridge)
-            if self._kept.get(bridge) != ports:
-                try:
-                    self._keep(bridge, ports)
-                except NftError as error:
-                    log.warning("bridge %s: guards could not be kept current: %s", bridge, error)
-                    self.look(RETRY)
-                else:
-                    self._kept[bridge] = ports
+        ports = {bridge: links.ports(bridge) for bridge in self._bridges()}
+        changed = {bridge: now for bridge, now in ports.items() if self._kept.get(bridge) != now}
+        if not changed:
+            return
+        try:
+            self._keep(changed)
+        except NftError as error:
+            log.warning("guards of %s could not be kept current: %s", ", ".join(sorted(changed)), error)
+            self.look(RETRY)
+        else:
+            self._kept = ports
 
-    def _keep(self, bridge: str, ports: frozenset[str]) -> None:
-        found = nft.read_guard(bridge)
-        if found.uplinks is None:
-            return  # loaded by a program that wants no guards of ours
-        observed = plan.Observed(
-            ports=ports, recognised_uplinks=frozenset(filter(links.leads_off_host, ports))
-        )
-        named = frozenset(port for port, by_operator in found.uplinks.items() if by_operator)
-        by_kernel, by_port = plan.guards(bridge, observed, named)
-        changes = ruleset.change_sets(found, by_kernel if found.ports is None else by_port)
-        if changes:
-            nft.transaction(changes)
-            log.info("bridge %s: guards follow its ports: %s", bridge, ", ".join(sorted(ports)))
+    def _keep(self, changed: dict[str, frozenset[str]]) -> None:
+        found = nft.read_guards()
+        for bridge, ports in changed.items():
+            guard = found.get(bridge)
+            if guard is None or not guard.own(guards.VETHS):
+                continue  # made by a program that wants no guards of ours
+            observed = plan.Observed(
+                ports=ports, recognised_uplinks=frozenset(filter(links.leads_off_host, ports))
+            )
+            for wanted in plan.wanted_guards(bridge, observed, guard.named_uplinks):
+                changes = guards.change_elements(wanted, guard) if wanted.rules_are_in(guard) else []
+                if changes:
+                    nft.transaction(changes)
+                    log.info("bridge %s: guards follow its ports: %s", bridge, ", ".join(sorted(ports)))

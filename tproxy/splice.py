@@ -32,7 +32,8 @@ SPARE_PIPES = 32
 # After so many rounds the others have their turn; what is left is reported again by epoll.
 ROUNDS = 8
 
-_SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_SEND = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_SEND_MORE = _SEND | socket.MSG_MORE
 _FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 _buffer = memoryview(bytearray(SMALL))
@@ -114,11 +115,15 @@ class Mover(Direction):
         else:
             self.ended = True
 
+    def send_ahead(self) -> bool:
+        """Write what was read ahead; False while the destination is not connected yet."""
+        return self._write()
+
     def pump(self, pipes: PipePool, peer_closed: bool) -> None:
         """Move what can be moved now; raise SideLost when a socket is broken.
 
         ``peer_closed`` (EPOLLRDHUP): the end of file is behind what there is to read, so one
-        look more is worth a system call.
+        look more is worth a system call, and FIN can go out in one packet with the last bytes.
         """
         for _ in range(ROUNDS):
             if self.held and not self._write():
@@ -150,6 +155,9 @@ class Mover(Direction):
                 self._pipe = None
             return False
         except OSError as error:
+            if peer_closed:
+                # A reset where the end was due: what waits for it in the destination goes now.
+                self.destination.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             raise SideLost(self.source, error.errno or 0) from None
         if not count:
             self.ended = True
@@ -160,7 +168,7 @@ class Mover(Direction):
         if pipe is not None:
             self.held = count
             return True
-        self._send(_buffer[:count])
+        self._send(_buffer[:count], _SEND_MORE if peer_closed else _SEND)
         if count == SMALL:
             # Only when nothing is left over, so that a direction never holds bytes in two places.
             if not self.held:
@@ -181,7 +189,7 @@ class Mover(Direction):
         if self._pipe is None:
             assert self._rest is not None
             rest, self._rest, self.held = self._rest, None, 0
-            self._send(memoryview(rest))
+            self._send(memoryview(rest), _SEND)
             return not self.held
         try:
             while self.held:
@@ -194,10 +202,10 @@ class Mover(Direction):
             raise SideLost(self.destination, error.errno or 0) from None
         return True
 
-    def _send(self, data: memoryview) -> None:
+    def _send(self, data: memoryview, flags: int) -> None:
         """Send, and keep what the destination does not take."""
         try:
-            sent = self.destination.send(data, _SEND_FLAGS)
+            sent = self.destination.send(data, flags)
         except BlockingIOError:
             sent = 0
         except OSError as error:

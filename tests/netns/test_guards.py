@@ -234,5 +234,5 @@ def kept_current(net: Net, port: str) -> None:
     """Wait until the guards know a new port; where the kernel tells the bridge, there is nothing to know."""
     for _ in eventually():
         listing = ports_set(net)
-        if "set pt_br0" not in listing or f'"{port}"' in listing:
+        if "meta ibrname" in listing or f'"{port}"' in listing:
             return

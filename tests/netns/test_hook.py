@@ -66,7 +66,7 @@ def assert_as_specified(host: Hypervisor, bridge: str) -> None:
     listing = host.run("nft", "list", "map", "ip", "one_tproxy", names.map).stdout
     assert "type inet_service : ipv4_addr . inet_service" in listing
     assert f"5030 : {ENDPOINT} . 8080" in listing
-    chain = host.run("nft", "list", "chain", "bridge", "one_tproxy", names.guard_forward).stdout
+    chain = host.run("nft", "list", "chain", "bridge", "one_tproxy", names.arp_guard).stdout
     assert "hook forward priority filter; policy accept;" in chain
     sockets = host.run("ss", "-Hltn", netns=names.namespace).stdout.split()
     assert f"{SERVICE_ADDRESS}:5030" in sockets

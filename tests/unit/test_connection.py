@@ -147,10 +147,12 @@ def test_what_the_guest_sent_before_the_dial_reaches_the_endpoint_first(site: Si
     site.until(lambda: endpoint.has(b"early late"))
 
 
-def test_what_the_guest_has_sent_already_is_taken_before_the_endpoint_answers(site: Site) -> None:
+def test_what_the_guest_has_sent_already_goes_out_with_the_handshake(site: Site) -> None:
+    """An endpoint on this host has it before the loop turns."""
     site.guest(first=b"early")
     (connection,) = site.connections
-    assert (connection.dialing, connection.to_endpoint.held) == (True, 5)
+    assert (connection.dialing, connection.to_endpoint.held) == (False, 0)
+    assert site.endpoint().has(b"early")
 
 
 def test_a_server_that_speaks_first_is_heard(site: Site) -> None:
@@ -514,6 +516,32 @@ def test_each_connection_has_its_own_timeout_and_a_silent_endpoint_holds_up_nobo
     patient.read()
     assert (patient.error, patient.eof) == (None, False)
     assert len(site.connections) == 2
+
+
+def test_what_the_guest_has_sent_waits_for_an_endpoint_that_takes_its_time(
+    site: Site, silent: socket.socket
+) -> None:
+    site.guest(site.entry_for(silent), first=b"early")
+    (connection,) = site.connections
+    assert (connection.dialing, connection.to_endpoint.held) == (True, 5)
+    silent.setblocking(False)
+
+    def answered() -> bool:
+        with suppress(BlockingIOError):
+            silent.accept()[0].close()  # room for the next try of the handshake
+        return not connection.dialing
+
+    site.until(answered)
+    assert connection.to_endpoint.held == 0
+
+
+def test_a_refusal_is_met_at_once_when_the_guest_has_sent_already(site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        entry = site.entry_for(closed)
+    guest = site.guest(entry, first=b"early")
+    assert entry.open == 0
+    assert "refused" in entry.last_error
+    site.until(guest.is_reset)
 
 
 def test_a_dialed_connection_is_not_ended_by_its_connect_timeout(site: Site) -> None:

@@ -33,7 +33,7 @@ def test_a_bridge_gives_the_names_of_the_contract() -> None:
     assert names.veth_bridge == "br0b"
     assert names.veth_namespace == "br0a"
     assert names.map == "ep_br0"
-    assert names.guard_forward == "ch_br0"
+    assert names.arp_guard == "ch_br0"
     assert names.relay_title == "one_tproxy_br0"
     assert names.relay_log == "one_tproxy_br0.log"
 

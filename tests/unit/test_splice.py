@@ -195,6 +195,34 @@ def test_with_the_end_of_file_announced_one_pump_moves_message_and_fin(rig: Rig)
     assert rig.arrived == b"last words"
 
 
+def test_the_last_words_and_fin_go_in_one_packet(tcp_rig: Rig) -> None:
+    tcp_rig.sender.sendall(b"last words")
+    tcp_rig.sender.shutdown(socket.SHUT_WR)
+    wait_for(tcp_rig.source_readable)
+    before = segments_received(tcp_rig.receiver)
+    tcp_rig.pump(peer_closed=True)
+    wait_for(lambda: tcp_rig.drain() or tcp_rig.arrived_eof)  # type: ignore[func-returns-value]
+    assert tcp_rig.arrived == b"last words"
+    assert segments_received(tcp_rig.receiver) - before == 1
+
+
+def segments_received(sock: socket.socket) -> int:
+    """``tcpi_segs_in`` of struct tcp_info in <linux/tcp.h>."""
+    return int(struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256), 140)[0])
+
+
+def test_last_words_before_a_reset_in_place_of_the_end_arrive(tcp_rig: Rig) -> None:
+    """FIN and then a reset: the words must not wait in the destination for a FIN that never comes."""
+    tcp_rig.sender.sendall(b"last words")
+    wait_for(tcp_rig.source_readable)
+    reset(tcp_rig.sender)
+    with pytest.raises(SideLost):
+        tcp_rig.pump(peer_closed=True)
+    reset(tcp_rig.destination)
+    wait_for(lambda: bool(select.select([tcp_rig.receiver], [], [], 0)[0]))
+    assert tcp_rig.receiver.recv(100) == b"last words"
+
+
 def test_what_the_destination_does_not_take_of_a_message_is_kept_and_sent_first(rig: Rig) -> None:
     message = noise(20_000)
     sent = 0

@@ -1,0 +1,258 @@
+"""The guards at the bridges, as text to load into nftables and as parsed JSON. Pure, as ``ruleset`` is.
+
+In words, for a frame that comes in at a port of a guarded bridge that is not our veth: drop it when
+it claims to be the service (its MAC, or the service address as an ARP or IPv4 sender); drop it when
+it comes from an uplink and asks for the service; otherwise send what is addressed to the service
+address to our MAC, so that a guest that would use its gateway arrives too. When forwarding: what is
+for the service goes to our veth and nowhere else, and nothing of ours leaves through an uplink.
+
+Every frame on the host passes every base chain, whichever bridge it is on. So two base chains serve
+all bridges, and what differs between bridges are elements of three sets, each with its bridge in the
+comment: what a frame costs does not grow with the number of bridges. The one base chain that each
+bridge must have (SPEC section 2) holds the ARP guard, and lets go at once of what is not ARP.
+
+Every rule carries a comment with a checksum of its text, by which it is recognised again: nft's
+listing of a rule differs between versions, the comment does not.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, TABLE, BridgeNames
+from tproxy.ruleset import decode_words, encode_words
+
+VETHS = "veths"  # our ports
+UPLINKS = "uplinks"
+GUARDED = "guarded"  # bridges, or, where the kernel does not tell a frame's bridge, their ports
+SETS = (VETHS, UPLINKS, GUARDED)
+
+PREROUTING = "guard_prerouting"
+FORWARD = "guard_forward"
+_ARP_GUARD_PREFIX = "ch_"
+
+# Bridge priority "dstnat": before the forwarding decision, which our rewrite is for.
+_DEFINITIONS = {
+    PREROUTING: "type filter hook prerouting priority -300; policy accept;",
+    FORWARD: "type filter hook forward priority filter; policy accept;",
+}
+_HOOKS = {PREROUTING: ("prerouting", -300), FORWARD: ("forward", -200)}
+
+Json = dict[str, Any]
+
+
+@cache
+def _shared_rules(*, by_port: bool) -> dict[str, list[str]]:
+    """The rules of the chains that serve all bridges."""
+    if by_port:
+        unguarded = elsewhere = f"iifname != @{GUARDED}"
+        # A frame is forwarded between ports of one bridge: either tells which. So what comes from
+        # a port that is too new for the set is kept from the uplinks all the same.
+        elsewhere += f" oifname != @{GUARDED}"
+    else:
+        unguarded = elsewhere = f"meta ibrname != @{GUARDED}"
+    return {
+        PREROUTING: [
+            f"{unguarded} return",
+            f"iifname @{VETHS} return",
+            f"ether saddr {SERVICE_MAC} drop",
+            f"arp saddr ip {SERVICE_ADDRESS} drop",
+            f"arp saddr ether {SERVICE_MAC} drop",
+            f"ip saddr {SERVICE_ADDRESS} drop",
+            f"arp daddr ip {SERVICE_ADDRESS} iifname @{UPLINKS} drop",
+            f"ip daddr {SERVICE_ADDRESS} iifname @{UPLINKS} drop",
+            f"ether daddr {SERVICE_MAC} iifname @{UPLINKS} drop",
+            f"ip daddr {SERVICE_ADDRESS} ether daddr set {SERVICE_MAC}",
+        ],
+        FORWARD: [
+            f"{elsewhere} return",
+            f"iifname @{VETHS} oifname @{UPLINKS} drop",
+            f"oifname @{VETHS} return",
+            f"arp daddr ip {SERVICE_ADDRESS} drop",
+            f"ip daddr {SERVICE_ADDRESS} drop",
+            f"ether daddr {SERVICE_MAC} drop",
+        ],
+    }
+
+
+class Guard(NamedTuple):
+    """The guards of one bridge. ``ports`` is None where the kernel tells the bridge by itself.
+
+    ``uplinks`` maps each uplink to whether the operator named it; others were recognised.
+    """
+
+    bridge: str
+    ports: frozenset[str] | None
+    uplinks: Mapping[str, bool]
+
+    @property
+    def shared_rules(self) -> dict[str, list[str]]:
+        return _shared_rules(by_port=self.ports is not None)
+
+    @property
+    def arp_rule(self) -> str:
+        asks = f"arp daddr ip {SERVICE_ADDRESS}"
+        if self.ports is None:
+            ours = BridgeNames(self.bridge).veth_bridge
+            return f'{asks} oifname != "{ours}" meta ibrname "{self.bridge}" drop'
+        return f"{asks} oifname != @{VETHS} iifname @{GUARDED} drop"
+
+    @property
+    def elements(self) -> dict[str, dict[str, str]]:
+        """The comments of this bridge's elements, by set and name."""
+        guarded = {self.bridge} if self.ports is None else self.ports
+        return {
+            VETHS: {BridgeNames(self.bridge).veth_bridge: _element_comment(self.bridge)},
+            UPLINKS: {name: _element_comment(self.bridge, named) for name, named in self.uplinks.items()},
+            GUARDED: dict.fromkeys(guarded, _element_comment(self.bridge)),
+        }
+
+    def rules_are_in(self, found: ObservedGuard) -> bool:
+        """Whether the shared chains match frames in this guard's way."""
+        return found.shared == {chain: _marks(rules) for chain, rules in self.shared_rules.items()}
+
+
+class ObservedGuard(NamedTuple):
+    """What is there of a bridge's guards, and of what all bridges share."""
+
+    bridge: str
+    shared: Mapping[str, list[str]] = {}  # comments of the rules, of chains with the right hook
+    arp_guard: list[str] | None = None  # likewise
+    sets: Mapping[str, Mapping[str, str]] = {}  # comments by name, of all bridges
+
+    def own(self, name: str) -> dict[str, str]:
+        """This bridge's elements of a set."""
+        elements = self.sets.get(name, {})
+        return {key: text for key, text in elements.items() if _words(text).get("bridge") == self.bridge}
+
+    @property
+    def named_uplinks(self) -> frozenset[str]:
+        own = self.own(UPLINKS)
+        return frozenset(name for name, comment in own.items() if "named" in _words(comment))
+
+    @property
+    def anything(self) -> bool:
+        return self.arp_guard is not None or any(map(self.own, SETS))
+
+
+def load(guard: Guard, found: ObservedGuard) -> list[str]:
+    """Commands that make the guards right, in one transaction; none when they are."""
+    commands = []
+    if any(name not in found.sets for name in SETS):
+        commands.append(f"add table bridge {TABLE}")
+        commands += [f"add set bridge {TABLE} {name} {{ type ifname; }}" for name in SETS]
+    if not guard.rules_are_in(found):
+        for chain, rules in guard.shared_rules.items():
+            commands += _load_chain(chain, _DEFINITIONS[chain], rules)
+    commands += change_elements(guard, found)
+    if found.arp_guard != _marks([guard.arp_rule]):
+        chain = BridgeNames(guard.bridge).arp_guard
+        commands += _load_chain(chain, _DEFINITIONS[FORWARD], [guard.arp_rule])
+    return commands
+
+
+def change_elements(guard: Guard, found: ObservedGuard) -> list[str]:
+    """The part of ``load`` that follows the bridge's ports."""
+    commands = []
+    for name, wanted in guard.elements.items():
+        there = found.sets.get(name, {})
+        changed = {key for key, comment in wanted.items() if there.get(key) != comment}
+        # An element is not changed by adding it again: one that came from another bridge has to go.
+        commands += _delete_elements(
+            name, (changed & there.keys()) | (found.own(name).keys() - wanted.keys())
+        )
+        if changed:
+            texts = ", ".join(f'"{key}" comment "{wanted[key]}"' for key in sorted(changed))
+            commands.append(f"add element bridge {TABLE} {name} {{ {texts} }}")
+    return commands
+
+
+def unload(found: ObservedGuard) -> list[str]:
+    """Commands after which the bridge has no guards; what is shared stays for the others."""
+    commands = [each for name in SETS for each in _delete_elements(name, found.own(name))]
+    if found.arp_guard is not None:
+        chain = f"chain bridge {TABLE} {BridgeNames(found.bridge).arp_guard}"
+        commands += [f"flush {chain}", f"delete {chain}"]
+    return commands
+
+
+def parse(listed: Iterable[Json]) -> dict[str, ObservedGuard]:
+    """All guards in the objects of ``nft -j list``, by bridge, and under "" what is shared alone."""
+    chains: dict[str, list[str]] = {}
+    sets: dict[str, dict[str, str]] = {}
+    for item in listed:
+        if chain := item.get("chain"):
+            hook = _HOOKS.get(chain["name"])
+            if hook is None and chain["name"].startswith(_ARP_GUARD_PREFIX):
+                hook = _HOOKS[FORWARD]
+            if hook == (chain.get("hook"), chain.get("prio")):
+                chains[chain["name"]] = []
+        elif rule := item.get("rule"):
+            if rule["chain"] in chains:
+                chains[rule["chain"]].append(rule.get("comment", ""))
+        elif (found := item.get("set")) and found["name"] in SETS:
+            sets[found["name"]] = dict(map(_set_element, found.get("elem", [])))
+    shared = {name: chains.pop(name) for name in _DEFINITIONS if name in chains}
+    arp_guards = {name.removeprefix(_ARP_GUARD_PREFIX): marks for name, marks in chains.items()}
+    owners = {_words(text).get("bridge", "") for elements in sets.values() for text in elements.values()}
+    return {
+        bridge: ObservedGuard(bridge, shared, arp_guards.get(bridge), sets)
+        for bridge in sorted({"", *arp_guards, *owners})
+    }
+
+
+def only_shared(listed: Iterable[Json]) -> bool:
+    """Whether a listing of the table holds nothing but what serves all bridges, and no bridge."""
+    for item in listed:
+        ((kind, found),) = item.items()
+        if kind in ("chain", "rule") and found.get("name", found.get("chain")) not in _DEFINITIONS:
+            return False
+        if kind == "set" and (found["name"] not in SETS or found.get("elem")):
+            return False
+        if kind not in ("metainfo", "table", "chain", "rule", "set"):
+            return False
+    return True
+
+
+def _load_chain(name: str, definition: str, rules: Iterable[str]) -> list[str]:
+    chain = f"bridge {TABLE} {name}"
+    return [
+        # Added first, so that deleting never fails: it may be missing, or be at another hook.
+        f"add chain {chain}",
+        f"flush chain {chain}",
+        f"delete chain {chain}",
+        f"add chain {chain} {{ {definition} }}",
+        *(f'add rule {chain} {rule} comment "{_mark(rule)}"' for rule in rules),
+    ]
+
+
+def _delete_elements(name: str, keys: Iterable[str]) -> list[str]:
+    texts = ", ".join(f'"{key}"' for key in sorted(keys))
+    return [f"delete element bridge {TABLE} {name} {{ {texts} }}"] if texts else []
+
+
+def _set_element(element: str | Json) -> tuple[str, str]:
+    if isinstance(element, str):
+        return element, ""
+    return element["elem"]["val"], element["elem"].get("comment", "")
+
+
+def _element_comment(bridge: str, named: bool = False) -> str:
+    return encode_words({"bridge": bridge, "named": "yes" if named else ""})
+
+
+@cache
+def _words(comment: str) -> dict[str, str]:
+    return decode_words(comment)
+
+
+def _marks(rules: Iterable[str]) -> list[str]:
+    return list(map(_mark, rules))
+
+
+@cache
+def _mark(rule: str) -> str:
+    return f"tproxy {zlib.crc32(rule.encode()):08x}"
