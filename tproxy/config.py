@@ -37,6 +37,7 @@ MAX_SHOWN = 80  # characters of a value in a message: enough to find it
 
 _LOG_LEVELS = {"0": logging.ERROR, "1": logging.WARNING, "2": logging.INFO, "3": logging.DEBUG}
 _FILE_KEYS = ("tproxy", "tproxy_debug_level")
+_REQUIRED = ("remote_addr", "remote_port")
 
 _STR, _INT, _FLOAT, _NULL, _MERGE = (
     f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "null", "merge")
@@ -133,7 +134,7 @@ def services_for(
     for entry in config.entries:
         if not entry.applies_to(network):
             continue
-        place = f"{_ascii(config.path)}:{entry.line}: entry {entry.number}"
+        place = f"{_place(config.path, entry.line)}: entry {entry.number}"
         port = entry.service_port
         if port in winners:
             taken = f"entry {winners[port].number} (line {winners[port].line}) has it on this network"
@@ -147,6 +148,11 @@ def services_for(
         endpoint = Endpoint(address, entry.remote_port)
         services[port] = Service(port, endpoint, entry.name, entry.connect_timeout)
     return services, warnings
+
+
+def line_of(path: Path, warning: str) -> int:
+    """The line of the file that a warning is about."""
+    return int(warning.removeprefix(_place(path, None) + ":").partition(":")[0])
 
 
 class _Reader:
@@ -165,14 +171,11 @@ class _Reader:
         entries = [self._entry(number, node) for number, node in enumerate(self._list(ours.get("tproxy")), 1)]
         return Config(self._path, level, tuple(filter(None, entries)), tuple(self._warnings))
 
-    def _place(self, line: int | None) -> str:
-        return _ascii(self._path) + (f":{line}" if line else "")
-
     def _error(self, reason: str, line: int | None = None) -> ConfigError:
-        return ConfigError(f"{self._place(line)}: {reason}")
+        return ConfigError(f"{_place(self._path, line)}: {reason}")
 
     def _warn(self, node: yaml.Node, text: str) -> None:
-        self._warnings.append(f"{self._place(_line(node))}: {text}")
+        self._warnings.append(f"{_place(self._path, _line(node))}: {text}")
 
     def _read(self) -> str:
         try:
@@ -246,32 +249,43 @@ class _Reader:
         return children
 
     def _entry(self, number: int, node: yaml.Node) -> Entry | None:
-        try:
-            values = self._values(number, node)
-            for key in ("remote_addr", "remote_port"):
-                if key not in values:
-                    raise _Unusable(f"{key} is missing")
-            values.setdefault("service_port", values["remote_port"])
-            return Entry(number, _line(node), **values)
-        except _Unusable as problem:
-            self._warn(problem.node or node, f"entry {number}: {problem}: entry skipped")
-            return None
+        if not isinstance(node, yaml.MappingNode):
+            faults = [_Unusable(f"{_shown(node)} is not a mapping of keys to values", node)]
+        else:
+            values, faults = self._values(number, node)
+            if not faults:
+                values.setdefault("service_port", values["remote_port"])
+                return Entry(number, _line(node), **values)
+        for fault in faults:
+            self._warn(fault.node or node, f"entry {number}: {fault}: entry skipped")
+        return None
 
-    def _values(self, number: int, entry: yaml.Node) -> dict[str, Any]:
-        if not isinstance(entry, yaml.MappingNode):
-            raise _Unusable(f"{_shown(entry)} is not a mapping of keys to values")
+    def _values(self, number: int, entry: yaml.MappingNode) -> tuple[dict[str, Any], list[_Unusable]]:
+        """What an entry says, and all that is wrong with it: an operator mends it in one go."""
         nodes: dict[str, yaml.Node] = {}
+        faults: list[_Unusable] = []
         for key, key_node, node in self._pairs(entry):
             if key_node.tag == _MERGE:
                 # Not merely ignored: without what it brings, the entry could apply too widely.
-                raise _Unusable("'<<' (merge) is not supported", key_node)
+                faults.append(_Unusable("'<<' (merge) is not supported", key_node))
+                continue
             if key not in _PARSERS:
                 self._warn(key_node, f"entry {number}: key {_shown(key_node)} is unknown and ignored")
                 continue
             if key in nodes:
                 self._warn(key_node, f"entry {number}: {key} is there twice: {_shown(node)} is used")
             nodes[key] = node
-        return {key: self._value(key, node) for key, node in nodes.items() if node.tag != _NULL}
+        values: dict[str, Any] = {}
+        for key, node in nodes.items():
+            if node.tag != _NULL:
+                try:
+                    values[key] = self._value(key, node)
+                except _Unusable as fault:
+                    faults.append(fault)
+        for key in _REQUIRED:
+            if key not in nodes or nodes[key].tag == _NULL:
+                faults.append(_Unusable(f"{key} is missing", entry))
+        return values, faults
 
     def _value(self, key: str, node: yaml.Node) -> Any:
         if isinstance(node, yaml.SequenceNode):
@@ -378,6 +392,10 @@ def _refused(address: str) -> str:
 
 
 # Texts
+
+
+def _place(path: Path, line: int | None) -> str:
+    return _ascii(path) + (f":{line}" if line else "")
 
 
 def _written(node: yaml.Node, *tags: str) -> str:

@@ -15,7 +15,7 @@ LAYERS = (
     ("errors",),
     ("model",),
     ("catalog", "config", "flow", "labview", "report", "ruleset", "wire"),  # pure: formats and decisions
-    ("guards",),
+    ("check", "guards"),
     ("plan",),
     ("fdpass", "hypervisor", "logs", "loop", "netns", "nft", "stream"),  # one facility of the kernel each
     ("control", "instance", "links", "splice"),

@@ -17,6 +17,7 @@ COMMANDS = {
     "restart": "life",
     "reload": "life",
     "status": "status",
+    "check": "check",
     "lab": "lab",
 }
 
