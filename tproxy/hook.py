@@ -36,21 +36,25 @@ def up(
 
     Raises TproxyError when that cannot be; the bridge then is as it was before.
     """
-    wanted = ruleset.storable(ServiceMap(bridge, services, network))
     with instance.lock():
         nft.require()
         before = plumbing.observe(bridge)
-        try:
-            actions = plan.up(wanted, before, uplinks)
-            plumbing.carry_out(actions)
-            if actions:
-                plumbing.warn_of_host_firewall(bridge)
-            process.ensure_daemon(log_level)
-            _apply(bridge, log_level)
-        except TproxyError as error:
-            log.error("hook up of %s failed, undoing: %s", bridge, error)
-            _restore(bridge, before)
-            raise
+        _reconcile(ServiceMap(bridge, services, network), before, uplinks, log_level)
+
+
+def refresh(bridge: str, network: Network, services: dict[int, Service], log_level: int) -> bool:
+    """As ``up``, with the uplinks that it was given, on a bridge that is up for that network.
+
+    Returns whether anything had to be changed. A bridge that a hook has taken down meanwhile, or up for
+    another network, is left alone.
+    """
+    with instance.lock():
+        plumbing.require_bridge(bridge)
+        before = plumbing.observe(bridge)
+        if before.map is None or before.map.network != network:
+            return False
+        uplinks = before.guard.named_uplinks if before.guard else frozenset()
+        return _reconcile(ServiceMap(bridge, services, network), before, uplinks, log_level)
 
 
 def down(bridge: str, uplinks: frozenset[str], *, force: bool) -> frozenset[str]:
@@ -68,6 +72,23 @@ def down(bridge: str, uplinks: frozenset[str], *, force: bool) -> frozenset[str]
             return guests
         _remove(bridge, observed)
     return frozenset()
+
+
+def _reconcile(wanted: ServiceMap, before: plan.Observed, uplinks: frozenset[str], log_level: int) -> bool:
+    """Make it so, and undo it if that cannot be; returns whether anything had to be done."""
+    bridge = wanted.bridge
+    try:
+        actions = plan.up(ruleset.storable(wanted), before, uplinks)
+        plumbing.carry_out(actions)
+        if actions:
+            plumbing.warn_of_host_firewall(bridge)
+        process.ensure_daemon(log_level)
+        _apply(bridge, log_level)
+    except TproxyError as error:
+        log.error("bridge %s cannot be brought up, undoing: %s", bridge, error)
+        _restore(bridge, before)
+        raise
+    return bool(actions)
 
 
 def _remove(bridge: str, observed: plan.Observed) -> None:

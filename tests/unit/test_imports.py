@@ -23,7 +23,7 @@ LAYERS = (
     ("spawner",),
     ("supervisor",),
     ("daemon", "hook"),
-    ("lab", "launch"),
+    ("lab", "launch", "refresh"),
     ("cli",),
     ("__main__",),
 )

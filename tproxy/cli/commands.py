@@ -18,6 +18,7 @@ COMMANDS = {
     "reload": "life",
     "status": "status",
     "check": "check",
+    "refresh": "refresh",
     "lab": "lab",
 }
 

@@ -1,0 +1,40 @@
+"""refresh: a changed configuration file takes effect."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from tproxy import config, logs
+from tproxy import refresh as refreshing
+from tproxy.cli import EXIT_FAILURE, require_root, say
+from tproxy.errors import ConfigError
+
+
+@click.command()
+@click.option("--config", "file", metavar="FILE", help="Configuration file to use.")
+@click.pass_obj
+def refresh(debug: bool, file: str | None) -> None:
+    """Apply the configuration file, as it is now, to the bridges that are up.
+
+    For each bridge that a hook brought up for a network that it named; open connections go on. Prints
+    which file that was, and for how many bridges it changed something.
+    """
+    require_root()
+    path = config.search(file, os.environ)
+    if path is None:
+        raise ConfigError("no configuration file: give --config FILE or write /etc/tproxy/tproxy.yaml")
+    read = config.load(path)
+    logs.for_command(read.log_level, debug=debug)
+    outcomes, warnings = refreshing.refresh(read)
+    for warning in warnings:
+        logs.warn(warning)
+    failed = [each.problem for each in outcomes if each.problem]
+    for problem in failed:
+        say(problem)
+    changed = sum(each.changed for each in outcomes)
+    unchanged = len(outcomes) - changed - len(failed)
+    click.echo(f"{path}: bridges changed {changed}, unchanged {unchanged}, failed {len(failed)}")
+    sys.exit(EXIT_FAILURE if failed else 0)
