@@ -32,14 +32,16 @@ SETS = (VETHS, UPLINKS, GUARDED)
 
 PREROUTING = "guard_prerouting"
 FORWARD = "guard_forward"
+# What the two jump to, so that a frame which does not concern us costs a few comparisons.
+CLAIMING = "guard_claiming"
+ASKING = "guard_asking"
+FOR_SERVICE = "guard_for_service"
 _ARP_GUARD_PREFIX = "ch_"
 
 # Bridge priority "dstnat": before the forwarding decision, which our rewrite is for.
-_DEFINITIONS = {
-    PREROUTING: "type filter hook prerouting priority -300; policy accept;",
-    FORWARD: "type filter hook forward priority filter; policy accept;",
-}
-_HOOKS = {PREROUTING: ("prerouting", -300), FORWARD: ("forward", -200)}
+_BASE = {PREROUTING: ("prerouting", -300), FORWARD: ("forward", -200)}
+_ARP_GUARD = ("forward", -200)
+SHARED_CHAINS = (CLAIMING, ASKING, FOR_SERVICE, PREROUTING, FORWARD)
 
 Json = dict[str, Any]
 
@@ -54,26 +56,28 @@ def _shared_rules(*, by_port: bool) -> dict[str, list[str]]:
         elsewhere += f" oifname != @{GUARDED}"
     else:
         unguarded = elsewhere = f"meta ibrname != @{GUARDED}"
+    claims = (
+        f"ether saddr {SERVICE_MAC}",
+        f"arp saddr ip {SERVICE_ADDRESS}",
+        f"arp saddr ether {SERVICE_MAC}",
+        f"ip saddr {SERVICE_ADDRESS}",
+    )
+    asks = (f"arp daddr ip {SERVICE_ADDRESS}", f"ip daddr {SERVICE_ADDRESS}", f"ether daddr {SERVICE_MAC}")
     return {
-        PREROUTING: [
+        CLAIMING: [f"iifname @{VETHS} accept", f"{unguarded} return", "drop"],
+        ASKING: [
             f"{unguarded} return",
-            f"iifname @{VETHS} return",
-            f"ether saddr {SERVICE_MAC} drop",
-            f"arp saddr ip {SERVICE_ADDRESS} drop",
-            f"arp saddr ether {SERVICE_MAC} drop",
-            f"ip saddr {SERVICE_ADDRESS} drop",
-            f"arp daddr ip {SERVICE_ADDRESS} iifname @{UPLINKS} drop",
-            f"ip daddr {SERVICE_ADDRESS} iifname @{UPLINKS} drop",
-            f"ether daddr {SERVICE_MAC} iifname @{UPLINKS} drop",
-            f"ip daddr {SERVICE_ADDRESS} ether daddr set {SERVICE_MAC}",
+            f"iifname @{UPLINKS} drop",
+            f"ip daddr {SERVICE_ADDRESS} ether daddr set {SERVICE_MAC} accept",
+        ],
+        FOR_SERVICE: [f"oifname @{VETHS} accept", f"{elsewhere} return", "drop"],
+        PREROUTING: [
+            *(f"{claim} jump {CLAIMING}" for claim in claims),
+            *(f"{ask} jump {ASKING}" for ask in asks),
         ],
         FORWARD: [
-            f"{elsewhere} return",
-            f"iifname @{VETHS} oifname @{UPLINKS} drop",
-            f"oifname @{VETHS} return",
-            f"arp daddr ip {SERVICE_ADDRESS} drop",
-            f"ip daddr {SERVICE_ADDRESS} drop",
-            f"ether daddr {SERVICE_MAC} drop",
+            *(f"{ask} jump {FOR_SERVICE}" for ask in asks),
+            f"ether saddr {SERVICE_MAC} oifname @{UPLINKS} drop",
         ],
     }
 
@@ -145,12 +149,10 @@ def load(guard: Guard, found: ObservedGuard) -> list[str]:
         commands.append(f"add table bridge {TABLE}")
         commands += [f"add set bridge {TABLE} {name} {{ type ifname; }}" for name in SETS]
     if not guard.rules_are_in(found):
-        for chain, rules in guard.shared_rules.items():
-            commands += _load_chain(chain, _DEFINITIONS[chain], rules)
+        commands += _load_chains(guard.shared_rules)
     commands += change_elements(guard, found)
     if found.arp_guard != _marks([guard.arp_rule]):
-        chain = BridgeNames(guard.bridge).arp_guard
-        commands += _load_chain(chain, _DEFINITIONS[FORWARD], [guard.arp_rule])
+        commands += _load_chains({BridgeNames(guard.bridge).arp_guard: [guard.arp_rule]})
     return commands
 
 
@@ -185,18 +187,19 @@ def parse(listed: Iterable[Json]) -> dict[str, ObservedGuard]:
     sets: dict[str, dict[str, str]] = {}
     for item in listed:
         if chain := item.get("chain"):
-            hook = _HOOKS.get(chain["name"])
-            if hook is None and chain["name"].startswith(_ARP_GUARD_PREFIX):
-                hook = _HOOKS[FORWARD]
-            if hook == (chain.get("hook"), chain.get("prio")):
+            if (chain.get("hook"), chain.get("prio")) == _hook(chain["name"]):
                 chains[chain["name"]] = []
         elif rule := item.get("rule"):
             if rule["chain"] in chains:
                 chains[rule["chain"]].append(rule.get("comment", ""))
         elif (found := item.get("set")) and found["name"] in SETS:
             sets[found["name"]] = dict(map(_set_element, found.get("elem", [])))
-    shared = {name: chains.pop(name) for name in _DEFINITIONS if name in chains}
-    arp_guards = {name.removeprefix(_ARP_GUARD_PREFIX): marks for name, marks in chains.items()}
+    shared = {name: marks for name, marks in chains.items() if name in SHARED_CHAINS}
+    arp_guards = {
+        name.removeprefix(_ARP_GUARD_PREFIX): marks
+        for name, marks in chains.items()
+        if name.startswith(_ARP_GUARD_PREFIX)
+    }
     owners = {_words(text).get("bridge", "") for elements in sets.values() for text in elements.values()}
     return {
         bridge: ObservedGuard(bridge, shared, arp_guards.get(bridge), sets)
@@ -208,7 +211,7 @@ def only_shared(listed: Iterable[Json]) -> bool:
     """Whether a listing of the table holds nothing but what serves all bridges, and no bridge."""
     for item in listed:
         ((kind, found),) = item.items()
-        if kind in ("chain", "rule") and found.get("name", found.get("chain")) not in _DEFINITIONS:
+        if kind in ("chain", "rule") and found.get("chain", found.get("name")) not in SHARED_CHAINS:
             return False
         if kind == "set" and (found["name"] not in SETS or found.get("elem")):
             return False
@@ -217,16 +220,26 @@ def only_shared(listed: Iterable[Json]) -> bool:
     return True
 
 
-def _load_chain(name: str, definition: str, rules: Iterable[str]) -> list[str]:
-    chain = f"bridge {TABLE} {name}"
-    return [
-        # Added first, so that deleting never fails: it may be missing, or be at another hook.
-        f"add chain {chain}",
-        f"flush chain {chain}",
-        f"delete chain {chain}",
-        f"add chain {chain} {{ {definition} }}",
-        *(f'add rule {chain} {rule} comment "{_mark(rule)}"' for rule in rules),
-    ]
+def _hook(chain: str) -> tuple[str, int] | tuple[None, None]:
+    """Where frames come to a chain, and its priority; not those that are jumped to."""
+    if chain.startswith(_ARP_GUARD_PREFIX):
+        return _ARP_GUARD
+    return _BASE.get(chain, (None, None))
+
+
+def _load_chains(chains: Mapping[str, Iterable[str]]) -> list[str]:
+    """Commands that make these chains anew; those that are jumped to come first."""
+    commands = []
+    # Added first, so that deleting never fails: one may be missing, or be at another hook. And all
+    # emptied before any is deleted, since what is jumped to cannot be.
+    for verb in ("add", "flush", "delete"):
+        commands += [f"{verb} chain bridge {TABLE} {name}" for name in chains]
+    for name, rules in chains.items():
+        hook, priority = _hook(name)
+        base = f"type filter hook {hook} priority {priority}; policy accept;" if hook else ""
+        commands.append(f"add chain bridge {TABLE} {name} {{ {base} }}")
+        commands += [f'add rule bridge {TABLE} {name} {rule} comment "{_mark(rule)}"' for rule in rules]
+    return commands
 
 
 def _delete_elements(name: str, keys: Iterable[str]) -> list[str]:

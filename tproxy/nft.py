@@ -79,7 +79,7 @@ def read_guards() -> dict[str, ObservedGuard]:
 
 def read_guard(bridge: str) -> ObservedGuard:
     """The guards of one bridge, without listing the other bridges' chains."""
-    chains = (guards.PREROUTING, guards.FORWARD, BridgeNames(bridge).arp_guard)
+    chains = (*guards.SHARED_CHAINS, BridgeNames(bridge).arp_guard)
     objects = [f"chain bridge {TABLE} {each}" for each in chains]
     objects += [f"set bridge {TABLE} {each}" for each in guards.SETS]
     found = guards.parse(item for each in objects for item in _list_or_nothing(f"list {each}"))
