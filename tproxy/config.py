@@ -22,8 +22,15 @@ from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
-from tproxy.errors import ConfigError
-from tproxy.model import DEFAULT_CONNECT_TIMEOUT, SERVICE_ADDRESS, Endpoint, Network, Service
+from tproxy.errors import BadName, ConfigError
+from tproxy.model import (
+    DEFAULT_CONNECT_TIMEOUT,
+    SERVICE_ADDRESS,
+    Endpoint,
+    Network,
+    Service,
+    check_interface_name,
+)
 
 SEARCH_PATH = ("/var/tmp/one/etc/vnm/OpenNebulaNetwork.conf", "/etc/tproxy/tproxy.yaml")
 
@@ -33,19 +40,25 @@ MAX_CONNECT_TIMEOUT = 300  # seconds; arbitrary, a guest's own connect() gives u
 # Name and time-out share the comment of a map element, 127 bytes, and a character of the name can
 # take three. What does not fit would be missing from the map.
 MAX_NAME = 32
+# Seconds that a watched bridge stays up without guests: longer than a guest takes to be moved or
+# started anew, which need not cost its network the services.
+DEFAULT_WATCH_GRACE = 30.0
+MAX_WATCH_GRACE = 86400  # seconds; arbitrary
 MAX_SHOWN = 80  # characters of a value in a message: enough to find it
 
 _LOG_LEVELS = {"0": logging.ERROR, "1": logging.WARNING, "2": logging.INFO, "3": logging.DEBUG}
-_FILE_KEYS = ("tproxy", "tproxy_debug_level")
+_FILE_KEYS = ("tproxy", "tproxy_debug_level", "tproxy_watch", "tproxy_watch_grace", "tproxy_bridges")
 _REQUIRED = ("remote_addr", "remote_port")
 
-_STR, _INT, _FLOAT, _NULL, _MERGE = (
-    f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "null", "merge")
+_STR, _INT, _FLOAT, _BOOL, _NULL, _MERGE = (
+    f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "merge")
 )
 # Patterns are text, compiled when one is first used: that takes up to two milliseconds, and most
 # files need the simple ones only.
 _MULTICAST = r"(22[4-9]|23[0-9])\.[0-9.]+"  # 224.0.0.0/4
 _DECIMAL = r"0|[1-9][0-9]*"
+_TIME = r"(0|[1-9][0-9]*)(\.[0-9]{1,3})?"
+_BRIDGE_PATTERN = r"[A-Za-z0-9_.\-*?\[\]!]{1,64}"  # a name's characters, see model, and a pattern's
 _SECONDS = r"(0|[1-9][0-9]{0,2})(\.[0-9]{1,3})?"  # milliseconds: the map keeps no more
 # The last label must not look like a number: the resolver would take "10.1" or "0x7f.1" for an
 # address, as inet_aton(3) does. "_" is not for host names, but container engines use it in them.
@@ -55,6 +68,7 @@ _LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 T = TypeVar("T")
 Resolver = Callable[[str], list[str]]
+Parsers = Mapping[str, Callable[[yaml.Node], object]]
 
 
 class Entry(NamedTuple):
@@ -73,6 +87,14 @@ class Entry(NamedTuple):
         return not self.networks or not self.networks.isdisjoint((network.name, network.id))
 
 
+class WatchedBridge(NamedTuple):
+    """Bridges that the watcher brings up for their guests; ``pattern`` is as in a shell."""
+
+    pattern: str
+    network: Network = Network()
+    uplinks: frozenset[str] = frozenset()
+
+
 class Config(NamedTuple):
     """What a file says, and warnings about what it says in vain."""
 
@@ -80,6 +102,9 @@ class Config(NamedTuple):
     log_level: int
     entries: tuple[Entry, ...]
     warnings: tuple[str, ...]
+    bridges: tuple[WatchedBridge, ...] = ()
+    watch: bool = False  # whether the daemon keeps a watcher
+    watch_grace: float = DEFAULT_WATCH_GRACE
 
 
 class _Unusable(Exception):
@@ -168,8 +193,21 @@ class _Reader:
         self._text = self._read()
         ours = self._top_level(self._compose())
         level = self._log_level(ours.get("tproxy_debug_level"))
-        entries = [self._entry(number, node) for number, node in enumerate(self._list(ours.get("tproxy")), 1)]
-        return Config(self._path, level, tuple(filter(None, entries)), tuple(self._warnings))
+        entries = [self._entry(number, node) for number, node in enumerate(self._list(ours, "tproxy"), 1)]
+        bridges = [
+            self._bridge(number, node) for number, node in enumerate(self._list(ours, "tproxy_bridges"), 1)
+        ]
+        watch = self._option(ours, "tproxy_watch", _flag, default=False)
+        grace = self._option(ours, "tproxy_watch_grace", _grace, default=DEFAULT_WATCH_GRACE)
+        return Config(
+            self._path,
+            level,
+            tuple(filter(None, entries)),
+            tuple(self._warnings),
+            tuple(filter(None, bridges)),
+            watch,
+            grace,
+        )
 
     def _error(self, reason: str, line: int | None = None) -> ConfigError:
         return ConfigError(f"{_place(self._path, line)}: {reason}")
@@ -228,11 +266,24 @@ class _Reader:
             return logging.INFO
         return level
 
-    def _list(self, node: yaml.Node | None) -> list[yaml.Node]:
+    def _option(
+        self, ours: Mapping[str, yaml.Node], key: str, parser: Callable[[yaml.Node], T], *, default: T
+    ) -> T:
+        node = ours.get(key)
+        if node is None or node.tag == _NULL:
+            return default
+        try:
+            return parser(node)
+        except _Unusable as problem:
+            self._warn(node, f"{key} {_shown(node)} {problem}: ignored")
+            return default
+
+    def _list(self, ours: Mapping[str, yaml.Node], key: str) -> list[yaml.Node]:
+        node = ours.get(key)
         if node is None or node.tag == _NULL:
             return []
         if not isinstance(node, yaml.SequenceNode):
-            raise self._error("tproxy is not a list", _line(node))
+            raise self._error(f"{key} is not a list", _line(node))
         return self._counted(node.value)
 
     def _pairs(self, node: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
@@ -249,18 +300,34 @@ class _Reader:
         return children
 
     def _entry(self, number: int, node: yaml.Node) -> Entry | None:
-        if not isinstance(node, yaml.MappingNode):
-            faults = [_Unusable(f"{_shown(node)} is not a mapping of keys to values", node)]
-        else:
-            values, faults = self._values(number, node)
-            if not faults:
-                values.setdefault("service_port", values["remote_port"])
-                return Entry(number, _line(node), **values)
-        for fault in faults:
-            self._warn(fault.node or node, f"entry {number}: {fault}: entry skipped")
-        return None
+        values = self._checked(f"entry {number}", node, _PARSERS, _REQUIRED)
+        if values is None:
+            return None
+        values.setdefault("service_port", values["remote_port"])
+        return Entry(number, _line(node), **values)
 
-    def _values(self, number: int, entry: yaml.MappingNode) -> tuple[dict[str, Any], list[_Unusable]]:
+    def _bridge(self, number: int, node: yaml.Node) -> WatchedBridge | None:
+        values = self._checked(f"tproxy_bridges: entry {number}", node, _BRIDGE_PARSERS, ("bridge",))
+        if values is None:
+            return None
+        network = Network(values.get("network", ""), values.get("network_id", ""))
+        return WatchedBridge(values["bridge"], network, values.get("uplinks", frozenset()))
+
+    def _checked(
+        self, label: str, node: yaml.Node, parsers: Parsers, required: tuple[str, ...]
+    ) -> dict[str, Any] | None:
+        """What an entry says; None, and a warning for all that is wrong, when it cannot be used."""
+        if isinstance(node, yaml.MappingNode):
+            values, faults = self._values(label, node, parsers, required)
+        else:
+            values, faults = {}, [_Unusable(f"{_shown(node)} is not a mapping of keys to values", node)]
+        for fault in faults:
+            self._warn(fault.node or node, f"{label}: {fault}: entry skipped")
+        return None if faults else values
+
+    def _values(
+        self, label: str, entry: yaml.MappingNode, parsers: Parsers, required: tuple[str, ...]
+    ) -> tuple[dict[str, Any], list[_Unusable]]:
         """What an entry says, and all that is wrong with it: an operator mends it in one go."""
         nodes: dict[str, yaml.Node] = {}
         faults: list[_Unusable] = []
@@ -269,29 +336,29 @@ class _Reader:
                 # Not merely ignored: without what it brings, the entry could apply too widely.
                 faults.append(_Unusable("'<<' (merge) is not supported", key_node))
                 continue
-            if key not in _PARSERS:
-                self._warn(key_node, f"entry {number}: key {_shown(key_node)} is unknown and ignored")
+            if key not in parsers:
+                self._warn(key_node, f"{label}: key {_shown(key_node)} is unknown and ignored")
                 continue
             if key in nodes:
-                self._warn(key_node, f"entry {number}: {key} is there twice: {_shown(node)} is used")
+                self._warn(key_node, f"{label}: {key} is there twice: {_shown(node)} is used")
             nodes[key] = node
         values: dict[str, Any] = {}
         for key, node in nodes.items():
             if node.tag != _NULL:
                 try:
-                    values[key] = self._value(key, node)
+                    values[key] = self._value(key, node, parsers[key])
                 except _Unusable as fault:
                     faults.append(fault)
-        for key in _REQUIRED:
+        for key in required:
             if key not in nodes or nodes[key].tag == _NULL:
                 faults.append(_Unusable(f"{key} is missing", entry))
         return values, faults
 
-    def _value(self, key: str, node: yaml.Node) -> Any:
+    def _value(self, key: str, node: yaml.Node, parser: Callable[[yaml.Node], object]) -> Any:
         if isinstance(node, yaml.SequenceNode):
             self._counted(node.value)
         try:
-            return _PARSERS[key](node)
+            return parser(node)
         except _Unusable as problem:
             raise _Unusable(f"{key} {_shown(problem.node or node)} {problem}", node) from None
 
@@ -345,13 +412,52 @@ def _connect_timeout(node: yaml.Node) -> float:
     return float(text)
 
 
-_PARSERS: dict[str, Callable[[yaml.Node], object]] = {
+def _flag(node: yaml.Node) -> bool:
+    text = _written(node, _BOOL).lower()
+    if text not in ("true", "false"):
+        raise _Unusable("is not true or false")
+    return text == "true"
+
+
+def _grace(node: yaml.Node) -> float:
+    text = _written(node, _INT, _FLOAT, _STR)
+    if len(text) > 9 or not re.fullmatch(_TIME, text) or float(text) > MAX_WATCH_GRACE:
+        raise _Unusable(f"is not a time of 0 to {MAX_WATCH_GRACE} seconds")
+    return float(text)
+
+
+def _pattern(node: yaml.Node) -> str:
+    text = _written(node, _INT, _STR)
+    if not re.fullmatch(_BRIDGE_PATTERN, text):
+        raise _Unusable("is not a bridge's name, or a pattern with * ? [..] of names", node)
+    return text
+
+
+def _uplinks(node: yaml.Node) -> frozenset[str]:
+    nodes = node.value if isinstance(node, yaml.SequenceNode) else [node] if node.value else []
+    return frozenset(map(_uplink, nodes))
+
+
+def _uplink(node: yaml.Node) -> str:
+    try:
+        return check_interface_name(_written(node, _INT, _STR), "uplink")
+    except BadName:
+        raise _Unusable("is not the name of a link", node) from None
+
+
+_PARSERS: Parsers = {
     "service_port": _port,
     "remote_addr": _remote_addr,
     "remote_port": _port,
     "networks": _networks,
     "name": _name,
     "connect_timeout": _connect_timeout,
+}
+_BRIDGE_PARSERS: Parsers = {
+    "bridge": _pattern,
+    "network": _network,
+    "network_id": _network,
+    "uplinks": _uplinks,
 }
 
 
