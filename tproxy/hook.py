@@ -110,8 +110,8 @@ def _restore(bridge: str, before: plan.Observed) -> None:
     """Undo a failed ``up``: a new bridge gets nothing, one that was in use its map of before."""
     with suppress(TproxyError):  # the error that is on its way says what is wrong
         now = plumbing.observe(bridge)
-        if not before.anything:
-            _remove(bridge, now)
-        elif before.map is not None and now.map is not None and before.map != now.map:
+        if before.map is None:
+            _remove(bridge, now.added_since(before))
+        elif now.map is not None and before.map != now.map:
             nft.transaction(ruleset.change_map(now.map, before.map))
             process.apply([bridge], None)

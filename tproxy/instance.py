@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tproxy import netns
+from tproxy.errors import KernelError
 
 ROOT = Path("/run/tproxy")
 
@@ -27,8 +28,8 @@ def directory() -> Path:
 def prepare() -> Path:
     """The directory, made if missing, closed to everybody but root."""
     path = directory()
-    ROOT.mkdir(mode=0o700, exist_ok=True)
-    path.mkdir(mode=0o700, exist_ok=True)
+    _make(ROOT)
+    _make(path)
     return path
 
 
@@ -38,10 +39,21 @@ def lock() -> Iterator[None]:
 
     It goes with its holder, however that ends (flock(2)), so there is no stale lock.
     """
-    ROOT.mkdir(mode=0o700, exist_ok=True)
-    fd = os.open(ROOT / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    _make(ROOT)
+    path = ROOT / "lock"
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise KernelError(f"cannot open {path}: {error.strerror}") from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
         os.close(fd)
+
+
+def _make(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise KernelError(f"cannot make directory {path}: {error.strerror}") from None

@@ -38,6 +38,12 @@ class _ReopenedFile(logging.FileHandler):
             return open(os.devnull, "a", encoding="utf-8")
 
 
+# What no line of ours shows is not found out: half of what a line costs, and at INFO each connection
+# is a line (the logging HOWTO of Python, "Optimization").
+logging._srcfile = None
+logging.logThreads = False
+logging.logMultiprocessing = False
+
 # Ours only: at DEBUG a library such as pyroute2 tells of every message.
 _ours = logging.getLogger("tproxy")
 _handler: _ReopenedFile | None = None
@@ -59,6 +65,8 @@ def for_command(level: int, *, debug: bool) -> None:
     stderr = logging.StreamHandler(sys.stderr)
     stderr.setFormatter(logging.Formatter("tproxy: %(message)s"))
     stderr.setLevel(logging.DEBUG if debug else logging.WARNING)
+    # An error ends the command, which then says it: operators get one line, not two.
+    stderr.addFilter(lambda record: record.levelno < logging.ERROR)
     _ours.addHandler(stderr)
 
 

@@ -114,24 +114,30 @@ def create(name: str) -> None:
     from pyroute2 import netns
 
     try:
-        netns.create(name)
+        netns.create(os.fspath(DIRECTORY / name))
     except Exception as error:  # it comes back from a child process in whatever type
-        remove(name)
-        raise KernelError(f"cannot create namespace {name}: {error}") from error
+        with suppress(KernelError):  # what could not be made is what there is to say
+            remove(name)
+        reason = _reason(error) if isinstance(error, OSError) else str(error)
+        raise KernelError(f"cannot create namespace {name}: {reason}") from error
 
 
 def remove(name: str) -> None:
-    """Remove the name; the namespace goes with its last process and socket."""
+    """Remove the name, whatever has it; the namespace goes with its last process and socket."""
     path = DIRECTORY / name
     libc = ctypes.CDLL(None, use_errno=True)
     # As often as something is mounted there: two racing creations can stack.
     while libc.umount2(os.fsencode(path), 2) == 0:  # MNT_DETACH, umount(2)
         pass
-    with suppress(FileNotFoundError):
-        try:
+    try:
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
             path.unlink()
-        except OSError as error:
-            raise KernelError(f"cannot remove namespace {name}: {error.strerror}") from None
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise KernelError(f"cannot remove {path}: {error.strerror}") from None
 
 
 def _setns(fd: int) -> None:

@@ -19,6 +19,7 @@ from tproxy.model import TABLE, BridgeNames, ServiceMap
 
 log = logging.getLogger(__name__)
 
+_MAP_TYPE = "inet_service : ipv4_addr . inet_service"
 _ABSENT = "No such file or directory"
 _UNSUPPORTED = "Operation not supported"
 
@@ -55,20 +56,29 @@ def transaction(commands: Iterable[str]) -> None:
 def read_maps(bridges: Iterable[str] | None = None) -> list[ServiceMap]:
     """The service maps as they are, all or of the named bridges; raises NftError if that is unknown.
 
-    A map that is not there, or is of another type, is left out.
+    A map that is not there is left out; so is, of all maps, one of another type.
     """
     if bridges is not None:
         return [each for bridge in bridges if (each := read_map(bridge)) is not None]
     if not _table_exists("ip"):
         return []
     listed = _list(f"list table ip {TABLE}")
-    return [each for item in listed if "map" in item and (each := _parse_map(item["map"]))]
+    maps = {item["map"]["name"]: _parse_map(item["map"]) for item in listed if "map" in item}
+    for name, each in maps.items():
+        if each is None and name.startswith(ruleset.MAP_PREFIX):
+            log.warning("map %s is not of type %s", name, _MAP_TYPE)
+    return [each for each in maps.values() if each is not None]
 
 
 def read_map(bridge: str) -> ServiceMap | None:
-    for item in _list_or_nothing(f"list map ip {TABLE} {BridgeNames(bridge).map}"):
+    """A bridge's map; raises NftError if it is not known, or is of a type that we cannot use."""
+    name = BridgeNames(bridge).map
+    for item in _list_or_nothing(f"list map ip {TABLE} {name}"):
         if "map" in item:
-            return _parse_map(item["map"])
+            parsed = _parse_map(item["map"])
+            if parsed is None:
+                raise NftError(f"map {name} is not of type {_MAP_TYPE}: it is somebody else's; remove it")
+            return parsed
     return None
 
 
@@ -107,12 +117,9 @@ def drops_forwarded() -> bool:
 
 def _parse_map(listed: dict[str, Any]) -> ServiceMap | None:
     try:
-        parsed = ruleset.parse_map(listed)
+        return ruleset.parse_map(listed)
     except (KeyError, ValueError, TypeError) as error:
         raise NftError(f"map {listed.get('name')} cannot be understood: {error}") from None
-    if parsed is None and listed["name"].startswith(ruleset.MAP_PREFIX):
-        log.warning("map %s is not of type inet_service : ipv4_addr . inet_service", listed["name"])
-    return parsed
 
 
 def _table_exists(family: str) -> bool:
@@ -120,7 +127,11 @@ def _table_exists(family: str) -> bool:
 
 
 def _list(command: str) -> list[dict[str, Any]]:
-    listed: list[dict[str, Any]] = json.loads(_command(command))["nftables"]
+    text = _command(command)
+    try:
+        listed: list[dict[str, Any]] = json.loads(text)["nftables"]
+    except ValueError as error:
+        raise NftError(f"nftables: the answer to {command!r} cannot be read: {error}") from None
     return listed
 
 
@@ -140,5 +151,5 @@ def _command(text: str) -> str:
         return result
     # The first line says it; the next ones quote the command and mark the place.
     reason = (error.strip().splitlines() or ["unknown error"])[0].removeprefix("Error: ")
-    kind = Unsupported if _UNSUPPORTED in error else NftError
+    kind = Unsupported if _UNSUPPORTED in reason else NftError
     raise kind(f"nftables: {reason}")

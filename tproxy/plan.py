@@ -33,6 +33,15 @@ class Observed(NamedTuple):
     def anything(self) -> bool:
         return bool(self.name_taken or self.outer or self.map or (self.guard and self.guard.anything))
 
+    def added_since(self, before: Observed) -> Observed:
+        """Only what was not there before: what is to be taken away when the rest cannot be built."""
+        return self._replace(
+            name_taken=self.namespace and not before.namespace,
+            outer=None if before.outer else self.outer,
+            map=None if before.map else self.map,
+            guard=None if before.guard and before.guard.anything else self.guard,
+        )
+
 
 class RemoveName(NamedTuple):
     namespace: str
