@@ -23,7 +23,7 @@ LAYERS = (
     ("spawner",),
     ("supervisor",),
     ("daemon", "hook"),
-    ("lab", "launch", "refresh"),
+    ("lab", "launch", "refresh", "sync"),
     ("cli",),
     ("__main__",),
 )

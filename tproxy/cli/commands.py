@@ -19,6 +19,7 @@ COMMANDS = {
     "status": "status",
     "check": "check",
     "refresh": "refresh",
+    "sync": "sync",
     "lab": "lab",
 }
 

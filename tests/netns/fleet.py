@@ -1,0 +1,122 @@
+"""Stand-in hypervisors that are reached by ssh, each with an sshd of its own, and who reaches them.
+
+Nothing of this machine's ssh is read or written: keys, configurations and known hosts are below /run,
+which each stand-in has of its own. (sshd needs the user sshd, which Debian's package makes.)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tproxy.hypervisor import Hypervisor
+
+SSHD = "/usr/sbin/sshd"
+SSH_CONFIG = "/run/ssh/config"
+PORT = 2222
+CONFIG = "/run/etc/tproxy.yaml"  # the configuration file of each host
+SOURCE = Path(__file__).parents[2]
+
+# What a session there finds as tproxy: this source tree, with the search order's first file.
+_TPROXY = f"""#!/bin/sh
+export PYTHONPATH={SOURCE} TPROXY_CONFIG=${{TPROXY_CONFIG-{CONFIG}}}
+exec {sys.executable} -m tproxy "$@"
+"""
+
+_SSHD_CONFIG = f"""
+Port {PORT}
+HostKey /run/ssh/host_key
+AuthorizedKeysFile /run/ssh/authorized_keys
+PermitRootLogin yes
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+StrictModes no
+UsePAM no
+PidFile none
+Subsystem sftp internal-sftp
+SetEnv PATH=/run/bin:/usr/sbin:/usr/bin:/sbin:/bin
+"""
+
+_CLIENT_CONFIG = f"""
+Host *
+    User root
+    Port {PORT}
+    IdentityFile /run/ssh/key
+    IdentitiesOnly yes
+    UserKnownHostsFile /run/ssh/known_hosts
+    GlobalKnownHostsFile none
+    StrictHostKeyChecking accept-new
+    ConnectTimeout 20
+"""
+
+
+def require_sshd() -> None:
+    """Skip where there is no sshd; in CI that is a failure, or it would never be noticed."""
+    if shutil.which(SSHD) is None:
+        reason = "needs sshd (package openssh-server)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+class Fleet:
+    """A workstation, and hosts that it reaches by their addresses."""
+
+    def __init__(self, workstation: Hypervisor, hosts: dict[str, Hypervisor]) -> None:
+        self.workstation = workstation
+        self.hosts = hosts
+
+    @property
+    def addresses(self) -> list[str]:
+        return list(self.hosts)
+
+    def sync(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        ssh = ("--ssh", f"ssh -F {SSH_CONFIG}", "--remote-path", CONFIG)
+        return self.workstation.tproxy("sync", *ssh, *arguments, check=check)
+
+
+@contextmanager
+def fleet(count: int) -> Iterator[Fleet]:
+    """So many hosts, up and reachable."""
+    require_sshd()
+    with ExitStack() as stack:
+        workstation = stack.enter_context(Hypervisor())
+        workstation.write(SSH_CONFIG, _CLIENT_CONFIG)
+        _make_key(workstation, "/run/ssh/key")
+        public = workstation.path("/run/ssh/key.pub").read_text()
+        hosts = {}
+        for number in range(count):
+            host = stack.enter_context(Hypervisor())
+            address = f"10.77.{number}.2"
+            workstation.add_cable(host, f"cable{number}")
+            workstation.ip(f"address add 10.77.{number}.1/30 dev cable{number}")
+            host.ip(f"address add {address}/30 dev cable{number}")
+            _start_sshd(host, public)
+            hosts[address] = host
+        yield Fleet(workstation, hosts)
+
+
+def _start_sshd(host: Hypervisor, public_key: str) -> None:
+    _make_key(host, "/run/ssh/host_key")
+    host.write("/run/ssh/authorized_keys", public_key)
+    host.write("/run/ssh/sshd_config", _SSHD_CONFIG)
+    host.path("/run/bin").mkdir()
+    host.run("mount", "-t", "tmpfs", "tmpfs", "/run/bin")  # /run itself is mounted noexec
+    host.write("/run/bin/tproxy", _TPROXY)
+    host.path("/run/bin/tproxy").chmod(0o755)
+    host.path("/run/sshd").mkdir()  # sshd's own chroot, empty
+    host.path(CONFIG).parent.mkdir()
+    # Not in the background: without -D it returns when it listens.
+    host.run(SSHD, "-f", "/run/ssh/sshd_config", "-E", "/run/ssh/log")
+
+
+def _make_key(host: Hypervisor, path: str) -> None:
+    host.path(path).parent.mkdir(exist_ok=True)
+    host.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "tproxy tests", "-f", path)

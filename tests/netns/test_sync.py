@@ -1,0 +1,131 @@
+"""``tproxy sync``: one file to many hosts, by real ssh to stand-in hypervisors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.netns import fleet as ssh
+from tests.netns.fleet import CONFIG, Fleet
+from tproxy.model import SERVICE_ADDRESS
+
+OLD = "tproxy: [{remote_addr: 10.11.12.13, remote_port: 80}]\n"
+NEW = "tproxy: [{remote_addr: 10.11.12.14, remote_port: 80}]\n"
+# In order wherever no name is looked up; no host resolves it, RFC 6761.
+UNRESOLVABLE = "tproxy: [{remote_addr: endpoint.invalid, remote_port: 80}]\n"
+
+
+@pytest.fixture
+def fleet(real_kernel: None) -> Iterator[Fleet]:
+    with ssh.fleet(2) as found:
+        for host in found.hosts.values():
+            host.write(CONFIG, OLD)
+        yield found
+
+
+def send(fleet: Fleet, text: str, *options: str, status: int = 0) -> dict[str, str]:
+    """Sync a file of that text; returns what the table says, by host."""
+    fleet.workstation.write("/run/new.yaml", text)
+    done = fleet.sync("--config", "/run/new.yaml", *options, check=False)
+    assert done.returncode == status, done.stdout + done.stderr
+    rows = [line.split(maxsplit=1) for line in done.stdout.splitlines()[2:]]
+    return {host: " ".join(rest.split()) for host, rest in rows}
+
+
+def files(fleet: Fleet) -> list[str]:
+    """The hosts' files; nothing else must be beside them."""
+    for host in fleet.hosts.values():
+        assert [each.name for each in host.path(CONFIG).parent.iterdir()] == ["tproxy.yaml"]
+    return [host.path(CONFIG).read_text() for host in fleet.hosts.values()]
+
+
+def test_all_hosts_get_the_file_and_their_bridges_the_services(fleet: Fleet) -> None:
+    one, two = fleet.addresses
+    host = fleet.hosts[one]
+    host.add_bridge("br0")
+    guest = host.add_guest("guest", "br0")
+    host.add_endpoint("10.11.12.13", 80, "old")
+    host.add_endpoint("10.11.12.14", 80, "new")
+    host.tproxy("hook", "up", "--bridge", "br0", "--network", "vnet1", "--config", CONFIG)
+    assert guest.get(SERVICE_ADDRESS, 80) == "old"
+
+    fleet.workstation.write("/run/hosts", f"# all of them\n{one}\n\n{two} # the second\n")
+    assert send(fleet, NEW, "--hosts", "/run/hosts") == {
+        one: "changed bridges changed 1, unchanged 0, failed 0",
+        two: "changed bridges changed 0, unchanged 0, failed 0",
+    }
+    assert files(fleet) == [NEW, NEW]
+    assert guest.get(SERVICE_ADDRESS, 80) == "new"
+    again = send(fleet, NEW, one)
+    assert again == {one: "unchanged bridges changed 0, unchanged 1, failed 0"}
+
+
+def test_a_host_that_refuses_the_file_keeps_its_old_one(fleet: Fleet) -> None:
+    one, two = fleet.addresses
+    results = send(fleet, UNRESOLVABLE, one, two, status=1)
+    for result in results.values():
+        assert result.startswith(f"failed check failed, the old file stays: {CONFIG}:1: entry 1: remote_addr")
+    assert files(fleet) == [OLD, OLD]
+
+
+def test_a_bad_host_does_not_stop_the_others(fleet: Fleet) -> None:
+    one, two = fleet.addresses
+    fleet.hosts[one].path("/run/bin/tproxy").unlink()
+    results = send(fleet, NEW, "10.77.0.9", one, two, "no-such-host.invalid", status=1)
+    assert list(results) == ["10.77.0.9", one, two, "no-such-host.invalid"]
+    assert results[one] == "failed tproxy is not installed there, or not in the PATH of ssh sessions"
+    assert results[two].startswith("changed")
+    assert results["10.77.0.9"].startswith("failed unreachable: ")
+    assert results["no-such-host.invalid"] == "failed unreachable: the name does not resolve"
+    assert files(fleet) == [OLD, NEW]
+
+
+def test_hosts_that_let_nobody_in_are_named_as_such(fleet: Fleet) -> None:
+    one, two = fleet.addresses
+    fleet.hosts[one].write("/run/ssh/authorized_keys", "")
+    fleet.workstation.write("/run/ssh/known_hosts", f"[{two}]:{ssh.PORT} ssh-ed25519 {'A' * 68}\n")
+    known = fleet.workstation.path("/run/ssh/key.pub").read_text().split()[1]
+    fleet.workstation.write("/run/ssh/known_hosts", f"[{two}]:{ssh.PORT} ssh-ed25519 {known}\n")
+    assert send(fleet, NEW, one, two, status=1) == {
+        one: "failed authentication failed",
+        two: "failed host key not known or changed",
+    }
+    assert files(fleet) == [OLD, OLD]
+
+
+def test_a_file_that_is_not_in_order_is_not_sent_at_all(fleet: Fleet) -> None:
+    fleet.workstation.write("/run/new.yaml", "tproxy: [{remote_addr: 10.0.0.1, remote_port: 0}]\n")
+    done = fleet.sync("--config", "/run/new.yaml", *fleet.addresses, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[0].startswith("tproxy: /run/new.yaml:1: entry 1: remote_port '0'")
+    assert files(fleet) == [OLD, OLD]
+
+
+def test_a_dry_run_says_what_would_change_and_changes_nothing(fleet: Fleet) -> None:
+    one, two = fleet.addresses
+    fleet.hosts[two].write(CONFIG, NEW)
+    assert send(fleet, NEW, "--dry-run", one, two) == {one: "would change", two: "unchanged"}
+    assert files(fleet) == [OLD, NEW]
+
+
+def test_a_host_that_uses_another_file_is_a_failure(fleet: Fleet) -> None:
+    one, two = fleet.addresses
+    host = fleet.hosts[one]
+    host.write("/run/one.conf", OLD)
+    script = host.path("/run/bin/tproxy").read_text().replace(f"-{CONFIG}", "-/run/one.conf")
+    host.path("/run/bin/tproxy").write_text(script)
+    results = send(fleet, NEW, one, two, status=1)
+    assert results[one] == "failed the file is in place, but tproxy uses /run/one.conf there"
+    assert results[two].startswith("changed")
+
+
+def test_owner_and_mode_of_the_old_file_stay(fleet: Fleet) -> None:
+    one, two = fleet.addresses
+    old = fleet.hosts[one].path(CONFIG)
+    fleet.hosts[one].run("chown", "0:4", CONFIG)
+    old.chmod(0o640)
+    fleet.hosts[two].path(CONFIG).unlink()
+    send(fleet, NEW, one, two)
+    assert (old.stat().st_gid, old.stat().st_mode & 0o777) == (4, 0o640)
+    assert fleet.hosts[two].path(CONFIG).stat().st_mode & 0o777 == 0o644

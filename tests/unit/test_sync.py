@@ -1,0 +1,103 @@
+"""What a session with a host means, and the command by which it is had."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tproxy import sync
+from tproxy.errors import ConfigError
+from tproxy.sync import Plan, Result
+
+PLAN = Plan(b"tproxy: []\n", "/etc/tproxy/tproxy.yaml")
+IN_PLACE = (
+    f"at find\nat copy\ntemp /etc/tproxy/.x\nat check\nat replace\nat refresh\nrefreshed {PLAN.path}: fine\n"
+)
+
+
+def judge(status: int, said: str, complained: str = "", plan: Plan = PLAN) -> Result:
+    return sync.judge(plan, "host", status, said, complained)
+
+
+def test_the_file_is_there_when_the_host_says_its_sum() -> None:
+    assert judge(0, f"{IN_PLACE}at verify\nsum {PLAN.sum}\n") == Result("host", "changed", "fine")
+
+
+def test_another_sum_is_a_failure() -> None:
+    result = judge(0, f"{IN_PLACE}at verify\nsum {'0' * 64}\n")
+    assert result == Result("host", "failed", "somebody else changed the file meanwhile")
+
+
+def test_a_session_that_ends_early_is_never_a_success() -> None:
+    for lines in range(len(IN_PLACE.splitlines()) + 1):
+        assert judge(0, "\n".join(IN_PLACE.splitlines()[:lines])).failed
+
+
+def test_a_lost_connection_is_put_down_to_its_step() -> None:
+    result = judge(255, "at find\nat copy\n", "client_loop: send disconnect: Broken pipe\r\n")
+    assert result.detail == "connection lost while at copy: client_loop: send disconnect: Broken pipe"
+
+
+@pytest.mark.parametrize(
+    ("complaint", "reason"),
+    [
+        ("ssh: connect to host a port 22: Connection refused", "unreachable: connection refused"),
+        ("ssh: connect to host a port 22: Connection timed out", "unreachable: timeout"),
+        (
+            "ssh: Could not resolve hostname a: Name or service not known",
+            "unreachable: the name does not resolve",
+        ),
+        ("root@a: Permission denied (publickey,password).", "authentication failed"),
+        ("Host key verification failed.", "host key not known or changed"),
+        (
+            "kex_exchange_identification: read: nobody knows",
+            "kex_exchange_identification: read: nobody knows",
+        ),
+        ("", "ssh failed and did not say why"),
+    ],
+)
+def test_the_reasons_of_ssh_in_an_operators_words(complaint: str, reason: str) -> None:
+    assert judge(255, "", complaint + "\n") == Result("host", "failed", reason)
+
+
+def test_problems_of_the_file_are_told_with_its_name_there_and_their_number() -> None:
+    said = "at find\nat copy\ntemp /etc/tproxy/.tproxy-sync.abc\nat check\n"
+    file = "/etc/tproxy/.tproxy-sync.abc"
+    complained = f"Welcome to host!\n{file}:3: entry 1: no\n{file}:4: entry 2: no\n"
+    assert judge(3, said, complained).detail == (
+        "check failed, the old file stays: /etc/tproxy/tproxy.yaml:3: entry 1: no (and 1 more)"
+    )
+
+
+def test_what_a_host_says_cannot_speak_to_the_terminal() -> None:
+    assert judge(1, "at copy\n", "\x1b]0;owned\x07\x1b[31mno space\n").detail == (
+        "cannot copy: ?]0;owned??[31mno space"
+    )
+
+
+def test_a_host_cannot_be_taken_for_an_option_of_ssh(tmp_path: Path) -> None:
+    # The arguments after "--" are a host and a command, whatever they begin with: ssh says so itself.
+    done = subprocess.run(
+        sync.session(PLAN, f"-oProxyCommand=touch {tmp_path}/owned"), check=False, capture_output=True
+    )
+    assert done.returncode == 255
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_hosts_shell_gets_the_arguments_as_they_are() -> None:
+    path = "/etc/it's here; rm -rf $HOME/tproxy.yaml"
+    command = sync.session(PLAN._replace(path=path, command="/opt/my tproxy", sudo=True), "host")
+    remote = shlex.split(command[-1])
+    assert remote[:4] == ["sudo", "-n", "sh", "-c"]
+    assert remote[5:] == ["tproxy-sync", "/opt/my tproxy", path, PLAN.sum, ""]
+
+
+def test_hosts_are_read_a_line_each_without_comments(tmp_path: Path) -> None:
+    file = tmp_path / "hosts"
+    file.write_text("# rack 1\nroot@one\n\n two  # the second\n")
+    assert sync.hosts_in(file) == ["root@one", "two"]
+    with pytest.raises(ConfigError, match="No such file"):
+        sync.hosts_in(tmp_path / "none")

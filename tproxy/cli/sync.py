@@ -1,0 +1,83 @@
+"""sync: one configuration file to many hypervisors."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import click
+import tabulate
+
+from tproxy import check, config
+from tproxy import sync as syncing
+from tproxy.cli import EXIT_FAILURE, say
+from tproxy.errors import ConfigError, TproxyError
+
+DEFAULT_PATH = "/etc/tproxy/tproxy.yaml"
+
+
+@click.command()
+@click.argument("hosts", nargs=-1)
+@click.option("--hosts", "hosts_file", metavar="FILE", help="File with a host a line, # for comments.")
+@click.option("--config", "file", metavar="FILE", help="Configuration file to send.")
+@click.option("--remote-path", default=DEFAULT_PATH, show_default=True, help="Where it goes on the hosts.")
+@click.option("--ssh", default="ssh", show_default=True, help="The ssh command, with options of yours.")
+@click.option("--sudo", is_flag=True, help="Become root on the hosts by sudo -n.")
+@click.option("--command", default="tproxy", show_default=True, help="The tproxy command on the hosts.")
+@click.option("--jobs", "-j", default=8, show_default=True, type=click.IntRange(1, 256), help="At a time.")
+@click.option("--dry-run", is_flag=True, help="Check on the hosts, and say what would change.")
+def sync(
+    hosts: tuple[str, ...],
+    hosts_file: str | None,
+    file: str | None,
+    remote_path: str,
+    ssh: str,
+    sudo: bool,
+    command: str,
+    jobs: int,
+    dry_run: bool,
+) -> None:
+    """Send the configuration file to HOSTS by ssh, and apply it there.
+
+    Each host checks it first, and keeps its old file if there is anything wrong. The exit code is 1 if
+    it failed on any host; the others have it all the same.
+    """
+    named = list(dict.fromkeys([*hosts, *(syncing.hosts_in(Path(hosts_file)) if hosts_file else ())]))
+    if not named:
+        raise click.UsageError("name hosts, or a file of hosts with --hosts FILE")
+    if not remote_path.startswith("/"):
+        raise click.UsageError("--remote-path must begin with /")
+    path = config.search(file, os.environ)
+    if path is None:
+        raise ConfigError("no configuration file: give --config FILE")
+    plan = syncing.Plan(_checked(path), remote_path, _words(ssh), command, sudo, dry_run)
+    results = {}
+    with click.progressbar(length=len(named), label=path.name, file=sys.stderr, width=30) as bar:
+        for result in syncing.to_all(plan, named, jobs):
+            results[result.host] = result
+            bar.update(1)
+    rows = [results[host] for host in named]
+    click.echo(tabulate.tabulate(rows, ["host", "result", "detail"], "simple", disable_numparse=True))
+    sys.exit(EXIT_FAILURE if any(row.failed for row in rows) else 0)
+
+
+def _words(ssh: str) -> list[str]:
+    try:
+        words = shlex.split(ssh)
+    except ValueError as error:
+        raise click.UsageError(f"--ssh: {error}") from None
+    if not words:
+        raise click.UsageError("--ssh: no command")
+    return words
+
+
+def _checked(path: Path) -> bytes:
+    # Not the host names: what they are here says nothing about the hosts.
+    problems = check.problems(config.load(path), check.all_resolve)
+    for problem in problems:
+        say(problem)
+    if problems:
+        raise TproxyError(f"{path} is not in order: nothing is sent")
+    return path.read_bytes()
