@@ -1,4 +1,4 @@
-# The whole interface of this checkout: make venv | demo | test | lint | clean
+# The whole interface of this checkout: make venv | demo | test | bench | lint | clean
 
 # Tests wait for processes and the kernel more than they compute: more of them than cores.
 WORKERS ?= 4
@@ -23,6 +23,13 @@ demo: venv
 .PHONY: test
 test: venv
 	.venv/bin/python -m pytest -n $(WORKERS) $(wildcard tests/unit tests/netns)
+
+# Bytecode is what users have: pip writes it, and environments may tell Python not to.
+.PHONY: bench
+bench:
+	@.ci/setup bench
+	.venv/bin/python -m compileall -q tproxy
+	.venv/bin/python -m bench $(BENCH)
 
 .PHONY: lint
 lint: venv

@@ -1,0 +1,76 @@
+"""The benchmark: ``make bench``, or ``python -m bench [--quick] [--only PART]...``.
+
+Compares tproxy with its peers (peers.py) on all axes (axes.py) in turns (rounds.py), times its hooks
+(hooks.py), and measures how cost grows (growth.py). Writes docs/performance.md, docs/img and
+bench/results.json; a quick or partial run writes to build/bench instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from bench import growth, hooks, plot, report, rounds
+from bench.peers import BUILDERS
+from bench.results import Results
+
+ROOT = Path(__file__).parents[1]
+PAGE, IMAGES, RESULTS = ROOT / "docs/performance.md", ROOT / "docs/img", ROOT / "bench/results.json"
+TRIAL = ROOT / "build/bench"
+
+PARTS = ("peers", "hooks", "growth")
+
+# By Debian's packages; a peer that is missing only fails itself.
+NEEDED = {"iperf3": "iperf3", "wrk": "wrk", "nginx": "nginx-light", "nft": "nftables"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="bench", description="tproxy against its peers")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--quick", action="store_true", help="2 rounds of 1 s, short curves")
+    parser.add_argument("--only", action="append", choices=PARTS, help="this part; can be repeated")
+    parser.add_argument("--peer", action="append", choices=list(BUILDERS), help="this one; can be repeated")
+    parser.add_argument("--report", action="store_true", help="write the page again from the last full run")
+    options = parser.parse_args()
+    if options.report:
+        publish(Results.load(RESULTS))
+        return
+    missing = sorted(package for program, package in NEEDED.items() if not shutil.which(program))
+    if missing:
+        sys.exit(f"missing; run: apt-get install {' '.join(missing)}")
+    if os.geteuid() != 0:
+        sys.exit("must be run as root")
+    if options.quick:
+        options.rounds, options.seconds = 2, 1.0
+    parts, peers = options.only or PARTS, options.peer or list(BUILDERS)
+
+    results = Results(report.circumstances(options.rounds, options.seconds))
+    if "peers" in parts:
+        rounds.compare(peers, options.rounds, options.seconds, results)
+    if "hooks" in parts:
+        hooks.measure(results)
+    if "growth" in parts:
+        growth.measure(options.seconds, results, scale=0.25 if options.quick else 1.0)
+
+    if options.quick or options.only or options.peer:
+        results.save(TRIAL / RESULTS.name)
+        plot.draw(results, TRIAL)
+        print(report.markdown(results, "."))
+        print(f"{TRIAL}: results.json and plots", file=sys.stderr)
+    else:
+        results.save(RESULTS)
+        publish(results)
+
+
+def publish(results: Results) -> None:
+    plot.draw(results, IMAGES)
+    report.put(PAGE, report.markdown(results, IMAGES.name))
+    print(f"written: {PAGE}, {IMAGES}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

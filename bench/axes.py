@@ -1,0 +1,198 @@
+"""The axes on which peers are compared, and how each is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from bench import load
+from bench.lab import BODIES
+from bench.peers import HAPROXY, SOCAT, Peer
+
+CONNECTIONS = (1, 64, 512)
+
+# For the memory of one: many, so that what a process has anyhow does not count. A pair of socats forks
+# two processes for each.
+HELD, HELD_BY_SOCAT = 2000, 100
+BUSY, BUSY_WITH = 64, "64 KiB answers"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is wanted of tproxy's median: of its ratio to another peer's."""
+
+    at: str  # "≥" or "≤"
+    value: float
+    to: str = HAPROXY
+
+    def met(self, figure: float) -> bool:
+        return figure >= self.value if self.at == "≥" else figure <= self.value
+
+
+@dataclass(frozen=True)
+class Axis:
+    key: str
+    title: str
+    digits: int = 0
+    goal: Goal | None = None
+    summed: bool = False  # over all rounds
+
+
+def _size(size: int) -> str:
+    return f"{size // 1024} KiB" if size >= 1024 else f"{size} B"
+
+
+def _request_axes(size: int, connections: int) -> list[Axis]:
+    key = f"{size}x{connections}"
+    rate = {1: Goal("≥", 1.2), 64: Goal("≥", 1.15)}.get(connections) if size == 1 else None
+    p99 = Goal("≤", 1.0) if (size, connections) == (1, 64) else None
+    plural = "s" if connections > 1 else ""
+    return [
+        Axis(f"{key} rate", f"{_size(size)}, {connections} connection{plural}: requests/s", goal=rate),
+        Axis(f"{key} p50", "p50, µs"),
+        Axis(f"{key} p99", "p99, µs", goal=p99),
+        Axis(f"{key} p999", "p99.9, µs"),
+    ]
+
+
+# By the headings under which they are reported.
+AXES: dict[str, list[Axis]] = {
+    "Bulk, Gbit/s": [
+        Axis("up1", "up, 1 stream", 1, Goal("≥", 2.2)),
+        Axis("down1", "down, 1 stream", 1, Goal("≥", 2.0)),
+        Axis("up8", "up, 8 streams", 1),
+        Axis("down8", "down, 8 streams", 1),
+    ],
+    "New connections, 32 at a time": [
+        Axis("new rate", "connections/s", goal=Goal("≥", 1.4)),
+        Axis("new p50", "p50, µs"),
+        Axis("new p99", "p99, µs"),
+    ],
+    "Requests and answers on connections that stay": [
+        axis for size in BODIES for connections in CONNECTIONS for axis in _request_axes(size, connections)
+    ],
+    "CPU seconds, user and system, of all of a peer's processes": [
+        Axis("cpu up1", "per GB up", 3, Goal("≤", 0.5)),
+        Axis("cpu down1", "per GB down", 3, Goal("≤", 0.5)),
+        Axis("cpu new", "per 10,000 connections", 2),
+        Axis("cpu 1x64", "per 10,000 requests, 64 connections", 2),
+    ],
+    "Memory of all of a peer's processes": [
+        Axis("private idle", "private, per idle connection, bytes", goal=Goal("≤", 0.15)),
+        Axis("pss idle", "PSS, per idle connection, bytes"),
+        Axis("private busy", f"private, per connection busy with {BUSY_WITH}, bytes"),
+        Axis("pipes busy", f"pipes, what they can hold, per connection busy with {BUSY_WITH}, bytes"),
+        Axis("private rest", "private, one bridge, no connection, MB", 2),
+        Axis("pss rest", "PSS, one bridge, no connection, MB", 2),
+        Axis("private relay", "private, in the bridge's namespace, MB", 2),
+        Axis("pss relay", "PSS, in the bridge's namespace, MB", 2),
+    ],
+    "Errors that clients saw, of any kind": [Axis("errors", "all rounds", summed=True)],
+}
+
+Measure = Callable[[Peer, float], dict[str, float]]
+
+
+def bulk(key: str, streams: int, down: bool, peer: Peer, seconds: float) -> dict[str, float]:
+    before = peer.cpu()
+    done = load.bulk(peer.guest, seconds, streams, down=down)
+    figures = {key: done.gigabits}
+    if streams == 1 and peer.find():
+        figures[f"cpu {key}"] = (peer.cpu() - before) / done.bytes * 1e9
+    return figures
+
+
+def requests(size: int, connections: int, peer: Peer, seconds: float) -> dict[str, float]:
+    key = f"{size}x{connections}"
+    before = peer.cpu()
+    done = load.requests(peer.guest, seconds, connections, size)
+    figures = _latencies(key, done)
+    if (size, connections) == (1, 64) and peer.find():
+        figures[f"cpu {key}"] = (peer.cpu() - before) / done.count * 10_000
+    return figures
+
+
+def new_connections(peer: Peer, seconds: float) -> dict[str, float]:
+    before = peer.cpu()
+    done = load.requests(peer.guest, seconds, 32, close=True)
+    figures = _latencies("new", done)
+    if peer.find():
+        figures["cpu new"] = (peer.cpu() - before) / done.count * 10_000
+    return figures
+
+
+def _latencies(key: str, done: load.Requests) -> dict[str, float]:
+    return {
+        f"{key} rate": done.rate,
+        f"{key} p50": done.p50,
+        f"{key} p99": done.p99,
+        f"{key} p999": done.p999,
+        "errors": done.errors,
+    }
+
+
+def idle_memory(peer: Peer, _: float) -> dict[str, float]:
+    """Of connections that were used once."""
+    if not peer.find():
+        return {}
+    with load.holder(peer.guest) as holder:
+        holder.hold(1)  # what the first one needs is not the second one's cost
+        rest = peer.memory()
+        count = HELD_BY_SOCAT if peer.name == SOCAT else HELD
+        holder.hold(count + 1)
+        held = peer.memory()
+    return {
+        "private idle": (held.private - rest.private) / count,
+        "pss idle": (held.pss - rest.pss) / count,
+    }
+
+
+def memory_at_rest(peer: Peer, _: float) -> dict[str, float]:
+    if not peer.find():
+        return {}
+    load.requests(peer.guest, 1.0, 1)  # nobody counts what nobody has ever used
+    rest, relay = peer.memory(), peer.relay_memory()
+    return {
+        "private rest": rest.private / 1e6,
+        "pss rest": rest.pss / 1e6,
+        "private relay": relay.private / 1e6,
+        "pss relay": relay.pss / 1e6,
+    }
+
+
+def busy_memory(peer: Peer, seconds: float) -> dict[str, float]:
+    if not peer.find():
+        return {}
+    rest = peer.memory()
+    seen: list[tuple[float, float]] = []
+    load.requests(
+        peer.guest,
+        seconds,
+        BUSY,
+        BODIES[-1],
+        meanwhile=lambda: seen.append((peer.memory().private - rest.private, peer.pipes())),
+    )
+    private, pipes = seen[0]
+    return {"private busy": private / BUSY, "pipes busy": pipes / BUSY}
+
+
+# Before the rounds: memory that was used once is not always given back.
+ONCE: dict[str, Measure] = {
+    "memory at rest": memory_at_rest,
+    "memory of busy connections": busy_memory,
+    "memory of idle connections": idle_memory,
+}
+
+EACH_ROUND: dict[str, Measure] = {
+    "bulk up, 1 stream": partial(bulk, "up1", 1, False),
+    "bulk down, 1 stream": partial(bulk, "down1", 1, True),
+    "bulk up, 8 streams": partial(bulk, "up8", 8, False),
+    "bulk down, 8 streams": partial(bulk, "down8", 8, True),
+    **{
+        f"requests of {_size(size)} on {connections} connections": partial(requests, size, connections)
+        for size in BODIES
+        for connections in CONNECTIONS
+    },
+    "new connections": new_connections,
+}

@@ -1,0 +1,110 @@
+"""What processes of a stand-in cost: CPU time and memory, from its /proc."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from tproxy.hypervisor import Hypervisor
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_F_GETPIPE_SZ = 1032  # <linux/fcntl.h>
+
+# A process that ends while it is looked at costs nothing from then on.
+_GONE = (FileNotFoundError, ProcessLookupError)
+
+
+class Memory(NamedTuple):
+    """Bytes: what would be free without these processes, and their share of what is shared as well."""
+
+    private: float
+    pss: float
+
+
+def titled(host: Hypervisor, *prefixes: str) -> list[int]:
+    """Processes by the beginning of their title, as the stand-in numbers them."""
+    found = []
+    for pid in _pids(host):
+        with suppress(*_GONE):
+            title = host.path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+            if title.startswith(prefixes):
+                found.append(pid)
+    return found
+
+
+def family(host: Hypervisor, roots: Iterable[int]) -> list[int]:
+    """These processes and all that descend from them."""
+    parents = {}
+    for pid in _pids(host):
+        with suppress(*_GONE):
+            parents[pid] = int(_stat(host, pid)[1])
+    members = set(roots)
+    while more := {pid for pid, parent in parents.items() if parent in members} - members:
+        members |= more
+    return sorted(members)
+
+
+def cpu(host: Hypervisor, pids: Iterable[int]) -> float:
+    """Seconds, user and system, of processes and of their children that have ended."""
+    ticks = 0
+    for pid in pids:
+        with suppress(*_GONE):
+            ticks += sum(map(int, _stat(host, pid)[11:15]))
+    return ticks / _TICKS
+
+
+def memory(host: Hypervisor, pids: Iterable[int]) -> Memory:
+    private = pss = 0
+    for pid in pids:
+        with suppress(*_GONE):
+            for line in host.path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+                name, amount, *_ = line.split()
+                if name in ("Private_Clean:", "Private_Dirty:"):
+                    private += int(amount)
+                elif name == "Pss:":
+                    pss += int(amount)
+    return Memory(private * 1024.0, pss * 1024.0)
+
+
+def inside(host: Hypervisor, pids: Iterable[int], namespace: str) -> list[int]:
+    """Those of them that run in a network namespace."""
+    wanted = host.path(f"/run/netns/{namespace}").stat().st_ino
+    found = []
+    for pid in pids:
+        with suppress(*_GONE):
+            if host.path(f"/proc/{pid}/ns/net").stat().st_ino == wanted:
+                found.append(pid)
+    return found
+
+
+def pipes(host: Hypervisor, pids: Iterable[int]) -> int:
+    """Bytes that fit into all their pipes: memory of the kernel's that bulk can fill."""
+    sizes: dict[str, int] = {}
+    for pid in pids:
+        with suppress(*_GONE):
+            for each in host.path(f"/proc/{pid}/fd").iterdir():
+                with suppress(*_GONE):
+                    if (name := os.readlink(each)).startswith("pipe:") and name not in sizes:
+                        sizes[name] = _pipe_size(each)
+    return sum(sizes.values())
+
+
+def _pipe_size(path: Path) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        return fcntl.fcntl(fd, _F_GETPIPE_SZ)
+    finally:
+        os.close(fd)
+
+
+def _pids(host: Hypervisor) -> list[int]:
+    return [int(each.name) for each in host.path("/proc").iterdir() if each.name.isdecimal()]
+
+
+def _stat(host: Hypervisor, pid: int) -> list[str]:
+    """Fields of proc_pid_stat(5) behind the name: state is [0], ppid [1], utime and what follows [11]."""
+    return host.path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,0 +1,93 @@
+"""The host that each peer gets: a stand-in hypervisor with a bridge, a guest, and the same endpoints.
+
+A host of its own for each, so that none pays for another's rules. The endpoints are nginx, with bodies of
+fixed sizes, and iperf3.
+"""
+
+from __future__ import annotations
+
+from tproxy.hypervisor import Guest, Hypervisor
+from tproxy.model import SERVICE_ADDRESS, BridgeNames
+
+BRIDGE = "br0"
+NAMES = BridgeNames(BRIDGE)
+ENDPOINT = "10.11.12.13"
+HTTP_PORT, BULK_PORT = 8080, 5201
+PORTS = (HTTP_PORT, BULK_PORT)
+
+# What nginx answers at /<bytes>.
+BODIES = (1, 1024, 65536)
+
+# Connections are kept for as long as the benchmark takes. Access logs would be measured, too. The largest
+# body is a file, as a server would have it: what is configured inline is limited to less.
+_NGINX = """
+worker_processes 1;
+worker_rlimit_nofile 20000;
+pid /run/nginx.pid;
+error_log /var/log/nginx.log;
+events {{ worker_connections 18000; }}
+http {{
+    access_log off;
+    keepalive_timeout 1h;
+    keepalive_requests 1000000000;
+    sendfile on;
+    open_file_cache max=10 inactive=1h;
+    client_body_temp_path /run/nginx-body;
+    proxy_temp_path /run/nginx-proxy;
+    fastcgi_temp_path /run/nginx-fastcgi;
+    uwsgi_temp_path /run/nginx-uwsgi;
+    scgi_temp_path /run/nginx-scgi;
+    server {{
+        listen {address}:{port} backlog=4096;
+        root /run/www;
+        location = /{small} {{ return 200 "{small_body}"; }}
+        location = /{medium} {{ return 200 "{medium_body}"; }}
+    }}
+}}
+"""
+
+# wrk's own report rounds, and its units vary; this one counts in microseconds.
+REPORT = "/run/report.lua"
+_REPORT_LUA = """
+done = function(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format("RESULT %d %d %d %d %d %d\\n", summary.requests, summary.duration,
+    latency:percentile(50), latency:percentile(99), latency:percentile(99.9),
+    e.connect + e.read + e.write + e.status + e.timeout))
+end
+"""
+
+
+def furnish(host: Hypervisor) -> Guest:
+    """A bridge with a guest; the endpoints are up to ``add_endpoints``."""
+    host.add_bridge(BRIDGE)
+    guest = host.add_guest("guest", BRIDGE)
+    # Who closes first keeps the port for a minute; a guest needs many of them here.
+    guest.run("sysctl", "-qw", "net.ipv4.ip_local_port_range=1024 65535")
+    host.write(REPORT, _REPORT_LUA)
+    return guest
+
+
+def add_endpoints(host: Hypervisor, address: str = ENDPOINT, netns: str | None = None) -> None:
+    """Servers on an address, which is added to lo unless it is a namespace's own."""
+    if netns is None:
+        host.ip(f"address add {address}/32 dev lo")
+    small, medium, large = BODIES
+    host.write(f"/run/www/{large}", "x" * large)
+    config = _NGINX.format(
+        address=address,
+        port=HTTP_PORT,
+        small=small,
+        small_body="x" * small,
+        medium=medium,
+        medium_body="x" * medium,
+    )
+    host.run("nginx", "-c", host.write("/run/nginx.conf", config), netns=netns)
+    host.run("iperf3", "--server", "--daemon", "--bind", address, "--port", str(BULK_PORT), netns=netns)
+
+
+def add_relay_namespace(host: Hypervisor) -> str:
+    """For peers that are not tproxy: a namespace on the bridge that has the service address."""
+    host.add_guest("relay", BRIDGE, f"{SERVICE_ADDRESS}/32", route=False)
+    host.ip("route add default dev eth0 scope link", netns="relay")
+    return "relay"

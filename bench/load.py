@@ -1,0 +1,124 @@
+"""Load, made in a guest: iperf3 for bulk, wrk for requests, bench/holder.py for connections that stay."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from bench.lab import BULK_PORT, HTTP_PORT, REPORT
+from tproxy.errors import ProcessError
+from tproxy.hypervisor import Guest
+from tproxy.model import SERVICE_ADDRESS
+
+# Seconds above its own time that a load generator gets, for a peer that does not keep up.
+GRACE = 10.0
+
+
+@dataclass(frozen=True)
+class Bulk:
+    bytes: int
+    gigabits: float  # a second
+
+
+@dataclass(frozen=True)
+class Requests:
+    count: int
+    rate: float  # a second
+    p50: float  # microseconds, as the others
+    p99: float
+    p999: float
+    errors: int
+
+
+def bulk(guest: Guest, seconds: float, streams: int = 1, *, down: bool = False) -> Bulk:
+    said = _run(
+        guest,
+        seconds,
+        *("iperf3", "--json", "--client", SERVICE_ADDRESS, "--port", str(BULK_PORT)),
+        *("--time", f"{seconds:.0f}", "--parallel", str(streams), *(["--reverse"] if down else [])),
+    )
+    report = json.loads(said)
+    if "error" in report:
+        raise ProcessError(f"iperf3: {report['error']}")
+    received = report["end"]["sum_received"]
+    return Bulk(received["bytes"], received["bits_per_second"] / 1e9)
+
+
+def requests(
+    guest: Guest,
+    seconds: float,
+    connections: int,
+    size: int = 1,
+    *,
+    port: int = HTTP_PORT,
+    close: bool = False,
+    meanwhile: Callable[[], None] | None = None,
+) -> Requests:
+    """Ask for bodies of a size; ``close`` takes a new connection for each. ``meanwhile`` is called once."""
+    said = _run(
+        guest,
+        seconds,
+        *("wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds:.0f}s"),
+        *("--timeout", "5s", "--script", REPORT, *(["--header", "Connection: close"] if close else [])),
+        f"http://{SERVICE_ADDRESS}:{port}/{size}",
+        meanwhile=meanwhile,
+    )
+    report = next((line for line in said.splitlines() if line.startswith("RESULT")), "RESULT 0 0 0 0 0 0")
+    count, microseconds, p50, p99, p999, errors = map(int, report.split()[1:])
+    if not count:
+        raise ProcessError(f"no request was answered, {errors} errors")
+    return Requests(count, count / microseconds * 1e6, p50, p99, p999, errors)
+
+
+class Holder:
+    """Connections that have been used once, and stay open."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def hold(self, connections: int) -> None:
+        """Have so many, in all. Raises ProcessError."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(connections, file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline().strip()
+        if answer != f"holding {connections}":
+            raise ProcessError(f"{connections} connections: {answer or 'the holder died'}")
+
+
+@contextmanager
+def holder(guest: Guest) -> Iterator[Holder]:
+    process = guest.popen(
+        *(sys.executable, "-m", "bench.holder", SERVICE_ADDRESS, str(HTTP_PORT)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        yield Holder(process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _run(guest: Guest, seconds: float, *argv: str, meanwhile: Callable[[], None] | None = None) -> str:
+    process = guest.popen(*argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        if meanwhile:
+            time.sleep(seconds / 2)
+            meanwhile()
+        said, _ = process.communicate(timeout=seconds + GRACE)
+    except subprocess.TimeoutExpired:
+        raise ProcessError(f"{argv[0]} had not ended {GRACE:.0f} s after its time") from None
+    finally:
+        process.kill()
+        process.wait()
+    # iperf3 tells its errors in JSON, too.
+    if process.returncode and not said.startswith("{"):
+        raise ProcessError(f"{argv[0]} ended with {process.returncode}: {said.strip()[-200:]}")
+    return said
