@@ -1,0 +1,206 @@
+"""The hook where not all is as it should be: it works all the same, or says why not and leaves no trace."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.netns.waiting import eventually
+from tproxy.hypervisor import Hypervisor
+from tproxy.model import SERVICE_ADDRESS
+
+ENDPOINT = "10.11.12.13"
+CONFIG = f"""
+tproxy:
+- {{service_port: 5030, remote_addr: {ENDPOINT}, remote_port: 8080}}
+"""
+# The installed command, as drivers call it: it needs nothing of the environment.
+TPROXY = Path(sys.executable).with_name("tproxy")
+UP = f"{TPROXY} hook up --bridge br0 --config /run/tproxy.yaml"
+
+
+@pytest.fixture
+def host(hypervisor: Hypervisor) -> Hypervisor:
+    hypervisor.add_bridge("br0")
+    hypervisor.add_endpoint(ENDPOINT, 8080, "hello")
+    hypervisor.write("/run/tproxy.yaml", CONFIG)
+    return hypervisor
+
+
+def state(host: Hypervisor) -> list[str]:
+    """What a hook could have left on the host."""
+    looks = (
+        ("ip", "-br", "link"),
+        ("nft", "list", "ruleset"),
+        ("find", "/run/netns", "-mindepth", "1", "-printf", "%p %y\n"),
+        ("pgrep", "-af", "^one_tproxy|^tproxy-"),
+    )
+    return [host.run(*look, check=False).stdout for look in looks]
+
+
+def answer(host: Hypervisor) -> str:
+    """What a guest of the bridge gets. It comes after the hook, so it needs no /run/netns before."""
+    guest = host.add_guest("guest", "br0")
+    return guest.get(SERVICE_ADDRESS, 5030)
+
+
+WORKS = {
+    # Logs are for operators; a VM's start does not wait for them.
+    "disk full": f"mount -t tmpfs -o size=64k none /var/log; cat /dev/zero >/var/log/x 2>/dev/null; {UP}",
+    "log read-only": f"mount -o remount,ro /var/log; {UP}",
+    "no /var/log": f"mount -t tmpfs none /var; {UP}",
+    "log files are directories": f"mkdir /var/log/one_tproxy.log /var/log/one_tproxy_br0.log; {UP}",
+    "no file may grow": f"ulimit -f 0; {UP}",
+    # Where namespaces are named.
+    "/run/netns is not a mount": f"mkdir /run/netns; {UP}",
+    "an empty directory for the namespace": f"mkdir -p /run/netns/one_tproxy_br0; {UP}",
+    "a dangling link for the namespace": f"mkdir /run/netns; ln -s /none /run/netns/one_tproxy_br0; {UP}",
+    "stray entries for others": f"mkdir -p /run/netns/one_tproxy_br7; touch /run/netns/one_tproxy_; {UP}",
+    # What the caller hands down, or does not.
+    "no stdin": f"exec {UP} <&-",
+    "no stdin, no stdout": f"exec {UP} <&- >&-",
+    "no descriptors": f"exec {UP} <&- >&- 2>&-",
+    "stdout and stderr full": f"exec {UP} --uplink eth9 >/dev/full 2>&1",
+    "no environment": f"exec env -i {UP}",
+    "no programs": f"PATH=/none; exec {UP}",
+    "directory deleted": f"mkdir /run/gone; cd /run/gone; rmdir /run/gone; exec {UP}",
+    "nothing may be read by anybody": f"umask 777; {UP}",
+    "few descriptors for the hook": f"ulimit -Sn 32; {UP}",
+}
+
+
+@pytest.mark.parametrize("surroundings", WORKS)
+def test_the_hook_works_with(host: Hypervisor, surroundings: str) -> None:
+    done = host.run("sh", "-c", WORKS[surroundings])
+    assert done.stderr == ""
+    assert done.stdout == ""
+    assert answer(host) == "hello"
+
+
+REFUSES = {
+    "/run/netns is a file": ("touch /run/netns", "one_tproxy_br0: Not a directory"),
+    "/run/netns is read-only": (
+        "mkdir /run/netns; mount -t tmpfs -o ro none /run/netns",
+        "one_tproxy_br0: Read-only file system",
+    ),
+    "a full directory for the namespace": (
+        "mkdir -p /run/netns/one_tproxy_br0/x",
+        "/run/netns/one_tproxy_br0: Directory not empty",
+    ),
+    "/run is read-only": ("mount -o remount,ro /run", "/run/tproxy: Read-only file system"),
+    "/run/tproxy is a file": ("touch /run/tproxy", "/run/tproxy: File exists"),
+    "sysctls are read-only": (
+        "mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys",
+        "ipv4/ip_forward: Read-only file system",
+    ),
+    "a veth of ours is a bridge": ("ip link add br0b type bridge", "br0b is not a veth"),
+    "the map is of another type": (
+        "nft 'add table ip one_tproxy; add map ip one_tproxy ep_br0 { type ipv4_addr : inet_service; }'",
+        "map ep_br0 is not of type",
+    ),
+    "a stranger's chain jumps to the guard": (
+        "nft 'add table bridge one_tproxy; add chain bridge one_tproxy ch_br0; "
+        "add chain bridge one_tproxy mine; add rule bridge one_tproxy mine jump ch_br0'",
+        "busy",
+    ),
+    "the table is switched off": (
+        "nft 'add table bridge one_tproxy { flags dormant; }'",
+        "nftables: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("surroundings", REFUSES)
+def test_the_hook_refuses_in_one_line_and_leaves_no_trace(host: Hypervisor, surroundings: str) -> None:
+    prepare, reason = REFUSES[surroundings]
+    host.run("sh", "-c", prepare)
+    before = state(host)
+    done = host.run("sh", "-c", UP, check=False)
+    assert done.returncode == 1
+    assert reason in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert state(host) == before
+
+
+NO_NAMES = (
+    "",
+    ".",
+    "..",
+    "../br0",
+    "br0;rm",
+    "br\udcff0",
+    "br0\nbr1",
+    "br0 br1",
+    "x" * 300,
+    "$(id)",
+    "br0\t",
+)
+
+
+@pytest.mark.parametrize("arguments", ["up --bridge=", "up --bridge=br0 --uplink=", "down --bridge="])
+def test_a_name_that_no_link_can_have_is_refused_in_one_line(host: Hypervisor, arguments: str) -> None:
+    more = ["--config", "/run/tproxy.yaml"]
+    before = state(host)
+    for name in NO_NAMES:
+        *options, last = arguments.split()
+        done = host.tproxy("hook", *options, last + name, *more, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert "name" in done.stderr
+    assert state(host) == before
+
+
+def test_a_network_name_cannot_forge_a_line_of_the_log(host: Hypervisor) -> None:
+    forged = "x\n2030-01-01T00:00:00.000 1 ERROR all is lost\x1b[2J\r"
+    host.tproxy("hook", "up", "--bridge", "br0", "--config", "/run/tproxy.yaml", f"--network={forged}")
+    host.tproxy("hook", "down", "--bridge", "br0", f"--network={forged}")
+    for log in host.path("/var/log").glob("*.log"):
+        assert "all is lost" not in log.read_text()
+
+
+def test_a_disk_that_fills_up_costs_log_lines_and_nothing_else(host: Hypervisor) -> None:
+    host.run("mount", "-t", "tmpfs", "-o", "size=128k", "none", "/var/log")
+    host.run("sh", "-c", UP)
+    guest = host.add_guest("guest", "br0")
+    log, filler = host.path("/var/log/one_tproxy.log"), host.path("/var/log/filler")
+    host.run("sh", "-c", "cat /dev/zero >/var/log/filler", check=False)
+    size = log.stat().st_size
+    for _ in range(30):  # a line each: more than is left of the log's last page
+        assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    assert host.run("sh", "-c", UP).stderr == ""
+    filler.unlink()
+    for _ in eventually():  # the line comes when the connection has ended
+        assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+        if log.stat().st_size > size and log.read_text().endswith("\n"):
+            break
+
+
+def test_a_configuration_that_is_deleted_and_written_meanwhile_never_leaves_half_of_it(
+    host: Hypervisor,
+) -> None:
+    host.run("sh", "-c", UP)
+    guest = host.add_guest("guest", "br0")
+    writing = f"""
+        while :; do
+            rm -f /run/tproxy.yaml; printf 'tproxy:\\n- {{service_port: 50' >/run/tproxy.yaml
+            printf '%s' '{CONFIG}' >/run/tproxy.yaml
+        done"""
+    host.popen("sh", "-c", writing)
+    outcomes = set()
+    for _ in range(25):
+        done = host.run("sh", "-c", UP, check=False)
+        outcomes.add(done.returncode)
+        assert done.returncode in (0, 1)
+        assert done.stderr.count("\n") == done.returncode, done.stderr
+        assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    assert outcomes == {0, 1}
+
+
+def test_a_daemon_that_hangs_does_not_keep_a_guest_from_starting(host: Hypervisor) -> None:
+    host.run("sh", "-c", UP)
+    host.run("pkill", "-STOP", "-x", "-f", "one_tproxy")
+    said = host.run("sh", "-c", UP).stderr
+    assert "killed" in said
+    assert said.count("\n") == 1
+    assert answer(host) == "hello"
