@@ -20,6 +20,8 @@ COMMANDS = {
     "check": "check",
     "refresh": "refresh",
     "sync": "sync",
+    "install": "install",
+    "uninstall": "install",
     "lab": "lab",
 }
 
