@@ -1,9 +1,10 @@
-"""How long `hook up` takes, against shell scripts that do the same steps with ip and nft; and `reload`."""
+"""How long `hook up` takes: against shell scripts of the same steps with ip and nft, and many at once."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,9 @@ IP_NFT, IP_NFT_ONCE = "`ip`, `nft` for each step", "`ip`, `nft` once"
 
 # Times that each is run: one takes about a tenth of a second.
 TIMES = 20
+
+# A network driver that starts many guests: hooks, and the bridges that they share.
+CROWD, CROWD_BRIDGES, CROWD_TIMES = 12, 6, 5
 
 _CONFIG = "/run/hooks.yaml"
 
@@ -77,6 +81,14 @@ class Bridge:
 
 
 def measure(results: Results) -> None:
+    against_scripts(results)
+    try:
+        crowd(results)
+    except FAILURES as problem:
+        results.failed(TPROXY, "many hooks at once", problem)
+
+
+def against_scripts(results: Results) -> None:
     with ExitStack() as hosts:
         bridges = []
         for name, build in _BUILDERS.items():
@@ -92,6 +104,25 @@ def measure(results: Results) -> None:
                         results.add(name, {f"hook {key}": milliseconds(bridge.up)})
                     except FAILURES as problem:
                         results.failed(name, f"hook {key}", problem)
+
+
+def crowd(results: Results) -> None:
+    """Hooks for some bridges that have nothing yet, one after the other and all at once."""
+    with Hypervisor() as host:
+        config = host.write(_CONFIG, tproxy_config())
+        names = [f"br{number}" for number in range(CROWD_BRIDGES)]
+        for name in ("first", *names):
+            host.add_bridge(name)
+        hook(host, "first", config).up()
+        bridges = [hook(host, name, config) for name in names]
+        calls = [(bridges * CROWD)[number].up for number in range(CROWD)]
+        for _ in range(CROWD_TIMES):
+            for key, callers in (("hooks one by one", 1), ("hooks at once", CROWD)):
+                for bridge in bridges:
+                    bridge.down()
+                with ThreadPoolExecutor(callers) as pool:
+                    taken = milliseconds(lambda: [each.result() for each in map(pool.submit, calls)])
+                results.add(TPROXY, {key: taken})
 
 
 def milliseconds(job: Callable[[], object]) -> float:

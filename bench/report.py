@@ -12,7 +12,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from bench.axes import AXES, Axis, Goal
-from bench.hooks import IP_NFT, IP_NFT_ONCE
+from bench.hooks import CROWD, CROWD_BRIDGES, IP_NFT, IP_NFT_ONCE
 from bench.peers import BUILDERS, HAPROXY, NO_RELAY, TPROXY
 from bench.results import Point, Results
 
@@ -46,6 +46,8 @@ def markdown(results: Results, images: str) -> str:
     if hooks:
         parts += ["### `hook up`, against shell scripts of the same steps"]
         parts += [comparison(results, HOOK_AXES, hooks, IP_NFT)]
+    if together := hooks_together(results):
+        parts.append(together)
     if results.growth:
         parts += [
             "### Growth",
@@ -121,6 +123,18 @@ def growth(results: Results, curve: str, images: str) -> str:
 
 def at(point: Point, key: str, digits: int) -> str:
     return f"{point[key]:,.{digits}f}" if key in point else ""
+
+
+def hooks_together(results: Results) -> str:
+    one_by_one = results.median(TPROXY, "hooks one by one")
+    at_once = results.median(TPROXY, "hooks at once")
+    if one_by_one is None or at_once is None:
+        return ""
+    met = "✓" if at_once <= 2 * one_by_one else "✗"
+    return (
+        f"{CROWD} hooks for {CROWD_BRIDGES} bridges that have nothing: {one_by_one:,.0f} ms one after the "
+        f"other, {at_once:,.0f} ms at once, {at_once / one_by_one:.2f} times as long (goal: ≤ 2 {met})."
+    )
 
 
 def per_further_bridge(results: Results) -> str:
