@@ -113,9 +113,9 @@ def requests(size: int, connections: int, peer: Peer, seconds: float) -> dict[st
     return figures
 
 
-def new_connections(peer: Peer, seconds: float) -> dict[str, float]:
+def new_connections(at_once: int, peer: Peer, seconds: float) -> dict[str, float]:
     before = peer.cpu()
-    done = load.requests(peer.guest, seconds, 32, close=True)
+    done = load.requests(peer.guest, seconds, at_once, close=True)
     figures = _latencies("new", done)
     if peer.find():
         figures["cpu new"] = (peer.cpu() - before) / done.count * 10_000
@@ -194,5 +194,5 @@ EACH_ROUND: dict[str, Measure] = {
         for size in BODIES
         for connections in CONNECTIONS
     },
-    "new connections": new_connections,
+    "new connections": partial(new_connections, 32),
 }

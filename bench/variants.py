@@ -1,0 +1,185 @@
+"""What a decision on the data path gives: tproxy against copies of itself without it.
+
+``python -m bench.variants [--rounds N] [--seconds S] [NAME]...`` prints Markdown. A variant is this tree with
+one text replaced; when the text is not there any more, the variant fails and says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import compileall
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from tabulate import tabulate
+
+from bench import axes, report
+from bench.lab import BRIDGE, NAMES, add_endpoints, furnish
+from bench.peers import Peer, tproxy_config, tproxy_processes
+from bench.results import Results
+from bench.rounds import FAILURES
+from tproxy.hypervisor import Hypervisor
+
+TREE = Path(__file__).parents[1] / "tproxy"
+
+AS_IS = "as it is"
+
+
+class Change(NamedTuple):
+    module: str
+    old: str
+    new: str
+
+
+def constant(module: str, name: str, value: str, new: str) -> Change:
+    return Change(module, f"\n{name} = {value}\n", f"\n{name} = {new}\n")
+
+
+VARIANTS: Mapping[str, Change | None] = {
+    AS_IS: None,
+    "splice for all": Change(
+        "splice",
+        "        pipe = self._pipe\n        try:\n            if pipe",
+        "        if self._pipe is None:\n            self._go_by_pipe(pipes)\n"
+        "        pipe = self._pipe\n        try:\n            if pipe",
+    ),
+    "recv and send for all": constant("splice", "MAX_PIPES", "256", "0"),
+    "splice from 16 KiB on": constant("splice", "SMALL", "64 * 1024", "16 * 1024"),
+    "splice from 256 KiB on": constant("splice", "SMALL", "64 * 1024", "256 * 1024"),
+    "pipes of 64 KiB": constant("splice", "PIPE_BYTES", "512 * 1024", "64 * 1024"),
+    "pipes of 256 KiB": constant("splice", "PIPE_BYTES", "512 * 1024", "256 * 1024"),
+    "pipes of 1 MiB": constant("splice", "PIPE_BYTES", "512 * 1024", "1024 * 1024"),
+    "no pool of pipes": constant("splice", "SPARE_PIPES", "32", "0"),
+    "one round a direction": constant("splice", "ROUNDS", "8", "1"),
+    "accepting one by one": constant("relay", "BATCH", "64", "1"),
+    "accepting at most 16": constant("relay", "BATCH", "64", "16"),
+    "relay not a batch process": Change("relay", "os.SCHED_BATCH", "os.SCHED_OTHER"),
+    "no reading before dialling": Change("connection", "        self.to_endpoint.read_ahead()\n", ""),
+    "no holding back of the ACK": Change("connection", "socket.TCP_QUICKACK, 0)", "socket.TCP_QUICKACK, 1)"),
+    "no sending right behind connect": Change("connection", "if self.to_endpoint.send_ahead():", "if False:"),
+    "FIN in a packet of its own": Change("splice", "_SEND | socket.MSG_MORE", "_SEND"),
+    "8 events a batch": constant("loop", "EVENTS_PER_BATCH", "256", "8"),
+}
+
+# Not a change of the tree, but of what it is told: a line in the log for each connection.
+LOGGING = "log level INFO"
+
+# The best that two workers of one daemon could do: they would share a relay and a configuration.
+TWO = "two instances, half the load each"
+
+OTHERS = [*(name for name in VARIANTS if name != AS_IS), LOGGING, TWO]
+
+MEASURES: Mapping[str, axes.Measure] = {
+    "new rate": partial(axes.new_connections, 32),
+    "1x1 rate": partial(axes.requests, 1, 1),
+    "1x64 rate": partial(axes.requests, 1, 64),
+    "65536x64 rate": partial(axes.requests, 65536, 64),
+    "up1": partial(axes.bulk, "up1", 1, False),
+    "up8": partial(axes.bulk, "up8", 8, False),
+}
+HALVES: Mapping[str, tuple[str, axes.Measure]] = {
+    "new rate": ("new rate", partial(axes.new_connections, 16)),
+    "1x64 rate": ("1x32 rate", partial(axes.requests, 1, 32)),
+    "65536x64 rate": ("65536x32 rate", partial(axes.requests, 65536, 32)),
+    "up8": ("up4", partial(axes.bulk, "up4", 4, False)),
+}
+TITLES = {
+    "new rate": "new/s",
+    "1x1 rate": "1 B, 1 conn.",
+    "1x64 rate": "1 B, 64 conn.",
+    "65536x64 rate": "64 KiB, 64 conn.",
+    "up1": "bulk, 1",
+    "up8": "bulk, 8",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="bench.variants")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
+    parser.add_argument("variant", nargs="*", choices=[*OTHERS, []], help="these only")
+    options = parser.parse_args()
+    names = [AS_IS, *(options.variant or OTHERS)]
+    results = Results(report.circumstances(options.rounds, options.seconds))
+    with built(names, results) as peers:
+        for number in range(options.rounds):
+            print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
+            for key, measure in MEASURES.items():
+                for name, some in list(peers.items())[:: -1 if number % 2 else 1]:
+                    try:
+                        if name != TWO:
+                            results.add(name, measure(some[0], options.seconds))
+                        elif key in HALVES:
+                            results.add(name, {key: together(some, *HALVES[key], options.seconds)})
+                    except FAILURES as problem:
+                        results.failed(name, key, problem)
+    print("\n".join(f"- {line}" for line in results.about), table(results, names), sep="\n\n")
+
+
+@contextmanager
+def built(names: Sequence[str], results: Results) -> Iterator[dict[str, list[Peer]]]:
+    with ExitStack() as hosts:
+        peers = {}
+        for name in names:
+            try:
+                count = 2 if name == TWO else 1
+                peers[name] = [build(hosts.enter_context(Hypervisor()), name) for _ in range(count)]
+            except (ValueError, *FAILURES) as problem:
+                results.failed(name, "start", problem)
+        yield peers
+
+
+def build(host: Hypervisor, name: str) -> Peer:
+    guest = furnish(host)
+    add_endpoints(host)
+    text = tproxy_config()
+    if name == LOGGING:
+        text = text.replace("tproxy_debug_level: 1", "tproxy_debug_level: 2")
+    config = host.write("/run/tproxy.yaml", text)
+    place = host.path("/run/variant")
+    copy(place, VARIANTS.get(name))
+    command = [sys.executable, "-m", "tproxy", "hook", "up", "--bridge", BRIDGE, "--config", config]
+    host.run(*command, env={"PYTHONPATH": "/run/variant"})
+    return Peer(name, host, guest, partial(tproxy_processes, host), NAMES.namespace)
+
+
+def copy(place: Path, change: Change | None) -> None:
+    """The package as it is, or changed. Raises ValueError when there is nothing to change."""
+    shutil.copytree(TREE, place / TREE.name)
+    if change:
+        module = place / TREE.name / f"{change.module}.py"
+        text = module.read_text()
+        if change.old not in text:
+            raise ValueError(f"{change.module}.py has no {change.old.strip()!r}")
+        module.write_text(text.replace(change.old, change.new))
+    compileall.compile_dir(place, quiet=1)
+
+
+def together(peers: Sequence[Peer], key: str, measure: axes.Measure, seconds: float) -> float:
+    with ThreadPoolExecutor() as pool:
+        return sum(figures[key] for figures in pool.map(lambda peer: measure(peer, seconds), peers))
+
+
+def table(results: Results, names: Sequence[str]) -> str:
+    """What each variant has to what is; so below 1 means that the decision was right."""
+    whole = results.figures[AS_IS]
+    rows = [[AS_IS, *(report.spread(whole[key], 1 if key.startswith("up") else 0) for key in MEASURES)]]
+    for name in names[1:]:
+        quotients = (_quotient(results, name, key) for key in MEASURES)
+        rows.append([name, *("-" if each is None else f"{each:.2f}" for each in quotients)])
+    return tabulate(rows, ["", *(TITLES[key] for key in MEASURES)], "pipe", disable_numparse=True)
+
+
+def _quotient(results: Results, name: str, key: str) -> float | None:
+    theirs, ours = results.median(name, key), results.median(AS_IS, key)
+    return theirs / ours if theirs and ours else None
+
+
+if __name__ == "__main__":
+    main()
