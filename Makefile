@@ -41,6 +41,11 @@ lint: venv
 	else \
 		echo "shellcheck is not installed: $(SHELL_SOURCES) not checked"; \
 	fi
+	@if [ -x .venv/bin/ansible-lint ]; then \
+		ANSIBLE_HOME=$(CURDIR)/.venv/ansible .venv/bin/ansible-lint -q --offline --profile production drivers/ansible; \
+	else \
+		echo "ansible-lint is not installed: drivers/ansible not checked"; \
+	fi
 
 .PHONY: clean
 clean:
