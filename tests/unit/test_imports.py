@@ -17,13 +17,22 @@ LAYERS = (
     ("catalog", "config", "flow", "labview", "report", "ruleset", "wire"),  # pure: formats and decisions
     ("check", "guards"),
     ("plan",),
-    ("fdpass", "hypervisor", "logs", "loop", "netns", "nft", "stream"),  # one facility of the kernel each
+    (
+        "fdpass",
+        "hypervisor",
+        "install",
+        "logs",
+        "loop",
+        "netns",
+        "nft",
+        "stream",
+    ),  # one facility of the kernel each
     ("control", "instance", "links", "splice"),
-    ("connection", "plumbing", "ports", "process", "relay"),
+    ("connection", "plumbing", "ports", "process", "relay", "watchdog"),
     ("spawner",),
     ("supervisor",),
     ("daemon", "hook"),
-    ("lab", "launch", "refresh", "sync"),
+    ("lab", "launch", "opennebula", "refresh", "sync"),
     ("cli",),
     ("__main__",),
 )

@@ -1,0 +1,270 @@
+# Installed by tproxy; "tproxy uninstall opennebula" takes it away.
+"""What OpenNebula's network drivers hand to their hooks, to calls of ``tproxy hook``.
+
+Runs as oneadmin on hypervisors, on the standard library of whatever python3 they have; so it imports
+nothing of tproxy. What needs root is behind ``sudo -n .../vnm/tproxy``.
+
+The VM comes as one line of base64 XML. A driver is run for the NICs that have its name as VN_MAD, before
+(pre) and after (post) a VM starts and when it is gone (clean); so are its hooks. ATTACH=YES marks the one
+NIC, alias or PCI device that is attached or detached while the VM runs.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import configparser
+import os
+import re
+import subprocess
+import sys
+import syslog
+from pathlib import Path
+from typing import IO, NamedTuple
+from xml.etree import ElementTree
+
+# A VM with a hundred NICs has 200 KB; what a user may put into a template is bounded by OpenNebula's own
+# database, a MEDIUMTEXT of 16 MiB, of which base64 makes a third more.
+LIMIT = 24 * 1024 * 1024
+
+PHASES = ("pre", "post", "clean")
+ON_OPEN_VSWITCH = ("ovswitch", "ovswitch_vxlan")
+# These put PHYDEV.VLAN_ID on the bridge, all others PHYDEV itself.
+TAGGING = ("802.1Q", "vxlan")
+
+MARK = b"Installed by tproxy"
+STRICT_FAILURE = 75  # EX_TEMPFAIL, sysexits.h(3head); no Python or shell ends with it by accident
+
+SUDO = ("sudo", "-n", "--")
+
+
+class Problem(Exception):
+    """One line for the operator."""
+
+
+class Settings(NamedTuple):
+    """etc/vnm/tproxy.conf of the remotes, which need not be there."""
+
+    strict: bool = False
+    config: str = ""
+
+
+class Nic(NamedTuple):
+    kind: str
+    attached: bool
+    driver: str
+    bridge: str
+    bridge_type: str
+    network: str
+    network_id: str
+    phydev: str
+    vlan_id: str
+
+    @property
+    def uplink(self) -> str:
+        tagged = self.phydev and self.vlan_id and self.driver in TAGGING
+        return f"{self.phydev}.{self.vlan_id}" if tagged else self.phydev
+
+    @property
+    def on_open_vswitch(self) -> bool:
+        return self.driver in ON_OPEN_VSWITCH or self.bridge_type.lower().startswith("openvswitch")
+
+
+class _WithoutDoctype(ElementTree.TreeBuilder):
+    """Without a document type there are no entities, which a small file could blow up by."""
+
+    def doctype(self, *_: object) -> None:
+        raise Problem("the VM's XML has a document type, which OpenNebula never writes")
+
+
+def read(stream: IO[bytes] | None) -> bytes:
+    """All of stdin, if that is not too much."""
+    if stream is None:
+        raise Problem("no VM on stdin: it is closed")
+    data = stream.read(LIMIT + 1)
+    if len(data) > LIMIT:
+        raise Problem(f"the VM on stdin is larger than {LIMIT} bytes")
+    if not data.strip():
+        raise Problem("no VM on stdin: it is empty")
+    return data
+
+
+def parse(data: bytes) -> list[Nic]:
+    """The network devices of a VM, from what a driver hands over."""
+    try:
+        xml = base64.b64decode(b"".join(data.split()), validate=True)
+    except binascii.Error as error:
+        raise Problem(f"the VM on stdin is not base64: {error}") from None
+    try:
+        vm = ElementTree.fromstring(xml, ElementTree.XMLParser(target=_WithoutDoctype()))
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last two: encodings
+        raise Problem(f"the VM on stdin is not XML: {error}") from None
+    if vm.tag != "VM":
+        raise Problem(f"the XML on stdin is not of a VM, it begins with {vm.tag}")
+    # TEMPLATE can be there several times. Not those further down: HISTORY_RECORDS can hold whole VMs.
+    kinds = ("NIC", "NIC_ALIAS", "PCI")
+    return [_nic(kind, element) for kind in kinds for element in vm.findall(f"TEMPLATE/{kind}")]
+
+
+def _nic(kind: str, element: ElementTree.Element) -> Nic:
+    def text(name: str) -> str:
+        return (element.findtext(name) or "").strip()
+
+    return Nic(
+        kind,
+        text("ATTACH").upper() == "YES",
+        text("VN_MAD"),
+        text("BRIDGE"),
+        text("BRIDGE_TYPE"),
+        text("NETWORK"),
+        text("NETWORK_ID"),
+        text("PHYDEV"),
+        text("VLAN_ID"),
+    )
+
+
+def concerned(nics: list[Nic], driver: str) -> list[Nic]:
+    """The NICs that a call of this driver is about.
+
+    An alias is another address on its parent's port, and a passed-through device has no port on a
+    bridge: they count only in that nothing else is meant when one of them is attached or detached.
+    """
+    meant = [nic for nic in nics if nic.attached] or nics
+    return [nic for nic in meant if nic.kind == "NIC" and nic.driver == driver and nic.bridge]
+
+
+def calls(phase: str, nics: list[Nic], config: str = "") -> dict[str, list[str]]:
+    """The arguments of ``tproxy``, for each bridge."""
+    made: dict[str, list[str]] = {}
+    for nic in nics:
+        # Each with its value in one word: a name may begin with a dash.
+        if nic.bridge not in made:
+            made[nic.bridge] = ["hook", "down" if phase == "clean" else "up", f"--bridge={nic.bridge}"]
+            if phase != "clean":
+                made[nic.bridge] += [f"--network={nic.network}", f"--network-id={nic.network_id}"]
+                made[nic.bridge] += [f"--config={config}"] if config else []
+        uplink = f"--uplink={nic.uplink}"
+        if nic.uplink and uplink not in made[nic.bridge]:
+            made[nic.bridge].append(uplink)
+    return made
+
+
+def wants_own_service(conf: str) -> bool:
+    """Whether OpenNebulaNetwork.conf has a service under ``:tproxy:``.
+
+    Not by a YAML parser, which hypervisors do not have without tproxy: a key at the left margin, with a
+    value that is not an empty one.
+    """
+    found = re.search(r"^(['\"]?):?tproxy\1[ \t]*:(?=\s)(.*?)(?=^[^\s#-]|\Z)", conf, re.MULTILINE | re.DOTALL)
+    value = re.sub(r"(^|\s)#.*", "", found.group(2)) if found else ""
+    return value.strip() not in ("", "[]", "~", "null", "---", "...")
+
+
+def require_no_other(vnm: Path) -> None:
+    """Raise Problem where OpenNebula's own implementation would fight with us for the same bridges."""
+    command = vnm / "tproxy"
+    try:
+        ours = MARK in command.read_bytes()[:4096]
+    except OSError as error:
+        raise Problem(f"{command}: {error.strerror}; tproxy install opennebula puts it there") from None
+    if not ours:
+        raise Problem(f"{command} is OpenNebula's own: left to it; tproxy install opennebula replaces it")
+    conf = vnm.parent / "etc/vnm/OpenNebulaNetwork.conf"
+    # The library by which the drivers do it, and what makes them do it.
+    if not (vnm / "tproxy.rb").exists() or not conf.exists():
+        return
+    if wants_own_service(conf.read_text(errors="replace")):
+        raise Problem(
+            f"OpenNebula's own driver serves the bridges, because of :tproxy: in {conf}; left to it"
+        )
+
+
+def settings(file: Path) -> Settings:
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read(file)
+        return Settings(
+            parser.getboolean("hooks", "strict", fallback=False),
+            parser.get("hooks", "config", fallback=""),
+        )
+    except (configparser.Error, ValueError) as error:
+        raise Problem(f"{file}: {error}") from None
+
+
+def carry_out(command: Path, arguments: list[str]) -> None:
+    """Call tproxy as root; raises Problem with what it, or sudo, said last."""
+    words = [*(SUDO if os.geteuid() else ()), os.fspath(command), *arguments]
+    try:
+        # In UTF-8 as it came, whatever locale ssh brought along.
+        done = subprocess.run(
+            [word.encode() for word in words],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+    except OSError as error:
+        raise Problem(f"cannot run {words[0]}: {error.strerror}") from None
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").splitlines()
+        said = next(filter(str.strip, reversed(lines)), f"it ended with {done.returncode}")
+        hint = f"; see {command}.sudoers" if said.startswith("sudo:") else ""
+        raise Problem(re.sub(r"^tproxy( hook)?: ", "", said) + hint)
+
+
+def work(hook: Path, given: Settings) -> list[str]:
+    """Do what a hook is called for; returns what could not be done, a line each."""
+    phase, driver, vnm = hook.parent.name[: -len(".d")], hook.parents[1].name, hook.parents[2]
+    if phase not in PHASES:
+        raise Problem(f"{hook} is not in a folder pre.d, post.d or clean.d")
+    nics = concerned(parse(read(sys.stdin.buffer if sys.stdin else None)), driver)
+    linux = [nic for nic in nics if not nic.on_open_vswitch]
+    if phase == "pre":
+        for bridge in sorted({nic.bridge for nic in nics} - {nic.bridge for nic in linux}):
+            # Never a failure: whether its network has services at all, nobody has asked yet.
+            report(f"bridge {bridge} is of Open vSwitch: tproxy serves Linux bridges only")
+    if linux:
+        require_no_other(vnm)
+    problems = []
+    for bridge, arguments in calls(phase, linux, given.config).items():
+        try:
+            carry_out(vnm / "tproxy", arguments)
+        except Problem as problem:
+            problems.append(f"bridge {bridge}: {problem}")
+    return problems
+
+
+def report(line: str, stream: IO[str] | None = None) -> None:
+    """One line, to where OpenNebula takes it from into the VM's log, and to the host's syslog."""
+    # What came from outside may hold anything, and be of any length.
+    printable = "".join(c if c.isprintable() else " " for c in line)
+    line = " ".join(printable.split())[:600].encode("ascii", "backslashreplace").decode()
+    print(f"tproxy: {line}", file=stream or sys.stdout, flush=True)
+    syslog.openlog("one_tproxy", 0, syslog.LOG_DAEMON)
+    syslog.syslog(syslog.LOG_ERR, line)
+
+
+def main(arguments: list[str]) -> int:
+    """``arguments``: the hook's path, by which OpenNebula called it, and what it said."""
+    strict = False
+    try:
+        if not arguments:
+            raise Problem("called without the path of a hook")
+        hook = Path(arguments[0]).absolute()
+        given = settings(hook.parents[2].parent / "etc/vnm/tproxy.conf")
+        # A VM that is gone cannot be kept from starting.
+        strict = given.strict and hook.parent.name != "clean.d"
+        problems = work(hook, given)
+    except Problem as problem:
+        problems = [str(problem)]
+    except Exception as error:
+        # The last resort: whatever it is, a VM's start must not depend on it unless asked for.
+        problems = [f"internal error: {type(error).__name__}: {error}"]
+    for problem_line in problems:
+        # OpenNebula logs the stdout of a hook that succeeds, and the stderr of one that fails.
+        report(problem_line, sys.stderr if strict else sys.stdout)
+    return STRICT_FAILURE if problems and strict else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,125 @@
+"""Files of ours in a platform's folders: put there, and taken out again without a trace.
+
+What is ours says so: each file holds MARK in its first lines, each folder that was made for one a file
+FOLDER_MARK. So nothing of a platform's is overwritten or removed, whatever became of it meanwhile, and no
+list is kept that could be wrong. A file of the platform's that one of ours takes the place of is kept
+beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+from tproxy.errors import TproxyError
+
+MARK = "Installed by tproxy"
+MARKED_BYTES = 4096
+FOLDER_MARK = ".made-by-tproxy"
+KEPT = ".orig"
+
+
+class Piece(NamedTuple):
+    """A file to have. ``replaces``: a file of that name is the platform's, and is kept beside ours."""
+
+    path: Path
+    text: str
+    mode: int = 0o755
+    replaces: bool = False
+
+
+def template(name: str, **values: str) -> str:
+    """A file of drivers/, such as ``opennebula/hook``, with its ``@NAME@`` filled in."""
+    text = (resources.files("tproxy") / "drivers" / name).read_text(encoding="utf-8")
+    for key, value in values.items():
+        text = text.replace(f"@{key}@", value)
+    return text
+
+
+def is_ours(path: Path) -> bool:
+    """Whether we put that file there."""
+    try:
+        with path.open("rb") as file:
+            return MARK.encode() in file.read(MARKED_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise TproxyError(f"cannot read {path}: {error.strerror}") from None
+
+
+def put(pieces: Sequence[Piece]) -> list[Path]:
+    """Have all pieces in place; returns those that were not. Raises TproxyError before any change."""
+    for piece in pieces:
+        assert MARK in piece.text[:MARKED_BYTES], piece.path
+        if os.path.lexists(piece.path) and not piece.replaces and not is_ours(piece.path):
+            raise TproxyError(f"{piece.path} is not ours: remove it, or it would be lost")
+    try:
+        return [piece.path for piece in pieces if _put(piece)]
+    except OSError as error:
+        raise TproxyError(f"cannot write {error.filename}: {error.strerror}") from None
+
+
+def take_out(paths: Iterable[Path]) -> list[Path]:
+    """Remove those of the files that are ours, with the folders made for them; returns those removed."""
+    try:
+        return [path for path in paths if _take_out(path)]
+    except OSError as error:
+        raise TproxyError(f"cannot remove {error.filename}: {error.strerror}") from None
+
+
+def _put(piece: Piece) -> bool:
+    path = piece.path
+    if is_ours(path):
+        same = path.read_text() == piece.text and path.stat().st_mode & 0o7777 == piece.mode
+        if same:
+            return False
+    elif os.path.lexists(path):
+        path.replace(_kept(path))
+    _make_folder(path.parent)
+    # Complete under another name first: a platform may run it at this very moment.
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(piece.text)
+    new.chmod(piece.mode)
+    _give(new)
+    new.replace(path)
+    return True
+
+
+def _take_out(path: Path) -> bool:
+    if not is_ours(path):
+        return False
+    path.unlink()
+    if os.path.lexists(_kept(path)):
+        _kept(path).replace(path)
+    folder = path.parent
+    while (folder / FOLDER_MARK).exists() and os.listdir(folder) == [FOLDER_MARK]:
+        (folder / FOLDER_MARK).unlink()
+        folder.rmdir()
+        folder = folder.parent
+    return True
+
+
+def _kept(path: Path) -> Path:
+    return path.with_name(path.name + KEPT)
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(0o755)
+    folder.chmod(0o755)  # whatever the umask
+    mark = folder / FOLDER_MARK
+    mark.write_text(f"{MARK}, which removes this folder when nothing else is left in it.\n")
+    for path in (folder, mark):
+        _give(path)
+
+
+def _give(path: Path) -> None:
+    """To the owner of the folder that it is in: OpenNebula spreads only what its user can read."""
+    owner = path.parent.stat()
+    if (owner.st_uid, owner.st_gid) != (os.geteuid(), os.getegid()) and os.geteuid() == 0:
+        os.chown(path, owner.st_uid, owner.st_gid)
