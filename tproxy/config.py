@@ -106,6 +106,11 @@ class Config(NamedTuple):
     watch: bool = False  # whether the daemon keeps a watcher
     watch_grace: float = DEFAULT_WATCH_GRACE
 
+    @property
+    def watch_file(self) -> str:
+        """The file, if it wants the daemon to keep a watcher; otherwise empty."""
+        return os.path.abspath(self.path) if self.watch else ""
+
 
 class _Unusable(Exception):
     """Why a value cannot be used; ``node`` is where it stands in the file."""

@@ -2,7 +2,7 @@
 
 It reads maps only when it is asked to (start, reload, a hook), in the network namespace it was
 started in. A read that fails changes nothing: unknown is not empty. When no map is left at all, the
-daemon ends, and all its relays with it.
+daemon ends, and all its relays with it; unless it is to keep a watcher, which may need it again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from tproxy.ports import PortKeeper
 from tproxy.spawner import Spawner
 from tproxy.splice import MAX_PIPES
 from tproxy.supervisor import Supervisor
+from tproxy.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Request:
 class Daemon:
     """Wires the parts together; one a network namespace."""
 
-    def __init__(self, spawner: Spawner, *, replace: bool) -> None:
+    def __init__(self, spawner: Spawner, *, replace: bool, watch: str) -> None:
         self._loop = Loop()
         self._spawner = spawner
         self._catalog = Catalog()
@@ -63,6 +64,8 @@ class Daemon:
         self._relays.limit((_raise_descriptor_limit() - RESERVE - 2 * MAX_PIPES) // 2)
         self._server = Server(self._loop, directory(), self._handle)
         self._ports = PortKeeper(self._loop, lambda: self._catalog.bridges)
+        self._watchdog = Watchdog(self._loop)
+        self._watchdog.keep(watch)
         self._requests: list[Request] = []
         self._replace = replace
         self._ending = False
@@ -85,6 +88,8 @@ class Daemon:
             case {"op": "apply"}:
                 if "log_level" in request:
                     logs.set_level(int(request["log_level"]))
+                if "watch" in request:
+                    self._watchdog.keep(str(request["watch"]))
                 if request.get("reopen_logs"):
                     self._reopen_logs()
                 named = request.get("bridges")
@@ -122,7 +127,7 @@ class Daemon:
                 self._connections.abort_bridge(bridge, "bridge removed")
         self._ports.look()
         self._replace = False  # those that were there before this daemon are replaced now
-        self._ending = not self._catalog.bridges
+        self._ending = not self._catalog.bridges and not self._watchdog.wanted
         self._requests.append(Request(client, frozenset(considered)))
         self._answer_settled()
 
@@ -175,6 +180,7 @@ class Daemon:
         setproctitle(DRAINING_TITLE)
         self._relays.draining = True
         self._ports.close()
+        self._watchdog.close()
         self._server.close()
         self._spawner.close()
         client.answer({})

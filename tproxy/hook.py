@@ -31,15 +31,18 @@ def up(
     services: dict[int, Service],
     uplinks: frozenset[str],
     log_level: int,
+    watch: str | None = None,
 ) -> None:
     """Have the services on the bridge; returns when their ports listen.
 
-    Raises TproxyError when that cannot be; the bridge then is as it was before.
+    Raises TproxyError when that cannot be; the bridge then is as it was before. ``watch`` is for a
+    daemon that has to be started: see ``process.start``.
     """
     with instance.lock():
         nft.require()
+        instance.note_use(bridge)
         before = plumbing.observe(bridge)
-        _reconcile(ServiceMap(bridge, services, network), before, uplinks, log_level)
+        _reconcile(ServiceMap(bridge, services, network), before, uplinks, log_level, watch)
 
 
 def refresh(bridge: str, network: Network, services: dict[int, Service], log_level: int) -> bool:
@@ -57,6 +60,34 @@ def refresh(bridge: str, network: Network, services: dict[int, Service], log_lev
         return _reconcile(ServiceMap(bridge, services, network), before, uplinks, log_level)
 
 
+def repair(
+    bridge: str,
+    lost: ServiceMap | None,
+    uplinks: frozenset[str],
+    log_level: int,
+    *,
+    foreign: bool,
+    watch: str | None = None,
+) -> list[str]:
+    """Mend what somebody broke on a bridge that was up; returns what was done, in words.
+
+    ``lost`` is the map it should have if there is none now. ``foreign``: see plan.repair_foreign.
+    """
+    with instance.lock():
+        plumbing.require_bridge(bridge)
+        found = plumbing.observe(bridge)
+        wanted = found.map or (ruleset.storable(lost) if lost else None)
+        if wanted is None:
+            return []  # deleted meanwhile, by somebody who meant it
+        named = uplinks | (found.guard.named_uplinks if found.guard else frozenset())
+        actions = plan.repair_foreign(wanted, found) if foreign else plan.up(wanted, found, named)
+        # Told in one line by the caller.
+        plumbing.carry_out(actions, logging.DEBUG)
+        process.ensure_daemon(log_level, watch)
+        _apply(bridge, log_level)
+    return list(map(str, actions))
+
+
 def down(bridge: str, uplinks: frozenset[str], *, force: bool) -> frozenset[str]:
     """Remove all of ours from the bridge, which may be gone already.
 
@@ -70,11 +101,28 @@ def down(bridge: str, uplinks: frozenset[str], *, force: bool) -> frozenset[str]
         if guests and not force:
             log.info("bridge %s is in use by %s: left alone", bridge, ", ".join(sorted(guests)))
             return guests
-        _remove(bridge, observed)
+        remove(bridge, observed)
     return frozenset()
 
 
-def _reconcile(wanted: ServiceMap, before: plan.Observed, uplinks: frozenset[str], log_level: int) -> bool:
+def remove(bridge: str, observed: plan.Observed) -> None:
+    """Remove all of ours from the bridge. The caller holds the lock."""
+    plumbing.carry_out(plan.unload(bridge, observed))
+    plumbing.delete_empty_tables()
+    if process.daemon_answers():
+        _apply(bridge, None)
+    process.end_relay(bridge)  # one that a crashed daemon left, and which the new one does not know
+    plumbing.carry_out(plan.dismantle(bridge, observed))
+    instance.forget_use(bridge)
+
+
+def _reconcile(
+    wanted: ServiceMap,
+    before: plan.Observed,
+    uplinks: frozenset[str],
+    log_level: int,
+    watch: str | None = None,
+) -> bool:
     """Make it so, and undo it if that cannot be; returns whether anything had to be done."""
     bridge = wanted.bridge
     try:
@@ -82,22 +130,13 @@ def _reconcile(wanted: ServiceMap, before: plan.Observed, uplinks: frozenset[str
         plumbing.carry_out(actions)
         if actions:
             plumbing.warn_of_host_firewall(bridge)
-        process.ensure_daemon(log_level)
+        process.ensure_daemon(log_level, watch)
         _apply(bridge, log_level)
     except TproxyError as error:
         log.error("bridge %s cannot be brought up, undoing: %s", bridge, error)
         _restore(bridge, before)
         raise
     return bool(actions)
-
-
-def _remove(bridge: str, observed: plan.Observed) -> None:
-    plumbing.carry_out(plan.unload(bridge, observed))
-    plumbing.delete_empty_tables()
-    if process.daemon_answers():
-        _apply(bridge, None)
-    process.end_relay(bridge)  # one that a crashed daemon left, and which the new one does not know
-    plumbing.carry_out(plan.dismantle(bridge, observed))
 
 
 def _apply(bridge: str, log_level: int | None) -> None:
@@ -111,7 +150,7 @@ def _restore(bridge: str, before: plan.Observed) -> None:
     with suppress(TproxyError):  # the error that is on its way says what is wrong
         now = plumbing.observe(bridge)
         if before.map is None:
-            _remove(bridge, now.added_since(before))
+            remove(bridge, now.added_since(before))
         elif now.map is not None and before.map != now.map:
             nft.transaction(ruleset.change_map(now.map, before.map))
             process.apply([bridge], None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tproxy import netns
@@ -31,6 +31,41 @@ def prepare() -> Path:
     _make(ROOT)
     _make(path)
     return path
+
+
+def note_use(bridge: str) -> None:
+    """Remember that a hook wanted the bridge just now: its guest may be about to start."""
+    with suppress(OSError):  # a hook does its work without
+        path = prepare() / "used" / bridge
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path.touch(mode=0o600)
+
+
+def last_use(bridge: str) -> float | None:
+    """When a hook wanted the bridge last, in seconds since the epoch; None where none did."""
+    try:
+        return (directory() / "used" / bridge).stat().st_mtime
+    except FileNotFoundError:
+        return None
+
+
+def forget_use(bridge: str) -> None:
+    with suppress(FileNotFoundError):
+        (directory() / "used" / bridge).unlink()
+
+
+def claim(name: str) -> int | None:
+    """Take a place that one process of the instance can have; None when it is taken.
+
+    It goes with the returned descriptor, and so with its holder.
+    """
+    fd = os.open(prepare() / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
 
 
 @contextmanager

@@ -176,6 +176,16 @@ def up(wanted: ServiceMap, observed: Observed, named_uplinks: frozenset[str]) ->
     ]
 
 
+def repair_foreign(wanted: ServiceMap, observed: Observed) -> list[Action]:
+    """What ``up`` does, on a bridge that another program built in its own way, without guards of ours.
+
+    Of that way only so much is known that there are a namespace, a veth pair and a map.
+    """
+    actions = _link_actions(BridgeNames(wanted.bridge), observed)
+    rebuild = any(isinstance(each, CreateVeth) for each in actions)
+    return [*(actions if rebuild else ()), *_map_actions(wanted, observed)]
+
+
 def down(bridge: str, observed: Observed) -> list[Action]:
     """Actions after which nothing of ours is left for the bridge, save its processes."""
     return [*unload(bridge, observed), *dismantle(bridge, observed)]

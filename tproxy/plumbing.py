@@ -29,6 +29,11 @@ def require_bridge(bridge: str) -> None:
 
 def observe(bridge: str) -> plan.Observed:
     """What is there for the bridge; the bridge itself may be gone."""
+    return observe_links(bridge)._replace(map=nft.read_map(bridge), guard=nft.read_guard(bridge))
+
+
+def observe_links(bridge: str) -> plan.Observed:
+    """The same without what is in nftables."""
     names = BridgeNames(bridge)
     ports = links.ports(bridge)
     namespace = netns.identify(names.namespace) is not None
@@ -46,15 +51,13 @@ def observe(bridge: str) -> plan.Observed:
         outer=links.outer_link(names.veth_bridge),
         inner=inner,
         sysctls=sysctls,
-        map=nft.read_map(bridge),
-        guard=nft.read_guard(bridge),
     )
 
 
-def carry_out(actions: Iterable[plan.Action]) -> None:
-    """Do it, in order; the first failure raises and leaves the rest undone."""
+def carry_out(actions: Iterable[plan.Action], level: int = logging.INFO) -> None:
+    """Do it, in order, logging each at ``level``; the first failure raises and leaves the rest undone."""
     for action in actions:
-        log.info("%s", action)
+        log.log(level, "%s", action)
         _do(action)
 
 

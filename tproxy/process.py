@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 RELAY_PREFIX = DAEMON_TITLE + "_"
 # Of the instance as well, though neither daemon nor relay: a spawner, a draining daemon.
 AUXILIARY_PREFIX = "tproxy-"
+WATCHER_TITLE = AUXILIARY_PREFIX + "watch"
 
 # Seconds. A daemon that does not hand over or answer in this time is stuck; a loaded machine with
 # hundreds of bridges is not.
@@ -39,9 +40,11 @@ class Running(NamedTuple):
     daemons: tuple[psutil.Process, ...] = ()
     relays: tuple[tuple[str, psutil.Process], ...] = ()
     auxiliary: tuple[psutil.Process, ...] = ()
+    watchers: tuple[psutil.Process, ...] = ()
 
     @property
     def all(self) -> list[psutil.Process]:
+        """All that serve connections; watchers come and go for other reasons."""
         return [*self.daemons, *(process for _, process in self.relays), *self.auxiliary]
 
     @property
@@ -59,7 +62,7 @@ def find() -> Running:
     import psutil
 
     home = os.fspath(instance.directory())
-    daemons, relays, auxiliary = [], [], []
+    daemons, relays, auxiliary, watchers = [], [], [], []
     for process in psutil.process_iter():
         try:
             title = " ".join(process.cmdline()).rstrip("\0 ")
@@ -71,9 +74,11 @@ def find() -> Running:
             daemons.append(process)
         elif title.startswith(RELAY_PREFIX):
             relays.append((title.removeprefix(RELAY_PREFIX), process))
+        elif title == WATCHER_TITLE:
+            watchers.append(process)
         elif title.startswith(AUXILIARY_PREFIX):
             auxiliary.append(process)
-    return Running(tuple(daemons), tuple(relays), tuple(auxiliary))
+    return Running(tuple(daemons), tuple(relays), tuple(auxiliary), tuple(watchers))
 
 
 def daemon_answers() -> bool:
@@ -84,32 +89,41 @@ def daemon_answers() -> bool:
     return True
 
 
-def ensure_daemon(log_level: int | None) -> None:
+def ensure_daemon(log_level: int | None, watch: str | None = None) -> None:
     """Have a daemon that takes commands. The caller holds the host's lock."""
     if not daemon_answers():
         terminate(list(find().daemons))  # one that does not answer is of no use
-        _launch(log_level, replace=False)
+        _launch(log_level, watch, replace=False)
 
 
-def replace_daemon(log_level: int | None) -> None:
+def replace_daemon(log_level: int | None, watch: str | None) -> None:
     """Have a new daemon; the old one finishes its connections. The caller holds the lock."""
     try:
         control.ask(instance.directory(), {"op": "drain"}, DRAIN_TIMEOUT)
     except ProcessError:
         terminate(list(find().daemons))
-    _launch(log_level, replace=True)
+    _launch(log_level, watch, replace=True)
 
 
-def apply(bridges: list[str] | None, log_level: int | None, *, reopen_logs: bool = False) -> list[str]:
+def apply(
+    bridges: list[str] | None,
+    log_level: int | None,
+    watch: str | None = None,
+    *,
+    reopen_logs: bool = False,
+) -> list[str]:
     """Make the maps take effect, of these bridges or of all; returns what could not.
 
-    Afterwards ports listen, or are named in a line; with no map left, the daemon is gone.
+    Afterwards ports listen, or are named in a line; with no map left, the daemon is gone, unless it
+    keeps a watcher.
     """
     request: control.Json = {"op": "apply", "reopen_logs": reopen_logs}
     if bridges is not None:
         request["bridges"] = bridges
     if log_level is not None:
         request["log_level"] = log_level
+    if watch is not None:
+        request["watch"] = watch
     answer = control.ask(instance.directory(), request, ANSWER_TIMEOUT)
     if answer["ending"]:
         terminate(find().all)
@@ -117,29 +131,43 @@ def apply(bridges: list[str] | None, log_level: int | None, *, reopen_logs: bool
     return problems
 
 
-def start(log_level: int | None, *, reopen_logs: bool = False) -> list[str]:
+def start(log_level: int | None, watch: str | None = None, *, reopen_logs: bool = False) -> list[str]:
     """Bring all processes in line with the maps; returns what could not be, a line each.
 
-    With no map at all, everything ends. The caller holds the host's lock, as for all that follow.
+    ``watch`` is the configuration file that wants the daemon to keep a watcher; empty when it wants
+    none, None when that is unknown. Without, and with no map at all, everything ends; a watcher goes on.
+    The caller holds the host's lock, as for all that follow.
     """
-    if not nft.read_maps():
-        stop()
+    if reopen_logs:
+        for watcher in find().watchers:
+            watcher.send_signal(signal.SIGHUP)
+    if not watch and not nft.read_maps():
+        _end_serving()
         return []
-    ensure_daemon(log_level)
-    return _apply_all(log_level, reopen_logs=reopen_logs)
+    ensure_daemon(log_level, watch)
+    return _apply_all(log_level, watch, reopen_logs=reopen_logs)
 
 
-def restart(log_level: int | None) -> list[str]:
+def restart(log_level: int | None, watch: str | None = None) -> list[str]:
     """Replace all processes; the old daemon goes on with its open connections until they end."""
-    if not nft.read_maps():
-        stop()
+    for watcher in find().watchers:
+        watcher.send_signal(signal.SIGUSR2)  # it replaces itself
+    if not watch and not nft.read_maps():
+        _end_serving()
         return []
-    replace_daemon(log_level)
-    return _apply_all(log_level, reopen_logs=False)
+    replace_daemon(log_level, watch)
+    return _apply_all(log_level, watch, reopen_logs=False)
 
 
 def stop() -> None:
     """End all of the instance's processes; returns when they are gone."""
+    # Watchers first: they would take the end of the daemon for an accident.
+    terminate([*find().watchers])
+    _end_serving()
+    terminate([*find().watchers])  # one that the daemon started meanwhile
+
+
+def _end_serving() -> None:
     running = find()
     # The daemon first: it would take the end of a relay for an accident.
     terminate([*running.daemons, *running.auxiliary])
@@ -159,8 +187,8 @@ def ask_status() -> control.Json | None:
         return None
 
 
-def _apply_all(log_level: int | None, *, reopen_logs: bool) -> list[str]:
-    problems = apply(None, log_level, reopen_logs=reopen_logs)
+def _apply_all(log_level: int | None, watch: str | None, *, reopen_logs: bool) -> list[str]:
+    problems = apply(None, log_level, watch, reopen_logs=reopen_logs)
     # Left over from a daemon that crashed, for a bridge whose map has gone since.
     status = ask_status()
     known = {each["relay"] for each in status["bridges"].values()} if status else set()
@@ -187,7 +215,7 @@ def terminate(processes: list[psutil.Process]) -> None:
         raise ProcessError(f"process {alive[0].pid} cannot be ended")
 
 
-def _launch(log_level: int | None, *, replace: bool) -> None:
+def _launch(log_level: int | None, watch: str | None, *, replace: bool) -> None:
     """Start a daemon and return when it takes commands."""
     import subprocess
 
@@ -195,6 +223,7 @@ def _launch(log_level: int | None, *, replace: bool) -> None:
     reader, writer = os.pipe()
     command = [sys.executable, "-m", "tproxy.launch", "--log-level", str(log_level or DEFAULT_LEVEL)]
     command += ["--ready", str(writer), *(["--replace"] if replace else [])]
+    command += ["--watch", watch or ""]
     try:
         daemon = subprocess.Popen(
             command,

@@ -70,7 +70,7 @@ def _up(options: argparse.Namespace) -> None:
     for warning in [*read.warnings, *warnings]:
         logs.warn(warning)
     if services:
-        hook.up(options.bridge, network, services, uplinks, read.log_level)
+        hook.up(options.bridge, network, services, uplinks, read.log_level, read.watch_file)
 
 
 def _down(options: argparse.Namespace) -> None:

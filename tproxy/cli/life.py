@@ -12,7 +12,8 @@ from tproxy import config, instance, logs, process
 from tproxy.cli import EXIT_FAILURE, require_root, say
 from tproxy.errors import TproxyError
 
-Change = Callable[["int | None"], "list[str]"]
+# The log level, and the file that wants a watcher: see tproxy.process.start.
+Change = Callable[["int | None", "str | None"], "list[str]"]
 
 
 def _command(name: str, summary: str) -> Callable[[Change], click.Command]:
@@ -21,10 +22,10 @@ def _command(name: str, summary: str) -> Callable[[Change], click.Command]:
         @click.pass_obj
         def command(debug: bool) -> None:
             require_root()
-            level = _log_level()
+            level, watch = _settings()
             logs.for_command(level or logs.DEFAULT_LEVEL, debug=debug)
             with instance.lock():
-                problems = change(level)
+                problems = change(level, watch)
             for problem in problems:
                 say(problem)
             sys.exit(EXIT_FAILURE if problems else 0)
@@ -35,31 +36,34 @@ def _command(name: str, summary: str) -> Callable[[Change], click.Command]:
 
 
 @_command("start", "Start what is missing, end relays whose bridge has no map any more.")
-def start(level: int | None) -> list[str]:
-    return process.start(level)
+def start(level: int | None, watch: str | None) -> list[str]:
+    return process.start(level, watch)
 
 
 @_command("stop", "End all processes.")
-def stop(level: int | None) -> list[str]:
+def stop(level: int | None, watch: str | None) -> list[str]:
     process.stop()
     return []
 
 
 @_command("restart", "Replace all processes; open connections go on.")
-def restart(level: int | None) -> list[str]:
-    return process.restart(level)
+def restart(level: int | None, watch: str | None) -> list[str]:
+    return process.restart(level, watch)
 
 
 @_command("reload", "Apply the maps as they are now; open connections go on.")
-def reload(level: int | None) -> list[str]:
-    return process.start(level, reopen_logs=True)
+def reload(level: int | None, watch: str | None) -> list[str]:
+    return process.start(level, watch, reopen_logs=True)
 
 
-def _log_level() -> int | None:
-    """The configured level; None without a configuration. A broken one does not stop a start."""
+def _settings() -> tuple[int | None, str | None]:
+    """What is configured; None without a configuration. A broken one does not stop a start."""
     try:
         path = config.search(None, os.environ)
-        return config.load(path).log_level if path else None
+        if path is None:
+            return None, None
+        read = config.load(path)
     except TproxyError as error:
         say(f"{error}; the log level stays as it is")
-        return None
+        return None, None
+    return read.log_level, read.watch_file
