@@ -17,17 +17,8 @@ LAYERS = (
     ("catalog", "config", "flow", "labview", "report", "ruleset", "wire"),  # pure: formats and decisions
     ("check", "guards"),
     ("plan",),
-    (
-        "fdpass",
-        "hypervisor",
-        "install",
-        "logs",
-        "loop",
-        "netns",
-        "nft",
-        "stream",
-    ),  # one facility of the kernel each
-    ("control", "instance", "links", "splice"),
+    ("fdpass", "hypervisor", "logs", "loop", "netns", "nft", "stream"),  # one facility of the kernel each
+    ("control", "install", "instance", "links", "splice"),
     ("connection", "plumbing", "ports", "process", "relay", "watchdog"),
     ("spawner",),
     ("supervisor",),
