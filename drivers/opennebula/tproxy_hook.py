@@ -27,6 +27,7 @@ from xml.etree import ElementTree
 # database, a MEDIUMTEXT of 16 MiB, of which base64 makes a third more.
 LIMIT = 24 * 1024 * 1024
 
+DEVICES = ("NIC", "NIC_ALIAS", "PCI")
 PHASES = ("pre", "post", "clean")
 ON_OPEN_VSWITCH = ("ovswitch", "ovswitch_vxlan")
 # These put PHYDEV.VLAN_ID on the bridge, all others PHYDEV itself.
@@ -70,11 +71,36 @@ class Nic(NamedTuple):
         return self.driver in ON_OPEN_VSWITCH or self.bridge_type.lower().startswith("openvswitch")
 
 
-class _WithoutDoctype(ElementTree.TreeBuilder):
-    """Without a document type there are no entities, which a small file could blow up by."""
+class _Devices:
+    """Takes a VM's network devices from the parser as it comes by them, and nothing else: no tree, whose
+    memory would be many times the text."""
+
+    def __init__(self) -> None:
+        self._path: list[str] = []
+        self._found: list[tuple[str, dict[str, str]]] = []
 
     def doctype(self, *_: object) -> None:
+        # Without one there are no entities, by which a small text could become a large one.
         raise Problem("the VM's XML has a document type, which OpenNebula never writes")
+
+    def start(self, tag: str, _: object) -> None:
+        self._path.append(tag)
+        if len(self._path) == 1 and tag != "VM":
+            raise Problem(f"the XML on stdin is not of a VM, it begins with {tag}")
+        # TEMPLATE can be there several times. Not those further down: HISTORY_RECORDS can hold whole VMs.
+        if len(self._path) == 3 and self._path[1] == "TEMPLATE" and tag in DEVICES:
+            self._found.append((tag, {}))
+
+    def data(self, text: str) -> None:
+        if len(self._path) == 4 and self._path[1] == "TEMPLATE" and self._path[2] in DEVICES:
+            attributes, name = self._found[-1][1], self._path[3]
+            attributes[name] = attributes.get(name, "") + text
+
+    def end(self, _: str) -> None:
+        self._path.pop()
+
+    def close(self) -> list[tuple[str, dict[str, str]]]:
+        return self._found
 
 
 def read(stream: IO[bytes] | None) -> bytes:
@@ -95,31 +121,28 @@ def parse(data: bytes) -> list[Nic]:
         xml = base64.b64decode(b"".join(data.split()), validate=True)
     except binascii.Error as error:
         raise Problem(f"the VM on stdin is not base64: {error}") from None
+    parser = ElementTree.XMLParser(target=_Devices())
     try:
-        vm = ElementTree.fromstring(xml, ElementTree.XMLParser(target=_WithoutDoctype()))
+        parser.feed(xml)
+        return [_nic(kind, attributes) for kind, attributes in parser.close()]
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last two: encodings
         raise Problem(f"the VM on stdin is not XML: {error}") from None
-    if vm.tag != "VM":
-        raise Problem(f"the XML on stdin is not of a VM, it begins with {vm.tag}")
-    # TEMPLATE can be there several times. Not those further down: HISTORY_RECORDS can hold whole VMs.
-    kinds = ("NIC", "NIC_ALIAS", "PCI")
-    return [_nic(kind, element) for kind in kinds for element in vm.findall(f"TEMPLATE/{kind}")]
 
 
-def _nic(kind: str, element: ElementTree.Element) -> Nic:
-    def text(name: str) -> str:
-        return (element.findtext(name) or "").strip()
+def _nic(kind: str, attributes: dict[str, str]) -> Nic:
+    def value(name: str) -> str:
+        return attributes.get(name, "").strip()
 
     return Nic(
         kind,
-        text("ATTACH").upper() == "YES",
-        text("VN_MAD"),
-        text("BRIDGE"),
-        text("BRIDGE_TYPE"),
-        text("NETWORK"),
-        text("NETWORK_ID"),
-        text("PHYDEV"),
-        text("VLAN_ID"),
+        value("ATTACH").upper() == "YES",
+        value("VN_MAD"),
+        value("BRIDGE"),
+        value("BRIDGE_TYPE"),
+        value("NETWORK"),
+        value("NETWORK_ID"),
+        value("PHYDEV"),
+        value("VLAN_ID"),
     )
 
 

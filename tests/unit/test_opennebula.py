@@ -1,0 +1,162 @@
+"""OpenNebula's adapter: what a VM's XML means, and what is no VM's XML."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drivers.opennebula import tproxy_hook as hook
+from tests.opennebula_vm import alias, line, nic, pci, vm, xml
+
+
+def bridges(text: str, driver: str = "bridge") -> list[str]:
+    return [each.bridge for each in hook.concerned(hook.parse(text.encode()), driver)]
+
+
+def only_call(phase: str, element: str, driver: str) -> list[str]:
+    (arguments,) = hook.calls(phase, hook.concerned(hook.parse(vm(element).encode()), driver)).values()
+    return arguments
+
+
+def test_networks_come_from_the_vm_itself_not_from_its_history_or_its_user() -> None:
+    assert bridges(vm(nic(BRIDGE="onebr0"))) == ["onebr0"]
+
+
+def test_all_templates_count() -> None:
+    second = f"<TEMPLATE>{nic(1, BRIDGE='onebr1')}</TEMPLATE>"
+    assert bridges(line(xml(nic(), templates=second))) == ["onebr0", "onebr1"]
+
+
+def test_a_driver_sees_its_own_nics_only() -> None:
+    mixed = vm(nic(0), nic(1, BRIDGE="onebr.7", VN_MAD="vxlan"))
+    assert bridges(mixed, "bridge") == ["onebr0"]
+    assert bridges(mixed, "vxlan") == ["onebr.7"]
+    assert bridges(mixed, "fw") == []
+
+
+def test_on_attach_and_detach_only_the_nic_it_is_about_counts() -> None:
+    assert bridges(vm(nic(0), nic(1, BRIDGE="onebr1", attach=True))) == ["onebr1"]
+
+
+@pytest.mark.parametrize("device", [alias(1, 0, attach=True), pci(1, attach=True)])
+def test_attaching_what_has_no_port_concerns_no_bridge(device: str) -> None:
+    assert bridges(vm(nic(0), device)) == []
+
+
+def test_aliases_and_passed_through_cards_have_no_port() -> None:
+    assert bridges(vm(nic(0), alias(1, 0, BRIDGE="other"), pci(2, BRIDGE="another"))) == ["onebr0"]
+
+
+def test_a_nic_without_a_bridge_is_left_out() -> None:
+    assert bridges(vm(nic(0, BRIDGE=""), nic(1, BRIDGE="onebr1"))) == ["onebr1"]
+
+
+@pytest.mark.parametrize(
+    ("driver", "uplink"),
+    [("bridge", "eth1"), ("fw", "eth1"), ("802.1Q", "eth1.100"), ("vxlan", "eth1.100")],
+)
+def test_the_uplink_is_called_as_the_driver_calls_it(driver: str, uplink: str) -> None:
+    element = nic(VN_MAD=driver, PHYDEV="eth1", VLAN_ID="100")
+    assert only_call("pre", element, driver)[-1] == f"--uplink={uplink}"
+    assert only_call("clean", element, driver)[-1] == f"--uplink={uplink}"
+
+
+def test_before_and_after_the_start_services_come_and_at_the_end_they_go() -> None:
+    come = ["hook", "up", "--bridge=onebr0", "--network=blue", "--network-id=0"]
+    assert only_call("pre", nic(), "bridge") == come
+    assert only_call("post", nic(), "bridge") == come
+    assert only_call("clean", nic(), "bridge") == ["hook", "down", "--bridge=onebr0"]
+
+
+def test_a_bridge_with_several_nics_is_one_call_with_all_uplinks() -> None:
+    both = vm(nic(0, PHYDEV="eth1"), nic(1, PHYDEV="eth2"))
+    calls = hook.calls("clean", hook.concerned(hook.parse(both.encode()), "bridge"))
+    assert calls == {"onebr0": ["hook", "down", "--bridge=onebr0", "--uplink=eth1", "--uplink=eth2"]}
+
+
+def test_another_configuration_file_is_handed_on() -> None:
+    calls = hook.calls("pre", hook.parse(vm(nic()).encode()), "/etc/tproxy/tproxy.yaml")
+    assert calls["onebr0"][-1] == "--config=/etc/tproxy/tproxy.yaml"
+
+
+@pytest.mark.parametrize("element", [nic(VN_MAD="ovswitch"), nic(BRIDGE_TYPE="openvswitch_dpdk")])
+def test_open_vswitch_is_known_by_its_driver_or_its_type(element: str) -> None:
+    virtual, linux = hook.parse(vm(element, nic(1)).encode())
+    assert virtual.on_open_vswitch
+    assert not linux.on_open_vswitch
+
+
+LAUGHS = '<!DOCTYPE VM [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]>' + xml(nic(NETWORK="]]>&b;<![CDATA["))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("not base64 <VM>", "not base64"),
+        (vm(nic())[:-3], "not base64"),
+        (line(xml(nic())[:-100]), "not XML"),
+        (line(""), "empty"),
+        (" \n", "empty"),
+        (line(b"\0\1\2\xff"), "not XML"),
+        (line('<?xml version="1.0" encoding="none"?>' + xml()), "not XML"),
+        (line('<?xml version="1.0" encoding="utf-7"?>' + xml()), "not XML"),
+        (line(xml(nic(), root="HOST")), "not of a VM"),
+        (line(LAUGHS), "document type"),
+        (line(LAUGHS.encode("utf-16")), "document type"),
+        (line('<!DOCTYPE VM SYSTEM "file:///etc/shadow">' + xml()), "document type"),
+    ],
+)
+def test_what_is_no_vm_is_refused_in_words(text: str, reason: str) -> None:
+    with pytest.raises(hook.Problem, match=reason):
+        hook.parse(hook.read(io.BytesIO(text.encode())))
+
+
+def test_what_is_too_large_is_not_even_read_to_its_end() -> None:
+    stream = io.BytesIO(b"A" * (hook.LIMIT + 1000))
+    with pytest.raises(hook.Problem, match="larger than"):
+        hook.read(stream)
+    assert stream.tell() == hook.LIMIT + 1
+
+
+def test_depth_costs_no_more_than_length() -> None:
+    deep = b"<VM>" + b"<TEMPLATE>" * 100_000
+    with pytest.raises(hook.Problem, match="not XML"):
+        hook.parse(line(deep).encode())
+    assert hook.parse(line(deep + b"</TEMPLATE>" * 100_000 + b"</VM>").encode()) == []
+
+
+@given(st.binary(max_size=300))
+def test_no_input_gets_further_than_a_problem(data: bytes) -> None:
+    for text in (data, line(data).encode(), line(b"<VM>" + data + b"</VM>").encode()):
+        try:
+            assert isinstance(hook.parse(text), list)
+        except hook.Problem as problem:
+            assert str(problem)  # noqa: PT017 - both outcomes are right, nothing else is
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        ":tproxy:\n- :service_port: 5030\n",
+        ":tproxy:\n\n# OneGate\n- :service_port: 5030\n:vxlan_ttl: 1\n",
+        "tproxy: [{remote_port: 1}]  # all\n",
+        '":tproxy": [{remote_port: 1}]\n',
+        ":vxlan_ttl: 1\n:tproxy:\n  - :remote_port: 1",
+        ":tproxy: []\n",
+        ":tproxy:\n",
+        ":tproxy: # none\n:vlan_mtu: 1500\n",
+        ":tproxy:\n# - :service_port: 5030\n#   :remote_port: 1\n:vlan_mtu: 1500\n",
+        "# :tproxy:\n# - :service_port: 5030\n",
+        ":tproxy_debug_level: 2\n",
+        ":other:\n- :tproxy: [1]\n",
+        ":tproxy: ~\n",
+        "",
+    ],
+)
+def test_whether_opennebula_serves_itself_is_read_as_yaml_would_be(conf: str) -> None:
+    read = yaml.safe_load(conf) or {}
+    assert hook.wants_own_service(conf) == bool(read.get(":tproxy") or read.get("tproxy"))
