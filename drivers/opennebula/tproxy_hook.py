@@ -77,7 +77,7 @@ class _Devices:
 
     def __init__(self) -> None:
         self._path: list[str] = []
-        self._found: list[tuple[str, dict[str, str]]] = []
+        self.found: list[tuple[str, dict[str, str]]] = []
 
     def doctype(self, *_: object) -> None:
         # Without one there are no entities, by which a small text could become a large one.
@@ -89,18 +89,15 @@ class _Devices:
             raise Problem(f"the XML on stdin is not of a VM, it begins with {tag}")
         # TEMPLATE can be there several times. Not those further down: HISTORY_RECORDS can hold whole VMs.
         if len(self._path) == 3 and self._path[1] == "TEMPLATE" and tag in DEVICES:
-            self._found.append((tag, {}))
+            self.found.append((tag, {}))
 
     def data(self, text: str) -> None:
         if len(self._path) == 4 and self._path[1] == "TEMPLATE" and self._path[2] in DEVICES:
-            attributes, name = self._found[-1][1], self._path[3]
+            attributes, name = self.found[-1][1], self._path[3]
             attributes[name] = attributes.get(name, "") + text
 
     def end(self, _: str) -> None:
         self._path.pop()
-
-    def close(self) -> list[tuple[str, dict[str, str]]]:
-        return self._found
 
 
 def read(stream: IO[bytes] | None) -> bytes:
@@ -121,12 +118,14 @@ def parse(data: bytes) -> list[Nic]:
         xml = base64.b64decode(b"".join(data.split()), validate=True)
     except binascii.Error as error:
         raise Problem(f"the VM on stdin is not base64: {error}") from None
-    parser = ElementTree.XMLParser(target=_Devices())
+    devices = _Devices()
+    parser = ElementTree.XMLParser(target=devices)
     try:
         parser.feed(xml)
-        return [_nic(kind, attributes) for kind, attributes in parser.close()]
+        parser.close()
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last two: encodings
         raise Problem(f"the VM on stdin is not XML: {error}") from None
+    return [_nic(kind, attributes) for kind, attributes in devices.found]
 
 
 def _nic(kind: str, attributes: dict[str, str]) -> Nic:
