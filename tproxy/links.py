@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from tproxy import netns
 from tproxy.errors import KernelError
-from tproxy.model import SERVICE_ADDRESS
+from tproxy.model import PORT_MAC, SERVICE_ADDRESS
 
 _SYS = Path("/sys/class/net")
 _SYSCTL = Path("/proc/sys/net")
@@ -180,7 +180,7 @@ def create_veth(outer: str, inner: str, namespace: str, mac: str, mtu: int) -> N
         fd = os.open(netns.DIRECTORY / namespace, os.O_RDONLY | os.O_CLOEXEC)
         try:
             peer = {"ifname": inner, "net_ns_fd": fd, "address": mac, "mtu": mtu}
-            rtnl.link("add", ifname=outer, kind="veth", peer=peer, mtu=mtu)
+            rtnl.link("add", ifname=outer, kind="veth", address=PORT_MAC, peer=peer, mtu=mtu)
         finally:
             os.close(fd)
 

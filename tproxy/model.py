@@ -20,6 +20,12 @@ SERVICE_ADDRESS = "169.254.16.9"
 # OpenNebula's own prefix for "MAC from IP" and would be this very address for a guest 169.254.16.9.
 SERVICE_MAC = "06:00:a9:fe:10:09"
 
+# Of the veth's other end, the bridge's port. It tells our ports from all others, on which a name
+# that ends in "b" says nothing: programs that manage links are told to leave it alone (etc/). And it
+# is high: a bridge takes the lowest address of its ports for its own unless it was given one, and a
+# hook must not change the address under which guests know their gateway.
+PORT_MAC = "fe:ff:a9:fe:10:09"
+
 TABLE = "one_tproxy"  # in nftables families ip (maps) and bridge (guards)
 DAEMON_TITLE = "one_tproxy"
 
