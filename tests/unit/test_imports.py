@@ -25,6 +25,7 @@ LAYERS = (
     ("daemon", "hook"),
     ("lab", "launch", "opennebula", "refresh", "sync"),
     ("cli",),
+    ("adapters",),
     ("__main__",),
 )
 

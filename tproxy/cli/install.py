@@ -12,6 +12,8 @@ import click
 
 TARGETS = {
     "opennebula": "install_opennebula",
+    "libvirt": "install_libvirt",
+    "proxmox": "install_proxmox",
 }
 
 

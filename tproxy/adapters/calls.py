@@ -1,0 +1,97 @@
+"""Calls of the hook for one event of a platform: each is tried, each failure is one line."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from tproxy import links, logs
+from tproxy.cli import hook, say
+from tproxy.errors import TproxyError
+from tproxy.model import check_interface_name
+
+log = logging.getLogger(__name__)
+
+MAX_LINE = 600  # characters; arbitrary
+
+
+class Up(NamedTuple):
+    bridge: str
+    network: str
+
+    def arguments(self) -> list[str]:
+        return ["up", f"--bridge={self.bridge}", f"--network={self.network}"]
+
+
+class Down(NamedTuple):
+    """``gone``: ports that the guest may leave on the bridge for a moment, nobody's any more."""
+
+    bridge: str
+    gone: frozenset[str] = frozenset()
+
+    def arguments(self) -> list[str]:
+        # Platforms do not say which port leads off the host. `down` is sure only of named ones.
+        uplinks = filter(links.leads_off_host, links.ports(self.bridge))
+        unused = sorted(self.gone.union(uplinks))
+        return ["down", f"--bridge={self.bridge}", *(f"--uplink={port}" for port in unused)]
+
+
+class Refusal(NamedTuple):
+    """What is not served, and why: a line of the log, no failure."""
+
+    reason: str
+
+
+class Fault(NamedTuple):
+    """What should be served and cannot be."""
+
+    reason: str
+
+
+Call = Up | Down | Refusal | Fault
+
+
+def run(program: str, event: Callable[[], Iterable[Call]]) -> int:
+    """Carry out what an event asks for; returns the exit code. Nothing is written to stdout."""
+    logs.to_file(logs.DAEMON_LOG, logs.DEFAULT_LEVEL)
+    try:
+        # An event asks once for each bridge, however many NICs a guest has there.
+        wanted = list(dict.fromkeys(event()))
+    except TproxyError as error:
+        return _failed(program, str(error))
+    return max((_carry_out(program, call) for call in wanted), default=0)
+
+
+def _carry_out(program: str, call: Call) -> int:
+    match call:
+        case Refusal(reason):
+            _tell(program, logging.WARNING, reason)
+            return 0
+        case Fault(reason):
+            return _failed(program, reason)
+        case Up() | Down():
+            try:
+                check_interface_name(call.bridge)
+                hook.run(call.arguments())
+            except TproxyError as error:
+                return _failed(program, str(error))
+            except Exception as error:
+                # One bridge's trouble must not keep the others from their services.
+                return _failed(program, f"{call.bridge}: internal error: {type(error).__name__}: {error}")
+            return 0
+
+
+def _failed(program: str, reason: str) -> int:
+    _tell(program, logging.ERROR, reason)
+    return 1
+
+
+def _tell(program: str, level: int, reason: str) -> None:
+    """On stderr, where platforms look when they fail, and in the log, for all the other times."""
+    # Names from outside may hold anything, and be of any length.
+    printable = "".join(c if c.isprintable() else " " for c in f"{program}: {reason}")
+    line = " ".join(printable.split())[:MAX_LINE].encode("ascii", "backslashreplace").decode()
+    logs.to_file(logs.DAEMON_LOG, logs.DEFAULT_LEVEL)  # the hook sends warnings to stderr as well
+    log.log(level, "%s", line)
+    say(line)

@@ -1,0 +1,171 @@
+"""libvirt's hooks: ``python -m tproxy.adapters.libvirt qemu|lxc|network NAME OPERATION SUB-OPERATION EXTRA``.
+
+Guests (https://libvirt.org/hooks.html). A tap is on its bridge from `start` to some time before `release`;
+`prepare` comes earlier, which is what makes ports listen before the guest boots, and `started` comes
+again, in case the last guest of a bridge went between them and took the services along. `stopped` says
+nothing yet: the taps may still be there, and `release` always follows.
+
+Networks. `port-created` and `port-deleted` are the only word of NICs that are plugged into a running
+guest; they, `started` and `updated` tell the network's bridge.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree.ElementTree import Element
+
+from tproxy.adapters import calls, document, networks
+from tproxy.adapters.calls import Call, Down, Fault, Refusal, Up
+from tproxy.cli import require_root
+from tproxy.errors import TproxyError
+
+log = logging.getLogger(__name__)
+
+GUEST_UP = frozenset({"prepare", "start", "started", "migrate", "restore", "attach", "reconnect"})
+GUEST_DOWN = frozenset({"release"})
+# Taps are on their bridges, so whoever has a bridge says which.
+GUEST_PLUGGED = frozenset({"start", "started", "attach", "reconnect"})
+NETWORK_KNOWN = frozenset({"started", "updated", "port-created", "port-deleted"})
+
+_OPEN_VSWITCH = "is on Open vSwitch, which is not supported: no services there"
+
+
+class Nic(NamedTuple):
+    """An interface of a domain; what it does not say is empty."""
+
+    bridge: str
+    network: str
+    port: str  # its tap or veth on this host
+    openvswitch: bool
+
+
+class NetworkState(NamedTuple):
+    name: str
+    bridge: str
+    openvswitch: bool
+
+
+def nics(domain: Element) -> list[Nic]:
+    """The interfaces that are, or will be, on a bridge of this host."""
+    found = []
+    for interface in domain.iterfind("devices/interface"):
+        source = interface.find("source")
+        if interface.get("type") not in ("bridge", "network") or source is None:
+            continue  # macvtap, user mode, a passed-through function: no bridge, no port
+        target = interface.find("target")
+        found.append(
+            Nic(
+                bridge=source.get("bridge", ""),
+                network=source.get("network", ""),
+                port=target.get("dev", "") if target is not None else "",
+                openvswitch=_openvswitch(interface),
+            )
+        )
+    return found
+
+
+def network_state(hook_data: Element) -> NetworkState:
+    network = hook_data.find("network")
+    if network is None:
+        raise document.BadDocument("the XML tells of no network")
+    name = network.findtext("name") or ""
+    if not name:
+        raise document.BadDocument("the XML tells of a network without a name")
+    port = hook_data.find("networkport")
+    plug = port.find("plug") if port is not None else None
+    bridge = network.find("bridge")
+    return NetworkState(
+        name=name,
+        bridge=(bridge.get("name") if bridge is not None else None)
+        or (plug.get("bridge") if plug is not None else None)
+        or "",
+        openvswitch=_openvswitch(network) or (port is not None and _openvswitch(port)),
+    )
+
+
+def guest_calls(operation: str, found: Iterable[Nic], bridges: Mapping[str, str]) -> Iterator[Call]:
+    """What an operation on a guest asks for. ``bridges`` is what is known of networks."""
+    names = {bridge: network for network, bridge in bridges.items()}
+    gone = frozenset[str]()
+    if operation in GUEST_DOWN:
+        found = list(found)
+        gone = frozenset(filter(_is_dead, (nic.port for nic in found)))
+    for nic in found:
+        bridge = nic.bridge or bridges.get(nic.network, "")
+        if nic.openvswitch:
+            if operation == "prepare":  # once for each start
+                yield Refusal(f"{nic.network or bridge or 'a NIC'} {_OPEN_VSWITCH}")
+        elif not bridge:
+            if operation in GUEST_PLUGGED:
+                yield Fault(f"network {nic.network!a}: its bridge is not known")
+        elif operation in GUEST_DOWN:
+            yield Down(bridge, gone)
+        else:
+            yield Up(bridge, nic.network or names.get(bridge, bridge))
+
+
+def network_calls(operation: str, state: NetworkState) -> Iterator[Call]:
+    """What an operation on a network asks for."""
+    if state.openvswitch:
+        if operation in ("started", "updated"):
+            yield Refusal(f"network {state.name!a} {_OPEN_VSWITCH}")
+    elif not state.bridge:
+        pass  # macvtap or passed-through functions
+    elif operation == "port-created":
+        yield Up(state.bridge, state.name)
+    elif operation in ("port-deleted", "stopped"):
+        yield Down(state.bridge)
+
+
+def _openvswitch(element: Element) -> bool:
+    return any(each.get("type") == "openvswitch" for each in element.iterfind("virtualport"))
+
+
+def _is_dead(port: str) -> bool:
+    """Whether a port is only a remnant: nobody holds the other end any more.
+
+    A tap of that name that has a carrier is another guest's by now.
+    """
+    try:
+        return (Path("/sys/class/net") / port.replace("/", "") / "carrier").read_text().strip() == "0"
+    except (OSError, ValueError):
+        return False  # gone for good, or set down
+
+
+def _guest(operation: str) -> Iterable[Call]:
+    if operation not in GUEST_UP | GUEST_DOWN:
+        return ()
+    found = nics(document.from_stdin("domain"))
+    return list(guest_calls(operation, found, networks.known()))
+
+
+def _network(operation: str) -> Iterable[Call]:
+    if operation not in NETWORK_KNOWN | {"stopped"}:
+        return ()
+    state = network_state(document.from_stdin("hookData"))
+    if operation == "stopped":
+        networks.forget(state.name)
+    elif state.bridge and not state.openvswitch:
+        networks.remember(state.name, state.bridge)
+    return list(network_calls(operation, state))
+
+
+def main(arguments: list[str]) -> int:
+    def event() -> Iterable[Call]:
+        require_root()
+        match arguments:
+            case ["qemu" | "lxc", _, operation, *_]:
+                return _guest(operation)
+            case ["network", _, operation, *_]:
+                return _network(operation)
+        raise TproxyError("called without the name of a guest or network and an operation")
+
+    return calls.run(" ".join(["libvirt", *arguments[:3]]), event)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

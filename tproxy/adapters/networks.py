@@ -1,0 +1,54 @@
+"""Which bridge a libvirt network has, remembered from the network hook's calls.
+
+A domain says only the network's name before its taps are made and after they are gone. libvirt
+must not be asked from a hook: it waits for the hook, and the hook would wait for it. A file for each
+network, gone with /run at the next boot, like the networks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from tproxy.errors import KernelError
+
+DIRECTORY = Path("/run/tproxy/libvirt")
+
+# A network may be called like anything, also "..": what is behind the prefix holds no "/".
+_PREFIX = "network:"
+
+
+def known() -> Mapping[str, str]:
+    """The bridge of each network, by the network's name."""
+    try:
+        names = [name for name in os.listdir(DIRECTORY) if name.startswith(_PREFIX)]
+        return {unquote(name.removeprefix(_PREFIX)): (DIRECTORY / name).read_text() for name in sorted(names)}
+    except FileNotFoundError:
+        return {}  # also one that is forgotten just now: then its guests are gone
+    except OSError as error:
+        raise KernelError(f"cannot read {DIRECTORY}: {error.strerror}") from None
+
+
+def remember(network: str, bridge: str) -> None:
+    path = _path(network)
+    draft = path.with_name(f"draft:{os.getpid()}")
+    try:
+        DIRECTORY.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft.write_text(bridge)
+        draft.replace(path)  # whole or not at all, for whoever reads meanwhile
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise KernelError(f"cannot remember the bridge of network {network!a}: {error.strerror}") from None
+
+
+def forget(network: str) -> None:
+    try:
+        _path(network).unlink(missing_ok=True)
+    except OSError as error:
+        raise KernelError(f"cannot forget network {network!a}: {error.strerror}") from None
+
+
+def _path(network: str) -> Path:
+    return DIRECTORY / f"{_PREFIX}{quote(network, safe='')}"
