@@ -55,9 +55,9 @@ def _row(bridge: str, details: dict[str, Any], service: dict[str, Any]) -> list[
         error += time.strftime(" (%Y-%m-%d %H:%M:%S)", time.localtime(service["last_error_at"]))
     return [
         bridge,
-        network,
+        _printable(network),
         str(service["port"]),
-        service["name"],
+        _printable(service["name"]),
         service["endpoint"],
         "listening" if service["listening"] else service["problem"],
         str(service["open"]),
@@ -66,6 +66,11 @@ def _row(bridge: str, details: dict[str, Any], service: dict[str, Any]) -> list[
         _bytes(service["bytes_to_guest"]),
         error,
     ]
+
+
+def _printable(name: str) -> str:
+    """Names come from drivers and other programs: one may hold what moves a terminal's cursor."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def _bytes(count: int) -> str:
