@@ -1,4 +1,4 @@
-# The whole interface of this checkout: make venv | demo | test | bench | lint | clean
+# The whole interface of this checkout: make venv | demo | test | test-vm | bench | lint | clean
 
 # Tests wait for processes and the kernel more than they compute: more of them than cores.
 WORKERS ?= 4
@@ -23,6 +23,12 @@ demo: venv
 .PHONY: test
 test: venv
 	.venv/bin/python -m pytest -n $(WORKERS) $(wildcard tests/unit tests/netns)
+
+# Virtual machines, under emulation: takes minutes.
+.PHONY: test-vm
+test-vm:
+	@.ci/setup vm
+	.venv/bin/python -m pytest tests/vm
 
 # Bytecode is what users have: pip writes it, and environments may tell Python not to.
 .PHONY: bench

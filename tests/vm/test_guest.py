@@ -1,0 +1,163 @@
+"""A real guest, from power-on to power-off: it reaches its service, and nothing else.
+
+The hypervisor is a stand-in, in whose network namespace QEMU runs; tap, bridge and hook are as drivers
+have them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from tests.netns.waiting import eventually
+from tests.vm.guest import GuestMachine, Result
+from tests.vm.machine import Kernel
+from tproxy.hypervisor import Hypervisor
+from tproxy.model import SERVICE_ADDRESS
+
+ENDPOINT = "10.11.12.13"
+SERVICE = f"http://{SERVICE_ADDRESS}:5030/"
+
+# More than one segment, one pipe, one buffer of anybody's.
+BODY = "".join(f"line {number}: the answer of the endpoint\n" for number in range(3000))
+
+
+class Driver:
+    """What a network driver does with a bridge, a tap and our hook."""
+
+    def __init__(self, host: Hypervisor) -> None:
+        self.host = host
+        self.before = traces(host)
+        self.config = host.write(
+            "/run/tproxy.yaml",
+            f"tproxy: [{{service_port: 5030, remote_addr: {ENDPOINT}, remote_port: 8080}}]\n",
+        )
+
+    def attach(self, tap: str) -> None:
+        self.host.ip(f"tuntap add dev {tap} mode tap", f"link set dev {tap} master br0 up")
+
+    def detach(self, tap: str) -> None:
+        self.host.ip(f"link del dev {tap}")
+
+    def hook(self, verb: str) -> None:
+        config = ("--config", self.config) if verb == "up" else ()
+        self.host.tproxy("hook", verb, "--bridge", "br0", *config)
+
+
+def traces(host: Hypervisor) -> dict[str, str]:
+    """All that the hook can have left on a host."""
+    looks = {
+        "links": ("ip", "-brief", "link", "show", "type", "veth"),
+        "namespaces": ("ip", "netns", "list"),
+        "nftables": ("nft", "list", "ruleset"),
+    }
+    return {name: host.run(*look).stdout for name, look in looks.items()} | {
+        "processes": host.tproxy("status").stdout
+    }
+
+
+@pytest.fixture
+def driver(hypervisor: Hypervisor) -> Driver:
+    hypervisor.add_bridge("br0")
+    neighbour = hypervisor.add_guest("neighbour", "br0", "10.0.0.1/24")
+    hypervisor.add_endpoint(neighbour.address, 80, "neighbour", netns=neighbour.name)
+    hypervisor.add_endpoint(ENDPOINT, 8080, BODY)
+    return Driver(hypervisor)
+
+
+def run(driver: Driver, kernel: Kernel, where: Path, script: str) -> dict[str, Result]:
+    """A guest's life, as a driver accompanies it."""
+    driver.hook("up")
+    driver.attach("tap0")
+    results = GuestMachine(driver.host, kernel, where, "tap0", script).results()
+    driver.detach("tap0")
+    return results
+
+
+FETCH = f"""
+say fetch wget -q -O /body {SERVICE}
+say sum sha256sum /body
+"""
+
+
+def fetched_well(results: dict[str, Result]) -> bool:
+    return (results["fetch"].status, results["sum"].output.split()[:1]) == (
+        0,
+        [hashlib.sha256(BODY.encode()).hexdigest()],
+    )
+
+
+def test_a_guest_with_a_route_for_the_service_reaches_it_and_nothing_else(
+    driver: Driver, guest_kernel: Kernel, tmp_path: Path
+) -> None:
+    assert driver.host.get(ENDPOINT, 8080) == BODY
+    results = run(
+        driver,
+        guest_kernel,
+        tmp_path,
+        f"""
+ip address add 10.0.0.5/24 dev eth0
+ip route add {SERVICE_ADDRESS} dev eth0
+{FETCH}
+say neighbour wget -q -O - http://10.0.0.1/
+patience=3
+# The only way out that there could be.
+ip route add default via {SERVICE_ADDRESS} dev eth0 onlink
+say other_port wget -q -O - http://{SERVICE_ADDRESS}:5031/
+say endpoint wget -q -O - http://{ENDPOINT}:8080/
+say ping ping -c 2 {ENDPOINT}
+say loopback wget -q -O - http://127.0.0.1:8080/
+say again wget -q -O /body {SERVICE}
+""",
+    )
+    assert fetched_well(results)
+    assert results["neighbour"] == (0, "neighbour"), "silence elsewhere must mean something"
+    assert results["again"].status == 0, "so must silence at the end"
+    for name in ("other_port", "endpoint", "loopback"):
+        assert results[name].status != 0, name
+        assert results[name].output == "", name
+    assert results["ping"].status != 0
+
+
+def test_a_guest_with_only_a_default_gateway_reaches_the_service(
+    driver: Driver, guest_kernel: Kernel, tmp_path: Path
+) -> None:
+    results = run(
+        driver,
+        guest_kernel,
+        tmp_path,
+        f"""
+ip address add 10.0.0.5/24 dev eth0
+ip route add default via 10.0.0.1
+{FETCH}
+say cache ip neighbour
+""",
+    )
+    assert fetched_well(results)
+    assert SERVICE_ADDRESS not in results["cache"].output, "it asked its gateway, and no one else"
+
+
+def test_when_the_guest_is_gone_the_hook_takes_everything_away(
+    driver: Driver, guest_kernel: Kernel, tmp_path: Path
+) -> None:
+    results = run(
+        driver,
+        guest_kernel,
+        tmp_path,
+        f"ip address add 10.0.0.5/24 dev eth0\nip route add {SERVICE_ADDRESS} dev eth0\n{FETCH}",
+    )
+    assert fetched_well(results)
+    log = driver.host.path("/var/log/one_tproxy.log")
+    for _ in eventually():  # the guest's last segments are not the daemon's last line
+        if "10.0.0.5" in log.read_text():
+            break
+    driver.hook("down")
+    assert "one_tproxy_br0" in traces(driver.host)["namespaces"], "the neighbour is a guest as well"
+    driver.host.ip("link del vnet0")
+    driver.hook("down")
+    after = traces(driver.host)
+    assert after.pop("links") == ""
+    driver.before.pop("links")
+    assert after == driver.before
