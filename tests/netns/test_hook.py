@@ -267,7 +267,7 @@ def assert_nothing_left(host: Hypervisor) -> None:
     assert host.run("nft", "list", "ruleset").stdout == ""
     assert "one_tproxy" not in host.run("ip", "netns", "list").stdout
     assert "br0b" not in host.run("ip", "-br", "link").stdout
-    assert "tproxy-" not in host.run("ps", "-eo", "args").stdout
+    assert "\ntproxy-" not in host.run("ps", "-eo", "args").stdout
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ import pytest
 from tproxy.hypervisor import Hypervisor
 from tproxy.lab import STATE
 
-# Says which process it is, and becomes the lab.
+# Says which process it is, and becomes the lab. A shell starts what runs in the background, as a CI
+# may run these tests, with SIGINT ignored.
 ANNOUNCED = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 print(os.getpid(), flush=True)
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
