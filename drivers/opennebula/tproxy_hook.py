@@ -260,7 +260,8 @@ def report(line: str, stream: IO[str] | None = None) -> None:
     """One line, to where OpenNebula takes it from into the VM's log, and to the host's syslog."""
     # What came from outside may hold anything, and be of any length.
     printable = "".join(c if c.isprintable() else " " for c in line)
-    line = " ".join(printable.split())[:600].encode("ascii", "backslashreplace").decode()
+    short = re.sub(r"(\S{80})\S{20,}", r"\1...", " ".join(printable.split()))[:800]
+    line = short.encode("ascii", "backslashreplace").decode()
     print(f"tproxy: {line}", file=stream or sys.stdout, flush=True)
     syslog.openlog("one_tproxy", 0, syslog.LOG_DAEMON)
     syslog.syslog(syslog.LOG_ERR, line)
