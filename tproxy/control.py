@@ -41,9 +41,10 @@ def ask(directory: Path, request: Json, timeout: float) -> Json:
             raise ProcessError(f"the daemon did not answer within {timeout:g} s") from None
         except OSError as error:
             raise ProcessError(f"the daemon went away: {error.strerror}") from None
-    if not data:
-        raise ProcessError("the daemon went away without an answer")
-    answer: Json = json.loads(data)
+    try:
+        answer: Json = json.loads(data)
+    except ValueError:  # nothing, or only a part of it
+        raise ProcessError("the daemon went away without an answer") from None
     if "error" in answer:
         raise ProcessError(answer["error"])
     return answer
@@ -116,5 +117,5 @@ class Client:
             self._loop.modify(self._sock.fileno(), 0)
             try:
                 self._handle(json.loads(line), self)
-            except (ValueError, TypeError, KeyError, ProtocolError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError, ProtocolError) as error:
                 self.answer({"error": f"bad request: {error}"})
