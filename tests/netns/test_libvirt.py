@@ -290,14 +290,15 @@ def test_a_migration_that_fails_leaves_nothing(libvirt: Libvirt) -> None:
     assert served(libvirt.host) == []
 
 
-@pytest.mark.parametrize("reason", ["shutdown", "crashed", "destroyed"])
-def test_a_guest_that_ends_by_itself_and_whose_port_lingers(libvirt: Libvirt, reason: str) -> None:
-    guest = libvirt.start("br0", lambda tap: domain(on_bridge("br0", tap)))
-    running = domain(on_bridge("br0", guest.port))
-    guest.ip("link set eth0 down")  # nobody is behind the port any more
-    for operation in ("stopped", "release"):
-        libvirt.guest(operation, running, reason)
-    assert served(libvirt.host) == []
+def test_guests_that_end_by_themselves_and_whose_ports_linger(libvirt: Libvirt) -> None:
+    for reason in ("shutdown", "crashed"):
+        guest = libvirt.start("br0", lambda tap: domain(on_bridge("br0", tap)), name=reason)
+        running = domain(on_bridge("br0", guest.port))
+        guest.ip("link set eth0 down")  # nobody is behind the port any more
+        for operation in ("stopped", "release"):
+            libvirt.guest(operation, running, reason)
+        assert served(libvirt.host) == []
+        unplug(guest)
 
 
 def test_a_port_of_the_same_name_that_is_another_guests_by_now_keeps_the_bridge(libvirt: Libvirt) -> None:
@@ -337,3 +338,155 @@ def test_open_vswitch_is_refused_in_one_line_and_fails_nobody(libvirt: Libvirt) 
     assert [each.stderr.count("Open vSwitch") for each in done] == [1, 0]
     assert "Open vSwitch" in host.path("/var/log/one_tproxy.log").read_text()
     assert served(host) == []
+
+
+def state(host: Hypervisor) -> list[str]:
+    """All that a hook could have left."""
+    looks = (
+        ("ip", "-br", "link"),
+        ("nft", "list", "ruleset"),
+        ("find", "/run/netns", "/run/tproxy/libvirt", "-printf", "%p %y\n"),
+        ("pgrep", "-af", "^one_tproxy|^tproxy-"),
+    )
+    return [host.run(*look, check=False).stdout for look in looks]
+
+
+GOOD = domain(on_bridge("br0"))
+ENTITIES = "<!DOCTYPE domain [<!ENTITY a 'aaaaaaaaaa'><!ENTITY b '&a;&a;&a;&a;'>]>"
+BAD_XML = {
+    "nothing": ("", "no XML"),
+    "truncated": (GOOD[: len(GOOD) // 2], "not XML"),
+    "no XML": ("VM 7 is well\n", "not XML"),
+    "another root": ("<network/>", "not a 'domain'"),
+    "entities": (ENTITIES + GOOD.replace("web", "&b;"), "document type"),
+    "external entity": ("<!DOCTYPE d SYSTEM 'file:///etc/passwd'>" + GOOD, "document type"),
+    "unknown entity": (GOOD.replace("web", "&who;"), "not XML"),
+    "unknown encoding": ("<?xml version='1.0' encoding='klingon'?>" + GOOD, "not XML"),
+    "not text": ("\udcff\udcfe" + GOOD, "not XML"),
+    "huge": (GOOD + " " * (4 << 20), "larger than"),
+}
+HOSTILE = (
+    "../../br0",
+    "br0;reboot",
+    "$(reboot)",
+    "--force",
+    "-x y",
+    "br0&#10;br1",
+    "br0&#x9b;2J",
+    "brüx",
+    "x" * 300,
+    "one_tproxy_br0/",
+)
+
+
+def test_bad_xml_is_one_line_and_changes_nothing(libvirt: Libvirt) -> None:
+    before = state(libvirt.host)
+    for case, (xml, reason) in BAD_XML.items():
+        operation = "release" if case == "truncated" else "prepare"
+        done = libvirt.call("qemu", "web", operation, "begin", "-", xml=xml)
+        assert (done.returncode, done.stderr.count("\n")) == (0, 1), case
+        assert reason in done.stderr, case
+    for xml in ("<hookData/>", "<hookData><network/></hookData>", GOOD):
+        done = libvirt.call("network", "blue", "started", "begin", "-", xml=xml)
+        assert (done.returncode, done.stderr.count("\n")) == (0, 1), xml
+    assert state(libvirt.host) == before
+
+
+def test_hostile_names_are_one_line_and_change_nothing(libvirt: Libvirt) -> None:
+    before = state(libvirt.host)
+    for name in HOSTILE:
+        xml = domain(on_bridge(name), on_network(name))
+        done = libvirt.call("qemu", "web", "start", "begin", "-", xml=xml)
+        assert (done.returncode, done.stderr.count("\n")) == (0, 2), name
+        assert "may hold only" in done.stderr or "longer than" in done.stderr or "not exist" in done.stderr
+        assert "its bridge is not known" in done.stderr
+    assert state(libvirt.host) == before
+
+
+def test_a_network_may_be_called_like_anything(libvirt: Libvirt) -> None:
+    host = libvirt.host
+    names = ("..", "../../../etc/passwd", "a b --force", "ü" * 20, "network:x", "$(reboot)")
+    for name in names:
+        libvirt.network("started", name, "br0")
+    assert len(list(host.path("/run/tproxy/libvirt").iterdir())) == len(names)
+    for name in names[1:]:
+        libvirt.network("stopped", name, "br0")
+    libvirt.guest("prepare", domain(on_network(names[0])))
+    assert served(host) == ["br0"]
+    too_long = NETWORK.format(name="x" * 300, bridge="br0", port="")
+    done = libvirt.call("network", "n", "started", "begin", "-", xml=too_long)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+
+
+def test_a_guests_name_cannot_forge_a_line_of_the_log(libvirt: Libvirt) -> None:
+    forged = "x\n2030-01-01T00:00:00.000 1 ERROR all is lost\x1b[2J\r"
+    done = libvirt.call("qemu", forged, "prepare", "begin", "-", xml="<")
+    assert done.stderr.count("\n") == 1
+    log = libvirt.host.path("/var/log/one_tproxy.log").read_text()
+    assert not any(line.startswith("2030") for line in log.splitlines())
+    assert "\x1b" not in log + done.stderr
+
+
+def test_a_call_that_is_not_as_it_should_be_is_one_line_and_stops_nobody(libvirt: Libvirt) -> None:
+    host, hook = libvirt.host, f"{HOOKS}/qemu.d/tproxy"
+    calls = {
+        hook: "without the name",
+        f"{hook} web": "without the name",
+        f"{hook} web start begin - <&-": "standard input is closed",
+        f"{hook} web start begin - </dev/null": "no XML",
+        f"{hook} web start begin - 0>/dev/null": "standard input cannot be read",
+        f"setpriv --reuid=65534 --regid=65534 --clear-groups {hook} web start begin -": "must be run as root",
+    }
+    before = state(host)
+    for call, reason in calls.items():
+        done = host.run("sh", "-c", call, check=False)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (0, "", 1), call
+        assert reason in done.stderr, call
+    assert state(host) == before
+
+
+def test_all_is_tried_although_one_bridge_cannot_be_had(libvirt: Libvirt) -> None:
+    xml = domain(on_bridge("none"), on_bridge("br0"), on_bridge("lo"))
+    done = libvirt.call("qemu", "web", "start", "begin", "-", xml=xml)
+    assert done.returncode == 0
+    assert "bridge none does not exist" in done.stderr
+    assert "lo is not a bridge" in done.stderr
+    assert served(libvirt.host) == ["br0"]
+    assert "bridge none does not exist" in libvirt.host.path("/var/log/one_tproxy.log").read_text()
+
+
+def test_strict_hooks_stop_what_can_be_stopped_and_never_kill_a_guest(libvirt: Libvirt) -> None:
+    host = libvirt.host
+    host.tproxy("install", "libvirt", "--hooks", HOOKS, "--strict")
+    libvirt.guest("prepare", GOOD)  # all is well
+    host.write("/run/tproxy.yaml", "tproxy: [")
+    failing = ("prepare", "start", "started", "migrate", "restore", "reconnect")
+    done = {each: libvirt.call("qemu", "web", each, "begin", "-", xml=GOOD) for each in failing}
+    assert {each for each in failing if done[each].returncode == 0} == {"reconnect"}
+    assert all("tproxy.yaml" in each.stderr for each in done.values())
+    assert served(host) == ["br0"]
+    host.tproxy("install", "libvirt", "--hooks", HOOKS)
+    assert libvirt.call("qemu", "web", "start", "begin", "-", xml=GOOD).returncode == 0
+
+
+def test_hooks_that_outlive_tproxy_stop_nobody(libvirt: Libvirt) -> None:
+    hook = libvirt.host.path(f"{HOOKS}/qemu.d/tproxy")
+    text = hook.read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith("python="))
+    for python in ("/nowhere/python", "/bin/false"):
+        hook.write_text(text.replace(line, f"python={python}"))
+        assert libvirt.call("qemu", "web", "start", "begin", "-", xml=GOOD).returncode == 0
+
+
+def test_install_and_uninstall_are_exact(libvirt: Libvirt) -> None:
+    host = libvirt.host
+    others = f"{HOOKS}/qemu.d/50-mine"
+    host.write(others, "#!/bin/sh\n")
+    assert host.tproxy("install", "libvirt", "--hooks", HOOKS).stdout == "everything is in place\n"
+    host.tproxy("uninstall", "libvirt", "--hooks", HOOKS)
+    assert host.run("find", HOOKS, "-type", "f", "-not", "-name", ".*").stdout == f"{others}\n"
+    host.write(f"{HOOKS}/qemu.d/tproxy", "#!/bin/sh\n# somebody else's\n")
+    done = host.tproxy("install", "libvirt", "--hooks", HOOKS, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    host.tproxy("uninstall", "libvirt", "--hooks", HOOKS)
+    assert "somebody else's" in host.path(f"{HOOKS}/qemu.d/tproxy").read_text()
