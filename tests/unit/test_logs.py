@@ -1,0 +1,142 @@
+"""The log files: where lines go, from which level on, and what happens when a file is moved or cannot be."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tproxy import logs
+
+log = logging.getLogger("tproxy.somewhere")
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A /var/log of the test's own; the process's logging is put back as it was."""
+    monkeypatch.setattr(logs, "DIRECTORY", tmp_path)
+    monkeypatch.setattr(logs, "_handler", None)
+    ours = logging.getLogger("tproxy")
+    before = ours.handlers[:], ours.propagate, ours.level
+    yield tmp_path
+    for handler in ours.handlers:
+        handler.close()
+    ours.handlers[:], ours.propagate = before[0], before[1]
+    ours.setLevel(before[2])
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
+def test_a_line_tells_when_who_and_how_bad(directory: Path) -> None:
+    logs.to_file("one_tproxy.log", logging.INFO)
+    log.info("port %d listens", 5030)
+    (line,) = lines(directory / "one_tproxy.log")
+    when = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}"
+    assert re.fullmatch(rf"{when} {os.getpid()} INFO port 5030 listens", line)
+
+
+def test_lines_are_appended_to_what_is_there(directory: Path) -> None:
+    (directory / "one_tproxy.log").write_text("from before\n")
+    logs.to_file("one_tproxy.log", logging.INFO)
+    log.info("now")
+    assert lines(directory / "one_tproxy.log")[0] == "from before"
+    assert len(lines(directory / "one_tproxy.log")) == 2
+
+
+@pytest.mark.parametrize("level", [logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG])
+def test_only_lines_from_the_level_on_are_written(directory: Path, level: int) -> None:
+    logs.to_file("one_tproxy.log", logging.CRITICAL)
+    logs.set_level(level)
+    assert logs.level() == level
+    for each in (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG):
+        log.log(each, "a line")
+    names = [line.split()[2] for line in lines(directory / "one_tproxy.log")]
+    order = ["ERROR", "WARNING", "INFO", "DEBUG"]
+    assert names == order[: order.index(logging.getLevelName(level)) + 1]
+
+
+def test_after_a_rotation_lines_go_to_a_new_file_once_it_is_reopened(directory: Path) -> None:
+    logs.to_file("one_tproxy.log", logging.INFO)
+    path, old = directory / "one_tproxy.log", directory / "one_tproxy.log.1"
+    log.info("one")
+    path.rename(old)
+    log.info("two")
+    logs.reopen()
+    log.info("three")
+    assert [line.split()[-1] for line in lines(old)] == ["one", "two"]
+    assert [line.split()[-1] for line in lines(path)] == ["three"]
+
+
+def test_reopening_before_there_is_a_log_is_nothing(directory: Path) -> None:
+    logs.reopen()
+    assert list(directory.iterdir()) == []
+
+
+def test_where_no_file_can_be_work_goes_on_and_the_file_comes_when_it_can(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logs, "DIRECTORY", directory / "missing")
+    logs.to_file("one_tproxy.log", logging.INFO)
+    log.info("lost")
+    (directory / "missing").mkdir()
+    logs.reopen()
+    log.info("kept")
+    assert [line.split()[-1] for line in lines(directory / "missing/one_tproxy.log")] == ["kept"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_full_disk_is_silent(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logs, "DIRECTORY", Path("/dev"))
+    logs.to_file("full", logging.INFO)
+    log.info("lost")
+    assert capsys.readouterr() == ("", "")
+    logging.getLogger("tproxy").handlers.clear()  # closing would try to write it once more
+
+
+def test_bytes_that_are_no_text_are_written_as_escapes(directory: Path) -> None:
+    logs.to_file("one_tproxy.log", logging.INFO)
+    log.info("network %s", "\udcff é")
+    assert lines(directory / "one_tproxy.log")[0].endswith(r"network \udcff é")
+
+
+def test_a_second_file_takes_the_place_of_the_first(directory: Path) -> None:
+    """As in a relay, which is forked from a process that has a log."""
+    logs.to_file("one_tproxy.log", logging.INFO)
+    logs.to_file("one_tproxy_br0.log", logging.INFO)
+    log.info("of the relay")
+    assert lines(directory / "one_tproxy.log") == []
+    assert len(lines(directory / "one_tproxy_br0.log")) == 1
+
+
+def test_a_command_says_warnings_to_the_operator_and_logs_all(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.for_command(logging.INFO, debug=False)
+    log.debug("d")
+    log.info("i")
+    logs.warn("100% of w")
+    log.error("e, which ends the command and is said by who catches it")
+    assert capsys.readouterr() == ("", "tproxy: 100% of w\n")
+    assert [line.split()[2] for line in lines(directory / "one_tproxy.log")] == ["INFO", "WARNING", "ERROR"]
+
+
+def test_a_command_with_debug_says_and_logs_all(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.for_command(logging.ERROR, debug=True)
+    log.debug("d")
+    log.info("i")
+    assert capsys.readouterr().err == "tproxy: d\ntproxy: i\n"
+    assert len(lines(directory / "one_tproxy.log")) == 2
+
+
+def test_libraries_do_not_write_into_our_log(directory: Path) -> None:
+    logs.to_file("one_tproxy.log", logging.DEBUG)
+    logging.getLogger("pyroute2").warning("a message")
+    assert lines(directory / "one_tproxy.log") == []
