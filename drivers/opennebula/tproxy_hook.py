@@ -202,7 +202,7 @@ def require_no_other(vnm: Path) -> None:
 
 
 def settings(file: Path) -> Settings:
-    parser = configparser.ConfigParser(interpolation=None)
+    parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=("#",))
     try:
         parser.read(file)
         return Settings(

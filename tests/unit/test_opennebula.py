@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 import yaml
@@ -136,6 +137,23 @@ def test_no_input_gets_further_than_a_problem(data: bytes) -> None:
             assert isinstance(hook.parse(text), list)
         except hook.Problem as problem:
             assert str(problem)  # noqa: PT017 - both outcomes are right, nothing else is
+
+
+def test_settings_are_read_as_the_readme_writes_them(tmp_path: Path) -> None:
+    file = tmp_path / "tproxy.conf"
+    assert hook.settings(file) == hook.Settings()
+    file.write_text("[hooks]\n  strict = yes    # so that\nconfig = /etc/tproxy/tproxy.yaml   # instead\n")
+    assert hook.settings(file) == hook.Settings(strict=True, config="/etc/tproxy/tproxy.yaml")
+
+
+@pytest.mark.parametrize(
+    "text", ["strict = yes", "[hooks]\nstrict = perhaps", "[hooks]\nstrict", "\0[", "[hooks]\n[hooks]"]
+)
+def test_settings_that_cannot_be_read_are_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "tproxy.conf"
+    file.write_text(text)
+    with pytest.raises(hook.Problem, match=str(file)):
+        hook.settings(file)
 
 
 @pytest.mark.parametrize(
