@@ -11,9 +11,8 @@ guest; they, `started` and `updated` tell the network's bridge.
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
@@ -22,8 +21,6 @@ from tproxy.adapters import calls, document, networks
 from tproxy.adapters.calls import Call, Down, Fault, Refusal, Up
 from tproxy.cli import require_root
 from tproxy.errors import TproxyError
-
-log = logging.getLogger(__name__)
 
 GUEST_UP = frozenset({"prepare", "start", "started", "migrate", "restore", "attach", "reconnect"})
 GUEST_DOWN = frozenset({"release"})
@@ -87,17 +84,19 @@ def network_state(hook_data: Element) -> NetworkState:
     )
 
 
-def guest_calls(operation: str, found: Iterable[Nic], bridges: Mapping[str, str]) -> Iterator[Call]:
-    """What an operation on a guest asks for. ``bridges`` is what is known of networks."""
-    names = {bridge: network for network, bridge in bridges.items()}
-    gone = frozenset[str]()
-    if operation in GUEST_DOWN:
-        found = list(found)
-        gone = frozenset(filter(_is_dead, (nic.port for nic in found)))
+def guest_calls(
+    operation: str, found: list[Nic], bridges: Mapping[str, str], is_remnant: Callable[[str], bool]
+) -> Iterator[Call]:
+    """What an operation on a guest asks for.
+
+    ``bridges`` is what is known of networks; ``is_remnant`` tells whether nobody holds a port any more.
+    """
+    networks_of = {bridge: network for network, bridge in bridges.items()}
+    gone = frozenset(nic.port for nic in found if operation in GUEST_DOWN and is_remnant(nic.port))
     for nic in found:
         bridge = nic.bridge or bridges.get(nic.network, "")
         if nic.openvswitch:
-            if operation == "prepare":  # once for each start
+            if operation == "start":  # once for each, and the first at which a network's NICs say it
                 yield Refusal(f"{nic.network or bridge or 'a NIC'} {_OPEN_VSWITCH}")
         elif not bridge:
             if operation in GUEST_PLUGGED:
@@ -105,7 +104,7 @@ def guest_calls(operation: str, found: Iterable[Nic], bridges: Mapping[str, str]
         elif operation in GUEST_DOWN:
             yield Down(bridge, gone)
         else:
-            yield Up(bridge, nic.network or names.get(bridge, bridge))
+            yield Up(bridge, nic.network or networks_of.get(bridge, bridge))
 
 
 def network_calls(operation: str, state: NetworkState) -> Iterator[Call]:
@@ -125,22 +124,23 @@ def _openvswitch(element: Element) -> bool:
     return any(each.get("type") == "openvswitch" for each in element.iterfind("virtualport"))
 
 
-def _is_dead(port: str) -> bool:
-    """Whether a port is only a remnant: nobody holds the other end any more.
+def _is_remnant(port: str) -> bool:
+    """Whether nobody holds the other end of a port any more.
 
-    A tap of that name that has a carrier is another guest's by now.
+    Not taken for granted when its guest has ended: old versions of libvirt give a tap's name to the
+    next guest at once.
     """
     try:
         return (Path("/sys/class/net") / port.replace("/", "") / "carrier").read_text().strip() == "0"
     except (OSError, ValueError):
-        return False  # gone for good, or set down
+        return False  # gone altogether, or down
 
 
 def _guest(operation: str) -> Iterable[Call]:
     if operation not in GUEST_UP | GUEST_DOWN:
         return ()
     found = nics(document.from_stdin("domain"))
-    return list(guest_calls(operation, found, networks.known()))
+    return list(guest_calls(operation, found, networks.known(), _is_remnant))
 
 
 def _network(operation: str) -> Iterable[Call]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -22,13 +23,14 @@ _PREFIX = "network:"
 
 def known() -> Mapping[str, str]:
     """The bridge of each network, by the network's name."""
+    bridges = {}
     try:
-        names = [name for name in os.listdir(DIRECTORY) if name.startswith(_PREFIX)]
-        return {unquote(name.removeprefix(_PREFIX)): (DIRECTORY / name).read_text() for name in sorted(names)}
-    except FileNotFoundError:
-        return {}  # also one that is forgotten just now: then its guests are gone
+        for path in sorted(DIRECTORY.glob(f"{_PREFIX}*")):  # none where there is no such directory
+            with suppress(FileNotFoundError):  # forgotten just now
+                bridges[unquote(path.name.removeprefix(_PREFIX))] = path.read_text()
     except OSError as error:
-        raise KernelError(f"cannot read {DIRECTORY}: {error.strerror}") from None
+        raise KernelError(f"cannot read {error.filename}: {error.strerror}") from None
+    return bridges
 
 
 def remember(network: str, bridge: str) -> None:
