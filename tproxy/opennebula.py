@@ -19,32 +19,37 @@ HOOK = "tproxy"  # without an extension: run-parts(8), which runs the hooks of s
 SUDOERS = "tproxy"  # without a dot: sudo skips files that have one, sudoers(5)
 
 
-def pieces(remotes: Path, command: Path, *, drop_in: bool) -> list[Piece]:
+def pieces(
+    remotes: Path, command: Path, *, drop_in: bool = False, strict: bool = False, services: Path | None = None
+) -> list[Piece]:
     """All files to have. ``drop_in``: no hooks, since OpenNebula's own driver makes the bridges ready.
 
     Raises TproxyError when these are not OpenNebula's remotes, or when both would do it.
     """
     require_remotes(remotes)
     vnm = remotes / "vnm"
-    if not drop_in:
-        _require_no_other(remotes)
     launcher = template("opennebula/command", COMMAND=shlex.quote(str(command)))
-    all_of_them = [
+    found = [
         Piece(vnm / "tproxy", launcher, replaces=True),
         Piece(vnm / "tproxy.sudoers", template("opennebula/sudoers"), 0o644),
     ]
     if drop_in:
-        return all_of_them
+        return found
+    _require_no_other(remotes)
+    found.append(Piece(vnm / "tproxy_hook.py", template("opennebula/tproxy_hook.py"), 0o644))
+    if strict or services:
+        given = {"STRICT": "yes" if strict else "no", "CONFIG": str(services or "")}
+        found.append(Piece(_settings(remotes), template("opennebula/settings", **given), 0o644))
     hook = template("opennebula/hook")
-    all_of_them.append(Piece(vnm / "tproxy_hook.py", template("opennebula/tproxy_hook.py"), 0o644))
-    return all_of_them + [Piece(path, hook) for path in _hooks(vnm) if path.parents[1].is_dir()]
+    return found + [Piece(path, hook) for path in _hooks(vnm) if path.parents[1].is_dir()]
 
 
 def places(remotes: Path) -> list[Path]:
     """Where any version of ours may have put something."""
     vnm = remotes / "vnm"
     # The command first: a hook without it says so, it without hooks is of use.
-    return [*_hooks(vnm), vnm / "tproxy_hook.py", vnm / "tproxy.sudoers", vnm / "tproxy"]
+    others = (vnm / "tproxy_hook.py", _settings(remotes), vnm / "tproxy.sudoers", vnm / "tproxy")
+    return [*_hooks(vnm), *others]
 
 
 def sudoers(folder: Path) -> Piece:
@@ -58,6 +63,10 @@ def require_remotes(remotes: Path) -> None:
         raise TproxyError(f"{remotes} has no folder vnm: not OpenNebula's remotes, give --remotes DIR")
 
 
+def _settings(remotes: Path) -> Path:
+    return remotes / "etc/vnm/tproxy.conf"
+
+
 def _hooks(vnm: Path) -> list[Path]:
     return [vnm / driver / f"{phase}.d" / HOOK for driver in (*DRIVERS, *REFUSED_DRIVERS) for phase in PHASES]
 
@@ -67,5 +76,5 @@ def _require_no_other(remotes: Path) -> None:
     if (remotes / "vnm/tproxy.rb").exists() and conf.exists() and config.load(conf).entries:
         raise TproxyError(
             f"OpenNebula's own driver serves what {conf} has in :tproxy:, two would fight: "
-            "install with --drop-in, or move the services to a file of their own"
+            "give --drop-in, or --config FILE with the services, and none in :tproxy:"
         )

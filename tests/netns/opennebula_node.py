@@ -116,7 +116,7 @@ def furnish(host: Hypervisor, remotes: Path, conf: str = CONF) -> Node:
     mounts = (
         "mount -t tmpfs -o mode=755 none /var/tmp",
         f"mkdir {REMOTES} /run/sudoers.d",
-        f"mount --bind /proc/1/root{remotes} {REMOTES}",
+        f"mount --bind {remotes} {REMOTES}",
         "mount --bind /run/sudoers.d /etc/sudoers.d",
         "mount --bind /run/passwd /etc/passwd",
         "mount --bind /run/hosts /etc/hosts",

@@ -99,7 +99,8 @@ def test_uninstall_leaves_what_was_there_before_install(bare_node: Node) -> None
     (vnm / "bridge/clean.d/firecracker").write_text("#!/bin/sh\n")
     host.run("chown", "-R", f"{ONEADMIN}:{ONEADMIN}", REMOTES)
     before = tree(host, *folders)
-    said = bare_node.install("--sudoers", "/etc/sudoers.d").stdout.splitlines()
+    options = ("--sudoers", "/etc/sudoers.d", "--strict", "--config", "/etc/tproxy/tproxy.yaml")
+    said = bare_node.install(*options).stdout.splitlines()
     installed = tree(host, *folders)
     assert set(said) == set(
         host.run("find", *folders, "-name", "tproxy*", "-not", "-name", "*.orig", "-type", "f").stdout.split()
@@ -107,7 +108,7 @@ def test_uninstall_leaves_what_was_there_before_install(bare_node: Node) -> None
     # onehost sync runs as oneadmin: it must be able to read, and a later one to replace, all of it.
     assert host.run("find", REMOTES, "-not", "-user", str(ONEADMIN)).stdout == ""
     assert host.run("find", "/etc/sudoers.d", "-type", "f", "-perm", "440", "-user", "root").stdout
-    assert bare_node.install("--sudoers", "/etc/sudoers.d").stdout == "everything is in place\n"
+    assert bare_node.install(*options).stdout == "everything is in place\n"
     assert tree(host, *folders) == installed
     uninstall = (str(TPROXY), "uninstall", "opennebula", "--remotes", REMOTES)
     host.run(*uninstall, "--sudoers", "/etc/sudoers.d")
@@ -129,7 +130,9 @@ def test_an_older_version_of_ours_is_replaced_and_opennebulas_newer_command_is_k
 
 
 def test_drop_in_takes_the_hooks_out_again(node: Node) -> None:
+    node.install("--strict")
     node.install("--drop-in")
+    assert not (node.host.path(REMOTES) / "etc/vnm/tproxy.conf").exists()
     vnm = node.host.path(REMOTES) / "vnm"
     assert sorted(each.name for each in vnm.rglob("*tproxy*")) == ["tproxy", "tproxy.orig", "tproxy.sudoers"]
 
@@ -140,7 +143,7 @@ REFUSALS = {
         "mkdir /var/tmp/one/vnm/bridge/pre.d; echo mine >/var/tmp/one/vnm/bridge/pre.d/tproxy",
         "pre.d/tproxy is not ours",
     ),
-    "OpenNebula's own driver": ("touch /var/tmp/one/vnm/tproxy.rb", "install with --drop-in"),
+    "OpenNebula's own driver": ("touch /var/tmp/one/vnm/tproxy.rb", "give --drop-in"),
     "read-only": ("mount -o remount,ro,bind /var/tmp/one", "Read-only file system"),
 }
 

@@ -36,17 +36,36 @@ _sudoers = click.option(
     type=click.Path(path_type=Path),
     help="Where tproxy is on the hypervisors.  [default: where it is here]",
 )
+@click.option("--strict", is_flag=True, help="A guest whose services cannot be had does not start.")
+@click.option(
+    "--config",
+    "services",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where the services are on the hypervisors, if not in OpenNebulaNetwork.conf.",
+)
 @click.option("--drop-in", is_flag=True, help="Only the command: OpenNebula's own driver does the rest.")
-def install(remotes: Path, sudoers: Path | None, command: Path | None, drop_in: bool) -> None:
+def install(
+    remotes: Path,
+    sudoers: Path | None,
+    command: Path | None,
+    strict: bool,
+    services: Path | None,
+    drop_in: bool,
+) -> None:
     """Put hooks and command into OpenNebula's remotes; then run `onehost sync -f`.
 
-    May be repeated. OpenNebula's own vnm/tproxy is kept as vnm/tproxy.orig.
+    May be repeated, also with other options. OpenNebula's own vnm/tproxy is kept as vnm/tproxy.orig.
     """
-    pieces = opennebula.pieces(remotes, command or _this_command(), drop_in=drop_in)
+    if drop_in and (strict or services):
+        raise click.UsageError("--strict and --config are for hooks, which --drop-in does without")
+    pieces = opennebula.pieces(
+        remotes, command or _this_command(), drop_in=drop_in, strict=strict, services=services
+    )
     if sudoers:
         pieces.append(opennebula.sudoers(sudoers))
         _check_sudoers(pieces[-1].text)
-    # What an earlier call without --drop-in has put there.
+    # What an earlier call has put there, with other options.
     surplus = set(opennebula.places(remotes)) - {piece.path for piece in pieces}
     changed = [*take_out(sorted(surplus)), *put(pieces)]
     click.echo("\n".join(map(str, changed)) or "everything is in place")
