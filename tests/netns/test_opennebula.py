@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -276,3 +277,53 @@ def test_with_another_file_for_the_services(node: Node) -> None:
     node.install("--config", "/run/ours.yaml")
     node.pre(vm(nic()))
     assert node.served() == ["onebr0"]
+
+
+# Takes what programs say to syslog, as journald and rsyslog do.
+SYSLOG = """
+import socket
+log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+log.bind("/dev/log")
+print("ready", flush=True)
+while True:
+    print(log.recv(65536).decode(), flush=True)
+"""
+
+
+def test_what_goes_wrong_is_in_the_hosts_syslog(node: Node) -> None:
+    # In a /dev of its own: that of this machine is everybody's.
+    devices = "mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9"
+    node.host.run("sh", "-ec", f"mount -t tmpfs -o mode=755 none /dev; {devices}")
+    syslog = node.host.serve(sys.executable, "-c", SYSLOG)
+    node.host.run("chmod", "666", "/dev/log")
+    assert node.hook("pre", vm(nic(BRIDGE="onebr9"))).returncode == 0
+    assert syslog.stdout is not None
+    ours = next(line for line in syslog.stdout if "one_tproxy: " in line)  # sudo has its say there as well
+    assert ours.endswith("one_tproxy: bridge onebr9: bridge onebr9 does not exist\n")
+
+
+# A process of OpenNebula's own implementation: it has the title, and holds the port.
+THEIR_RELAY = """
+import socket, setproctitle
+setproctitle.setproctitle("one_tproxy_onebr0")
+listening = socket.create_server(("169.254.16.9", 5030))
+print("ready", flush=True)
+listening.accept()[0].sendall(b"theirs")
+"""
+
+
+def test_a_port_that_opennebulas_own_process_holds_stays_its(node: Node) -> None:
+    node.host.add_bridge("onebr0")
+    node.host.ip("link add onebr0b master onebr0 type veth peer name onebr0a", "netns add one_tproxy_onebr0")
+    node.host.ip("link set onebr0b up", "link set onebr0a netns one_tproxy_onebr0")
+    node.host.ip(
+        f"address add {SERVICE_ADDRESS}/32 dev onebr0a", "link set onebr0a up", netns="one_tproxy_onebr0"
+    )
+    theirs = node.host.serve(sys.executable, "-c", THEIR_RELAY, netns="one_tproxy_onebr0")
+    done = node.hook("pre", vm(nic()))
+    assert done.stdout.count("\n") == 1
+    assert "5030" in done.stdout
+    assert done.returncode == 0
+    assert node.host.run("nft", "list", "ruleset").stdout == ""
+    assert node.host.tproxy("status").stdout == ""
+    assert theirs.poll() is None
