@@ -255,7 +255,8 @@ def test_bad_input_is_one_line_and_stops_nobody_and_changes_nothing(proxmox: Pro
         path.write_text(harmless)
         proxmox.phase(100, "pre-start")
     path.write_text("net0: bridge=none\nnet1: bridge=lo\n")
-    proxmox.call("100", "post-start")
+    assert proxmox.call("100", "pre-start").stderr.count("lo is no Linux bridge") == 1
+    assert proxmox.call("100", "post-start").stderr.count("bridge none does not exist") == 1
     assert proxmox.call("100", "unheard-of").stderr == ""
     nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
     done = host.run(*nobody, f"{SNIPPETS}/tproxy", "100", "pre-start", check=False)

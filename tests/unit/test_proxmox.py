@@ -7,13 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tproxy.adapters.calls import Call, Down, Fault, Refusal, Up
-from tproxy.adapters.proxmox import Nic, guest_calls, nics
+from tproxy.adapters.proxmox import Kind, Nic, guest_calls, nics
 
 
-def calls(phase: str, *found: Nic, missing: str = "", vlan_aware: str = "") -> list[Call]:
-    return list(
-        guest_calls("100", phase, list(found), lambda name: name != missing, lambda name: name == vlan_aware)
-    )
+def calls(phase: str, *found: Nic, **kinds: Kind) -> list[Call]:
+    return list(guest_calls("100", phase, list(found), lambda name: kinds.get(name, Kind.PLAIN)))
 
 
 @pytest.mark.parametrize(
@@ -66,20 +64,26 @@ def test_none_of_a_guests_own_ports_keeps_its_bridge() -> None:
 
 def test_a_vlan_on_a_plain_bridge_is_a_bridge_that_comes_with_the_guest() -> None:
     nic = Nic(0, "vmbr0", "100")
-    assert calls("pre-start", nic, missing="vmbr0v100") == []
+    assert calls("pre-start", nic, vmbr0v100=Kind.MISSING) == []
     assert calls("pre-start", nic) == [Up("vmbr0v100", "vmbr0v100")]
     # Now it must be there; the hook will say that it is not.
-    assert calls("post-start", nic, missing="vmbr0v100") == [Up("vmbr0v100", "vmbr0v100")]
+    assert calls("post-start", nic, vmbr0v100=Kind.MISSING) == [Up("vmbr0v100", "vmbr0v100")]
 
 
 def test_a_vlan_of_a_vlan_aware_bridge_is_refused_once_for_each_start() -> None:
     nic = Nic(0, "vmbr0", "100")
     asked = {
-        phase: calls(phase, nic, vlan_aware="vmbr0") for phase in ("pre-start", "post-start", "post-stop")
+        phase: calls(phase, nic, vmbr0=Kind.VLAN_AWARE) for phase in ("pre-start", "post-start", "post-stop")
     }
     assert [type(call) for call in asked["pre-start"]] == [Refusal]
     assert asked["post-start"] == asked["post-stop"] == []
-    assert calls("pre-start", Nic(0, "vmbr0", ""), vlan_aware="vmbr0") == [Up("vmbr0", "vmbr0")]
+    assert calls("pre-start", Nic(0, "vmbr0", ""), vmbr0=Kind.VLAN_AWARE) == [Up("vmbr0", "vmbr0")]
+
+
+def test_open_vswitch_is_refused_once_for_each_start() -> None:
+    for nic in (Nic(0, "vmbr0", ""), Nic(0, "vmbr0", "100")):
+        asked = [calls(phase, nic, vmbr0=Kind.OTHER) for phase in ("pre-start", "post-start", "post-stop")]
+        assert [[type(call) for call in each] for each in asked] == [[Refusal], [], []]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,15 @@ DOWN = frozenset({"post-stop"})
 _VMID = re.compile(r"[1-9][0-9]{2,8}\Z", re.ASCII)
 _NIC = re.compile(r"net([0-9]{1,2}):[ \t]*(.*)\Z", re.ASCII)
 _TAG = re.compile(r"[1-9][0-9]{0,3}\Z", re.ASCII)
+
+
+class Kind(Enum):
+    """What the name of a bridge is on this host."""
+
+    MISSING = "missing"
+    PLAIN = "plain"
+    VLAN_AWARE = "VLAN-aware"
+    OTHER = "no Linux bridge"
 
 
 class Nic(NamedTuple):
@@ -60,40 +70,36 @@ def ports(vmid: str, nic: Nic) -> set[str]:
     return {f"tap{vmid}i{nic.number}", f"veth{vmid}i{nic.number}", f"fwpr{vmid}p{nic.number}"}
 
 
-def guest_calls(
-    vmid: str,
-    phase: str,
-    found: list[Nic],
-    exists: Callable[[str], bool],
-    vlan_aware: Callable[[str], bool],
-) -> Iterator[Call]:
-    """What a phase asks for. ``exists`` and ``vlan_aware`` tell of the host's bridges."""
+def guest_calls(vmid: str, phase: str, found: list[Nic], kind: Callable[[str], Kind]) -> Iterator[Call]:
+    """What a phase asks for. ``kind`` tells what a name is on this host."""
     gone = frozenset[str]().union(*(ports(vmid, nic) for nic in found))
     for nic in found:
         try:
-            bridge = _bridge(nic, vlan_aware)
+            bridge = _bridge(nic, kind)
         except TproxyError as error:
             yield Fault(f"net{nic.number}: {error}")
             continue
-        if not bridge:
+        if isinstance(bridge, Refusal):
             if phase == "pre-start":  # once for each start
-                yield Refusal(
-                    f"net{nic.number}: VLAN {nic.tag} of VLAN-aware bridge {nic.bridge}: not supported"
-                )
+                yield bridge
         elif phase in DOWN:
             yield Down(bridge, gone)
-        elif phase != "pre-start" or exists(bridge):
+        elif phase != "pre-start" or kind(bridge) is not Kind.MISSING:
             yield Up(bridge, bridge)
 
 
-def _bridge(nic: Nic, vlan_aware: Callable[[str], bool]) -> str:
-    """The bridge that serves a NIC; empty for none. Raises TproxyError when there can be no such bridge."""
-    check_interface_name(nic.bridge)
+def _bridge(nic: Nic, kind: Callable[[str], Kind]) -> str | Refusal:
+    """The bridge that serves a NIC, or why none does. Raises TproxyError when there can be no such bridge."""
+    found = kind(check_interface_name(nic.bridge))
+    if found is Kind.OTHER:
+        return Refusal(f"net{nic.number}: {nic.bridge} is no Linux bridge, but Open vSwitch's: not supported")
     if not nic.tag:
         return nic.bridge
     if not _TAG.match(nic.tag):
         raise TproxyError(f"tag {nic.tag!a} is no VLAN")
-    return "" if vlan_aware(nic.bridge) else check_interface_name(f"{nic.bridge}v{nic.tag}")
+    if found is Kind.VLAN_AWARE:
+        return Refusal(f"net{nic.number}: VLAN {nic.tag} of VLAN-aware bridge {nic.bridge}: not supported")
+    return check_interface_name(f"{nic.bridge}v{nic.tag}")
 
 
 def read_configuration(root: Path, vmid: str, environ: Mapping[str, str]) -> str:
@@ -132,14 +138,19 @@ def _event(arguments: list[str]) -> Iterable[Call]:
         return ()
     root = Path(os.environ.get("TPROXY_PVE_ROOT") or ROOT)
     found = nics(read_configuration(root, vmid, os.environ))
-    return list(guest_calls(vmid, phase, found, links.exists, _vlan_aware))
+    return list(guest_calls(vmid, phase, found, _kind))
 
 
-def _vlan_aware(bridge: str) -> bool:
+def _kind(name: str) -> Kind:
+    if not links.exists(name):
+        return Kind.MISSING
+    if not links.is_bridge(name):
+        return Kind.OTHER
     try:
-        return (Path("/sys/class/net") / bridge / "bridge/vlan_filtering").read_text().strip() == "1"
-    except OSError:
-        return False  # no such bridge, or a kernel without VLAN filtering
+        filtering = (Path("/sys/class/net") / name / "bridge/vlan_filtering").read_text().strip()
+    except FileNotFoundError:
+        return Kind.PLAIN  # a kernel without VLAN filtering
+    return Kind.VLAN_AWARE if filtering == "1" else Kind.PLAIN
 
 
 def main(arguments: list[str]) -> int:
