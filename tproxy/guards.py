@@ -36,7 +36,7 @@ FORWARD = "guard_forward"
 CLAIMING = "guard_claiming"
 ASKING = "guard_asking"
 FOR_SERVICE = "guard_for_service"
-_ARP_GUARD_PREFIX = "ch_"
+ARP_GUARD_PREFIX = "ch_"
 
 # Bridge priority "dstnat": before the forwarding decision, which our rewrite is for.
 _BASE = {PREROUTING: ("prerouting", -300), FORWARD: ("forward", -200)}
@@ -196,9 +196,9 @@ def parse(listed: Iterable[Json]) -> dict[str, ObservedGuard]:
             sets[found["name"]] = dict(map(_set_element, found.get("elem", [])))
     shared = {name: marks for name, marks in chains.items() if name in SHARED_CHAINS}
     arp_guards = {
-        name.removeprefix(_ARP_GUARD_PREFIX): marks
+        name.removeprefix(ARP_GUARD_PREFIX): marks
         for name, marks in chains.items()
-        if name.startswith(_ARP_GUARD_PREFIX)
+        if name.startswith(ARP_GUARD_PREFIX)
     }
     owners = {_words(text).get("bridge", "") for elements in sets.values() for text in elements.values()}
     return {
@@ -222,7 +222,7 @@ def only_shared(listed: Iterable[Json]) -> bool:
 
 def _hook(chain: str) -> tuple[str, int] | tuple[None, None]:
     """Where frames come to a chain, and its priority; not those that are jumped to."""
-    if chain.startswith(_ARP_GUARD_PREFIX):
+    if chain.startswith(ARP_GUARD_PREFIX):
         return _ARP_GUARD
     return _BASE.get(chain, (None, None))
 

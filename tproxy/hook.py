@@ -8,11 +8,12 @@ the next, since every run compares everything.
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import suppress
 
-from tproxy import instance, nft, plan, plumbing, process, ruleset
+from tproxy import guards, instance, nft, plan, plumbing, process, ruleset
 from tproxy.errors import ProcessError, TproxyError
-from tproxy.model import Network, Service, ServiceMap, check_interface_name
+from tproxy.model import SERVICE_MAC, Network, Service, ServiceMap, check_interface_name
 
 log = logging.getLogger(__name__)
 
@@ -66,25 +67,30 @@ def repair(
     uplinks: frozenset[str],
     log_level: int,
     *,
-    foreign: bool,
+    foreign_mac: str = "",
     watch: str | None = None,
 ) -> list[str]:
     """Mend what somebody broke on a bridge that was up; returns what was done, in words.
 
-    ``lost`` is the map it should have if there is none now. ``foreign``: see plan.repair_foreign.
+    ``lost`` is the map it had, if that went along with all others. ``foreign_mac``: see
+    plan.up_foreign; empty for a bridge that a hook brought up.
     """
     with instance.lock():
         plumbing.require_bridge(bridge)
         found = plumbing.observe(bridge)
-        wanted = found.map or (ruleset.storable(lost) if lost else None)
+        wanted = found.map
+        if wanted is None and lost is not None and not _taken_down(bridge, found):
+            wanted = ruleset.storable(lost)
         if wanted is None:
-            return []  # deleted meanwhile, by somebody who meant it
+            return []
         named = uplinks | (found.guard.named_uplinks if found.guard else frozenset())
-        actions = plan.repair_foreign(wanted, found) if foreign else plan.up(wanted, found, named)
-        # Told in one line by the caller.
-        plumbing.carry_out(actions, logging.DEBUG)
-        process.ensure_daemon(log_level, watch)
-        _apply(bridge, log_level)
+        actions = (
+            plan.up_foreign(wanted, found, foreign_mac) if foreign_mac else plan.up(wanted, found, named)
+        )
+        if actions:
+            plumbing.carry_out(actions, logging.DEBUG)  # the caller tells, in one line
+            process.ensure_daemon(log_level, watch)
+            _apply(bridge, log_level)
     return list(map(str, actions))
 
 
@@ -103,6 +109,31 @@ def down(bridge: str, uplinks: frozenset[str], *, force: bool) -> frozenset[str]
             return guests
         remove(bridge, observed)
     return frozenset()
+
+
+def collect(bridge: str, uplinks: frozenset[str], unused_for: float) -> bool:
+    """``down`` for a bridge that no hook wanted for some seconds; returns whether there was anything left.
+
+    A hook may have been called for a guest that is still to come.
+    """
+    with instance.lock():
+        observed = plumbing.observe(bridge)
+        if not left_behind(bridge, observed, uplinks, unused_for):
+            return False
+        remove(bridge, observed)
+    return True
+
+
+def left_behind(bridge: str, observed: plan.Observed, uplinks: frozenset[str], unused_for: float) -> bool:
+    """Whether what is there is ours, and nobody needs it."""
+    used = instance.last_use(bridge)
+    guard = observed.guard
+    ours = used is not None or (guard is not None and bool(guard.own(guards.VETHS)))
+    if observed.inner is not None:
+        ours |= observed.inner.mac == SERVICE_MAC
+    named = guard.named_uplinks if guard else frozenset()
+    guests = plan.guests(bridge, observed, uplinks | named | observed.recognised_uplinks)
+    return ours and not guests and (used is None or time.time() - used >= unused_for)
 
 
 def remove(bridge: str, observed: plan.Observed) -> None:
@@ -137,6 +168,11 @@ def _reconcile(
         _restore(bridge, before)
         raise
     return bool(actions)
+
+
+def _taken_down(bridge: str, observed: plan.Observed) -> bool:
+    """Whether somebody did so on purpose, be it a hook, or a program that built it in its own way."""
+    return instance.last_use(bridge) is None and not observed.name_taken and observed.outer is None
 
 
 def _apply(bridge: str, log_level: int | None) -> None:

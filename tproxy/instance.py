@@ -49,6 +49,14 @@ def last_use(bridge: str) -> float | None:
         return None
 
 
+def used() -> list[str]:
+    """The bridges that hooks brought up and nobody took down, as far as that was noted."""
+    try:
+        return os.listdir(directory() / "used")
+    except FileNotFoundError:
+        return []
+
+
 def forget_use(bridge: str) -> None:
     with suppress(FileNotFoundError):
         (directory() / "used" / bridge).unlink()

@@ -21,7 +21,7 @@ from tproxy.errors import KernelError
 from tproxy.model import PORT_MAC, SERVICE_ADDRESS
 
 _SYS = Path("/sys/class/net")
-_SYSCTL = Path("/proc/sys/net")
+SYSCTL = Path("/proc/sys/net")
 
 _IFF_UP = 0x1  # <linux/if.h>
 _SIOCGIFFLAGS, _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8913, 0x8915, 0x891B  # <linux/sockios.h>
@@ -72,6 +72,11 @@ def exists(name: str) -> bool:
 
 def is_bridge(name: str) -> bool:
     return (_SYS / name / "bridge").is_dir()
+
+
+def bridges() -> list[str]:
+    """All bridges of this network namespace."""
+    return list(filter(is_bridge, os.listdir(_SYS)))
 
 
 def mtu(name: str) -> int:
@@ -126,7 +131,7 @@ def inner_link(name: str) -> InnerLink | None:
 
 def sysctls(paths: Mapping[str, str]) -> dict[str, str]:
     """The values of sysctls below net, by path, in this thread's namespace; without unknown ones."""
-    return {path: value for path in paths if (value := _read(_SYSCTL / path))}
+    return {path: value for path in paths if (value := _read(SYSCTL / path))}
 
 
 def _address(sock: socket.socket, name: str) -> str:
@@ -215,7 +220,7 @@ def configure(name: str, mac: str, mtu: int) -> None:
 def write_sysctl(path: str, value: str) -> None:
     """Set a sysctl below net in this thread's namespace; one that the kernel lacks is nothing to set."""
     try:
-        (_SYSCTL / path).write_text(value)
+        (SYSCTL / path).write_text(value)
     except FileNotFoundError:
         pass
     except OSError as error:

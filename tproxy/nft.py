@@ -60,7 +60,7 @@ def read_maps(bridges: Iterable[str] | None = None) -> list[ServiceMap]:
     """
     if bridges is not None:
         return [each for bridge in bridges if (each := read_map(bridge)) is not None]
-    if not _table_exists("ip"):
+    if not table_exists("ip"):
         return []
     listed = _list(f"list table ip {TABLE}")
     maps = {item["map"]["name"]: _parse_map(item["map"]) for item in listed if "map" in item}
@@ -84,7 +84,7 @@ def read_map(bridge: str) -> ServiceMap | None:
 
 def read_guards() -> dict[str, ObservedGuard]:
     """The guards of all bridges, and under "" what they share."""
-    return guards.parse(_list(f"list table bridge {TABLE}") if _table_exists("bridge") else [])
+    return guards.parse(_list(f"list table bridge {TABLE}") if table_exists("bridge") else [])
 
 
 def read_guard(bridge: str) -> ObservedGuard:
@@ -96,12 +96,16 @@ def read_guard(bridge: str) -> ObservedGuard:
     return found.get(bridge) or found[""]._replace(bridge=bridge)
 
 
+def table_exists(family: str) -> bool:
+    return any(item.get("table", {}).get("name") == TABLE for item in _list(f"list tables {family}"))
+
+
 def empty_tables() -> list[str]:
     """Commands that delete those of our tables that hold nothing of a bridge."""
     return [
         f"delete table {family} {TABLE}"
         for family in ("ip", "bridge")
-        if _table_exists(family) and guards.only_shared(_list(f"list table {family} {TABLE}"))
+        if table_exists(family) and guards.only_shared(_list(f"list table {family} {TABLE}"))
     ]
 
 
@@ -120,10 +124,6 @@ def _parse_map(listed: dict[str, Any]) -> ServiceMap | None:
         return ruleset.parse_map(listed)
     except (KeyError, ValueError, TypeError) as error:
         raise NftError(f"map {listed.get('name')} cannot be understood: {error}") from None
-
-
-def _table_exists(family: str) -> bool:
-    return any(item.get("table", {}).get("name") == TABLE for item in _list(f"list tables {family}"))
 
 
 def _list(command: str) -> list[dict[str, Any]]:

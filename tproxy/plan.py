@@ -87,10 +87,11 @@ class SetSysctls(NamedTuple):
 class ConfigureInner(NamedTuple):
     names: BridgeNames
     mtu: int
+    mac: str = SERVICE_MAC
 
     def __str__(self) -> str:
         return (
-            f"give {self.names.veth_namespace} {SERVICE_ADDRESS}/32, {SERVICE_MAC}, "
+            f"give {self.names.veth_namespace} {SERVICE_ADDRESS}/32, {self.mac}, "
             f"MTU {self.mtu}, a default route, and set it up"
         )
 
@@ -176,14 +177,24 @@ def up(wanted: ServiceMap, observed: Observed, named_uplinks: frozenset[str]) ->
     ]
 
 
-def repair_foreign(wanted: ServiceMap, observed: Observed) -> list[Action]:
+def up_foreign(wanted: ServiceMap, observed: Observed, mac: str) -> list[Action]:
     """What ``up`` does, on a bridge that another program built in its own way, without guards of ours.
 
-    Of that way only so much is known that there are a namespace, a veth pair and a map.
+    Of that way only so much is known that there are a namespace, a veth pair and a map, and the MAC
+    that guests have learnt.
     """
-    actions = _link_actions(BridgeNames(wanted.bridge), observed)
-    rebuild = any(isinstance(each, CreateVeth) for each in actions)
-    return [*(actions if rebuild else ()), *_map_actions(wanted, observed)]
+    rebuild = links_broken(wanted.bridge, observed, foreign=True)
+    actions = _link_actions(BridgeNames(wanted.bridge), observed) if rebuild else []
+    return [
+        *(each._replace(mac=mac) if isinstance(each, ConfigureInner) else each for each in actions),
+        *_map_actions(wanted, observed),
+    ]
+
+
+def links_broken(bridge: str, observed: Observed, *, foreign: bool) -> bool:
+    """Whether namespace, veth pair or sysctls are not as they should be."""
+    actions = _link_actions(BridgeNames(bridge), observed)
+    return any(isinstance(each, CreateVeth) for each in actions) if foreign else bool(actions)
 
 
 def down(bridge: str, observed: Observed) -> list[Action]:

@@ -93,9 +93,9 @@ def _do(action: plan.Action) -> None:
             with netns.inside(namespace):
                 for path, value in values.items():
                     links.write_sysctl(path, value)
-        case plan.ConfigureInner(names, mtu):
+        case plan.ConfigureInner(names, mtu, mac):
             with netns.inside(names.namespace):
-                links.configure(names.veth_namespace, SERVICE_MAC, mtu)
+                links.configure(names.veth_namespace, mac, mtu)
         case plan.AttachOuter(names, mtu):
             links.attach(names.veth_bridge, names.bridge, mtu)
         case plan.Load(_, commands):

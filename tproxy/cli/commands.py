@@ -22,6 +22,7 @@ COMMANDS = {
     "sync": "sync",
     "install": "install",
     "uninstall": "install",
+    "watch": "watch",
     "lab": "lab",
 }
 

@@ -1,0 +1,379 @@
+"""tproxy watch: bridges follow their guests without hooks, and what strangers break is repaired."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
+
+from tests.netns.conftest import StartEndpoint
+from tests.netns.waiting import eventually
+from tproxy.errors import ProcessError
+from tproxy.hypervisor import Guest, Hypervisor
+from tproxy.model import SERVICE_ADDRESS, BridgeNames
+
+CONFIG = "/run/tproxy.yaml"
+ENDPOINT = "10.11.12.13"
+LOG = "/var/log/one_tproxy.log"
+
+TALKER = """
+import socket, sys
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), 10) as sock:
+    print('ready', flush=True)
+    for line in sys.stdin:
+        sock.sendall(line.encode())
+        print(sock.recv(100).decode(), end='', flush=True)
+"""
+
+
+class Host:
+    """A stand-in with one endpoint, and a configuration that names the bridges br*."""
+
+    def __init__(self, host: Hypervisor) -> None:
+        self.host = host
+        host.add_endpoint(ENDPOINT, 8080, "one")
+        self.configure()
+
+    def configure(
+        self, grace: float = 0.5, port: int = 5030, remote_port: int = 8080, more: str = ""
+    ) -> None:
+        self.host.write(
+            CONFIG,
+            f"tproxy_watch_grace: {grace}\n"
+            "tproxy_bridges: [{bridge: 'br*', network: blue, uplinks: [up0]}]\n"
+            "tproxy:\n"
+            f"- {{service_port: {port}, remote_addr: {ENDPOINT}, remote_port: {remote_port}}}\n{more}",
+        )
+
+    def watch(self, *, config: str = CONFIG) -> int:
+        """Start a watcher; returns its pid, when it watches."""
+        self.host.popen(sys.executable, "-m", "tproxy", "watch", "--config", config)
+        return int(self.said("watching bridges").split()[1])
+
+    def signal(self, name: str, pid: int) -> None:
+        self.host.run("kill", f"-{name}", str(pid))
+
+    def said(self, what: str, times: int = 1) -> str:
+        """The last of so many lines of the log that say it, when it is there."""
+        lines: list[str] = []
+        for _ in eventually():
+            lines = [line for line in self.log().splitlines() if what in line]
+            if len(lines) >= times:
+                break
+        return lines[-1]
+
+    def log(self) -> str:
+        path = self.host.path(LOG)
+        return path.read_text() if path.exists() else ""
+
+    def hook(self, *arguments: str) -> None:
+        self.host.tproxy("hook", *arguments, "--config", CONFIG)
+
+    def nft(self, command: str) -> str:
+        return self.host.run("nft", command).stdout
+
+    def ruleset(self) -> str:
+        """Our tables, as text in which order and numbers do not matter."""
+        lines = self.nft("list ruleset").splitlines()
+        return "\n".join(sorted(line.strip() for line in lines))
+
+    def is_up(self, bridge: str) -> bool:
+        return f"ep_{bridge}" in self.host.run("nft", "list", "maps", "ip").stdout.split()
+
+    def wait_up(self, bridge: str) -> None:
+        for _ in eventually():
+            if self.is_up(bridge) and f"one_tproxy_{bridge}" in self.pids():
+                break
+
+    def wait_down(self, bridge: str) -> None:
+        for _ in eventually():
+            if not self.is_up(bridge):
+                break
+        for _ in eventually():
+            if f"one_tproxy_{bridge}" not in self.host.run("ip", "netns", "list").stdout.split():
+                break
+
+    def reaches(self, guest: Guest, port: int = 5030) -> None:
+        """Returns when the guest is served."""
+        for _ in eventually():
+            with suppress(ProcessError):
+                assert guest.get(SERVICE_ADDRESS, port) == "one"
+                break
+
+    def pids(self) -> dict[str, int]:
+        lines = self.host.tproxy("status").stdout.splitlines()
+        return {title: int(pid) for title, pid in (line.split(": ") for line in lines)}
+
+
+@pytest.fixture
+def host(hypervisor: Hypervisor) -> Host:
+    return Host(hypervisor)
+
+
+def test_a_bridge_is_up_while_it_has_guests(host: Host) -> None:
+    host.host.add_bridge("br0")
+    host.host.add_bridge("other0")
+    host.watch()
+    host.host.ip("link add up0 type veth peer name far", "link set up0 master br0 up")
+    other = host.host.add_guest("stranger", "other0")
+    guest = host.host.add_guest("guest", "br0")
+    host.wait_up("br0")
+    assert guest.get(SERVICE_ADDRESS, 5030) == "one"
+    assert "network=blue" in host.nft("list map ip one_tproxy ep_br0")
+
+    host.host.ip(f"link del {guest.port}", f"link del {other.port}")
+    host.wait_down("br0")
+    assert not host.is_up("other0")
+    assert host.pids() == {}  # the last bridge
+    assert "one_tproxy" not in host.nft("list ruleset")
+
+
+def test_guests_that_were_there_before_are_found_and_a_deleted_bridge_is_forgotten(host: Host) -> None:
+    for bridge in ("br0", "br1"):
+        host.host.add_bridge(bridge)
+        host.host.add_guest(f"guest-{bridge}", bridge)
+    host.watch()
+    host.wait_up("br0")
+    host.wait_up("br1")
+    host.host.ip("link del br0")
+    host.wait_down("br0")
+    assert set(host.pids()) == {"one_tproxy", "one_tproxy_br1"}
+
+
+def test_a_port_that_comes_back_in_time_cuts_nothing(host: Host, start_endpoint: StartEndpoint) -> None:
+    start_endpoint("echo", ENDPOINT, 8081)
+    host.configure(grace=2, remote_port=8081)
+    host.host.add_bridge("br0")
+    host.watch()
+    guest = host.host.add_guest("guest", "br0")
+    host.wait_up("br0")
+    talker = guest.popen(
+        sys.executable, "-c", TALKER, SERVICE_ADDRESS, "5030", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert talker.stdin
+    assert talker.stdout
+    assert talker.stdout.readline() == "ready\n"
+    for _ in range(10):
+        host.host.ip(f"link set {guest.port} nomaster", f"link set {guest.port} master br0")
+    time.sleep(2.5)  # the grace time, and some more
+    print("still there", file=talker.stdin, flush=True)
+    assert talker.stdout.readline() == "still there\n"
+
+
+def test_a_bridge_that_a_hook_brought_up_waits_for_its_guest(host: Host) -> None:
+    host.configure(grace=3)
+    host.host.add_bridge("br0")
+    host.watch()
+    guest = host.host.add_guest("guest", "br0")
+    host.wait_up("br0")
+    host.host.ip(f"link del {guest.port}")
+    time.sleep(2)
+    host.hook("up", "--bridge", "br0", "--network", "blue")
+    time.sleep(2)  # the grace time of the guest that left is over
+    assert host.is_up("br0")
+    host.wait_down("br0")
+
+
+def test_what_is_flushed_or_deleted_is_repaired_in_one_line_each(host: Host) -> None:
+    for bridge in ("br0", "hooked"):
+        host.host.add_bridge(bridge)
+    host.watch()
+    guest = host.host.add_guest("guest", "br0")
+    other = host.host.add_guest("other", "hooked")
+    host.hook("up", "--bridge", "hooked", "--network", "red", "--uplink", "far0")
+    host.wait_up("br0")
+    host.reaches(guest)
+    host.reaches(other)
+    before = host.ruleset()
+    processes = host.pids()
+    repaired = "bridge br0 was broken; repaired: "
+
+    host.nft("flush ruleset")
+    for bridge in ("br0", "hooked"):
+        assert "load guards" in host.said(f"bridge {bridge} was broken; repaired: ")
+    assert host.ruleset() == before
+    assert host.pids() == processes
+
+    host.nft("delete table bridge one_tproxy")
+    assert "load guards" in host.said(repaired, 2)
+    host.said("bridge hooked was broken; repaired: ", 2)
+    assert host.ruleset() == before
+
+    host.nft("flush chain bridge one_tproxy ch_br0")
+    host.said(repaired, 3)
+    assert host.ruleset() == before
+    host.nft('delete element bridge one_tproxy veths { "br0b" }')
+    host.said(repaired, 4)
+    assert host.ruleset() == before
+
+    host.host.ip("link del br0b")
+    assert "create veth br0b" in host.said(repaired, 5)
+    host.reaches(guest)
+
+    host.host.run("ip", "netns", "del", "one_tproxy_br0")
+    assert "create namespace one_tproxy_br0" in host.said(repaired, 6)
+    host.reaches(guest)
+
+    host.host.run("sysctl", "-w", "net.ipv4.conf.all.arp_ignore=2", netns="one_tproxy_br0")
+    assert "arp_ignore=1" in host.said(repaired, 7)
+
+    host.host.ip("link set br0b nomaster")
+    assert "make br0b a port of br0" in host.said(repaired, 8)
+    host.reaches(guest)
+    time.sleep(1)
+    assert host.log().count(repaired) == 8
+    assert host.log().count("bridge hooked was broken; repaired: ") == 2
+    assert host.pids()["one_tproxy_hooked"] == processes["one_tproxy_hooked"]
+
+
+def test_a_map_that_somebody_deletes_or_changes_is_meant_to_be(host: Host) -> None:
+    for bridge in ("br0", "br1"):
+        host.host.add_bridge(bridge)
+        host.host.add_guest(f"guest-{bridge}", bridge)
+    host.watch()
+    host.wait_up("br0")
+    host.wait_up("br1")
+    host.nft("delete map ip one_tproxy ep_br0")
+    host.nft("add element ip one_tproxy ep_br1 { 99 : 10.0.0.1 . 99 }")
+    time.sleep(1)
+    assert not host.is_up("br0")
+    # That is what is restored.
+    host.nft("flush ruleset")
+    host.said("bridge br1 was broken")
+    assert "99 : 10.0.0.1 . 99" in host.nft("list map ip one_tproxy ep_br1")
+    assert not host.is_up("br0")
+
+
+def test_a_bridge_that_another_program_built_is_repaired_as_far_as_it_is_known(host: Host) -> None:
+    names = BridgeNames("drop0")
+    host.host.add_bridge("drop0")
+    guest = host.host.add_guest("guest", "drop0")
+    host.watch()
+    host.host.ip(
+        f"netns add {names.namespace}",
+        f"link add {names.veth_bridge} type veth peer name {names.veth_namespace} netns {names.namespace}",
+        f"link set {names.veth_bridge} master drop0 up",
+    )
+    host.host.ip(
+        f"address add {SERVICE_ADDRESS}/32 dev {names.veth_namespace}",
+        f"link set {names.veth_namespace} up",
+        f"route add default dev {names.veth_namespace} scope link",
+        netns=names.namespace,
+    )
+    host.nft("add table ip one_tproxy")
+    host.nft("add map ip one_tproxy ep_drop0 { type inet_service : ipv4_addr . inet_service; }")
+    host.nft(f"add element ip one_tproxy ep_drop0 {{ 5030 : {ENDPOINT} . 8080 }}")
+    host.host.tproxy("start")
+    host.reaches(guest)
+    before = host.ruleset()
+    assert "bridge one_tproxy" not in before
+
+    time.sleep(1)
+    host.nft("flush ruleset")
+    host.said("bridge drop0 was broken; repaired: load service map of drop0")
+    assert host.ruleset() == before
+    host.host.ip(f"link del {names.veth_bridge}")
+    host.said("bridge drop0 was broken; repaired: create veth drop0b")
+    host.reaches(guest)
+    assert host.ruleset() == before
+
+    # And when its builder takes it down, it stays down.
+    host.nft("delete map ip one_tproxy ep_drop0; delete table ip one_tproxy")
+    host.host.run("ip", "netns", "del", names.namespace)
+    host.host.run("ip", "link", "del", names.veth_bridge)
+    time.sleep(1.5)
+    assert host.log().count("was broken") == 2
+    assert host.ruleset() == ""
+
+
+def test_a_killed_daemon_is_started_again_and_stop_ends_the_watcher_too(host: Host) -> None:
+    host.host.add_bridge("br0")
+    guest = host.host.add_guest("guest", "br0")
+    watcher = host.watch()
+    host.wait_up("br0")
+    before = host.pids()
+    host.signal("KILL", before["one_tproxy"])
+    host.said("the daemon was gone; started again")
+    host.reaches(guest)
+    assert host.pids()["one_tproxy"] != before["one_tproxy"]
+
+    refused = host.host.tproxy("watch", "--config", CONFIG, check=False)
+    assert (refused.returncode, refused.stderr) == (1, "tproxy: a watcher is running already\n")
+
+    host.host.tproxy("restart")
+    host.said("watching bridges", 2)
+    assert set(host.pids()) == {"one_tproxy", "one_tproxy_br0"}
+    host.reaches(guest)
+
+    host.host.tproxy("stop")
+    assert host.pids() == {}
+    assert host.host.run("kill", "-0", str(watcher), check=False).returncode != 0
+    time.sleep(1)
+    assert host.pids() == {}
+
+
+def test_the_file_is_read_again_on_a_signal_and_kept_in_mind_when_it_is_gone(host: Host) -> None:
+    host.host.add_bridge("br0")
+    guest = host.host.add_guest("guest", "br0")
+    watcher = host.watch()
+    host.wait_up("br0")
+    host.configure(port=5040)
+    host.signal("HUP", watcher)
+    host.reaches(guest, 5040)
+
+    host.host.path(CONFIG).unlink()
+    for _ in range(2):
+        host.signal("HUP", watcher)
+        host.said("what it said last stays in force")
+    host.host.add_bridge("br1")
+    host.reaches(host.host.add_guest("late", "br1", "10.0.1.5/24"), 5040)
+    assert host.log().count("what it said last stays in force") == 1
+    host.configure(port=5050)
+    host.signal("HUP", watcher)
+    host.reaches(guest, 5050)
+
+
+def test_the_daemon_keeps_a_watcher_if_it_is_to(host: Host) -> None:
+    host.configure(more="tproxy_watch: true\n")
+    env = {"TPROXY_CONFIG": CONFIG}
+    host.host.tproxy("start", env=env)
+    first = int(host.said("watching bridges").split()[1])
+    assert set(host.pids()) == {"one_tproxy"}  # though there is no map, and nothing else is shown
+    host.host.add_bridge("br0")
+    guest = host.host.add_guest("guest", "br0")
+    host.reaches(guest)
+
+    host.signal("KILL", first)
+    second = int(host.said("watching bridges", 2).split()[1])
+    assert second != first
+    host.signal("KILL", host.pids()["one_tproxy"])
+    host.said("the daemon was gone; started again")
+    host.reaches(guest)
+
+    host.configure()
+    host.host.tproxy("reload", env=env)
+    host.said("wants no watcher any more")
+    for _ in eventually():
+        if host.host.run("kill", "-0", str(second), check=False).returncode != 0:
+            break
+    host.reaches(guest)
+    host.host.tproxy("stop")
+    assert host.pids() == {}
+
+
+def test_beside_hooks_for_the_same_bridges_all_ends_well(host: Host) -> None:
+    bridges = [f"br{number}" for number in range(6)]
+    for bridge in bridges:
+        host.host.add_bridge(bridge)
+    host.watch()
+    guests = [host.host.add_guest(f"guest-{bridge}", bridge) for bridge in bridges]
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda bridge: host.hook("up", "--bridge", bridge, "--network", "blue"), bridges * 2))
+    for guest in guests:
+        assert guest.get(SERVICE_ADDRESS, 5030) == "one"
+    assert len(host.pids()) == 7
+    assert "cannot" not in host.log()

@@ -1,0 +1,143 @@
+"""Hookless mode: bridges are brought up for their first guest port and taken down after the last one.
+
+The kernel tells that a link changed; which ports a bridge has now is looked up. A bridge whose last
+guest has gone keeps its services for a while (``tproxy_watch_grace``): guests restart and move.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from functools import partial
+
+from tproxy import config, hook, instance, links, logs, nft
+from tproxy.config import Config, WatchedBridge
+from tproxy.errors import BadName, TproxyError
+from tproxy.loop import Loop, Timer
+from tproxy.model import BridgeNames, Network, Service, check_interface_name
+
+log = logging.getLogger(__name__)
+
+# Seconds until a bridge that could not be brought up is tried again: later and later.
+RETRY_FIRST = 2.0
+RETRY_MOST = 60.0
+
+
+def watched(bridge: str, bridges: Iterable[WatchedBridge]) -> WatchedBridge | None:
+    """What the configuration says of a bridge: the first entry that names it."""
+    try:
+        check_interface_name(bridge)
+    except BadName:
+        return None
+    return next((each for each in bridges if fnmatchcase(bridge, each.pattern)), None)
+
+
+class Attendant:
+    """``uplinks`` tells what is known of a bridge; ``watch`` is what a daemon is to be started with."""
+
+    def __init__(
+        self, loop: Loop, config: Config, uplinks: Callable[[str], frozenset[str]], watch: str | None
+    ) -> None:
+        self._loop = loop
+        self._config = config
+        self._uplinks = uplinks
+        self._watch = watch
+        self._due: dict[str, None] = {}  # in the order in which they were touched
+        self._idle: dict[str, Timer] = {}
+        self._retries: dict[str, tuple[float, Timer]] = {}
+
+    def look_at_all(self) -> None:
+        self.look([*links.bridges(), *instance.used()])
+
+    def look(self, names: Iterable[str]) -> None:
+        """Look at these links soon, as far as they are bridges that concern us."""
+        idle = not self._due
+        self._due |= dict.fromkeys(names)
+        if idle and self._due:
+            self._loop.call_later(0, self._next)
+
+    def configure(self, new: Config) -> None:
+        """Have what the new configuration says."""
+        old, self._config = self._config, new
+        for bridge in links.bridges():
+            entry = watched(bridge, new.bridges)
+            if entry is not None:
+                self._try(bridge, partial(self._change, bridge, watched(bridge, old.bridges), entry))
+        self.look_at_all()
+
+    def _next(self) -> None:
+        """One in each of the loop's turns: to bring a bridge up takes a while."""
+        bridge = next(iter(self._due))
+        del self._due[bridge]
+        if self._due:
+            self._loop.call_later(0, self._next)
+        self._try(bridge, partial(self._attend, bridge))
+
+    def _try(self, bridge: str, job: Callable[[], None]) -> None:
+        delay, timer = self._retries.pop(bridge, (RETRY_FIRST / 2, None))
+        if timer is not None:
+            timer.cancel()
+        try:
+            job()
+        except TproxyError as error:
+            log.warning("bridge %s: %s", bridge, error)
+            delay = min(delay * 2, RETRY_MOST)
+            self._retries[bridge] = delay, self._loop.call_later(delay, partial(self.look, [bridge]))
+
+    def _attend(self, bridge: str) -> None:
+        exists = links.is_bridge(bridge)
+        entry = watched(bridge, self._config.bridges)
+        if exists and entry is None:
+            return
+        if exists and entry is not None and self._has_guests(bridge, entry):
+            if timer := self._idle.pop(bridge, None):
+                timer.cancel()
+            if nft.read_map(bridge) is None:
+                log.info("bridge %s has a guest", bridge)
+                self._up(bridge, entry)
+        elif bridge not in self._idle and instance.last_use(bridge) is not None:
+            grace = self._config.watch_grace
+            self._idle[bridge] = self._loop.call_later(grace, partial(self._leave, bridge))
+
+    def _leave(self, bridge: str) -> None:
+        del self._idle[bridge]
+        self._try(bridge, partial(self._collect, bridge))
+
+    def _collect(self, bridge: str) -> None:
+        entry = watched(bridge, self._config.bridges)
+        if links.is_bridge(bridge) and entry is None:
+            return
+        uplinks = entry.uplinks if entry else frozenset()
+        if hook.collect(bridge, uplinks, self._config.watch_grace):
+            log.info("bridge %s had no guest for %g s: taken down", bridge, self._config.watch_grace)
+        else:
+            self.look([bridge])  # a guest has come, or a hook was called for one that is to come
+
+    def _has_guests(self, bridge: str, entry: WatchedBridge) -> bool:
+        others = entry.uplinks | self._uplinks(bridge) | {BridgeNames(bridge).veth_bridge}
+        # The first will do: a bridge can have hundreds.
+        return any(not links.leads_off_host(port) for port in links.ports(bridge) - others)
+
+    def _change(self, bridge: str, before: WatchedBridge | None, entry: WatchedBridge) -> None:
+        """Of a bridge that is up: have what the configuration says now."""
+        found = nft.read_map(bridge)
+        if found is None:
+            return
+        if before is not None and before != entry:
+            self._up(bridge, entry)
+        else:
+            # A hook may know the network better.
+            hook.refresh(bridge, found.network, self._services(found.network), self._config.log_level)
+
+    def _up(self, bridge: str, entry: WatchedBridge) -> None:
+        services = self._services(entry.network)
+        if services:
+            level = self._config.log_level
+            hook.up(bridge, entry.network, services, entry.uplinks, level, self._watch)
+
+    def _services(self, network: Network) -> dict[int, Service]:
+        services, warnings = config.services_for(self._config, network)
+        for warning in warnings:
+            logs.warn(warning)
+        return services

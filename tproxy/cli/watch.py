@@ -1,0 +1,30 @@
+"""watch: bridges follow their guests, and are kept in order, without any hook."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from tproxy import config
+from tproxy.cli import require_root
+from tproxy.errors import ConfigError
+
+
+@click.command()
+@click.option("--config", "file", metavar="FILE", help="Configuration file to use.")
+@click.option("--kept-by", type=int, hidden=True)  # by the daemon of that pid: see tproxy.watchdog
+@click.pass_obj
+def watch(debug: bool, file: str | None, kept_by: int | None) -> None:
+    """Bring bridges up when guests come, down when they have gone, and repair what is broken.
+
+    Which bridges come and go with their guests is named by tproxy_bridges in the configuration file; all
+    that are up are kept in order. Runs until it is ended; on SIGHUP the file is read again.
+    """
+    require_root()
+    path = config.search(file, os.environ)
+    if path is None:
+        raise ConfigError("no configuration file: give --config FILE or write /etc/tproxy/tproxy.yaml")
+    from tproxy import watch as watching  # large
+
+    watching.run(path, kept_by, debug=debug)

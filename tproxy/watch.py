@@ -1,0 +1,131 @@
+"""The watcher: bridges follow their guests without any hook, and what strangers break is repaired.
+
+One process for an instance, with a loop of its own. It does nothing that a hook could not do, by the
+same code and under the same lock; so it may run beside hooks, and may be killed at any point. That is
+also how it ends: by the signal, at once, even while it waits for the lock that ``tproxy stop`` holds.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from setproctitle import setproctitle
+
+from tproxy import config, instance, logs, nft, process
+from tproxy.attend import Attendant
+from tproxy.config import Config
+from tproxy.errors import ProcessError, TproxyError
+from tproxy.lifeline import Lifeline
+from tproxy.loop import Loop
+from tproxy.mend import SETTLE, TICK, Mender
+from tproxy.netlink import LinkEvents, RulesetEvents
+from tproxy.watchdog import PLACE
+
+log = logging.getLogger(__name__)
+
+
+class Watcher:
+    """``read`` is the configuration of now; ``kept_by`` the daemon that started this, if one did."""
+
+    def __init__(self, read: Config, kept_by: int | None, *, debug: bool) -> None:
+        self._config = read
+        self._kept_by = kept_by
+        self._debug = debug
+        self._said = ""
+        os.chdir(instance.prepare())
+        self._place = instance.claim(PLACE)
+        if self._place is None:
+            raise ProcessError("a watcher is running already")
+        self._loop = Loop()
+        # A daemon that this one brings back is to keep it as before.
+        watch = read.watch_file if kept_by is not None else None
+        self._watch = watch
+        self._mender = Mender(self._loop, lambda: self._config, watch)
+        self._attendant = Attendant(self._loop, read, self._mender.uplinks, watch)
+        self._lifeline = Lifeline(self._loop, self._daemon_ended)
+
+    def run(self) -> None:
+        """Watch until a signal ends the process."""
+        self._loop.on_signal(signal.SIGHUP, self._reread)
+        self._loop.on_signal(signal.SIGUSR2, self._replace)
+        setproctitle(process.WATCHER_TITLE)
+        # Now that it can be found, and not before: whoever ended the daemon may have looked already.
+        if self._kept_by not in (None, os.getppid()):
+            return
+        LinkEvents(self._loop, self._links_touched, self._look_at_all)
+        RulesetEvents(self._loop, self._mender.ruleset_touched, self._look_at_all)
+        log.info("watching bridges, as %s says", self._config.path)
+        self._look_at_all()
+        self._tick()
+        self._loop.run()
+
+    def _look_at_all(self) -> None:
+        self._attendant.look_at_all()
+        self._mender.doubt_all()
+
+    def _links_touched(self, names: set[str]) -> None:
+        self._attendant.look(names)
+        self._mender.links_touched(names)
+
+    def _tick(self) -> None:
+        self._loop.call_later(TICK, self._tick)
+        self._mender.look()
+        self._look_for_daemon()
+
+    def _daemon_ended(self) -> None:
+        self._loop.call_later(SETTLE, self._look_for_daemon)  # it may be replaced just now
+
+    def _look_for_daemon(self) -> None:
+        if self._lifeline.connected():
+            return
+        try:
+            with instance.lock():
+                if process.daemon_answers() or not (self._watch or nft.read_maps()):
+                    return
+                problems = process.start(self._config.log_level, self._watch)
+        except TproxyError as error:
+            problems = [str(error)]
+        else:
+            log.warning("the daemon was gone; started again")
+        for problem in problems:
+            log.warning("%s", problem)
+
+    def _reread(self) -> None:
+        logs.reopen()
+        try:
+            read = config.load(self._config.path)
+        except TproxyError as error:
+            if str(error) != self._said:
+                log.warning("%s; what it said last stays in force", error)
+            self._said = str(error)
+            return
+        self._said = ""
+        self._config = read
+        logs.set_level(logging.DEBUG if self._debug else read.log_level)
+        for warning in read.warnings:
+            logs.warn(warning)
+        if self._kept_by is not None and not read.watch:
+            log.info("%s wants no watcher any more", read.path)
+            self._loop.stop()
+            return
+        self._attendant.configure(read)
+
+    def _replace(self) -> NoReturn:
+        """Go on as the installed code, with the same process id."""
+        command = [sys.executable, "-m", "tproxy", *(["--debug"] if self._debug else [])]
+        command += ["watch", "--config", os.fspath(self._config.path)]
+        command += ["--kept-by", str(os.getppid())] if self._kept_by is not None else []
+        os.execv(sys.executable, command)
+
+
+def run(path: Path, kept_by: int | None, *, debug: bool) -> None:
+    read = config.load(path.absolute())
+    logs.for_command(read.log_level, debug=debug)
+    for warning in read.warnings:
+        logs.warn(warning)
+    Watcher(read, kept_by, debug=debug).run()
