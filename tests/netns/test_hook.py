@@ -165,24 +165,6 @@ def test_up_repairs(hypervisor: Hypervisor, config: str, damage: str) -> None:
     assert hypervisor.tproxy("status").stdout.count("\n") == 2
 
 
-def test_a_hook_killed_anywhere_is_completed_by_the_next(hypervisor: Hypervisor, config: str) -> None:
-    hypervisor.add_bridge("br0")
-    guest = hypervisor.add_guest("guest", "br0")
-    hypervisor.add_endpoint(ENDPOINT, 8080, "hello")
-    for milliseconds in range(40, 400, 30):
-        hook = hypervisor.popen(
-            sys.executable, "-m", "tproxy", "hook", "up", "--bridge", "br0", "--config", config
-        )
-        time.sleep(milliseconds / 1000)
-        hook.kill()
-        hook.wait()
-        up(hypervisor, "br0", config)
-        assert_as_specified(hypervisor, "br0")
-        assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
-        down(hypervisor, "br0", "--force")
-        assert hypervisor.tproxy("status").stdout == ""
-
-
 def test_twelve_hooks_at_once_for_six_bridges(hypervisor: Hypervisor, config: str) -> None:
     bridges = [f"br{number}" for number in range(6)]
     hypervisor.add_endpoint(ENDPOINT, 8080, "hello")

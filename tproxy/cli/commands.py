@@ -8,7 +8,7 @@ from importlib import import_module
 import click
 
 from tproxy import __version__
-from tproxy.cli import EXIT_INTERRUPTED
+from tproxy.cli import EXIT_INTERRUPTED, say
 
 # The module of tproxy.cli in which each command is defined, under its own name.
 COMMANDS = {
@@ -70,5 +70,9 @@ def run() -> None:
     except click.exceptions.Abort:
         sys.exit(EXIT_INTERRUPTED)
     except click.ClickException as error:
-        error.show()
+        message = error.format_message()
+        if "\n" in message:  # the help, where no command was given
+            error.show()
+        else:
+            say(message)
         sys.exit(error.exit_code)

@@ -1,0 +1,40 @@
+"""Run ``tproxy`` and be killed at the N-th call of a function of it: kill_at.py N ARGUMENT...
+
+So a test goes through all that a command does, step by step. With N = 0 it prints how many calls there are.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import tproxy.cli
+
+PACKAGE = os.path.dirname(tproxy.__file__)
+
+
+def main() -> None:
+    last = int(sys.argv.pop(1))
+    calls = 0
+
+    def count(frame: FrameType, event: str, _: Any) -> None:
+        nonlocal calls
+        if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
+            calls += 1
+            if calls == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = os.getpid()
+    sys.setprofile(count)
+    try:
+        tproxy.cli.main()
+    finally:
+        sys.setprofile(None)
+        if not last and os.getpid() == pid:  # not in a child of it
+            print(calls)
+
+
+main()
