@@ -9,7 +9,7 @@ beside it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from tproxy.errors import TproxyError
 MARK = "Installed by tproxy"
 MARKED_BYTES = 4096
 FOLDER_MARK = ".made-by-tproxy"
-KEPT = ".orig"
+KEPT = ".before-tproxy"
 
 
 class Piece(NamedTuple):
@@ -62,12 +62,15 @@ def put(pieces: Sequence[Piece]) -> list[Path]:
         raise TproxyError(f"cannot write {error.filename}: {error.strerror}") from None
 
 
-def take_out(paths: Iterable[Path]) -> list[Path]:
+def take_out(paths: Sequence[Path]) -> list[Path]:
     """Remove those of the files that are ours, with the folders made for them; returns those removed."""
     try:
-        return [path for path in paths if _take_out(path)]
+        removed = [path for path in paths if _take_out(path)]
+        for folder in {path.parent for path in paths}:
+            _leave(folder)
     except OSError as error:
         raise TproxyError(f"cannot remove {error.filename}: {error.strerror}") from None
+    return removed
 
 
 def _put(piece: Piece) -> bool:
@@ -81,25 +84,39 @@ def _put(piece: Piece) -> bool:
     _make_folder(path.parent)
     # Complete under another name first: a platform may run it at this very moment.
     new = path.with_name(f".{path.name}.new")
-    new.write_text(piece.text)
-    new.chmod(piece.mode)
-    _give(new)
-    new.replace(path)
+    try:
+        new.write_text(piece.text)
+        new.chmod(piece.mode)
+        _give(new)
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
     return True
 
 
 def _take_out(path: Path) -> bool:
     if not is_ours(path):
+        # The platform has put a newer one in our place: what we kept is of no use any more.
+        _kept(path).unlink(missing_ok=True)
         return False
     path.unlink()
     if os.path.lexists(_kept(path)):
         _kept(path).replace(path)
-    folder = path.parent
-    while (folder / FOLDER_MARK).exists() and os.listdir(folder) == [FOLDER_MARK]:
-        (folder / FOLDER_MARK).unlink()
-        folder.rmdir()
-        folder = folder.parent
     return True
+
+
+def _leave(folder: Path) -> None:
+    """Remove a folder that was made for our files; with others in it by now, it is the platform's."""
+    mark = folder / FOLDER_MARK
+    if not mark.exists() or any(
+        is_ours(each) for each in folder.iterdir() if each.is_file() and each != mark
+    ):
+        return
+    mark.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
+        _leave(folder.parent)
 
 
 def _kept(path: Path) -> Path:

@@ -103,7 +103,9 @@ def test_uninstall_leaves_what_was_there_before_install(bare_node: Node) -> None
     said = bare_node.install(*options).stdout.splitlines()
     installed = tree(host, *folders)
     assert set(said) == set(
-        host.run("find", *folders, "-name", "tproxy*", "-not", "-name", "*.orig", "-type", "f").stdout.split()
+        host.run(
+            "find", *folders, "-name", "tproxy*", "-not", "-name", "*.before-tproxy", "-type", "f"
+        ).stdout.split()
     )
     # onehost sync runs as oneadmin: it must be able to read, and a later one to replace, all of it.
     assert host.run("find", REMOTES, "-not", "-user", str(ONEADMIN)).stdout == ""
@@ -129,12 +131,27 @@ def test_an_older_version_of_ours_is_replaced_and_opennebulas_newer_command_is_k
     assert (vnm / "tproxy").read_text() == THEIR_COMMAND + "# of a later release\n"
 
 
+def test_what_became_of_the_tree_meanwhile_is_left_as_it_is(node: Node) -> None:
+    vnm = node.host.path(REMOTES) / "vnm"
+    (vnm / "tproxy").write_text(THEIR_COMMAND + "# of a later release\n")
+    (vnm / "bridge/pre.d/firecracker").write_text("#!/bin/sh\n")
+    (vnm / "bridge/post.d/tproxy").write_text("#!/bin/sh\n")
+    node.host.run(str(TPROXY), "uninstall", "opennebula", "--remotes", REMOTES)
+    left = sorted(str(each.relative_to(vnm)) for each in vnm.rglob("*") if not each.is_dir())
+    assert left == ["bridge/post.d/tproxy", "bridge/pre.d/firecracker", "tproxy"]
+    assert (vnm / "tproxy").read_text() == THEIR_COMMAND + "# of a later release\n"
+
+
 def test_drop_in_takes_the_hooks_out_again(node: Node) -> None:
     node.install("--strict")
     node.install("--drop-in")
     assert not (node.host.path(REMOTES) / "etc/vnm/tproxy.conf").exists()
     vnm = node.host.path(REMOTES) / "vnm"
-    assert sorted(each.name for each in vnm.rglob("*tproxy*")) == ["tproxy", "tproxy.orig", "tproxy.sudoers"]
+    assert sorted(each.name for each in vnm.rglob("*tproxy*")) == [
+        "tproxy",
+        "tproxy.before-tproxy",
+        "tproxy.sudoers",
+    ]
 
 
 REFUSALS = {

@@ -55,7 +55,7 @@ def install(
 ) -> None:
     """Put hooks and command into OpenNebula's remotes; then run `onehost sync -f`.
 
-    May be repeated, also with other options. OpenNebula's own vnm/tproxy is kept as vnm/tproxy.orig.
+    May be repeated, also with other options. OpenNebula's own vnm/tproxy is kept beside it.
     """
     if drop_in and (strict or services):
         raise click.UsageError("--strict and --config are for hooks, which --drop-in does without")
