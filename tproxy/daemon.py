@@ -2,7 +2,9 @@
 
 It reads maps only when it is asked to (start, reload, a hook), in the network namespace it was
 started in. A read that fails changes nothing: unknown is not empty. When no map is left at all, the
-daemon ends, and all its relays with it; unless it is to keep a watcher, which may need it again.
+daemon ends, and all its relays with it; unless it is to keep a watcher, which may need it again, or
+is a service that a service manager wants to be there (``stay``). Such a one keeps its process id when it
+is replaced: see ``_renew``.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 
 from setproctitle import setproctitle
 
-from tproxy import __version__, logs, nft
+from tproxy import __version__, foreground, logs, nft
 from tproxy.catalog import Catalog, Entry
 from tproxy.connection import Connections
 from tproxy.control import Client, Json, Server
@@ -55,7 +57,7 @@ class Request:
 class Daemon:
     """Wires the parts together; one a network namespace."""
 
-    def __init__(self, spawner: Spawner, *, replace: bool, watch: str) -> None:
+    def __init__(self, spawner: Spawner, *, replace: bool, watch: str, stay: bool) -> None:
         self._loop = Loop()
         self._spawner = spawner
         self._catalog = Catalog()
@@ -68,6 +70,7 @@ class Daemon:
         self._watchdog.keep(watch)
         self._requests: list[Request] = []
         self._replace = replace
+        self._stay = stay
         self._ending = False
         self._started = time.time()
 
@@ -77,6 +80,9 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.on_signal(number, self._stop)
         self._loop.on_signal(signal.SIGHUP, self._reopen_logs)
+        if self._stay:
+            self._loop.on_signal(foreground.LEAVE_SIGNAL, self._leave)
+            self._loop.on_signal(signal.SIGCHLD, foreground.reap)
         log.info("daemon %s started", __version__)
         self._loop.run()
         log.info("daemon ended")
@@ -95,11 +101,15 @@ class Daemon:
                 named = request.get("bridges")
                 self._apply(client, None if named is None else [str(each) for each in named])
             case {"op": "ping"}:
-                client.answer({})
+                client.answer({"stays": self._stay})
             case {"op": "status"}:
                 client.answer(self._status())
             case {"op": "drain"}:
-                self._drain(client)
+                if self._stay:
+                    self._renew(client)
+                else:
+                    self._retire()
+                    client.answer({"renewed": False})
             case _:
                 client.answer({"error": f"unknown request {request!r:.100}"})
 
@@ -127,7 +137,7 @@ class Daemon:
                 self._connections.abort_bridge(bridge, "bridge removed")
         self._ports.look()
         self._replace = False  # those that were there before this daemon are replaced now
-        self._ending = not self._catalog.bridges and not self._watchdog.wanted
+        self._ending = not (self._catalog.bridges or self._watchdog.file or self._stay)
         self._requests.append(Request(client, frozenset(considered)))
         self._answer_settled()
 
@@ -142,6 +152,8 @@ class Daemon:
                         "ending": self._ending,
                     }
                 )
+                if self._stay:
+                    foreground.ready()
         if self._ending and not self._requests:
             # After the answers had a moment to leave; the client waits for the process to end.
             self._loop.call_later(0.01, self._stop)
@@ -174,7 +186,21 @@ class Daemon:
         self._connections.abort_all("stopped")
         self._loop.stop()
 
-    def _drain(self, client: Client) -> None:
+    def _renew(self, client: Client) -> None:
+        """Start the installed code in this process; a child of it finishes what is open."""
+        arguments = ["--log-level", str(logs.level()), "--watch", self._watchdog.file]
+        self._retire()
+        client.answer({"renewed": True})
+        if os.fork():
+            foreground.execute(*arguments)
+
+    def _leave(self) -> None:
+        """End, as the service manager wants before it starts a successor; a child finishes what is open."""
+        self._retire()
+        if os.fork():
+            os._exit(0)  # nothing is to be undone: it all is the child's now
+
+    def _retire(self) -> None:
         """Leave the place to a successor, and finish what is open."""
         log.info("a new daemon takes over; %d connections to finish", len(self._connections))
         setproctitle(DRAINING_TITLE)
@@ -183,7 +209,6 @@ class Daemon:
         self._watchdog.close()
         self._server.close()
         self._spawner.close()
-        client.answer({})
         self._check_drained()
 
     def _check_drained(self) -> None:

@@ -1,6 +1,7 @@
 """The first steps of the daemon's process: its spawner first, while little is loaded.
 
-``python -m tproxy.launch [--replace] [--log-level N] [--watch FILE] [--ready FD]``, started by ``process``.
+``python -m tproxy.launch [--replace] [--stay] [--log-level N] [--watch FILE] [--ready FD]``, started
+by ``process``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tproxy.spawner import Spawner
 def main() -> None:
     parser = argparse.ArgumentParser(prog="tproxy.launch")
     parser.add_argument("--replace", action="store_true", help="replace relays that are there")
+    parser.add_argument("--stay", action="store_true", help="do not end when no map is left")
     parser.add_argument("--log-level", type=int, default=logging.INFO)
     parser.add_argument("--watch", default="", help="configuration file for a watcher to keep")
     parser.add_argument("--ready", type=int, help="descriptor that is told when commands are taken")
@@ -29,7 +31,7 @@ def main() -> None:
     try:
         from tproxy.daemon import Daemon  # here: it is large, and relays must not carry it
 
-        daemon = Daemon(spawner, replace=arguments.replace, watch=arguments.watch)
+        daemon = Daemon(spawner, replace=arguments.replace, watch=arguments.watch, stay=arguments.stay)
     except Exception as error:
         logging.getLogger("tproxy.launch").exception("the daemon cannot start")
         if arguments.ready is not None:

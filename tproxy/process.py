@@ -6,12 +6,13 @@ import logging
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from tproxy import control, instance, nft
-from tproxy.errors import ProcessError
+from tproxy import control, foreground, instance, nft
+from tproxy.errors import ProcessError, TproxyError
 from tproxy.logs import DEFAULT_LEVEL
 from tproxy.model import DAEMON_TITLE
 
@@ -82,11 +83,14 @@ def find() -> Running:
 
 
 def daemon_answers() -> bool:
+    return _ping() is not None
+
+
+def _ping() -> control.Json | None:
     try:
-        control.ask(instance.directory(), {"op": "ping"}, PING_TIMEOUT)
+        return control.ask(instance.directory(), {"op": "ping"}, PING_TIMEOUT)
     except ProcessError:
-        return False
-    return True
+        return None
 
 
 def ensure_daemon(log_level: int | None, watch: str | None = None) -> None:
@@ -98,11 +102,38 @@ def ensure_daemon(log_level: int | None, watch: str | None = None) -> None:
 
 def replace_daemon(log_level: int | None, watch: str | None) -> None:
     """Have a new daemon; the old one finishes its connections. The caller holds the lock."""
-    try:
-        control.ask(instance.directory(), {"op": "drain"}, DRAIN_TIMEOUT)
-    except ProcessError:
-        terminate(list(find().daemons))
-    _launch(log_level, watch, replace=True)
+    if _retire_daemon():
+        _wait_for_daemon()
+    else:
+        _launch(log_level, watch, replace=True)
+
+
+def become_daemon(log_level: int | None, watch: str | None) -> NoReturn:
+    """Turn this process into the daemon, which stays when there is nothing to do. See ``foreground``.
+
+    The one that runs finishes its connections. A child makes the maps take effect once commands are
+    taken; the lock, which the caller holds, is the child's until then.
+    """
+    if (_ping() or {}).get("stays"):
+        raise ProcessError("the daemon runs as a service already: see tproxy restart")
+    nft.read_maps()  # raises, and nothing has changed, where they cannot be read
+    _renew_watchers()
+    _retire_daemon()
+    reader, writer = os.pipe()
+    daemon = os.getpid()
+    if os.fork() == 0:
+        os.close(writer)
+        try:
+            _expect_ready(reader)
+            for problem in _apply_all(log_level, watch, reopen_logs=False):
+                log.warning("%s", problem)
+        except TproxyError as error:
+            log.warning("%s", error)
+            os.kill(daemon, signal.SIGTERM)
+        finally:
+            os._exit(0)
+    os.set_inheritable(writer, True)
+    foreground.execute(*_arguments(log_level, watch), "--ready", str(writer))
 
 
 def apply(
@@ -141,7 +172,7 @@ def start(log_level: int | None, watch: str | None = None, *, reopen_logs: bool 
     if reopen_logs:
         for watcher in find().watchers:
             watcher.send_signal(signal.SIGHUP)
-    if not watch and not nft.read_maps():
+    if not _needed(watch):
         _end_serving()
         return []
     ensure_daemon(log_level, watch)
@@ -150,13 +181,34 @@ def start(log_level: int | None, watch: str | None = None, *, reopen_logs: bool 
 
 def restart(log_level: int | None, watch: str | None = None) -> list[str]:
     """Replace all processes; the old daemon goes on with its open connections until they end."""
-    for watcher in find().watchers:
-        watcher.send_signal(signal.SIGUSR2)  # it replaces itself
-    if not watch and not nft.read_maps():
+    _renew_watchers()
+    if not _needed(watch):
         _end_serving()
         return []
     replace_daemon(log_level, watch)
     return _apply_all(log_level, watch, reopen_logs=False)
+
+
+def _needed(watch: str | None) -> bool:
+    """Whether there is anything to run for; a daemon that is a service stays in any case."""
+    return bool(watch or nft.read_maps() or (_ping() or {}).get("stays"))
+
+
+def _renew_watchers() -> None:
+    for watcher in find().watchers:
+        watcher.send_signal(signal.SIGUSR2)  # it replaces itself
+
+
+def _retire_daemon() -> bool:
+    """Have the daemon that runs finish its connections, and take no more.
+
+    Returns whether another one comes in its place by itself.
+    """
+    try:
+        return bool(control.ask(instance.directory(), {"op": "drain"}, DRAIN_TIMEOUT).get("renewed"))
+    except ProcessError:
+        terminate(list(find().daemons))
+        return False
 
 
 def stop() -> None:
@@ -215,15 +267,18 @@ def terminate(processes: list[psutil.Process]) -> None:
         raise ProcessError(f"process {alive[0].pid} cannot be ended")
 
 
+def _arguments(log_level: int | None, watch: str | None) -> list[str]:
+    return ["--log-level", str(log_level or DEFAULT_LEVEL), "--watch", watch or ""]
+
+
 def _launch(log_level: int | None, watch: str | None, *, replace: bool) -> None:
     """Start a daemon and return when it takes commands."""
     import subprocess
 
     home: Path = instance.prepare()
     reader, writer = os.pipe()
-    command = [sys.executable, "-m", "tproxy.launch", "--log-level", str(log_level or DEFAULT_LEVEL)]
+    command = [sys.executable, "-m", "tproxy.launch", *_arguments(log_level, watch)]
     command += ["--ready", str(writer), *(["--replace"] if replace else [])]
-    command += ["--watch", watch or ""]
     try:
         daemon = subprocess.Popen(
             command,
@@ -236,8 +291,25 @@ def _launch(log_level: int | None, watch: str | None, *, replace: bool) -> None:
         )
     finally:
         os.close(writer)
+    try:
+        _expect_ready(reader)
+    except ProcessError:
+        daemon.wait(START_TIMEOUT)
+        raise
+
+
+def _expect_ready(reader: int) -> None:
+    """Return when the daemon takes commands; it tells so, or why not, by this pipe."""
     answer = os.read(reader, 4096).decode(errors="replace")
     os.close(reader)
     if answer != "ready":
-        daemon.wait(START_TIMEOUT)
         raise ProcessError(f"the daemon cannot start: {answer or 'it died'}")
+
+
+def _wait_for_daemon() -> None:
+    """Return when a daemon takes commands that starts by itself."""
+    deadline = time.monotonic() + START_TIMEOUT
+    while not daemon_answers():
+        if time.monotonic() > deadline:
+            raise ProcessError(f"the daemon did not come back within {START_TIMEOUT:g} s")
+        time.sleep(0.02)

@@ -35,8 +35,9 @@ class Watchdog:
         self._was_free = True
 
     @property
-    def wanted(self) -> bool:
-        return bool(self._file)
+    def file(self) -> str:
+        """The configuration file that wants a watcher; empty when none does."""
+        return self._file
 
     def keep(self, file: str) -> None:
         """Have a watcher for this configuration file from now on; none with an empty name."""

@@ -19,7 +19,8 @@ LAYERS = (
     ("plan",),
     ("fdpass", "hypervisor", "logs", "loop", "netns", "nft", "stream"),  # one facility of the kernel each
     ("control", "install", "instance", "links", "netlink", "splice"),
-    ("connection", "plumbing", "ports", "probe", "process", "relay", "watchdog"),
+    ("connection", "foreground", "plumbing", "ports", "probe", "relay", "watchdog"),
+    ("process",),
     ("spawner",),
     ("supervisor",),
     ("daemon", "hook", "lifeline"),

@@ -16,6 +16,7 @@ COMMANDS = {
     "stop": "life",
     "restart": "life",
     "reload": "life",
+    "daemon": "life",
     "status": "status",
     "check": "check",
     "refresh": "refresh",

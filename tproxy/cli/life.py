@@ -1,4 +1,4 @@
-"""start, stop, restart, reload: commands without arguments that change what runs."""
+"""start, stop, restart, reload, daemon: commands without arguments that change what runs."""
 
 from __future__ import annotations
 
@@ -54,6 +54,11 @@ def restart(level: int | None, watch: str | None) -> list[str]:
 @_command("reload", "Apply the maps as they are now; open connections go on.")
 def reload(level: int | None, watch: str | None) -> list[str]:
     return process.start(level, watch, reopen_logs=True)
+
+
+@_command("daemon", "Be the daemon, in the foreground, with or without maps: for service managers.")
+def daemon(level: int | None, watch: str | None) -> list[str]:
+    process.become_daemon(level, watch)
 
 
 def _settings() -> tuple[int | None, str | None]:

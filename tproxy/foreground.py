@@ -1,0 +1,53 @@
+"""The daemon as a service of a service manager such as systemd, which knows it by its process id.
+
+A daemon that commands start is replaced by a new process. Here that would be the end of the service,
+so it is the other way round: the process goes on with the installed code (execve(2)), and a child of it
+finishes what is open. The same child lets the manager itself replace the service, by ``LEAVE_SIGNAL``:
+the process ends at once, connections do not, and guests that come meanwhile wait or are served.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+from contextlib import suppress
+from typing import NoReturn
+
+from tproxy import instance
+
+log = logging.getLogger(__name__)
+
+# KillSignal= in etc/systemd/tproxy.service. SIGTERM is the end of everything, as for any daemon.
+LEAVE_SIGNAL = signal.SIGUSR1
+
+
+def execute(*arguments: str) -> NoReturn:
+    """Turn this process into a daemon that stays."""
+    os.chdir(instance.prepare())
+    command = [sys.executable, "-m", "tproxy.launch", "--stay", "--replace", *arguments]
+    os.execv(sys.executable, command)
+
+
+def ready() -> None:
+    """Tell the manager, once and if it asked for that, that ports listen: sd_notify(3)."""
+    address = os.environ.pop("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]  # abstract, unix(7)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        try:
+            manager.connect(address)
+            manager.sendall(b"READY=1")
+        except OSError as error:
+            log.error("cannot tell the service manager: %s", error.strerror)
+
+
+def reap() -> None:
+    """Bury children that have ended: some are of the code that this process ran before."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
