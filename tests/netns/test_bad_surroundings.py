@@ -124,6 +124,35 @@ def test_the_hook_refuses_in_one_line_and_leaves_no_trace(host: Hypervisor, surr
     assert state(host) == before
 
 
+# libnftables, on a kernel that has all but CONFIG_NF_TABLES_BRIDGE: adding such a table is refused as by that
+# kernel (nft_supported_family), which takes the whole transaction with it.
+WITHOUT_BRIDGE_TABLES = """
+import importlib.machinery, importlib.util, sys
+here = __spec__.origin.rpartition("/")[0]
+spec = importlib.machinery.PathFinder.find_spec("nftables", [path for path in sys.path if path != here])
+real = importlib.util.module_from_spec(spec)
+sys.modules["nftables"] = real  # by which its parts find each other
+spec.loader.exec_module(real)
+
+def cmd(self, text, cmd=real.Nftables.cmd):
+    if "add table bridge" in text or "add chain bridge" in text:
+        return 1, "", "Error: Could not process rule: Operation not supported"
+    return cmd(self, text)
+
+real.Nftables.cmd = cmd
+"""
+
+
+def test_a_kernel_without_bridge_tables_is_named_and_nothing_is_left(host: Hypervisor) -> None:
+    host.write("/run/old/nftables.py", WITHOUT_BRIDGE_TABLES)
+    before = state(host)
+    done = host.run("sh", "-c", f"PYTHONPATH=/run/old {UP}", check=False)
+    assert done.returncode == 1
+    assert "this kernel has no nftables bridge tables" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert state(host) == before
+
+
 NO_NAMES = (
     "",
     ".",
