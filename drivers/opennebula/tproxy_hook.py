@@ -1,8 +1,8 @@
 # Installed by tproxy; "tproxy uninstall opennebula" takes it away.
 """What OpenNebula's network drivers hand to their hooks, to calls of ``tproxy hook``.
 
-Runs as oneadmin on hypervisors, on the standard library of whatever python3 they have; so it imports
-nothing of tproxy. What needs root is behind ``sudo -n .../vnm/tproxy``.
+Runs as oneadmin on hypervisors, on the standard library of whatever python3 they have, 3.8 or newer;
+so it imports nothing of tproxy. What needs root is behind ``sudo -n .../vnm/tproxy``.
 
 The VM comes as one line of base64 XML. A driver is run for the NICs that have its name as VN_MAD, before
 (pre) and after (post) a VM starts and when it is gone (clean); so are its hooks. ATTACH=YES marks the one
@@ -77,7 +77,7 @@ class _Devices:
 
     def __init__(self) -> None:
         self._path: list[str] = []
-        self.found: list[tuple[str, dict[str, str]]] = []
+        self.found: list[tuple[str, dict[str, list[str]]]] = []
 
     def doctype(self, *_: object) -> None:
         # Without one there are no entities, by which a small text could become a large one.
@@ -93,8 +93,8 @@ class _Devices:
 
     def data(self, text: str) -> None:
         if len(self._path) == 4 and self._path[1] == "TEMPLATE" and self._path[2] in DEVICES:
-            attributes, name = self.found[-1][1], self._path[3]
-            attributes[name] = attributes.get(name, "") + text
+            # In pieces: there is one for each line, and a value may have any number of them.
+            self.found[-1][1].setdefault(self._path[3], []).append(text)
 
     def end(self, _: str) -> None:
         self._path.pop()
@@ -128,9 +128,9 @@ def parse(data: bytes) -> list[Nic]:
     return [_nic(kind, attributes) for kind, attributes in devices.found]
 
 
-def _nic(kind: str, attributes: dict[str, str]) -> Nic:
+def _nic(kind: str, attributes: dict[str, list[str]]) -> Nic:
     def value(name: str) -> str:
-        return attributes.get(name, "").strip()
+        return "".join(attributes.get(name, ())).strip()
 
     return Nic(
         kind,

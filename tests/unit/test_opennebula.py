@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 from pathlib import Path
 
@@ -128,6 +129,16 @@ def test_depth_costs_no_more_than_length() -> None:
     with pytest.raises(hook.Problem, match="not XML"):
         hook.parse(line(deep).encode())
     assert hook.parse(line(deep + b"</TEMPLATE>" * 100_000 + b"</VM>").encode()) == []
+
+
+def test_a_value_of_many_lines_costs_no_more_than_its_length() -> None:
+    lines = "\n" * 2_000_000  # by the square of it, this would take minutes
+    (device,) = hook.parse(line(xml(nic(NETWORK=f"a{lines}b", MODEL=lines))).encode())
+    assert device.network == f"a{lines}b"
+
+
+def test_it_is_python_that_older_hypervisors_understand() -> None:
+    ast.parse(Path(hook.__file__).read_text(), feature_version=(3, 8))
 
 
 @given(st.binary(max_size=300))
