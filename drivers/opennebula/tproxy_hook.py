@@ -33,6 +33,9 @@ ON_OPEN_VSWITCH = ("ovswitch", "ovswitch_vxlan")
 # These put PHYDEV.VLAN_ID on the bridge, all others PHYDEV itself.
 TAGGING = ("802.1Q", "vxlan")
 
+# DEVTYPE of ports that lead off this host, of which many networks do not say PHYDEV.
+UPLINK_TYPES = ("vlan", "vxlan", "geneve", "bond", "team", "gretap", "ip6gretap")
+
 MARK = b"Installed by tproxy"
 STRICT_FAILURE = 75  # EX_TEMPFAIL, sysexits.h(3head); no Python or shell ends with it by accident
 
@@ -213,6 +216,27 @@ def settings(file: Path) -> Settings:
         raise Problem(f"{file}: {error}") from None
 
 
+def uplinks(bridge: str, links: Path = Path("/sys/class/net")) -> list[str]:
+    """Ports of the bridge that are no guests' by their kind, as tproxy itself takes them."""
+    if "/" in bridge:
+        return []
+    try:
+        ports = sorted(os.listdir(links / bridge / "brif"))
+    except OSError:
+        return []  # gone already, as it may be by then
+    return [port for port in ports if _leads_off_host(links / port)]
+
+
+def _leads_off_host(port: Path) -> bool:
+    if (port / "device").exists():  # hardware
+        return True
+    try:
+        said = (port / "uevent").read_text().split()
+    except OSError:
+        return False
+    return any(f"DEVTYPE={kind}" in said for kind in UPLINK_TYPES)
+
+
 def carry_out(command: Path, arguments: list[str]) -> None:
     """Call tproxy as root; raises Problem with what it, or sudo, said last."""
     words = [*(SUDO if os.geteuid() else ()), os.fspath(command), *arguments]
@@ -249,6 +273,9 @@ def work(hook: Path, given: Settings) -> list[str]:
         require_no_other(vnm)
     problems = []
     for bridge, arguments in calls(phase, linux, given.config).items():
+        if phase == "clean":
+            # `down` leaves a bridge alone for any port that is not named.
+            arguments += [f"--uplink={port}" for port in uplinks(bridge)]
         try:
             carry_out(vnm / "tproxy", arguments)
         except Problem as problem:

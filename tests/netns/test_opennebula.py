@@ -48,6 +48,19 @@ def test_deploy_and_shut_down(node: Node, driver: str, uplink: str) -> None:
     assert node.state() == before
 
 
+def test_an_uplink_that_the_network_does_not_name_keeps_no_bridge_up(node: Node) -> None:
+    """As on bridges that administrators make, with a card or a tunnel on them."""
+    node.host.add_bridge("onebr0")
+    node.host.ip("link add tunnel type vxlan id 7 dev lo dstport 4789", "link set tunnel master onebr0 up")
+    node.pre(vm(nic()))
+    guest = node.boot()
+    node.silent(node.hook("clean", vm(nic()), "node1"))
+    assert node.served() == ["onebr0"]
+    node.shut_down(guest)
+    node.silent(node.hook("clean", vm(nic()), "node1"))
+    assert node.served() == []
+
+
 def test_poweroff_and_resume(node: Node) -> None:
     before = node.state()
     for _ in range(2):

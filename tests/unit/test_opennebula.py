@@ -92,6 +92,18 @@ def test_open_vswitch_is_known_by_its_driver_or_its_type(element: str) -> None:
     assert not linux.on_open_vswitch
 
 
+def test_uplinks_are_known_by_their_kind(tmp_path: Path) -> None:
+    kinds = {"vnet0": "", "eth1.100": "DEVTYPE=vlan\n", "one-7-0": "DEVTYPE=bridge\n", "eth1": ""}
+    for port, uevent in kinds.items():
+        (tmp_path / "onebr0/brif" / port).mkdir(parents=True)
+        (tmp_path / port).mkdir()
+        (tmp_path / port / "uevent").write_text(f"INTERFACE={port}\n{uevent}")
+    (tmp_path / "eth1/device").mkdir()
+    assert hook.uplinks("onebr0", tmp_path) == ["eth1", "eth1.100"]
+    for bridge in ("onebr1", "../" + tmp_path.name + "/onebr0", "", "..", "a" * 300):
+        assert hook.uplinks(bridge, tmp_path) == []
+
+
 LAUGHS = '<!DOCTYPE VM [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]>' + xml(nic(NETWORK="]]>&b;<![CDATA["))
 
 
