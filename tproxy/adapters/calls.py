@@ -60,26 +60,31 @@ def run(program: str, event: Callable[[], Iterable[Call]]) -> int:
         wanted = list(dict.fromkeys(event()))
     except TproxyError as error:
         return _failed(program, str(error))
-    return max((_carry_out(program, call) for call in wanted), default=0)
+    except Exception as error:
+        # The last resort: whatever a platform handed over, it gets a line.
+        return _failed(program, f"internal error: {type(error).__name__}: {error}")
+    faults = filter(None, [_carry_out(program, call) for call in wanted])
+    # Once each: a fault of the configuration is every bridge's.
+    return max((_failed(program, reason) for reason in dict.fromkeys(faults)), default=0)
 
 
-def _carry_out(program: str, call: Call) -> int:
+def _carry_out(program: str, call: Call) -> str:
+    """Returns what is wrong."""
     match call:
         case Refusal(reason):
             _tell(program, logging.WARNING, reason)
-            return 0
         case Fault(reason):
-            return _failed(program, reason)
+            return reason
         case Up() | Down():
             try:
                 check_interface_name(call.bridge)
                 hook.run(call.arguments())
             except TproxyError as error:
-                return _failed(program, str(error))
+                return str(error)
             except Exception as error:
                 # One bridge's trouble must not keep the others from their services.
-                return _failed(program, f"{call.bridge}: internal error: {type(error).__name__}: {error}")
-            return 0
+                return f"bridge {call.bridge}: internal error: {type(error).__name__}: {error}"
+    return ""
 
 
 def _failed(program: str, reason: str) -> int:

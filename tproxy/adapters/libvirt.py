@@ -1,9 +1,10 @@
 """libvirt's hooks: ``python -m tproxy.adapters.libvirt qemu|lxc|network NAME OPERATION SUB-OPERATION EXTRA``.
 
-Guests (https://libvirt.org/hooks.html). A tap is on its bridge from `start` to some time before `release`;
-`prepare` comes earlier, which is what makes ports listen before the guest boots, and `started` comes
-again, in case the last guest of a bridge went between them and took the services along. `stopped` says
-nothing yet: the taps may still be there, and `release` always follows.
+Guests (https://libvirt.org/hooks.html). `prepare` comes before anything is there, `start` when the taps are
+on their bridges and QEMU is not yet; so ports listen before the guest boots, and should the last guest of the
+bridge have gone between the two and taken the services along, they are back. `release` follows each
+`stopped`, failed starts and migrations included. By then taps are gone, and the XML names neither them nor
+the bridges of networks; only taps that the guest's owner made, and named, stay.
 
 Networks. `port-created` and `port-deleted` are the only word of NICs that are plugged into a running
 guest; they, `started` and `updated` tell the network's bridge.
@@ -125,11 +126,7 @@ def _openvswitch(element: Element) -> bool:
 
 
 def _is_remnant(port: str) -> bool:
-    """Whether nobody holds the other end of a port any more.
-
-    Not taken for granted when its guest has ended: old versions of libvirt give a tap's name to the
-    next guest at once.
-    """
+    """Whether nobody holds the other end of a port any more: its owner may have given it to the next."""
     try:
         return (Path("/sys/class/net") / port.replace("/", "") / "carrier").read_text().strip() == "0"
     except (OSError, ValueError):
