@@ -44,6 +44,7 @@ class Attendant:
         self._uplinks = uplinks
         self._watch = watch
         self._due: dict[str, None] = {}  # in the order in which they were touched
+        self._busy: set[str] = set()  # have guests; whoever takes such a bridge down means to
         self._idle: dict[str, Timer] = {}
         self._retries: dict[str, tuple[float, Timer]] = {}
 
@@ -60,6 +61,7 @@ class Attendant:
     def configure(self, new: Config) -> None:
         """Have what the new configuration says."""
         old, self._config = self._config, new
+        self._busy.clear()
         for bridge in links.bridges():
             entry = watched(bridge, new.bridges)
             if entry is not None:
@@ -93,10 +95,13 @@ class Attendant:
         if exists and entry is not None and self._has_guests(bridge, entry):
             if timer := self._idle.pop(bridge, None):
                 timer.cancel()
-            if nft.read_map(bridge) is None:
+            if bridge not in self._busy and nft.read_map(bridge) is None:
                 log.info("bridge %s has a guest", bridge)
                 self._up(bridge, entry)
-        elif bridge not in self._idle and instance.last_use(bridge) is not None:
+            self._busy.add(bridge)
+            return
+        self._busy.discard(bridge)
+        if bridge not in self._idle and instance.last_use(bridge) is not None:
             grace = self._config.watch_grace
             self._idle[bridge] = self._loop.call_later(grace, partial(self._leave, bridge))
 

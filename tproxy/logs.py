@@ -62,12 +62,23 @@ def to_file(name: str, level: int) -> None:
 def for_command(level: int, *, debug: bool) -> None:
     """For commands: all from ``level`` up to the daemon's file, warnings to stderr, a line each."""
     to_file(DAEMON_LOG, logging.DEBUG if debug else level)
+    _ours.addHandler(_stderr(debug=debug))
+
+
+def for_preview(*, debug: bool) -> None:
+    """For commands that change nothing, and so write no file."""
+    _ours.handlers[:] = [_stderr(debug=debug)]
+    _ours.propagate = False
+    set_level(logging.DEBUG if debug else logging.WARNING)
+
+
+def _stderr(*, debug: bool) -> logging.Handler:
     stderr = logging.StreamHandler(sys.stderr)
     stderr.setFormatter(logging.Formatter("tproxy: %(message)s"))
     stderr.setLevel(logging.DEBUG if debug else logging.WARNING)
     # An error ends the command, which then says it: operators get one line, not two.
     stderr.addFilter(lambda record: record.levelno < logging.ERROR)
-    _ours.addHandler(stderr)
+    return stderr
 
 
 def set_level(level: int) -> None:

@@ -56,6 +56,14 @@ def identify(name: str) -> NamespaceId | None:
         os.close(fd)
 
 
+def names() -> list[str]:
+    """All names that are taken."""
+    try:
+        return os.listdir(DIRECTORY)
+    except FileNotFoundError:
+        return []
+
+
 def name_taken(name: str) -> bool:
     """Whether a file of that name is there, be it a namespace or a stray file."""
     return os.path.lexists(DIRECTORY / name)

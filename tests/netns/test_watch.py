@@ -146,7 +146,7 @@ def test_guests_that_were_there_before_are_found_and_a_deleted_bridge_is_forgott
 
 def test_a_port_that_comes_back_in_time_cuts_nothing(host: Host, start_endpoint: StartEndpoint) -> None:
     start_endpoint("echo", ENDPOINT, 8081)
-    host.configure(grace=2, remote_port=8081)
+    host.configure(grace=1, remote_port=8081)
     host.host.add_bridge("br0")
     host.watch()
     guest = host.host.add_guest("guest", "br0")
@@ -159,21 +159,21 @@ def test_a_port_that_comes_back_in_time_cuts_nothing(host: Host, start_endpoint:
     assert talker.stdout.readline() == "ready\n"
     for _ in range(10):
         host.host.ip(f"link set {guest.port} nomaster", f"link set {guest.port} master br0")
-    time.sleep(2.5)  # the grace time, and some more
+    time.sleep(1.5)  # the grace time, and some more
     print("still there", file=talker.stdin, flush=True)
     assert talker.stdout.readline() == "still there\n"
 
 
 def test_a_bridge_that_a_hook_brought_up_waits_for_its_guest(host: Host) -> None:
-    host.configure(grace=3)
+    host.configure(grace=2)
     host.host.add_bridge("br0")
     host.watch()
     guest = host.host.add_guest("guest", "br0")
     host.wait_up("br0")
     host.host.ip(f"link del {guest.port}")
-    time.sleep(2)
+    time.sleep(1)
     host.hook("up", "--bridge", "br0", "--network", "blue")
-    time.sleep(2)  # the grace time of the guest that left is over
+    time.sleep(1.3)  # the grace time of the guest that left is over
     assert host.is_up("br0")
     host.wait_down("br0")
 
@@ -239,6 +239,7 @@ def test_a_map_that_somebody_deletes_or_changes_is_meant_to_be(host: Host) -> No
     host.wait_up("br1")
     host.nft("delete map ip one_tproxy ep_br0")
     host.nft("add element ip one_tproxy ep_br1 { 99 : 10.0.0.1 . 99 }")
+    host.host.ip("link set br0 mtu 1400")
     time.sleep(1)
     assert not host.is_up("br0")
     # That is what is restored.

@@ -24,6 +24,7 @@ COMMANDS = {
     "install": "install",
     "uninstall": "install",
     "watch": "watch",
+    "gc": "gc",
     "lab": "lab",
 }
 

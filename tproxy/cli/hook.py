@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--network-id", default="", metavar="ID", help="id of the virtual network")
         add("--config", metavar="FILE", help="configuration file to use")
         add("--uplink", action="append", default=[], metavar="DEV", help="port that leads off this host")
+        add("--dry-run", action="store_true", help="print what would be done, a line each, and do nothing")
         add("--debug", action="store_true", default=bool(os.environ.get("TPROXY_DEBUG")))
         if name == "down":
             add("--force", action="store_true", help="also when guests are attached")
@@ -63,21 +64,44 @@ def _parser() -> argparse.ArgumentParser:
 
 def _up(options: argparse.Namespace) -> None:
     read = _config(options.config)
-    logs.for_command(read.log_level, debug=options.debug)
+    _log(options, read.log_level)
     network, uplinks = Network(options.network, options.network_id), frozenset(options.uplink)
     services, warnings = config.services_for(read, network)
     hook.check(options.bridge, uplinks)
     for warning in [*read.warnings, *warnings]:
         logs.warn(warning)
-    if services:
+    if services and options.dry_run:
+        from tproxy import preview  # few want it, and it takes time
+
+        _print(preview.up(options.bridge, network, services, uplinks))
+    elif services:
         hook.up(options.bridge, network, services, uplinks, read.log_level, read.watch_file)
 
 
 def _down(options: argparse.Namespace) -> None:
-    logs.for_command(logs.DEFAULT_LEVEL, debug=options.debug)
-    guests = hook.down(options.bridge, frozenset(options.uplink), force=options.force)
+    _log(options, logs.DEFAULT_LEVEL)
+    bridge, uplinks, force = options.bridge, frozenset(options.uplink), options.force
+    if options.dry_run:
+        from tproxy import preview
+
+        lines, guests = preview.down(bridge, uplinks, force=force)
+        _print(lines)
+    else:
+        guests = hook.down(bridge, uplinks, force=force)
     if guests:
-        say(f"bridge {options.bridge} is in use by {', '.join(sorted(guests))}: left alone")
+        say(f"bridge {bridge} is in use by {', '.join(sorted(guests))}: left alone")
+
+
+def _log(options: argparse.Namespace, level: int) -> None:
+    if options.dry_run:
+        logs.for_preview(debug=options.debug)
+    else:
+        logs.for_command(level, debug=options.debug)
+
+
+def _print(lines: list[str]) -> None:
+    for line in lines:
+        print(line)
 
 
 def _config(explicit: str | None) -> config.Config:

@@ -1,0 +1,48 @@
+"""gc: remove what hooks left behind."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from tproxy import config, leftovers, logs
+from tproxy.cli import EXIT_FAILURE, require_root, say
+from tproxy.errors import TproxyError
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Print it only.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Leave bridges alone that a hook wanted since; tproxy_watch_grace, or 30 s, without.",
+)
+@click.option("--config", "file", metavar="FILE", help="Configuration file to use.")
+@click.pass_obj
+def gc(debug: bool, dry_run: bool, grace: float | None, file: str | None) -> None:
+    """Remove what hooks left behind: of bridges that are gone, or have no guest.
+
+    Prints a line for each thing. What other programs made is left alone.
+    """
+    require_root()
+    path = config.search(file, os.environ)
+    read = config.load(path) if path else None
+    if dry_run:
+        logs.for_preview(debug=debug)
+    else:
+        logs.for_command(read.log_level if read else logs.DEFAULT_LEVEL, debug=debug)
+    if grace is None:
+        grace = read.watch_grace if read else config.DEFAULT_WATCH_GRACE
+    failed = False
+    for leftover in leftovers.find(read.bridges if read else (), grace):
+        try:
+            if dry_run or leftovers.remove(leftover, grace):
+                for line in leftover.removal:
+                    click.echo(line)
+        except TproxyError as error:
+            say(f"bridge {leftover.bridge}: {error}")
+            failed = True
+    sys.exit(EXIT_FAILURE if failed else 0)

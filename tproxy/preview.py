@@ -1,0 +1,58 @@
+"""What a hook would do, in order and in words, without doing any of it.
+
+No lock is taken, since that would make files: a hook that is under way may be met half-way through.
+"""
+
+from __future__ import annotations
+
+from tproxy import nft, plan, plumbing, process, ruleset
+from tproxy.catalog import Catalog
+from tproxy.model import DAEMON_TITLE, TABLE, BridgeNames, Network, Service, ServiceMap
+
+
+def up(bridge: str, network: Network, services: dict[int, Service], uplinks: frozenset[str]) -> list[str]:
+    """``hook.up``; nothing on a bridge that is in order."""
+    nft.require()
+    observed = plumbing.observe(bridge)
+    wanted = ruleset.storable(ServiceMap(bridge, services, network))
+    actions = plan.up(wanted, observed, uplinks)
+    lines = list(map(str, actions))
+    if not process.daemon_answers():
+        lines.append(f"start the daemon {DAEMON_TITLE}")
+    rebuilt = any(isinstance(each, plan.CreateNamespace) for each in actions)
+    if rebuilt or bridge not in dict(process.find().relays):
+        lines.append(f"start relay {BridgeNames(bridge).relay_title}")
+    known = Catalog()
+    if observed.map is not None:
+        known.apply(observed.map)
+    return lines + known.apply(wanted)
+
+
+def down(bridge: str, uplinks: frozenset[str], *, force: bool) -> tuple[list[str], frozenset[str]]:
+    """``hook.down``, and the guests because of which nothing would be done."""
+    names = BridgeNames(bridge)  # raises BadName
+    nft.require()
+    observed = plumbing.observe(bridge)
+    guests = plan.guests(bridge, observed, uplinks)
+    if guests and not force:
+        return [], guests
+    lines = removal(bridge, observed)
+    if lines and not any(each.bridge != names.bridge for each in nft.read_maps()):
+        lines.append(f"delete what is empty then of the tables {TABLE}")
+        if process.daemon_answers():
+            lines.append(f"end the daemon {DAEMON_TITLE}, unless it is to stay without maps")
+    return lines, frozenset()
+
+
+def removal(bridge: str, observed: plan.Observed) -> list[str]:
+    """What takes away all that is there of a bridge."""
+    relays = [
+        f"end relay {BridgeNames(bridge).relay_title}, process {relay.pid}"
+        for name, relay in process.find().relays
+        if name == bridge
+    ]
+    return [
+        *map(str, plan.unload(bridge, observed)),
+        *relays,
+        *map(str, plan.dismantle(bridge, observed)),
+    ]
