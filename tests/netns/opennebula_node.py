@@ -120,6 +120,8 @@ def furnish(host: Hypervisor, remotes: Path, conf: str = CONF) -> Node:
         "mount --bind /run/sudoers.d /etc/sudoers.d",
         "mount --bind /run/passwd /etc/passwd",
         "mount --bind /run/hosts /etc/hosts",
+        # Nothing of this machine's own.
+        "[ ! -d /etc/tproxy ] || mount -t tmpfs none /etc/tproxy",
     )
     host.run("sh", "-ec", "\n".join(mounts))
     host.add_endpoint(ENDPOINT, 8080, "hello")

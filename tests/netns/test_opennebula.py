@@ -252,6 +252,21 @@ def test_settings_that_cannot_be_read_are_one_line(node: Node) -> None:
     assert done.stdout.count("\n") == 1
 
 
+def test_when_the_configuration_goes_meanwhile_a_bridge_still_goes_with_its_guest(node: Node) -> None:
+    before = node.state()
+    node.pre(vm(nic()))
+    guest = node.boot()
+    (node.host.path(REMOTES) / "etc/vnm/OpenNebulaNetwork.conf").unlink()
+    done = node.hook("post", vm(nic()))
+    assert done.stdout.startswith("tproxy: bridge onebr0: no configuration file")
+    assert done.stdout.count("\n") == 1
+    assert done.returncode == 0
+    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    node.shut_down(guest)
+    node.clean(vm(nic()))
+    assert node.state() == before
+
+
 SURROUNDINGS = {
     "stdin closed": ("exec 0<&-;", "it is closed"),
     "no python3": ("mkdir -p /run/none; PATH=/run/none;", "python3 ended with 127"),
