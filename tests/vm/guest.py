@@ -42,7 +42,7 @@ class Result(NamedTuple):
 class GuestMachine:
     def __init__(self, host: Hypervisor, kernel: machine.Kernel, where: Path, tap: str, script: str) -> None:
         archive = machine.initramfs(
-            where / f"{tap}.cpio", kernel, ("virtio_mmio", "virtio_net"), {"script": _TOOLS + script}
+            where / f"{tap}.cpio", kernel, ("virtio_pci", "virtio_net"), {"script": _TOOLS + script}
         )
         self._process = host.popen(
             *machine.command(kernel, archive, *machine.network_card(tap, MAC)),

@@ -17,6 +17,9 @@ from tests.vm.machine import Kernel
 from tproxy.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
+# More than a machine is given, on a loaded host.
+pytestmark = pytest.mark.timeout(300)
+
 ENDPOINT = "10.11.12.13"
 SERVICE = f"http://{SERVICE_ADDRESS}:5030/"
 
