@@ -74,7 +74,7 @@ class Node(NamedTuple):
     def state(self) -> list[str]:
         """All that hooks may have left on the host."""
         looks = (
-            ("ip", "-br", "link"),
+            ("ls", "/sys/class/net"),
             ("nft", "list", "ruleset"),
             ("find", "/run/netns", "-mindepth", "1", "-name", "one_*"),
             ("pgrep", "-af", "^one_tproxy|^tproxy-"),
