@@ -23,7 +23,7 @@ KERNELS = ROOT / "build/vm"
 
 PROGRAMS = ("qemu-system-x86_64", "busybox", "cpio", "modprobe", "timeout")
 
-# Process 1. The script may end in any way: without `-no-reboot` the machine would start again.
+# Process 1, which runs the script itself, so that this can hand over to another process 1.
 _INIT = """#!/bin/sh
 /bin/busybox --install -s /bin
 mkdir -p /proc /sys /dev /tmp
@@ -32,7 +32,7 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 echo # the BIOS leaves the console in the middle of a line
 for module in $(cat /modules/order); do insmod /modules/$module; done
-sh /script
+. /script
 poweroff -f
 """
 
