@@ -367,15 +367,10 @@ def test_a_port_that_is_taken_fails_the_hook_and_is_undone(hypervisor: Hyperviso
     assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
 
 
-def test_without_root_or_libnftables_it_says_so_and_changes_nothing(
-    hypervisor: Hypervisor, config: str
-) -> None:
+def test_without_libnftables_it_says_so_and_changes_nothing(hypervisor: Hypervisor, config: str) -> None:
     hypervisor.add_bridge("br0")
     before = state(hypervisor)
     command = [sys.executable, "-m", "tproxy", "hook", "up", "--bridge", "br0", "--config", config]
-    done = hypervisor.run("setpriv", "--reuid=65534", "--clear-groups", *command, check=False)
-    assert done.returncode != 0
-    assert done.stderr.count("\n") == 1
     hypervisor.write("/run/broken/nftables.py", "raise ImportError('no libnftables.so.1')\n")
     path = f"/run/broken:{sys.path[0]}"
     done = hypervisor.run(*command, check=False, env={"PYTHONPATH": f"{path}:{_source()}"})
