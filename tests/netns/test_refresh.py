@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.netns.waiting import eventually
 from tproxy.errors import ProcessError
 from tproxy.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
@@ -107,3 +108,17 @@ def test_a_bridge_that_is_gone_does_not_stop_the_others(site: Site) -> None:
     assert done.stderr == "tproxy: aa0: bridge aa0 does not exist\n"
     assert done.stdout == f"{CONFIG}: bridges changed 1, unchanged 0, failed 1\n"
     assert site.ask() == "two"
+
+
+def test_what_concerns_the_processes_takes_effect_too(site: Site) -> None:
+    text = site.host.path(CONFIG).read_text()
+    site.host.write(CONFIG, "tproxy_debug_level: 1\ntproxy_watch: true\n" + text)
+    site.refresh(unchanged=1)
+    for _ in eventually():
+        if "tproxy-watch" in site.host.run("ps", "-eo", "args").stdout:
+            break
+    log = site.host.path("/var/log/one_tproxy.log")
+    before = log.read_text()
+    assert site.ask() == "one"
+    site.host.tproxy("stop")  # what it had to say, it has said
+    assert "bridge=br0" not in log.read_text()[len(before) :]  # connections are told of at INFO

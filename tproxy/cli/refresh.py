@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from tproxy import config, logs
+from tproxy import config, instance, logs, process
 from tproxy import refresh as refreshing
 from tproxy.cli import EXIT_FAILURE, require_root, say
 from tproxy.errors import ConfigError
@@ -19,8 +19,8 @@ from tproxy.errors import ConfigError
 def refresh(debug: bool, file: str | None) -> None:
     """Apply the configuration file, as it is now, to the bridges that are up.
 
-    For each bridge that a hook brought up for a network that it named; open connections go on. Prints
-    which file that was, and for how many bridges it changed something.
+    For each bridge that a hook brought up for a network that it named, and to the processes; open
+    connections go on. Prints which file that was, and for how many bridges it changed something.
     """
     require_root()
     path = config.search(file, os.environ)
@@ -32,9 +32,11 @@ def refresh(debug: bool, file: str | None) -> None:
     for warning in warnings:
         logs.warn(warning)
     failed = [each.problem for each in outcomes if each.problem]
-    for problem in failed:
+    with instance.lock():
+        problems = process.start(read.log_level, read.watch_file)  # the log level, a watcher
+    for problem in dict.fromkeys([*failed, *problems]):
         say(problem)
     changed = sum(each.changed for each in outcomes)
     unchanged = len(outcomes) - changed - len(failed)
     click.echo(f"{path}: bridges changed {changed}, unchanged {unchanged}, failed {len(failed)}")
-    sys.exit(EXIT_FAILURE if failed else 0)
+    sys.exit(EXIT_FAILURE if failed or problems else 0)
