@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.netns.serving import served
 from tproxy.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
@@ -133,25 +134,6 @@ def host(hypervisor: Hypervisor) -> Hypervisor:
 @pytest.fixture
 def libvirt(host: Hypervisor) -> Libvirt:
     return Libvirt(host)
-
-
-def served(host: Hypervisor) -> list[str]:
-    """The bridges that have all they need; fails when one has only a part."""
-    relays = host.tproxy("status").stdout.split("one_tproxy_")[1:]
-    bridges = sorted(relay.partition(":")[0] for relay in relays)
-    names = host.run("find", "/run/netns", "-name", "one_tproxy_*", "-printf", "%f ", check=False).stdout
-    assert sorted(names.split()) == [f"one_tproxy_{bridge}" for bridge in bridges]
-    tables = host.run("nft", "list", "tables").stdout
-    maps = host.run("nft", "list", "table", "ip", "one_tproxy").stdout if "ip one_tproxy" in tables else ""
-    assert sorted(line.split()[1] for line in maps.splitlines() if line.startswith("\tmap ")) == [
-        f"ep_{bridge}" for bridge in bridges
-    ]
-    links = host.run("ip", "-br", "link", "show", "type", "veth").stdout
-    assert all(f"{bridge}b@" in links for bridge in bridges)
-    if not bridges:
-        assert tables == ""
-        assert "b@" not in links
-    return bridges
 
 
 def unplug(guest: Guest) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.netns.test_libvirt import served
+from tests.netns.serving import served
 from tproxy.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 

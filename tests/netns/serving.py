@@ -1,0 +1,35 @@
+"""Which bridges of a stand-in are served: by namespace, veth, map and relay, not by a part of them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from tests.netns.waiting import eventually
+from tproxy.hypervisor import Hypervisor
+
+
+def served(host: Hypervisor) -> list[str]:
+    """The bridges that have all they need; fails when one has only a part."""
+    relays = host.tproxy("status").stdout.split("one_tproxy_")[1:]
+    bridges = sorted(relay.partition(":")[0] for relay in relays)
+    names = host.run("find", "/run/netns", "-name", "one_tproxy_*", "-printf", "%f ", check=False).stdout
+    assert sorted(names.split()) == [f"one_tproxy_{bridge}" for bridge in bridges]
+    tables = host.run("nft", "list", "tables").stdout
+    maps = host.run("nft", "list", "table", "ip", "one_tproxy").stdout if "ip one_tproxy" in tables else ""
+    assert sorted(line.split()[1] for line in maps.splitlines() if line.startswith("\tmap ")) == [
+        f"ep_{bridge}" for bridge in bridges
+    ]
+    links = host.run("ip", "-br", "link", "show", "type", "veth").stdout
+    assert all(f"{bridge}b@" in links for bridge in bridges)
+    if not bridges:
+        assert "one_tproxy" not in tables
+        assert "b@" not in links
+    return bridges
+
+
+def await_served(host: Hypervisor, *bridges: str) -> None:
+    """Until exactly these are served, and none by half."""
+    for _ in eventually():
+        with suppress(AssertionError):
+            if served(host) == list(bridges):
+                return
