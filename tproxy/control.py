@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tproxy.errors import ProcessError, ProtocolError
+from tproxy.errors import NotRunning, ProcessError, ProtocolError
 from tproxy.loop import READ, WRITE, Loop
 
 SOCKET = "control.sock"
@@ -27,7 +27,8 @@ Json = dict[str, Any]
 def ask(directory: Path, request: Json, timeout: float) -> Json:
     """Send one request and wait ``timeout`` seconds for the answer.
 
-    Raises ProcessError when no daemon answers there, and when the answer is an error.
+    Raises NotRunning when no daemon is there, and ProcessError when it does not answer or says that
+    something is wrong.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout)
@@ -36,7 +37,7 @@ def ask(directory: Path, request: Json, timeout: float) -> Json:
             sock.sendall(json.dumps(request).encode() + b"\n")
             data = b"".join(iter(lambda: sock.recv(256 * 1024), b""))
         except (FileNotFoundError, ConnectionRefusedError):
-            raise ProcessError("the daemon is not running") from None
+            raise NotRunning("the daemon is not running") from None
         except TimeoutError:
             raise ProcessError(f"the daemon did not answer within {timeout:g} s") from None
         except OSError as error:

@@ -27,3 +27,7 @@ class ProtocolError(TproxyError):
 
 class ProcessError(TproxyError):
     """A process could not be started, reached or ended."""
+
+
+class NotRunning(ProcessError):
+    """There is no daemon that could be asked."""

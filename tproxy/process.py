@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from tproxy import control, foreground, instance, nft
-from tproxy.errors import ProcessError, TproxyError
+from tproxy.errors import NotRunning, ProcessError
 from tproxy.logs import DEFAULT_LEVEL
 from tproxy.model import DAEMON_TITLE
 
@@ -127,8 +127,8 @@ def become_daemon(log_level: int | None, watch: str | None) -> NoReturn:
             _expect_ready(reader)
             for problem in _apply_all(log_level, watch, reopen_logs=False):
                 log.warning("%s", problem)
-        except TproxyError as error:
-            log.warning("%s", error)
+        except Exception as error:  # whatever it was: the manager is to learn that the start failed
+            log.warning("the maps do not take effect: %s", error)
             os.kill(daemon, signal.SIGTERM)
         finally:
             os._exit(0)
@@ -232,10 +232,10 @@ def end_relay(bridge: str) -> None:
 
 
 def ask_status() -> control.Json | None:
-    """What the daemon tells of itself; None when it does not run."""
+    """What the daemon tells of itself; None when it does not run, ProcessError when that is unknown."""
     try:
-        return control.ask(instance.directory(), {"op": "status"}, ANSWER_TIMEOUT)
-    except ProcessError:
+        return control.ask(instance.directory(), {"op": "status"}, PING_TIMEOUT)
+    except NotRunning:
         return None
 
 
@@ -243,8 +243,9 @@ def _apply_all(log_level: int | None, watch: str | None, *, reopen_logs: bool) -
     problems = apply(None, log_level, watch, reopen_logs=reopen_logs)
     # Left over from a daemon that crashed, for a bridge whose map has gone since.
     status = ask_status()
-    known = {each["relay"] for each in status["bridges"].values()} if status else set()
-    terminate([process for _, process in find().relays if process.pid not in known])
+    if status is not None:
+        known = {each["relay"] for each in status["bridges"].values()}
+        terminate([process for _, process in find().relays if process.pid not in known])
     return problems
 
 

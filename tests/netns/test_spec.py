@@ -210,6 +210,15 @@ def test_a_traceback_comes_on_request_only(hypervisor: Hypervisor) -> None:
         assert told.returncode == plain.returncode == 1
 
 
+def test_status_shows_what_it_can_of_a_daemon_that_hangs_and_says_so(lab: Lab) -> None:
+    lines = lab.host.tproxy("status").stdout
+    lab.host.run("pkill", "-STOP", "-x", "-f", "one_tproxy")
+    assert lab.host.tproxy("status").stdout == lines
+    told = lab.host.tproxy("status", "--verbose", check=False)
+    assert (told.returncode, told.stdout) == (1, lines)
+    assert told.stderr == "tproxy: the daemon did not answer within 5 s\n"
+
+
 def test_restart_runs_the_code_that_is_installed_now(hypervisor: Hypervisor, tmp_path: Path) -> None:
     lab = Lab(hypervisor)
     shutil.copytree(tproxy.__path__[0], tmp_path / "tproxy", ignore=shutil.ignore_patterns("__pycache__"))

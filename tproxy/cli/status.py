@@ -6,6 +6,7 @@ import click
 
 from tproxy import process, report
 from tproxy.cli import require_root
+from tproxy.errors import ProcessError
 
 
 @click.command()
@@ -15,9 +16,13 @@ def status(as_json: bool, verbose: bool) -> None:
     """Show running processes: a line each, the daemon first."""
     require_root()
     running = process.find()
-    if as_json or verbose:
-        show = report.as_json if as_json else report.as_table
-        click.echo(show(running.lines, process.ask_status()))
+    if not as_json and not verbose:
+        for title, pid in running.lines:
+            click.echo(f"{title}: {pid}")
         return
-    for title, pid in running.lines:
-        click.echo(f"{title}: {pid}")
+    show = report.as_json if as_json else report.as_table
+    try:
+        click.echo(show(running.lines, process.ask_status()))
+    except ProcessError:
+        click.echo(show(running.lines, None))  # what can be said without it
+        raise
