@@ -7,25 +7,18 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 
 import pytest
 
 from tests.netns.conftest import ENDPOINTS
+from tests.netns.talk import Talk
 from tests.netns.waiting import eventually
 from tproxy.foreground import LEAVE_SIGNAL
 from tproxy.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
 CONFIG = "tproxy: [{remote_addr: 10.11.12.13, remote_port: 80}]\n"
-
-TALKER = """
-import socket, sys
-with socket.create_connection((sys.argv[1], int(sys.argv[2])), 10) as sock:
-    for line in sys.stdin:
-        sock.sendall(line.encode())
-        print(sock.recv(100).decode(), end='', flush=True)
-"""
 
 # One connection after the other, until there is the file; any that is refused or cut ends it.
 CROWD = """
@@ -79,28 +72,6 @@ def guest(hypervisor: Hypervisor) -> Guest:
 
 def up(host: Hypervisor) -> None:
     host.tproxy("hook", "up", "--bridge", "br0", "--config", "/run/tproxy.yaml")
-
-
-class Talk:
-    """A guest's connection to the echo that stays open."""
-
-    def __init__(self, guest: Guest) -> None:
-        options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 1}
-        self._process = guest.popen(sys.executable, "-c", TALKER, SERVICE_ADDRESS, "80", **options)
-        assert self.say("hello") == "hello"
-
-    def say(self, words: str) -> str:
-        """What comes back; empty when the connection has ended."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with suppress(BrokenPipeError):
-            print(words, file=self._process.stdin, flush=True)
-        return self._process.stdout.readline().rstrip("\n")
-
-    def end(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(30)
 
 
 def assert_served(guest: Guest) -> None:

@@ -18,9 +18,9 @@ import psutil
 import pytest
 
 from tests.netns.conftest import ENDPOINTS
+from tests.netns.talk import Talk
 from tests.netns.waiting import eventually
 from tproxy.hypervisor import Guest, Hypervisor, kill
-from tproxy.model import SERVICE_ADDRESS
 
 SYSTEMD = "/lib/systemd/systemd"
 SOURCE = Path(__file__).parents[2]
@@ -58,14 +58,6 @@ exec unshare --fork --kill-child --pid --mount --ipc --cgroup sh -c '
 TPROXY = f"""#!/bin/sh
 export PYTHONPATH={SOURCE} TPROXY_CONFIG=/run/tproxy.yaml
 exec {sys.executable} -m tproxy "$@"
-"""
-
-TALKER = """
-import socket, sys
-with socket.create_connection((sys.argv[1], int(sys.argv[2])), 10) as sock:
-    for line in sys.stdin:
-        sock.sendall(line.encode())
-        print(sock.recv(100).decode(), end='', flush=True)
 """
 
 
@@ -163,22 +155,6 @@ def guest(machine: Machine) -> Guest:
     machine.host.add_bridge("br0")
     machine.host.add_endpoint("10.11.12.13", 80, program=(sys.executable, str(ENDPOINTS), "echo"))
     return machine.host.add_guest("guest", "br0")
-
-
-class Talk:
-    """A guest's connection that stays open."""
-
-    def __init__(self, guest: Guest) -> None:
-        options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 1}
-        self._process = guest.popen(sys.executable, "-c", TALKER, SERVICE_ADDRESS, "80", **options)
-        assert self.say("hello") == "hello"
-
-    def say(self, words: str) -> str:
-        """What comes back; empty when the connection has ended."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(words, file=self._process.stdin, flush=True)
-        return self._process.stdout.readline().rstrip("\n")
 
 
 def test_systemd_finds_nothing_wrong_with_the_units(hypervisor: Hypervisor) -> None:
