@@ -12,7 +12,9 @@ flushes all of nftables means his own rules; then, and only then, maps are resto
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 from tproxy import guards, hook, instance, links, nft, plan, plumbing, ruleset
@@ -50,10 +52,13 @@ class Mender:
         self._watch = watch
         self._kept: dict[str, Kept] = {}
         self._owners: dict[str, str] = {}  # bridges by the name of our veth
-        self._doubtful: set[str] = set()
-        self._all_doubtful = self._maps_lost = False
+        self._doubtful_links: set[str] = set()
+        self._doubtful_ruleset: set[str] = set()
+        self._everything = False  # of the ruleset is doubtful
+        self._maps_lost = False
         self._due = False
         self._broken: dict[str, ServiceMap | None] = {}  # with the map that it lost
+        self._due_repairs: deque[str] = deque()
         self._said: dict[str, str] = {}
 
     def uplinks(self, bridge: str) -> frozenset[str]:
@@ -64,29 +69,29 @@ class Mender:
     # Doubts
 
     def links_touched(self, names: Iterable[str]) -> None:
-        for name in names:
-            bridge = self._owners.get(name, name)
-            if bridge in self._kept:
-                self._doubt({bridge})
+        bridges = {self._owners.get(name, name) for name in names}
+        self._doubt(links=bridges & self._kept.keys())
 
     def ruleset_touched(self, told: Ruleset) -> None:
-        self._maps_lost |= told.maps_deleted
         bridges, everything = _bridges_in(told)
-        if everything:
-            self.doubt_all()
-        self._doubt(bridges)
+        self._maps_lost |= told.maps_deleted
+        self._everything |= everything
+        self._doubt(ruleset=bridges)
 
     def doubt_all(self) -> None:
-        self._all_doubtful = True
-        self._doubt(set())
+        self._everything = True
+        self._doubt(links=set(self._kept))
 
     def look(self) -> None:
         """What nothing tells of."""
-        self._doubt({bridge for bridge, kept in self._kept.items() if kept.probe and kept.probe.changed})
+        self._doubt(links={name for name, kept in self._kept.items() if kept.probe and kept.probe.changed})
 
-    def _doubt(self, bridges: set[str], after: float = SETTLE) -> None:
-        self._doubtful |= bridges
-        if (self._doubtful or self._all_doubtful) and not self._due:
+    def _doubt(
+        self, *, links: Iterable[str] = (), ruleset: Iterable[str] = (), after: float = SETTLE
+    ) -> None:
+        self._doubtful_links.update(links)
+        self._doubtful_ruleset.update(ruleset)
+        if (self._doubtful_links or self._doubtful_ruleset or self._everything) and not self._due:
             self._due = True
             self._loop.call_later(after, self._examine)
 
@@ -94,57 +99,81 @@ class Mender:
 
     def _examine(self) -> None:
         self._due = False
-        try:
-            maps = {each.bridge: each for each in nft.read_maps()}
-            found = nft.read_guards()
-            # Messages may have been lost, so it is not enough that none told of the table's end.
-            lost = self._maps_lost or not nft.table_exists("ip")
-        except NftError as error:
-            self._say("", f"nftables cannot be read: {error}")
-            self._doubt(set(), RETRY)
-            return
-        doubtful = self._doubtful | (self._kept.keys() | maps.keys() if self._all_doubtful else set())
-        self._doubtful, self._all_doubtful, self._maps_lost = set(), False, False
-        for bridge in filter(links.is_bridge, sorted(doubtful)):
-            self._judge(bridge, maps.get(bridge), found.get(bridge) or ObservedGuard(bridge), lost)
-        self._loop.call_later(0, self._repair_one)
-
-    def _judge(self, bridge: str, now: ServiceMap | None, guard: ObservedGuard, lost: bool) -> None:
-        kept = self._kept.get(bridge)
-        if now is not None:
-            kept = kept or self._remember(now, guard)
-            if _guard_broken(kept, guard) or _links_broken(kept):
-                self._broken[bridge] = None
+        if self._doubtful_ruleset or self._everything:
+            try:
+                self._examine_ruleset()
+            except NftError as error:
+                self._say("", f"nftables cannot be read: {error}")
+                self._doubt(after=RETRY)
+                return
+        doubtful = self._doubtful_links & self._kept.keys() - self._broken.keys()
+        self._doubtful_links.clear()
+        for bridge in filter(links.is_bridge, doubtful):
+            kept = self._kept[bridge]
+            if _links_broken(kept):
+                self._to_repair(bridge)
             else:
-                self._remember(now, guard)
-        elif kept is not None and lost:
-            self._broken[bridge] = kept.map
-        else:
-            self._forget(bridge)
+                self._remember_links(bridge)
 
-    def _repair_one(self) -> None:
+    def _examine_ruleset(self) -> None:
+        maps = {each.bridge: each for each in nft.read_maps()}
+        found = nft.read_guards()
+        # Messages may have been lost, so it is not enough that none told of the table's end.
+        lost = self._maps_lost or not nft.table_exists("ip")
+        doubtful = self._kept.keys() | maps.keys() if self._everything else self._doubtful_ruleset
+        doubtful = doubtful - self._broken.keys()  # judged already, and waiting for their repair
+        self._doubtful_ruleset, self._everything, self._maps_lost = set(), False, False
+        for bridge in filter(links.is_bridge, sorted(doubtful)):
+            kept, now = self._kept.get(bridge), maps.get(bridge)
+            guard = found.get(bridge) or ObservedGuard(bridge)
+            if now is None and not (kept and lost):
+                self._forget(bridge)
+            elif now is None or (kept and _guard_broken(kept, guard)):
+                self._to_repair(bridge, lost=kept.map if kept and now is None else None)
+            else:
+                new = self._remember(now, guard)
+                if kept is None:
+                    self._doubtful_links.add(bridge)
+                    if _guard_broken(new, guard):
+                        self._to_repair(bridge)
+
+    # Repair
+
+    def _to_repair(self, bridge: str, lost: ServiceMap | None = None) -> None:
+        self._broken[bridge] = lost
+        self._due_repairs.append(bridge)
+        if len(self._due_repairs) == 1:
+            self._loop.call_later(0, self._repair_next)
+
+    def _repair_next(self) -> None:
         """One in each of the loop's turns: a repair takes a while."""
-        for bridge in list(self._broken)[:1]:
-            self._repair(bridge, self._broken.pop(bridge))
-            self._loop.call_later(0, self._repair_one)
-
-    def _repair(self, bridge: str, lost: ServiceMap | None) -> None:
-        kept, config = self._kept[bridge], self._config()
-        uplinks, mac = kept.guard.named_uplinks, "" if kept.ours else kept.mac
+        bridge = self._due_repairs.popleft()
+        if self._due_repairs:
+            self._loop.call_later(0, self._repair_next)
+        lost = self._broken[bridge]
         try:
-            done = hook.repair(bridge, lost, uplinks, config.log_level, foreign_mac=mac, watch=self._watch)
+            done = self._repair(bridge, lost)
             now, guard = nft.read_map(bridge), nft.read_guard(bridge)
         except TproxyError as error:
             self._say(bridge, f"bridge {bridge} is broken and cannot be repaired: {error}")
-            self._doubt({bridge}, RETRY)
+            self._loop.call_later(RETRY, partial(self._to_repair, bridge, lost))
             return
         if done:
             self._say(bridge, f"bridge {bridge} was broken; repaired: {'; '.join(done)}")
         self._said.pop(bridge, None)
+        del self._broken[bridge]
         if now is None:
             self._forget(bridge)
         else:
             self._remember(now, guard)
+            self._remember_links(bridge)
+
+    def _repair(self, bridge: str, lost: ServiceMap | None) -> list[str]:
+        if not links.is_bridge(bridge):
+            return []
+        kept, level = self._kept[bridge], self._config().log_level
+        uplinks, mac = kept.guard.named_uplinks, "" if kept.ours else kept.mac
+        return hook.repair(bridge, lost, uplinks, level, foreign_mac=mac, watch=self._watch)
 
     def _say(self, bridge: str, line: str) -> None:
         if self._said.get(bridge) != line:
@@ -157,15 +186,20 @@ class Mender:
         bridge = now.bridge
         kept = self._kept.get(bridge)
         guard = guard._replace(sets={name: guard.own(name) for name in guards.SETS})
-        probe, mac = (kept.probe, kept.mac) if kept else (None, "")
-        if probe is None or probe.changed:
-            if probe is not None:
-                probe.close()
-            probe, mac = self._probe(bridge)
         ours = bool(guard.own(guards.VETHS)) or instance.last_use(bridge) is not None
+        probe, mac = (kept.probe, kept.mac) if kept else (None, "")
         self._kept[bridge] = kept = Kept(now, guard, ours, probe, mac)
         self._owners[BridgeNames(bridge).veth_bridge] = bridge
         return kept
+
+    def _remember_links(self, bridge: str) -> None:
+        kept = self._kept[bridge]
+        if kept.probe is not None and not kept.probe.changed:
+            return
+        if kept.probe is not None:
+            kept.probe.close()
+        probe, mac = self._probe(bridge)
+        self._kept[bridge] = kept._replace(probe=probe, mac=mac)
 
     def _forget(self, bridge: str) -> None:
         kept = self._kept.pop(bridge, None)

@@ -40,8 +40,6 @@ _RECEIVE = 256 * 1024  # no message is larger
 # Room for what a thousand guests that start together bring about.
 _BUFFER = 4 << 20
 
-Told = Callable[[set[str]], None]
-
 
 class Ruleset(NamedTuple):
     """What was changed in our tables: names of chains, maps and sets, and comments of elements."""
@@ -52,22 +50,28 @@ class Ruleset(NamedTuple):
 
 
 class LinkEvents:
-    """Calls ``touched`` with the names of links that came, went or changed, and of their masters."""
+    """Calls ``touched`` with the names of links that came, went or changed, and those of their masters."""
 
-    def __init__(self, loop: Loop, touched: Told, lost: Callable[[], None]) -> None:
+    def __init__(
+        self, loop: Loop, touched: Callable[[set[str], set[str]], None], lost: Callable[[], None]
+    ) -> None:
         self._touched = touched
         self._lost = lost
         self._socket = _subscribe(loop, self, socket.NETLINK_ROUTE, _RTMGRP_LINK)
 
     def on_event(self, fd: int, mask: int) -> None:
         names: set[str] = set()
+        masters: set[int] = set()
         complete = True
         for data in _received(self._socket):
             complete = complete and data is not None
             for _, body in messages(data or b""):
-                names |= _link_names(body)
+                found = attributes(body, _IFINFOMSG)
+                names.add(_text(found.get(_IFLA_IFNAME)))
+                if _IFLA_MASTER in found:
+                    masters.update(struct.unpack("=I", found[_IFLA_MASTER]))
         if names:
-            self._touched(names)
+            self._touched(names - {""}, set(_link_names(masters)))
         if not complete:
             self._lost()
 
@@ -145,13 +149,10 @@ def _received(sock: socket.socket) -> Iterator[bytes | None]:
             yield None
 
 
-def _link_names(body: bytes) -> set[str]:
-    found = attributes(body, _IFINFOMSG)
-    names = {_text(found.get(_IFLA_IFNAME))}
-    if master := found.get(_IFLA_MASTER):
+def _link_names(indexes: set[int]) -> Iterator[str]:
+    for index in indexes:
         with suppress(OSError):  # gone as well, which is told by itself
-            names.add(socket.if_indextoname(struct.unpack("=I", master)[0]))
-    return names - {""}
+            yield socket.if_indextoname(index)
 
 
 def _words(body: bytes) -> Iterator[str]:

@@ -68,8 +68,8 @@ class Watcher:
         self._attendant.look_at_all()
         self._mender.doubt_all()
 
-    def _links_touched(self, names: set[str]) -> None:
-        self._attendant.look(names)
+    def _links_touched(self, names: set[str], masters: set[str]) -> None:
+        self._attendant.look(names | masters)
         self._mender.links_touched(names)
 
     def _tick(self) -> None:
