@@ -224,8 +224,11 @@ def test_up_where_no_entry_applies_does_nothing(hypervisor: Hypervisor) -> None:
     hypervisor.add_bridge("br0")
     before = state(hypervisor)
     done = up(hypervisor, "br0", config, "--network", "blue")
-    assert done.stdout == ""
+    assert (done.stdout, done.stderr) == ("", "")
     assert state(hypervisor) == before
+    # An operator who is surprised finds out why.
+    (line,) = hypervisor.path("/var/log/one_tproxy.log").read_text().splitlines()
+    assert line.endswith("bridge br0: no entry of '/run/tproxy.yaml' applies to network 'blue', id ''")
 
 
 def test_down_leaves_a_bridge_with_guests_alone_unless_forced(hypervisor: Hypervisor, config: str) -> None:

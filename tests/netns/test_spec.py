@@ -185,7 +185,14 @@ def test_the_commands_take_no_argument_and_do_nothing_with_one(lab: Lab) -> None
 
 
 def test_an_unknown_command_or_option_is_one_line(hypervisor: Hypervisor) -> None:
-    for arguments in (["strat"], ["status", "--jsn"], ["--what"], ["hook", "sideways"], ["hook", "up"]):
+    for arguments in (
+        ["strat"],
+        ["status", "--jsn"],
+        ["--what"],
+        ["hook", "sideways"],
+        ["hook", "up"],
+        ["hook", "up", "--bridge", "br0", "--two\nlines \udcff"],
+    ):
         done = hypervisor.tproxy(*arguments, check=False)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
 

@@ -7,6 +7,7 @@ which is what nearly every VM start is.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from functools import partial
 from typing import NoReturn
@@ -16,13 +17,16 @@ from tproxy.cli import require_root, say
 from tproxy.errors import ConfigError
 from tproxy.model import Network
 
+log = logging.getLogger(__name__)
+
 # With a width argparse need not ask for the terminal's, for which it imports more than itself.
 _format = partial(argparse.HelpFormatter, width=100)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")  # without the usage: one line
+        # Without the usage, and whatever was handed over: one line.
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
 
 
 def run(arguments: list[str]) -> None:
@@ -70,11 +74,14 @@ def _up(options: argparse.Namespace) -> None:
     hook.check(options.bridge, uplinks)
     for warning in [*read.warnings, *warnings]:
         logs.warn(warning)
-    if services and options.dry_run:
+    if not services:  # a bridge without services is nothing unusual, and not ours
+        where = options.bridge, str(read.path), network.name, network.id
+        log.info("bridge %s: no entry of %a applies to network %a, id %a", *where)
+    elif options.dry_run:
         from tproxy import preview  # few want it, and it takes time
 
         _print(preview.up(options.bridge, network, services, uplinks))
-    elif services:
+    else:
         hook.up(options.bridge, network, services, uplinks, read.log_level, read.watch_file)
 
 
