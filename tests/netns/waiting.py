@@ -11,10 +11,10 @@ import pytest
 PATIENCE = 20.0  # seconds
 
 
-def eventually() -> Iterator[None]:
+def eventually(patience: float = PATIENCE) -> Iterator[None]:
     """Tries: the body breaks, or returns, when it has happened; otherwise the test fails."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         yield
         time.sleep(0.05)
-    pytest.fail(f"it did not happen in {PATIENCE:g} s")
+    pytest.fail(f"it did not happen in {patience:g} s")

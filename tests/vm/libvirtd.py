@@ -84,7 +84,8 @@ class Libvirtd:
         self._daemon = self._start()
 
     def virsh(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.host.run("virsh", "-c", URI, *arguments, check=check)
+        # The first call waits for libvirt's questions to QEMU, which take seconds on a loaded machine.
+        return self.host.run("virsh", "-c", URI, *arguments, check=check, timeout=90)
 
     def restart(self, meanwhile: str = "true") -> None:
         """The daemon goes and comes, as when it is upgraded; guests run on."""

@@ -15,6 +15,10 @@ from tests.vm.machine import Kernel
 from tproxy.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
+BOOT = 90.0  # seconds, on a loaded machine; 5 on an idle one
+
+pytestmark = pytest.mark.timeout(400)
+
 CONFIG = """
 tproxy:
 - {service_port: 80, remote_addr: 10.11.12.13, remote_port: 8080}
@@ -71,7 +75,7 @@ def other(libvirt: Libvirtd, real_kernel: None) -> Iterator[Libvirtd]:
 def await_answer(libvirt: Libvirtd, answer: str = "host 1") -> None:
     """Until the guest has said once more what its service answers on this host."""
     before = libvirt.console("web").count(answer)
-    for _ in eventually():
+    for _ in eventually(BOOT):
         if libvirt.console("web").count(answer) > before:
             return
 
