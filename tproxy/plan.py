@@ -161,10 +161,13 @@ def namespace_sysctls(names: BridgeNames) -> dict[str, str]:
 
 def wanted_guards(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> tuple[Guard, Guard]:
     """The guards as they should be: where the kernel has ``meta ibrname``, and where not."""
-    names = BridgeNames(bridge)
-    ours = names.veth_bridge
+    ours = BridgeNames(bridge).veth_bridge
+    # An uplink can be named for many bridges, but is a port of one at most, to which its guard belongs.
+    known = observed.guard.sets.get(guards.UPLINKS, {}) if observed.guard else {}
+    own = observed.guard.own(guards.UPLINKS) if observed.guard else {}
+    elsewhere = known.keys() - own.keys() - observed.ports
     uplinks = dict.fromkeys(observed.recognised_uplinks - {ours}, False)
-    uplinks |= dict.fromkeys(named_uplinks - {ours}, True)
+    uplinks |= dict.fromkeys(named_uplinks - {ours} - elsewhere, True)
     return Guard(bridge, None, uplinks), Guard(bridge, observed.ports | {ours}, uplinks)
 
 

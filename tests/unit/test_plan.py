@@ -295,6 +295,18 @@ def test_an_uplink_that_is_named_stays_named_when_it_is_recognised_too() -> None
         assert guard.uplinks == {"eth0": False}
 
 
+def test_an_uplink_that_is_named_for_two_bridges_belongs_to_the_one_that_has_it() -> None:
+    """Otherwise each hook would take it from the other bridge, and that one's end leave it unguarded."""
+    named = frozenset({"eth0"})
+    has, has_not = (Observed(ports=frozenset(ports)) for ports in (("eth0", "vnet0"), ("vnet1",)))
+    for first, then, kept in ((has, has_not, False), (has_not, has, True), (has_not, has_not, False)):
+        (owned, _) = plan.wanted_guards("br0", first, named)
+        assert owned.uplinks == {"eth0": True}
+        there = rules_of(owned)._replace(bridge="br1")
+        for guard in plan.wanted_guards("br1", then._replace(guard=there), named):
+            assert guard.uplinks == ({"eth0": True} if kept else {})
+
+
 def test_our_own_port_is_never_an_uplink() -> None:
     observed = Observed(ports=frozenset({"br0b"}), recognised_uplinks=frozenset({"br0b"}))
     for guard in plan.wanted_guards("br0", observed, frozenset({"br0b"})):
