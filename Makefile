@@ -48,7 +48,8 @@ lint: venv
 		echo "shellcheck is not installed: $(SHELL_SOURCES) not checked"; \
 	fi
 	@if [ -x .venv/bin/ansible-lint ]; then \
-		LC_ALL=C.UTF-8 ANSIBLE_HOME=$(CURDIR)/.venv/ansible .venv/bin/ansible-lint -q --offline --profile production drivers/ansible; \
+		PATH="$(CURDIR)/.venv/bin:$$PATH" LC_ALL=C.UTF-8 ANSIBLE_HOME=$(CURDIR)/.venv/ansible \
+			ansible-lint -q --offline --profile production drivers/ansible; \
 	else \
 		echo "ansible-lint is not installed: drivers/ansible not checked"; \
 	fi
