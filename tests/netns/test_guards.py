@@ -145,6 +145,19 @@ def test_an_uplink_does_not_reach_the_service(net: Net) -> None:
         net.neighbour.get(SERVICE_ADDRESS, 5030, timeout=1)
 
 
+def test_an_uplink_that_is_named_for_other_bridges_too_stays_one(net: Net) -> None:
+    """A site's hook may name the same uplinks for every bridge."""
+    net.host.add_bridge("br1")
+    listing = net.host.run("nft", "list", "set", "bridge", "one_tproxy", "uplinks").stdout
+    hook = ("--bridge", "br1", "--config", net.config, "--uplink", net.neighbour.port)
+    net.host.tproxy("hook", "up", *hook)
+    net.host.tproxy("hook", "down", *hook)
+    assert net.host.run("nft", "list", "set", "bridge", "one_tproxy", "uplinks").stdout == listing
+    net.neighbour.ip(f"neigh replace {SERVICE_ADDRESS} lladdr {SERVICE_MAC} dev eth0")
+    with pytest.raises(ProcessError, match=r"ETIMEDOUT"):
+        net.neighbour.get(SERVICE_ADDRESS, 5030, timeout=1)
+
+
 @pytest.mark.parametrize("sender", ["other", "neighbour"])
 def test_nobody_else_can_claim_the_service(net: Net, sender: str) -> None:
     liar = {"other": net.other, "neighbour": net.neighbour}[sender]
