@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 
 from tproxy import guards, instance, nft, plan, plumbing, process, ruleset
@@ -61,32 +62,41 @@ def refresh(bridge: str, network: Network, services: dict[int, Service], log_lev
         return _reconcile(ServiceMap(bridge, services, network), before, uplinks, log_level)
 
 
+def restore(lost: Iterable[ServiceMap]) -> list[str]:
+    """Load maps that went along with all others; returns of which bridges.
+
+    All at once: as long as one is missing, a `tproxy start` would end what serves that bridge.
+    """
+    with instance.lock():
+        missing = [
+            each for each in lost if nft.read_map(each.bridge) is None and not _taken_down(each.bridge)
+        ]
+        nft.transaction(line for each in missing for line in ruleset.add_map(ruleset.storable(each)))
+    return [each.bridge for each in missing]
+
+
 def repair(
     bridge: str,
-    lost: ServiceMap | None,
     uplinks: frozenset[str],
     log_level: int,
     *,
     foreign_mac: str = "",
     watch: str | None = None,
 ) -> list[str]:
-    """Mend what somebody broke on a bridge that was up; returns what was done, in words.
+    """Mend what somebody broke on a bridge that is up; returns what was done, in words.
 
-    ``lost`` is the map it had, if that went along with all others. ``foreign_mac``: see
-    plan.up_foreign; empty for a bridge that a hook brought up.
+    ``foreign_mac``: see plan.up_foreign; empty for a bridge that a hook brought up.
     """
     with instance.lock():
         plumbing.require_bridge(bridge)
         found = plumbing.observe(bridge)
-        wanted = found.map
-        if wanted is None and lost is not None and not _taken_down(bridge, found):
-            wanted = ruleset.storable(lost)
-        if wanted is None:
-            return []
+        if found.map is None:
+            return []  # taken down meanwhile
         named = uplinks | (found.guard.named_uplinks if found.guard else frozenset())
-        actions = (
-            plan.up_foreign(wanted, found, foreign_mac) if foreign_mac else plan.up(wanted, found, named)
-        )
+        if foreign_mac:
+            actions = plan.up_foreign(bridge, found, foreign_mac)
+        else:
+            actions = plan.up(found.map, found, named)
         if actions:
             plumbing.carry_out(actions, logging.DEBUG)  # the caller tells, in one line
             process.ensure_daemon(log_level, watch)
@@ -170,9 +180,9 @@ def _reconcile(
     return bool(actions)
 
 
-def _taken_down(bridge: str, observed: plan.Observed) -> bool:
+def _taken_down(bridge: str) -> bool:
     """Whether somebody did so on purpose, be it a hook, or a program that built it in its own way."""
-    return instance.last_use(bridge) is None and not observed.name_taken and observed.outer is None
+    return instance.last_use(bridge) is None and not plumbing.has_links(bridge)
 
 
 def _apply(bridge: str, log_level: int | None) -> None:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from tproxy import guards, hook, instance, links, nft, plan, plumbing, ruleset
 from tproxy.config import Config
-from tproxy.errors import KernelError, NftError, TproxyError
+from tproxy.errors import KernelError, TproxyError
 from tproxy.guards import ObservedGuard
 from tproxy.loop import Loop
 from tproxy.model import BridgeNames, ServiceMap
@@ -57,7 +57,7 @@ class Mender:
         self._everything = False  # of the ruleset is doubtful
         self._maps_lost = False
         self._due = False
-        self._broken: dict[str, ServiceMap | None] = {}  # with the map that it lost
+        self._broken: dict[str, list[str]] = {}  # with what was done already
         self._due_repairs: deque[str] = deque()
         self._said: dict[str, str] = {}
 
@@ -102,8 +102,8 @@ class Mender:
         if self._doubtful_ruleset or self._everything:
             try:
                 self._examine_ruleset()
-            except NftError as error:
-                self._say("", f"nftables cannot be read: {error}")
+            except TproxyError as error:
+                self._say("", f"the ruleset cannot be looked after: {error}")
                 self._doubt(after=RETRY)
                 return
         doubtful = self._doubtful_links & self._kept.keys() - self._broken.keys()
@@ -117,30 +117,33 @@ class Mender:
 
     def _examine_ruleset(self) -> None:
         maps = {each.bridge: each for each in nft.read_maps()}
-        found = nft.read_guards()
         # Messages may have been lost, so it is not enough that none told of the table's end.
-        lost = self._maps_lost or not nft.table_exists("ip")
+        if self._maps_lost or not nft.table_exists("ip"):
+            for bridge in hook.restore(each.map for name, each in self._kept.items() if name not in maps):
+                maps[bridge] = self._kept[bridge].map
+                self._to_repair(bridge, [f"load service map of {bridge}"])
+        found = nft.read_guards()
         doubtful = self._kept.keys() | maps.keys() if self._everything else self._doubtful_ruleset
         doubtful = doubtful - self._broken.keys()  # judged already, and waiting for their repair
         self._doubtful_ruleset, self._everything, self._maps_lost = set(), False, False
         for bridge in filter(links.is_bridge, sorted(doubtful)):
             kept, now = self._kept.get(bridge), maps.get(bridge)
             guard = found.get(bridge) or ObservedGuard(bridge)
-            if now is None and not (kept and lost):
+            if now is None:
                 self._forget(bridge)
-            elif now is None or (kept and _guard_broken(kept, guard)):
-                self._to_repair(bridge, lost=kept.map if kept and now is None else None)
+            elif kept is not None and _guard_broken(kept, guard):
+                self._to_repair(bridge)
             else:
                 new = self._remember(now, guard)
-                if kept is None:
+                if kept is None and _guard_broken(new, guard):
+                    self._to_repair(bridge)
+                elif kept is None:
                     self._doubtful_links.add(bridge)
-                    if _guard_broken(new, guard):
-                        self._to_repair(bridge)
 
     # Repair
 
-    def _to_repair(self, bridge: str, lost: ServiceMap | None = None) -> None:
-        self._broken[bridge] = lost
+    def _to_repair(self, bridge: str, done: list[str] | None = None) -> None:
+        self._broken[bridge] = done or []
         self._due_repairs.append(bridge)
         if len(self._due_repairs) == 1:
             self._loop.call_later(0, self._repair_next)
@@ -150,13 +153,13 @@ class Mender:
         bridge = self._due_repairs.popleft()
         if self._due_repairs:
             self._loop.call_later(0, self._repair_next)
-        lost = self._broken[bridge]
+        done = self._broken[bridge]
         try:
-            done = self._repair(bridge, lost)
+            done += self._repair(bridge)
             now, guard = nft.read_map(bridge), nft.read_guard(bridge)
         except TproxyError as error:
             self._say(bridge, f"bridge {bridge} is broken and cannot be repaired: {error}")
-            self._loop.call_later(RETRY, partial(self._to_repair, bridge, lost))
+            self._loop.call_later(RETRY, partial(self._to_repair, bridge, done))
             return
         if done:
             self._say(bridge, f"bridge {bridge} was broken; repaired: {'; '.join(done)}")
@@ -168,12 +171,12 @@ class Mender:
             self._remember(now, guard)
             self._remember_links(bridge)
 
-    def _repair(self, bridge: str, lost: ServiceMap | None) -> list[str]:
+    def _repair(self, bridge: str) -> list[str]:
         if not links.is_bridge(bridge):
             return []
         kept, level = self._kept[bridge], self._config().log_level
         uplinks, mac = kept.guard.named_uplinks, "" if kept.ours else kept.mac
-        return hook.repair(bridge, lost, uplinks, level, foreign_mac=mac, watch=self._watch)
+        return hook.repair(bridge, uplinks, level, foreign_mac=mac, watch=self._watch)
 
     def _say(self, bridge: str, line: str) -> None:
         if self._said.get(bridge) != line:

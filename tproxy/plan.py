@@ -180,18 +180,16 @@ def up(wanted: ServiceMap, observed: Observed, named_uplinks: frozenset[str]) ->
     ]
 
 
-def up_foreign(wanted: ServiceMap, observed: Observed, mac: str) -> list[Action]:
+def up_foreign(bridge: str, observed: Observed, mac: str) -> list[Action]:
     """What ``up`` does, on a bridge that another program built in its own way, without guards of ours.
 
-    Of that way only so much is known that there are a namespace, a veth pair and a map, and the MAC
-    that guests have learnt.
+    Of that way only so much is known that there are a namespace and a veth pair, and the MAC that guests
+    have learnt.
     """
-    rebuild = links_broken(wanted.bridge, observed, foreign=True)
-    actions = _link_actions(BridgeNames(wanted.bridge), observed) if rebuild else []
-    return [
-        *(each._replace(mac=mac) if isinstance(each, ConfigureInner) else each for each in actions),
-        *_map_actions(wanted, observed),
-    ]
+    if not links_broken(bridge, observed, foreign=True):
+        return []
+    actions = _link_actions(BridgeNames(bridge), observed)
+    return [each._replace(mac=mac) if isinstance(each, ConfigureInner) else each for each in actions]
 
 
 def links_broken(bridge: str, observed: Observed, *, foreign: bool) -> bool:

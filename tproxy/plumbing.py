@@ -54,6 +54,12 @@ def observe_links(bridge: str) -> plan.Observed:
     )
 
 
+def has_links(bridge: str) -> bool:
+    """Whether there is anything for the bridge besides what is in nftables."""
+    names = BridgeNames(bridge)
+    return netns.name_taken(names.namespace) or links.exists(names.veth_bridge)
+
+
 def carry_out(actions: Iterable[plan.Action], level: int = logging.INFO) -> None:
     """Do it, in order, logging each at ``level``; the first failure raises and leaves the rest undone."""
     for action in actions:

@@ -194,7 +194,8 @@ def test_what_is_flushed_or_deleted_is_repaired_in_one_line_each(host: Host) -> 
 
     host.nft("flush ruleset")
     for bridge in ("br0", "hooked"):
-        assert "load guards" in host.said(f"bridge {bridge} was broken; repaired: ")
+        line = host.said(f"bridge {bridge} was broken; repaired: ")
+        assert line.endswith(f"load service map of {bridge}; load guards of {bridge}")
     assert host.ruleset() == before
     assert host.pids() == processes
 

@@ -321,8 +321,8 @@ def test_a_bridge_of_another_program_is_not_rebuilt_in_our_way() -> None:
     foreign = observed._replace(
         guard=None, inner=observed.inner._replace(mac="02:00:00:00:00:01", address="169.254.16.9/24")
     )
-    assert plan.up_foreign(WANTED, foreign, "02:00:00:00:00:01") == []
-    rebuilt = plan.up_foreign(WANTED, foreign._replace(outer=None), "02:00:00:00:00:01")
+    assert plan.up_foreign("br0", foreign, "02:00:00:00:00:01") == []
+    rebuilt = plan.up_foreign("br0", foreign._replace(outer=None), "02:00:00:00:00:01")
     (configure,) = [action for action in rebuilt if isinstance(action, ConfigureInner)]
     assert configure.mac == "02:00:00:00:00:01"
     assert not any(isinstance(action, LoadGuard) for action in rebuilt)
