@@ -10,8 +10,8 @@ from tproxy.hypervisor import Hypervisor
 
 def served(host: Hypervisor) -> list[str]:
     """The bridges that have all they need; fails when one has only a part."""
-    relays = host.tproxy("status").stdout.split("one_tproxy_")[1:]
-    bridges = sorted(relay.partition(":")[0] for relay in relays)
+    relays = host.run("pgrep", "-af", "^one_tproxy_", check=False).stdout.splitlines()
+    bridges = sorted(relay.split()[1].removeprefix("one_tproxy_") for relay in relays)
     names = host.run("find", "/run/netns", "-name", "one_tproxy_*", "-printf", "%f ", check=False).stdout
     assert sorted(names.split()) == [f"one_tproxy_{bridge}" for bridge in bridges]
     tables = host.run("nft", "list", "tables").stdout

@@ -227,14 +227,15 @@ def test_a_guest_that_starts_while_the_last_one_goes_has_its_services(libvirt: L
     assert_fetches(second, "br0")
 
 
-def test_restore_and_managed_save(libvirt: Libvirt) -> None:
-    libvirt.guest("restore", domain(on_bridge("br0")))
-    guest = libvirt.start("br0", lambda tap: domain(on_bridge("br0", tap)))
-    assert_fetches(guest, "br0")
-    unplug(guest)
-    for operation in ("stopped", "release"):
-        libvirt.guest(operation, domain(on_bridge("br0")), "saved")
-    assert served(libvirt.host) == []
+def test_save_and_restore_and_migration_in_and_out(libvirt: Libvirt) -> None:
+    for operation, reason in (("restore", "saved"), ("migrate", "migrated")):
+        libvirt.guest(operation, domain(on_bridge("br0")))
+        guest = libvirt.start("br0", lambda tap: domain(on_bridge("br0", tap)), name=operation)
+        assert_fetches(guest, "br0")
+        unplug(guest)
+        for end in ("stopped", "release"):
+            libvirt.guest(end, domain(on_bridge("br0")), reason)
+        assert served(libvirt.host) == []
 
 
 def test_a_nic_is_attached_to_a_running_guest_and_detached(libvirt: Libvirt) -> None:
@@ -250,16 +251,6 @@ def test_a_nic_is_attached_to_a_running_guest_and_detached(libvirt: Libvirt) -> 
     libvirt.network("port-deleted", "blue", "virbr0")
     assert served(host) == ["br0"]
     assert_fetches(guest, "br0")
-
-
-def test_migration_in_and_out(libvirt: Libvirt) -> None:
-    libvirt.guest("migrate", domain(on_bridge("br0")))
-    guest = libvirt.start("br0", lambda tap: domain(on_bridge("br0", tap)))
-    assert_fetches(guest, "br0")
-    unplug(guest)
-    for operation in ("stopped", "release"):
-        libvirt.guest(operation, domain(on_bridge("br0")), "migrated")
-    assert served(libvirt.host) == []
 
 
 def test_a_migration_that_fails_leaves_nothing(libvirt: Libvirt) -> None:
