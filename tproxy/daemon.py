@@ -204,7 +204,7 @@ class Daemon:
         """Leave the place to a successor, and finish what is open."""
         log.info("a new daemon takes over; %d connections to finish", len(self._connections))
         setproctitle(DRAINING_TITLE)
-        self._relays.draining = True
+        self._relays.drain()
         self._ports.close()
         self._watchdog.close()
         self._server.close()

@@ -103,7 +103,7 @@ class Supervisor:
         self._handlers: dict[int, Link] = {}
         self._generation = 0
         self._full = False
-        self.draining = False
+        self._draining = False
         self._max_connections = 0
 
     # What is wanted
@@ -132,6 +132,12 @@ class Supervisor:
         link = self._links.get(bridge)
         if link is not None:
             self._let_go(link)
+
+    def drain(self) -> None:
+        """Make no relays any more: a successor does. Those that are there end when it has taken over."""
+        self._draining = True
+        for bridge in list(self._absent):
+            self.dismiss(bridge)
 
     # What is
 
@@ -271,7 +277,8 @@ class Supervisor:
         elif version != wire.VERSION:
             log.info("bridge %s: relay %d is of another version", link.bridge, pid)
             self._let_go(link)
-            self._spawn(link.bridge, log.getEffectiveLevel(), replace=True)
+            if not self._draining:
+                self._spawn(link.bridge, log.getEffectiveLevel(), replace=True)
         else:
             self._instruct(link, log.getEffectiveLevel())
 
@@ -313,7 +320,7 @@ class Supervisor:
         self._leaving.discard(link)
         if self._links.get(link.bridge) is link:
             del self._links[link.bridge]
-            if not self.draining:
+            if not self._draining:
                 self._replace(link, reason)
         self._on_change()
 

@@ -226,6 +226,18 @@ def test_status_shows_what_it_can_of_a_daemon_that_hangs_and_says_so(lab: Lab) -
     assert told.stderr == "tproxy: the daemon did not answer within 5 s\n"
 
 
+def test_a_map_without_a_namespace_does_not_keep_the_old_daemon_alive_after_a_restart(lab: Lab) -> None:
+    lab.nft("add map ip one_tproxy ep_nons { type inet_service : ipv4_addr . inet_service; }")
+    for _ in range(2):
+        done = lab.host.tproxy("restart", check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert "nons" in done.stderr
+    for _ in eventually():
+        if "tproxy-draining" not in lab.host.run("ps", "-eo", "args=").stdout:
+            break
+    assert lab.ask() == "one"
+
+
 def test_restart_runs_the_code_that_is_installed_now(hypervisor: Hypervisor, tmp_path: Path) -> None:
     lab = Lab(hypervisor)
     shutil.copytree(tproxy.__path__[0], tmp_path / "tproxy", ignore=shutil.ignore_patterns("__pycache__"))
