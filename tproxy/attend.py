@@ -2,6 +2,8 @@
 
 The kernel tells that a link changed; which ports a bridge has now is looked up. A bridge whose last
 guest has gone keeps its services for a while (``tproxy_watch_grace``): guests restart and move.
+
+Bridges that only hooks bring up are taken down as well, if no hook does it: hooks are missed.
 """
 
 from __future__ import annotations
@@ -24,6 +26,11 @@ RETRY_FIRST = 2.0
 RETRY_MOST = 60.0
 
 
+# Seconds for which a bridge that only hooks bring up may wait for its guest: longer than a driver takes
+# from its first call to the guest's port, since nobody would bring it up again.
+HOOKED_GRACE = 600.0
+
+
 def watched(bridge: str, bridges: Iterable[WatchedBridge]) -> WatchedBridge | None:
     """What the configuration says of a bridge: the first entry that names it."""
     try:
@@ -31,6 +38,12 @@ def watched(bridge: str, bridges: Iterable[WatchedBridge]) -> WatchedBridge | No
     except BadName:
         return None
     return next((each for each in bridges if fnmatchcase(bridge, each.pattern)), None)
+
+
+def grace(entry: WatchedBridge | None, config: Config, *, exists: bool) -> float:
+    """How long a bridge without guests keeps its services, in seconds."""
+    hooked = exists and entry is None
+    return max(config.watch_grace, HOOKED_GRACE) if hooked else config.watch_grace
 
 
 class Attendant:
@@ -88,22 +101,23 @@ class Attendant:
             self._retries[bridge] = delay, self._loop.call_later(delay, partial(self.look, [bridge]))
 
     def _attend(self, bridge: str) -> None:
-        exists = links.is_bridge(bridge)
         entry = watched(bridge, self._config.bridges)
-        if exists and entry is None:
+        hooked = instance.last_use(bridge) is not None
+        if not (entry or hooked):
             return
-        if exists and entry is not None and self._has_guests(bridge, entry):
+        exists = links.is_bridge(bridge)
+        if exists and self._has_guests(bridge, entry):
             if timer := self._idle.pop(bridge, None):
                 timer.cancel()
-            if bridge not in self._busy and nft.read_map(bridge) is None:
+            if entry and bridge not in self._busy and nft.read_map(bridge) is None:
                 log.info("bridge %s has a guest", bridge)
                 self._up(bridge, entry)
             self._busy.add(bridge)
             return
         self._busy.discard(bridge)
-        if bridge not in self._idle and instance.last_use(bridge) is not None:
-            grace = self._config.watch_grace
-            self._idle[bridge] = self._loop.call_later(grace, partial(self._leave, bridge))
+        if hooked and bridge not in self._idle:
+            seconds = grace(entry, self._config, exists=exists)
+            self._idle[bridge] = self._loop.call_later(seconds, partial(self._leave, bridge))
 
     def _leave(self, bridge: str) -> None:
         del self._idle[bridge]
@@ -111,16 +125,16 @@ class Attendant:
 
     def _collect(self, bridge: str) -> None:
         entry = watched(bridge, self._config.bridges)
-        if links.is_bridge(bridge) and entry is None:
-            return
         uplinks = entry.uplinks if entry else frozenset()
-        if hook.collect(bridge, uplinks, self._config.watch_grace):
-            log.info("bridge %s had no guest for %g s: taken down", bridge, self._config.watch_grace)
+        seconds = grace(entry, self._config, exists=links.is_bridge(bridge))
+        if hook.collect(bridge, uplinks, seconds):
+            log.info("bridge %s had no guest for %g s: taken down", bridge, seconds)
         else:
             self.look([bridge])  # a guest has come, or a hook was called for one that is to come
 
-    def _has_guests(self, bridge: str, entry: WatchedBridge) -> bool:
-        others = entry.uplinks | self._uplinks(bridge) | {BridgeNames(bridge).veth_bridge}
+    def _has_guests(self, bridge: str, entry: WatchedBridge | None) -> bool:
+        others = self._uplinks(bridge) | {BridgeNames(bridge).veth_bridge}
+        others |= entry.uplinks if entry else frozenset()
         # The first will do: a bridge can have hundreds.
         return any(not links.leads_off_host(port) for port in links.ports(bridge) - others)
 

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
@@ -51,6 +52,7 @@ class Watcher:
 
     def run(self) -> None:
         """Watch until a signal ends the process."""
+        import_module("pyroute2.netns")  # the first guest shall not wait for it
         self._loop.on_signal(signal.SIGHUP, self._reread)
         self._loop.on_signal(signal.SIGUSR2, self._replace)
         setproctitle(process.WATCHER_TITLE)

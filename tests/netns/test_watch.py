@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -51,11 +53,20 @@ class Host:
 
     def watch(self, *, config: str = CONFIG) -> int:
         """Start a watcher; returns its pid, when it watches."""
-        self.host.popen(sys.executable, "-m", "tproxy", "watch", "--config", config)
+        self.program = self.host.popen(sys.executable, "-m", "tproxy", "watch", "--config", config)
         return int(self.said("watching bridges").split()[1])
 
     def signal(self, name: str, pid: int) -> None:
         self.host.run("kill", f"-{name}", str(pid))
+
+    @contextmanager
+    def paused(self, pid: int) -> Iterator[None]:
+        self.signal("STOP", pid)
+        try:
+            yield
+        finally:
+            # nsenter stopped along with the watcher, and continues it.
+            self.program.send_signal(signal.SIGCONT)
 
     def said(self, what: str, times: int = 1) -> str:
         """The last of so many lines of the log that say it, when it is there."""
@@ -130,6 +141,35 @@ def test_a_bridge_is_up_while_it_has_guests(host: Host) -> None:
     assert not host.is_up("other0")
     assert host.pids() == {}  # the last bridge
     assert "one_tproxy" not in host.nft("list ruleset")
+
+
+def test_a_port_counts_though_it_has_no_carrier(host: Host) -> None:
+    host.host.add_bridge("br0")
+    host.watch()
+    # As a tap is until its machine opens it.
+    host.host.ip("tuntap add dev tap0 mode tap", "link set tap0 master br0 up")
+    host.wait_up("br0")
+    assert host.host.path("/sys/class/net/tap0/carrier").read_text().strip() == "0"
+
+
+def test_messages_that_were_lost_are_made_up_for(host: Host) -> None:
+    host.host.add_bridge("br0")
+    host.host.add_bridge("br1")
+    watcher = host.watch()
+    host.host.add_guest("guest", "br1")
+    host.wait_up("br1")
+    with host.paused(watcher):
+        host.host.ip("link add storm type veth peer name far")
+        for _ in range(4):
+            host.host.ip(*(f"link set storm mtu {mtu}" for mtu in (1400, 1401) * 1000))
+        host.host.add_guest("late", "br0")
+        host.host.ip("link del br1b")
+        # Columns: socket, protocol, port id, groups, read and write buffer, dump, locks, drops.
+        lines = host.host.run("cat", "/proc/net/netlink").stdout.splitlines()[1:]
+        sockets = [line.split() for line in lines]
+        assert any(int(each[8]) for each in sockets if each[1] == "0" and each[3] == "00000001")
+    host.wait_up("br0")
+    host.said("bridge br1 was broken; repaired: create veth br1b")
 
 
 def test_guests_that_were_there_before_are_found_and_a_deleted_bridge_is_forgotten(host: Host) -> None:
