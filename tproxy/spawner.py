@@ -2,7 +2,8 @@
 
 The daemon forks its spawner before it imports or opens anything large. A relay forked from here
 shares the interpreter and all modules with its siblings; a process of its own would hold several
-megabytes of private copies of the same. The spawner ends when the daemon's end of the socket closes.
+megabytes of private copies of the same. The spawner ends when the daemon's end of the socket closes;
+when it is killed, the next relay that is wanted brings another one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
@@ -59,10 +61,32 @@ class Spawner:
         """Start a relay; returns the channel on which it says Hello, Adopted or Failed."""
         ours, theirs = fdpass.pair()
         with theirs:
-            payload = json.dumps(asdict(order)).encode()
-            socket.send_fds(self._orders, [payload], [theirs.fileno()])
+            try:
+                self._send(order, theirs)
+            except (BrokenPipeError, ConnectionResetError):
+                log.warning("the spawner is gone; starting another")
+                self._start_anew()
+                self._send(order, theirs)
         ours.setblocking(False)
         return ours
+
+    def _send(self, order: Order, channel: socket.socket) -> None:
+        socket.send_fds(self._orders, [json.dumps(asdict(order)).encode()], [channel.fileno()])
+
+    def _start_anew(self) -> None:
+        """Have another spawner. Not by a fork: the daemon is large by now, and full of connections."""
+        import subprocess
+
+        self._orders.close()
+        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            subprocess.Popen(
+                [sys.executable, "-m", "tproxy.spawner", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
 
     def close(self) -> None:
         """Let the spawner end; its relays live on."""
@@ -101,3 +125,7 @@ def _become_relay(order: Order, channel: socket.socket) -> None:
         with suppress(OSError):
             channel.close()
         os._exit(status)
+
+
+if __name__ == "__main__":  # one that takes the place of another, see Spawner
+    _obey(socket.socket(fileno=int(sys.argv[1])))

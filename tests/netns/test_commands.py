@@ -294,6 +294,24 @@ def test_a_relay_that_dies_is_replaced(lab: Lab) -> None:
     assert lab.ask() == "one"
 
 
+def test_a_spawner_that_is_killed_is_replaced_when_a_relay_is_wanted(lab: Lab) -> None:
+    """As by the kernel when memory is short: services come and relays are replaced all the same."""
+    before = lab.pids()
+    lab.host.run("pkill", "-KILL", "-x", "-f", "tproxy-spawner")
+    lab.host.add_bridge("br1")
+    lab.host.tproxy("hook", "up", "--bridge", "br1", "--config", lab.config)
+    lab.host.run("pkill", "-KILL", "-x", "-f", "tproxy-spawner")
+    lab.host.run("kill", "-9", str(before["one_tproxy_br0"]))
+    for _ in eventually():
+        if len(lab.pids()) == 3 and lab.listeners():
+            break
+    assert lab.ask() == "one"
+    assert lab.pids()["one_tproxy"] == before["one_tproxy"]
+    lab.host.tproxy("stop")
+    titles = lab.host.run("ps", "-eo", "args").stdout.splitlines()
+    assert [each for each in titles if each.startswith(("one_tproxy", "tproxy-"))] == []
+
+
 def test_guests_wait_while_the_daemon_is_away(lab: Lab) -> None:
     lab.host.run("kill", "-9", str(lab.pids()["one_tproxy"]))
     asker = lab.guest.popen(sys.executable, "-m", "tproxy.hypervisor", "ask", SERVICE_ADDRESS, "5030", "20",
