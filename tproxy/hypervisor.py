@@ -30,8 +30,8 @@ from typing import Any
 from tproxy.errors import ProcessError
 from tproxy.model import SERVICE_ADDRESS
 
-# Generous, for a loaded machine or one under emulation; nothing here takes a second.
-PATIENCE = 30.0  # seconds
+# Generous, for a loaded machine; nothing here takes a second. Under emulation some things do.
+PATIENCE = float(os.environ.get("TPROXY_PATIENCE", "30"))  # seconds
 
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8  # <sys/mount.h>
 

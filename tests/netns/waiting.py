@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-# For a loaded machine, or one under emulation; what is waited for takes milliseconds.
-PATIENCE = 20.0  # seconds
+from tproxy.hypervisor import PATIENCE
 
 
 def eventually(patience: float = PATIENCE) -> Iterator[None]:

@@ -42,7 +42,9 @@ exec switch_root /host /bin/sh /run/inside
 
 _INSIDE = """
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
-export CI=true TPROXY_MACHINE=yes PYTHONDONTWRITEBYTECODE=yes
+export CI=true TPROXY_MACHINE=yes TPROXY_PATIENCE=200
+# Compiling is slow here, and what is written goes to memory.
+export PYTHONDONTWRITEBYTECODE=
 cd {root}
 ip link set lo up
 modprobe -a {modules}

@@ -1,0 +1,44 @@
+"""Tests on a hypervisor with Debian's kernel: what it has and the kernel at hand may lack.
+
+``meta ibrname``, VLANs, netem, a process 1 within reach, the sysctls of users. What fails in there fails
+here, with all that was printed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.vm.host import pytest_command, run_inside
+from tests.vm.machine import Kernel
+
+# Several times what it takes on an idle host.
+MINUTES = 12
+pytestmark = pytest.mark.timeout(MINUTES * 60 + 60)
+
+MODULES = ("nf_tables", "bridge", "nft_meta_bridge", "veth", "8021q", "vxlan", "sch_netem", "br_netfilter")
+
+# Some for each thing that is another one in this kernel.
+FROM_NETNS = (
+    "test_hook.py::test_up_builds_what_the_contract_names[a.b-c.10]",
+    "test_hook.py::test_up_on_a_healthy_bridge_changes_nothing",
+    "test_guards.py::test_nothing_of_ours_leaves_through_an_uplink",
+    "test_guards.py::test_a_firewall_of_the_host_that_eats_bridged_packets_is_named",
+    "test_two_hosts.py::test_each_guest_is_answered_by_its_own_host_and_nothing_crosses[tunnel, recognised]",
+    "test_commands.py::test_a_program_that_only_loads_maps_gets_its_service",
+)
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        pytest.param(("tests/vm/inside",), id="what only this kernel has"),
+        pytest.param([f"tests/netns/{each}" for each in FROM_NETNS], id="what all kernels have"),
+    ],
+)
+def test_on_a_kernel_as_users_have(host_kernel: Kernel, tmp_path: Path, tests: list[str]) -> None:
+    command = pytest_command("-q", "--timeout=600", "--durations=0", *tests)
+    outcome = run_inside(host_kernel, tmp_path, command, MODULES, MINUTES * 60)
+    print(outcome)
+    assert outcome.status == 0, "tests failed in there; their output is above"
