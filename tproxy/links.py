@@ -191,8 +191,13 @@ def create_veth(outer: str, inner: str, namespace: str, mac: str, mtu: int) -> N
 
 
 def delete(name: str) -> None:
-    with _rtnl("delete link", name) as rtnl:
-        rtnl.link("del", index=socket.if_nametoindex(name))
+    try:
+        with _rtnl("delete link", name) as rtnl:
+            rtnl.link("del", index=socket.if_nametoindex(name))
+    except KernelError:
+        # A veth goes with its peer's namespace, which may be some time after that was removed.
+        if exists(name):
+            raise
 
 
 def attach(name: str, bridge: str, mtu: int) -> None:
@@ -238,4 +243,4 @@ def _rtnl(doing: str, name: str) -> Iterator[Any]:
     except NetlinkError as error:
         raise KernelError(f"cannot {doing} {name}: {os.strerror(error.code)}") from None
     except OSError as error:
-        raise KernelError(f"cannot {doing} {name}: {error.strerror}") from None
+        raise KernelError(f"cannot {doing} {name}: {error.strerror or error}") from None

@@ -276,6 +276,17 @@ def test_down_leaks_nothing_after(hypervisor: Hypervisor, config: str, damage: s
     assert_nothing_left(hypervisor)
 
 
+def test_down_right_after_somebody_removed_the_namespace(hypervisor: Hypervisor, config: str) -> None:
+    """The kernel takes the veth away some time later, perhaps between our look and our deleting it."""
+    hypervisor.add_bridge("br0")
+    command = f"ip netns del one_tproxy_br0; {sys.executable} -m tproxy hook down --bridge br0"
+    for _ in range(5):
+        up(hypervisor, "br0", config)
+        done = hypervisor.run("sh", "-c", command)
+        assert (done.stdout, done.stderr) == ("", "")
+    assert_nothing_left(hypervisor)
+
+
 def test_down_of_one_bridge_leaves_the_others_and_foreign_maps(hypervisor: Hypervisor, config: str) -> None:
     hypervisor.add_endpoint(ENDPOINT, 8080, "hello")
     for bridge in ("br0", "br1"):
