@@ -419,3 +419,22 @@ def test_beside_hooks_for_the_same_bridges_all_ends_well(host: Host) -> None:
         assert guest.get(SERVICE_ADDRESS, 5030) == "one"
     assert len(host.pids()) == 7
     assert "cannot" not in host.log()
+
+
+def test_what_cannot_be_brought_up_is_said_and_tried_again(host: Host) -> None:
+    host.host.add_bridge("br0")
+    host.host.ip("link add br0b type bridge")  # the name of our port
+    host.watch()
+    guest = host.host.add_guest("guest", "br0")
+    host.said("bridge br0: link br0b is not a veth; bridge br0 needs that name")
+    assert "one_tproxy" not in host.nft("list ruleset")
+    host.host.ip("link del br0b")
+    host.reaches(guest)
+
+
+def test_without_a_usable_configuration_there_is_no_watcher(host: Host) -> None:
+    host.host.write(CONFIG, "tproxy: {")
+    refused = host.host.tproxy("watch", "--config", CONFIG, check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"tproxy: {CONFIG}:2: not YAML")
+    assert refused.stderr.count("\n") == 1
