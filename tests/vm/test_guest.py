@@ -7,6 +7,7 @@ have them.
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,8 @@ class Driver:
             f"tproxy: [{{service_port: 5030, remote_addr: {ENDPOINT}, remote_port: 8080}}]\n",
         )
 
-    def attach(self, tap: str) -> None:
-        self.host.ip(f"tuntap add dev {tap} mode tap", f"link set dev {tap} master br0 up")
+    def attach(self, tap: str, bridge: str = "br0") -> None:
+        self.host.ip(f"tuntap add dev {tap} mode tap", f"link set dev {tap} master {bridge} up")
 
     def detach(self, tap: str) -> None:
         self.host.ip(f"link del dev {tap}")
@@ -164,3 +165,31 @@ def test_when_the_guest_is_gone_the_hook_takes_everything_away(
     assert after.pop("links") == ""
     driver.before.pop("links")
     assert after == driver.before
+
+
+def test_with_watch_and_no_hook_the_bridge_is_up_while_the_guest_is_there(
+    driver: Driver, guest_kernel: Kernel, tmp_path: Path
+) -> None:
+    host = driver.host
+    host.add_bridge("br1")
+    config = host.write(
+        "/run/watch.yaml",
+        f"tproxy_watch_grace: 2\ntproxy_bridges: [{{bridge: br1}}]\n"
+        f"tproxy: [{{service_port: 5030, remote_addr: {ENDPOINT}, remote_port: 8080}}]\n",
+    )
+    host.popen(sys.executable, "-m", "tproxy", "watch", "--config", config)
+    log = host.path("/var/log/one_tproxy.log")
+    for _ in eventually():
+        if log.exists() and "watching bridges" in log.read_text():
+            break
+    assert traces(host)["namespaces"] == driver.before["namespaces"], "no guest, nothing to do"
+    driver.attach("tap1", "br1")
+    script = f"ip address add 10.0.0.5/24 dev eth0\nip route add {SERVICE_ADDRESS} dev eth0\n{FETCH}"
+    results = GuestMachine(host, guest_kernel, tmp_path, "tap1", script).results()
+    assert fetched_well(results)
+    assert "one_tproxy_br1" in host.tproxy("status").stdout, "until the tap is gone it may come again"
+    driver.detach("tap1")
+    for _ in eventually():
+        if traces(host)["namespaces"] == driver.before["namespaces"]:
+            break
+    assert "one_tproxy_br1" not in host.tproxy("status").stdout
