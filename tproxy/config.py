@@ -1,9 +1,7 @@
 """The configuration file: YAML to services, with what was ignored and why.
 
-Values are judged as they are written, on the nodes that YAML composes, never as the objects it
-would construct: YAML 1.1 reads ``0123`` as 83, ``1_000`` as 1000, ``yes`` as true and ``10.1`` as a
-number, and no network or address must match by such an accident. Besides, nothing foreign in the
-file is constructed, an alias is one more reference to the same node, and each node knows its line.
+Values are judged on the nodes that YAML composes (``values``). So nothing foreign in the file is
+constructed, an alias is one more reference to the same node, and each node knows its line.
 
 A fault of the file is a ConfigError, a fault of one entry a warning. Both are one line of ASCII
 whatever the file holds, so that no value can forge a line of the log.
@@ -13,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -22,53 +19,27 @@ from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
-from tproxy.errors import BadName, ConfigError
-from tproxy.model import (
-    DEFAULT_CONNECT_TIMEOUT,
-    SERVICE_ADDRESS,
-    Endpoint,
-    Network,
-    Service,
-    check_interface_name,
-)
+from tproxy import values
+from tproxy.errors import ConfigError
+from tproxy.model import DEFAULT_CONNECT_TIMEOUT, Endpoint, Network, Service
+from tproxy.values import Unusable, shown
 
 SEARCH_PATH = ("/var/tmp/one/etc/vnm/OpenNebulaNetwork.conf", "/etc/tproxy/tproxy.yaml")
 
 MAX_BYTES = 1 << 20  # arbitrary: 100 entries are 10 KB, so what is larger is another kind of file
 MAX_DEPTH = 50  # libyaml's composer recurses on the C stack: some 10,000 levels end the process
-MAX_CONNECT_TIMEOUT = 300  # seconds; arbitrary, a guest's own connect() gives up after two minutes
-# Name and time-out share the comment of a map element, 127 bytes, and a character of the name can
-# take three. What does not fit would be missing from the map.
-MAX_NAME = 32
 # Seconds that a watched bridge stays up without guests: longer than a guest takes to be moved or
 # started anew, which need not cost its network the services.
 DEFAULT_WATCH_GRACE = 30.0
-MAX_WATCH_GRACE = 86400  # seconds; arbitrary
-MAX_SHOWN = 80  # characters of a value in a message: enough to find it
 
 _LOG_LEVELS = {"0": logging.ERROR, "1": logging.WARNING, "2": logging.INFO, "3": logging.DEBUG}
 _FILE_KEYS = ("tproxy", "tproxy_debug_level", "tproxy_watch", "tproxy_watch_grace", "tproxy_bridges")
 _REQUIRED = ("remote_addr", "remote_port")
 
-_STR, _INT, _FLOAT, _BOOL, _NULL, _MERGE = (
-    f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "merge")
-)
-# Patterns are text, compiled when one is first used: that takes up to two milliseconds, and most
-# files need the simple ones only.
-_MULTICAST = r"(22[4-9]|23[0-9])\.[0-9.]+"  # 224.0.0.0/4
-_DECIMAL = r"0|[1-9][0-9]*"
-_TIME = r"(0|[1-9][0-9]*)(\.[0-9]{1,3})?"
-_BRIDGE_PATTERN = r"[A-Za-z0-9_.\-*?\[\]!]{1,64}"  # a name's characters, see model, and a pattern's
-_SECONDS = r"(0|[1-9][0-9]{0,2})(\.[0-9]{1,3})?"  # milliseconds: the map keeps no more
-# The last label must not look like a number: the resolver would take "10.1" or "0x7f.1" for an
-# address, as inet_aton(3) does. "_" is not for host names, but container engines use it in them.
-_HOST_NAME = r"(?ai)(?=.{1,253}\Z)([a-z0-9_-]{1,63}\.)*(?!([0-9]+|0x[0-9a-f]*)\.?\Z)[a-z0-9_-]{1,63}\.?"
-
 _LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 T = TypeVar("T")
 Resolver = Callable[[str], list[str]]
-Parsers = Mapping[str, Callable[[yaml.Node], object]]
 
 
 class Entry(NamedTuple):
@@ -112,14 +83,6 @@ class Config(NamedTuple):
         return os.path.abspath(self.path) if self.watch else ""
 
 
-class _Unusable(Exception):
-    """Why a value cannot be used; ``node`` is where it stands in the file."""
-
-    def __init__(self, reason: str, node: yaml.Node | None = None) -> None:
-        super().__init__(reason)
-        self.node = node
-
-
 def search(explicit: str | None, environ: Mapping[str, str]) -> Path | None:
     """The file to use; None when there is none.
 
@@ -128,7 +91,7 @@ def search(explicit: str | None, environ: Mapping[str, str]) -> Path | None:
     for named, by in ((explicit, "--config"), (environ.get("TPROXY_CONFIG") or None, "$TPROXY_CONFIG")):
         if named is not None:
             if not os.path.lexists(named):
-                raise ConfigError(f"{_shown(named)}: no such file (from {by})")
+                raise ConfigError(f"{shown(named)}: no such file (from {by})")
             return Path(named)
     return next((Path(each) for each in SEARCH_PATH if os.path.lexists(each)), None)
 
@@ -155,10 +118,10 @@ def services_for(
     warnings: list[str] = []
 
     @cache  # failures too: ten ports of one host must not wait ten times for a dead name server
-    def address_of(remote_addr: str) -> str | _Unusable:
+    def address_of(remote_addr: str) -> str | Unusable:
         try:
             return _resolved(remote_addr, resolve)
-        except _Unusable as problem:
+        except Unusable as problem:
             return problem
 
     for entry in config.entries:
@@ -171,7 +134,7 @@ def services_for(
             warnings.append(f"{place}: service_port {port}: {taken}: entry ignored")
             continue
         address = address_of(entry.remote_addr)
-        if isinstance(address, _Unusable):
+        if isinstance(address, Unusable):
             warnings.append(f"{place}: {address}: entry skipped")
             continue
         winners[port] = entry
@@ -202,8 +165,8 @@ class _Reader:
         bridges = [
             self._bridge(number, node) for number, node in enumerate(self._list(ours, "tproxy_bridges"), 1)
         ]
-        watch = self._option(ours, "tproxy_watch", _flag, default=False)
-        grace = self._option(ours, "tproxy_watch_grace", _grace, default=DEFAULT_WATCH_GRACE)
+        watch = self._option(ours, "tproxy_watch", values.flag, default=False)
+        grace = self._option(ours, "tproxy_watch_grace", values.grace, default=DEFAULT_WATCH_GRACE)
         return Config(
             self._path,
             level,
@@ -218,7 +181,7 @@ class _Reader:
         return ConfigError(f"{_place(self._path, line)}: {reason}")
 
     def _warn(self, node: yaml.Node, text: str) -> None:
-        self._warnings.append(f"{_place(self._path, _line(node))}: {text}")
+        self._warnings.append(f"{_place(self._path, values.line(node))}: {text}")
 
     def _read(self) -> str:
         try:
@@ -240,34 +203,36 @@ class _Reader:
                 depth += isinstance(event, yaml.CollectionStartEvent)
                 depth -= isinstance(event, yaml.CollectionEndEvent)
                 if depth > MAX_DEPTH:
-                    raise self._error(f"nested deeper than {MAX_DEPTH} levels", _line(event))
+                    raise self._error(f"nested deeper than {MAX_DEPTH} levels", values.line(event))
             return yaml.compose(self._text, Loader=_LOADER)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "unknown reason"
             line = mark.line + 1 if mark else None
-            raise self._error(f"not YAML: {_ascii(reason)}", line) from error
+            raise self._error(f"not YAML: {values.to_ascii(reason)}", line) from error
 
     def _top_level(self, root: yaml.Node | None) -> dict[str, yaml.Node]:
-        if root is None or root.tag == _NULL:
+        if root is None or root.tag == values.NULL:
             return {}
         if not isinstance(root, yaml.MappingNode):
-            raise self._error(f"{_shown(root)} is not a mapping of keys to values", _line(root))
+            raise self._error(f"{shown(root)} is not a mapping of keys to values", values.line(root))
         ours: dict[str, yaml.Node] = {}
         for key, _, value in self._pairs(root):
             if key in ours:
                 # With and without a colon, or twice: half of what somebody wrote would be off.
-                raise self._error(f"{key} is there already, in line {_line(ours[key])}", _line(value))
+                raise self._error(
+                    f"{key} is there already, in line {values.line(ours[key])}", values.line(value)
+                )
             if key in _FILE_KEYS:
                 ours[key] = value
         return ours
 
     def _log_level(self, node: yaml.Node | None) -> int:
-        if node is None or node.tag == _NULL:
+        if node is None or node.tag == values.NULL:
             return logging.INFO
-        level = _LOG_LEVELS.get(_written(node, _INT, _STR))
+        level = _LOG_LEVELS.get(values.written(node, values.INT, values.STR))
         if level is None:
-            self._warn(node, f"tproxy_debug_level {_shown(node)} is not one of 0 to 3: 2 is used")
+            self._warn(node, f"tproxy_debug_level {shown(node)} is not one of 0 to 3: 2 is used")
             return logging.INFO
         return level
 
@@ -275,26 +240,26 @@ class _Reader:
         self, ours: Mapping[str, yaml.Node], key: str, parser: Callable[[yaml.Node], T], *, default: T
     ) -> T:
         node = ours.get(key)
-        if node is None or node.tag == _NULL:
+        if node is None or node.tag == values.NULL:
             return default
         try:
             return parser(node)
-        except _Unusable as problem:
-            self._warn(node, f"{key} {_shown(node)} {problem}: ignored")
+        except Unusable as problem:
+            self._warn(node, f"{key} {shown(node)} {problem}: ignored")
             return default
 
     def _list(self, ours: Mapping[str, yaml.Node], key: str) -> list[yaml.Node]:
         node = ours.get(key)
-        if node is None or node.tag == _NULL:
+        if node is None or node.tag == values.NULL:
             return []
         if not isinstance(node, yaml.SequenceNode):
-            raise self._error(f"{key} is not a list", _line(node))
+            raise self._error(f"{key} is not a list", values.line(node))
         return self._counted(node.value)
 
     def _pairs(self, node: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
         """The key without its colon, "" where it is no string; the key's node; the value's node."""
         for key, value in self._counted(node.value):
-            yield _written(key, _STR).removeprefix(":"), key, value
+            yield values.written(key, values.STR).removeprefix(":"), key, value
 
     def _counted(self, children: list[T]) -> list[T]:
         # Each node takes a character or more, so that only aliases can make more nodes than that:
@@ -305,228 +270,86 @@ class _Reader:
         return children
 
     def _entry(self, number: int, node: yaml.Node) -> Entry | None:
-        values = self._checked(f"entry {number}", node, _PARSERS, _REQUIRED)
-        if values is None:
+        said = self._checked(f"entry {number}", node, values.ENTRY, _REQUIRED)
+        if said is None:
             return None
-        values.setdefault("service_port", values["remote_port"])
-        return Entry(number, _line(node), **values)
+        said.setdefault("service_port", said["remote_port"])
+        return Entry(number, values.line(node), **said)
 
     def _bridge(self, number: int, node: yaml.Node) -> WatchedBridge | None:
-        values = self._checked(f"tproxy_bridges: entry {number}", node, _BRIDGE_PARSERS, ("bridge",))
-        if values is None:
+        said = self._checked(f"tproxy_bridges: entry {number}", node, values.BRIDGE, ("bridge",))
+        if said is None:
             return None
-        network = Network(values.get("network", ""), values.get("network_id", ""))
-        return WatchedBridge(values["bridge"], network, values.get("uplinks", frozenset()))
+        network = Network(said.get("network", ""), said.get("network_id", ""))
+        return WatchedBridge(said["bridge"], network, said.get("uplinks", frozenset()))
 
     def _checked(
-        self, label: str, node: yaml.Node, parsers: Parsers, required: tuple[str, ...]
+        self, label: str, node: yaml.Node, parsers: values.Parsers, required: tuple[str, ...]
     ) -> dict[str, Any] | None:
         """What an entry says; None, and a warning for all that is wrong, when it cannot be used."""
         if isinstance(node, yaml.MappingNode):
-            values, faults = self._values(label, node, parsers, required)
+            said, faults = self._values(label, node, parsers, required)
         else:
-            values, faults = {}, [_Unusable(f"{_shown(node)} is not a mapping of keys to values", node)]
+            said, faults = {}, [Unusable(f"{shown(node)} is not a mapping of keys to values", node)]
         for fault in faults:
             self._warn(fault.node or node, f"{label}: {fault}: entry skipped")
-        return None if faults else values
+        return None if faults else said
 
     def _values(
-        self, label: str, entry: yaml.MappingNode, parsers: Parsers, required: tuple[str, ...]
-    ) -> tuple[dict[str, Any], list[_Unusable]]:
+        self, label: str, entry: yaml.MappingNode, parsers: values.Parsers, required: tuple[str, ...]
+    ) -> tuple[dict[str, Any], list[Unusable]]:
         """What an entry says, and all that is wrong with it: an operator mends it in one go."""
         nodes: dict[str, yaml.Node] = {}
-        faults: list[_Unusable] = []
+        faults: list[Unusable] = []
         for key, key_node, node in self._pairs(entry):
-            if key_node.tag == _MERGE:
+            if key_node.tag == values.MERGE:
                 # Not merely ignored: without what it brings, the entry could apply too widely.
-                faults.append(_Unusable("'<<' (merge) is not supported", key_node))
+                faults.append(Unusable("'<<' (merge) is not supported", key_node))
                 continue
             if key not in parsers:
-                self._warn(key_node, f"{label}: key {_shown(key_node)} is unknown and ignored")
+                self._warn(key_node, f"{label}: key {shown(key_node)} is unknown and ignored")
                 continue
             if key in nodes:
-                self._warn(key_node, f"{label}: {key} is there twice: {_shown(node)} is used")
+                self._warn(key_node, f"{label}: {key} is there twice: {shown(node)} is used")
             nodes[key] = node
-        values: dict[str, Any] = {}
+        said: dict[str, Any] = {}
         for key, node in nodes.items():
-            if node.tag != _NULL:
+            if node.tag != values.NULL:
                 try:
-                    values[key] = self._value(key, node, parsers[key])
-                except _Unusable as fault:
+                    said[key] = self._value(key, node, parsers[key])
+                except Unusable as fault:
                     faults.append(fault)
         for key in required:
-            if key not in nodes or nodes[key].tag == _NULL:
-                faults.append(_Unusable(f"{key} is missing", entry))
-        return values, faults
+            if key not in nodes or nodes[key].tag == values.NULL:
+                faults.append(Unusable(f"{key} is missing", entry))
+        return said, faults
 
     def _value(self, key: str, node: yaml.Node, parser: Callable[[yaml.Node], object]) -> Any:
         if isinstance(node, yaml.SequenceNode):
             self._counted(node.value)
         try:
             return parser(node)
-        except _Unusable as problem:
-            raise _Unusable(f"{key} {_shown(problem.node or node)} {problem}", node) from None
-
-
-# Values
-
-
-def _port(node: yaml.Node) -> int:
-    text = _written(node, _INT, _STR)
-    # The length first: int() refuses some thousand digits with another error.
-    if len(text) > 5 or not re.fullmatch(_DECIMAL, text) or not 1 <= int(text) <= 65535:
-        raise _Unusable("is not a port, 1 to 65535")
-    return int(text)
-
-
-def _remote_addr(node: yaml.Node) -> str:
-    text = _written(node, _STR)
-    if not _is_ipv4(text) and not re.fullmatch(_HOST_NAME, text):
-        raise _Unusable("is not an IPv4 address or a host name")
-    if reason := _refused(text):
-        raise _Unusable(reason)
-    return text
-
-
-def _networks(node: yaml.Node) -> frozenset[str]:
-    if isinstance(node, yaml.ScalarNode):
-        return frozenset({_network(node)} if node.value else ())
-    if isinstance(node, yaml.SequenceNode):
-        return frozenset(map(_network, node.value))
-    raise _Unusable("is not a list of names or ids")
-
-
-def _network(node: yaml.Node) -> str:
-    text = _written(node, _INT, _STR)
-    if not text or (node.tag == _INT and not re.fullmatch(_DECIMAL, text)):
-        raise _Unusable("is not clearly a name or an id: put a name in quotes", node)
-    return text
-
-
-def _name(node: yaml.Node) -> str:
-    text = _written(node, _STR)
-    if not text or len(text) > MAX_NAME or not text.isascii() or not text.isprintable():
-        raise _Unusable(f"is not a name of up to {MAX_NAME} printable ASCII characters")
-    return text
-
-
-def _connect_timeout(node: yaml.Node) -> float:
-    text = _written(node, _INT, _FLOAT, _STR)
-    if not re.fullmatch(_SECONDS, text) or not 0 < float(text) <= MAX_CONNECT_TIMEOUT:
-        raise _Unusable(f"is not a time of 0.001 to {MAX_CONNECT_TIMEOUT} seconds")
-    return float(text)
-
-
-def _flag(node: yaml.Node) -> bool:
-    text = _written(node, _BOOL).lower()
-    if text not in ("true", "false"):
-        raise _Unusable("is not true or false")
-    return text == "true"
-
-
-def _grace(node: yaml.Node) -> float:
-    text = _written(node, _INT, _FLOAT, _STR)
-    if len(text) > 9 or not re.fullmatch(_TIME, text) or float(text) > MAX_WATCH_GRACE:
-        raise _Unusable(f"is not a time of 0 to {MAX_WATCH_GRACE} seconds")
-    return float(text)
-
-
-def _pattern(node: yaml.Node) -> str:
-    text = _written(node, _INT, _STR)
-    if not re.fullmatch(_BRIDGE_PATTERN, text):
-        raise _Unusable("is not a bridge's name, or a pattern with * ? [..] of names", node)
-    return text
-
-
-def _uplinks(node: yaml.Node) -> frozenset[str]:
-    nodes = node.value if isinstance(node, yaml.SequenceNode) else [node] if node.value else []
-    return frozenset(map(_uplink, nodes))
-
-
-def _uplink(node: yaml.Node) -> str:
-    try:
-        return check_interface_name(_written(node, _INT, _STR), "uplink")
-    except BadName:
-        raise _Unusable("is not the name of a link", node) from None
-
-
-_PARSERS: Parsers = {
-    "service_port": _port,
-    "remote_addr": _remote_addr,
-    "remote_port": _port,
-    "networks": _networks,
-    "name": _name,
-    "connect_timeout": _connect_timeout,
-}
-_BRIDGE_PARSERS: Parsers = {
-    "bridge": _pattern,
-    "network": _network,
-    "network_id": _network,
-    "uplinks": _uplinks,
-}
-
-
-# Addresses
+        except Unusable as problem:
+            raise Unusable(f"{key} {shown(problem.node or node)} {problem}", node) from None
 
 
 def _resolved(remote_addr: str, resolve: Resolver) -> str:
-    if _is_ipv4(remote_addr):
+    if values.is_ipv4(remote_addr):
         return remote_addr
     try:
         found = resolve(remote_addr)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise _Unusable(f"remote_addr {_shown(remote_addr)} does not resolve: {_ascii(reason)}") from error
-    usable = [address for address in found if _is_ipv4(address) and not _refused(address)]
+        raise Unusable(
+            f"remote_addr {shown(remote_addr)} does not resolve: {values.to_ascii(reason)}"
+        ) from error
+    usable = [address for address in found if values.is_ipv4(address) and not values.refused(address)]
     if not usable:
-        raise _Unusable(f"remote_addr {_shown(remote_addr)} resolves to no address that can be used")
+        raise Unusable(f"remote_addr {shown(remote_addr)} resolves to no address that can be used")
     # Name servers rotate their answers. The lowest is the same at each hook, so that starting a VM
     # does not move the services of the others.
     return min(usable, key=socket.inet_aton)
 
 
-def _is_ipv4(text: str) -> bool:
-    try:
-        socket.inet_pton(socket.AF_INET, text)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def _refused(address: str) -> str:
-    """Why this cannot be an endpoint; "" when it can, or is a name."""
-    if address == SERVICE_ADDRESS:
-        return "is the service address itself: a loop"
-    if address in ("0.0.0.0", "255.255.255.255") or re.fullmatch(_MULTICAST, address):
-        return "is not the address of one host"
-    return ""
-
-
-# Texts
-
-
 def _place(path: Path, line: int | None) -> str:
-    return _ascii(path) + (f":{line}" if line else "")
-
-
-def _written(node: yaml.Node, *tags: str) -> str:
-    """A scalar as it is written, if YAML takes it for one of these; "" otherwise."""
-    return node.value if isinstance(node, yaml.ScalarNode) and node.tag in tags else ""
-
-
-def _line(at: Any) -> int:
-    """The line in which a node or an event of the parser starts."""
-    return int(at.start_mark.line) + 1
-
-
-def _shown(value: yaml.Node | str) -> str:
-    """A value for a message: quoted, one line of ASCII, not too long."""
-    if isinstance(value, yaml.CollectionNode):
-        return "(a list)" if isinstance(value, yaml.SequenceNode) else "(a mapping)"
-    text = ascii(value if isinstance(value, str) else value.value)
-    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
-
-
-def _ascii(text: object) -> str:
-    """Unquoted text for a message, in one line of ASCII."""
-    return str(text).encode("unicode_escape").decode("ascii")
+    return values.to_ascii(path) + (f":{line}" if line else "")

@@ -14,8 +14,9 @@ import tproxy
 LAYERS = (
     ("errors",),
     ("model",),
-    ("catalog", "config", "flow", "labview", "report", "ruleset", "wire"),  # pure: formats and decisions
-    ("check", "guards"),
+    ("catalog", "flow", "labview", "report", "ruleset", "values", "wire"),  # pure: formats and decisions
+    ("config", "guards"),
+    ("check",),
     ("plan",),
     ("fdpass", "hypervisor", "logs", "loop", "netns", "nft", "stream"),  # one facility of the kernel each
     ("control", "install", "instance", "links", "netlink", "splice"),

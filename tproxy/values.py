@@ -1,0 +1,184 @@
+"""Single values of the configuration file, judged as they are written.
+
+On the nodes that YAML composes, never as the objects it would construct: YAML 1.1 reads ``0123`` as 83,
+``1_000`` as 1000, ``yes`` as true and ``10.1`` as a number, and no network or address must match by such an
+accident.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import yaml
+
+from tproxy.errors import BadName
+from tproxy.model import SERVICE_ADDRESS, check_interface_name
+
+MAX_CONNECT_TIMEOUT = 300  # seconds; arbitrary, a guest's own connect() gives up after two minutes
+# Name and time-out share the comment of a map element, 127 bytes, and a character of the name can
+# take three. What does not fit would be missing from the map.
+MAX_NAME = 32
+MAX_WATCH_GRACE = 86400  # seconds; arbitrary
+MAX_SHOWN = 80  # characters of a value in a message: enough to find it
+
+STR, INT, FLOAT, BOOL, NULL, MERGE = (
+    f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "merge")
+)
+# Patterns are text, compiled when one is first used: that takes up to two milliseconds, and most
+# files need the simple ones only.
+_MULTICAST = r"(22[4-9]|23[0-9])\.[0-9.]+"  # 224.0.0.0/4
+_DECIMAL = r"0|[1-9][0-9]*"
+_TIME = r"(0|[1-9][0-9]*)(\.[0-9]{1,3})?"
+_BRIDGE_PATTERN = r"[A-Za-z0-9_.\-*?\[\]!]{1,64}"  # a name's characters, see model, and a pattern's
+_SECONDS = r"(0|[1-9][0-9]{0,2})(\.[0-9]{1,3})?"  # milliseconds: the map keeps no more
+# The last label must not look like a number: the resolver would take "10.1" or "0x7f.1" for an
+# address, as inet_aton(3) does. "_" is not for host names, but container engines use it in them.
+_HOST_NAME = r"(?ai)(?=.{1,253}\Z)([a-z0-9_-]{1,63}\.)*(?!([0-9]+|0x[0-9a-f]*)\.?\Z)[a-z0-9_-]{1,63}\.?"
+
+Parsers = Mapping[str, Callable[[yaml.Node], object]]
+
+
+class Unusable(Exception):
+    """Why a value cannot be used; ``node`` is where it stands in the file."""
+
+    def __init__(self, reason: str, node: yaml.Node | None = None) -> None:
+        super().__init__(reason)
+        self.node = node
+
+
+def _port(node: yaml.Node) -> int:
+    text = written(node, INT, STR)
+    # The length first: int() refuses some thousand digits with another error.
+    if len(text) > 5 or not re.fullmatch(_DECIMAL, text) or not 1 <= int(text) <= 65535:
+        raise Unusable("is not a port, 1 to 65535")
+    return int(text)
+
+
+def _remote_addr(node: yaml.Node) -> str:
+    text = written(node, STR)
+    if not is_ipv4(text) and not re.fullmatch(_HOST_NAME, text):
+        raise Unusable("is not an IPv4 address or a host name")
+    if reason := refused(text):
+        raise Unusable(reason)
+    return text
+
+
+def _networks(node: yaml.Node) -> frozenset[str]:
+    if isinstance(node, yaml.ScalarNode):
+        return frozenset({_network(node)} if node.value else ())
+    if isinstance(node, yaml.SequenceNode):
+        return frozenset(map(_network, node.value))
+    raise Unusable("is not a list of names or ids")
+
+
+def _network(node: yaml.Node) -> str:
+    text = written(node, INT, STR)
+    if not text or (node.tag == INT and not re.fullmatch(_DECIMAL, text)):
+        raise Unusable("is not clearly a name or an id: put a name in quotes", node)
+    return text
+
+
+def _name(node: yaml.Node) -> str:
+    text = written(node, STR)
+    if not text or len(text) > MAX_NAME or not text.isascii() or not text.isprintable():
+        raise Unusable(f"is not a name of up to {MAX_NAME} printable ASCII characters")
+    return text
+
+
+def _connect_timeout(node: yaml.Node) -> float:
+    text = written(node, INT, FLOAT, STR)
+    if not re.fullmatch(_SECONDS, text) or not 0 < float(text) <= MAX_CONNECT_TIMEOUT:
+        raise Unusable(f"is not a time of 0.001 to {MAX_CONNECT_TIMEOUT} seconds")
+    return float(text)
+
+
+def flag(node: yaml.Node) -> bool:
+    text = written(node, BOOL).lower()
+    if text not in ("true", "false"):
+        raise Unusable("is not true or false")
+    return text == "true"
+
+
+def grace(node: yaml.Node) -> float:
+    text = written(node, INT, FLOAT, STR)
+    if len(text) > 9 or not re.fullmatch(_TIME, text) or float(text) > MAX_WATCH_GRACE:
+        raise Unusable(f"is not a time of 0 to {MAX_WATCH_GRACE} seconds")
+    return float(text)
+
+
+def _pattern(node: yaml.Node) -> str:
+    text = written(node, INT, STR)
+    if not re.fullmatch(_BRIDGE_PATTERN, text):
+        raise Unusable("is not a bridge's name, or a pattern with * ? [..] of names", node)
+    return text
+
+
+def _uplinks(node: yaml.Node) -> frozenset[str]:
+    nodes = node.value if isinstance(node, yaml.SequenceNode) else [node] if node.value else []
+    return frozenset(map(_uplink, nodes))
+
+
+def _uplink(node: yaml.Node) -> str:
+    try:
+        return check_interface_name(written(node, INT, STR), "uplink")
+    except BadName:
+        raise Unusable("is not the name of a link", node) from None
+
+
+ENTRY: Parsers = {
+    "service_port": _port,
+    "remote_addr": _remote_addr,
+    "remote_port": _port,
+    "networks": _networks,
+    "name": _name,
+    "connect_timeout": _connect_timeout,
+}
+BRIDGE: Parsers = {
+    "bridge": _pattern,
+    "network": _network,
+    "network_id": _network,
+    "uplinks": _uplinks,
+}
+
+
+def is_ipv4(text: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET, text)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def refused(address: str) -> str:
+    """Why this cannot be an endpoint; "" when it can, or is a name."""
+    if address == SERVICE_ADDRESS:
+        return "is the service address itself: a loop"
+    if address in ("0.0.0.0", "255.255.255.255") or re.fullmatch(_MULTICAST, address):
+        return "is not the address of one host"
+    return ""
+
+
+def written(node: yaml.Node, *tags: str) -> str:
+    """A scalar as it is written, if YAML takes it for one of these; "" otherwise."""
+    return node.value if isinstance(node, yaml.ScalarNode) and node.tag in tags else ""
+
+
+def line(at: Any) -> int:
+    """The line in which a node or an event of the parser starts."""
+    return int(at.start_mark.line) + 1
+
+
+def shown(value: yaml.Node | str) -> str:
+    """A value for a message: quoted, one line of ASCII, not too long."""
+    if isinstance(value, yaml.CollectionNode):
+        return "(a list)" if isinstance(value, yaml.SequenceNode) else "(a mapping)"
+    text = ascii(value if isinstance(value, str) else value.value)
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
+
+
+def to_ascii(text: object) -> str:
+    """Unquoted text for a message, in one line of ASCII."""
+    return str(text).encode("unicode_escape").decode("ascii")
