@@ -3,6 +3,9 @@
 Of a message only so much is read as says what to look at; what is there now is looked up by whoever
 wants to know. So it does not matter when messages come late, twice or together, and when some were
 lost (the kernel says so) everything is looked at. rtnetlink(7), <linux/netfilter/nf_tables.h>.
+
+Not by pyroute2: it decodes all of a message, and two attributes are wanted of each; nor does it know
+what nested attributes of nftables' messages hold, where comments are.
 """
 
 from __future__ import annotations

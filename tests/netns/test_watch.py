@@ -232,6 +232,7 @@ def test_what_is_flushed_or_deleted_is_repaired_in_one_line_each(host: Host) -> 
     processes = host.pids()
     repaired = "bridge br0 was broken; repaired: "
 
+    time.sleep(1)  # it remembers what it has seen for half a second
     host.nft("flush ruleset")
     for bridge in ("br0", "hooked"):
         line = host.said(f"bridge {bridge} was broken; repaired: ")
