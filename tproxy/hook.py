@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
-from tproxy import guards, instance, nft, plan, plumbing, process, ruleset
+from tproxy import guards, instance, nft, plan, plumbing, process, ruleset, running
 from tproxy.errors import ProcessError, TproxyError
 from tproxy.model import SERVICE_MAC, Network, Service, ServiceMap, check_interface_name
 
@@ -152,7 +152,7 @@ def remove(bridge: str, observed: plan.Observed) -> None:
     plumbing.delete_empty_tables()
     if process.daemon_answers():
         _apply(bridge, None)
-    process.end_relay(bridge)  # one that a crashed daemon left, and which the new one does not know
+    running.end_relay(bridge)  # one that a crashed daemon left, and which the new one does not know
     plumbing.carry_out(plan.dismantle(bridge, observed))
     instance.forget_use(bridge)
 

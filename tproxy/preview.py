@@ -5,7 +5,7 @@ No lock is taken, since that would make files: a hook that is under way may be m
 
 from __future__ import annotations
 
-from tproxy import nft, plan, plumbing, process, ruleset
+from tproxy import nft, plan, plumbing, process, ruleset, running
 from tproxy.catalog import Catalog
 from tproxy.model import DAEMON_TITLE, TABLE, BridgeNames, Network, Service, ServiceMap
 
@@ -20,7 +20,7 @@ def up(bridge: str, network: Network, services: dict[int, Service], uplinks: fro
     if not process.daemon_answers():
         lines.append(f"start the daemon {DAEMON_TITLE}")
     rebuilt = any(isinstance(each, plan.CreateNamespace) for each in actions)
-    if rebuilt or bridge not in dict(process.find().relays):
+    if rebuilt or bridge not in dict(running.find().relays):
         lines.append(f"start relay {BridgeNames(bridge).relay_title}")
     known = Catalog()
     if observed.map is not None:
@@ -48,7 +48,7 @@ def removal(bridge: str, observed: plan.Observed) -> list[str]:
     """What takes away all that is there of a bridge."""
     relays = [
         f"end relay {BridgeNames(bridge).relay_title}, process {relay.pid}"
-        for name, relay in process.find().relays
+        for name, relay in running.find().relays
         if name == bridge
     ]
     return [

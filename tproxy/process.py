@@ -1,4 +1,4 @@
-"""Our processes: find them, start the daemon, end them, and make the maps take effect."""
+"""Our processes: start the daemon, replace and end it with all that belongs to it, apply the maps."""
 
 from __future__ import annotations
 
@@ -7,79 +7,22 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import NoReturn
 
 from tproxy import control, foreground, instance, nft
 from tproxy.errors import NotRunning, ProcessError
 from tproxy.logs import DEFAULT_LEVEL
-from tproxy.model import DAEMON_TITLE
-
-if TYPE_CHECKING:
-    import psutil
+from tproxy.running import find, send, terminate
 
 log = logging.getLogger(__name__)
-
-RELAY_PREFIX = DAEMON_TITLE + "_"
-# Of the instance as well, though neither daemon nor relay: a spawner, a draining daemon.
-AUXILIARY_PREFIX = "tproxy-"
-WATCHER_TITLE = AUXILIARY_PREFIX + "watch"
 
 # Seconds. A daemon that does not hand over or answer in this time is stuck; a loaded machine with
 # hundreds of bridges is not.
 ANSWER_TIMEOUT = 60.0
 PING_TIMEOUT = 5.0
 DRAIN_TIMEOUT = 5.0
-END_TIMEOUT = 5.0
 START_TIMEOUT = 30.0
-
-
-class Running(NamedTuple):
-    """The instance's processes as the process table shows them."""
-
-    daemons: tuple[psutil.Process, ...] = ()
-    relays: tuple[tuple[str, psutil.Process], ...] = ()
-    auxiliary: tuple[psutil.Process, ...] = ()
-    watchers: tuple[psutil.Process, ...] = ()
-
-    @property
-    def all(self) -> list[psutil.Process]:
-        """All that serve connections; watchers come and go for other reasons."""
-        return [*self.daemons, *(process for _, process in self.relays), *self.auxiliary]
-
-    @property
-    def lines(self) -> list[tuple[str, int]]:
-        """Titles and pids, daemon first."""
-        relays = sorted((f"{RELAY_PREFIX}{bridge}", each.pid) for bridge, each in self.relays)
-        return [*((DAEMON_TITLE, each.pid) for each in self.daemons), *relays]
-
-
-def find() -> Running:
-    """Processes of this network namespace's instance, by title and working directory.
-
-    A title anybody can take; to work in the instance's directory one must be root.
-    """
-    import psutil
-
-    home = os.fspath(instance.directory())
-    daemons, relays, auxiliary, watchers = [], [], [], []
-    for process in psutil.process_iter():
-        try:
-            title = " ".join(process.cmdline()).rstrip("\0 ")
-            if not title.startswith((DAEMON_TITLE, AUXILIARY_PREFIX)) or process.cwd() != home:
-                continue
-        except psutil.Error:
-            continue
-        if title == DAEMON_TITLE:
-            daemons.append(process)
-        elif title.startswith(RELAY_PREFIX):
-            relays.append((title.removeprefix(RELAY_PREFIX), process))
-        elif title == WATCHER_TITLE:
-            watchers.append(process)
-        elif title.startswith(AUXILIARY_PREFIX):
-            auxiliary.append(process)
-    return Running(tuple(daemons), tuple(relays), tuple(auxiliary), tuple(watchers))
 
 
 def daemon_answers() -> bool:
@@ -117,7 +60,7 @@ def become_daemon(log_level: int | None, watch: str | None) -> NoReturn:
     if (_ping() or {}).get("stays"):
         raise ProcessError("the daemon runs as a service already: see tproxy restart")
     nft.read_maps()  # raises, and nothing has changed, where they cannot be read
-    _renew_watchers()
+    send(signal.SIGUSR2, find().watchers)  # they replace themselves
     _retire_daemon()
     reader, writer = os.pipe()
     daemon = os.getpid()
@@ -170,8 +113,7 @@ def start(log_level: int | None, watch: str | None = None, *, reopen_logs: bool 
     The caller holds the host's lock, as for all that follow.
     """
     if reopen_logs:
-        for watcher in find().watchers:
-            watcher.send_signal(signal.SIGHUP)
+        send(signal.SIGHUP, find().watchers)
     if not _needed(watch):
         _end_serving()
         return []
@@ -181,7 +123,7 @@ def start(log_level: int | None, watch: str | None = None, *, reopen_logs: bool 
 
 def restart(log_level: int | None, watch: str | None = None) -> list[str]:
     """Replace all processes; the old daemon goes on with its open connections until they end."""
-    _renew_watchers()
+    send(signal.SIGUSR2, find().watchers)  # they replace themselves
     if not _needed(watch):
         _end_serving()
         return []
@@ -192,11 +134,6 @@ def restart(log_level: int | None, watch: str | None = None) -> list[str]:
 def _needed(watch: str | None) -> bool:
     """Whether there is anything to run for; a daemon that is a service stays in any case."""
     return bool(watch or nft.read_maps() or (_ping() or {}).get("stays"))
-
-
-def _renew_watchers() -> None:
-    for watcher in find().watchers:
-        watcher.send_signal(signal.SIGUSR2)  # it replaces itself
 
 
 def _retire_daemon() -> bool:
@@ -226,11 +163,6 @@ def _end_serving() -> None:
     terminate(find().all)
 
 
-def end_relay(bridge: str) -> None:
-    """End a bridge's relay that no daemon looks after."""
-    terminate([relay for name, relay in find().relays if name == bridge])
-
-
 def ask_status() -> control.Json | None:
     """What the daemon tells of itself; None when it does not run, ProcessError when that is unknown."""
     try:
@@ -247,25 +179,6 @@ def _apply_all(log_level: int | None, watch: str | None, *, reopen_logs: bool) -
         known = {each["relay"] for each in status["bridges"].values()}
         terminate([process for _, process in find().relays if process.pid not in known])
     return problems
-
-
-def terminate(processes: list[psutil.Process]) -> None:
-    """Ask processes to end, kill those that do not, and return when all are gone."""
-    if not processes:
-        return
-    import psutil
-
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGTERM)
-    _, alive = psutil.wait_procs(processes, END_TIMEOUT)
-    for process in alive:
-        log.warning("process %d does not end; killed", process.pid)
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    _, alive = psutil.wait_procs(alive, END_TIMEOUT)
-    if alive:
-        raise ProcessError(f"process {alive[0].pid} cannot be ended")
 
 
 def _arguments(log_level: int | None, watch: str | None) -> list[str]:

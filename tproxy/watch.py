@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from setproctitle import setproctitle
 
-from tproxy import config, instance, logs, nft, process
+from tproxy import config, instance, logs, nft, process, running
 from tproxy.attend import Attendant
 from tproxy.config import Config
 from tproxy.errors import ProcessError, TproxyError
@@ -55,7 +55,7 @@ class Watcher:
         import_module("pyroute2.netns")  # the first guest shall not wait for it
         self._loop.on_signal(signal.SIGHUP, self._reread)
         self._loop.on_signal(signal.SIGUSR2, self._replace)
-        setproctitle(process.WATCHER_TITLE)
+        setproctitle(running.WATCHER_TITLE)
         # Now that it can be found, and not before: whoever ended the daemon may have looked already.
         if self._kept_by not in (None, os.getppid()):
             return

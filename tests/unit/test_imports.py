@@ -20,7 +20,7 @@ LAYERS = (
     ("plan",),
     ("fdpass", "hypervisor", "logs", "loop", "netns", "nft", "stream"),  # one facility of the kernel each
     ("control", "install", "instance", "links", "netlink", "splice"),
-    ("connection", "foreground", "plumbing", "ports", "probe", "relay", "watchdog"),
+    ("connection", "foreground", "plumbing", "ports", "probe", "relay", "running", "watchdog"),
     ("process",),
     ("spawner",),
     ("supervisor",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from tproxy import process, report
+from tproxy import process, report, running
 from tproxy.cli import require_root
 from tproxy.errors import ProcessError
 
@@ -15,14 +15,14 @@ from tproxy.errors import ProcessError
 def status(as_json: bool, verbose: bool) -> None:
     """Show running processes: a line each, the daemon first."""
     require_root()
-    running = process.find()
+    found = running.find()
     if not as_json and not verbose:
-        for title, pid in running.lines:
+        for title, pid in found.lines:
             click.echo(f"{title}: {pid}")
         return
     show = report.as_json if as_json else report.as_table
     try:
-        click.echo(show(running.lines, process.ask_status()))
+        click.echo(show(found.lines, process.ask_status()))
     except ProcessError:
-        click.echo(show(running.lines, None))  # what can be said without it
+        click.echo(show(found.lines, None))  # what can be said without it
         raise

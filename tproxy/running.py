@@ -1,0 +1,103 @@
+"""Our processes as the process table shows them: find them, signal them, see them end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from tproxy import instance
+from tproxy.errors import ProcessError
+from tproxy.model import DAEMON_TITLE
+
+if TYPE_CHECKING:
+    import psutil
+
+log = logging.getLogger(__name__)
+
+RELAY_PREFIX = DAEMON_TITLE + "_"
+# Of the instance as well, though neither daemon nor relay: a spawner, a draining daemon.
+AUXILIARY_PREFIX = "tproxy-"
+WATCHER_TITLE = AUXILIARY_PREFIX + "watch"
+
+END_TIMEOUT = 5.0  # seconds
+
+
+class Running(NamedTuple):
+    """The instance's processes as the process table shows them."""
+
+    daemons: tuple[psutil.Process, ...] = ()
+    relays: tuple[tuple[str, psutil.Process], ...] = ()
+    auxiliary: tuple[psutil.Process, ...] = ()
+    watchers: tuple[psutil.Process, ...] = ()
+
+    @property
+    def all(self) -> list[psutil.Process]:
+        """All that serve connections; watchers come and go for other reasons."""
+        return [*self.daemons, *(process for _, process in self.relays), *self.auxiliary]
+
+    @property
+    def lines(self) -> list[tuple[str, int]]:
+        """Titles and pids, daemon first."""
+        relays = sorted((f"{RELAY_PREFIX}{bridge}", each.pid) for bridge, each in self.relays)
+        return [*((DAEMON_TITLE, each.pid) for each in self.daemons), *relays]
+
+
+def find() -> Running:
+    """Processes of this network namespace's instance, by title and working directory.
+
+    A title anybody can take; to work in the instance's directory one must be root.
+    """
+    import psutil
+
+    home = os.fspath(instance.directory())
+    daemons, relays, auxiliary, watchers = [], [], [], []
+    for process in psutil.process_iter():
+        try:
+            title = " ".join(process.cmdline()).rstrip("\0 ")
+            if not title.startswith((DAEMON_TITLE, AUXILIARY_PREFIX)) or process.cwd() != home:
+                continue
+        except psutil.Error:
+            continue
+        if title == DAEMON_TITLE:
+            daemons.append(process)
+        elif title.startswith(RELAY_PREFIX):
+            relays.append((title.removeprefix(RELAY_PREFIX), process))
+        elif title == WATCHER_TITLE:
+            watchers.append(process)
+        elif title.startswith(AUXILIARY_PREFIX):
+            auxiliary.append(process)
+    return Running(tuple(daemons), tuple(relays), tuple(auxiliary), tuple(watchers))
+
+
+def send(number: signal.Signals, processes: Iterable[psutil.Process]) -> None:
+    """Signal those that are still there."""
+    import psutil
+
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def terminate(processes: Sequence[psutil.Process]) -> None:
+    """Ask processes to end, kill those that do not, and return when all are gone."""
+    if not processes:
+        return
+    import psutil
+
+    send(signal.SIGTERM, processes)
+    _, alive = psutil.wait_procs(processes, END_TIMEOUT)
+    for process in alive:
+        log.warning("process %d does not end; killed", process.pid)
+    send(signal.SIGKILL, alive)
+    _, alive = psutil.wait_procs(alive, END_TIMEOUT)
+    if alive:
+        raise ProcessError(f"process {alive[0].pid} cannot be ended")
+
+
+def end_relay(bridge: str) -> None:
+    """End a bridge's relay that no daemon looks after."""
+    terminate([relay for name, relay in find().relays if name == bridge])
