@@ -55,7 +55,7 @@ def left(host: Hypervisor) -> str:
     commands = (
         "nft list ruleset; ip -o link | sed 's/ state [A-Z]*//'; ip netns list; find /run/tproxy | sort"
     )
-    return host.run("sh", "-c", "; ".join(listings)).stdout + host.tproxy("status").stdout
+    return host.run("sh", "-c", commands).stdout + host.tproxy("status").stdout
 
 
 def test_what_is_left_of_bridges_without_guests_goes_and_all_else_stays(host: Hypervisor) -> None:
