@@ -53,6 +53,12 @@ lint: venv
 	else \
 		echo "ansible-lint is not installed: drivers/ansible not checked"; \
 	fi
+	@if command -v vagrant >/dev/null; then \
+		VAGRANT_CWD=vagrant VAGRANT_HOME=$(CURDIR)/build/vagrant VAGRANT_DOTFILE_PATH=$(CURDIR)/build/vagrant/machines \
+			vagrant validate --ignore-provider; \
+	else \
+		echo "vagrant is not installed: vagrant/Vagrantfile not checked"; \
+	fi
 
 .PHONY: clean
 clean:

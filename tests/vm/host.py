@@ -10,16 +10,18 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.vm import machine
 
-_OUTPUT, _STATUS = "output", "status"
-
 # 9p for the shares. The rest is loaded from the root file system.
 _EARLY = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
+
+# What tests use, so that they need not know which program would have loaded it.
+MODULES = ("nf_tables", "bridge", "nft_meta_bridge", "veth", "8021q", "vxlan", "sch_netem", "br_netfilter")
 
 # What a root file system on disk would be, and process 1 hands over to the one there. Not by chroot
 # alone: who enters a mount namespace gets the root that this has.
@@ -34,6 +36,8 @@ for each in proc sys dev; do mount -o move /$each /host/$each; done
 for each in run tmp var/log; do mount -t tmpfs -o mode=1755 tmpfs /host/$each; done
 mkdir -p /host/dev/pts /host/dev/shm /host/run/results /host/lib/modules
 mount -t devpts devpts /host/dev/pts
+ln -s /proc/self/fd /host/dev/fd # as udev does
+for each in 0:stdin 1:stdout 2:stderr; do ln -s fd/${{each%:*}} /host/dev/${{each#*:}}; done
 share results /host/run/results rw,cache=none
 mount -o bind /host{modules} /host/lib/modules
 cp /inside /host/run/inside
@@ -48,8 +52,9 @@ export PYTHONDONTWRITEBYTECODE=
 cd {root}
 ip link set lo up
 modprobe -a {modules}
-{command} >/run/results/{output} 2>&1 </dev/null
-echo $? >/run/results/{status}
+busybox hostname {name}
+{command} >/run/results/{name}.output 2>&1 </dev/null
+echo $? >/run/results/{name}.status
 sync
 busybox poweroff -f
 """
@@ -64,42 +69,64 @@ class Outcome(NamedTuple):
         return f"ended with {self.status}\n{self.output}\n--- console ---\n{self.console}"
 
 
-def run_inside(
-    kernel: machine.Kernel, where: Path, argv: Iterable[str], modules: Iterable[str], seconds: int
-) -> Outcome:
-    """Start a hypervisor, run a command in this checkout's directory there, and end it."""
-    results = where / "results"
-    results.mkdir()
-    texts = {
-        "script": _ENTER.format(modules=shlex.quote(str(kernel.modules.parent))),
-        "inside": _INSIDE.format(
-            root=shlex.quote(str(machine.ROOT)),
-            modules=" ".join(modules),
-            command=shlex.join(argv),
-            output=_OUTPUT,
-            status=_STATUS,
-        ),
-    }
-    archive = machine.initramfs(where / "host.cpio", kernel, _EARLY, texts)
-    shares = [
-        *("-virtfs", "local,path=/,mount_tag=files,security_model=none,readonly=on,multidevs=remap"),
-        *("-virtfs", f"local,path={results},mount_tag=results,security_model=none"),
-    ]
-    command = machine.command(kernel, archive, *shares, memory=1024, cpus=2, seconds=seconds)
+class HostMachine:
+    """A hypervisor that runs one command in this checkout's directory, and powers itself off.
+
+    Its directory ``/run/results`` is ``results`` here; several machines can have the same.
+    """
+
+    def __init__(self, kernel: machine.Kernel, results: Path, name: str = "host") -> None:
+        self._kernel, self._results, self._name = kernel, results, name
+
+    def command(
+        self,
+        argv: Iterable[str],
+        modules: Iterable[str],
+        seconds: int,
+        cards: Iterable[str] = (),
+        memory: int = 1024,
+    ) -> list[str]:
+        """What starts it; all its output is the console."""
+        texts = {
+            "script": _ENTER.format(modules=shlex.quote(str(self._kernel.modules.parent))),
+            "inside": _INSIDE.format(
+                name=self._name,
+                root=shlex.quote(str(machine.ROOT)),
+                modules=" ".join(modules),
+                command=shlex.join(argv),
+            ),
+        }
+        archive = machine.initramfs(self._results / f"{self._name}.cpio", self._kernel, _EARLY, texts)
+        shares = [
+            *("-virtfs", "local,path=/,mount_tag=files,security_model=none,readonly=on,multidevs=remap"),
+            *("-virtfs", f"local,path={self._results},mount_tag=results,security_model=none"),
+        ]
+        return machine.command(self._kernel, archive, *shares, *cards, memory=memory, cpus=2, seconds=seconds)
+
+    def outcome(self, console: str) -> Outcome:
+        """What came of it, when it has ended."""
+        status, output = (self._results / f"{self._name}.{each}" for each in ("status", "output"))
+        return Outcome(
+            int(status.read_text()) if status.exists() else None,
+            output.read_text(errors="replace") if output.exists() else "",
+            console,
+        )
+
+
+def run_pytest(kernel: machine.Kernel, results: Path, arguments: Iterable[str], seconds: int) -> Outcome:
+    """Start a hypervisor, run pytest there, and end it."""
+    host = HostMachine(kernel, results)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=600", *arguments]
     done = subprocess.run(
-        command, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        host.command(command, MODULES, seconds),
+        check=False,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
-    console = done.stdout.decode(errors="replace")
-    return Outcome(*_read(results), console)
+    return host.outcome(done.stdout.decode(errors="replace"))
 
 
-def _read(results: Path) -> tuple[int | None, str]:
-    status, output = results / _STATUS, results / _OUTPUT
-    return (
-        int(status.read_text()) if status.exists() else None,
-        output.read_text(errors="replace") if output.exists() else "",
-    )
-
-
-def pytest_command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as directory:
+        print(run_pytest(machine.Kernel("amd64"), Path(directory), sys.argv[1:], 3600))

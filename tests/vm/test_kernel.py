@@ -10,14 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.host import pytest_command, run_inside
+from tests.vm.host import run_pytest
 from tests.vm.machine import Kernel
 
 # Several times what it takes on an idle host.
 MINUTES = 12
 pytestmark = pytest.mark.timeout(MINUTES * 60 + 60)
-
-MODULES = ("nf_tables", "bridge", "nft_meta_bridge", "veth", "8021q", "vxlan", "sch_netem", "br_netfilter")
 
 # Some for each thing that is another one in this kernel.
 FROM_NETNS = (
@@ -38,7 +36,6 @@ FROM_NETNS = (
     ],
 )
 def test_on_a_kernel_as_users_have(host_kernel: Kernel, tmp_path: Path, tests: list[str]) -> None:
-    command = pytest_command("-q", "--timeout=600", "--durations=0", *tests)
-    outcome = run_inside(host_kernel, tmp_path, command, MODULES, MINUTES * 60)
+    outcome = run_pytest(host_kernel, tmp_path, ["-q", "--durations=0", *tests], MINUTES * 60)
     print(outcome)
     assert outcome.status == 0, "tests failed in there; their output is above"
