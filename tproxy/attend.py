@@ -95,7 +95,7 @@ class Attendant:
             timer.cancel()
         try:
             job()
-        except TproxyError as error:
+        except (TproxyError, OSError) as error:  # OSError: a link went while it was looked at
             log.warning("bridge %s: %s", bridge, error)
             delay = min(delay * 2, RETRY_MOST)
             self._retries[bridge] = delay, self._loop.call_later(delay, partial(self.look, [bridge]))

@@ -80,12 +80,14 @@ def repair(
     uplinks: frozenset[str],
     log_level: int,
     *,
+    restored: bool,
     foreign_mac: str = "",
     watch: str | None = None,
 ) -> list[str]:
     """Mend what somebody broke on a bridge that is up; returns what was done, in words.
 
-    ``foreign_mac``: see plan.up_foreign; empty for a bridge that a hook brought up.
+    ``restored``: its map was, which the daemon may not know. ``foreign_mac``: see plan.up_foreign;
+    empty for a bridge that a hook brought up.
     """
     with instance.lock():
         plumbing.require_bridge(bridge)
@@ -97,8 +99,8 @@ def repair(
             actions = plan.up_foreign(bridge, found, foreign_mac)
         else:
             actions = plan.up(found.map, found, named)
-        if actions:
-            plumbing.carry_out(actions, logging.DEBUG)  # the caller tells, in one line
+        plumbing.carry_out(actions, logging.DEBUG)  # the caller tells, in one line
+        if actions or restored:
             process.ensure_daemon(log_level, watch)
             _apply(bridge, log_level)
     return list(map(str, actions))

@@ -30,7 +30,10 @@ log = logging.getLogger(__name__)
 
 SETTLE = 0.5  # seconds: longer than a hook, or another program's, takes between its steps
 TICK = 2.0  # seconds
-RETRY = 10.0  # seconds, for what cannot be repaired
+RETRY = 3.0  # seconds, for what cannot be repaired
+
+# Strangers do not take our lock: a link can go, or come, while it is looked at.
+UNSTEADY = (TproxyError, OSError)
 
 
 class Kept(NamedTuple):
@@ -57,6 +60,7 @@ class Mender:
         self._everything = False  # of the ruleset is doubtful
         self._maps_lost = False
         self._due = False
+        self._missed: set[str] = set()  # bridges without their map
         self._broken: dict[str, list[str]] = {}  # with what was done already
         self._due_repairs: deque[str] = deque()
         self._said: dict[str, str] = {}
@@ -109,11 +113,16 @@ class Mender:
         doubtful = self._doubtful_links & self._kept.keys() - self._broken.keys()
         self._doubtful_links.clear()
         for bridge in filter(links.is_bridge, doubtful):
-            kept = self._kept[bridge]
-            if _links_broken(kept):
-                self._to_repair(bridge)
-            else:
-                self._remember_links(bridge)
+            try:
+                self._examine_links(bridge)
+            except UNSTEADY:
+                self._doubt(links={bridge})
+
+    def _examine_links(self, bridge: str) -> None:
+        if _links_broken(self._kept[bridge]):
+            self._to_repair(bridge)
+        else:
+            self._remember_links(bridge)
 
     def _examine_ruleset(self) -> None:
         maps = {each.bridge: each for each in nft.read_maps()}
@@ -130,7 +139,7 @@ class Mender:
             kept, now = self._kept.get(bridge), maps.get(bridge)
             guard = found.get(bridge) or ObservedGuard(bridge)
             if now is None:
-                self._forget(bridge)
+                self._miss(bridge)
             elif kept is not None and _guard_broken(kept, guard):
                 self._to_repair(bridge)
             else:
@@ -142,11 +151,12 @@ class Mender:
 
     # Repair
 
-    def _to_repair(self, bridge: str, done: list[str] | None = None) -> None:
-        self._broken[bridge] = done or []
-        self._due_repairs.append(bridge)
-        if len(self._due_repairs) == 1:
-            self._loop.call_later(0, self._repair_next)
+    def _to_repair(self, bridge: str, done: Iterable[str] = ()) -> None:
+        self._broken.setdefault(bridge, []).extend(done)
+        if bridge not in self._due_repairs:
+            self._due_repairs.append(bridge)
+            if len(self._due_repairs) == 1:
+                self._loop.call_later(0, self._repair_next)
 
     def _repair_next(self) -> None:
         """One in each of the loop's turns: a repair takes a while."""
@@ -155,28 +165,28 @@ class Mender:
             self._loop.call_later(0, self._repair_next)
         done = self._broken[bridge]
         try:
-            done += self._repair(bridge)
+            done += self._repair(bridge, restored=bool(done))
             now, guard = nft.read_map(bridge), nft.read_guard(bridge)
-        except TproxyError as error:
+            if now is not None:
+                self._remember(now, guard)
+                self._remember_links(bridge)
+        except UNSTEADY as error:
             self._say(bridge, f"bridge {bridge} is broken and cannot be repaired: {error}")
-            self._loop.call_later(RETRY, partial(self._to_repair, bridge, done))
+            self._loop.call_later(RETRY, partial(self._to_repair, bridge))
             return
         if done:
             self._say(bridge, f"bridge {bridge} was broken; repaired: {'; '.join(done)}")
         self._said.pop(bridge, None)
         del self._broken[bridge]
         if now is None:
-            self._forget(bridge)
-        else:
-            self._remember(now, guard)
-            self._remember_links(bridge)
+            self._doubt(ruleset={bridge})
 
-    def _repair(self, bridge: str) -> list[str]:
-        if not links.is_bridge(bridge):
+    def _repair(self, bridge: str, *, restored: bool) -> list[str]:
+        kept, level = self._kept.get(bridge), self._config().log_level
+        if kept is None or not links.is_bridge(bridge):
             return []
-        kept, level = self._kept[bridge], self._config().log_level
         uplinks, mac = kept.guard.named_uplinks, "" if kept.ours else kept.mac
-        return hook.repair(bridge, uplinks, level, foreign_mac=mac, watch=self._watch)
+        return hook.repair(bridge, uplinks, level, restored=restored, foreign_mac=mac, watch=self._watch)
 
     def _say(self, bridge: str, line: str) -> None:
         if self._said.get(bridge) != line:
@@ -193,6 +203,7 @@ class Mender:
         probe, mac = (kept.probe, kept.mac) if kept else (None, "")
         self._kept[bridge] = kept = Kept(now, guard, ours, probe, mac)
         self._owners[BridgeNames(bridge).veth_bridge] = bridge
+        self._missed.discard(bridge)
         return kept
 
     def _remember_links(self, bridge: str) -> None:
@@ -204,7 +215,16 @@ class Mender:
         probe, mac = self._probe(bridge)
         self._kept[bridge] = kept._replace(probe=probe, mac=mac)
 
+    def _miss(self, bridge: str) -> None:
+        """Its map is gone, which is meant to be unless all were flushed: that may not have been read yet."""
+        if bridge in self._missed:
+            self._forget(bridge)
+        elif bridge in self._kept:
+            self._missed.add(bridge)
+            self._doubt(ruleset={bridge})
+
     def _forget(self, bridge: str) -> None:
+        self._missed.discard(bridge)
         kept = self._kept.pop(bridge, None)
         if kept is not None:
             if kept.probe is not None:
