@@ -211,6 +211,8 @@ def only_shared(listed: Iterable[Json]) -> bool:
     """Whether a listing of the table holds nothing but what serves all bridges, and no bridge."""
     for item in listed:
         ((kind, found),) = item.items()
+        if kind == "table" and found.get("flags"):  # as somebody made it; we do not
+            return False
         if kind in ("chain", "rule") and found.get("chain", found.get("name")) not in SHARED_CHAINS:
             return False
         if kind == "set" and (found["name"] not in SETS or found.get("elem")):

@@ -150,6 +150,7 @@ def test_after_unloading_only_what_is_shared_is_left(guard: Guard) -> None:
 
 
 STRANGERS: dict[str, dict[str, Any]] = {
+    "table that is switched off": {"table": {"flags": "dormant"}},
     "chain": {"chain": {"name": "ch_br9"}},
     "rule": {"rule": {"chain": "mine"}},
     "set": {"set": {"name": "mine"}},
