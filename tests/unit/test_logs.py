@@ -102,6 +102,7 @@ def test_a_full_disk_is_silent(
     # Closing tries to write it once more; nothing but the test closes a log that is in use.
     (handler,) = logging.getLogger("tproxy").handlers
     assert isinstance(handler, logging.FileHandler)
+    assert handler.stream is not None
     with suppress(OSError):
         handler.stream.close()
     logging.getLogger("tproxy").handlers.clear()
