@@ -137,6 +137,10 @@ class ObservedGuard(NamedTuple):
         own = self.own(UPLINKS)
         return frozenset(name for name, comment in own.items() if "named" in _words(comment))
 
+    def named_or(self, remembered: frozenset[str]) -> frozenset[str]:
+        """The named uplinks, or those that are remembered when the elements are lost."""
+        return self.named_uplinks if self.own(VETHS) else remembered
+
     @property
     def anything(self) -> bool:
         return self.arp_guard is not None or any(map(self.own, SETS))

@@ -86,15 +86,15 @@ def repair(
 ) -> list[str]:
     """Mend what somebody broke on a bridge that is up; returns what was done, in words.
 
-    ``restored``: its map was, which the daemon may not know. ``foreign_mac``: see plan.up_foreign;
-    empty for a bridge that a hook brought up.
+    ``uplinks`` are those that it had, lest they are lost. ``restored``: its map was, which the daemon
+    may not know. ``foreign_mac``: see plan.up_foreign; empty for a bridge that a hook brought up.
     """
     with instance.lock():
         plumbing.require_bridge(bridge)
         found = plumbing.observe(bridge)
         if found.map is None:
             return []  # taken down meanwhile
-        named = uplinks | (found.guard.named_uplinks if found.guard else frozenset())
+        named = found.guard.named_or(uplinks) if found.guard else uplinks
         if foreign_mac:
             actions = plan.up_foreign(bridge, found, foreign_mac)
         else:

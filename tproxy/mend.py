@@ -40,7 +40,7 @@ class Kept(NamedTuple):
     """A bridge that is up, as it was last seen in good order."""
 
     map: ServiceMap
-    guard: ObservedGuard
+    uplinks: frozenset[str]  # those that a hook named
     ours: bool  # built by a hook, and not by another program in its own way
     probe: Probe | None  # None: whoever builds it is not done yet
     mac: str  # of the veth in the namespace
@@ -61,6 +61,7 @@ class Mender:
         self._maps_lost = False
         self._due = False
         self._missed: set[str] = set()  # bridges without their map
+        self._suspects: set[str] = set()  # bridges with other guards than they should have
         self._broken: dict[str, list[str]] = {}  # with what was done already
         self._due_repairs: deque[str] = deque()
         self._said: dict[str, str] = {}
@@ -68,7 +69,7 @@ class Mender:
     def uplinks(self, bridge: str) -> frozenset[str]:
         """Those that a hook named when it brought the bridge up."""
         kept = self._kept.get(bridge)
-        return kept.guard.named_uplinks if kept else frozenset()
+        return kept.uplinks if kept else frozenset()
 
     # Doubts
 
@@ -136,18 +137,28 @@ class Mender:
         doubtful = doubtful - self._broken.keys()  # judged already, and waiting for their repair
         self._doubtful_ruleset, self._everything, self._maps_lost = set(), False, False
         for bridge in filter(links.is_bridge, sorted(doubtful)):
-            kept, now = self._kept.get(bridge), maps.get(bridge)
-            guard = found.get(bridge) or ObservedGuard(bridge)
+            now = maps.get(bridge)
             if now is None:
                 self._miss(bridge)
-            elif kept is not None and _guard_broken(kept, guard):
-                self._to_repair(bridge)
             else:
-                new = self._remember(now, guard)
-                if kept is None and _guard_broken(new, guard):
-                    self._to_repair(bridge)
-                elif kept is None:
-                    self._doubtful_links.add(bridge)
+                self._examine_guard(now, found.get(bridge) or found[""]._replace(bridge=bridge))
+
+    def _examine_guard(self, now: ServiceMap, guard: ObservedGuard) -> None:
+        bridge = now.bridge
+        kept = self._kept.get(bridge)
+        if kept is None:
+            kept = self._remember(now, guard)
+            self._doubtful_links.add(bridge)
+        if not (kept.ours and _guard_broken(guard, kept.uplinks)):
+            self._suspects.discard(bridge)
+            self._remember(now, guard)
+        elif bridge in self._suspects:
+            self._suspects.discard(bridge)
+            self._to_repair(bridge)
+        else:
+            # The daemon makes guards follow the ports: it may be about to.
+            self._suspects.add(bridge)
+            self._doubt(ruleset={bridge})
 
     # Repair
 
@@ -185,8 +196,8 @@ class Mender:
         kept, level = self._kept.get(bridge), self._config().log_level
         if kept is None or not links.is_bridge(bridge):
             return []
-        uplinks, mac = kept.guard.named_uplinks, "" if kept.ours else kept.mac
-        return hook.repair(bridge, uplinks, level, restored=restored, foreign_mac=mac, watch=self._watch)
+        mac = "" if kept.ours else kept.mac
+        return hook.repair(bridge, kept.uplinks, level, restored=restored, foreign_mac=mac, watch=self._watch)
 
     def _say(self, bridge: str, line: str) -> None:
         if self._said.get(bridge) != line:
@@ -198,10 +209,9 @@ class Mender:
     def _remember(self, now: ServiceMap, guard: ObservedGuard) -> Kept:
         bridge = now.bridge
         kept = self._kept.get(bridge)
-        guard = guard._replace(sets={name: guard.own(name) for name in guards.SETS})
         ours = bool(guard.own(guards.VETHS)) or instance.last_use(bridge) is not None
         probe, mac = (kept.probe, kept.mac) if kept else (None, "")
-        self._kept[bridge] = kept = Kept(now, guard, ours, probe, mac)
+        self._kept[bridge] = kept = Kept(now, guard.named_uplinks, ours, probe, mac)
         self._owners[BridgeNames(bridge).veth_bridge] = bridge
         self._missed.discard(bridge)
         return kept
@@ -256,15 +266,11 @@ def _bridges_in(told: Ruleset) -> tuple[set[str], bool]:
     return bridges, bool(others)
 
 
-def _guard_broken(kept: Kept, now: ObservedGuard) -> bool:
-    if not kept.ours:
-        return False
-    if not now.own(guards.VETHS) or (now.shared, now.arp_guard) != (kept.guard.shared, kept.guard.arp_guard):
-        return True
-    # The daemon follows the ports; what is gone though it should not be is somebody else's doing.
-    bridge = kept.map.bridge
-    gone = {name for each in guards.SETS for name in kept.guard.own(each).keys() - now.own(each).keys()}
-    return bool(gone) and not gone.isdisjoint({bridge} | links.ports(bridge))
+def _guard_broken(guard: ObservedGuard, uplinks: frozenset[str]) -> bool:
+    ports = links.ports(guard.bridge)
+    recognised = frozenset(filter(links.leads_off_host, ports))
+    observed = plan.Observed(ports=ports, recognised_uplinks=recognised, guard=guard)
+    return plan.guards_broken(guard.bridge, observed, guard.named_or(uplinks))
 
 
 def _links_broken(kept: Kept) -> bool:

@@ -198,6 +198,11 @@ def links_broken(bridge: str, observed: Observed, *, foreign: bool) -> bool:
     return any(isinstance(each, CreateVeth) for each in actions) if foreign else bool(actions)
 
 
+def guards_broken(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> bool:
+    """Whether the guards are not as they should be for the ports that are there."""
+    return bool(_guard_actions(bridge, observed, named_uplinks))
+
+
 def down(bridge: str, observed: Observed) -> list[Action]:
     """Actions after which nothing of ours is left for the bridge, save its processes."""
     return [*unload(bridge, observed), *dismantle(bridge, observed)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -205,17 +207,19 @@ def test_a_port_that_comes_back_in_time_cuts_nothing(host: Host, start_endpoint:
 
 
 def test_a_bridge_that_a_hook_brought_up_waits_for_its_guest(host: Host) -> None:
-    host.configure(grace=2)
+    host.configure(grace=4)
     host.host.add_bridge("br0")
     host.watch()
     guest = host.host.add_guest("guest", "br0")
     host.wait_up("br0")
     host.host.ip(f"link del {guest.port}")
-    time.sleep(1)
+    time.sleep(0.7)
+    called = datetime.now().astimezone()
     host.hook("up", "--bridge", "br0", "--network", "blue")
-    time.sleep(1.3)  # the grace time of the guest that left is over
-    assert host.is_up("br0")
-    host.wait_down("br0")
+    line = host.said("had no guest for 4 s: taken down")
+    # Not when the grace time of the guest that left was over.
+    assert datetime.fromisoformat(line.split()[0]).astimezone() - called >= timedelta(seconds=4)
+    assert host.log().count("taken down") == 1
 
 
 def test_what_is_flushed_or_deleted_is_repaired_in_one_line_each(host: Host) -> None:
@@ -251,24 +255,28 @@ def test_what_is_flushed_or_deleted_is_repaired_in_one_line_each(host: Host) -> 
     host.nft('delete element bridge one_tproxy veths { "br0b" }')
     host.said(repaired, 4)
     assert host.ruleset() == before
+    host.nft("flush set bridge one_tproxy guarded")
+    host.said(repaired, 5)
+    host.said("bridge hooked was broken; repaired: ", 3)
+    assert host.ruleset() == before
 
     host.host.ip("link del br0b")
-    assert "create veth br0b" in host.said(repaired, 5)
+    assert "create veth br0b" in host.said(repaired, 6)
     host.reaches(guest)
 
     host.host.run("ip", "netns", "del", "one_tproxy_br0")
-    assert "create namespace one_tproxy_br0" in host.said(repaired, 6)
+    assert "create namespace one_tproxy_br0" in host.said(repaired, 7)
     host.reaches(guest)
 
     host.host.run("sysctl", "-w", "net.ipv4.conf.all.arp_ignore=2", netns="one_tproxy_br0")
-    assert "arp_ignore=1" in host.said(repaired, 7)
+    assert "arp_ignore=1" in host.said(repaired, 8)
 
     host.host.ip("link set br0b nomaster")
-    assert "make br0b a port of br0" in host.said(repaired, 8)
+    assert "make br0b a port of br0" in host.said(repaired, 9)
     host.reaches(guest)
     time.sleep(1)
-    assert host.log().count(repaired) == 8
-    assert host.log().count("bridge hooked was broken; repaired: ") == 2
+    assert host.log().count(repaired) == 9
+    assert host.log().count("bridge hooked was broken; repaired: ") == 3
     assert host.pids()["one_tproxy_hooked"] == processes["one_tproxy_hooked"]
 
 
@@ -439,3 +447,49 @@ def test_without_a_usable_configuration_there_is_no_watcher(host: Host) -> None:
     assert refused.returncode == 1
     assert refused.stderr.startswith(f"tproxy: {CONFIG}:2: not YAML")
     assert refused.stderr.count("\n") == 1
+
+
+def test_whatever_was_done_to_it_in_the_end_all_is_in_order(host: Host) -> None:
+    choose = random.Random(1)
+    bridges = [f"br{number}" for number in range(2)]
+    for bridge in bridges:
+        host.host.add_bridge(bridge)
+    guests = {bridge: host.host.add_guest(f"guest-{bridge}", bridge) for bridge in bridges}
+    host.watch()
+    for guest in guests.values():
+        host.reaches(guest)
+    time.sleep(1)
+    hooks = []
+    options = ("--network", "blue", "--uplink", "up0", "--config", CONFIG)
+    for _ in range(15):
+        bridge = choose.choice(bridges)
+        port, namespace = guests[bridge].port, f"one_tproxy_{bridge}"
+        deed = choose.choice(
+            (
+                "nft flush ruleset",
+                "nft delete table bridge one_tproxy",
+                "nft flush set bridge one_tproxy guarded",
+                f"ip link del {bridge}b",
+                f"ip link set {bridge}b nomaster",
+                f"ip netns del {namespace}",
+                f"ip netns exec {namespace} ip link del {bridge}a",
+                f"ip netns exec {namespace} sysctl -w net.ipv4.conf.all.arp_ignore=2",
+                f"ip link set {port} nomaster; ip link set {port} master {bridge}",
+                "hook",
+            )
+        )
+        if deed == "hook":
+            command = [sys.executable, "-m", "tproxy", "hook", "up", "--bridge", bridge, *options]
+            hooks.append(host.host.popen(*command))
+        else:
+            host.host.run("sh", "-c", deed, check=False)  # it may be gone already
+        time.sleep(choose.random() / 4)
+    for guest in guests.values():
+        host.reaches(guest)
+    for hook in hooks:
+        hook.wait()
+    for bridge in bridges:
+        for _ in eventually():  # as soon as the watcher is done
+            planned = host.host.tproxy("hook", "up", "--bridge", bridge, *options, "--dry-run").stdout
+            if not planned:
+                break
