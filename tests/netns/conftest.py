@@ -20,6 +20,13 @@ ENDPOINTS = Path(__file__).with_name("endpoints.py")
 
 PROGRAMS = ("ip", "nft", "nsenter", "setpriv", "ss", "sysctl", "unshare")
 
+# How to be a user who is nobody, but may read this checkout and its Python, wherever they are.
+_MAY_READ = "+dac_read_search"
+NOBODY = (
+    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+    *(f"--inh-caps={_MAY_READ}", f"--ambient-caps={_MAY_READ}"),
+)
+
 StartEndpoint = Callable[..., "subprocess.Popen[str]"]
 
 

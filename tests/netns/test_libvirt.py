@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.netns.conftest import NOBODY
 from tests.netns.serving import served
 from tproxy.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
@@ -416,7 +417,7 @@ def test_a_call_that_is_not_as_it_should_be_is_one_line_and_stops_nobody(libvirt
         f"{hook} web start begin - <&-": "standard input is closed",
         f"{hook} web start begin - </dev/null": "no XML",
         f"{hook} web start begin - 0>/dev/null": "standard input cannot be read",
-        f"setpriv --reuid=65534 --regid=65534 --clear-groups {hook} web start begin -": "must be run as root",
+        f"{' '.join(NOBODY)} {hook} web start begin -": "must be run as root",
     }
     before = state(host)
     for call, reason in calls.items():

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.netns.conftest import NOBODY
 from tests.netns.serving import served
 from tproxy.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
@@ -259,8 +260,7 @@ def test_bad_input_is_one_line_and_stops_nobody_and_changes_nothing(proxmox: Pro
     assert proxmox.call("100", "pre-start").stderr.count("lo is no Linux bridge") == 1
     assert proxmox.call("100", "post-start").stderr.count("bridge none does not exist") == 1
     assert proxmox.call("100", "unheard-of").stderr == ""
-    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-    done = host.run(*nobody, f"{SNIPPETS}/tproxy", "100", "pre-start", check=False)
+    done = host.run(*NOBODY, f"{SNIPPETS}/tproxy", "100", "pre-start", check=False)
     assert (done.returncode, done.stderr.count("\n")) == (0, 1)
     assert "must be run as root" in done.stderr
     assert served(host) == []

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.netns.waiting import eventually
 from tproxy.errors import ProcessError
 from tproxy.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC
@@ -271,8 +272,10 @@ def test_a_strangers_chains_that_accept_everything_do_not_switch_our_guards_off(
     claim_the_service(net.guest)
     assert neighbour(net.other) == SERVICE_MAC
     net.host.run("nft", "delete", "table", "bridge", "one_tproxy")
-    claim_the_service(net.guest)
-    assert neighbour(net.other) == mac(net.guest)
+    for _ in eventually():  # a kernel that has just learnt where the service is does not unlearn it at once
+        claim_the_service(net.guest)
+        if neighbour(net.other) == mac(net.guest):
+            break
 
 
 def claim_the_service(guest: Guest) -> None:

@@ -16,16 +16,13 @@ from pathlib import Path
 import pytest
 
 import tproxy
+from tests.netns.conftest import NOBODY
 from tests.netns.test_commands import ECHO, Conversation, Lab
 from tests.netns.test_hook import CONFIG, ENDPOINT, assert_as_specified, assert_nothing_left, down, up
 from tests.netns.waiting import eventually
 from tproxy.errors import ProcessError
 from tproxy.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS
-
-# A user who may read this checkout, wherever it is, and nothing besides.
-READ = "+dac_read_search"
-NOBODY = ["setpriv", "--reuid=65534", "--clear-groups", f"--inh-caps={READ}", f"--ambient-caps={READ}"]
 
 KILL_AT = Path(__file__).with_name("kill_at.py")
 
