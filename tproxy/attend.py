@@ -152,7 +152,6 @@ class Attendant:
     def _up(self, bridge: str, entry: WatchedBridge) -> None:
         services = self._services(entry.network)
         if services:
-            hook.check(bridge, entry.uplinks)
             level = self._config.log_level
             hook.up(bridge, entry.network, services, entry.uplinks, level, self._watch)
 

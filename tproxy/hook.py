@@ -41,6 +41,7 @@ def up(
     daemon that has to be started: see ``process.start``.
     """
     with instance.lock():
+        check(bridge, uplinks)  # again: whoever had the lock may have changed what is there
         nft.require()
         instance.note_use(bridge)
         before = plumbing.observe(bridge)
