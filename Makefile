@@ -24,11 +24,13 @@ demo: venv
 test: venv
 	.venv/bin/python -m pytest -n $(WORKERS) $(wildcard tests/unit tests/netns)
 
-# Virtual machines, under emulation: takes minutes.
+# Virtual machines, under emulation: takes minutes. VM_TESTS=tests/vm/test_guest.py: only those.
+VM_TESTS ?= tests/vm
+
 .PHONY: test-vm
 test-vm:
 	@.ci/setup vm
-	.venv/bin/python -m pytest tests/vm
+	.venv/bin/python -m pytest -n 2 --maxschedchunk=1 -rs $(VM_TESTS)
 
 # Bytecode is what users have: pip writes it, and environments may tell Python not to.
 .PHONY: bench

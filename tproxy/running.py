@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +25,8 @@ AUXILIARY_PREFIX = "tproxy-"
 WATCHER_TITLE = AUXILIARY_PREFIX + "watch"
 
 END_TIMEOUT = 5.0  # seconds
+# Between two looks; processes take some milliseconds to end.
+_GLANCE = 0.002
 
 
 class Running(NamedTuple):
@@ -86,16 +89,35 @@ def terminate(processes: Sequence[psutil.Process]) -> None:
     """Ask processes to end, kill those that do not, and return when all are gone."""
     if not processes:
         return
-    import psutil
-
     send(signal.SIGTERM, processes)
-    _, alive = psutil.wait_procs(processes, END_TIMEOUT)
+    alive = _left_after(END_TIMEOUT, processes)
     for process in alive:
         log.warning("process %d does not end; killed", process.pid)
     send(signal.SIGKILL, alive)
-    _, alive = psutil.wait_procs(alive, END_TIMEOUT)
+    alive = _left_after(END_TIMEOUT, alive)
     if alive:
         raise ProcessError(f"process {alive[0].pid} cannot be ended")
+
+
+def _left_after(seconds: float, processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not ended in that time.
+
+    Not psutil.wait_procs (as of 7.2): it fails with a process that has ended while its session goes on, as a
+    daemon's does with its relays. Of that the kernels of Debian 12 and their like say EINVAL, pidfd_open(2).
+    """
+    deadline = time.monotonic() + seconds
+    while (left := list(filter(_runs, processes))) and time.monotonic() < deadline:
+        time.sleep(_GLANCE)
+    return left
+
+
+def _runs(process: psutil.Process) -> bool:
+    import psutil
+
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def end_relay(bridge: str) -> None:

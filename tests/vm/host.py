@@ -33,7 +33,7 @@ mount -t tmpfs memory /memory
 mkdir /memory/upper /memory/work
 mount -t overlay -o lowerdir=/files,upperdir=/memory/upper,workdir=/memory/work overlay /host
 for each in proc sys dev; do mount -o move /$each /host/$each; done
-for each in run tmp var/log; do mount -t tmpfs -o mode=1755 tmpfs /host/$each; done
+mount -t tmpfs -o mode=755 tmpfs /host/run
 mkdir -p /host/dev/pts /host/dev/shm /host/run/results /host/lib/modules
 mount -t devpts devpts /host/dev/pts
 ln -s /proc/self/fd /host/dev/fd # as udev does

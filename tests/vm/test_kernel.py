@@ -27,12 +27,22 @@ FROM_NETNS = (
     "test_commands.py::test_a_program_that_only_loads_maps_gets_its_service",
 )
 
+# A sequence of events of each driver, and of none.
+DRIVERS = (
+    "test_opennebula.py::test_deploy_and_shut_down[802.1Q-eth1.100]",
+    "test_opennebula.py::test_live_migration",
+    "test_libvirt.py::test_a_nic_is_attached_to_a_running_guest_and_detached",
+    "test_proxmox.py::test_a_guest_that_shut_down_from_inside_without_a_post_stop_is_collected",
+    "test_watch.py::test_a_bridge_is_up_while_it_has_guests",
+)
+
 
 @pytest.mark.parametrize(
     "tests",
     [
         pytest.param(("tests/vm/inside",), id="what only this kernel has"),
         pytest.param([f"tests/netns/{each}" for each in FROM_NETNS], id="what all kernels have"),
+        pytest.param([f"tests/netns/{each}" for each in DRIVERS], id="what drivers do"),
     ],
 )
 def test_on_a_kernel_as_users_have(host_kernel: Kernel, tmp_path: Path, tests: list[str]) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.netns.conftest import StartEndpoint
 from tests.netns.test_two_hosts import ADDRESS, MAC, Tap
+from tproxy import running
 from tproxy.errors import ProcessError
 from tproxy.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
@@ -167,6 +171,33 @@ def test_a_hardened_host(hardened: None, hypervisor: Hypervisor) -> None:
     assert host.run("sysctl", "-n", "net.ipv4.conf.all.arp_ignore", netns="fresh").stdout == "2\n"
     up(host, "br0")
     assert ask(guest) == "hello"
+
+
+LEADER = """
+import os, time
+os.setsid()
+if os.fork() == 0:
+    time.sleep(1000)
+print('ready', flush=True)
+time.sleep(1000)
+"""
+
+
+def test_a_process_has_ended_although_its_session_goes_on() -> None:
+    """As with a daemon and its relays: these kernels then say that its number is no argument."""
+    with subprocess.Popen([sys.executable, "-c", LEADER], stdout=subprocess.PIPE) as leader:
+        assert leader.stdout is not None
+        assert leader.stdout.readline() == b"ready\n"
+        process = psutil.Process(leader.pid)
+        (child,) = process.children()
+        leader.kill()
+        leader.wait()
+        try:
+            with pytest.raises(OSError, match="Invalid argument"):
+                os.pidfd_open(leader.pid)
+            running.terminate([process])
+        finally:
+            child.kill()
 
 
 UPLOAD = """
