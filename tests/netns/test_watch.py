@@ -323,7 +323,7 @@ def test_a_bridge_that_another_program_built_is_repaired_as_far_as_it_is_known(h
     before = host.ruleset()
     assert "bridge one_tproxy" not in before
 
-    time.sleep(1)
+    time.sleep(2)
     host.nft("flush ruleset")
     host.said("bridge drop0 was broken; repaired: load service map of drop0")
     assert host.ruleset() == before
@@ -332,10 +332,10 @@ def test_a_bridge_that_another_program_built_is_repaired_as_far_as_it_is_known(h
     host.reaches(guest)
     assert host.ruleset() == before
 
-    # And when its builder takes it down, it stays down.
-    host.nft("delete map ip one_tproxy ep_drop0; delete table ip one_tproxy")
-    host.host.run("ip", "netns", "del", names.namespace)
-    host.host.run("ip", "link", "del", names.veth_bridge)
+    # And when its builder takes it down, in one go, it stays down.
+    empty = "nft 'delete map ip one_tproxy ep_drop0; delete table ip one_tproxy'"
+    gone = f"ip netns del {names.namespace}; ip link del {names.veth_bridge}"
+    host.host.run("sh", "-c", f"{empty}; {gone}")
     time.sleep(1.5)
     assert host.log().count("was broken") == 2
     assert host.ruleset() == ""
