@@ -27,6 +27,9 @@ _NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
 _SIOCGSKNS = 0x894C  # <linux/sockios.h>: the namespace of a socket, as a descriptor
 _SO_NETNS_COOKIE = 71  # <asm-generic/socket.h>, Linux 5.14: never given out twice
 
+# Seconds. A busy host with hundreds of namespaces may take some to make another, more than pyroute2 waits.
+CREATION_TIMEOUT = 30
+
 
 class NamespaceId(NamedTuple):
     device: int
@@ -119,8 +122,9 @@ def inside(name: str) -> Iterator[None]:
 def create(name: str) -> None:
     """Make a namespace and name it. The caller holds the lock: /run/netns may be mounted first."""
     # Imported where it is needed: pyroute2 takes longer to import than a healthy hook runs.
-    from pyroute2 import netns
+    from pyroute2 import config, netns
 
+    config.default_communicate_timeout = CREATION_TIMEOUT  # of the child that makes it
     try:
         netns.create(os.fspath(DIRECTORY / name))
     except Exception as error:  # it comes back from a child process in whatever type

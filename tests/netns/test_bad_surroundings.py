@@ -79,6 +79,14 @@ def test_the_hook_works_with(host: Hypervisor, surroundings: str) -> None:
     assert answer(host) == "hello"
 
 
+def test_a_kernel_that_is_slow_to_make_a_namespace_is_waited_for(host: Hypervisor) -> None:
+    host.add_bridge("br1")
+    host.run("sh", "-c", UP.replace("br0", "br1"))  # brings the daemon, which is not to be traced
+    slow = "strace -f -qq -o /dev/null -e trace=unshare -e inject=unshare:delay_enter=2500000"
+    host.run("sh", "-c", f"{slow} {UP}")
+    assert answer(host) == "hello"
+
+
 REFUSES = {
     "/run/netns is a file": ("touch /run/netns", "one_tproxy_br0: Not a directory"),
     "/run/netns is read-only": (
@@ -228,7 +236,7 @@ def test_a_configuration_that_is_deleted_and_written_meanwhile_never_leaves_half
 
 def test_a_daemon_that_hangs_does_not_keep_a_guest_from_starting(host: Hypervisor) -> None:
     host.run("sh", "-c", UP)
-    host.run("pkill", "-STOP", "-x", "-f", "one_tproxy")
+    host.run("pkill", "-STOP", "-f", "^one_tproxy *$")
     said = host.run("sh", "-c", UP).stderr
     assert "killed" in said
     assert said.count("\n") == 1

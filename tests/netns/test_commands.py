@@ -297,10 +297,10 @@ def test_a_relay_that_dies_is_replaced(lab: Lab) -> None:
 def test_a_spawner_that_is_killed_is_replaced_when_a_relay_is_wanted(lab: Lab) -> None:
     """As by the kernel when memory is short: services come and relays are replaced all the same."""
     before = lab.pids()
-    lab.host.run("pkill", "-KILL", "-x", "-f", "tproxy-spawner")
+    lab.host.run("pkill", "-KILL", "-f", "^tproxy-spawner *$")
     lab.host.add_bridge("br1")
     lab.host.tproxy("hook", "up", "--bridge", "br1", "--config", lab.config)
-    lab.host.run("pkill", "-KILL", "-x", "-f", "tproxy-spawner")
+    lab.host.run("pkill", "-KILL", "-f", "^tproxy-spawner *$")
     lab.host.run("kill", "-9", str(before["one_tproxy_br0"]))
     for _ in eventually():
         if len(lab.pids()) == 3 and lab.listeners():

@@ -143,10 +143,11 @@ DAMAGES = {
     "guards deleted": "nft delete table bridge one_tproxy",
     "one guard rule deleted": "nft flush chain bridge one_tproxy ch_br0",
     "all of nftables flushed": "nft flush ruleset",
-    "relay killed": "kill -9 $(pgrep -xf one_tproxy_br0)",
-    "daemon killed": "kill -9 $(pgrep -xf one_tproxy)",
+    "relay killed": "kill -9 $(pgrep -f '^one_tproxy_br0 *$')",
+    "daemon killed": "kill -9 $(pgrep -f '^one_tproxy *$')",
     # In this order: each that is left would end by itself once the next one is gone, and kill would miss it.
-    "all killed": "kill -9 $(pgrep -xf one_tproxy_br0) $(pgrep -xf tproxy-spawner) $(pgrep -xf one_tproxy)",
+    "all killed": """
+        for each in one_tproxy_br0 tproxy-spawner one_tproxy; do kill -9 $(pgrep -f "^$each *$"); done""",
 }
 
 
@@ -261,7 +262,7 @@ def assert_nothing_left(host: Hypervisor) -> None:
         "ip link del br0",
         "rm /run/tproxy.yaml",
         "echo 'tproxy: []' > /run/tproxy.yaml",
-        "kill -9 $(pgrep -xf one_tproxy)",
+        "kill -9 $(pgrep -f '^one_tproxy *$')",
         "nft flush ruleset",
         "true",
     ],

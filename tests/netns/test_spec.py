@@ -86,7 +86,7 @@ def test_processes_are_found_by_title_and_leave_no_pid_file(host: Hypervisor) ->
     hook(host)
     titles = host.run("ps", "-eo", "args=").stdout.splitlines()
     assert titles.count("one_tproxy") == titles.count("one_tproxy_br0") == 1
-    relay = host.run("pgrep", "-xf", "one_tproxy_br0").stdout.strip()
+    relay = host.run("pgrep", "-f", "^one_tproxy_br0 *$").stdout.strip()
     inside = host.run("stat", "-Lc", "%i", f"/proc/{relay}/ns/net", "/run/netns/one_tproxy_br0").stdout
     assert len(set(inside.split())) == 1
     assert host.run("find", "/run", "/var/log", "-iname", "*pid*").stdout == ""
@@ -216,7 +216,7 @@ def test_a_traceback_comes_on_request_only(hypervisor: Hypervisor) -> None:
 
 def test_status_shows_what_it_can_of_a_daemon_that_hangs_and_says_so(lab: Lab) -> None:
     lines = lab.host.tproxy("status").stdout
-    lab.host.run("pkill", "-STOP", "-x", "-f", "one_tproxy")
+    lab.host.run("pkill", "-STOP", "-f", "^one_tproxy *$")
     assert lab.host.tproxy("status").stdout == lines
     told = lab.host.tproxy("status", "--verbose", check=False)
     assert (told.returncode, told.stdout) == (1, lines)
