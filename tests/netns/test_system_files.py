@@ -24,7 +24,7 @@ CONFIG = "tproxy: [{remote_addr: 10.11.12.13, remote_port: 80}]\n"
 # What takes any veth, as an operator's file for containers might.
 GREEDY = """
 [Match]
-Kind=veth
+Driver=veth
 [Network]
 Address=10.66.0.1/24
 LinkLocalAddressing=no
