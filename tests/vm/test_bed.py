@@ -16,7 +16,7 @@ from tests.vm.host import HostMachine, Outcome
 from tests.vm.machine import Kernel, network_card
 from tproxy.hypervisor import Hypervisor
 
-MINUTES = 8
+MINUTES = 12
 pytestmark = pytest.mark.timeout(MINUTES * 60 + 60)
 
 # For what udev would find. All else the kernel has to load when it is asked for it, as with users.
