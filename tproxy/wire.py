@@ -20,14 +20,15 @@ MAX_DESCRIPTORS = 253
 
 PEER_BYTES = 6
 
-# The largest message is Listen with all 65,535 ports; below the default net.core.wmem_default.
-MAX_BYTES = 1 + 5 + 2 * 65535
+# The largest message is Report with all 65,535 ports, each of which may fail for one of the reasons
+# there are; below the default net.core.wmem_default.
+MAX_BYTES = 1 + 4 + 2 * 65535 + 4 * 256
 
 _HELLO = struct.Struct("!HI")
 _LISTEN = struct.Struct("!IB")
 _REPORT = struct.Struct("!I")
 _PORT = struct.Struct("!H")
-_PROBLEM = struct.Struct("!HH")
+_PROBLEM = struct.Struct("!HH")  # errno, and how many ports follow
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,7 @@ def encode(message: Message) -> bytes:
         case Listen(generation, log_level, ports):
             return b"L" + _LISTEN.pack(generation, log_level) + _pack_ports(ports)
         case Report(generation, problems):
-            items = b"".join(_PROBLEM.pack(port, number) for port, number in problems.items())
-            return b"R" + _REPORT.pack(generation) + items
+            return b"R" + _REPORT.pack(generation) + _pack_problems(problems)
         case Failed(reason):
             return b"F" + reason.encode(errors="backslashreplace")
         case Listeners(ports):
@@ -150,7 +150,7 @@ def decode(data: bytes) -> Message:
                 return Listen(generation, log_level, _unpack_ports(body[_LISTEN.size :]))
             case b"R":
                 (generation,) = _REPORT.unpack_from(body)
-                return Report(generation, dict(_PROBLEM.iter_unpack(body[_REPORT.size :])))
+                return Report(generation, _unpack_problems(body[_REPORT.size :]))
             case b"F":
                 return Failed(body.decode())
             case b"S":
@@ -174,3 +174,24 @@ def _pack_ports(ports: tuple[int, ...]) -> bytes:
 
 def _unpack_ports(data: bytes) -> tuple[int, ...]:
     return tuple(port for (port,) in _PORT.iter_unpack(data))
+
+
+def _pack_problems(problems: dict[int, int]) -> bytes:
+    """Ports by errno: there are many ports, and few reasons."""
+    packed = b""
+    for number in sorted(set(problems.values())):
+        ports = tuple(port for port, each in problems.items() if each == number)
+        packed += _PROBLEM.pack(number, len(ports)) + _pack_ports(ports)
+    return packed
+
+
+def _unpack_problems(data: bytes) -> dict[int, int]:
+    problems: dict[int, int] = {}
+    while data:
+        number, count = _PROBLEM.unpack_from(data)
+        end = _PROBLEM.size + 2 * count
+        if len(data) < end:
+            raise ProtocolError("half a report")
+        problems |= dict.fromkeys(_unpack_ports(data[_PROBLEM.size : end]), number)
+        data = data[end:]
+    return problems
