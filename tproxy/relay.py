@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 import signal
 import socket
 from contextlib import suppress
@@ -39,6 +40,9 @@ BACKLOG = 4096
 # Accepted in one go and passed in one message: shares the message's cost among them under load,
 # and bounds what one port can take before the others have their turn.
 BATCH = 64
+
+# Descriptors that ports may not use up: for a batch, the daemon, a successor, the log.
+RESERVE = BATCH + 32
 
 # Accepting fails for want of descriptors or memory: the guests wait while this many seconds pass.
 PAUSE = 0.2
@@ -244,8 +248,11 @@ class Relay:
             self._loop.close_later(listener)
             log.info("port %d listens no longer", port)
         problems = {}
-        for port in set(ports) - set(self._listeners):
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVE
+        for port in sorted(set(ports) - set(self._listeners)):
             try:
+                if len(self._listeners) >= most:
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
                 listener = _listener(port)
             except OSError as error:
                 problems[port] = error.errno or errno.EINVAL

@@ -396,3 +396,21 @@ def test_a_broken_configuration_does_not_keep_start_from_starting(lab: Lab) -> N
     done = lab.host.tproxy("start", env={"TPROXY_CONFIG": "/run/tproxy.yaml"})
     assert "/run/tproxy.yaml" in done.stderr
     assert lab.ask() == "one"
+
+
+def test_more_ports_than_descriptors_are_named_and_the_others_are_served(lab: Lab) -> None:
+    lab.host.tproxy("stop")
+    ports = range(5030, 7130)
+    elements = ", ".join(f"{port} : {ENDPOINT} . 8080" for port in ports)
+    lab.nft("flush map ip one_tproxy ep_br0", f"add element ip one_tproxy ep_br0 {{ {elements} }}")
+    start = "ulimit -n 2000; exec python3 -m tproxy start".replace("python3", sys.executable)
+
+    done = lab.host.run("sh", "-c", start, check=False)
+
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    named = {int(re.findall(r"port (\d+) cannot listen: Too many open files", line)[0]) for line in lines}
+    listening = set(map(int, lab.listeners()))
+    assert named == set(ports) - listening
+    assert 5030 in listening
+    assert lab.ask() == "one"
