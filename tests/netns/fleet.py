@@ -16,12 +16,16 @@ from pathlib import Path
 
 import pytest
 
-from tproxy.hypervisor import Hypervisor
+from tproxy.hypervisor import Guest, Hypervisor
+from tproxy.model import SERVICE_ADDRESS
 
 SSHD = "/usr/sbin/sshd"
 SSH_CONFIG = "/run/ssh/config"
 PORT = 2222
 CONFIG = "/run/etc/tproxy.yaml"  # the configuration file of each host
+# What it says, and what it is to say: the service of port 80 at another endpoint.
+OLD = "tproxy: [{remote_addr: 10.11.12.13, remote_port: 80}]\n"
+NEW = "tproxy: [{remote_addr: 10.11.12.14, remote_port: 80}]\n"
 SOURCE = Path(__file__).parents[2]
 
 # What a session there finds as tproxy: this source tree, with the search order's first file.
@@ -76,6 +80,23 @@ class Fleet:
     @property
     def addresses(self) -> list[str]:
         return list(self.hosts)
+
+    def files(self) -> list[str]:
+        """The hosts' configuration files; nothing else must be beside them."""
+        for host in self.hosts.values():
+            assert [each.name for each in host.path(CONFIG).parent.iterdir()] == [Path(CONFIG).name]
+        return [host.path(CONFIG).read_text() for host in self.hosts.values()]
+
+    def add_guest(self, address: str) -> Guest:
+        """A guest on a bridge of that host, and the endpoints of both files."""
+        host = self.hosts[address]
+        host.add_bridge("br0")
+        guest = host.add_guest("guest", "br0")
+        host.add_endpoint("10.11.12.13", 80, "old")
+        host.add_endpoint("10.11.12.14", 80, "new")
+        host.tproxy("hook", "up", "--bridge", "br0", "--network", "vnet1", "--config", CONFIG)
+        assert guest.get(SERVICE_ADDRESS, 80) == "old"
+        return guest
 
     def sync(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         ssh = ("--ssh", f"ssh -F {SSH_CONFIG}", "--remote-path", CONFIG)

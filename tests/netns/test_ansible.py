@@ -14,14 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.netns import fleet as ssh
-from tests.netns.fleet import CONFIG, SOURCE, Fleet
+from tests.netns.fleet import CONFIG, NEW, OLD, SOURCE, Fleet
 from tproxy.model import SERVICE_ADDRESS
 
 PLAYBOOK = SOURCE / "drivers/ansible/site.yml"
 NEW_FILE = "/run/new.yaml"
 
-OLD = "tproxy: [{remote_addr: 10.11.12.13, remote_port: 80}]\n"
-NEW = "tproxy: [{remote_addr: 10.11.12.14, remote_port: 80}]\n"
 # In order wherever no name is looked up; no host resolves it, RFC 6761.
 UNRESOLVABLE = "tproxy: [{remote_addr: endpoint.invalid, remote_port: 80}]\n"
 
@@ -83,31 +81,18 @@ def play(fleet: Fleet, text: str, *options: str, hosts: list[str] | None = None)
     return Play(fleet.workstation.run(program, *arguments, check=False, env=ENVIRONMENT, timeout=90))
 
 
-def files(fleet: Fleet) -> list[str]:
-    """The hosts' files; nothing else must be beside them."""
-    for host in fleet.hosts.values():
-        assert [each.name for each in host.path(CONFIG).parent.iterdir()] == ["tproxy.yaml"]
-    return [host.path(CONFIG).read_text() for host in fleet.hosts.values()]
-
-
 def test_hosts_get_the_file_and_their_bridges_the_services_once(fleet: Fleet) -> None:
     one, two = fleet.addresses
-    host = fleet.hosts[one]
-    host.add_bridge("br0")
-    guest = host.add_guest("guest", "br0")
-    host.add_endpoint("10.11.12.13", 80, "old")
-    host.add_endpoint("10.11.12.14", 80, "new")
-    host.tproxy("hook", "up", "--bridge", "br0", "--network", "vnet1", "--config", CONFIG)
-    assert guest.get(SERVICE_ADDRESS, 80) == "old"
+    guest = fleet.add_guest(one)
 
     dry = play(fleet, NEW, "--check")
     assert dry.ok, dry.text
-    assert files(fleet) == [OLD, OLD]
+    assert fleet.files() == [OLD, OLD]
 
     first = play(fleet, NEW)
     assert first.ok, first.text
     assert first.changed == {one: 3, two: 2}  # the file, what the bridge offers, the processes
-    assert files(fleet) == [NEW, NEW]
+    assert fleet.files() == [NEW, NEW]
     assert guest.get(SERVICE_ADDRESS, 80) == "new"
 
     again = play(fleet, NEW)
@@ -126,7 +111,7 @@ def test_a_host_that_fails_keeps_its_old_file_and_stops_no_other(fleet: Fleet) -
     assert "UNREACHABLE" in done.failures["10.77.0.9"]
     assert done.failures[one].startswith(CHECK)
     assert "endpoint.invalid" in done.failures[one]
-    assert files(fleet) == [OLD, UNRESOLVABLE]
+    assert fleet.files() == [OLD, UNRESOLVABLE]
 
 
 def test_a_host_that_uses_another_file_fails(fleet: Fleet) -> None:
@@ -138,5 +123,5 @@ def test_a_host_that_uses_another_file_fails(fleet: Fleet) -> None:
     done = play(fleet, NEW)
     assert list(done.failures) == [one]
     assert "/run/one.conf" in done.failures[one]
-    assert files(fleet) == [NEW, NEW]
+    assert fleet.files() == [NEW, NEW]
     assert done.changed[two] == 2

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.netns import fleet as ssh
-from tests.netns.fleet import CONFIG, Fleet
+from tests.netns.fleet import CONFIG, NEW, OLD, Fleet
 from tproxy.model import SERVICE_ADDRESS
 
-OLD = "tproxy: [{remote_addr: 10.11.12.13, remote_port: 80}]\n"
-NEW = "tproxy: [{remote_addr: 10.11.12.14, remote_port: 80}]\n"
 # In order wherever no name is looked up; no host resolves it, RFC 6761.
 UNRESOLVABLE = "tproxy: [{remote_addr: endpoint.invalid, remote_port: 80}]\n"
 
@@ -33,29 +31,16 @@ def send(fleet: Fleet, text: str, *options: str, status: int = 0) -> dict[str, s
     return {host: " ".join(rest.split()) for host, rest in rows}
 
 
-def files(fleet: Fleet) -> list[str]:
-    """The hosts' files; nothing else must be beside them."""
-    for host in fleet.hosts.values():
-        assert [each.name for each in host.path(CONFIG).parent.iterdir()] == ["tproxy.yaml"]
-    return [host.path(CONFIG).read_text() for host in fleet.hosts.values()]
-
-
 def test_all_hosts_get_the_file_and_their_bridges_the_services(fleet: Fleet) -> None:
     one, two = fleet.addresses
-    host = fleet.hosts[one]
-    host.add_bridge("br0")
-    guest = host.add_guest("guest", "br0")
-    host.add_endpoint("10.11.12.13", 80, "old")
-    host.add_endpoint("10.11.12.14", 80, "new")
-    host.tproxy("hook", "up", "--bridge", "br0", "--network", "vnet1", "--config", CONFIG)
-    assert guest.get(SERVICE_ADDRESS, 80) == "old"
+    guest = fleet.add_guest(one)
 
     fleet.workstation.write("/run/hosts", f"# all of them\n{one}\n\n{two} # the second\n")
     assert send(fleet, NEW, "--hosts", "/run/hosts") == {
         one: "changed bridges changed 1, unchanged 0, failed 0",
         two: "changed bridges changed 0, unchanged 0, failed 0",
     }
-    assert files(fleet) == [NEW, NEW]
+    assert fleet.files() == [NEW, NEW]
     assert guest.get(SERVICE_ADDRESS, 80) == "new"
     again = send(fleet, NEW, one)
     assert again == {one: "unchanged bridges changed 0, unchanged 1, failed 0"}
@@ -66,7 +51,7 @@ def test_a_host_that_refuses_the_file_keeps_its_old_one(fleet: Fleet) -> None:
     results = send(fleet, UNRESOLVABLE, one, two, status=1)
     for result in results.values():
         assert result.startswith(f"failed check failed, the old file stays: {CONFIG}:1: entry 1: remote_addr")
-    assert files(fleet) == [OLD, OLD]
+    assert fleet.files() == [OLD, OLD]
 
 
 def test_a_bad_host_does_not_stop_the_others(fleet: Fleet) -> None:
@@ -78,7 +63,7 @@ def test_a_bad_host_does_not_stop_the_others(fleet: Fleet) -> None:
     assert results[two].startswith("changed")
     assert results["10.77.0.9"].startswith("failed unreachable: ")
     assert results["no-such-host.invalid"] == "failed unreachable: the name does not resolve"
-    assert files(fleet) == [OLD, NEW]
+    assert fleet.files() == [OLD, NEW]
 
 
 def test_hosts_that_let_nobody_in_are_named_as_such(fleet: Fleet) -> None:
@@ -91,7 +76,7 @@ def test_hosts_that_let_nobody_in_are_named_as_such(fleet: Fleet) -> None:
         one: "failed authentication failed",
         two: "failed host key not known or changed",
     }
-    assert files(fleet) == [OLD, OLD]
+    assert fleet.files() == [OLD, OLD]
 
 
 def test_a_file_that_is_not_in_order_is_not_sent_at_all(fleet: Fleet) -> None:
@@ -99,14 +84,14 @@ def test_a_file_that_is_not_in_order_is_not_sent_at_all(fleet: Fleet) -> None:
     done = fleet.sync("--config", "/run/new.yaml", *fleet.addresses, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[0].startswith("tproxy: /run/new.yaml:1: entry 1: remote_port '0'")
-    assert files(fleet) == [OLD, OLD]
+    assert fleet.files() == [OLD, OLD]
 
 
 def test_a_dry_run_says_what_would_change_and_changes_nothing(fleet: Fleet) -> None:
     one, two = fleet.addresses
     fleet.hosts[two].write(CONFIG, NEW)
     assert send(fleet, NEW, "--dry-run", one, two) == {one: "would change", two: "unchanged"}
-    assert files(fleet) == [OLD, NEW]
+    assert fleet.files() == [OLD, NEW]
 
 
 def test_a_host_that_uses_another_file_is_a_failure(fleet: Fleet) -> None:
