@@ -63,7 +63,7 @@ class Daemon:
         self._catalog = Catalog()
         self._connections = Connections(self._loop)
         self._relays = Supervisor(self._loop, spawner, self._catalog, self._connections, self._answer_settled)
-        self._relays.limit((_raise_descriptor_limit() - RESERVE - 2 * MAX_PIPES) // 2)
+        self._relays.limit((resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVE - 2 * MAX_PIPES) // 2)
         self._server = Server(self._loop, directory(), self._handle)
         self._ports = PortKeeper(self._loop, lambda: self._catalog.bridges)
         self._watchdog = Watchdog(self._loop)
@@ -263,10 +263,3 @@ class Daemon:
             "relay": self._relays.pid(bridge),
             "services": services,
         }
-
-
-def _raise_descriptor_limit() -> int:
-    """Take all descriptors that this process may have; returns how many that is."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import resource
 import sys
 
 from tproxy import instance, logs
@@ -26,6 +27,9 @@ def main() -> None:
 
     os.chdir(instance.prepare())
     os.umask(0o077)
+    # All descriptors that may be had, for this process and for relays: whoever called may have kept to few.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     spawner = Spawner()
     logs.to_file(logs.DAEMON_LOG, arguments.log_level)
     try:

@@ -248,7 +248,8 @@ class Relay:
             self._loop.close_later(listener)
             log.info("port %d listens no longer", port)
         problems = {}
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVE
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        most = max(limit - RESERVE, limit // 2)
         for port in sorted(set(ports) - set(self._listeners)):
             try:
                 if len(self._listeners) >= most:
