@@ -64,6 +64,14 @@ VARIANTS: Mapping[str, Change | None] = {
     "no holding back of the ACK": Change("connection", "socket.TCP_QUICKACK, 0)", "socket.TCP_QUICKACK, 1)"),
     "no sending right behind connect": Change("connection", "if self.to_endpoint.send_ahead():", "if False:"),
     "FIN in a packet of its own": Change("splice", "_SEND | socket.MSG_MORE", "_SEND"),
+    "the host's congestion control": Change(
+        "stream", 'socket.TCP_CONGESTION, b"reno")', "socket.TCP_NODELAY, 1)"
+    ),
+    "no bound on what waits": Change(
+        "stream", "socket.TCP_WINDOW_CLAMP, NEAR_WINDOW)", "socket.TCP_NODELAY, 1)"
+    ),
+    "sleeping at once": constant("daemon", "ALERT", "50e-6", "0.0"),
+    "alert for 200 µs": constant("daemon", "ALERT", "50e-6", "200e-6"),
     "8 events a batch": constant("loop", "EVENTS_PER_BATCH", "256", "8"),
 }
 
@@ -81,6 +89,7 @@ MEASURES: Mapping[str, axes.Measure] = {
     "1x64 rate": partial(axes.requests, 1, 64),
     "65536x64 rate": partial(axes.requests, 65536, 64),
     "up1": partial(axes.bulk, "up1", 1, False),
+    "down1": partial(axes.bulk, "down1", 1, True),
     "up8": partial(axes.bulk, "up8", 8, False),
 }
 HALVES: Mapping[str, tuple[str, axes.Measure]] = {
@@ -94,8 +103,9 @@ TITLES = {
     "1x1 rate": "1 B, 1 conn.",
     "1x64 rate": "1 B, 64 conn.",
     "65536x64 rate": "64 KiB, 64 conn.",
-    "up1": "bulk, 1",
-    "up8": "bulk, 8",
+    "up1": "bulk up, 1",
+    "down1": "down, 1",
+    "up8": "up, 8",
 }
 
 
@@ -169,7 +179,9 @@ def together(peers: Sequence[Peer], key: str, measure: axes.Measure, seconds: fl
 def table(results: Results, names: Sequence[str]) -> str:
     """What each variant has to what is; so below 1 means that the decision was right."""
     whole = results.figures[AS_IS]
-    rows = [[AS_IS, *(report.spread(whole[key], 1 if key.startswith("up") else 0) for key in MEASURES)]]
+    rows = [
+        [AS_IS, *(report.spread(whole[key], 1 if key.startswith(("up", "down")) else 0) for key in MEASURES)]
+    ]
     for name in names[1:]:
         quotients = (_quotient(results, name, key) for key in MEASURES)
         rows.append([name, *("-" if each is None else f"{each:.2f}" for each in quotients)])

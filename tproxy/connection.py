@@ -67,8 +67,8 @@ class Connection:
         self._endpoint = socket.SocketType(
             socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         )
-        self.to_endpoint = Mover(guest, self._endpoint)
-        self.to_guest = Mover(self._endpoint, guest)
+        self.to_endpoint = Mover(guest, self._endpoint, near=True)
+        self.to_guest = Mover(self._endpoint, guest, near=keeper.is_near(self.dialed.address))
         self._guest_mask: int | None = None
         self._endpoint_mask: int | None = None
 
@@ -82,6 +82,8 @@ class Connection:
 
     def dial(self) -> None:
         stream.set_options(self._endpoint)
+        if self.to_guest.near:
+            stream.expect_near(self._endpoint)
         # Most guests have sent their request by now. Then the last packet of the handshake can
         # be the one that carries it: one packet and one wake-up of the endpoint less.
         self.to_endpoint.read_ahead()
@@ -222,6 +224,7 @@ class Connections:
         # In the order of dialing; a plain scan finds the late ones, whatever each one's timeout.
         self._dialing: dict[Connection, None] = {}
         self._ticking = False
+        self._near: dict[str, bool] = {}
 
     def __len__(self) -> int:
         return len(self._open)
@@ -245,6 +248,17 @@ class Connections:
         if connection.dialing:
             self._dialing[connection] = None
             self._tick()
+
+    def is_near(self, address: str) -> bool:
+        """Whether an endpoint's address is this host's, as it was when first asked since a reload."""
+        near = self._near.get(address)
+        if near is None:
+            near = self._near[address] = stream.on_this_host(address)
+        return near
+
+    def forget_addresses(self) -> None:
+        """A reload: addresses may have moved as well."""
+        self._near.clear()
 
     def dialed(self, connection: Connection) -> None:
         del self._dialing[connection]

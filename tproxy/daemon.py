@@ -42,6 +42,10 @@ DRAINING_TITLE = "tproxy-draining"
 # Descriptors for everything that is not a connection: logs, netlink, clients, one for each relay.
 RESERVE = 512
 
+# While events come this fast one after the other, in seconds, the daemon does not sleep between them: longer
+# than an endpoint on this host takes to answer. No more than that is lost when a guest falls silent.
+ALERT = 50e-6
+
 # A draining daemon looks this often whether it is done, in seconds.
 DRAIN_CHECK = 0.2
 
@@ -58,7 +62,7 @@ class Daemon:
     """Wires the parts together; one a network namespace."""
 
     def __init__(self, spawner: Spawner, *, replace: bool, watch: str, stay: bool) -> None:
-        self._loop = Loop()
+        self._loop = Loop(ALERT)
         self._spawner = spawner
         self._catalog = Catalog()
         self._connections = Connections(self._loop)
@@ -135,6 +139,7 @@ class Daemon:
                 self._catalog.remove(bridge)
                 self._relays.dismiss(bridge)
                 self._connections.abort_bridge(bridge, "bridge removed")
+        self._connections.forget_addresses()
         self._ports.look()
         self._replace = False  # those that were there before this daemon are replaced now
         self._ending = not (self._catalog.bridges or self._watchdog.file or self._stay)

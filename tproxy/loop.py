@@ -5,6 +5,12 @@ batch closed; if its number was given out again in between, the stale event woul
 So nothing that is registered here is closed while a batch is worked on: ``close_later`` forgets the
 handler at once and closes when the batch is done. Polling is level-triggered: a handler that leaves
 something unread is simply called again.
+
+A processor that goes to sleep takes long to wake: tens of microseconds, as much as an endpoint nearby needs
+for its answer. So a loop may be told to be alert: as long as events come one by one and within ``alert``
+seconds of each other, it looks for them that long before it sleeps, and lets whoever else is ready run in
+between. After a longer silence it sleeps at once, so what comes now and then costs no more; and when several
+came together the processors have enough to do, and sleeping lets more of them gather.
 """
 
 from __future__ import annotations
@@ -53,9 +59,14 @@ class Timer:
 
 
 class Loop:
-    """Runs handlers until ``stop`` is called. Not thread-safe; one loop a process."""
+    """Runs handlers until ``stop`` is called. Not thread-safe; one loop a process.
 
-    def __init__(self) -> None:
+    ``alert``: seconds to look for events before sleeping, while they come that fast.
+    """
+
+    def __init__(self, alert: float = 0.0) -> None:
+        self._alert = alert
+        self._brisk = False
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._closing: list[Closable] = []
@@ -113,7 +124,7 @@ class Loop:
     def run(self) -> None:
         self._running = True
         while self._running:
-            for fd, mask in self._epoll.poll(self._timeout(), EVENTS_PER_BATCH):
+            for fd, mask in self._wait():
                 # Only missing when an earlier event of this batch ended it.
                 handler = self._handlers.get(fd)
                 if handler is not None:
@@ -131,6 +142,19 @@ class Loop:
         if self._signals:
             signal.set_wakeup_fd(-1)
             self._wakeup.close()
+
+    def _wait(self) -> list[tuple[int, int]]:
+        if self._brisk:
+            end = time.monotonic() + self._alert
+            while time.monotonic() < end:
+                if events := self._epoll.poll(0, EVENTS_PER_BATCH):
+                    self._brisk = len(events) == 1
+                    return events
+                os.sched_yield()
+        asleep = time.monotonic()
+        events = self._epoll.poll(self._timeout(), EVENTS_PER_BATCH)
+        self._brisk = len(events) == 1 and time.monotonic() - asleep < self._alert
+        return events
 
     def _timeout(self) -> float:
         if self._closing:

@@ -112,6 +112,7 @@ def _listener(port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         stream.set_options(listener)
+        stream.expect_near(listener)
         listener.bind((SERVICE_ADDRESS, port))
         listener.listen(BACKLOG)
     except OSError:

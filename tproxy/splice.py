@@ -14,6 +14,7 @@ import os
 import socket
 from contextlib import suppress
 
+from tproxy import stream
 from tproxy.flow import Direction
 
 # One read of this size is the border between "a message" and "bulk". 64 KiB is what a default pipe
@@ -92,12 +93,15 @@ class PipePool:
 
 
 class Mover(Direction):
-    """A Direction with its two sockets."""
+    """A Direction with its two sockets. ``near``: the source's peer is (see stream.expect_near)."""
 
-    __slots__ = ("_pipe", "_rest", "destination", "source")
+    __slots__ = ("_pipe", "_rest", "destination", "near", "source")
 
-    def __init__(self, source: socket.SocketType, destination: socket.SocketType) -> None:
+    def __init__(
+        self, source: socket.SocketType, destination: socket.SocketType, *, near: bool = False
+    ) -> None:
         super().__init__()
+        self.near = near
         self.source = source
         self.destination = destination
         self._pipe: Pipe | None = None
@@ -183,6 +187,8 @@ class Mover(Direction):
             # most connections never get here.
             self.source.setblocking(False)
             self.destination.setblocking(False)
+            if self.near:
+                stream.bound_window(self.source)
 
     def _write(self) -> bool:
         """Write what is held; False when the destination takes no more for now."""

@@ -10,6 +10,10 @@ KEEPALIVE_IDLE = 60
 KEEPALIVE_INTERVAL = 15
 KEEPALIVE_PROBES = 4
 
+# What may wait to be read of a peer nearby while bulk moves, in bytes. More than the processor's caches hold
+# would only make bytes cold before they move; without a bound the kernel lets 32 MiB wait.
+NEAR_WINDOW = 512 * 1024
+
 # Closing with this option set sends a reset instead of FIN (socket(7), SO_LINGER).
 _RESET = struct.pack("ii", 1, 0)
 
@@ -21,6 +25,31 @@ def set_options(sock: socket.SocketType) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+
+
+def expect_near(sock: socket.SocketType) -> None:
+    """The peer is on this host, or one bridge away: no path to probe, so nothing to pace for.
+
+    Reno, which every kernel has (tcp(7), TCP_CONGESTION), before the connection is made. A host may have
+    another default for its peers far away, such as BBR, whose timers halve what goes over a bridge. A
+    listener's choice holds for what is accepted there.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+
+
+def bound_window(sock: socket.SocketType) -> None:
+    """Let no more than NEAR_WINDOW wait to be read (tcp(7), TCP_WINDOW_CLAMP)."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, NEAR_WINDOW)
+
+
+def on_this_host(address: str) -> bool:
+    """Whether an IPv4 address is this host's own: the kernel then answers it from itself."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, 1))  # sends nothing, and chooses the local address (udp(7))
+        except OSError:
+            return False
+        return bool(probe.getsockname()[0] == address)
 
 
 def reset_on_close(sock: socket.SocketType) -> None:

@@ -660,6 +660,27 @@ def test_the_options_of_a_live_connection_are_set_on_the_endpoint_side(site: Sit
     assert side.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
+def congestion_control(sock: socket.socket) -> str:
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode()
+
+
+def test_an_endpoint_on_this_host_is_talked_to_without_a_look_at_the_path(site: Site) -> None:
+    site.both()
+    (connection,) = site.connections
+    assert connection.to_guest.near
+    assert congestion_control(connection.to_guest.source) == "reno"
+
+
+def test_only_this_hosts_addresses_are_near_and_are_asked_for_again_after_a_reload(site: Site) -> None:
+    connections = site.connections
+    assert connections.is_near("127.0.0.1")
+    assert not connections.is_near("192.0.2.1")
+    connections._near["192.0.2.1"] = True  # as if it had moved away since
+    assert connections.is_near("192.0.2.1")
+    connections.forget_addresses()
+    assert not connections.is_near("192.0.2.1")
+
+
 # Nothing is left behind
 
 

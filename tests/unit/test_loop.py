@@ -28,9 +28,9 @@ class Noted:
         self.then(fd)
 
 
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    made = Loop()
+@pytest.fixture(params=[0.0, 0.002], ids=["sleepy", "alert"])
+def loop(request: pytest.FixtureRequest) -> Iterator[Loop]:
+    made = Loop(request.param)
     yield made
     made.close()
 
@@ -123,6 +123,85 @@ def test_adding_a_descriptor_that_cannot_be_watched_leaves_no_handler(loop: Loop
     with pytest.raises(OSError, match="Bad file descriptor"):
         loop.add(fd, READ, Noted())
     one_batch(loop)
+
+
+# Sleeping
+
+
+class Looks:
+    """Stands before a loop's epoll and notes the timeout of each look; the kernel answers."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._epoll = loop._epoll
+        self.timeouts: list[float] = []
+        loop._epoll = self  # type: ignore[assignment]  # what the loop uses of it while it runs
+
+    def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
+        self.timeouts.append(timeout)
+        return self._epoll.poll(timeout, most)
+
+    def close(self) -> None:
+        self._epoll.close()
+
+
+ALERT, PERIOD = 0.05, 0.5
+
+
+@pytest.fixture
+def alert() -> Iterator[Loop]:
+    made = Loop(ALERT)
+    yield made
+    made.close()
+
+
+def test_events_that_come_one_by_one_and_fast_are_looked_for_without_sleep(
+    alert: Loop, sockets: Pair
+) -> None:
+    one, other = sockets()
+
+    def read_and_go_on(fd: int) -> None:
+        one.recv(1)
+        if len(handler.events) < 5:
+            other.send(b"x")
+
+    handler = Noted(read_and_go_on)
+    alert.add(one.fileno(), READ, handler)
+    other.send(b"x")
+    looks = Looks(alert)
+    alert.call_later(PERIOD, alert.stop)
+    alert.run()
+
+    assert len(handler.events) == 5
+    # It may sleep before the first, does not for the other four, and does again in the silence behind them.
+    assert looks.timeouts[0] > 0
+    assert looks.timeouts[1:5] == [0] * 4
+    assert sum(each > 0 for each in looks.timeouts) <= 3
+    assert looks.timeouts[-1] > 0
+
+
+def test_events_that_come_together_are_slept_for(alert: Loop, sockets: Pair) -> None:
+    handler = Noted(lambda fd: alert.stop() if len(handler.events) >= 6 else None)
+    for _ in range(2):
+        one, other = sockets()
+        alert.add(one.fileno(), READ, handler)  # what it leaves unread comes again at once
+        other.send(b"x")
+    looks = Looks(alert)
+    alert.run()
+
+    assert looks.timeouts == [-1] * 3
+
+
+def test_a_loop_that_was_not_told_to_be_alert_never_looks_without_sleeping(sockets: Pair) -> None:
+    loop = Loop()
+    one, other = sockets()
+    handler = Noted(lambda fd: loop.stop() if len(handler.events) == 5 else None)
+    loop.add(one.fileno(), READ, handler)
+    other.send(b"x")
+    looks = Looks(loop)
+    loop.run()
+    loop.close()
+
+    assert looks.timeouts == [-1] * 5
 
 
 # Closing

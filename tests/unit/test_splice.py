@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.sockets import descriptors, noise, reset, tcp_pair, wait_for
-from tproxy import splice
+from tproxy import splice, stream
 from tproxy.splice import Mover, Pipe, PipePool, SideLost
 
 Pair = Callable[[], tuple[socket.socket, socket.socket]]
@@ -279,6 +279,22 @@ def test_bulk_is_copied_once_and_spliced_from_then_on(rig: Rig) -> None:
         rig.pump()
     assert (rig.source.calls, rig.destination.calls) == (["recv"], ["send"])
     assert rig.mover.moved + rig.mover.held == 2 * splice.SMALL
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_only_of_a_peer_nearby_is_the_window_bounded_and_only_for_bulk(tcp_rig: Rig, near: bool) -> None:
+    def clamp() -> int:
+        return tcp_rig.source.getsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP)
+
+    tcp_rig.mover.near = near
+    tcp_rig.source.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, 1 << 30)
+    tcp_rig.sender.send(b"x")
+    wait_for(tcp_rig.source_readable)
+    tcp_rig.pump()
+    assert clamp() > stream.NEAR_WINDOW
+    tcp_rig.have_queued(bytes(splice.SMALL))
+    tcp_rig.pump()
+    assert (clamp() == stream.NEAR_WINDOW) is near
 
 
 def test_a_message_that_just_fills_the_buffer_leaves_no_pipe_lent(rig: Rig) -> None:
