@@ -660,7 +660,7 @@ def test_the_options_of_a_live_connection_are_set_on_the_endpoint_side(site: Sit
     assert side.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
-def congestion_control(sock: socket.socket) -> str:
+def congestion_control(sock: socket.SocketType) -> str:
     return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode()
 
 
