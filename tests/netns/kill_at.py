@@ -30,7 +30,7 @@ def main() -> None:
     pid = os.getpid()
     sys.setprofile(count)
     try:
-        tproxy.cli.main()
+        tproxy.cli.run()
     finally:
         sys.setprofile(None)
         if not last and os.getpid() == pid:  # not in a child of it
