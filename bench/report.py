@@ -163,7 +163,9 @@ def circumstances(rounds: int, seconds: float) -> list[str]:
     model = cpus[0].partition(": ")[2] if cpus else platform.machine()
     here = str(Path(__file__).parent)
     return [
-        f"{os.cpu_count()} x {model}; Linux {platform.release()}; Python {platform.python_version()}",
+        f"{os.cpu_count()} x {model}; Linux {platform.release()}, TCP by default "
+        f"{Path('/proc/sys/net/ipv4/tcp_congestion_control').read_text().strip()}; "
+        f"Python {platform.python_version()}",
         f"tproxy {said('git', '-C', here, 'describe', '--always', '--dirty')}; {said('haproxy', '-v')}; "
         f"{said('nginx', '-v')}; {said('socat', '-V', line=1)}; {said('iperf3', '--version')}; "
         f"{said('wrk', '-v')}; {said('nft', '-v')}",
