@@ -81,9 +81,7 @@ class Connection:
         return f"{socket.inet_ntoa(self.peer[:4])}:{int.from_bytes(self.peer[4:], 'big')}"
 
     def dial(self) -> None:
-        stream.set_options(self._endpoint)
-        if self.to_guest.near:
-            stream.expect_near(self._endpoint)
+        stream.set_options(self._endpoint, near=self.to_guest.near)
         # Most guests have sent their request by now. Then the last packet of the handshake can
         # be the one that carries it: one packet and one wake-up of the endpoint less.
         self.to_endpoint.read_ahead()
@@ -124,6 +122,8 @@ class Connection:
                 writing.pump(pipes, False)
             if mask & _TO_READ and reading.wants_read:
                 reading.pump(pipes, mask & PEER_CLOSED != 0)
+                if mask == READ and reading.wants_read:
+                    return  # a message has gone through: the state is what it was, and so is what to poll for
         except SideLost as lost:
             self._lost(lost)
             return

@@ -111,8 +111,7 @@ def _listener(port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        stream.set_options(listener)
-        stream.expect_near(listener)
+        stream.set_options(listener, near=True)
         listener.bind((SERVICE_ADDRESS, port))
         listener.listen(BACKLOG)
     except OSError:
@@ -149,7 +148,9 @@ class Relay:
                             self._waiting = Batch(port, peers, fds)
                         case wire.Listeners(ports):
                             for port, fd in zip(ports, fds, strict=True):
-                                self._keep(port, socket.socket(fileno=fd))
+                                listener = socket.socket(fileno=fd)
+                                stream.set_options(listener, near=True)  # an older version's may differ
+                                self._keep(port, listener)
             except (OSError, ProtocolError) as error:
                 log.warning("the relay before this one gave up half-way: %s", error)
 

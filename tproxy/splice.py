@@ -93,7 +93,7 @@ class PipePool:
 
 
 class Mover(Direction):
-    """A Direction with its two sockets. ``near``: the source's peer is (see stream.expect_near)."""
+    """A Direction with its two sockets. ``near``: the source's peer is (see stream.set_options)."""
 
     __slots__ = ("_pipe", "_rest", "destination", "near", "source")
 
@@ -134,7 +134,7 @@ class Mover(Direction):
                 return
             if self.ended or not self._read(pipes, peer_closed):
                 break
-        if self.fin_due:
+        if self.ended and self.fin_due:
             self._send_fin()
 
     def release(self, pipes: PipePool) -> None:

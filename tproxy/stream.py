@@ -18,23 +18,20 @@ NEAR_WINDOW = 512 * 1024
 _RESET = struct.pack("ii", 1, 0)
 
 
-def set_options(sock: socket.SocketType) -> None:
-    """No delay, and keep-alive. Set on a listener it holds for what is accepted there."""
+def set_options(sock: socket.SocketType, *, near: bool) -> None:
+    """No delay, and keep-alive. Set on a listener it holds for what is accepted there.
+
+    ``near``: the peer is on this host, or one bridge away, so there is no path to probe, and nothing to pace
+    for. Then it is Reno, which every kernel has (tcp(7), TCP_CONGESTION); a host may have another default for
+    its peers far away, such as BBR, whose timers halve what goes over a bridge. To be said before connecting.
+    """
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
-
-
-def expect_near(sock: socket.SocketType) -> None:
-    """The peer is on this host, or one bridge away: no path to probe, so nothing to pace for.
-
-    Reno, which every kernel has (tcp(7), TCP_CONGESTION), before the connection is made. A host may have
-    another default for its peers far away, such as BBR, whose timers halve what goes over a bridge. A
-    listener's choice holds for what is accepted there.
-    """
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+    if near:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
 
 
 def bound_window(sock: socket.SocketType) -> None:

@@ -21,7 +21,8 @@ EXIT_INTERRUPTED = 130  # as shells say it of SIGINT
 def main() -> NoReturn:
     """The console script."""
     run()
-    # The kernel takes a process down at once; for the interpreter, piece by piece, it is 7 ms.
+    # The kernel takes a process down at once; for the interpreter, piece by piece, it is 7 ms. What is
+    # printed before has to be flushed.
     os._exit(0)
 
 
@@ -33,7 +34,6 @@ def run() -> None:
             from tproxy.cli import hook
 
             hook.run(sys.argv[2:])
-            sys.stdout.flush()
         else:
             from tproxy.cli import commands
 

@@ -108,7 +108,7 @@ def _log(options: argparse.Namespace, level: int) -> None:
 
 def _print(lines: list[str]) -> None:
     for line in lines:
-        print(line)
+        print(line, flush=True)
 
 
 def _config(explicit: str | None) -> config.Config:
