@@ -200,8 +200,9 @@ def test_bulk_is_moved_inside_the_kernel_in_large_pieces(host: Host) -> None:
 
     calls = system_calls(host, host.daemon, read)
 
-    # Only until a direction is known to be bulk are its bytes copied to the daemon: 64 KiB at a time.
-    assert calls["recvfrom"] + calls["recvmsg"] <= 4 * 8
+    # Only until a direction is known to be bulk are its bytes copied to the daemon, 64 KiB at a time; and
+    # again whenever the source has run dry, which depends on the machine's moment. A tenth at most.
+    assert calls["recvfrom"] + calls["recvmsg"] <= 4 * BULK / splice.SMALL / 10
     assert 0 < calls["splice"] <= 4 * 2 * BULK / 64_000
 
 
