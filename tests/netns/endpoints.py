@@ -103,7 +103,7 @@ class Server(socketserver.ThreadingTCPServer):
         self.options = options
         super().__init__((options.address, options.port), socketserver.BaseRequestHandler)
 
-    def finish_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
+    def finish_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]  # no UDP here
         connection = Connection(request)
         try:
             BEHAVIOURS[self.options.behaviour](connection, self.options)
@@ -112,7 +112,7 @@ class Server(socketserver.ThreadingTCPServer):
         if self.options.tell:
             print(connection.end, connection.digest(), flush=True)
 
-    def shutdown_request(self, request: socket.socket) -> None:  # type: ignore[override]
+    def shutdown_request(self, request: socket.socket) -> None:  # type: ignore[override]  # no UDP here
         request.close()  # socketserver's would end our direction first, and there is no reset after that
 
 

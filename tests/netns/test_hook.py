@@ -48,7 +48,7 @@ def state(host: Hypervisor) -> dict[str, str]:
         "links": host.run("ip", "-br", "link").stdout,
         "namespaces": host.run("ip", "netns", "list").stdout,
         "nft": host.run("nft", "list", "ruleset").stdout,
-        "processes": host.run("ps", "-eo", "args").stdout.count("tproxy"),  # type: ignore[dict-item]
+        "processes": str(host.run("ps", "-eo", "args").stdout.count("tproxy")),
         "status": host.tproxy("status").stdout,
     }
 

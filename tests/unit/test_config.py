@@ -466,7 +466,7 @@ def test_host_names_are_left_to_the_resolver(loaded: Load, name: str) -> None:
 def test_of_several_addresses_each_hook_takes_the_same(loaded: Load) -> None:
     found = loaded(entry(remote_addr="one.example"))
     for answer in (["10.0.0.10", "10.0.0.2"], ["10.0.0.2", "10.0.0.10"]):
-        chosen, _ = services_for(found, VNET1, lambda asked, answer=answer: answer)  # type: ignore[misc]
+        chosen, _ = services_for(found, VNET1, lambda asked, answer=answer: answer)  # type: ignore[misc]  # mypy: no type
         assert chosen[80].endpoint.address == "10.0.0.2"
 
 

@@ -368,7 +368,7 @@ def test_timers_of_one_moment_come_in_the_order_they_were_set(
     with monkeypatch.context() as patch:
         patch.setattr("tproxy.loop.time.monotonic", lambda: 0.0)
         for number in range(20):
-            loop.call_later(0, lambda number=number: calls.append(number))  # type: ignore[misc]
+            loop.call_later(0, lambda number=number: calls.append(number))  # type: ignore[misc]  # no type
     one_batch(loop)
     assert calls == list(range(20))
 

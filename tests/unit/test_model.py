@@ -129,4 +129,4 @@ def test_a_changed_endpoint_is_another_service() -> None:
 
 def test_nouns_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
-        Network("vnet1").name = "vnet2"  # type: ignore[misc]
+        Network("vnet1").name = "vnet2"  # type: ignore[misc]  # that is the test

@@ -137,7 +137,9 @@ maps = st.builds(
 def anything(draw: st.DrawFn) -> Observed:
     """Whatever hooks that were killed, operators and strangers may have left."""
     namespace = draw(st.booleans())
-    sysctls = {path: draw(st.sampled_from([value, "2"])) for path, value in healthy().sysctls.items()}  # type: ignore[union-attr]
+    wanted = healthy().sysctls
+    assert wanted is not None
+    sysctls = {path: draw(st.sampled_from([value, "2"])) for path, value in wanted.items()}
     observed = Observed(
         bridge_mtu=1500,
         ports=draw(st.frozensets(st.sampled_from(["br0b", "vnet0", "eth0"]))),
