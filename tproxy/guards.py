@@ -20,6 +20,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping
 from functools import cache
+from ipaddress import IPv4Address
 from typing import Any, NamedTuple
 
 from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, TABLE, BridgeNames
@@ -45,6 +46,19 @@ SHARED_CHAINS = (CLAIMING, ASKING, FOR_SERVICE, PREROUTING, FORWARD)
 
 Json = dict[str, Any]
 
+# Every frame on the host is compared with these, as often as there are bridges. So the first thing
+# compared is a word at a fixed place of whatever the frame carries, which the kernel reads in place
+# (nft_payload_fast_eval); what protocol it is, is asked of the few frames that agree.
+_ADDRESS = f"{IPv4Address(SERVICE_ADDRESS):#x}"
+_MAC_START = f"0x{SERVICE_MAC.replace(':', '')[:8]}"
+_FROM_MAC = f"ether saddr {SERVICE_MAC}"
+_FOR_MAC = f"ether daddr {SERVICE_MAC}"
+_ARP_FROM_MAC = f"@nh,64,32 {_MAC_START} arp saddr ether {SERVICE_MAC}"
+_ARP_FROM_ADDRESS = f"@nh,112,16 {_ADDRESS[:6]} arp saddr ip {SERVICE_ADDRESS}"  # its half is aligned
+_ARP_FOR_ADDRESS = f"@nh,192,32 {_ADDRESS} arp daddr ip {SERVICE_ADDRESS}"
+_IP_FROM_ADDRESS = f"@nh,96,32 {_ADDRESS} ip saddr {SERVICE_ADDRESS}"
+_IP_FOR_ADDRESS = f"@nh,128,32 {_ADDRESS} ip daddr {SERVICE_ADDRESS}"
+
 
 @cache
 def _shared_rules(*, by_port: bool) -> dict[str, list[str]]:
@@ -56,19 +70,15 @@ def _shared_rules(*, by_port: bool) -> dict[str, list[str]]:
         elsewhere += f" oifname != @{GUARDED}"
     else:
         unguarded = elsewhere = f"meta ibrname != @{GUARDED}"
-    claims = (
-        f"ether saddr {SERVICE_MAC}",
-        f"arp saddr ip {SERVICE_ADDRESS}",
-        f"arp saddr ether {SERVICE_MAC}",
-        f"ip saddr {SERVICE_ADDRESS}",
-    )
-    asks = (f"arp daddr ip {SERVICE_ADDRESS}", f"ip daddr {SERVICE_ADDRESS}", f"ether daddr {SERVICE_MAC}")
+    claims = (_FROM_MAC, _ARP_FROM_MAC, _ARP_FROM_ADDRESS, _IP_FROM_ADDRESS)
+    asks = (_ARP_FOR_ADDRESS, _IP_FOR_ADDRESS, _FOR_MAC)
     return {
         CLAIMING: [f"iifname @{VETHS} accept", f"{unguarded} return", "drop"],
         ASKING: [
             f"{unguarded} return",
             f"iifname @{UPLINKS} drop",
-            f"ip daddr {SERVICE_ADDRESS} ether daddr set {SERVICE_MAC} accept",
+            f"{_FOR_MAC} accept",
+            f"{_IP_FOR_ADDRESS} ether daddr set {SERVICE_MAC} accept",
         ],
         FOR_SERVICE: [f"oifname @{VETHS} accept", f"{elsewhere} return", "drop"],
         PREROUTING: [
@@ -77,7 +87,7 @@ def _shared_rules(*, by_port: bool) -> dict[str, list[str]]:
         ],
         FORWARD: [
             *(f"{ask} jump {FOR_SERVICE}" for ask in asks),
-            f"ether saddr {SERVICE_MAC} oifname @{UPLINKS} drop",
+            f"{_FROM_MAC} oifname @{UPLINKS} drop",
         ],
     }
 
@@ -98,11 +108,10 @@ class Guard(NamedTuple):
 
     @property
     def arp_rule(self) -> str:
-        asks = f"arp daddr ip {SERVICE_ADDRESS}"
         if self.ports is None:
             ours = BridgeNames(self.bridge).veth_bridge
-            return f'{asks} oifname != "{ours}" meta ibrname "{self.bridge}" drop'
-        return f"{asks} oifname != @{VETHS} iifname @{GUARDED} drop"
+            return f'{_ARP_FOR_ADDRESS} oifname != "{ours}" meta ibrname "{self.bridge}" drop'
+        return f"{_ARP_FOR_ADDRESS} oifname != @{VETHS} iifname @{GUARDED} drop"
 
     @property
     def elements(self) -> dict[str, dict[str, str]]:
