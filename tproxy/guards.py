@@ -46,15 +46,15 @@ SHARED_CHAINS = (CLAIMING, ASKING, FOR_SERVICE, PREROUTING, FORWARD)
 
 Json = dict[str, Any]
 
-# Every frame on the host is compared with these, as often as there are bridges. So the first thing
-# compared is a word at a fixed place of whatever the frame carries, which the kernel reads in place
-# (nft_payload_fast_eval); what protocol it is, is asked of the few frames that agree.
+# Every frame on the host is compared with these, and with the ARP guard's as often as there are
+# bridges. So the first that is compared is a word at a fixed place of whatever the frame carries, which
+# the kernel reads in place (nft_payload_fast_eval); the few that agree are asked for their protocol.
 _ADDRESS = f"{IPv4Address(SERVICE_ADDRESS):#x}"
 _MAC_START = f"0x{SERVICE_MAC.replace(':', '')[:8]}"
 _FROM_MAC = f"ether saddr {SERVICE_MAC}"
 _FOR_MAC = f"ether daddr {SERVICE_MAC}"
 _ARP_FROM_MAC = f"@nh,64,32 {_MAC_START} arp saddr ether {SERVICE_MAC}"
-_ARP_FROM_ADDRESS = f"@nh,112,16 {_ADDRESS[:6]} arp saddr ip {SERVICE_ADDRESS}"  # its half is aligned
+_ARP_FROM_ADDRESS = f"@nh,112,16 {_ADDRESS[:6]} arp saddr ip {SERVICE_ADDRESS}"  # unaligned, its half is not
 _ARP_FOR_ADDRESS = f"@nh,192,32 {_ADDRESS} arp daddr ip {SERVICE_ADDRESS}"
 _IP_FROM_ADDRESS = f"@nh,96,32 {_ADDRESS} ip saddr {SERVICE_ADDRESS}"
 _IP_FOR_ADDRESS = f"@nh,128,32 {_ADDRESS} ip daddr {SERVICE_ADDRESS}"
@@ -75,9 +75,9 @@ def _shared_rules(*, by_port: bool) -> dict[str, list[str]]:
     return {
         CLAIMING: [f"iifname @{VETHS} accept", f"{unguarded} return", "drop"],
         ASKING: [
+            f"{_FOR_MAC} iifname != @{UPLINKS} accept",  # nearly all
             f"{unguarded} return",
             f"iifname @{UPLINKS} drop",
-            f"{_FOR_MAC} accept",
             f"{_IP_FOR_ADDRESS} ether daddr set {SERVICE_MAC} accept",
         ],
         FOR_SERVICE: [f"oifname @{VETHS} accept", f"{elsewhere} return", "drop"],
