@@ -6,17 +6,26 @@ by ``process``.
 
 from __future__ import annotations
 
-import argparse
-import logging
 import os
 import resource
 import sys
 
-from tproxy import instance, logs
 from tproxy.spawner import Spawner
 
 
 def main() -> None:
+    os.umask(0o077)
+    # All descriptors that may be had, for this process and for relays: whoever called may have kept to few.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    spawner = Spawner()
+
+    # Only now: relays carry what is loaded when they are forked.
+    import argparse
+    import logging
+
+    from tproxy import logs
+
     parser = argparse.ArgumentParser(prog="tproxy.launch")
     parser.add_argument("--replace", action="store_true", help="replace relays that are there")
     parser.add_argument("--stay", action="store_true", help="do not end when no map is left")
@@ -25,15 +34,9 @@ def main() -> None:
     parser.add_argument("--ready", type=int, help="descriptor that is told when commands are taken")
     arguments = parser.parse_args()
 
-    os.chdir(instance.prepare())
-    os.umask(0o077)
-    # All descriptors that may be had, for this process and for relays: whoever called may have kept to few.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    spawner = Spawner()
     logs.to_file(logs.DAEMON_LOG, arguments.log_level)
     try:
-        from tproxy.daemon import Daemon  # here: it is large, and relays must not carry it
+        from tproxy.daemon import Daemon
 
         daemon = Daemon(spawner, replace=arguments.replace, watch=arguments.watch, stay=arguments.stay)
     except Exception as error:

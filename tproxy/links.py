@@ -182,7 +182,7 @@ def _read(path: Path) -> str:
 def create_veth(outer: str, inner: str, namespace: str, mac: str, mtu: int) -> None:
     """Make a veth pair, both ends down: ``outer`` here, ``inner`` in the namespace."""
     with _rtnl("create veth pair", outer) as rtnl:
-        fd = os.open(netns.DIRECTORY / namespace, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(netns.path(namespace), os.O_RDONLY | os.O_CLOEXEC)
         try:
             peer = {"ifname": inner, "net_ns_fd": fd, "address": mac, "mtu": mtu}
             rtnl.link("add", ifname=outer, kind="veth", address=PORT_MAC, peer=peer, mtu=mtu)

@@ -15,12 +15,11 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import NamedTuple
 
 from tproxy.errors import KernelError
 
-DIRECTORY = Path("/run/netns")
+DIRECTORY = "/run/netns"
 
 CLONE_NEWNET = 0x40000000  # <linux/sched.h>
 _NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
@@ -45,7 +44,7 @@ def current() -> NamespaceId:
 def identify(name: str) -> NamespaceId | None:
     """The namespace behind ``name``; None where there is none, whatever the file is."""
     try:
-        fd = os.open(DIRECTORY / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
     try:
@@ -67,9 +66,14 @@ def names() -> list[str]:
         return []
 
 
+def path(name: str) -> str:
+    """The file that bears the name, if there is one."""
+    return f"{DIRECTORY}/{name}"
+
+
 def name_taken(name: str) -> bool:
     """Whether a file of that name is there, be it a namespace or a stray file."""
-    return os.path.lexists(DIRECTORY / name)
+    return os.path.lexists(path(name))
 
 
 def of_socket(fd: int) -> NamespaceId:
@@ -94,7 +98,7 @@ def cookie(sock: socket.SocketType) -> int | None:
 def enter(name: str) -> None:
     """Move this thread into a namespace for good; raises KernelError. Never creates one."""
     try:
-        fd = os.open(DIRECTORY / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise KernelError(f"namespace {name}: {_reason(error)}") from None
     try:
@@ -126,7 +130,7 @@ def create(name: str) -> None:
 
     config.default_communicate_timeout = CREATION_TIMEOUT  # of the child that makes it
     try:
-        netns.create(os.fspath(DIRECTORY / name))
+        netns.create(path(name))
     except Exception as error:  # it comes back from a child process in whatever type
         with suppress(KernelError):  # what could not be made is what there is to say
             remove(name)
@@ -136,20 +140,20 @@ def create(name: str) -> None:
 
 def remove(name: str) -> None:
     """Remove the name, whatever has it; the namespace goes with its last process and socket."""
-    path = DIRECTORY / name
+    file = path(name)
     libc = ctypes.CDLL(None, use_errno=True)
     # As often as something is mounted there: two racing creations can stack.
-    while libc.umount2(os.fsencode(path), 2) == 0:  # MNT_DETACH, umount(2)
+    while libc.umount2(os.fsencode(file), 2) == 0:  # MNT_DETACH, umount(2)
         pass
     try:
-        if path.is_dir() and not path.is_symlink():
-            path.rmdir()
+        if os.path.isdir(file) and not os.path.islink(file):
+            os.rmdir(file)
         else:
-            path.unlink()
+            os.unlink(file)
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise KernelError(f"cannot remove {path}: {error.strerror}") from None
+        raise KernelError(f"cannot remove {file}: {error.strerror}") from None
 
 
 def _setns(fd: int) -> None:

@@ -18,7 +18,7 @@ class Probe:
     """Of a namespace as it is now; raises KernelError when there is none. ``close`` it."""
 
     def __init__(self, namespace: str, sysctls: list[str]) -> None:
-        self._path = netns.DIRECTORY / namespace
+        self._path = netns.path(namespace)
         self._files: list[int] = []
         try:
             with netns.inside(namespace):

@@ -20,7 +20,7 @@ import resource
 import signal
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from setproctitle import setproctitle
 
@@ -54,8 +54,7 @@ PATIENCE = 2.0
 _ENDED_BEFORE = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTUNREACH})
 
 
-@dataclass
-class Batch:
+class Batch(NamedTuple):
     """Accepted sockets on their way to the daemon."""
 
     port: int

@@ -1,8 +1,9 @@
-"""Makes relays by forking a small, warm process, so that a relay costs a few hundred kilobytes.
+"""Makes relays by forking a small, warm process, so that a relay costs some two megabytes.
 
 The daemon forks its spawner before it imports or opens anything large. A relay forked from here
-shares the interpreter and all modules with its siblings; a process of its own would hold several
-megabytes of private copies of the same. The spawner ends when the daemon's end of the socket closes;
+shares the interpreter and all modules with its siblings, but for the pages that it writes to; and in
+Python using an object writes to it. So what is loaded before counts twice: nothing that a relay can do
+without (``tests/unit/test_imports.py``). The spawner ends when the daemon's end of the socket closes;
 when it is killed, the next relay that is wanted brings another one.
 """
 
@@ -16,7 +17,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 from setproctitle import setproctitle
 
@@ -31,8 +32,7 @@ TITLE = "tproxy-spawner"
 LAUNCH_DESCRIPTORS = 64
 
 
-@dataclass(frozen=True)
-class Order:
+class Order(NamedTuple):
     """A relay to be made; beside it travels the relay's end of its channel to the daemon."""
 
     bridge: str
@@ -71,7 +71,7 @@ class Spawner:
         return ours
 
     def _send(self, order: Order, channel: socket.socket) -> None:
-        socket.send_fds(self._orders, [json.dumps(asdict(order)).encode()], [channel.fileno()])
+        socket.send_fds(self._orders, [json.dumps(order).encode()], [channel.fileno()])
 
     def _start_anew(self) -> None:
         """Have another spawner. Not by a fork: the daemon is large by now, and full of connections."""
@@ -105,7 +105,7 @@ def _obey(orders: socket.socket) -> None:
         payload, fds, _, _ = socket.recv_fds(orders, 4096, 1)
         if not payload:
             return
-        order = Order(**json.loads(payload))
+        order = Order(*json.loads(payload))
         if os.fork() == 0:
             orders.close()
             _become_relay(order, socket.socket(fileno=fds[0]))

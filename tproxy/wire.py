@@ -8,7 +8,7 @@ to it, so a repeated or skipped message does no harm.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tproxy.errors import ProtocolError
 
@@ -31,16 +31,14 @@ _PORT = struct.Struct("!H")
 _PROBLEM = struct.Struct("!HH")  # errno, and how many ports follow
 
 
-@dataclass(frozen=True)
-class Hello:
+class Hello(NamedTuple):
     """Relay to daemon, first; beside it one socket made in the namespace, which proves where."""
 
     version: int
     pid: int
 
 
-@dataclass(frozen=True)
-class Listen:
+class Listen(NamedTuple):
     """Daemon to relay: exactly these ports, from now on. ``log_level`` as in ``logging``."""
 
     generation: int
@@ -48,16 +46,14 @@ class Listen:
     ports: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """Relay to daemon: what became of Listen; ports that are not in ``problems`` (errno) listen."""
 
     generation: int
     problems: dict[int, int]
 
 
-@dataclass(frozen=True)
-class Accepted:
+class Accepted(NamedTuple):
     """Relay to daemon: connections of one service port; a socket beside it for each peer.
 
     A peer is PEER_BYTES long: address and port in network order. It is only for the log.
@@ -67,35 +63,29 @@ class Accepted:
     peers: tuple[bytes, ...]
 
 
-@dataclass(frozen=True)
-class Failed:
+class Failed(NamedTuple):
     """Instead of Hello: the relay could not be started, and why."""
 
     reason: str
 
 
-@dataclass(frozen=True)
-class Quit:
+class Quit(NamedTuple):
     """Daemon to relay: end."""
 
 
-@dataclass(frozen=True)
-class Adopt:
+class Adopt(NamedTuple):
     """To a relay, from one who speaks for a new daemon: serve this connection instead."""
 
 
-@dataclass(frozen=True)
-class Adopted:
+class Adopted(NamedTuple):
     """To the daemon: beside this, the connection of a relay that was alive already."""
 
 
-@dataclass(frozen=True)
-class Takeover:
+class Takeover(NamedTuple):
     """To a relay, from its successor: hand over your listening sockets and end."""
 
 
-@dataclass(frozen=True)
-class Listeners:
+class Listeners(NamedTuple):
     """To the successor: beside this, listening sockets for these ports. The end of file ends them."""
 
     ports: tuple[int, ...]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +91,15 @@ def test_imports_go_one_way_downward() -> None:
         if module in LEVEL and LEVEL.get(other, 0) >= LEVEL[module] and (module, other) not in EXCEPTIONS
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_what_relays_are_forked_from_carries_nothing_large() -> None:
+    """Each relay has a share of it, and copies of what it touches: dataclasses alone is a megabyte."""
+    command = [sys.executable, "-c", "import sys, tproxy.launch; print(*sys.modules)"]
+    loaded = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert "tproxy.relay" in loaded
+    large = {"argparse", "asyncio", "dataclasses", "inspect", "nftables", "pathlib", "pyroute2", "yaml"}
+    assert not loaded & (large | {"subprocess", "tproxy.daemon", "tproxy.instance"})
 
 
 def test_exceptions_are_still_needed() -> None:
