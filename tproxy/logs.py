@@ -11,8 +11,9 @@ DIRECTORY = "/var/log"
 DAEMON_LOG = "one_tproxy.log"
 DEFAULT_LEVEL = logging.INFO
 
-_FORMAT = "%(asctime)s.%(msecs)03d %(process)d %(levelname)s %(message)s"
-_TIME = "%Y-%m-%dT%H:%M:%S"
+_FORMATTER = logging.Formatter(
+    "%(asctime)s.%(msecs)03d %(process)d %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S"
+)
 
 
 class _File(logging.Handler):
@@ -67,7 +68,7 @@ def to_file(name: str, level: int) -> None:
     """Send this process's log to /var/log/``name``, from ``level`` (as in ``logging``) up."""
     global _handler
     _handler = _File(f"{DIRECTORY}/{name}")
-    _handler.setFormatter(logging.Formatter(_FORMAT, _TIME))
+    _handler.setFormatter(_FORMATTER)
     _ours.handlers[:] = [_handler]
     _ours.propagate = False
     set_level(level)
