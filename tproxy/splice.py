@@ -130,6 +130,8 @@ class Mover(Direction):
         ``peer_closed`` (EPOLLRDHUP): the end of file is behind what there is to read, so one
         look more is worth a system call, and FIN can go out in one packet with the last bytes.
         """
+        if self._pipe is not None and self.near:
+            stream.bound_window(self.source)  # again: as its own tuning goes on, the kernel lifts it
         for _ in range(ROUNDS):
             if self.held and not self._write():
                 return
@@ -189,8 +191,6 @@ class Mover(Direction):
             # most connections never get here.
             self.source.setblocking(False)
             self.destination.setblocking(False)
-            if self.near:
-                stream.bound_window(self.source)
 
     def _write(self) -> bool:
         """Write what is held; False when the destination takes no more for now."""

@@ -14,6 +14,7 @@ import pytest
 
 from tests.netns.conftest import StartEndpoint
 from tests.netns.waiting import eventually
+from tproxy import stream
 from tproxy.errors import ProcessError
 from tproxy.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
@@ -242,6 +243,35 @@ def test_both_sides_have_keep_alive_and_are_not_paced(phone: Phone) -> None:
         assert ours, f"no keep-alive in {lines}"
         # Whatever the host's default is, which may be for peers far away.
         assert any(" reno " in line for line in ours), ours
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_little_of_a_peer_nearby_waits_to_be_read_however_long_bulk_goes_on(phone: Phone, way: str) -> None:
+    """The kernel would let it grow to net.ipv4.tcp_rmem's 6 MB and more, which is cold when it moves."""
+    phone.serve(80, "discard" if way == "up" else "source", "--bytes", str(10**12))
+    move = "count += sock.send(block)" if way == "up" else "count += len(sock.recv(1 << 20))"
+    code = f"""
+block, count, told = bytes(1 << 20), 0, 0
+while True:
+    {move}
+    if count - told > 1 << 28:
+        told = count
+        print('on', flush=True)
+"""
+    command = [sys.executable, "-c", GUEST + code, SERVICE_ADDRESS, "80"]
+    mover = phone.guest.popen(*command, stdout=subprocess.PIPE)
+    assert mover.stdout is not None
+    end = ("dst", f"{SERVICE_ADDRESS}:80") if way == "up" else ("src", f"{ENDPOINT}:80")
+    windows = []
+    for _ in range(4):
+        mover.stdout.readline()
+        show = ["ss", "-Htin", "state", "established", *end]
+        shown = phone.guest.run(*show) if way == "up" else phone.host.run(*show)
+        windows += [int(word.removeprefix("snd_wnd:")) for word in shown.stdout.split() if "snd_wnd:" in word]
+    mover.kill()
+    assert len(windows) == 4
+    assert min(windows) <= stream.NEAR_WINDOW, windows
+    assert sorted(windows)[-2] <= 2 * stream.NEAR_WINDOW, windows  # one may be of a moment in between
 
 
 def test_two_networks_with_one_service_port_reach_each_their_own(hypervisor: Hypervisor) -> None:
