@@ -13,9 +13,11 @@ from contextlib import contextmanager
 
 from tabulate import tabulate
 
-from bench import load, report
+from bench import report
+from bench.growth import speed
 from bench.lab import BRIDGE
-from bench.peers import Peer, build_tproxy
+from bench.peers import build_tproxy
+from bench.results import Point
 from tproxy.guards import Guard
 from tproxy.hypervisor import Hypervisor
 from tproxy.model import TABLE
@@ -31,6 +33,8 @@ CONTENTS: Mapping[str, str | None] = {
     "asking for the protocol first": _RULE[_RULE.index("arp ") :],
 }
 
+COLUMNS = {"p50": "p50, µs", "rate": "requests/s, 64 conn.", "new rate": "new/s"}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.chains")
@@ -38,7 +42,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     parser.add_argument("--bridges", type=int, default=200)
     options = parser.parse_args()
-    taken: dict[str, list[tuple[float, ...]]] = {name: [] for name in CONTENTS}
+    taken: dict[str, list[Point]] = {name: [] for name in CONTENTS}
     with Hypervisor() as host:
         peer = build_tproxy(host)
         for number in range(options.rounds):
@@ -64,24 +68,16 @@ def load_rules(host: Hypervisor, commands: list[str]) -> None:
     host.run("nft", "-f", host.write("/run/chains.nft", "".join(f"{line}\n" for line in commands)))
 
 
-def speed(peer: Peer, seconds: float) -> tuple[float, ...]:
-    one = load.requests(peer.guest, seconds, 1)
-    many = load.requests(peer.guest, seconds, 64)
-    new = load.requests(peer.guest, seconds, 32, close=True)
-    return one.p50, many.rate, new.rate
-
-
-def table(taken: Mapping[str, list[tuple[float, ...]]]) -> str:
-    whole = [statistics.median(column) for column in zip(*taken[NONE], strict=True)]
+def table(taken: Mapping[str, list[Point]]) -> str:
     rows = []
     for name, points in taken.items():
-        columns = list(zip(*points, strict=True))
-        texts = [
-            f"{report.spread(column, 0)}: {statistics.median(column) / base:.2f}"
-            for column, base in zip(columns, whole, strict=True)
-        ]
+        texts = []
+        for key in COLUMNS:
+            measured = [point[key] for point in points]
+            whole = statistics.median(point[key] for point in taken[NONE])
+            texts.append(f"{report.spread(measured)}: {statistics.median(measured) / whole:.2f}")
         rows.append([name, *texts])
-    return tabulate(rows, ["each chain", "p50, µs", "requests/s, 64 conn.", "new/s"], "pipe")
+    return tabulate(rows, ["each chain", *COLUMNS.values()], "pipe")
 
 
 if __name__ == "__main__":

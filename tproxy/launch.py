@@ -1,7 +1,7 @@
 """The first steps of the daemon's process: its spawner first, while little is loaded.
 
 ``python -m tproxy.launch [--replace] [--stay] [--log-level N] [--watch FILE] [--ready FD]``, started
-by ``process``.
+by ``process`` or ``foreground`` in the directory of ``instance``.
 """
 
 from __future__ import annotations

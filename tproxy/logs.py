@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from contextlib import suppress
 
 DIRECTORY = "/var/log"
 DAEMON_LOG = "one_tproxy.log"
@@ -28,9 +27,12 @@ class _File(logging.Handler):
         self._fd = self._open()
 
     def emit(self, record: logging.LogRecord) -> None:
-        # A full disk, or whatever else, loses log lines, never connections.
-        with suppress(Exception):
+        try:
             os.write(self._fd, f"{self.format(record)}\n".encode(errors="backslashreplace"))
+        except OSError:
+            pass  # a full disk loses log lines, never connections
+        except Exception:
+            self.handleError(record)  # a line that is written wrongly in our code: not the caller's end
 
     def reopen(self) -> None:
         self.acquire()
@@ -39,10 +41,6 @@ class _File(logging.Handler):
             self._fd = self._open()
         finally:
             self.release()
-
-    def close(self) -> None:
-        os.close(self._fd)
-        super().close()
 
     def _open(self) -> int:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
@@ -76,6 +74,7 @@ def to_file(name: str, level: int) -> None:
 
 def for_command(level: int, *, debug: bool) -> None:
     """For commands: all from ``level`` up to the daemon's file, warnings to stderr, a line each."""
+    logging.raiseExceptions = debug  # handleError's traceback; a daemon's goes to the journal, or nowhere
     to_file(DAEMON_LOG, logging.DEBUG if debug else level)
     _ours.addHandler(_stderr(debug=debug))
 

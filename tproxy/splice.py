@@ -95,7 +95,7 @@ class PipePool:
 class Mover(Direction):
     """A Direction with its two sockets. ``near``: the source's peer is (see stream.set_options)."""
 
-    __slots__ = ("_had_pipe", "_pipe", "_rest", "destination", "near", "source")
+    __slots__ = ("_pipe", "_rest", "destination", "near", "source")
 
     def __init__(
         self, source: socket.SocketType, destination: socket.SocketType, *, near: bool = False
@@ -105,7 +105,6 @@ class Mover(Direction):
         self.source = source
         self.destination = destination
         self._pipe: Pipe | None = None
-        self._had_pipe = False
         self._rest: bytes | None = None
 
     def read_ahead(self) -> None:
@@ -185,12 +184,12 @@ class Mover(Direction):
 
     def _go_by_pipe(self, pipes: PipePool) -> None:
         self._pipe = pipes.take()
-        if self._pipe is not None and not self._had_pipe:
-            self._had_pipe = True
+        if self._pipe is not None:
             # recv and send are told not to block; splice looks at the sockets themselves, and
             # most connections never get here.
-            self.source.setblocking(False)
-            self.destination.setblocking(False)
+            for sock in (self.source, self.destination):
+                if sock.getblocking():  # asks no kernel
+                    sock.setblocking(False)
 
     def _write(self) -> bool:
         """Write what is held; False when the destination takes no more for now."""

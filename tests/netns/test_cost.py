@@ -201,9 +201,10 @@ def test_bulk_is_moved_inside_the_kernel_in_large_pieces(host: Host) -> None:
     calls = system_calls(host, host.daemon, read)
 
     # Only until a direction is known to be bulk are its bytes copied to the daemon, 64 KiB at a time; and
-    # again whenever the source has run dry, which depends on the machine's moment. A tenth at most.
-    assert calls["recvfrom"] + calls["recvmsg"] <= 4 * BULK / splice.SMALL / 10
-    assert 0 < calls["splice"] <= 4 * 2 * BULK / 64_000
+    # again whenever the source has run dry: 16 to 46 reads, more on a busy machine. Without splice it is
+    # all bytes, 1,220 reads.
+    assert calls["recvfrom"] + calls["recvmsg"] <= 4 * BULK / splice.SMALL / 2, calls
+    assert 0 < calls["splice"] <= 4 * 2 * BULK / 64_000, calls
 
 
 def test_who_serves_nobody_is_never_woken_up(host: Host) -> None:

@@ -100,6 +100,20 @@ def test_a_full_disk_is_silent(
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_line_that_cannot_be_formatted_ends_nobody(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    logs.to_file("one_tproxy.log", logging.INFO)
+    log.info("port %d listens", "http")
+    assert "port %d listens" in capsys.readouterr().err  # whoever made the mistake can find it
+    logs.for_command(logging.INFO, debug=False)
+    log.info("port %d listens", "http")
+    log.info("all is well")
+    assert capsys.readouterr() == ("", "")  # and an operator is told nothing of it
+    assert [line.split()[-1] for line in lines(directory / "one_tproxy.log")] == ["well"]
+
+
 def test_bytes_that_are_no_text_are_written_as_escapes(directory: Path) -> None:
     logs.to_file("one_tproxy.log", logging.INFO)
     log.info("network %s", "\udcff é")
