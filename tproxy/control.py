@@ -10,7 +10,6 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from tproxy.errors import NotRunning, ProcessError, ProtocolError
@@ -24,7 +23,7 @@ MAX_REQUEST = 64 * 1024
 Json = dict[str, Any]
 
 
-def ask(directory: Path, request: Json, timeout: float) -> Json:
+def ask(directory: str, request: Json, timeout: float) -> Json:
     """Send one request and wait ``timeout`` seconds for the answer.
 
     Raises NotRunning when no daemon is there, and ProcessError when it does not answer or says that
@@ -33,7 +32,7 @@ def ask(directory: Path, request: Json, timeout: float) -> Json:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout)
         try:
-            sock.connect(os.fspath(directory / SOCKET))
+            sock.connect(f"{directory}/{SOCKET}")
             sock.sendall(json.dumps(request).encode() + b"\n")
             data = b"".join(iter(lambda: sock.recv(256 * 1024), b""))
         except (FileNotFoundError, ConnectionRefusedError):
@@ -54,15 +53,15 @@ def ask(directory: Path, request: Json, timeout: float) -> Json:
 class Server:
     """Takes requests for the daemon; each may be answered later, from anywhere in its loop."""
 
-    def __init__(self, loop: Loop, directory: Path, handle: Callable[[Json, Client], None]) -> None:
+    def __init__(self, loop: Loop, directory: str, handle: Callable[[Json, Client], None]) -> None:
         self._loop = loop
-        self._path = directory / SOCKET
+        self._path = f"{directory}/{SOCKET}"
         self._handle = handle
         # A socket file that nobody listens behind is what a crash leaves. The caller holds the
         # host's lock and has sent an older daemon away, so the file is nobody's.
-        self._path.unlink(missing_ok=True)
+        _remove(self._path)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        self._listener.bind(os.fspath(self._path))
+        self._listener.bind(self._path)
         self._listener.listen(128)
         loop.add(self._listener.fileno(), READ, self)
 
@@ -73,7 +72,7 @@ class Server:
 
     def close(self) -> None:
         """Leave the place to a successor."""
-        self._path.unlink(missing_ok=True)
+        _remove(self._path)
         self._loop.close_later(self._listener)
 
 
@@ -120,3 +119,8 @@ class Client:
                 self._handle(json.loads(line), self)
             except (ValueError, TypeError, KeyError, RecursionError, ProtocolError) as error:
                 self.answer({"error": f"bad request: {error}"})
+
+
+def _remove(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)

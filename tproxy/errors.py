@@ -1,4 +1,9 @@
-"""The exception tree. Every message is one line that an operator can act on."""
+"""The exception tree, and how foreign text is put into messages.
+
+Every message is one line that an operator can act on.
+"""
+
+MAX_QUOTED = 80  # characters of a value in a message: enough to find it
 
 
 class TproxyError(Exception):
@@ -31,3 +36,14 @@ class ProcessError(TproxyError):
 
 class NotRunning(ProcessError):
     """There is no daemon that could be asked."""
+
+
+def quoted(text: str) -> str:
+    """A value for a message: in quotes, one line of ASCII, not too long."""
+    line = ascii(text)
+    return line if len(line) <= MAX_QUOTED else line[:MAX_QUOTED] + "..."
+
+
+def to_ascii(text: object) -> str:
+    """Unquoted text for a message, in one line of ASCII."""
+    return str(text).encode("unicode_escape").decode("ascii")

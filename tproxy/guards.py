@@ -17,10 +17,10 @@ listing of a rule differs between versions, the comment does not.
 
 from __future__ import annotations
 
+import socket
 import zlib
 from collections.abc import Iterable, Mapping
 from functools import cache
-from ipaddress import IPv4Address
 from typing import Any, NamedTuple
 
 from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, TABLE, BridgeNames
@@ -49,7 +49,7 @@ Json = dict[str, Any]
 # Every frame on the host is compared with these, and with the ARP guard's as often as there are
 # bridges. So the first that is compared is a word at a fixed place of whatever the frame carries, which
 # the kernel reads in place (nft_payload_fast_eval); the few that agree are asked for their protocol.
-_ADDRESS = f"{IPv4Address(SERVICE_ADDRESS):#x}"
+_ADDRESS = f"0x{socket.inet_aton(SERVICE_ADDRESS).hex()}"
 _MAC_START = f"0x{SERVICE_MAC.replace(':', '')[:8]}"
 _FROM_MAC = f"ether saddr {SERVICE_MAC}"
 _FOR_MAC = f"ether daddr {SERVICE_MAC}"

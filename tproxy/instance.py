@@ -12,20 +12,19 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from tproxy import netns
 from tproxy.errors import KernelError
 
-ROOT = Path("/run/tproxy")
+ROOT = "/run/tproxy"
 
 
-def directory() -> Path:
+def directory() -> str:
     """The directory of this network namespace's tproxy; it need not exist."""
-    return ROOT / str(netns.current().inode)
+    return f"{ROOT}/{netns.current().inode}"
 
 
-def prepare() -> Path:
+def prepare() -> str:
     """The directory, made if missing, closed to everybody but root."""
     path = directory()
     _make(ROOT)
@@ -35,16 +34,18 @@ def prepare() -> Path:
 
 def note_use(bridge: str) -> None:
     """Remember that a hook wanted the bridge just now: its guest may be about to start."""
-    with suppress(OSError):  # a hook does its work without
-        path = prepare() / "used" / bridge
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        path.touch(mode=0o600)
+    with suppress(OSError, KernelError):  # a hook does its work without
+        folder = f"{prepare()}/used"
+        _make(folder)
+        path = f"{folder}/{bridge}"
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.utime(path)
 
 
 def last_use(bridge: str) -> float | None:
     """When a hook wanted the bridge last, in seconds since the epoch; None where none did."""
     try:
-        return (directory() / "used" / bridge).stat().st_mtime
+        return os.stat(f"{directory()}/used/{bridge}").st_mtime
     except FileNotFoundError:
         return None
 
@@ -52,14 +53,14 @@ def last_use(bridge: str) -> float | None:
 def used() -> list[str]:
     """The bridges that hooks brought up and nobody took down, as far as that was noted."""
     try:
-        return os.listdir(directory() / "used")
+        return os.listdir(f"{directory()}/used")
     except FileNotFoundError:
         return []
 
 
 def forget_use(bridge: str) -> None:
     with suppress(FileNotFoundError):
-        (directory() / "used" / bridge).unlink()
+        os.unlink(f"{directory()}/used/{bridge}")
 
 
 def claim(name: str) -> int | None:
@@ -67,7 +68,7 @@ def claim(name: str) -> int | None:
 
     It goes with the returned descriptor, and so with its holder.
     """
-    fd = os.open(prepare() / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(f"{prepare()}/{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -83,7 +84,7 @@ def lock() -> Iterator[None]:
     It goes with its holder, however that ends (flock(2)), so there is no stale lock.
     """
     _make(ROOT)
-    path = ROOT / "lock"
+    path = f"{ROOT}/lock"
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -95,8 +96,10 @@ def lock() -> Iterator[None]:
         os.close(fd)
 
 
-def _make(path: Path) -> None:
+def _make(path: str) -> None:
     try:
-        path.mkdir(mode=0o700, exist_ok=True)
+        os.mkdir(path, 0o700)
     except OSError as error:
+        if os.path.isdir(path):
+            return
         raise KernelError(f"cannot make directory {path}: {error.strerror}") from None

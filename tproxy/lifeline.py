@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable
 
@@ -21,7 +20,7 @@ class Lifeline:
         if self._socket is None:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             try:
-                sock.connect(os.fspath(instance.directory() / control.SOCKET))
+                sock.connect(f"{instance.directory()}/{control.SOCKET}")
             except OSError:
                 sock.close()
                 return False

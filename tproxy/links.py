@@ -11,17 +11,16 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from tproxy import netns
 from tproxy.errors import KernelError
 from tproxy.model import PORT_MAC, SERVICE_ADDRESS
 
-_SYS = Path("/sys/class/net")
-SYSCTL = Path("/proc/sys/net")
+_SYS = "/sys/class/net"
+SYSCTL = "/proc/sys/net"
 
 _IFF_UP = 0x1  # <linux/if.h>
 _SIOCGIFFLAGS, _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8913, 0x8915, 0x891B  # <linux/sockios.h>
@@ -63,7 +62,7 @@ def exists(name: str) -> bool:
         index = socket.if_nametoindex(name)
     except OSError:
         index = 0
-    shown = _read(_SYS / name / "ifindex")
+    shown = _read(f"{_SYS}/{name}/ifindex")
     if str(index or "") != shown:
         # All else that is read there would be another host's.
         raise KernelError("/sys shows another network namespace than this process is in; mount it anew")
@@ -71,7 +70,7 @@ def exists(name: str) -> bool:
 
 
 def is_bridge(name: str) -> bool:
-    return (_SYS / name / "bridge").is_dir()
+    return os.path.isdir(f"{_SYS}/{name}/bridge")
 
 
 def bridges() -> list[str]:
@@ -80,35 +79,35 @@ def bridges() -> list[str]:
 
 
 def mtu(name: str) -> int:
-    return int(_read(_SYS / name / "mtu") or 0)
+    return int(_read(f"{_SYS}/{name}/mtu") or 0)
 
 
 def ports(bridge: str) -> frozenset[str]:
     """The names of a bridge's ports; none when there is no such bridge."""
     try:
-        return frozenset(os.listdir(_SYS / bridge / "brif"))
+        return frozenset(os.listdir(f"{_SYS}/{bridge}/brif"))
     except FileNotFoundError:
         return frozenset()
 
 
 def leads_off_host(port: str) -> bool:
     """Whether a bridge port looks like an uplink: a hardware NIC, a VLAN on one, a tunnel, a bond."""
-    if (_SYS / port / "device").exists():
+    if os.path.exists(f"{_SYS}/{port}/device"):
         return True
-    words = dict(line.partition("=")[::2] for line in _read(_SYS / port / "uevent").splitlines())
+    words = dict(line.partition("=")[::2] for line in _read(f"{_SYS}/{port}/uevent").splitlines())
     return words.get("DEVTYPE") in _UPLINK_TYPES
 
 
 def outer_link(name: str) -> OuterLink | None:
     if not exists(name):
         return None
-    master = _SYS / name / "master"
+    master = f"{_SYS}/{name}/master"
     return OuterLink(
         veth=_driver(name) == "veth",
-        up=bool(int(_read(_SYS / name / "flags") or "0", 16) & _IFF_UP),
+        up=bool(int(_read(f"{_SYS}/{name}/flags") or "0", 16) & _IFF_UP),
         mtu=mtu(name),
-        master=os.path.basename(os.readlink(master)) if master.is_symlink() else "",
-        peer=int(_read(_SYS / name / "iflink") or 0),
+        master=os.path.basename(os.readlink(master)) if os.path.islink(master) else "",
+        peer=int(_read(f"{_SYS}/{name}/iflink") or 0),
     )
 
 
@@ -129,9 +128,9 @@ def inner_link(name: str) -> InnerLink | None:
         )
 
 
-def sysctls(paths: Mapping[str, str]) -> dict[str, str]:
+def sysctls(paths: Iterable[str]) -> dict[str, str]:
     """The values of sysctls below net, by path, in this thread's namespace; without unknown ones."""
-    return {path: value for path in paths if (value := _read(SYSCTL / path))}
+    return {path: value for path in paths if (value := _read(f"{SYSCTL}/{path}"))}
 
 
 def _address(sock: socket.socket, name: str) -> str:
@@ -145,7 +144,7 @@ def _address(sock: socket.socket, name: str) -> str:
 
 def _has_default_route(name: str) -> bool:
     # Interface, destination, gateway, flags, ..., mask: proc_net(5).
-    rows = (line.split() for line in _read(Path("/proc/thread-self/net/route")).splitlines()[1:])
+    rows = (line.split() for line in _read("/proc/thread-self/net/route").splitlines()[1:])
     return any(row[0] == name and row[1] == row[2] == row[7] == "00000000" for row in rows)
 
 
@@ -169,9 +168,10 @@ def _driver(name: str) -> str:
     return cells.tobytes()[4:36].split(b"\0")[0].decode(errors="replace")
 
 
-def _read(path: Path) -> str:
+def _read(path: str) -> str:
     try:
-        return path.read_text().strip()
+        with open(path) as file:
+            return file.read().strip()
     except OSError:
         return ""
 
@@ -225,7 +225,8 @@ def configure(name: str, mac: str, mtu: int) -> None:
 def write_sysctl(path: str, value: str) -> None:
     """Set a sysctl below net in this thread's namespace; one that the kernel lacks is nothing to set."""
     try:
-        (SYSCTL / path).write_text(value)
+        with open(f"{SYSCTL}/{path}", "w") as file:
+            file.write(value)
     except FileNotFoundError:
         pass
     except OSError as error:

@@ -34,6 +34,8 @@ INTERFACE_NAME_BYTES = 15
 
 DEFAULT_CONNECT_TIMEOUT = 5.0  # seconds
 
+_MULTICAST = r"(22[4-9]|23[0-9])\.[0-9.]+"  # 224.0.0.0/4; compiled when first used
+
 # What an nftables identifier and a file name can both hold without quoting (nft(8), LEXICAL
 # CONVENTIONS). Linux allows more in an interface name; a bridge called "a;b" is refused in words
 # instead of being half-supported.
@@ -102,6 +104,24 @@ class BridgeNames(_Bridge):
         return f"one_tproxy_{self.bridge}.log"
 
 
+def is_ipv4(text: str) -> bool:
+    """Whether it is a dotted IPv4 address, all four numbers of it."""
+    try:
+        socket.inet_pton(socket.AF_INET, text)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def refused(address: str) -> str:
+    """Why this cannot be an endpoint; "" when it can, or is a name."""
+    if address == SERVICE_ADDRESS:
+        return "is the service address itself: a loop"
+    if address in ("0.0.0.0", "255.255.255.255") or re.fullmatch(_MULTICAST, address):
+        return "is not the address of one host"
+    return ""
+
+
 class _AddressPort(NamedTuple):
     address: str
     port: int
@@ -113,10 +133,8 @@ class Endpoint(_AddressPort):
     __slots__ = ()
 
     def __new__(cls, address: str, port: int) -> Endpoint:
-        try:
-            socket.inet_pton(socket.AF_INET, address)
-        except (OSError, ValueError):
-            raise ValueError(f"{address!a} is not an IPv4 address") from None
+        if not is_ipv4(address):
+            raise ValueError(f"{address!a} is not an IPv4 address")
         return super().__new__(cls, address, port)
 
     def __str__(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from tproxy import config
+from tproxy import reader
 from tproxy.errors import TproxyError
 from tproxy.install import Piece, template
 
@@ -73,7 +73,7 @@ def _hooks(vnm: Path) -> list[Path]:
 
 def _require_no_other(remotes: Path) -> None:
     conf = remotes / "etc/vnm/OpenNebulaNetwork.conf"
-    if (remotes / "vnm/tproxy.rb").exists() and conf.exists() and config.load(conf).entries:
+    if (remotes / "vnm/tproxy.rb").exists() and conf.exists() and reader.load(conf).entries:
         raise TproxyError(
             f"OpenNebula's own driver serves what {conf} has in :tproxy:, two would fight: "
             "give --drop-in, or --config FILE with the services, and none in :tproxy:"

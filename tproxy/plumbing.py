@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from pathlib import Path
 
 from tproxy import links, netns, nft, plan
 from tproxy.errors import KernelError
@@ -12,7 +11,7 @@ from tproxy.model import SERVICE_MAC, BridgeNames
 
 log = logging.getLogger(__name__)
 
-_BRIDGED_TO_IPTABLES = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+_BRIDGED_TO_IPTABLES = "bridge/bridge-nf-call-iptables"
 
 
 def require_bridge(bridge: str) -> None:
@@ -73,11 +72,7 @@ def delete_empty_tables() -> None:
 
 def warn_of_host_firewall(bridge: str) -> None:
     """Say so when the host's firewall eats bridged packets: nothing here can be seen to be wrong."""
-    if (
-        _BRIDGED_TO_IPTABLES.exists()
-        and _BRIDGED_TO_IPTABLES.read_text().strip() == "1"
-        and nft.drops_forwarded()
-    ):
+    if links.sysctls([_BRIDGED_TO_IPTABLES]).get(_BRIDGED_TO_IPTABLES) == "1" and nft.drops_forwarded():
         log.warning(
             "bridge %s: bridge-nf-call-iptables=1 and a forward chain with policy drop: "
             "the host's firewall drops what guests send to the service address",

@@ -25,7 +25,7 @@ class Probe:
                 self._identity = netns.current()
                 for path in sysctls:
                     with suppress(FileNotFoundError):  # the kernel lacks it
-                        self._files.append(os.open(links.SYSCTL / path, os.O_RDONLY | os.O_CLOEXEC))
+                        self._files.append(os.open(f"{links.SYSCTL}/{path}", os.O_RDONLY | os.O_CLOEXEC))
             self._values = self._read()
         except BaseException:
             self.close()

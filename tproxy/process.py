@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import NoReturn
 
 from tproxy import control, foreground, instance, nft
@@ -189,14 +188,13 @@ def _launch(log_level: int | None, watch: str | None, *, replace: bool) -> None:
     """Start a daemon and return when it takes commands."""
     import subprocess
 
-    home: Path = instance.prepare()
     reader, writer = os.pipe()
     command = [sys.executable, "-m", "tproxy.launch", *_arguments(log_level, watch)]
     command += ["--ready", str(writer), *(["--replace"] if replace else [])]
     try:
         daemon = subprocess.Popen(
             command,
-            cwd=home,
+            cwd=instance.prepare(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

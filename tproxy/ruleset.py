@@ -6,9 +6,9 @@ The map is the contract (SPEC section 3). Its comments carry what a service need
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import quote, unquote
 
 from tproxy.errors import BadName
 from tproxy.model import (
@@ -26,6 +26,8 @@ _MAP_TYPE = "type inet_service : ipv4_addr . inet_service;"
 
 # NFTNL_UDATA_COMMENT_MAXLEN of libnftnl is 128 with the final NUL.
 MAX_COMMENT = 127
+
+_PLAIN = frozenset(string.ascii_letters + string.digits + "_.-~")  # unreserved characters, RFC 3986
 
 Json = dict[str, Any]
 
@@ -132,8 +134,7 @@ def encode_words(words: Mapping[str, str]) -> str:
     """
     text = ""
     for key, value in words.items():
-        # Not surrogateescape's "?": any bytes in a name come back as they were.
-        word = f"{key}={quote(value.encode(errors='surrogateescape'), safe='')}" if value else ""
+        word = f"{key}={_escaped(value)}" if value else ""
         if word and len(text) + len(word) + 1 <= MAX_COMMENT:
             text += (" " if text else "") + word
     return text
@@ -142,4 +143,24 @@ def encode_words(words: Mapping[str, str]) -> str:
 def decode_words(comment: str) -> dict[str, str]:
     """The words of a comment; whatever else somebody wrote there is ignored."""
     pairs = (word.partition("=") for word in comment.split())
-    return {key: unquote(value, errors="surrogateescape") for key, mark, value in pairs if mark}
+    return {key: _unescaped(value) for key, mark, value in pairs if mark}
+
+
+# Importing urllib takes milliseconds of a hook, and most names are plain.
+
+
+def _escaped(value: str) -> str:
+    if _PLAIN.issuperset(value):
+        return value
+    from urllib.parse import quote
+
+    # Not surrogateescape's "?": any bytes in a name come back as they were.
+    return quote(value.encode(errors="surrogateescape"), safe="")
+
+
+def _unescaped(value: str) -> str:
+    if "%" not in value:
+        return value
+    from urllib.parse import unquote
+
+    return unquote(value, errors="surrogateescape")

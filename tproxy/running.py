@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import time
 from collections.abc import Iterable, Sequence
@@ -56,7 +55,7 @@ def find() -> Running:
     """
     import psutil
 
-    home = os.fspath(instance.directory())
+    home = instance.directory()
     daemons, relays, auxiliary, watchers = [], [], [], []
     for process in psutil.process_iter():
         try:

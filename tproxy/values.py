@@ -8,28 +8,25 @@ accident.
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
 
-from tproxy.errors import BadName
-from tproxy.model import SERVICE_ADDRESS, check_interface_name
+from tproxy.errors import BadName, quoted
+from tproxy.model import check_interface_name, is_ipv4, refused
 
 MAX_CONNECT_TIMEOUT = 300  # seconds; arbitrary, a guest's own connect() gives up after two minutes
 # Name and time-out share the comment of a map element, 127 bytes, and a character of the name can
 # take three. What does not fit would be missing from the map.
 MAX_NAME = 32
 MAX_WATCH_GRACE = 86400  # seconds; arbitrary
-MAX_SHOWN = 80  # characters of a value in a message: enough to find it
 
 STR, INT, FLOAT, BOOL, NULL, MERGE = (
     f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "merge")
 )
 # Patterns are text, compiled when one is first used: that takes up to two milliseconds, and most
 # files need the simple ones only.
-_MULTICAST = r"(22[4-9]|23[0-9])\.[0-9.]+"  # 224.0.0.0/4
 _DECIMAL = r"0|[1-9][0-9]*"
 _TIME = r"(0|[1-9][0-9]*)(\.[0-9]{1,3})?"
 _BRIDGE_PATTERN = r"[A-Za-z0-9_.\-*?\[\]!]{1,64}"  # a name's characters, see model, and a pattern's
@@ -144,23 +141,6 @@ BRIDGE: Parsers = {
 }
 
 
-def is_ipv4(text: str) -> bool:
-    try:
-        socket.inet_pton(socket.AF_INET, text)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def refused(address: str) -> str:
-    """Why this cannot be an endpoint; "" when it can, or is a name."""
-    if address == SERVICE_ADDRESS:
-        return "is the service address itself: a loop"
-    if address in ("0.0.0.0", "255.255.255.255") or re.fullmatch(_MULTICAST, address):
-        return "is not the address of one host"
-    return ""
-
-
 def written(node: yaml.Node, *tags: str) -> str:
     """A scalar as it is written, if YAML takes it for one of these; "" otherwise."""
     return node.value if isinstance(node, yaml.ScalarNode) and node.tag in tags else ""
@@ -171,14 +151,8 @@ def line(at: Any) -> int:
     return int(at.start_mark.line) + 1
 
 
-def shown(value: yaml.Node | str) -> str:
-    """A value for a message: quoted, one line of ASCII, not too long."""
-    if isinstance(value, yaml.CollectionNode):
-        return "(a list)" if isinstance(value, yaml.SequenceNode) else "(a mapping)"
-    text = ascii(value if isinstance(value, str) else value.value)
-    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
-
-
-def to_ascii(text: object) -> str:
-    """Unquoted text for a message, in one line of ASCII."""
-    return str(text).encode("unicode_escape").decode("ascii")
+def shown(node: yaml.Node) -> str:
+    """A value for a message."""
+    if isinstance(node, yaml.CollectionNode):
+        return "(a list)" if isinstance(node, yaml.SequenceNode) else "(a mapping)"
+    return quoted(node.value)

@@ -12,12 +12,11 @@ import os
 import signal
 import sys
 from importlib import import_module
-from pathlib import Path
 from typing import NoReturn
 
 from setproctitle import setproctitle
 
-from tproxy import config, instance, logs, nft, process, running
+from tproxy import instance, logs, nft, process, reader, running
 from tproxy.attend import Attendant
 from tproxy.config import Config
 from tproxy.errors import ProcessError, TproxyError
@@ -100,7 +99,7 @@ class Watcher:
     def _reread(self) -> None:
         logs.reopen()
         try:
-            read = config.load(self._config.path)
+            read = reader.load(self._config.path)
         except TproxyError as error:
             if str(error) != self._said:
                 log.warning("%s; what it said last stays in force", error)
@@ -120,13 +119,13 @@ class Watcher:
     def _replace(self) -> NoReturn:
         """Go on as the installed code, with the same process id."""
         command = [sys.executable, "-m", "tproxy", *(["--debug"] if self._debug else [])]
-        command += ["watch", "--config", os.fspath(self._config.path)]
+        command += ["watch", "--config", self._config.path]
         command += ["--kept-by", str(os.getppid())] if self._kept_by is not None else []
         os.execv(sys.executable, command)
 
 
-def run(path: Path, kept_by: int | None, *, debug: bool) -> None:
-    read = config.load(path.absolute())
+def run(path: str, kept_by: int | None, *, debug: bool) -> None:
+    read = reader.load(os.path.abspath(path))
     logs.for_command(read.log_level, debug=debug)
     for warning in read.warnings:
         logs.warn(warning)

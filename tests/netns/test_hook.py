@@ -220,6 +220,21 @@ def test_the_mtu_follows_the_bridge(hypervisor: Hypervisor, config: str) -> None
         assert link["mtu"] == 9000
 
 
+def test_a_file_is_read_again_when_it_has_changed_and_not_before(hypervisor: Hypervisor, config: str) -> None:
+    hypervisor.add_bridge("br0")
+
+    def reads_yaml() -> bool:
+        arguments = ("hook", "up", "--bridge", "br0", "--config", config)
+        imported = hypervisor.tproxy(*arguments, env={"PYTHONPROFILEIMPORTTIME": "1"}).stderr
+        assert "tproxy.plumbing" in imported
+        return "yaml" in imported
+
+    assert [reads_yaml(), reads_yaml()] == [True, False]
+    hypervisor.write(config, CONFIG.replace("8080", "8081"))
+    assert [reads_yaml(), reads_yaml()] == [True, False]
+    assert "8081" in hypervisor.run("nft", "list", "ruleset").stdout
+
+
 def test_up_where_no_entry_applies_does_nothing(hypervisor: Hypervisor) -> None:
     config = hypervisor.write("/run/tproxy.yaml", CONFIG + "  networks: [other]\n")
     hypervisor.add_bridge("br0")

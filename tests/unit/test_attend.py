@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from tproxy.attend import HOOKED_GRACE, grace, watched
@@ -43,5 +41,5 @@ def test_the_first_entry_that_names_a_bridge_counts(bridge: str, entry: WatchedB
 def test_a_bridge_that_only_hooks_bring_up_waits_longer(
     entry: WatchedBridge | None, exists: bool, configured: float, seconds: float
 ) -> None:
-    config = Config(Path("x"), 20, (), (), watch_grace=configured)
+    config = Config("x", 20, (), (), watch_grace=configured)
     assert grace(entry, config, exists=exists) == seconds

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from tproxy import check, config
+from tproxy import check, config, reader
 from tproxy.cli.commands import cli
 
 Problems = Callable[..., "list[str]"]
@@ -33,7 +33,7 @@ def problems(file: Path) -> Problems:
 
     def find(*lines: str, resolve: config.Resolver = no_such_host) -> list[str]:
         file.write_text("\n".join(lines) + "\n")
-        found = check.problems(config.load(file), resolve)
+        found = check.problems(reader.load(file), resolve)
         assert all(line.startswith(f"{file}:") for line in found)
         return [line.removeprefix(f"{file}:") for line in found]
 

@@ -15,10 +15,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tproxy import config
-from tproxy.config import Config, load, search, services_for
+from tproxy import config, reader
+from tproxy.config import Config, search, services_for
 from tproxy.errors import ConfigError
 from tproxy.model import DEFAULT_CONNECT_TIMEOUT, Endpoint, Network, Service
+from tproxy.reader import load
 
 SAMPLE = Path(__file__).parents[2] / "etc/tproxy.yaml"
 VNET1 = Network("vnet1", "7")
@@ -30,7 +31,7 @@ Load = Callable[[str | bytes], Config]
 @pytest.fixture(params=["CSafeLoader", "SafeLoader"])
 def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyYAML with and without libyaml."""
-    monkeypatch.setattr(config, "_LOADER", getattr(yaml, request.param))
+    monkeypatch.setattr(reader, "_LOADER", getattr(yaml, request.param))
 
 
 @pytest.fixture
@@ -71,8 +72,8 @@ def entry(**fields: str) -> str:
 def test_search_takes_the_option_before_the_environment(tmp_path: Path) -> None:
     option, variable = written(tmp_path / "option", ""), written(tmp_path / "variable", "")
     environ = {"TPROXY_CONFIG": str(variable)}
-    assert search(str(option), environ) == option
-    assert search(None, environ) == variable
+    assert search(str(option), environ) == str(option)
+    assert search(None, environ) == str(variable)
 
 
 def test_search_takes_the_first_standard_place_that_is_there(
@@ -82,16 +83,16 @@ def test_search_takes_the_first_standard_place_that_is_there(
     monkeypatch.setattr(config, "SEARCH_PATH", tuple(map(str, places)))
     assert search(None, {}) is None
     written(places[1], "")
-    assert search(None, {"TPROXY_CONFIG": ""}) == places[1]
+    assert search(None, {"TPROXY_CONFIG": ""}) == str(places[1])
     written(places[0], "")
-    assert search(None, {}) == places[0]
+    assert search(None, {}) == str(places[0])
 
 
 def test_search_does_not_step_over_a_dangling_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     link, other = tmp_path / "link", written(tmp_path / "other", "")
     link.symlink_to("nowhere")
     monkeypatch.setattr(config, "SEARCH_PATH", (str(link), str(other)))
-    assert search(None, {}) == link
+    assert search(None, {}) == str(link)
 
 
 @pytest.mark.parametrize(
@@ -732,7 +733,7 @@ def check(file: Path, content: str | bytes) -> None:
     written(file, content)
     for loader in (yaml.CSafeLoader, yaml.SafeLoader):
         chosen: dict[int, Service] = {}
-        with mock.patch.object(config, "_LOADER", loader):
+        with mock.patch.object(reader, "_LOADER", loader):
             try:
                 found = load(file)
                 chosen, warnings = services(found)

@@ -24,7 +24,7 @@ class Asking(threading.Thread):
 
     def __init__(self, directory: Path, request: Json, timeout: float = PATIENCE) -> None:
         super().__init__(daemon=True)
-        self._arguments = (directory, request, timeout)
+        self._arguments = (str(directory), request, timeout)
         self.answer: Json | None = None
         self.error = ""
         self.start()
@@ -43,7 +43,7 @@ class Asking(threading.Thread):
 @contextmanager
 def serving(directory: Path, handle: Callable[[Json, Client], None]) -> Iterator[Loop]:
     loop = Loop()
-    server = Server(loop, directory, handle)
+    server = Server(loop, str(directory), handle)
     try:
         yield loop
     finally:
@@ -193,7 +193,7 @@ def test_where_no_daemon_listens_that_is_what_is_said(tmp_path: Path, left: str)
     elif left == "a file":
         (tmp_path / SOCKET).touch()
     with pytest.raises(ProcessError, match=r"^the daemon is not running$"):
-        ask(tmp_path, {}, 1.0)
+        ask(str(tmp_path), {}, 1.0)
 
 
 @pytest.mark.parametrize("left", ["a socket", "a file"])

@@ -16,13 +16,13 @@ import tproxy
 LAYERS = (
     ("errors",),
     ("model",),
-    ("catalog", "flow", "labview", "report", "ruleset", "values", "wire"),  # pure: formats and decisions
-    ("config", "guards"),
-    ("check",),
+    ("catalog", "flow", "labview", "report", "ruleset", "wire"),  # pure: formats and decisions
+    ("config", "guards", "values"),
+    ("check", "reader"),
     ("plan",),
     ("fdpass", "hypervisor", "logs", "loop", "netns", "nft", "stream"),  # one facility of the kernel each
     ("control", "install", "instance", "links", "netlink", "splice"),
-    ("connection", "foreground", "plumbing", "ports", "probe", "relay", "running", "watchdog"),
+    ("connection", "foreground", "plumbing", "ports", "probe", "recall", "relay", "running", "watchdog"),
     ("process",),
     ("spawner",),
     ("supervisor",),
@@ -95,11 +95,24 @@ def test_imports_go_one_way_downward() -> None:
 
 def test_what_relays_are_forked_from_carries_nothing_large() -> None:
     """Each relay has a share of it, and copies of what it touches: dataclasses alone is a megabyte."""
-    command = [sys.executable, "-c", "import sys, tproxy.launch; print(*sys.modules)"]
-    loaded = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    loaded = loaded_with("tproxy.launch")
     assert "tproxy.relay" in loaded
     large = {"argparse", "asyncio", "dataclasses", "inspect", "nftables", "pathlib", "pyroute2", "yaml"}
     assert not loaded & (large | {"subprocess", "tproxy.daemon", "tproxy.instance"})
+
+
+def test_a_hook_that_finds_everything_in_order_needs_nothing_slow() -> None:
+    """What it needs of these otherwise, it imports then."""
+    loaded = loaded_with("tproxy.cli.hook")
+    assert "tproxy.plumbing" in loaded
+    slow = {"asyncio", "click", "dataclasses", "hashlib", "inspect", "ipaddress", "pathlib", "psutil"}
+    assert not loaded & (slow | {"pyroute2", "subprocess", "urllib", "yaml"})
+
+
+def loaded_with(module: str) -> set[str]:
+    """All modules of a process that imports this one."""
+    command = [sys.executable, "-c", f"import sys, {module}; print(*sys.modules)"]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
 
 
 def test_exceptions_are_still_needed() -> None:

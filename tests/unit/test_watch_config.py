@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tproxy.config import DEFAULT_WATCH_GRACE, Config, WatchedBridge, load
+from tproxy.config import DEFAULT_WATCH_GRACE, Config, WatchedBridge
 from tproxy.errors import ConfigError
 from tproxy.model import Network
+from tproxy.reader import load
 
 KEYS = """
 tproxy_watch: true

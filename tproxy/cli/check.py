@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 import click
 
 from tproxy import check as checking
-from tproxy import config
+from tproxy import config, reader
 from tproxy.cli import EXIT_FAILURE
 from tproxy.errors import ConfigError
 
@@ -26,11 +25,11 @@ def check(file: str | None, no_resolve: bool) -> None:
     Without FILE: the one that hooks find. The exit code is 0 when nothing is wrong, 3 when hooks would
     ignore something of it, 1 when they could not use it at all.
     """
-    path = Path(file) if file else config.search(None, os.environ)
+    path = file or config.search(None, os.environ)
     if path is None:
         raise ConfigError("no configuration file: name one or write /etc/tproxy/tproxy.yaml")
     try:
-        read = config.load(path)
+        read = reader.load(path)
     except ConfigError as error:
         problems, code = [str(error)], EXIT_FAILURE
     else:

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from tproxy import config, leftovers, logs
+from tproxy import config, leftovers, logs, reader
 from tproxy.cli import EXIT_FAILURE, require_root, say
 from tproxy.errors import TproxyError
 
@@ -29,7 +29,7 @@ def gc(debug: bool, dry_run: bool, grace: float | None, file: str | None) -> Non
     """
     require_root()
     path = config.search(file, os.environ)
-    read = config.load(path) if path else None
+    read = reader.load(path) if path else None
     if dry_run:
         logs.for_preview(debug=debug)
     else:

@@ -12,7 +12,7 @@ import os
 from functools import partial
 from typing import NoReturn
 
-from tproxy import config, hook, logs
+from tproxy import config, hook, logs, recall
 from tproxy.cli import require_root, say
 from tproxy.errors import ConfigError
 from tproxy.model import Network
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _up(options: argparse.Namespace) -> None:
-    read = _config(options.config)
+    read = _config(options.config, remember=not options.dry_run)
     _log(options, read.log_level)
     network, uplinks = Network(options.network, options.network_id), frozenset(options.uplink)
     services, warnings = config.services_for(read, network)
@@ -111,11 +111,11 @@ def _print(lines: list[str]) -> None:
         print(line, flush=True)
 
 
-def _config(explicit: str | None) -> config.Config:
+def _config(explicit: str | None, *, remember: bool) -> config.Config:
     path = config.search(explicit, os.environ)
     if path is None:
         raise ConfigError("no configuration file: give --config FILE or write /etc/tproxy/tproxy.yaml")
-    return config.load(path)
+    return recall.load(path, remember=remember)
 
 
 _COMMANDS = {"up": _up, "down": _down}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import click
 
-from tproxy import config, instance, logs, process
+from tproxy import config, instance, logs, process, reader
 from tproxy.cli import EXIT_FAILURE, require_root, say
 from tproxy.errors import TproxyError
 
@@ -67,7 +67,7 @@ def _settings() -> tuple[int | None, str | None]:
         path = config.search(None, os.environ)
         if path is None:
             return None, None
-        read = config.load(path)
+        read = reader.load(path)
     except TproxyError as error:
         say(f"{error}; the log level stays as it is")
         return None, None

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from tproxy import config, instance, logs, process
+from tproxy import config, instance, logs, process, reader
 from tproxy import refresh as refreshing
 from tproxy.cli import EXIT_FAILURE, require_root, say
 from tproxy.errors import ConfigError
@@ -26,7 +26,7 @@ def refresh(debug: bool, file: str | None) -> None:
     path = config.search(file, os.environ)
     if path is None:
         raise ConfigError("no configuration file: give --config FILE or write /etc/tproxy/tproxy.yaml")
-    read = config.load(path)
+    read = reader.load(path)
     logs.for_command(read.log_level, debug=debug)
     outcomes, warnings = refreshing.refresh(read)
     for warning in warnings:

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import tabulate
 
-from tproxy import check, config
+from tproxy import check, config, reader
 from tproxy import sync as syncing
 from tproxy.cli import EXIT_FAILURE, say
 from tproxy.errors import ConfigError, TproxyError
@@ -52,9 +52,9 @@ def sync(
     path = config.search(file, os.environ)
     if path is None:
         raise ConfigError("no configuration file: give --config FILE")
-    plan = syncing.Plan(_checked(path), remote_path, _words(ssh), command, sudo, dry_run)
+    plan = syncing.Plan(_checked(Path(path)), remote_path, _words(ssh), command, sudo, dry_run)
     results = {}
-    with click.progressbar(length=len(named), label=path.name, file=sys.stderr, width=30) as bar:
+    with click.progressbar(length=len(named), label=os.path.basename(path), file=sys.stderr, width=30) as bar:
         for result in syncing.to_all(plan, named, jobs):
             results[result.host] = result
             bar.update(1)
@@ -75,7 +75,7 @@ def _words(ssh: str) -> list[str]:
 
 def _checked(path: Path) -> bytes:
     # Not the host names: what they are here says nothing about the hosts.
-    problems = check.problems(config.load(path), check.all_resolve)
+    problems = check.problems(reader.load(path), check.all_resolve)
     for problem in problems:
         say(problem)
     if problems:
