@@ -42,9 +42,8 @@ def up(
     """
     with instance.lock():
         check(bridge, uplinks)  # again: whoever had the lock may have changed what is there
-        nft.require()
-        instance.note_use(bridge)
         before = plumbing.observe(bridge)
+        instance.note_use(bridge)
         _reconcile(ServiceMap(bridge, services, network), before, uplinks, log_level, watch)
 
 
@@ -114,7 +113,6 @@ def down(bridge: str, uplinks: frozenset[str], *, force: bool) -> frozenset[str]
     """
     check_interface_name(bridge)
     with instance.lock():
-        nft.require()
         observed = plumbing.observe(bridge)
         guests = plan.guests(bridge, observed, uplinks)
         if guests and not force:

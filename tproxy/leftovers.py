@@ -23,7 +23,6 @@ class Leftover(NamedTuple):
 
 def find(bridges: tuple[WatchedBridge, ...], unused_for: float) -> list[Leftover]:
     """All that can be removed now; ``bridges`` name uplinks, which are not guests."""
-    nft.require()
     found = []
     for bridge in sorted(_candidates()):
         entry = watched(bridge, bridges)

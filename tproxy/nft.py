@@ -20,12 +20,18 @@ from tproxy.model import TABLE, BridgeNames, ServiceMap
 log = logging.getLogger(__name__)
 
 _MAP_TYPE = "inet_service : ipv4_addr . inet_service"
-_ABSENT = "No such file or directory"
-_UNSUPPORTED = "Operation not supported"
 
 
 class Unsupported(NftError):
     """The kernel knows no such family, hook or expression."""
+
+
+class _Absent(NftError):
+    """What a command names is not there."""
+
+
+# By what strerror(3) says.
+_KINDS = {"No such file or directory": _Absent, "Operation not supported": Unsupported}
 
 
 @cache
@@ -39,11 +45,6 @@ def _library() -> Any:
     library.set_json_output(True)
     library.set_handle_output(False)
     return library
-
-
-def require() -> None:
-    """Raise NftError when nftables cannot be used at all, before anything is changed."""
-    _list("list tables ip")
 
 
 def transaction(commands: Iterable[str]) -> None:
@@ -60,10 +61,7 @@ def read_maps(bridges: Iterable[str] | None = None) -> list[ServiceMap]:
     """
     if bridges is not None:
         return [each for bridge in bridges if (each := read_map(bridge)) is not None]
-    if not table_exists("ip"):
-        return []
-    listed = _list(f"list table ip {TABLE}")
-    maps = {item["map"]["name"]: _parse_map(item["map"]) for item in listed if "map" in item}
+    maps = {item["map"]["name"]: _parse_map(item["map"]) for item in _table("ip") if "map" in item}
     for name, each in maps.items():
         if each is None and name.startswith(ruleset.MAP_PREFIX):
             log.warning("map %s is not of type %s", name, _MAP_TYPE)
@@ -84,7 +82,7 @@ def read_map(bridge: str) -> ServiceMap | None:
 
 def read_guards() -> dict[str, ObservedGuard]:
     """The guards of all bridges, and under "" what they share."""
-    return guards.parse(_list(f"list table bridge {TABLE}") if table_exists("bridge") else [])
+    return guards.parse(_table("bridge"))
 
 
 def read_guard(bridge: str) -> ObservedGuard:
@@ -97,7 +95,7 @@ def read_guard(bridge: str) -> ObservedGuard:
 
 
 def table_exists(family: str) -> bool:
-    return any(item.get("table", {}).get("name") == TABLE for item in _list(f"list tables {family}"))
+    return bool(_table(family))
 
 
 def empty_tables() -> list[str]:
@@ -105,7 +103,7 @@ def empty_tables() -> list[str]:
     return [
         f"delete table {family} {TABLE}"
         for family in ("ip", "bridge")
-        if table_exists(family) and guards.only_shared(_list(f"list table {family} {TABLE}"))
+        if (listed := _table(family)) and guards.only_shared(listed)
     ]
 
 
@@ -135,13 +133,17 @@ def _list(command: str) -> list[dict[str, Any]]:
     return listed
 
 
+def _table(family: str) -> list[dict[str, Any]]:
+    """What is in our table, with the table itself; nothing where there is none."""
+    # Not after a look at `list tables`, for which libnftables reads all that is in all tables of the host.
+    return _list_or_nothing(f"list table {family} {TABLE}")
+
+
 def _list_or_nothing(command: str) -> list[dict[str, Any]]:
     try:
         return _list(command)
-    except NftError as error:
-        if _ABSENT in str(error):
-            return []
-        raise
+    except _Absent:
+        return []
 
 
 def _command(text: str) -> str:
@@ -151,5 +153,5 @@ def _command(text: str) -> str:
         return result
     # The first line says it; the next ones quote the command and mark the place.
     reason = (error.strip().splitlines() or ["unknown error"])[0].removeprefix("Error: ")
-    kind = Unsupported if _UNSUPPORTED in reason else NftError
+    kind = next((kind for said, kind in _KINDS.items() if said in reason), NftError)
     raise kind(f"nftables: {reason}")

@@ -12,7 +12,6 @@ from tproxy.model import DAEMON_TITLE, TABLE, BridgeNames, Network, Service, Ser
 
 def up(bridge: str, network: Network, services: dict[int, Service], uplinks: frozenset[str]) -> list[str]:
     """``hook.up``; nothing on a bridge that is in order."""
-    nft.require()
     observed = plumbing.observe(bridge)
     wanted = ruleset.storable(ServiceMap(bridge, services, network))
     actions = plan.up(wanted, observed, uplinks)
@@ -31,7 +30,6 @@ def up(bridge: str, network: Network, services: dict[int, Service], uplinks: fro
 def down(bridge: str, uplinks: frozenset[str], *, force: bool) -> tuple[list[str], frozenset[str]]:
     """``hook.down``, and the guests because of which nothing would be done."""
     names = BridgeNames(bridge)  # raises BadName
-    nft.require()
     observed = plumbing.observe(bridge)
     guests = plan.guests(bridge, observed, uplinks)
     if guests and not force:
