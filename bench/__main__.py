@@ -29,7 +29,7 @@ NEEDED = {"iperf3": "iperf3", "wrk": "wrk", "nginx": "nginx-light", "nft": "nfta
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench", description="tproxy against its peers")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--quick", action="store_true", help="2 rounds of 1 s, short curves")
     parser.add_argument("--only", action="append", choices=PARTS, help="this part; can be repeated")
