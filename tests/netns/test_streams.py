@@ -261,17 +261,18 @@ while True:
     command = [sys.executable, "-c", GUEST + code, SERVICE_ADDRESS, "80"]
     mover = phone.guest.popen(*command, stdout=subprocess.PIPE)
     assert mover.stdout is not None
-    end = ("dst", f"{SERVICE_ADDRESS}:80") if way == "up" else ("src", f"{ENDPOINT}:80")
+    # The daemon's end. What the other one calls its window, ss tells only since iproute2 5.16.
+    end = ("src", f"{SERVICE_ADDRESS}:80") if way == "up" else ("dst", f"{ENDPOINT}:80")
+    netns = "one_tproxy_br0" if way == "up" else None
     windows = []
-    for _ in range(4):
+    for _ in range(6):
         mover.stdout.readline()
-        show = ["ss", "-Htin", "state", "established", *end]
-        shown = phone.guest.run(*show) if way == "up" else phone.host.run(*show)
-        windows += [int(word.removeprefix("snd_wnd:")) for word in shown.stdout.split() if "snd_wnd:" in word]
+        shown = phone.host.run("ss", "-Htin", "state", "established", *end, netns=netns).stdout
+        windows += [int(word.partition(":")[2]) for word in shown.split() if word.startswith("rcv_ssthresh:")]
     mover.kill()
-    assert len(windows) == 4
-    assert min(windows) <= stream.NEAR_WINDOW, windows
-    assert sorted(windows)[-2] <= 2 * stream.NEAR_WINDOW, windows  # one may be of a moment in between
+    assert len(windows) == 6
+    # The kernel lifts it now and then, until the next event; what it is mostly counts.
+    assert sorted(windows)[3] <= stream.NEAR_WINDOW, windows
 
 
 def test_two_networks_with_one_service_port_reach_each_their_own(hypervisor: Hypervisor) -> None:
