@@ -113,6 +113,8 @@ class Connection:
         else:
             reading, writing, side = self.to_guest, self.to_endpoint, self._endpoint
         try:
+            if mask == READ and reading.pass_on():
+                return
             pipes = self._keeper.pipes
             if mask & ERROR:
                 # What came before the reset is still there to be read, and the error behind it.
@@ -122,8 +124,6 @@ class Connection:
                 writing.pump(pipes, False)
             if mask & _TO_READ and reading.wants_read:
                 reading.pump(pipes, mask & PEER_CLOSED != 0)
-                if mask == READ and reading.wants_read:
-                    return  # a message has gone through: the state is what it was, and so is what to poll for
         except SideLost as lost:
             self._lost(lost)
             return
