@@ -37,18 +37,21 @@ class Change(NamedTuple):
     new: str
 
 
-def constant(module: str, name: str, value: str, new: str) -> Change:
-    return Change(module, f"\n{name} = {value}\n", f"\n{name} = {new}\n")
+def constant(module: str, name: str, value: str, new: str) -> list[Change]:
+    return [Change(module, f"\n{name} = {value}\n", f"\n{name} = {new}\n")]
 
 
-VARIANTS: Mapping[str, Change | None] = {
-    AS_IS: None,
-    "splice for all": Change(
-        "splice",
-        "        pipe = self._pipe\n        try:\n            if pipe",
-        "        if self._pipe is None:\n            self._go_by_pipe(pipes)\n"
-        "        pipe = self._pipe\n        try:\n            if pipe",
-    ),
+VARIANTS: Mapping[str, Sequence[Change]] = {
+    AS_IS: [],
+    "splice for all": [
+        Change("connection", "reading.pass_on()", "False"),
+        Change(
+            "splice",
+            "        pipe = self._pipe\n        try:\n            count = self._fill",
+            "        if self._pipe is None:\n            self._go_by_pipe(pipes)\n"
+            "        pipe = self._pipe\n        try:\n            count = self._fill",
+        ),
+    ],
     "recv and send for all": constant("splice", "MAX_PIPES", "256", "0"),
     "splice from 16 KiB on": constant("splice", "SMALL", "64 * 1024", "16 * 1024"),
     "splice from 256 KiB on": constant("splice", "SMALL", "64 * 1024", "256 * 1024"),
@@ -59,17 +62,21 @@ VARIANTS: Mapping[str, Change | None] = {
     "one round a direction": constant("splice", "ROUNDS", "8", "1"),
     "accepting one by one": constant("relay", "BATCH", "64", "1"),
     "accepting at most 16": constant("relay", "BATCH", "64", "16"),
-    "relay not a batch process": Change("relay", "os.SCHED_BATCH", "os.SCHED_OTHER"),
-    "no reading before dialling": Change("connection", "        self.to_endpoint.read_ahead()\n", ""),
-    "no holding back of the ACK": Change("connection", "socket.TCP_QUICKACK, 0)", "socket.TCP_QUICKACK, 1)"),
-    "no sending right behind connect": Change("connection", "if self.to_endpoint.send_ahead():", "if False:"),
-    "FIN in a packet of its own": Change("splice", "_SEND | socket.MSG_MORE", "_SEND"),
-    "the host's congestion control": Change(
-        "stream", 'socket.TCP_CONGESTION, b"reno")', "socket.TCP_NODELAY, 1)"
-    ),
-    "no bound on what waits": Change(
-        "stream", "socket.TCP_WINDOW_CLAMP, NEAR_WINDOW)", "socket.TCP_NODELAY, 1)"
-    ),
+    "relay not a batch process": [Change("relay", "os.SCHED_BATCH", "os.SCHED_OTHER")],
+    "no reading before dialling": [Change("connection", "        self.to_endpoint.read_ahead()\n", "")],
+    "no holding back of the ACK": [
+        Change("connection", "socket.TCP_QUICKACK, 0)", "socket.TCP_QUICKACK, 1)")
+    ],
+    "no sending right behind connect": [
+        Change("connection", "if self.to_endpoint.send_ahead():", "if False:")
+    ],
+    "FIN in a packet of its own": [Change("splice", "_SEND | socket.MSG_MORE", "_SEND")],
+    "the host's congestion control": [
+        Change("stream", 'socket.TCP_CONGESTION, b"reno")', "socket.TCP_NODELAY, 1)")
+    ],
+    "no bound on what waits": [
+        Change("stream", "socket.TCP_WINDOW_CLAMP, NEAR_WINDOW)", "socket.TCP_NODELAY, 1)")
+    ],
     "sleeping at once": constant("daemon", "ALERT", "50e-6", "0.0"),
     "alert for 200 µs": constant("daemon", "ALERT", "50e-6", "200e-6"),
     "8 events a batch": constant("loop", "EVENTS_PER_BATCH", "256", "8"),
@@ -153,16 +160,16 @@ def build(host: Hypervisor, name: str) -> Peer:
         text = text.replace("tproxy_debug_level: 1", "tproxy_debug_level: 2")
     config = host.write("/run/tproxy.yaml", text)
     place = host.path("/run/variant")
-    copy(place, VARIANTS.get(name))
+    copy(place, VARIANTS.get(name, ()))
     command = [sys.executable, "-m", "tproxy", "hook", "up", "--bridge", BRIDGE, "--config", config]
     host.run(*command, env={"PYTHONPATH": "/run/variant"})
     return Peer(name, host, guest, partial(tproxy_processes, host), NAMES.namespace)
 
 
-def copy(place: Path, change: Change | None) -> None:
+def copy(place: Path, changes: Sequence[Change]) -> None:
     """The package as it is, or changed. Raises ValueError when there is nothing to change."""
     shutil.copytree(TREE, place / TREE.name)
-    if change:
+    for change in changes:
         module = place / TREE.name / f"{change.module}.py"
         text = module.read_text()
         if change.old not in text:
