@@ -1,4 +1,4 @@
-"""The frozen types everything else speaks in, and the names derived from a bridge's name.
+"""The frozen types everything else speaks in, what they may hold, and the names derived from a bridge's name.
 
 They are named tuples: importing ``dataclasses`` takes some milliseconds, and making each class a
 third of one; a hook, which runs at every VM start, would pay for both.

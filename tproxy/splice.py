@@ -128,7 +128,7 @@ class Mover(Direction):
         """Let one message through; whether that was all there is to do, as for most events.
 
         What ``pump`` does as well, by the shortest way: Python is a tenth of what a small request costs.
-        Nothing to poll for has changed then. Raises SideLost.
+        What to poll for is as before then; the rest is left to ``pump``. Raises SideLost.
         """
         return (
             self._pipe is None

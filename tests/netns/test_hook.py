@@ -401,7 +401,9 @@ def test_without_libnftables_it_says_so_and_changes_nothing(hypervisor: Hypervis
     hypervisor.add_bridge("br0")
     before = state(hypervisor)
     command = [sys.executable, "-m", "tproxy", "hook", "up", "--bridge", "br0", "--config", config]
-    hypervisor.write("/run/broken/nftables.py", "raise ImportError('no libnftables.so.1')\n")
+    hypervisor.write(
+        "/run/broken/nftables.py", "raise OSError('libnftables.so.1: No such file or directory')\n"
+    )
     path = f"/run/broken:{sys.path[0]}"
     done = hypervisor.run(*command, check=False, env={"PYTHONPATH": f"{path}:{_source()}"})
     assert done.returncode == 1

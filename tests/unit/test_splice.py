@@ -185,6 +185,40 @@ def test_nothing_to_read_changes_nothing(rig: Rig) -> None:
     assert rig.mover.wants_read
 
 
+def test_a_message_that_is_all_there_is_passes_by_the_shortest_way(rig: Rig) -> None:
+    rig.have_queued(b"a message")
+    assert rig.mover.pass_on()
+    assert rig.source.calls + rig.destination.calls == ["recv", "send"]
+    assert rig.mover.moved == len(b"a message")
+    wait_for(lambda: rig.drain() or bool(rig.arrived))  # type: ignore[func-returns-value]  # None: look on
+    assert rig.arrived == b"a message"
+
+
+@pytest.mark.parametrize("what", ["nothing", "the end", "bulk", "a full destination"])
+def test_what_is_more_than_a_message_is_left_to_pump_and_nothing_is_lost(rig: Rig, what: str) -> None:
+    before, expected = 0, b""
+    if what == "bulk":
+        expected = noise(splice.SMALL + 1000)
+        rig.have_queued(expected)
+    elif what == "the end":
+        rig.sender.shutdown(socket.SHUT_WR)
+        wait_for(rig.source_readable)
+    elif what == "a full destination":
+        with suppress(BlockingIOError):
+            while True:
+                before += rig.destination.send(bytes(4096), socket.MSG_DONTWAIT)
+        expected = b"a message"
+        rig.sender.sendall(expected)
+        wait_for(rig.source_readable)
+    assert not rig.mover.pass_on()
+    rig.pump()
+    assert rig.mover.fin_sent == (what == "the end")
+    if what != "the end":
+        rig.sender.shutdown(socket.SHUT_WR)
+    wait_for(lambda: rig.pump() or rig.drain() or rig.arrived_eof)  # type: ignore[func-returns-value]  # likewise
+    assert rig.arrived == bytes(before) + expected
+
+
 def test_with_the_end_of_file_announced_one_pump_moves_message_and_fin(rig: Rig) -> None:
     rig.sender.sendall(b"last words")
     rig.sender.shutdown(socket.SHUT_WR)
@@ -196,7 +230,7 @@ def test_with_the_end_of_file_announced_one_pump_moves_message_and_fin(rig: Rig)
     watch.close()
     rig.pump(peer_closed=True)
     assert rig.mover.fin_sent
-    wait_for(lambda: rig.drain() or rig.arrived_eof)  # type: ignore[func-returns-value]
+    wait_for(lambda: rig.drain() or rig.arrived_eof)  # type: ignore[func-returns-value]  # None: look on
     assert rig.arrived == b"last words"
 
 
@@ -206,7 +240,7 @@ def test_the_last_words_and_fin_go_in_one_packet(tcp_rig: Rig) -> None:
     wait_for(tcp_rig.source_readable)
     before = segments_received(tcp_rig.receiver)
     tcp_rig.pump(peer_closed=True)
-    wait_for(lambda: tcp_rig.drain() or tcp_rig.arrived_eof)  # type: ignore[func-returns-value]
+    wait_for(lambda: tcp_rig.drain() or tcp_rig.arrived_eof)  # type: ignore[func-returns-value]  # None: look on
     assert tcp_rig.arrived == b"last words"
     assert segments_received(tcp_rig.receiver) - before == 1
 
