@@ -412,6 +412,22 @@ def test_without_libnftables_it_says_so_and_changes_nothing(hypervisor: Hypervis
     assert state(hypervisor) == before
 
 
+def test_a_missing_libnftables_is_not_taken_for_maps_that_are_gone(
+    hypervisor: Hypervisor, config: str
+) -> None:
+    hypervisor.add_bridge("br0")
+    up(hypervisor, "br0", config)
+    before = state(hypervisor)
+    hypervisor.write(
+        "/run/broken/nftables.py", "raise OSError('libnftables.so.1: No such file or directory')\n"
+    )
+    path = f"/run/broken:{sys.path[0]}:{_source()}"
+    done = hypervisor.run(sys.executable, "-m", "tproxy", "start", check=False, env={"PYTHONPATH": path})
+    assert done.returncode == 1
+    assert "libnftables" in done.stderr
+    assert state(hypervisor) == before  # with its processes: without maps, start would end them
+
+
 def _source() -> str:
     import tproxy
 
