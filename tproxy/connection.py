@@ -13,6 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 from tproxy import stream
 from tproxy.catalog import Entry
@@ -69,8 +70,7 @@ class Connection:
         )
         self.to_endpoint = Mover(guest, self._endpoint, near=True)
         self.to_guest = Mover(self._endpoint, guest, near=keeper.is_near(self.dialed.address))
-        self._guest_mask: int | None = None
-        self._endpoint_mask: int | None = None
+        self._guest_mask = self._endpoint_mask = 0  # not polled yet
 
     @property
     def dialing(self) -> bool:
@@ -84,7 +84,11 @@ class Connection:
         stream.set_options(self._endpoint, near=self.to_guest.near)
         # Most guests have sent their request by now. Then the last packet of the handshake can
         # be the one that carries it: one packet and one wake-up of the endpoint less.
-        self.to_endpoint.read_ahead()
+        try:
+            self.to_endpoint.read_ahead()
+        except SideLost as lost:
+            self._lost(lost)
+            return
         if self.to_endpoint.held:
             self._endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
         number = self._endpoint.connect_ex((self.dialed.address, self.dialed.port))
@@ -113,17 +117,20 @@ class Connection:
         else:
             reading, writing, side = self.to_guest, self.to_endpoint, self._endpoint
         try:
-            if mask == READ and reading.pass_on():
-                return
             pipes = self._keeper.pipes
-            if mask & ERROR:
-                # What came before the reset is still there to be read, and the error behind it.
-                if not reading.wants_read:
-                    raise SideLost(side, side.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
-            elif mask & WRITE and writing.held:
-                writing.pump(pipes, False)
-            if mask & _TO_READ and reading.wants_read:
-                reading.pump(pipes, mask & PEER_CLOSED != 0)
+            if mask == READ:
+                if reading.pass_on(pipes):
+                    return
+                reading.pump(pipes, False)
+            else:
+                if mask & ERROR:
+                    # What came before the reset is still there to be read, and the error behind it.
+                    if not reading.wants_read:
+                        raise SideLost(side, side.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+                elif mask & WRITE and writing.held:
+                    writing.pump(pipes, False)
+                if mask & _TO_READ and reading.wants_read:
+                    reading.pump(pipes, mask & PEER_CLOSED != 0)
         except SideLost as lost:
             self._lost(lost)
             return
@@ -143,7 +150,11 @@ class Connection:
 
     def _on_dialed(self, mask: int) -> None:
         if mask & (ERROR | HANGUP):
-            self._dial_failed(self._endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+            number = self._endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if number in (errno.ECONNRESET, errno.EPIPE):  # it was connected, and may have said something
+                self._lost(SideLost(self._endpoint, number))
+            else:
+                self._dial_failed(number)
             return
         self.deadline = 0.0
         self._keeper.dialed(self)
@@ -168,6 +179,12 @@ class Connection:
             how = f"{who} lost: {os.strerror(lost.errno)}"
         if who == "endpoint":
             self.entry.failed(f"endpoint {self.dialed}: {how}")
+        # What it sent before is still there to be read, also where it was writing that met the error. That
+        # is told once: behind those bytes the kernel says "end of file" now. A reset follows, and no FIN.
+        last = self.to_endpoint if who == "guest" else self.to_guest
+        last.fin_sent = True
+        with suppress(SideLost):
+            last.pump(self._keeper.pipes, False)
         self.abort(how)
 
     def _poll(self) -> None:
@@ -181,14 +198,11 @@ class Connection:
             self._repoll(self._endpoint.fileno(), self._endpoint_mask, mask)
             self._endpoint_mask = mask
 
-    def _repoll(self, fd: int, before: int | None, after: int | None) -> None:
-        loop = self._keeper.loop
-        if after is None:
-            loop.remove(fd)
-        elif before is None:
-            loop.add(fd, after, self)
+    def _repoll(self, fd: int, before: int, after: int) -> None:
+        if before:
+            self._keeper.loop.modify(fd, after)
         else:
-            loop.modify(fd, after)
+            self._keeper.loop.add(fd, after, self)
 
     def _end(self, how: str) -> None:
         keeper = self._keeper

@@ -37,17 +37,16 @@ class Direction:
         return self.ended and not self.held and not self.fin_sent
 
 
-def interest(reading: Direction, writing: Direction) -> int | None:
+def interest(reading: Direction, writing: Direction) -> int:
     """What to poll a socket for, given the direction it feeds and the direction that feeds it.
 
-    None: do not poll it at all. Epoll reports a hang-up whether asked for or not, so a socket on
-    which FIN has gone both ways would be reported for ever while its last bytes wait elsewhere.
+    Epoll reports resets and hang-ups whether asked for or not, and a socket on which FIN has gone both ways
+    is hung up for ever while its last bytes wait elsewhere. So where there is nothing to ask for it is
+    edge-triggered: told once, and a reset that comes later is told as well.
     """
     mask = 0
     if reading.wants_read:
         mask |= _READABLE
     if writing.held:
         mask |= select.EPOLLOUT
-    if not mask and writing.fin_sent:
-        return None
-    return mask
+    return mask or select.EPOLLET

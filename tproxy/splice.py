@@ -109,11 +109,14 @@ class Mover(Direction):
         self._rest: bytes | None = None
 
     def read_ahead(self) -> None:
-        """Take what the source has already sent, to be written when there is a destination."""
+        """Take what the source has sent, to be written when there is a destination; raise SideLost."""
         try:
             count = self.source.recv_into(_buffer, 0, _RECEIVE)
-        except OSError:
-            return  # nothing yet; or an error, which is met again when the two are connected
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # Not to be met again later: it is told once, and "end of file" from then on.
+            raise SideLost(self.source, error.errno or 0) from None
         if count:
             self._rest = bytes(_buffer[:count])
             self.held = count
@@ -124,7 +127,7 @@ class Mover(Direction):
         """Write what was read ahead; False while the destination is not connected yet."""
         return self._write()
 
-    def pass_on(self) -> bool:
+    def pass_on(self, pipes: PipePool) -> bool:
         """Let one message through; whether that was all there is to do, as for most events.
 
         What ``pump`` does as well, by the shortest way: Python is a tenth of what a small request costs.
@@ -133,7 +136,7 @@ class Mover(Direction):
         return (
             self._pipe is None
             and not (self.held or self.ended)
-            and 0 < self._copy(_SEND) < SMALL
+            and 0 < self._copy(_SEND, pipes) < SMALL
             and not self.held
         )
 
@@ -165,26 +168,24 @@ class Mover(Direction):
         """Read once, and write a small message on; whether another round is worth it."""
         pipe = self._pipe
         try:
-            count = self._fill(pipe) if pipe is not None else self._copy(_SEND_MORE if peer_closed else _SEND)
+            if pipe is not None:
+                count = self._fill(pipe)
+            else:
+                count = self._copy(_SEND_MORE if peer_closed else _SEND, pipes)
         except SideLost as lost:
             if peer_closed and lost.side is self.source:
                 # A reset where the end was due: what waits for it in the destination goes now.
                 self.destination.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             raise
         if count <= 0:
-            self.ended = count == 0
             if pipe is not None:
                 pipes.give_back(pipe, empty=True)
                 self._pipe = None
+                # splice(2) ends at an urgent byte as well: recv(2) knows, and goes on behind it.
+                return count == 0
+            self.ended = count == 0
             return False
-        if pipe is not None:
-            return True
-        if count == SMALL:
-            # Only when nothing is left over, so that a direction never holds bytes in two places.
-            if not self.held:
-                self._go_by_pipe(pipes)
-            return True
-        return peer_closed
+        return peer_closed or pipe is not None or count == SMALL
 
     def _fill(self, pipe: Pipe) -> int:
         """Read into the pipe; the bytes read, 0 at the end of file, -1 when there is nothing yet."""
@@ -197,8 +198,8 @@ class Mover(Direction):
         self.held = count
         return count
 
-    def _copy(self, flags: int) -> int:
-        """Read, and write it on; as _fill."""
+    def _copy(self, flags: int, pipes: PipePool) -> int:
+        """Read, and write it on; as _fill. What fills the buffer is bulk, of which a pipe takes the rest."""
         try:
             count = self.source.recv_into(_buffer, 0, _RECEIVE)
         except BlockingIOError:
@@ -207,6 +208,9 @@ class Mover(Direction):
             raise SideLost(self.source, error.errno or 0) from None
         if count:
             self._send(_buffer[:count], flags)
+            # Only when nothing is left over, so that a direction never holds bytes in two places.
+            if count == SMALL and not self.held:
+                self._go_by_pipe(pipes)
         return count
 
     def _go_by_pipe(self, pipes: PipePool) -> None:

@@ -25,6 +25,8 @@ from tproxy.splice import Mover
 
 PEER = socket.inet_aton("10.0.0.7") + (40000).to_bytes(2, "big")
 
+CLOSE_WAIT = 8  # the state in TCP_INFO, its first byte (tcp_states.h)
+
 _PATTERN = bytes(range(251)) * 1000  # byte n is n % 251
 
 
@@ -265,6 +267,27 @@ def test_a_guest_that_does_not_read_slows_its_endpoint_down_and_loses_nothing(si
     assert guest.arrived == (_PATTERN * (sent // len(_PATTERN) + 1))[:sent]
 
 
+def test_what_did_not_fit_is_tried_again_before_it_is_waited_for(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a peer on this host has taken makes room while send(2) still works."""
+    guest, endpoint = site.both()
+    (connection,) = site.connections
+    connection.to_guest.destination.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    answer = noise(40_000)
+    assert endpoint.sock.send(answer) == len(answer)
+    polled_for: list[int] = []
+    modify = Loop.modify
+
+    def note(loop: Loop, fd: int, mask: int) -> None:
+        polled_for.append(mask)
+        modify(loop, fd, mask)
+
+    monkeypatch.setattr(Loop, "modify", note)
+    site.until(lambda: guest.has(answer))
+    assert not polled_for
+
+
 class Watch:
     """Notes the events that connections get."""
 
@@ -384,6 +407,82 @@ def test_a_reset_by_the_endpoint_is_a_reset_for_the_guest(site: Site) -> None:
     site.until(guest.is_reset)
     assert len(site.connections) == 0
     assert "reset by endpoint" in site.entry.last_error
+
+
+@pytest.mark.parametrize("who", ["guest", "endpoint"])
+def test_a_reset_is_noticed_while_bulk_waits_for_who_has_ended_and_does_not_read(
+    site: Site, who: str
+) -> None:
+    guest, endpoint = site.both()
+    (connection,) = site.connections
+    sender, other = (guest, endpoint) if who == "guest" else (endpoint, guest)
+    mover = connection.to_endpoint if who == "guest" else connection.to_guest
+    other.sock.shutdown(socket.SHUT_WR)
+    site.until(sender.is_at_end)
+
+    def stuffed() -> bool:
+        with suppress(BlockingIOError):
+            sender.sock.send(bytes(65536))
+        return mover.held > 0
+
+    site.until(stuffed)
+    reset(sender.sock)
+    site.until_over()
+    poll = select.poll()
+    poll.register(other.sock, 0)
+    wait_for(lambda: bool(poll.poll(0)))  # without a read: what it has not read would come first
+
+
+def test_a_guest_that_has_reset_already_is_ended_at_once(site: Site) -> None:
+    far, near = tcp_pair()
+    reset(far)
+    wait_for(lambda: bool(select.select([near], [], [], 0)[0]))
+    site.connections.accept(site.entry, socket.SocketType(fileno=near.detach()), PEER)
+    assert not site.connections
+    assert site.entry.open == 0
+
+
+def test_what_the_endpoint_said_before_its_reset_arrives_when_a_write_meets_it_first(site: Site) -> None:
+    guest, endpoint = site.both()
+    guest.sock.send(b"upload, part 1")
+    turns = iter(range(3))
+    site.until(lambda: next(turns, None) is None)
+    guest.sock.send(b"upload, part 2")  # so that the guest's event comes first
+    endpoint.sock.send(b"413 Content Too Large")
+    endpoint.sock.close()  # with bytes unread: a reset
+    site.until(lambda: guest.has(b"413 Content Too Large"))
+    site.until(guest.is_reset)
+
+
+def test_what_an_endpoint_says_that_resets_before_its_dial_is_noticed_arrives(site: Site) -> None:
+    guest = site.guest()
+    wait_for(lambda: bool(select.select([site.server], [], [], 0)[0]))
+    endpoint, _ = site.server.accept()
+    endpoint.send(b"421 Too many connections")
+    reset(endpoint)
+    site.until(lambda: guest.has(b"421 Too many connections"))
+    site.until(guest.is_reset)
+
+
+@pytest.mark.parametrize("who", ["guest", "endpoint"])
+def test_bulk_goes_on_behind_an_urgent_byte(site: Site, who: str) -> None:
+    """splice(2) ends there as if the stream did. The byte itself is lost, as on all who do not ask for it."""
+    guest, endpoint = site.both()
+    (connection,) = site.connections
+    sender, receiver = (guest, endpoint) if who == "guest" else (endpoint, guest)
+    source = (connection.to_endpoint if who == "guest" else connection.to_guest).source
+    data = noise(2 * splice.SMALL)
+    source.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * splice.SMALL)
+    sender.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * splice.SMALL)
+    sender.sock.setblocking(True)
+    sender.sock.sendall(data)
+    sender.sock.send(b"!", socket.MSG_OOB)
+    sender.sock.sendall(data)
+    sender.sock.shutdown(socket.SHUT_WR)
+    # Only when all of it is there to be read, to the end, does splice say 0.
+    wait_for(lambda: source.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == CLOSE_WAIT)
+    site.until(receiver.is_at_end)
+    assert receiver.arrived == data * 2
 
 
 @pytest.mark.parametrize("who", ["guest", "endpoint"])
