@@ -69,6 +69,12 @@ class Batch(NamedTuple):
         for fd in self.fds:
             os.close(fd)
 
+    def reset(self) -> None:
+        for fd in self.fds:
+            guest = socket.SocketType(fileno=fd)
+            stream.reset_on_close(guest)
+            guest.close()
+
 
 def run(bridge: str, channel: socket.socket, *, replace: bool, log_level: int) -> None:
     """Be the relay of ``bridge`` until told to end; ``channel`` leads to the daemon.
@@ -129,6 +135,7 @@ class Relay:
         self._listeners: dict[int, socket.socket] = {}
         self._ports: dict[int, int] = {}  # by descriptor
         self._waiting: Batch | None = None  # accepted, but the daemon is away or behind
+        self._report: wire.Report | None = None  # due, but the daemon is behind
         self._paused = False
         self._accepting = False
         self._rendezvous = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -193,7 +200,7 @@ class Relay:
                 else:
                     self._loop.remove(listener.fileno())
         if self._channel is not None:
-            mask = READ | WRITE if self._waiting is not None else READ
+            mask = READ | WRITE if self._waiting is not None or self._report is not None else READ
             if mask != self._channel_mask:
                 self._loop.modify(self._channel.fileno(), mask)
                 self._channel_mask = mask
@@ -211,7 +218,8 @@ class Relay:
 
     def _on_channel(self, mask: int) -> None:
         try:
-            if mask & WRITE:
+            if mask & WRITE and self._channel is not None:
+                self._tell(self._channel)
                 self._pass_on()
             if mask & ~WRITE and self._channel is not None:
                 self._hear(self._channel)
@@ -226,17 +234,30 @@ class Relay:
         match received[0]:
             case wire.Listen(generation, log_level, ports):
                 logs.set_level(log_level)
-                fdpass.send(channel, wire.Report(generation, self._listen(ports)))
+                self._report = wire.Report(generation, self._listen(ports))
+                self._tell(channel)
             case wire.Quit():
                 self._loop.stop()
+                if self._waiting is not None:
+                    self._waiting.reset()
+                    self._waiting = None
             case other:
                 raise ProtocolError(f"unexpected {type(other).__name__}")
+
+    def _tell(self, channel: socket.socket) -> None:
+        """Send the report that is due; later, while the daemon is behind."""
+        if self._report is not None:
+            with suppress(BlockingIOError):
+                fdpass.send(channel, self._report)
+                self._report = None
+        self._settle()
 
     def _forget_daemon(self, why: str) -> None:
         log.warning("daemon lost (%s); guests wait", why)
         if self._channel is not None:
             self._loop.close_later(self._channel)
             self._channel = None
+            self._report = None
         self._settle()
 
     # Listening
@@ -340,6 +361,8 @@ class Relay:
         self._loop.stop()
         if self._waiting is not None:
             fdpass.send(successor, self._waiting.message, self._waiting.fds)
+            self._waiting.close()  # or the daemon gets it as well: the rest of the batch has its events
+            self._waiting = None
         ports = tuple(self._listeners)
         for start in range(0, len(ports), wire.MAX_DESCRIPTORS):
             some = ports[start : start + wire.MAX_DESCRIPTORS]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import socket
 import time
@@ -60,6 +61,7 @@ class Link:
         self.cookie: int | None = None
         self.asked: wire.Listen | None = None
         self.report: wire.Report | None = None
+        self.retry: Timer | None = None  # of ports that could not be had
 
     @property
     def greeted(self) -> bool:
@@ -199,7 +201,7 @@ class Supervisor:
 
     def _watch(self, link: Link) -> None:
         self._handlers[link.channel.fileno()] = link
-        self._loop.add(link.channel.fileno(), 0 if self._full else READ, self)
+        self._loop.add(link.channel.fileno(), self._mask(link), self)
 
     def _unwatch(self, link: Link) -> None:
         del self._handlers[link.channel.fileno()]
@@ -218,6 +220,7 @@ class Supervisor:
         """Tell a relay to end; it is killed if it does not."""
         self._links.pop(link.bridge, None)
         self._leaving.add(link)
+        self._loop.modify(link.channel.fileno(), READ)
         with suppress(OSError):
             fdpass.send(link.channel, wire.Quit())
         self._loop.call_later(PATIENCE, lambda: self._kill(link))
@@ -300,6 +303,7 @@ class Supervisor:
     def _note(self, link: Link, report: wire.Report) -> None:
         before = link.report.problems if link.report else {}
         link.report = report
+        self._loop.modify(link.channel.fileno(), self._mask(link))
         for port, number in report.problems.items():
             why = f"cannot listen: {os.strerror(number)}"
             if before.get(port) != number:
@@ -307,8 +311,10 @@ class Supervisor:
             entry = self._catalog.find(link.bridge, port)
             if entry is not None:
                 entry.failed(why)
+        if link.retry is not None:
+            link.retry.cancel()
         if report.problems:
-            self._loop.call_later(RETRY_MOST, lambda: self._try_ports_again(link))
+            link.retry = self._loop.call_later(RETRY_MOST, lambda: self._try_ports_again(link))
         self._on_change()
 
     def _try_ports_again(self, link: Link) -> None:
@@ -358,7 +364,7 @@ class Supervisor:
             self._hold_back()
 
     def _hold_back(self) -> None:
-        """Hear no relay until connections have ended."""
+        """Hear of no more guests until connections have ended."""
         if not self._full:
             log.warning("%d connections are open: no more for now", len(self._connections))
             self._set_full(True)
@@ -372,5 +378,13 @@ class Supervisor:
 
     def _set_full(self, full: bool) -> None:
         self._full = full
-        for fd in self._handlers:
-            self._loop.modify(fd, 0 if full else READ)
+        for fd, link in self._handlers.items():
+            self._loop.modify(fd, self._mask(link))
+
+    def _mask(self, link: Link) -> int:
+        """What to poll a relay's channel for. When full, only those that start or leave: somebody waits.
+
+        That another one ends is told once, and heard behind the guests that it sent before.
+        """
+        coming_or_going = link.report is None or link in self._leaving
+        return READ if coming_or_going or not self._full else select.EPOLLET

@@ -1,0 +1,148 @@
+"""A relay whose daemon is behind, by itself: what it holds reaches one daemon, once, or is reset."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import pytest
+
+from tproxy.hypervisor import Hypervisor
+
+# A relay in this process, with its loop; the test is its daemon, and stuffs the channel as it starts.
+PREPARE = """
+import json, os, socket
+from contextlib import suppress
+from tests.unit.sockets import tcp_pair
+from tproxy import fdpass, wire
+from tproxy.relay import RENDEZVOUS, Batch, Relay
+
+daemon, channel = fdpass.pair()
+daemon.setblocking(False)
+relay = Relay()
+guest, accepted = tcp_pair()
+
+def receive_all(sock):
+    heard = []
+    with suppress(OSError):
+        while received := fdpass.receive(sock):
+            heard.append(type(received[0]).__name__)
+    return [each for each in heard if each != "Hello"]
+
+def stuff():
+    with suppress(BlockingIOError):
+        while True:
+            fdpass.send(channel, wire.Hello(1, 1))
+
+def hold_a_guest():
+    relay._waiting = Batch(5030, (bytes(6),), [accepted.detach()])
+    relay._settle()
+
+def serve(*steps):
+    for number, step in enumerate(steps):
+        relay._loop.call_later(0.05 * (number + 1), step)
+    relay.serve(channel)
+"""
+
+HANDED_OVER = """
+successor = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+def come():  # and at the same moment the daemon catches up
+    successor.connect(RENDEZVOUS)
+    fdpass.send(successor, wire.Takeover())
+    receive_all(daemon)
+
+serve(stuff, hold_a_guest, come)
+successor.setblocking(False)
+print(json.dumps([receive_all(successor), receive_all(daemon)]))
+"""
+
+REPORTED = """
+kept = []
+
+def ask():
+    fdpass.send(daemon, wire.Listen(7, 20, ()))
+
+def catch_up():
+    kept.append(relay._channel is not None)
+    receive_all(daemon)
+
+serve(stuff, ask, catch_up, lambda: kept.append(receive_all(daemon)), relay._loop.stop)
+print(json.dumps(kept))
+"""
+
+TOLD_TO_END = """
+serve(stuff, hold_a_guest, lambda: fdpass.send(daemon, wire.Quit()))
+try:
+    print(json.dumps(guest.recv(1).decode()))
+except ConnectionResetError:
+    print(json.dumps("reset"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (HANDED_OVER, [["Accepted"], []]),
+        (REPORTED, [True, ["Report"]]),
+        (TOLD_TO_END, "reset"),
+    ],
+    ids=["a guest goes to the successor only", "a report waits", "a guest that waits is reset"],
+)
+def test_while_the_daemon_is_behind(hypervisor: Hypervisor, steps: str, expected: Any) -> None:
+    done = hypervisor.run(sys.executable, "-c", PREPARE + steps)
+    assert json.loads(done.stdout) == expected
+
+
+# The daemon's view of a relay whose port is always taken; a real one would take minutes to show it.
+TAKEN_PORT = """
+import json, os, socket
+from tproxy import fdpass, netns, supervisor, wire
+from tproxy.catalog import Catalog
+from tproxy.connection import Connections
+from tproxy.loop import READ, Loop
+
+supervisor.RETRY_MOST = 0.2
+loop = Loop()
+near, far = fdpass.pair()
+near.setblocking(False)
+
+class Relay:
+    asked = 0
+
+    def spawn(self, order):
+        return near
+
+    def on_event(self, fd, mask):
+        (listen, _) = fdpass.receive(far)
+        self.asked += 1
+        fdpass.send(far, wire.Report(listen.generation, {5030: 98}))
+
+relay = Relay()
+loop.add(far.fileno(), READ, relay)
+relays = supervisor.Supervisor(loop, relay, Catalog(), Connections(loop), lambda: None)
+
+def run(seconds):
+    loop.call_later(seconds, loop.stop)
+    loop.run()
+
+relays.ensure("br0", 20)
+with netns.inside("one_tproxy_br0"):
+    proof = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+fdpass.send(far, wire.Hello(wire.VERSION, os.getpid()), [proof.fileno()])
+for _ in range(20):  # so many reloads
+    run(0.01)
+    relays.ensure("br0", 20)
+run(0.01)
+before = relay.asked
+run(1.0)
+print(json.dumps([before, relay.asked - before]))
+"""
+
+
+def test_a_taken_port_is_tried_once_a_period_however_many_reloads_there_were(hypervisor: Hypervisor) -> None:
+    hypervisor.ip("netns add one_tproxy_br0")
+    before, after = json.loads(hypervisor.run(sys.executable, "-c", TAKEN_PORT).stdout)
+    assert before >= 20
+    assert 1 <= after <= 10
