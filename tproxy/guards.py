@@ -200,7 +200,9 @@ def parse(listed: Iterable[Json]) -> dict[str, ObservedGuard]:
     sets: dict[str, dict[str, str]] = {}
     for item in listed:
         if chain := item.get("chain"):
-            if (chain.get("hook"), chain.get("prio")) == _hook(chain["name"]):
+            where = chain.get("hook"), chain.get("prio")
+            # One that drops would cut off all bridges: every frame passes it.
+            if where == _hook(chain["name"]) and chain.get("policy", "accept") == "accept":
                 chains[chain["name"]] = []
         elif rule := item.get("rule"):
             if rule["chain"] in chains:

@@ -118,10 +118,11 @@ def drops_forwarded() -> bool:
 
 
 def _parse_map(listed: dict[str, Any]) -> ServiceMap | None:
-    try:
-        return ruleset.parse_map(listed)
-    except (KeyError, ValueError, TypeError) as error:
-        raise NftError(f"map {listed.get('name')} cannot be understood: {error}") from None
+    parsed = ruleset.parse_map(listed)
+    if parsed is not None and len(parsed.services) < len(listed.get("elem", [])):
+        for each in ruleset.odd_elements(listed):
+            log.warning("map %s: %s is not one port and its endpoint; left out", listed["name"], each)
+    return parsed
 
 
 def _list(command: str) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ The map is the contract (SPEC section 3). Its comments carry what a service need
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -83,13 +84,26 @@ def parse_map(listed: Json) -> ServiceMap | None:
     except BadName:
         return None
     words = decode_words(listed.get("comment", ""))
-    services = {}
-    for left, right in listed.get("elem", []):
-        element = left.get("elem", left) if isinstance(left, dict) else {"val": left}
-        address, port = right["concat"]
-        service = _service(int(element["val"]), Endpoint(address, int(port)), element.get("comment", ""))
-        services[service.port] = service
+    found = (_parse_element(*each) for each in listed.get("elem", []))
+    services = {each.port: each for each in found if each is not None}
     return ServiceMap(bridge, services, Network(words.get("network", ""), words.get("id", "")))
+
+
+def odd_elements(listed: Json) -> list[str]:
+    """Those of a map that ``parse_map`` leaves out, as nft's JSON has them."""
+    elements = listed.get("elem", [])
+    return [json.dumps(each) for each in elements if _parse_element(*each) is None]
+
+
+def _parse_element(left: Any, right: Any) -> Service | None:
+    """None where it is not one port and its endpoint: a range, nft's "*", port 0, at which nobody listens."""
+    element = left.get("elem", left) if isinstance(left, dict) else {"val": left}
+    try:
+        port, (address, remote_port) = int(element["val"]), right["concat"]
+        endpoint = Endpoint(address, int(remote_port))
+    except (KeyError, TypeError, ValueError):
+        return None
+    return _service(port, endpoint, element.get("comment", "")) if port else None
 
 
 def _service(port: int, endpoint: Endpoint, comment: str) -> Service:

@@ -154,6 +154,37 @@ def test_maps_alone_are_enough_without_hook_and_configuration(hypervisor: Hyperv
     assert hypervisor.run("nft", "-a", "list", "ruleset").stdout == before
 
 
+ODD_ELEMENTS = {
+    "a range": ("flags interval; elements = { 6000-6010 : 10.11.12.13 . 5030 }", "6000"),
+    "any port": ("elements = { * : 10.11.12.13 . 5030 }", "*"),
+    "port 0": ("elements = { 0 : 10.11.12.13 . 5030 }", "0"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_ELEMENTS)
+def test_an_element_that_is_no_service_port_is_named_and_keeps_nobody_from_service(
+    hypervisor: Hypervisor, odd: str
+) -> None:
+    hypervisor.add_bridge("br0")
+    hypervisor.add_bridge("br1")
+    hypervisor.add_endpoint(ENDPOINT, 5030, "hello")
+    guest = hypervisor.add_guest("guest", "br0")
+    shell(hypervisor, BY_HAND)
+    elements, named = ODD_ELEMENTS[odd]
+    shell(hypervisor, BY_HAND.split("nft")[0].replace("br0", "br1"))
+    map_type = "type inet_service : ipv4_addr . inet_service"
+    shell(hypervisor, f"nft 'add map ip one_tproxy ep_br1 {{ {map_type}; {elements}; }}'")
+    for verb in ("start", "reload"):
+        done = hypervisor.tproxy(verb)
+        assert done.stderr.count("\n") == 1
+        assert "map ep_br1: " in done.stderr
+        assert named in done.stderr
+    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    assert shell(hypervisor, "ss -Hltn", netns="one_tproxy_br1") == ""
+    hypervisor.tproxy("hook", "down", "--bridge", "br1")
+    assert "ep_br1" not in hypervisor.run("nft", "list", "ruleset").stdout
+
+
 # Section 4: the command line
 
 

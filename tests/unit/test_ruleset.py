@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -150,6 +151,27 @@ def test_a_map_without_any_comment_is_valid() -> None:
 )
 def test_maps_of_others_are_not_ours(odd: Mapping[str, Any]) -> None:
     assert ruleset.parse_map({**PLAIN, **odd}) is None
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        [{"range": [6000, 6010]}, {"concat": ["10.0.0.1", 80]}],
+        [{"elem": {"val": {"range": [6000, 6010]}, "comment": "name=x"}}, {"concat": ["10.0.0.1", 80]}],
+        ["*", {"concat": ["10.0.0.1", 80]}],
+        [0, {"concat": ["10.0.0.1", 80]}],
+        [81, {"concat": [{"prefix": {"addr": "10.0.0.0", "len": 24}}, 80]}],
+        [81, "10.0.0.1"],
+    ],
+    ids=str,
+)
+def test_an_element_that_is_no_service_port_is_left_out_and_named(odd: list[Any]) -> None:
+    listed = {**PLAIN, "elem": [odd, [80, {"concat": ["10.0.0.1", 80]}]]}
+    parsed = ruleset.parse_map(listed)
+    assert parsed is not None
+    assert list(parsed.services) == [80]
+    (text,) = ruleset.odd_elements(listed)
+    assert json.loads(text) == odd
 
 
 def test_newer_versions_of_nft_list_the_types_apart() -> None:
