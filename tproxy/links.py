@@ -11,6 +11,7 @@ import fcntl
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -58,15 +59,16 @@ class InnerLink(NamedTuple):
 
 def exists(name: str) -> bool:
     """Whether this network namespace has a link of that name."""
-    try:
-        index = socket.if_nametoindex(name)
-    except OSError:
-        index = 0
-    shown = _read(f"{_SYS}/{name}/ifindex")
-    if str(index or "") != shown:
-        # All else that is read there would be another host's.
-        raise KernelError("/sys shows another network namespace than this process is in; mount it anew")
-    return index != 0
+    for _ in range(3):  # one that comes or goes is for some microseconds in one of the two only
+        try:
+            index = socket.if_nametoindex(name)
+        except OSError:
+            index = 0
+        if str(index or "") == _read(f"{_SYS}/{name}/ifindex"):
+            return index != 0
+        time.sleep(0.01)
+    # All else that is read there would be another host's.
+    raise KernelError("/sys shows another network namespace than this process is in; mount it anew")
 
 
 def is_bridge(name: str) -> bool:

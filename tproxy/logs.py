@@ -45,7 +45,7 @@ class _File(logging.Handler):
     def _open(self) -> int:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
         try:
-            return os.open(self._path, flags | os.O_CREAT, 0o666)
+            return os.open(self._path, flags | os.O_CREAT, 0o640)
         except OSError:
             # No directory, read-only, full: running without a log beats not running.
             return os.open(os.devnull, flags)

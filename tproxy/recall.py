@@ -49,23 +49,26 @@ def _recall(key: list[Any], path: str) -> Config | None:
     try:
         with open(f"{instance.directory()}/{FILE}", encoding="ascii") as file:
             known, said = json.load(file)
-    except (OSError, ValueError, TypeError):
+        if known != key:
+            return None
+        level, entries, warnings, bridges, *options = said
+        return Config(
+            path, level, tuple(map(_entry, entries)), tuple(warnings), tuple(map(_bridge, bridges)), *options
+        )
+    except (OSError, ValueError, TypeError, RecursionError):  # damaged: read anew, and written anew
         return None
-    if known != key:
-        return None
-    level, entries, warnings, bridges, *options = said
-    return Config(
-        path, level, tuple(map(_entry, entries)), tuple(warnings), tuple(map(_bridge, bridges)), *options
-    )
 
 
 def _remember(key: list[Any], found: Config) -> None:
     with suppress(OSError, KernelError):  # a hook does its work without
         path = f"{instance.prepare()}/{FILE}"
         unfinished = f"{path}.{os.getpid()}"
-        with open(unfinished, "x", encoding="ascii") as file:
-            json.dump([key, found[1:]], file, default=sorted)  # a set is the only type it does not know
-        os.replace(unfinished, path)
+        try:
+            with open(unfinished, "w", encoding="ascii") as file:
+                json.dump([key, found[1:]], file, default=sorted)  # a set is the only type it does not know
+            os.replace(unfinished, path)
+        except OSError:  # a full /run must not fill any further
+            os.unlink(unfinished)
 
 
 def _entry(fields: list[Any]) -> Entry:

@@ -46,6 +46,13 @@ def answer(host: Hypervisor) -> str:
     return guest.get(SERVICE_ADDRESS, 5030)
 
 
+# Not by a shell's trap: dash sets this one anew.
+IGNORING_CHILDREN = f"""
+import os, signal
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+argv = "{UP}".split()
+os.execv(argv[0], argv)"""
+
 WORKS = {
     # Logs are for operators; a VM's start does not wait for them.
     "disk full": f"mount -t tmpfs -o size=64k none /var/log; cat /dev/zero >/var/log/x 2>/dev/null; {UP}",
@@ -67,6 +74,7 @@ WORKS = {
     "no programs": f"PATH=/none; exec {UP}",
     "directory deleted": f"mkdir /run/gone; cd /run/gone; rmdir /run/gone; exec {UP}",
     "nothing may be read by anybody": f"umask 777; {UP}",
+    "ended children are ignored": f"exec {sys.executable} -c '{IGNORING_CHILDREN}'",
     "few descriptors for the hook": f"ulimit -Sn 32; {UP}",
 }
 
@@ -77,6 +85,19 @@ def test_the_hook_works_with(host: Hypervisor, surroundings: str) -> None:
     assert done.stderr == ""
     assert done.stdout == ""
     assert answer(host) == "hello"
+
+
+def test_logs_can_be_changed_by_root_only(host: Hypervisor) -> None:
+    host.run("sh", "-c", f"umask 0; exec {UP}")
+    modes = host.run("sh", "-c", "stat -c %a /var/log/one_tproxy*.log").stdout.split()
+    assert len(modes) == 2
+    assert not any(int(mode, 8) & 0o022 for mode in modes)
+
+
+def test_down_of_a_bridge_in_use_succeeds_where_it_cannot_say_so(host: Hypervisor) -> None:
+    host.run("sh", "-c", UP)
+    answer(host)  # there is a guest
+    assert host.run("sh", "-c", f"exec {TPROXY} hook down --bridge br0 2>/dev/full").returncode == 0
 
 
 def test_a_kernel_that_is_slow_to_make_a_namespace_is_waited_for(host: Hypervisor) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.netns.conftest import StartEndpoint
 from tests.netns.waiting import eventually
 from tproxy.errors import ProcessError
 from tproxy.hypervisor import Guest, Hypervisor
@@ -414,3 +415,45 @@ def test_more_ports_than_descriptors_are_named_and_the_others_are_served(lab: La
     assert named == set(ports) - listening
     assert 5030 in listening
     assert lab.ask() == "one"
+
+
+HOLDER = """
+import resource, socket, sys, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (4000, 4000))
+held = []
+for number in range(int(sys.argv[3])):
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.connect_ex((sys.argv[1], int(sys.argv[2])))
+    held.append(sock)
+    if number % 50 == 49:
+        time.sleep(0.05)  # the listener's backlog has an end
+print('ready', flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_guest_with_all_connections_there_can_be_keeps_no_other_bridge_from_coming_and_going(
+    lab: Lab, start_endpoint: StartEndpoint
+) -> None:
+    start_endpoint("sink", ENDPOINT, 8082)
+    lab.nft(lab.element("delete", 5030), lab.element("add", 5030, 8082))
+    lab.host.run("sh", "-c", f"ulimit -n 2000; exec {sys.executable} -m tproxy restart")
+    holder = lab.guest.popen(
+        *(sys.executable, "-c", HOLDER, SERVICE_ADDRESS, "5030", "800"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "ready\n"
+    log = lab.host.path("/var/log/one_tproxy.log")
+    for _ in eventually():
+        if "connections are open: no more for now" in log.read_text():
+            break
+    lab.host.add_bridge("br1")
+    lab.host.tproxy("hook", "up", "--bridge", "br1", "--config", lab.config)
+    assert "one_tproxy_br1" in lab.pids()
+    lab.host.tproxy("hook", "down", "--bridge", "br1", "--force")
+    lab.host.tproxy("hook", "down", "--bridge", "br0", "--force")
+    assert lab.pids() == {}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.netns.waiting import eventually
 from tproxy.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, BridgeNames
 
@@ -142,6 +143,8 @@ DAMAGES = {
     "map changed": "nft add element ip one_tproxy ep_br0 '{ 99 : 1.2.3.4 . 99 }'",
     "guards deleted": "nft delete table bridge one_tproxy",
     "one guard rule deleted": "nft flush chain bridge one_tproxy ch_br0",
+    "a guard that drops all else": "nft add chain bridge one_tproxy ch_br0 '{ policy drop; }'",
+    "a shared guard that drops all else": "nft add chain bridge one_tproxy guard_forward '{ policy drop; }'",
     "all of nftables flushed": "nft flush ruleset",
     "relay killed": "kill -9 $(pgrep -f '^one_tproxy_br0 *$')",
     "daemon killed": "kill -9 $(pgrep -f '^one_tproxy *$')",
@@ -417,6 +420,9 @@ def test_a_missing_libnftables_is_not_taken_for_maps_that_are_gone(
 ) -> None:
     hypervisor.add_bridge("br0")
     up(hypervisor, "br0", config)
+    for _ in eventually():  # a bridge is up some time after its first port is
+        if "UNKNOWN" not in hypervisor.run("ip", "-br", "link", "show", "br0").stdout:
+            break
     before = state(hypervisor)
     hypervisor.write(
         "/run/broken/nftables.py", "raise OSError('libnftables.so.1: No such file or directory')\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -122,13 +123,31 @@ def test_what_is_wrong_with_a_file_is_not_hidden_by_what_it_was(home: Path, file
         load(file)
 
 
-@pytest.mark.parametrize("left", ["", "[", "5", "{}", "[1, 2]", "[1, 2, 3]", "\xff"])
+@pytest.mark.parametrize("left", ["", "[", "5", "{}", "[1, 2]", "[1, 2, 3]", "\xff", "[" * 100_000])
 def test_a_damaged_memory_is_replaced(
     home: Path, file: Path, left: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (home / recall.FILE).write_text(left, "latin-1")
     assert load(file) == reader.load(file)
     assert recalled(file, monkeypatch) == reader.load(file)
+
+
+@pytest.mark.parametrize("said", [5, [1], [1, 2, 3, 4], {}])
+def test_a_memory_that_says_what_no_configuration_is_is_replaced(
+    home: Path, file: Path, said: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(file)
+    memory = home / recall.FILE
+    key, _ = json.loads(memory.read_text())
+    memory.write_text(json.dumps([key, said]))
+    assert load(file) == reader.load(file)
+    assert recalled(file, monkeypatch) == reader.load(file)
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(home: Path, file: Path) -> None:
+    (home / recall.FILE).mkdir()  # which no file can replace
+    assert load(file) == reader.load(file)
+    assert [each.name for each in home.iterdir()] == [recall.FILE]
 
 
 def test_it_works_without_a_memory(home: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 from tproxy.errors import TproxyError
@@ -28,6 +30,8 @@ def main() -> NoReturn:
 
 def run() -> None:
     """Do what the command line says. Errors are one line on stderr; a traceback only with --debug."""
+    # Whoever starts us may ignore it, and hands that down (execve(2)): children could not be waited for.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         if sys.argv[1:2] == ["hook"]:
             gc.disable()  # there is no time for garbage to gather
@@ -54,8 +58,9 @@ def require_root() -> None:
 
 
 def say(line: str) -> None:
-    """One line to the operator, on stderr."""
-    print(f"tproxy: {' '.join(line.split())}", file=sys.stderr)
+    """One line to the operator, on stderr; where that cannot be written to, the exit code has to do."""
+    with suppress(OSError):
+        print(f"tproxy: {' '.join(line.split())}", file=sys.stderr)
 
 
 def _fail(line: str, code: int, error: Exception) -> None:
