@@ -1,15 +1,15 @@
-"""What the base chain costs that each bridge has by contract (SPEC section 2), and what is in it.
+"""What each further bridge costs the guests of the others: its base chain, what is in it, all else.
 
-``python -m bench.chains [--rounds N] [--seconds S] [--bridges N]`` prints Markdown: tproxy on one bridge,
-while the host has the chains of so many others, in turns with none, empty ones, and several rules.
+``python -m bench.chains [--rounds N] [--seconds S] [--bridges N]`` prints Markdown: tproxy on one bridge of
+a host that has no other, and of one with many, whose chains of the contract (SPEC section 2) are taken away,
+empty as tproxy leaves them, or hold a rule; in turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
@@ -20,17 +20,17 @@ from bench.peers import build_tproxy
 from bench.results import Point
 from tproxy.guards import Guard
 from tproxy.hypervisor import Hypervisor
-from tproxy.model import TABLE
+from tproxy.model import TABLE, BridgeNames
 
-NONE = "no other chains"
+ALONE = "no other bridge"
 _RULE = Guard(BRIDGE, frozenset({BRIDGE}), {}).arp_rule
 
-# The rule of each chain; None where there are no chains.
+# What is in the chain of each other bridge; None where it is taken away.
 CONTENTS: Mapping[str, str | None] = {
-    NONE: None,
-    "empty": "",
-    "the guard's rule": _RULE,
-    "asking for the protocol first": _RULE[_RULE.index("arp ") :],
+    "other bridges, their chains taken away": None,
+    "... empty": "",
+    "... with the guard's rule": _RULE,
+    "... asking for the protocol first": _RULE[_RULE.index("arp ") :],
 }
 
 COLUMNS = {"p50": "p50, µs", "rate": "requests/s, 64 conn.", "new rate": "new/s"}
@@ -40,44 +40,55 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.chains")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
-    parser.add_argument("--bridges", type=int, default=200)
+    parser.add_argument("--bridges", type=int, default=200, help="of the host with many")
     options = parser.parse_args()
-    taken: dict[str, list[Point]] = {name: [] for name in CONTENTS}
-    with Hypervisor() as host:
-        peer = build_tproxy(host)
+    others = [f"br{number}" for number in range(1, options.bridges)]
+    turns = (ALONE, *CONTENTS)
+    taken: dict[str, list[Point]] = {name: [] for name in turns}
+    with Hypervisor() as quiet, Hypervisor() as crowded:
+        alone, one_of_many = build_tproxy(quiet), build_tproxy(crowded, others)
         for number in range(options.rounds):
-            for name in list(CONTENTS)[:: -1 if number % 2 else 1]:
-                with chains(host, CONTENTS[name], options.bridges):
-                    taken[name].append(speed(peer, options.seconds))
+            for name in turns[:: -1 if number % 2 else 1]:
+                if name == ALONE:
+                    taken[name].append(speed(alone, options.seconds))
+                    continue
+                load_rules(crowded, chains(others, CONTENTS[name]))
+                taken[name].append(speed(one_of_many, options.seconds))
     print("\n".join(f"- {line}" for line in report.circumstances(options.rounds, options.seconds)))
+    print(f"- {options.bridges} bridges")
     print()
     print(table(taken))
 
 
-@contextmanager
-def chains(host: Hypervisor, rule: str | None, count: int) -> Iterator[None]:
-    names = [f"bridge {TABLE} ch_other{number}" for number in range(count if rule is not None else 0)]
-    base = "type filter hook forward priority -200; policy accept;"
-    made = [f"add chain {name} {{ {base} }}" for name in names]
-    load_rules(host, [*made, *(f"add rule {name} {rule}" for name in names if rule)])
-    yield
-    load_rules(host, [f"{verb} chain {name}" for name in names for verb in ("flush", "delete")])
+def chains(bridges: Sequence[str], rule: str | None) -> list[str]:
+    """The commands after which the bridges' chains hold the rule, nothing, or are not there."""
+    names = [f"bridge {TABLE} {BridgeNames(bridge).arp_guard}" for bridge in bridges]
+    # Made before it is emptied, since a turn before may have taken it away.
+    commands = [
+        f"add chain {name} {{ type filter hook forward priority -200; policy accept; }}" for name in names
+    ]
+    commands += [f"flush chain {name}" for name in names]
+    if rule is None:
+        commands += [f"delete chain {name}" for name in names]
+    elif rule:
+        commands += [f"add rule {name} {rule}" for name in names]
+    return commands
 
 
-def load_rules(host: Hypervisor, commands: list[str]) -> None:
+def load_rules(host: Hypervisor, commands: Sequence[str]) -> None:
     host.run("nft", "-f", host.write("/run/chains.nft", "".join(f"{line}\n" for line in commands)))
 
 
-def table(taken: Mapping[str, list[Point]]) -> str:
+def table(taken: Mapping[str, Sequence[Point]]) -> str:
     rows = []
     for name, points in taken.items():
         texts = []
         for key in COLUMNS:
             measured = [point[key] for point in points]
-            whole = statistics.median(point[key] for point in taken[NONE])
+            whole = statistics.median(point[key] for point in taken[ALONE])
             texts.append(f"{report.spread(measured)}: {statistics.median(measured) / whole:.2f}")
         rows.append([name, *texts])
-    return tabulate(rows, ["each chain", *COLUMNS.values()], "pipe")
+    return tabulate(rows, ["", *COLUMNS.values()], "pipe")
 
 
 if __name__ == "__main__":

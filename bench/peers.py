@@ -50,11 +50,15 @@ def tproxy_config(ports: Sequence[int] = PORTS) -> str:
     return "tproxy_debug_level: 1\ntproxy:\n" + "".join(entries)
 
 
-def build_tproxy(host: Hypervisor) -> Peer:
+def build_tproxy(host: Hypervisor, more_bridges: Sequence[str] = ()) -> Peer:
+    """The bridge that is measured, and others with the same services."""
     guest = furnish(host)
     add_endpoints(host)
     config = host.write("/run/tproxy.yaml", tproxy_config())
-    host.tproxy("hook", "up", "--bridge", BRIDGE, "--config", config)
+    for bridge in more_bridges:
+        host.add_bridge(bridge)
+    for bridge in (BRIDGE, *more_bridges):
+        host.tproxy("hook", "up", "--bridge", bridge, "--config", config)
     return Peer(TPROXY, host, guest, partial(tproxy_processes, host), NAMES.namespace)
 
 

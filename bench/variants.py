@@ -44,12 +44,12 @@ def constant(module: str, name: str, value: str, new: str) -> list[Change]:
 VARIANTS: Mapping[str, Sequence[Change]] = {
     AS_IS: [],
     "splice for all": [
-        Change("connection", "reading.pass_on()", "False"),
+        Change("connection", "reading.pass_on(pipes)", "False"),
         Change(
             "splice",
-            "        pipe = self._pipe\n        try:\n            count = self._fill",
+            "        pipe = self._pipe\n        try:\n",
             "        if self._pipe is None:\n            self._go_by_pipe(pipes)\n"
-            "        pipe = self._pipe\n        try:\n            count = self._fill",
+            "        pipe = self._pipe\n        try:\n",
         ),
     ],
     "recv and send for all": constant("splice", "MAX_PIPES", "256", "0"),
