@@ -1,8 +1,8 @@
 """The benchmark: ``make bench``, or ``python -m bench [--quick] [--only PART]...``.
 
-Compares tproxy with its peers (peers.py) on all axes (axes.py) in turns (rounds.py), times its hooks
-(hooks.py), and measures how cost grows (growth.py). Writes docs/performance.md, docs/img and
-bench/results.json; a quick or partial run writes to build/bench instead.
+Compares tproxy with its peers (peers.py) on all axes (axes.py) in turns (rounds.py), when the machine is
+there (quiet.py), times its hooks (hooks.py), and measures how cost grows (growth.py). Writes
+docs/performance.md, docs/img and bench/results.json; a quick or partial run writes to build/bench instead.
 """
 
 from __future__ import annotations

@@ -89,6 +89,9 @@ AXES: dict[str, list[Axis]] = {
         Axis("pss relay", "PSS, in the bridge's namespace, MB", 2),
     ],
     "Errors that clients saw, of any kind": [Axis("errors", "all rounds", summed=True)],
+    "Processor time that the machine's neighbours took (steal), per cent of what was wanted": [
+        Axis("stolen", "all measurements", 1)
+    ],
 }
 
 Measure = Callable[[Peer, float], dict[str, float]]

@@ -11,6 +11,7 @@ from bench import load
 from bench.hooks import hook, milliseconds
 from bench.lab import BRIDGE, HTTP_PORT, NAMES, add_endpoints, furnish
 from bench.peers import HAPROXY, TPROXY, Peer, tproxy_config, tproxy_processes
+from bench.quiet import Quiet
 from bench.results import Point, Results
 from bench.rounds import FAILURES, built
 from tproxy.hypervisor import Hypervisor
@@ -22,21 +23,25 @@ SERVICES = (1, 5, 10, 20, 30, 50)
 # What each bridge of many has.
 SERVICES_PER_BRIDGE = 10
 
+# Seconds that may be spent on measuring again what was disturbed.
+PATIENCE = 600.0
+
 # Of hooks and reloads at a point, of which the median counts.
 TIMES = 5
 
 
 def measure(seconds: float, results: Results, scale: float = 1.0) -> None:
     """All three; ``scale`` below 1 ends the curves earlier."""
+    quiet = Quiet(PATIENCE)
     for curve in (with_connections, with_bridges, with_services):
         print(f"growth: {curve.__name__.replace('_', ' ')}", file=sys.stderr)
         try:
-            curve(seconds, results, scale)
+            curve(seconds, results, scale, quiet)
         except FAILURES as problem:
             results.failed(TPROXY, f"growth {curve.__name__.replace('_', ' ')}", problem)
 
 
-def with_connections(seconds: float, results: Results, scale: float) -> None:
+def with_connections(seconds: float, results: Results, scale: float, quiet: Quiet) -> None:
     """Requests on some connections while others are open and idle."""
     with built((TPROXY, HAPROXY), results) as peers:
         for peer in peers:
@@ -47,14 +52,14 @@ def with_connections(seconds: float, results: Results, scale: float) -> None:
                     try:
                         holder.hold(count)
                         memory = peer.memory().private - rest.private
-                        point = {**speed(peer, seconds), "memory": memory / 1e6}
+                        point = {**speed(peer, seconds, quiet), "memory": memory / 1e6}
                     except FAILURES as problem:
                         results.failed(peer.name, f"{count} connections", problem)
                         break
                     results.add_point("connections", peer.name, {"n": count, **point})
 
 
-def with_bridges(seconds: float, results: Results, scale: float) -> None:
+def with_bridges(seconds: float, results: Results, scale: float, quiet: Quiet) -> None:
     with Hypervisor() as host:
         guest = furnish(host)
         add_endpoints(host)
@@ -72,7 +77,7 @@ def with_bridges(seconds: float, results: Results, scale: float) -> None:
             point = {
                 "hook warm": median_of(newest.up),
                 "reload": median_of(partial(host.tproxy, "reload")),
-                **speed(peer, seconds),
+                **speed(peer, seconds, quiet),
                 "memory": peer.memory().pss / 1e6,
                 "private": peer.memory().private / 1e6,
             }
@@ -81,7 +86,7 @@ def with_bridges(seconds: float, results: Results, scale: float) -> None:
             results.add_point("bridges", TPROXY, {"n": count, **point})
 
 
-def with_services(seconds: float, results: Results, scale: float) -> None:
+def with_services(seconds: float, results: Results, scale: float, quiet: Quiet) -> None:
     """A bridge that is given more and more services."""
     with Hypervisor() as host:
         guest = furnish(host)
@@ -95,16 +100,17 @@ def with_services(seconds: float, results: Results, scale: float) -> None:
                 "hook changed": changed,
                 "hook warm": median_of(bridge.up),
                 "reload": median_of(partial(host.tproxy, "reload")),
-                **speed(peer, seconds),
+                **speed(peer, seconds, quiet),
                 "memory": peer.memory().pss / 1e6,
             }
             results.add_point("services", TPROXY, {"n": count, **point})
 
 
-def speed(peer: Peer, seconds: float) -> Point:
-    one = load.requests(peer.guest, seconds, 1)
-    many = load.requests(peer.guest, seconds, 64)
-    new = load.requests(peer.guest, seconds, 32, close=True)
+def speed(peer: Peer, seconds: float, quiet: Quiet) -> Point:
+    one, many, new = (
+        quiet.measure(partial(load.requests, peer.guest, seconds, connections, close=close))[0].figures
+        for connections, close in ((1, False), (64, False), (32, True))
+    )
     return {"p50": one.p50, "p99": one.p99, "rate": many.rate, "new rate": new.rate}
 
 

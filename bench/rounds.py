@@ -7,9 +7,11 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from bench.axes import EACH_ROUND, ONCE, Measure
 from bench.peers import BUILDERS, NGINX, SOCAT, Peer
+from bench.quiet import Quiet
 from bench.results import Results
 from tproxy.errors import TproxyError
 from tproxy.hypervisor import Hypervisor
@@ -22,6 +24,9 @@ FEWER = {NGINX: 3, SOCAT: 2}
 
 # A peer that failed so often at something is not asked again: each time costs a time-out.
 TRIES = 2
+
+# Seconds that may be spent on measuring again what was disturbed.
+PATIENCE = 1500.0
 
 
 @contextmanager
@@ -39,22 +44,27 @@ def built(names: Sequence[str], results: Results) -> Iterator[list[Peer]]:
 
 def compare(names: Sequence[str], rounds: int, seconds: float, results: Results) -> None:
     failures: Counter[tuple[str, str]] = Counter()
+    quiet, at_any_time = Quiet(PATIENCE), Quiet(0)
 
-    def take(what: str, measure: Measure, order: Sequence[Peer]) -> None:
+    def take(what: str, measure: Measure, order: Sequence[Peer], when: Quiet) -> None:
         for peer in order:
             if failures[peer.name, what] >= TRIES:
                 continue
             try:
-                results.add(peer.name, measure(peer, seconds))
+                best, *others = when.measure(partial(measure, peer, seconds))
             except FAILURES as problem:
                 failures[peer.name, what] += 1
                 results.failed(peer.name, what, problem)
+            else:
+                results.add(peer.name, {**best.figures, "stolen": best.stolen * 100})
+                for other in others:  # an error is one, whatever the machine does
+                    results.add(peer.name, {"errors": other.figures.get("errors", 0)})
 
     with built(names, results) as peers:
         for what, measure in ONCE.items():
-            take(what, measure, peers)
+            take(what, measure, peers, at_any_time)
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
             taking_part = [peer for peer in peers if number < FEWER.get(peer.name, rounds)]
             for what, measure in EACH_ROUND.items():
-                take(what, measure, taking_part[:: -1 if number % 2 else 1])
+                take(what, measure, taking_part[:: -1 if number % 2 else 1], quiet)
