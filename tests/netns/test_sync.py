@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -85,6 +86,14 @@ def test_a_file_that_is_not_in_order_is_not_sent_at_all(fleet: Fleet) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[0].startswith("tproxy: /run/new.yaml:1: entry 1: remote_port '0'")
     assert fleet.files() == [OLD, OLD]
+
+
+def test_a_file_that_comes_through_a_pipe_is_sent_as_it_was_checked(fleet: Fleet) -> None:
+    fleet.workstation.write("/run/new.yaml", NEW)
+    sync = f"cat /run/new.yaml | {sys.executable} -m tproxy sync --config /dev/stdin --remote-path {CONFIG}"
+    hosts = " ".join(fleet.addresses)
+    fleet.workstation.run("sh", "-c", f"{sync} --ssh 'ssh -F {ssh.SSH_CONFIG}' {hosts}")
+    assert fleet.files() == [NEW, NEW]
 
 
 def test_a_dry_run_says_what_would_change_and_changes_nothing(fleet: Fleet) -> None:

@@ -52,7 +52,7 @@ def sync(
     path = config.search(file, os.environ)
     if path is None:
         raise ConfigError("no configuration file: give --config FILE")
-    plan = syncing.Plan(_checked(Path(path)), remote_path, _words(ssh), command, sudo, dry_run)
+    plan = syncing.Plan(_checked(path), remote_path, _words(ssh), command, sudo, dry_run)
     results = {}
     with click.progressbar(length=len(named), label=os.path.basename(path), file=sys.stderr, width=30) as bar:
         for result in syncing.to_all(plan, named, jobs):
@@ -73,11 +73,12 @@ def _words(ssh: str) -> list[str]:
     return words
 
 
-def _checked(path: Path) -> bytes:
+def _checked(path: str) -> bytes:
+    text = config.text_of(path)  # once: what is sent is what was checked, and a pipe has it but once
     # Not the host names: what they are here says nothing about the hosts.
-    problems = check.problems(reader.load(path), check.all_resolve)
+    problems = check.problems(reader.parse(path, text), check.all_resolve)
     for problem in problems:
         say(problem)
     if problems:
         raise TproxyError(f"{path} is not in order: nothing is sent")
-    return path.read_bytes()
+    return text.encode()
