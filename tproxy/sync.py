@@ -136,15 +136,25 @@ def hosts_in(path: Path) -> list[str]:
 def to_all(plan: Plan, hosts: Iterable[str], jobs: int) -> Iterator[Result]:
     """Bring the file to all hosts, some at a time; results come as they come."""
     with ThreadPoolExecutor(jobs) as pool:
-        for done in as_completed([pool.submit(to_host, plan, host) for host in hosts]):
-            yield done.result()
+        try:
+            for done in as_completed([pool.submit(to_host, plan, host) for host in hosts]):
+                yield done.result()
+        except BaseException:
+            # Ctrl-C: sessions under way come to their end, and the pool shall not go on to all other hosts.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def to_host(plan: Plan, host: str) -> Result:
     """Bring the file to one host. Never raises: a bad host does not stop the others."""
     try:
         done = subprocess.run(
-            session(plan, host), input=plan.content, capture_output=True, timeout=PATIENCE, check=False
+            session(plan, host),
+            input=plan.content,
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
+            start_new_session=True,  # the terminal's Ctrl-C shall not leave a host half-way
         )
     except subprocess.TimeoutExpired:
         return Result(host, FAILED, f"not done after {PATIENCE:g} s")

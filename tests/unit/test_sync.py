@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -93,6 +97,21 @@ def test_the_hosts_shell_gets_the_arguments_as_they_are() -> None:
     remote = shlex.split(command[-1])
     assert remote[:4] == ["sudo", "-n", "sh", "-c"]
     assert remote[5:] == ["tproxy-sync", "/opt/my tproxy", path, PLAN.sum, ""]
+
+
+def test_whoever_interrupts_it_keeps_the_file_from_the_hosts_whose_turn_has_not_come(tmp_path: Path) -> None:
+    (tmp_path / "new.yaml").write_text("tproxy: []\n")
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f"#!/bin/sh\necho reached >>{tmp_path}/reached\nexec sleep 1\n")
+    ssh.chmod(0o755)
+    options = ["--jobs", "1", "--ssh", str(ssh), "--config", str(tmp_path / "new.yaml")]
+    command = [sys.executable, "-m", "tproxy", "sync", *options, "one", "two", "three"]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as syncing:
+        while not (tmp_path / "reached").exists():
+            time.sleep(0.01)
+        os.killpg(syncing.pid, signal.SIGINT)  # as a terminal does for Ctrl-C
+    assert syncing.returncode == 130
+    assert (tmp_path / "reached").read_text() == "reached\n"
 
 
 def test_hosts_are_read_a_line_each_without_comments(tmp_path: Path) -> None:
