@@ -74,36 +74,39 @@ def take_out(paths: Sequence[Path]) -> list[Path]:
 
 
 def _put(piece: Piece) -> bool:
-    path = piece.path
-    if is_ours(path):
-        same = path.read_text() == piece.text and path.stat().st_mode & 0o7777 == piece.mode
-        if same:
-            return False
-    elif os.path.lexists(path):
-        path.replace(_kept(path))
+    path, data = piece.path, piece.text.encode()
+    ours = is_ours(path)
+    if ours and path.read_bytes() == data and path.stat().st_mode & 0o7777 == piece.mode:
+        return False
     _make_folder(path.parent)
     # Complete under another name first: a platform may run it at this very moment.
-    new = path.with_name(f".{path.name}.new")
+    new = _draft(path)
     try:
-        new.write_text(piece.text)
+        new.write_bytes(data)
         new.chmod(piece.mode)
         _give(new)
+        # The platform's own goes last: a full disk must not cost it.
+        if not ours and os.path.lexists(path):
+            path.replace(_kept(path))
         new.replace(path)
-    except OSError:
+    except OSError as error:
         new.unlink(missing_ok=True)
+        error.filename = error.filename or new  # write(2) does not say
         raise
     return True
 
 
 def _take_out(path: Path) -> bool:
-    if not is_ours(path):
+    ours = is_ours(path)
+    if os.path.lexists(path) and not ours:
         # The platform has put a newer one in our place: what we kept is of no use any more.
         _kept(path).unlink(missing_ok=True)
         return False
-    path.unlink()
+    # Ours, or nothing: somebody removed it, or an installation was cut off half-way.
+    path.unlink(missing_ok=True)
     if os.path.lexists(_kept(path)):
         _kept(path).replace(path)
-    return True
+    return ours
 
 
 def _leave(folder: Path) -> None:
@@ -117,6 +120,10 @@ def _leave(folder: Path) -> None:
     if not any(folder.iterdir()):
         folder.rmdir()
         _leave(folder.parent)
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
 
 
 def _kept(path: Path) -> Path:

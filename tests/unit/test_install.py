@@ -1,0 +1,80 @@
+"""Files of ours in a platform's folders: whatever cuts an installation off, nothing of theirs is lost."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tproxy.errors import TproxyError
+from tproxy.install import MARK, Piece, put, take_out
+
+OURS = f"# {MARK}\n"
+THEIRS = "theirs\n"
+
+# What Python's audit events call a change of a file system, sys.addaudithook.
+CHANGES = ("open", "os.mkdir", "os.chmod", "os.chown", "os.rename", "os.remove", "os.rmdir")
+
+
+@pytest.fixture
+def pieces(tmp_path: Path) -> list[Piece]:
+    """The platform's own command to replace, and a hook in a folder to make."""
+    (tmp_path / "command").write_text(THEIRS)
+    return [Piece(tmp_path / "command", OURS, replaces=True), Piece(tmp_path / "hooks/ours", OURS)]
+
+
+def files(folder: Path) -> dict[str, str]:
+    """All files, without what only we look at."""
+    ignored = (".made-by-tproxy", ".new")
+    found = (each for each in folder.rglob("*") if each.is_file() and not each.name.endswith(ignored))
+    return {str(each.relative_to(folder)): each.read_text() for each in found}
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may grow; Python ignores the signal that comes with it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def killed_before(step: int, action: Callable[[], object]) -> bool:
+    """Carry it out in a process that dies before so many changes; returns whether there were as many."""
+    pid = os.fork()
+    if pid == 0:
+
+        def die_at(event: str, _: object, left: list[int] = [step]) -> None:  # noqa: B006 - it counts
+            if event in CHANGES:
+                left[0] -= 1
+                if left[0] < 0:
+                    os._exit(9)
+
+        sys.addaudithook(die_at)
+        action()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+
+
+def test_a_full_disk_leaves_the_platforms_file_in_its_place(tmp_path: Path, pieces: list[Piece]) -> None:
+    with full_disk(), pytest.raises(TproxyError, match=r"cannot write .*/\.command\.new: File too large"):
+        put(pieces)
+    assert files(tmp_path) == {"command": THEIRS}
+
+
+def test_wherever_installing_is_cut_off_uninstalling_brings_back_what_was_there(
+    tmp_path: Path, pieces: list[Piece]
+) -> None:
+    step = 0
+    while killed_before(step, lambda: put(pieces)):
+        take_out([each.path for each in pieces])
+        assert files(tmp_path) == {"command": THEIRS}, step
+        step += 1
+    assert step > 5
