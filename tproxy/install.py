@@ -98,6 +98,7 @@ def _put(piece: Piece) -> bool:
 
 def _take_out(path: Path) -> bool:
     ours = is_ours(path)
+    _draft(path).unlink(missing_ok=True)  # complete, it is a hook like any other to libvirt
     if os.path.lexists(path) and not ours:
         # The platform has put a newer one in our place: what we kept is of no use any more.
         _kept(path).unlink(missing_ok=True)

@@ -29,9 +29,8 @@ def pieces(tmp_path: Path) -> list[Piece]:
 
 
 def files(folder: Path) -> dict[str, str]:
-    """All files, without what only we look at."""
-    ignored = (".made-by-tproxy", ".new")
-    found = (each for each in folder.rglob("*") if each.is_file() and not each.name.endswith(ignored))
+    """All files, without the marks of folders."""
+    found = (each for each in folder.rglob("*") if each.is_file() and each.name != ".made-by-tproxy")
     return {str(each.relative_to(folder)): each.read_text() for each in found}
 
 
