@@ -8,8 +8,11 @@ beside it.
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -52,25 +55,42 @@ def is_ours(path: Path) -> bool:
 
 def put(pieces: Sequence[Piece]) -> list[Path]:
     """Have all pieces in place; returns those that were not. Raises TproxyError before any change."""
-    for piece in pieces:
-        assert MARK in piece.text[:MARKED_BYTES], piece.path
-        if os.path.lexists(piece.path) and not piece.replaces and not is_ours(piece.path):
-            raise TproxyError(f"{piece.path} is not ours: remove it, or it would be lost")
-    try:
-        return [piece.path for piece in pieces if _put(piece)]
-    except OSError as error:
-        raise TproxyError(f"cannot write {error.filename}: {error.strerror}") from None
+    with _alone():
+        for piece in pieces:
+            assert MARK in piece.text[:MARKED_BYTES], piece.path
+            if os.path.lexists(piece.path) and not piece.replaces and not is_ours(piece.path):
+                raise TproxyError(f"{piece.path} is not ours: remove it, or it would be lost")
+        try:
+            return [piece.path for piece in pieces if _put(piece)]
+        except OSError as error:
+            raise TproxyError(f"cannot write {error.filename}: {error.strerror}") from None
 
 
 def take_out(paths: Sequence[Path]) -> list[Path]:
     """Remove those of the files that are ours, with the folders made for them; returns those removed."""
-    try:
-        removed = [path for path in paths if _take_out(path)]
-        for folder in {path.parent for path in paths}:
-            _leave(folder)
-    except OSError as error:
-        raise TproxyError(f"cannot remove {error.filename}: {error.strerror}") from None
+    with _alone():
+        try:
+            removed = [path for path in paths if _take_out(path)]
+            for folder in {path.parent for path in paths}:
+                _leave(folder)
+        except OSError as error:
+            raise TproxyError(f"cannot remove {error.filename}: {error.strerror}") from None
     return removed
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One at a time: two would write the same drafts, and keep ours for the platform's.
+
+    The lock goes with its holder, flock(2). On Python itself: whoever installs, as root or as the platform's
+    user, can read that, wherever our own files are.
+    """
+    fd = os.open(sys.executable, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _put(piece: Piece) -> bool:

@@ -77,3 +77,24 @@ def test_wherever_installing_is_cut_off_uninstalling_brings_back_what_was_there(
         assert files(tmp_path) == {"command": THEIRS}, step
         step += 1
     assert step > 5
+
+
+def test_installing_and_uninstalling_at_once_fail_nobody_and_lose_nothing(
+    tmp_path: Path, pieces: list[Piece]
+) -> None:
+    children = []
+    for child in range(4):
+        children.append(os.fork())
+        if children[-1] == 0:
+            try:
+                for _ in range(50):
+                    put(pieces)
+                    if child % 2:
+                        take_out([each.path for each in pieces])
+                os._exit(0)
+            except BaseException as error:
+                os.write(2, f"{error}\n".encode())
+                os._exit(1)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0, 0]
+    take_out([each.path for each in pieces])
+    assert files(tmp_path) == {"command": THEIRS}
