@@ -178,6 +178,14 @@ def test_install_refuses_in_one_line_and_changes_nothing(bare_node: Node, case: 
     assert tree(bare_node.host, REMOTES) == before
 
 
+def test_install_that_is_refused_takes_nothing_out_either(node: Node) -> None:
+    node.install("--strict")
+    (node.host.path(REMOTES) / "vnm/bridge/post.d/tproxy").write_text("#!/bin/sh\n# somebody else's\n")
+    before = tree(node.host, REMOTES)
+    assert node.install(check=False).returncode == 1
+    assert tree(node.host, REMOTES) == before
+
+
 def test_the_command_says_where_tproxy_should_be(bare_node: Node) -> None:
     bare_node.install("--command", "/opt/none/tproxy", "--sudoers", "/etc/sudoers.d")
     assert bare_node.hook("pre", vm(nic())).stdout == (

@@ -67,7 +67,8 @@ def install(
         _check_sudoers(pieces[-1].text)
     # What an earlier call has put there, with other options.
     surplus = set(opennebula.places(remotes)) - {piece.path for piece in pieces}
-    changed = [*take_out(sorted(surplus)), *put(pieces)]
+    changed = put(pieces)  # first, since it refuses before it changes anything
+    changed += take_out(sorted(surplus))
     click.echo("\n".join(map(str, changed)) or "everything is in place")
 
 
