@@ -19,6 +19,8 @@ from tproxy.errors import ConfigError, to_ascii
 from tproxy.model import Network
 from tproxy.values import Unusable, shown
 
+# Arbitrary: twice 1,000 networks that 100 entries share by an alias, and read in some tenths of a second.
+MAX_NODES = 200_000
 MAX_DEPTH = 50  # libyaml's composer recurses on the C stack: some 10,000 levels end the process
 
 _LOG_LEVELS = {"0": logging.ERROR, "1": logging.WARNING, "2": logging.INFO, "3": logging.DEBUG}
@@ -141,10 +143,10 @@ class _Reader:
             yield values.written(key, values.STR).removeprefix(":"), key, value
 
     def _counted(self, children: list[T]) -> list[T]:
-        # Each node takes a character or more, so that only aliases can make more nodes than that:
+        # Each node takes a character or more, so that only aliases can make more nodes than the text has:
         # a few lines of them can stand for thousands of millions.
         self._visits += len(children)
-        if self._visits > len(self._text):
+        if self._visits > max(len(self._text), MAX_NODES):
             raise self._error("too many aliases")
         return children
 

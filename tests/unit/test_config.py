@@ -243,6 +243,13 @@ def test_an_entry_can_be_an_alias(loaded: Load) -> None:
     assert services(found)[0].keys() == {80}
 
 
+def test_many_entries_can_share_a_long_list_of_networks_by_an_alias(loaded: Load) -> None:
+    entries = "".join(f"- {{remote_addr: 10.0.0.1, remote_port: {n}, networks: *n}}\n" for n in range(1, 101))
+    found = loaded(f"shared: &n {list(range(1000))}\ntproxy:\n{entries}")
+    assert not found.warnings
+    assert len(services(found, Network("", "999"))[0]) == 100
+
+
 # Entries
 
 
