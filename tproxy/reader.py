@@ -98,7 +98,10 @@ class _Reader:
         if not isinstance(root, yaml.MappingNode):
             raise self._error(f"{shown(root)} is not a mapping of keys to values", values.line(root))
         ours: dict[str, yaml.Node] = {}
-        for key, _, value in self._pairs(root):
+        for key, key_node, value in self._pairs(root):
+            if key_node.tag == values.MERGE and (merged := self._merged(value)):
+                reason = f"'<<' (merge) is not supported, and brings {merged}"
+                raise self._error(reason, values.line(key_node))
             if key in ours:
                 # With and without a colon, or twice: half of what somebody wrote would be off.
                 raise self._error(
@@ -107,6 +110,15 @@ class _Reader:
             if key in _FILE_KEYS:
                 ours[key] = value
         return ours
+
+    def _merged(self, node: yaml.Node) -> str:
+        """A key of ours that would come by a merge; not merely ignored: all that it holds would be off."""
+        for each in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+            if isinstance(each, yaml.MappingNode):
+                for key, _, _ in self._pairs(each):
+                    if key in _FILE_KEYS:
+                        return key
+        return ""
 
     def _log_level(self, node: yaml.Node | None) -> int:
         if node is None or node.tag == values.NULL:

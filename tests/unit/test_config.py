@@ -151,7 +151,7 @@ def test_what_belongs_to_others_is_ignored(loaded: Load) -> None:
         ":arp_cache_poisoning: true\n"
         "1: !ruby/object:Range {begin: 1}\n"
         "? [a, b]\n: !!python/object/apply:os.abort []\n"
-        "twice: 1\ntwice: 2\n" + entry()
+        "twice: 1\ntwice: 2\nbase: &base {mine: 1}\n<<: *base\n" + entry()
     )
     assert not found.warnings
     assert services(found)[0].keys() == {80}
@@ -180,6 +180,8 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(loaded: Load) -> Non
         ("tproxy: ''", 1, "tproxy is not a list"),
         ("tproxy: []\n:tproxy: []", 2, "tproxy is there already, in line 1"),
         ("tproxy: []\ntproxy: []", 2, "tproxy is there already, in line 1"),
+        ("a: &a {tproxy: []}\n<<: *a", 2, "'<<' (merge) is not supported, and brings tproxy"),
+        ("a: &a {tproxy_watch: true}\n<<: [{}, *a]", 2, "'<<' (merge) is not supported"),
         ("#" * (config.MAX_BYTES + 1), None, f"larger than {config.MAX_BYTES} bytes"),
     ],
 )
