@@ -39,7 +39,7 @@ class Entry(NamedTuple):
     connect_timeout: float = DEFAULT_CONNECT_TIMEOUT
 
     def applies_to(self, network: Network) -> bool:
-        return not self.networks or not self.networks.isdisjoint((network.name, network.id))
+        return not self.networks or network.is_one_of(self.networks)
 
 
 class WatchedBridge(NamedTuple):

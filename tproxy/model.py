@@ -151,10 +151,29 @@ class Service(NamedTuple):
 
 
 class Network(NamedTuple):
-    """What the driver calls the network; empty where it did not say."""
+    """What the driver calls the network; empty where it did not say.
+
+    Where a map was read, ``name`` can be what stands for one that is too long for it.
+    """
 
     name: str = ""
     id: str = ""
+
+    def is_one_of(self, networks: frozenset[str]) -> bool:
+        """Whether its name or its id is among these."""
+        if not networks.isdisjoint((self.name, self.id)):
+            return True
+        return self.name.startswith(_LONG_NAME) and self.name in map(stand_in, networks)
+
+
+_LONG_NAME = "blake2s:"
+
+
+def stand_in(name: str) -> str:
+    """What a network's name is known by where it is too long to be kept, as in a comment of nftables."""
+    import hashlib  # see BridgeNames
+
+    return _LONG_NAME + hashlib.blake2s(name.encode(errors="surrogateescape"), digest_size=12).hexdigest()
 
 
 class ServiceMap(NamedTuple):

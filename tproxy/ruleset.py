@@ -20,6 +20,7 @@ from tproxy.model import (
     Network,
     Service,
     ServiceMap,
+    stand_in,
 )
 
 MAP_PREFIX = "ep_"
@@ -127,8 +128,12 @@ def _elements(verb: str, names: BridgeNames, services: Iterable[Service]) -> lis
 
 
 def _network_comment(network: Network) -> str:
-    # The id first: it always fits.
-    return encode_words({"id": network.id, "network": network.name})
+    # The id first: it always fits. So does what stands for a longer name, by which a changed file still finds
+    # its network: without it, entries for that name would not apply any more.
+    comment = encode_words({"id": network.id, "network": network.name})
+    if network.name and "network" not in decode_words(comment):
+        comment = encode_words({"id": network.id, "network": stand_in(network.name)})
+    return comment
 
 
 def _service_comment(service: Service) -> str:

@@ -78,6 +78,23 @@ def test_services_go_and_come_back_with_the_file(site: Site) -> None:
     assert site.ask() == "two"
 
 
+def test_a_network_keeps_its_services_however_long_its_name(site: Site) -> None:
+    name = "Внутренняя сеть отдела продаж"  # no room for it in a comment of nftables
+    site.configure(f"{{service_port: 80, remote_port: 8080, networks: [{name}]}}")
+    for options in (("--network", name), ("--network", name, "--network-id", "7")):
+        site.up("br0", *options)
+        assert site.ask() == "one"
+        site.refresh(unchanged=1)
+        assert site.ask() == "one"
+    site.configure(f"{{service_port: 80, remote_port: 8081, networks: [{name}]}}")
+    site.refresh(changed=1)
+    assert site.ask() == "two"
+    site.configure("{service_port: 80, remote_port: 8081, networks: [another]}")
+    site.refresh(changed=1)
+    with pytest.raises(ProcessError, match="ECONNREFUSED"):
+        site.ask()
+
+
 def test_maps_of_others_are_left_alone(site: Site) -> None:
     site.host.add_bridge("br1")
     site.up("br1")  # for no network in particular
