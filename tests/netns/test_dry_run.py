@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from tproxy.hypervisor import Hypervisor
@@ -104,6 +106,13 @@ def test_down_prints_what_would_go_and_who_is_in_the_way(host: Hypervisor) -> No
     assert done.stdout == ""
     assert done.stderr == f"tproxy: bridge br0 is in use by {guest.port}: left alone\n"
     assert hook(host, "down", "--dry-run", "--force")
+
+
+def test_who_reads_the_first_lines_only_gets_no_error(host: Hypervisor) -> None:
+    up = f"{sys.executable} -m tproxy hook up --bridge br0 --config {CONFIG} --dry-run"
+    done = host.run("sh", "-c", f"(sleep 0.3; {up}; echo $? >/run/status) | true")
+    assert done.stderr == ""
+    assert host.path("/run/status").read_text() == "1\n"
 
 
 @pytest.mark.parametrize(

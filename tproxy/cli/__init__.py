@@ -44,6 +44,10 @@ def run() -> None:
             commands.run()
     except TproxyError as error:
         _fail(str(error), EXIT_FAILURE, error)
+    except BrokenPipeError:
+        # Whoever reads what is printed has seen enough, as of click's commands. Not at the end once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(EXIT_FAILURE)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
