@@ -362,6 +362,13 @@ def test_status_tells_of_each_service(lab: Lab) -> None:
     assert "refused" in table
 
 
+def test_status_shows_names_that_the_terminal_has_no_letters_for(lab: Lab) -> None:
+    lab.host.tproxy("hook", "up", "--bridge", "br0", "--config", lab.config, "--network", "网络")
+    latin = {"PYTHONIOENCODING": "latin-1:strict"}  # as in a locale of ISO 8859-1
+    assert r"\u7f51\u7edc" in lab.host.tproxy("status", "--verbose", env=latin).stdout
+    assert "网络" in lab.host.tproxy("status", "--verbose", env={"LC_ALL": "C.UTF-8"}).stdout
+
+
 def test_the_log_has_a_line_for_each_connection_and_is_reopened(lab: Lab) -> None:
     log = lab.host.path("/var/log/one_tproxy.log")
     lab.ask()

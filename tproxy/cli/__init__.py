@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from io import TextIOWrapper
 from typing import NoReturn
 
 from tproxy.errors import TproxyError
@@ -32,6 +33,9 @@ def run() -> None:
     """Do what the command line says. Errors are one line on stderr; a traceback only with --debug."""
     # Whoever starts us may ignore it, and hands that down (execve(2)): children could not be waited for.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # Names may hold what the locale's encoding has not: shown escaped, as on stderr.
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if sys.argv[1:2] == ["hook"]:
             gc.disable()  # there is no time for garbage to gather
