@@ -100,6 +100,11 @@ def test_down_of_a_bridge_in_use_succeeds_where_it_cannot_say_so(host: Hyperviso
     assert host.run("sh", "-c", f"exec {TPROXY} hook down --bridge br0 2>/dev/full").returncode == 0
 
 
+def test_what_is_for_a_closed_stderr_does_not_come_on_stdout(host: Hypervisor) -> None:
+    done = host.run("sh", "-c", f"exec {UP.replace('br0', 'none')} 2>&-", check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+
+
 def test_a_kernel_that_is_slow_to_make_a_namespace_is_waited_for(host: Hypervisor) -> None:
     host.add_bridge("br1")
     host.run("sh", "-c", UP.replace("br0", "br1"))  # brings the daemon, which is not to be traced

@@ -67,6 +67,8 @@ def require_root() -> None:
 
 def say(line: str) -> None:
     """One line to the operator, on stderr; where that cannot be written to, the exit code has to do."""
+    if sys.stderr is None:  # closed; print() would take that for stdout
+        return
     with suppress(OSError):
         print(f"tproxy: {' '.join(line.split())}", file=sys.stderr)
 
