@@ -438,3 +438,12 @@ def _source() -> str:
     import tproxy
 
     return tproxy.__path__[0].rpartition("/")[0]
+
+
+def test_debug_says_more_wherever_it_stands(hypervisor: Hypervisor, config: str) -> None:
+    hypervisor.add_bridge("br0")
+    hook = ("hook", "up", "--bridge", "br0", "--config", config)
+    said = hypervisor.tproxy("--debug", *hook).stderr
+    hypervisor.tproxy("hook", "down", "--bridge", "br0")
+    assert said == hypervisor.tproxy(*hook, "--debug").stderr
+    assert "create namespace one_tproxy_br0" in said

@@ -57,11 +57,12 @@ def cli(context: click.Context, debug: bool) -> None:
     short_help="What VM network drivers call.",
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def hook(arguments: tuple[str, ...]) -> None:
+@click.pass_obj
+def hook(debug: bool, arguments: tuple[str, ...]) -> None:
     """Reached only behind an option of ours: ``tproxy --debug hook``; see tproxy.cli.main."""
     from tproxy.cli import hook as module
 
-    module.run(list(arguments))
+    module.run([*arguments, *(["--debug"] if debug else [])])
 
 
 def run() -> None:
