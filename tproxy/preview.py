@@ -10,16 +10,21 @@ from tproxy.catalog import Catalog
 from tproxy.model import DAEMON_TITLE, TABLE, BridgeNames, Network, Service, ServiceMap
 
 
-def up(bridge: str, network: Network, services: dict[int, Service], uplinks: frozenset[str]) -> list[str]:
+def up(
+    bridge: str, network: Network, services: dict[int, Service], uplinks: frozenset[str], watch: str
+) -> list[str]:
     """``hook.up``; nothing on a bridge that is in order."""
     observed = plumbing.observe(bridge)
     wanted = ruleset.storable(ServiceMap(bridge, services, network))
     actions = plan.up(wanted, observed, uplinks)
     lines = list(map(str, actions))
+    found = running.find()
     if not process.daemon_answers():
         lines.append(f"start the daemon {DAEMON_TITLE}")
+        if watch and not found.watchers:
+            lines.append(f"start the watcher {running.WATCHER_TITLE}")
     rebuilt = any(isinstance(each, plan.CreateNamespace) for each in actions)
-    if rebuilt or bridge not in dict(running.find().relays):
+    if rebuilt or bridge not in dict(found.relays):
         lines.append(f"start relay {BridgeNames(bridge).relay_title}")
     known = Catalog()
     if observed.map is not None:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.netns.waiting import eventually
 from tproxy.hypervisor import Hypervisor
 
 CONFIG = "/run/tproxy.yaml"
@@ -106,6 +107,17 @@ def test_down_prints_what_would_go_and_who_is_in_the_way(host: Hypervisor) -> No
     assert done.stdout == ""
     assert done.stderr == f"tproxy: bridge br0 is in use by {guest.port}: left alone\n"
     assert hook(host, "down", "--dry-run", "--force")
+
+
+def test_a_watcher_that_comes_with_the_daemon_is_printed_too(host: Hypervisor) -> None:
+    host.write(CONFIG, "tproxy_watch: true\n" + host.path(CONFIG).read_text())
+    said = hook(host, "up", "--dry-run")
+    assert said[said.index("start the daemon one_tproxy") + 1] == "start the watcher tproxy-watch"
+    hook(host, "up")
+    for _ in eventually():
+        if "tproxy-watch" in host.run("ps", "-eo", "args").stdout:
+            break
+    assert hook(host, "up", "--dry-run") == []
 
 
 def test_who_reads_the_first_lines_only_gets_no_error(host: Hypervisor) -> None:

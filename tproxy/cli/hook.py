@@ -80,7 +80,7 @@ def _up(options: argparse.Namespace) -> None:
     elif options.dry_run:
         from tproxy import preview  # few want it, and it takes time
 
-        _print(preview.up(options.bridge, network, services, uplinks))
+        _print(preview.up(options.bridge, network, services, uplinks, read.watch_file))
     else:
         hook.up(options.bridge, network, services, uplinks, read.log_level, read.watch_file)
 
