@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tproxy import hook, instance, netns, nft, plumbing, preview
 from tproxy.attend import watched
 from tproxy.config import WatchedBridge
-from tproxy.errors import BadName
+from tproxy.errors import BadName, TproxyError
 from tproxy.model import BridgeNames, check_interface_name
 
 
@@ -19,15 +19,23 @@ class Leftover(NamedTuple):
     bridge: str
     uplinks: frozenset[str]
     removal: list[str]  # what there is to do, in words
+    problem: str = ""  # why that cannot be told
 
 
 def find(bridges: tuple[WatchedBridge, ...], unused_for: float) -> list[Leftover]:
-    """All that can be removed now; ``bridges`` name uplinks, which are not guests."""
+    """All that can be removed now; ``bridges`` name uplinks, which are not guests.
+
+    A bridge that cannot be looked at does not stop the others.
+    """
     found = []
     for bridge in sorted(_candidates()):
         entry = watched(bridge, bridges)
         uplinks = entry.uplinks if entry else frozenset()
-        observed = plumbing.observe(bridge)
+        try:
+            observed = plumbing.observe(bridge)
+        except TproxyError as error:
+            found.append(Leftover(bridge, uplinks, [], str(error)))
+            continue
         if hook.left_behind(bridge, observed, uplinks, unused_for):
             found.append(Leftover(bridge, uplinks, preview.removal(bridge, observed)))
     return found

@@ -105,6 +105,17 @@ def test_what_was_left_after_nftables_was_flushed_and_the_daemon_died(host: Hype
     assert "one_tproxy" not in host.run("ip", "netns", "list").stdout
 
 
+def test_a_bridge_that_cannot_be_looked_at_does_not_stop_the_others(host: Hypervisor) -> None:
+    up(host, "br0")
+    host.ip("netns add one_tproxy_alien")
+    host.run("nft", "add map ip one_tproxy ep_alien { type ipv4_addr : inet_service; }")
+    done = host.tproxy("gc", "--config", CONFIG, check=False)
+    assert done.returncode == 1
+    assert "tproxy: bridge alien: map ep_alien is not of type" in done.stderr
+    assert about(done.stdout.splitlines(), "br0") == removal("br0")
+    assert "one_tproxy_br0" not in host.run("ip", "netns", "list").stdout
+
+
 def test_a_broken_configuration_is_said_and_nothing_is_removed(host: Hypervisor) -> None:
     up(host, "br0")
     before = left(host)

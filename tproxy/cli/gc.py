@@ -39,6 +39,8 @@ def gc(debug: bool, dry_run: bool, grace: float | None, file: str | None) -> Non
     failed = False
     for leftover in leftovers.find(read.bridges if read else (), grace):
         try:
+            if leftover.problem:
+                raise TproxyError(leftover.problem)
             if dry_run or leftovers.remove(leftover, grace):
                 for line in leftover.removal:
                     click.echo(line)
