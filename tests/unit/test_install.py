@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from tproxy.cli.commands import cli
 from tproxy.errors import TproxyError
 from tproxy.install import MARK, Piece, put, take_out
 
@@ -98,3 +100,13 @@ def test_installing_and_uninstalling_at_once_fail_nobody_and_lose_nothing(
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0, 0]
     take_out([each.path for each in pieces])
     assert files(tmp_path) == {"command": THEIRS}
+
+
+@pytest.mark.parametrize("option", ["--command", "--config"])
+def test_a_path_on_the_hypervisors_is_a_whole_one(tmp_path: Path, option: str) -> None:
+    (tmp_path / "vnm").mkdir()
+    arguments = ["install", "opennebula", "--remotes", str(tmp_path), option, "tproxy"]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 2
+    assert f"{option} must begin with /" in done.output
+    assert files(tmp_path) == {}

@@ -59,6 +59,9 @@ def install(
     """
     if drop_in and (strict or services):
         raise click.UsageError("--strict and --config are for hooks, which --drop-in does without")
+    for option, path in (("--command", command), ("--config", services)):
+        if path and not path.is_absolute():  # hooks are called in any directory, and look in no PATH
+            raise click.UsageError(f"{option} must begin with /")
     pieces = opennebula.pieces(
         remotes, command or _this_command(), drop_in=drop_in, strict=strict, services=services
     )
