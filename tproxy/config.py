@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 from tproxy.errors import ConfigError, quoted, to_ascii
@@ -22,6 +22,8 @@ MAX_BYTES = 1 << 20  # arbitrary: 100 entries are 10 KB, so what is larger is an
 # Seconds that a watched bridge stays up without guests: longer than a guest takes to be moved or
 # started anew, which need not cost its network the services.
 DEFAULT_WATCH_GRACE = 30.0
+
+AT_ONCE = 16  # names looked up; arbitrary
 
 Resolver = Callable[[str], list[str]]
 
@@ -112,25 +114,18 @@ def services_for(
     winners: dict[int, Entry] = {}
     warnings: list[str] = []
 
-    @cache  # failures too: ten ports of one host must not wait ten times for a dead name server
-    def address_of(remote_addr: str) -> str | _Unresolved:
-        try:
-            return _resolved(remote_addr, resolve)
-        except _Unresolved as problem:
-            return problem
-
-    for entry in config.entries:
-        if not entry.applies_to(network):
-            continue
+    applying = [each for each in config.entries if each.applies_to(network)]
+    addresses = _addresses(dict.fromkeys(each.remote_addr for each in applying), resolve)
+    for entry in applying:
         said = f"{place(config.path, entry.line)}: entry {entry.number}"
         port = entry.service_port
         if port in winners:
             taken = f"entry {winners[port].number} (line {winners[port].line}) has it on this network"
             warnings.append(f"{said}: service_port {port}: {taken}: entry ignored")
             continue
-        address = address_of(entry.remote_addr)
+        address = addresses[entry.remote_addr]
         if isinstance(address, _Unresolved):
-            warnings.append(f"{said}: {address}: entry skipped")
+            warnings.append(f"{said}: {address.reason}: entry skipped")
             continue
         winners[port] = entry
         endpoint = Endpoint(address, entry.remote_port)
@@ -148,23 +143,33 @@ def line_of(path: str, warning: str) -> int:
     return int(warning.removeprefix(place(path) + ":").partition(":")[0])
 
 
-class _Unresolved(Exception):
+class _Unresolved(NamedTuple):
     """Why a ``remote_addr`` gives no address now."""
 
+    reason: str
 
-def _resolved(remote_addr: str, resolve: Resolver) -> str:
-    if is_ipv4(remote_addr):
-        return remote_addr
+
+def _addresses(remote_addrs: Iterable[str], resolve: Resolver) -> dict[str, str | _Unresolved]:
+    """The address of each. Names at once: ten must not wait ten times for a dead name server."""
+    found: dict[str, str | _Unresolved] = {each: each for each in remote_addrs}
+    names = [each for each in found if not is_ipv4(each)]
+    if len(names) > 1:
+        from concurrent.futures import ThreadPoolExecutor  # few files need it
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return found | dict(zip(names, pool.map(partial(_resolved, resolve), names), strict=True))
+    return found | {name: _resolved(resolve, name) for name in names}
+
+
+def _resolved(resolve: Resolver, remote_addr: str) -> str | _Unresolved:
     try:
         found = resolve(remote_addr)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise _Unresolved(
-            f"remote_addr {quoted(remote_addr)} does not resolve: {to_ascii(reason)}"
-        ) from error
+        return _Unresolved(f"remote_addr {quoted(remote_addr)} does not resolve: {to_ascii(reason)}")
     usable = [address for address in found if is_ipv4(address) and not refused(address)]
     if not usable:
-        raise _Unresolved(f"remote_addr {quoted(remote_addr)} resolves to no address that can be used")
+        return _Unresolved(f"remote_addr {quoted(remote_addr)} resolves to no address that can be used")
     # Name servers rotate their answers. The lowest is the same at each hook, so that starting a VM
     # does not move the services of the others.
     return min(usable, key=socket.inet_aton)

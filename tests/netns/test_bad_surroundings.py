@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,22 @@ def test_a_configuration_that_is_deleted_and_written_meanwhile_never_leaves_half
         assert done.stderr.count("\n") == done.returncode, done.stderr
         assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
     assert outcomes == {0, 1}
+
+
+def test_a_name_server_that_is_dead_is_waited_for_once_however_many_names_there_are(
+    host: Hypervisor, blackhole: str
+) -> None:
+    names = "".join(f"- {{remote_addr: host{n}.example, remote_port: {n}}}\n" for n in range(1, 9))
+    host.write("/run/tproxy.yaml", CONFIG + names)
+    host.write("/run/resolv.conf", f"nameserver {blackhole}\noptions timeout:1 attempts:1\n")
+    host.write("/run/nsswitch.conf", "hosts: dns\n")
+    for file in ("resolv.conf", "nsswitch.conf"):
+        host.run("mount", "--bind", f"/run/{file}", f"/etc/{file}")
+    before = time.monotonic()
+    said = host.run("sh", "-c", UP).stderr
+    assert time.monotonic() - before < 6  # one after the other it would be 8
+    assert said.count("does not resolve") == 8
+    assert answer(host) == "hello"
 
 
 def test_a_daemon_that_hangs_does_not_keep_a_guest_from_starting(host: Hypervisor) -> None:
