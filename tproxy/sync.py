@@ -127,7 +127,7 @@ class Result(NamedTuple):
 def hosts_in(path: Path) -> list[str]:
     """The hosts of a file, one a line; what follows a # is a comment."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error
     return [host for line in lines if (host := line.partition("#")[0].strip())]

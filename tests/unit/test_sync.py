@@ -118,5 +118,7 @@ def test_hosts_are_read_a_line_each_without_comments(tmp_path: Path) -> None:
     file = tmp_path / "hosts"
     file.write_text("# rack 1\nroot@one\n\n two  # the second\n")
     assert sync.hosts_in(file) == ["root@one", "two"]
+    file.write_bytes("\ufeffone\r\ntwo\r\n".encode())  # as editors on Windows write it
+    assert sync.hosts_in(file) == ["one", "two"]
     with pytest.raises(ConfigError, match="No such file"):
         sync.hosts_in(tmp_path / "none")
