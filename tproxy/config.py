@@ -62,6 +62,7 @@ class Config(NamedTuple):
     bridges: tuple[WatchedBridge, ...] = ()
     watch: bool = False  # whether the daemon keeps a watcher
     watch_grace: float = DEFAULT_WATCH_GRACE
+    silent: bool = False  # it has not even an empty list of services: they may be in another file
 
     @property
     def watch_file(self) -> str:

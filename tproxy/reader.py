@@ -69,6 +69,7 @@ class _Reader:
             tuple(filter(None, bridges)),
             watch,
             grace,
+            "tproxy" not in ours,
         )
 
     def _error(self, reason: str, line: int | None = None) -> ConfigError:

@@ -115,6 +115,14 @@ def test_a_file_that_cannot_be_used_changes_nothing(site: Site) -> None:
     assert site.ruleset() == before
 
 
+def test_a_file_that_says_nothing_of_services_takes_none_away(site: Site) -> None:
+    site.host.write(CONFIG, ":vxlan_ttl: 16\n")  # OpenNebula's, where hooks use --config FILE
+    done = site.host.tproxy("refresh", "--config", CONFIG, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"tproxy: {CONFIG}: no tproxy: in it, nothing is changed: give --config FILE\n"
+    assert site.ask() == "one"
+
+
 def test_a_bridge_that_is_gone_does_not_stop_the_others(site: Site) -> None:
     site.host.add_bridge("aa0")
     site.up("aa0", "--network", "vnet2")

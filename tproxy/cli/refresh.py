@@ -27,6 +27,10 @@ def refresh(debug: bool, file: str | None) -> None:
     if path is None:
         raise ConfigError("no configuration file: give --config FILE or write /etc/tproxy/tproxy.yaml")
     read = reader.load(path)
+    if read.silent:
+        # OpenNebula's own, most likely, found before the file that the hooks were given. It is no order to
+        # take away all services.
+        raise ConfigError(f"{config.place(path)}: no tproxy: in it, nothing is changed: give --config FILE")
     logs.for_command(read.log_level, debug=debug)
     outcomes, warnings = refreshing.refresh(read)
     for warning in warnings:
