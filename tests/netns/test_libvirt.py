@@ -185,6 +185,19 @@ def test_a_guest_on_a_network_starts_and_shuts_down_and_the_network_goes(libvirt
     assert list(host.path("/run/tproxy/libvirt").iterdir()) == []
 
 
+def test_a_network_with_a_long_name(libvirt: Libvirt) -> None:
+    host, name = libvirt.host, "внутренняя сеть " * 7 + "x"  # 211 bytes: room for it in libvirt's own folder
+    host.write("/run/tproxy.yaml", CONFIG.replace("networks: blue", f"networks: '{name}'"))
+    host.add_bridge("virbr0")
+    libvirt.network("started", name, "virbr0")
+    libvirt.network("port-created", name, "virbr0")
+    guest = libvirt.start("virbr0", lambda tap: domain(on_network(name, "virbr0" if tap else "", tap)))
+    assert_fetches(guest, "blue")
+    unplug(guest)
+    libvirt.guest("release", domain(on_network(name)))
+    assert served(host) == []
+
+
 def test_a_network_that_ran_before_the_hooks_were_installed(libvirt: Libvirt) -> None:
     host = libvirt.host
     host.add_bridge("virbr0")
@@ -387,7 +400,7 @@ def test_hostile_names_are_one_line_and_change_nothing(libvirt: Libvirt) -> None
 
 def test_a_network_may_be_called_like_anything(libvirt: Libvirt) -> None:
     host = libvirt.host
-    names = ("..", "../../../etc/passwd", "a b --force", "ü" * 20, "network:x", "$(reboot)")
+    names = ("..", "../../../etc/passwd", "a b --force", "ü" * 20, "network:x", "$(reboot)", "x" * 300)
     for name in names:
         libvirt.network("started", name, "br0")
     assert len(list(host.path("/run/tproxy/libvirt").iterdir())) == len(names)
@@ -395,9 +408,6 @@ def test_a_network_may_be_called_like_anything(libvirt: Libvirt) -> None:
         libvirt.network("stopped", name, "br0")
     libvirt.guest("prepare", domain(on_network(names[0])))
     assert served(host) == ["br0"]
-    too_long = NETWORK.format(name="x" * 300, bridge="br0", port="")
-    done = libvirt.call("network", "n", "started", "begin", "-", xml=too_long)
-    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
 
 
 def test_a_guests_name_cannot_forge_a_line_of_the_log(libvirt: Libvirt) -> None:

@@ -95,7 +95,7 @@ def guest_calls(
     networks_of = {bridge: network for network, bridge in bridges.items()}
     gone = frozenset(nic.port for nic in found if operation in GUEST_DOWN and is_remnant(nic.port))
     for nic in found:
-        bridge = nic.bridge or bridges.get(nic.network, "")
+        bridge = nic.bridge or networks.bridge_of(nic.network, bridges)
         if nic.openvswitch:
             if operation == "start":  # once for each, and the first at which a network's NICs say it
                 yield Refusal(f"{nic.network or bridge or 'a NIC'} {_OPEN_VSWITCH}")

@@ -14,11 +14,13 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from tproxy.errors import KernelError
+from tproxy.model import stand_in
 
 DIRECTORY = Path("/run/tproxy/libvirt")
 
 # A network may be called like anything, also "..": what is behind the prefix holds no "/".
 _PREFIX = "network:"
+_MAX_NAME = 200  # of the 255 bytes of a file's name; a letter of another script takes six or nine
 
 
 def known() -> Mapping[str, str]:
@@ -52,5 +54,11 @@ def forget(network: str) -> None:
         raise KernelError(f"cannot forget network {network!a}: {error.strerror}") from None
 
 
+def bridge_of(network: str, bridges: Mapping[str, str]) -> str:
+    """Of those that are ``known``; empty where that network's is not."""
+    return bridges.get(network) or bridges.get(stand_in(network), "")
+
+
 def _path(network: str) -> Path:
-    return DIRECTORY / f"{_PREFIX}{quote(network, safe='')}"
+    name = quote(network, safe="")
+    return DIRECTORY / f"{_PREFIX}{name if len(name) <= _MAX_NAME else quote(stand_in(network), safe='')}"
