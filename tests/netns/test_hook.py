@@ -447,3 +447,15 @@ def test_debug_says_more_wherever_it_stands(hypervisor: Hypervisor, config: str)
     hypervisor.tproxy("hook", "down", "--bridge", "br0")
     assert said == hypervisor.tproxy(*hook, "--debug").stderr
     assert "create namespace one_tproxy_br0" in said
+
+
+def test_a_networks_name_is_what_the_file_has_in_any_locale(hypervisor: Hypervisor, config: str) -> None:
+    hypervisor.add_bridge("br0")
+    hypervisor.write("/run/büro.yaml", f"{CONFIG}  networks: [Büro]\n")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # ISO 8859-1 does the same
+    hook = ("hook", "up", "--bridge", "br0", "--config", "/run/büro.yaml", "--network", "Büro")
+    hypervisor.tproxy(*hook, env=ascii_only)
+    assert_as_specified(hypervisor, "br0")
+    before = hypervisor.run("nft", "list", "ruleset").stdout
+    hypervisor.tproxy(*hook)
+    assert hypervisor.run("nft", "list", "ruleset").stdout == before

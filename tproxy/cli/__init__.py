@@ -10,6 +10,7 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from io import TextIOWrapper
 from typing import NoReturn
@@ -41,7 +42,7 @@ def run() -> None:
             gc.disable()  # there is no time for garbage to gather
             from tproxy.cli import hook
 
-            hook.run(sys.argv[2:])
+            hook.run(in_utf8(sys.argv[2:]))
         else:
             from tproxy.cli import commands
 
@@ -57,6 +58,11 @@ def run() -> None:
     except Exception as error:
         # The last resort of the outermost caller: an operator gets a line, whatever went wrong.
         _fail(f"internal error: {type(error).__name__}: {error}", EXIT_INTERNAL, error)
+
+
+def in_utf8(words: Iterable[str]) -> list[str]:
+    """Arguments of the process read in UTF-8, as names in files are, whatever the caller's locale."""
+    return [os.fsencode(word).decode(errors="surrogateescape") for word in words]
 
 
 def require_root() -> None:

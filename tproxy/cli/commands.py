@@ -8,7 +8,7 @@ from importlib import import_module
 import click
 
 from tproxy import __version__
-from tproxy.cli import EXIT_INTERRUPTED, say
+from tproxy.cli import EXIT_INTERRUPTED, in_utf8, say
 
 # The module of tproxy.cli in which each command is defined, under its own name.
 COMMANDS = {
@@ -62,7 +62,7 @@ def hook(debug: bool, arguments: tuple[str, ...]) -> None:
     """Reached only behind an option of ours: ``tproxy --debug hook``; see tproxy.cli.main."""
     from tproxy.cli import hook as module
 
-    module.run([*arguments, *(["--debug"] if debug else [])])
+    module.run([*in_utf8(arguments), *(["--debug"] if debug else [])])
 
 
 def run() -> None:

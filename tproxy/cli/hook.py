@@ -112,6 +112,8 @@ def _print(lines: list[str]) -> None:
 
 
 def _config(explicit: str | None, *, remember: bool) -> config.Config:
+    if explicit:
+        explicit = os.fsdecode(explicit.encode(errors="surrogateescape"))  # a path is as the locale has it
     path = config.search(explicit, os.environ)
     if path is None:
         raise ConfigError("no configuration file: give --config FILE or write /etc/tproxy/tproxy.yaml")
