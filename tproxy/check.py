@@ -7,8 +7,10 @@ one that it does not name.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from tproxy import config
-from tproxy.config import Config, Resolver
+from tproxy.config import Config, Entry, Resolver
 from tproxy.model import Network
 
 MAX_SHOWN = 5  # networks in a line: enough to see which
@@ -39,13 +41,32 @@ def problems(read: Config, resolve: Resolver) -> list[str]:
 
     anywhere = [*read.warnings, *config.services_for(read, Network(), resolve_once)[1]]
     elsewhere: dict[str, list[str]] = {}  # the networks by what is said on them only
-    for name in sorted({name for entry in read.entries for name in entry.networks}):
+    said = set(anywhere)
+    for name, entries in _by_network(read.entries):
         # As a name or as an id is the same: an entry applies by either.
-        for warning in config.services_for(read, Network(name), resolve_once)[1]:
-            if warning not in anywhere:
+        for warning in config.services_for(read._replace(entries=entries), Network(name), resolve_once)[1]:
+            if warning not in said:
                 elsewhere.setdefault(warning, []).append(name)
     found = [*anywhere, *(f"{each} (networks: {_list(names)})" for each, names in elsewhere.items())]
     return sorted(found, key=lambda each: config.line_of(read.path, each))
+
+
+def _by_network(entries: tuple[Entry, ...]) -> Iterator[tuple[str, tuple[Entry, ...]]]:
+    """The networks that are named, with the entries for them, and those for all that have a port of these.
+
+    Not all entries for each: that would be a minute where each of 10,000 networks has an entry.
+    """
+    general: dict[int, list[Entry]] = {}
+    own: dict[str, list[Entry]] = {}
+    for entry in entries:
+        for name in entry.networks:
+            own.setdefault(name, []).append(entry)
+        if not entry.networks:
+            general.setdefault(entry.service_port, []).append(entry)
+    for name, found in sorted(own.items()):
+        ports = {each.service_port for each in found}
+        found += [each for port in ports for each in general.get(port, ())]
+        yield name, tuple(sorted(found, key=lambda each: each.number))
 
 
 def _list(names: list[str]) -> str:
