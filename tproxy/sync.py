@@ -67,7 +67,7 @@ else
     chmod 644 -- "$temp"
 fi
 sync -- "$temp"
-mv -f -- "$temp" "$target"
+mv -fT -- "$temp" "$target"  # a target that is a directory is none to move it into
 sync -- "$directory"
 echo at refresh
 refreshed=$("$tproxy" refresh)

@@ -114,6 +114,15 @@ def test_a_host_that_uses_another_file_is_a_failure(fleet: Fleet) -> None:
     assert results[two].startswith("changed")
 
 
+def test_a_path_that_is_a_folder_is_a_failure_and_nothing_is_left_in_it(fleet: Fleet) -> None:
+    one, _ = fleet.addresses
+    folder = CONFIG.rpartition("/")[0]
+    results = send(fleet, NEW, "--remote-path", f"{folder}/", one, status=1)
+    assert results[one].startswith("failed cannot replace the file: ")
+    assert "directory" in results[one]
+    assert fleet.files() == [OLD, OLD]
+
+
 def test_owner_and_mode_of_the_old_file_stay(fleet: Fleet) -> None:
     one, two = fleet.addresses
     old = fleet.hosts[one].path(CONFIG)
