@@ -1,10 +1,10 @@
 """The daemon: reads the service maps, keeps relays in line with them, and answers the commands.
 
 It reads maps only when it is asked to (start, reload, a hook), in the network namespace it was
-started in. A read that fails changes nothing: unknown is not empty. When no map is left at all, the
-daemon ends, and all its relays with it; unless it is to keep a watcher, which may need it again, or
-is a service that a service manager wants to be there (``stay``). Such a one keeps its process id when it
-is replaced: see ``_renew``.
+started in; all of them when it is asked for the first time, since others were served before it came. A read
+that fails changes nothing: unknown is not empty. When no map is left at all, the daemon ends, and all its
+relays with it; unless it is to keep a watcher, which may need it again, or is a service that a service
+manager wants to be there (``stay``). Such a one keeps its process id when it is replaced: see ``_renew``.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class Daemon:
         self._watchdog.keep(watch)
         self._requests: list[Request] = []
         self._replace = replace
+        self._knows_all = False  # the maps: before that, a hook names one bridge, and others wait
         self._stay = stay
         self._ending = False
         self._started = time.time()
@@ -119,14 +120,16 @@ class Daemon:
 
     def _apply(self, client: Client, named: Iterable[str] | None) -> None:
         """Make the maps as they are now take effect, for the named bridges or for all."""
+        only = named if self._knows_all else None
         try:
-            maps = {each.bridge: each for each in nft.read_maps(named)}
+            maps = {each.bridge: each for each in nft.read_maps(only)}
         except NftError as error:
             log.error("the maps cannot be read, all stays as it is: %s", error)
             client.answer({"error": str(error)})
             return
+        self._knows_all = True
         known = self._catalog.bridges | self._relays.bridges
-        considered = set(named) if named is not None else known | set(maps)
+        considered = set(only) if only is not None else known | set(maps)
         for bridge in sorted(considered):
             if bridge in maps:
                 for change in self._catalog.apply(maps[bridge]):
@@ -143,7 +146,7 @@ class Daemon:
         self._ports.look()
         self._replace = False  # those that were there before this daemon are replaced now
         self._ending = not (self._catalog.bridges or self._watchdog.file or self._stay)
-        self._requests.append(Request(client, frozenset(considered)))
+        self._requests.append(Request(client, frozenset(considered if named is None else named)))
         self._answer_settled()
 
     def _answer_settled(self) -> None:

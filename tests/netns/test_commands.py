@@ -323,6 +323,36 @@ def test_guests_wait_while_the_daemon_is_away(lab: Lab) -> None:
     assert asker.communicate()[0] == "one"
 
 
+@pytest.mark.parametrize("lost", ["daemon killed", "restart cut short"])
+def test_the_next_hook_for_any_bridge_serves_all_of_them_again(lab: Lab, lost: str) -> None:
+    lab.host.add_bridge("br1")
+    hook = ("--bridge", "br1", "--config", lab.config)
+    lab.host.tproxy("hook", "up", *hook)
+    before = lab.pids()
+    if lost == "daemon killed":
+        lab.host.run("kill", "-9", str(before["one_tproxy"]))
+    else:
+        lab.host.run(sys.executable, "-c", CUT_SHORT, "restart")
+    lab.host.tproxy("hook", "up", *hook)
+    assert lab.ask() == "one"
+    for _ in eventually():
+        after = lab.pids()
+        if lost == "daemon killed" or not set(after.values()) & set(before.values()):
+            break
+    lab.host.tproxy("hook", "down", *hook)
+    assert lab.ask() == "one"
+    assert lab.pids().items() >= {"one_tproxy": after["one_tproxy"]}.items()
+
+
+# As if it had been killed when the new daemon was there, and knew of no map yet.
+CUT_SHORT = """
+import tproxy.cli
+from tproxy import process
+process._apply_all = lambda *_, **__: []
+tproxy.cli.main()
+"""
+
+
 def test_a_process_with_a_borrowed_title_is_neither_shown_nor_ended(lab: Lab) -> None:
     code = """
 import setproctitle, time
