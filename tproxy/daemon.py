@@ -29,6 +29,7 @@ from tproxy.instance import directory
 from tproxy.loop import Loop
 from tproxy.model import DAEMON_TITLE
 from tproxy.ports import PortKeeper
+from tproxy.relay import BATCH
 from tproxy.spawner import Spawner
 from tproxy.splice import MAX_PIPES
 from tproxy.supervisor import Supervisor
@@ -50,6 +51,13 @@ ALERT = 50e-6
 DRAIN_CHECK = 0.2
 
 
+def most_connections(descriptors: int) -> int:
+    """How many may be open at once; each has two descriptors."""
+    # Of few, half: what could be, is not likely to come together.
+    kept = min(RESERVE + 2 * MAX_PIPES, descriptors // 2)
+    return max((descriptors - kept) // 2, BATCH)  # less, and no relay's message could be taken
+
+
 @dataclass(frozen=True)
 class Request:
     """An apply that is answered when it has taken effect."""
@@ -67,7 +75,7 @@ class Daemon:
         self._catalog = Catalog()
         self._connections = Connections(self._loop)
         self._relays = Supervisor(self._loop, spawner, self._catalog, self._connections, self._answer_settled)
-        self._relays.limit((resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVE - 2 * MAX_PIPES) // 2)
+        self._relays.limit(most_connections(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
         self._server = Server(self._loop, directory(), self._handle)
         self._ports = PortKeeper(self._loop, lambda: self._catalog.bridges)
         self._watchdog = Watchdog(self._loop)
