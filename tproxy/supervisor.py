@@ -235,6 +235,8 @@ class Supervisor:
 
     def on_event(self, fd: int, mask: int) -> None:
         link = self._handlers[fd]
+        if mask == READ and not self._mask(link) & READ:
+            return  # since this batch of events was fetched, another relay's guests have filled the place
         try:
             received = fdpass.receive(link.channel)
             if received is None:

@@ -146,3 +146,59 @@ def test_a_taken_port_is_tried_once_a_period_however_many_reloads_there_were(hyp
     before, after = json.loads(hypervisor.run(sys.executable, "-c", TAKEN_PORT).stdout)
     assert before >= 20
     assert 1 <= after <= 10
+
+
+# Relays that all have a full message for the daemon at once, when there is room for one.
+CROWDED = """
+import json, os, socket
+from tproxy import fdpass, netns, supervisor, wire
+from tproxy.catalog import Catalog
+from tproxy.loop import Loop
+from tproxy.model import Endpoint, Service, ServiceMap
+from tproxy.relay import BATCH
+
+bridges = ["br0", "br1", "br2", "br3"]
+catalog, loop = Catalog(), Loop()
+channels = {bridge: fdpass.pair() for bridge in bridges}
+
+class Spawner:
+    def spawn(self, order):
+        channels[order.bridge][0].setblocking(False)
+        return channels[order.bridge][0]
+
+class Connections(list):
+    def accept(self, entry, guest, peer):
+        self.append(guest)
+
+def run(seconds):
+    loop.call_later(seconds, loop.stop)
+    loop.run()
+
+connections = Connections()
+relays = supervisor.Supervisor(loop, Spawner(), catalog, connections, lambda: None)
+relays.limit(BATCH + 1)
+for bridge in bridges:
+    catalog.apply(ServiceMap(bridge, {5030: Service(5030, Endpoint("10.11.12.13", 80))}))
+    relays.ensure(bridge, 20)
+    far = channels[bridge][1]
+    with netns.inside(f"one_tproxy_{bridge}"):
+        guests = [socket.socket() for _ in range(BATCH)]
+    fdpass.send(far, wire.Hello(wire.VERSION, os.getpid()), [guests[0].fileno()])
+    run(0.01)
+    fdpass.send(far, wire.Report(fdpass.receive(far)[0].generation, {}))
+    run(0.01)
+    fdpass.send(far, wire.Accepted(5030, (bytes(6),) * BATCH), [each.fileno() for each in guests])
+taken = []
+for _ in bridges:
+    run(0.3)
+    taken.append(len(connections))
+    connections.clear()
+print(json.dumps([each // BATCH for each in taken]))
+"""
+
+
+def test_where_all_that_can_be_open_is_open_no_relay_is_heard_that_spoke_at_the_same_moment(
+    hypervisor: Hypervisor,
+) -> None:
+    hypervisor.ip(*(f"netns add one_tproxy_br{number}" for number in range(4)))
+    assert json.loads(hypervisor.run(sys.executable, "-c", CROWDED).stdout) == [1, 1, 1, 1]
