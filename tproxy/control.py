@@ -6,6 +6,7 @@ The socket lies in the instance's directory, which only root can enter.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -15,10 +16,15 @@ from typing import Any
 from tproxy.errors import NotRunning, ProcessError, ProtocolError
 from tproxy.loop import READ, WRITE, Loop
 
+log = logging.getLogger(__name__)
+
 SOCKET = "control.sock"
 
 # A request is a few words; whoever sends more without a line end is not one of ours.
 MAX_REQUEST = 64 * 1024
+
+# When there is no descriptor for who asks: so many seconds until the next try.
+PAUSE = 0.2
 
 Json = dict[str, Any]
 
@@ -66,9 +72,20 @@ class Server:
         loop.add(self._listener.fileno(), READ, self)
 
     def on_event(self, fd: int, mask: int) -> None:
-        with suppress(BlockingIOError):
+        try:
             client, _ = self._listener.accept()
-            Client(self._loop, client, self._handle)
+        except BlockingIOError:
+            return
+        except OSError as error:  # EMFILE: trying again at once would only spin
+            log.warning("nobody can be answered for now: %s", error.strerror)
+            self._loop.modify(fd, 0)
+            self._loop.call_later(PAUSE, self._resume)
+            return
+        Client(self._loop, client, self._handle)
+
+    def _resume(self) -> None:
+        with suppress(OSError, ValueError):  # it may be closed by now
+            self._loop.modify(self._listener.fileno(), READ)
 
     def close(self) -> None:
         """Leave the place to a successor."""

@@ -65,14 +65,15 @@ class PortKeeper:
 
     def _look(self) -> None:
         self._due = False
-        ports = {bridge: links.ports(bridge) for bridge in self._bridges()}
-        changed = {bridge: now for bridge, now in ports.items() if self._kept.get(bridge) != now}
-        if not changed:
-            return
+        bridges = self._bridges()
         try:
-            self._keep(changed)
-        except NftError as error:
-            log.warning("guards of %s could not be kept current: %s", ", ".join(sorted(changed)), error)
+            ports = {bridge: links.ports(bridge) for bridge in bridges}
+            changed = {bridge: now for bridge, now in ports.items() if self._kept.get(bridge) != now}
+            if changed:
+                bridges = set(changed)
+                self._keep(changed)
+        except (NftError, OSError) as error:  # OSError: no descriptor to look with
+            log.warning("guards of %s could not be kept current: %s", ", ".join(sorted(bridges)), error)
             self.look(RETRY)
         else:
             self._kept = ports

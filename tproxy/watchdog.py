@@ -13,6 +13,7 @@ import sys
 import time
 
 from tproxy import instance
+from tproxy.errors import KernelError
 from tproxy.loop import READ, Loop, Timer
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,10 @@ class _Child:
 
 
 def _is_free() -> bool:
-    place = instance.claim(PLACE)
+    try:
+        place = instance.claim(PLACE)
+    except (KernelError, OSError):
+        return False  # it cannot be told now
     if place is None:
         return False
     os.close(place)

@@ -461,6 +461,35 @@ def test_with_few_descriptors_guests_are_served_all_the_same(lab: Lab, descripto
         assert lab.ask() == "one"
 
 
+def test_a_daemon_that_has_no_descriptor_left_for_a_while_goes_on(echo: Lab) -> None:
+    # Somebody's watcher, so that the daemon keeps looking whether there is one.
+    config = echo.host.write("/run/tproxy.yaml", "tproxy_watch: true\n")
+    echo.host.popen(sys.executable, "-m", "tproxy", "watch", "--config", config)
+    log = echo.host.path("/var/log/one_tproxy.log")
+    for _ in eventually():
+        if "watching bridges" in log.read_text():
+            break
+    echo.host.tproxy("reload", env={"TPROXY_CONFIG": config})
+    conversation = Conversation(echo, 7)
+    before = echo.pids()
+    prlimit = ("prlimit", "--pid", str(before["one_tproxy"]))
+    echo.host.run(*prlimit, "--nofile=3:")
+    asked = echo.host.popen(sys.executable, "-m", "tproxy", "status", "--json", stdout=subprocess.PIPE)
+    for _ in eventually():
+        if "nobody can be answered for now: Too many open files" in log.read_text():
+            break
+    echo.host.add_guest("second", "br0", "10.0.0.6/24")
+    for _ in eventually():
+        if "guards of br0 could not be kept current" in log.read_text():
+            break
+    time.sleep(2.5)  # a look for the watcher
+    assert conversation.say("still here") == "still here"
+    echo.host.run(*prlimit, "--nofile=1000:")
+    asked.communicate()
+    assert echo.ask() == "one"
+    assert echo.pids() == before
+
+
 HOLDER = """
 import resource, socket, sys, time
 resource.setrlimit(resource.RLIMIT_NOFILE, (4000, 4000))
