@@ -47,7 +47,11 @@ def main() -> None:
     if arguments.ready is not None:
         os.write(arguments.ready, b"ready")
         os.close(arguments.ready)
-    daemon.run()
+    try:
+        daemon.run()
+    except Exception:
+        logging.getLogger("tproxy.launch").exception("the daemon ends on an unexpected error")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

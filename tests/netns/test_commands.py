@@ -490,6 +490,25 @@ def test_a_daemon_that_has_no_descriptor_left_for_a_while_goes_on(echo: Lab) -> 
     assert echo.pids() == before
 
 
+def test_what_the_daemon_dies_of_is_in_its_log(lab: Lab) -> None:
+    code = """
+from tproxy import launch
+from tproxy.daemon import Daemon
+Daemon._reopen_logs = lambda self: 1 / 0
+launch.main()
+"""
+    directory = lab.host.run("readlink", f"/proc/{lab.pids()['one_tproxy']}/cwd").stdout.strip()
+    lab.host.tproxy("stop")
+    broken = lab.host.popen("sh", "-c", f"cd {directory}; exec {sys.executable} -c '{code}' --stay")
+    log = lab.host.path("/var/log/one_tproxy.log")
+    for _ in eventually():
+        if log.read_text().count(" started\n") == 2:
+            break
+    lab.host.run("kill", "-HUP", str(lab.pids()["one_tproxy"]))
+    assert broken.wait(30) == 1
+    assert "ZeroDivisionError" in log.read_text()
+
+
 HOLDER = """
 import resource, socket, sys, time
 resource.setrlimit(resource.RLIMIT_NOFILE, (4000, 4000))
