@@ -24,7 +24,7 @@ from tproxy import __version__, foreground, logs, nft
 from tproxy.catalog import Catalog, Entry
 from tproxy.connection import Connections
 from tproxy.control import Client, Json, Server
-from tproxy.errors import NftError
+from tproxy.errors import NftError, TproxyError
 from tproxy.instance import directory
 from tproxy.loop import Loop
 from tproxy.model import DAEMON_TITLE
@@ -208,7 +208,12 @@ class Daemon:
         self._retire()
         client.answer({"renewed": True})
         if os.fork():
-            foreground.execute(*arguments)
+            try:
+                foreground.execute(*arguments)
+            except (OSError, TproxyError) as error:
+                # All that is open is the child's, and two must not serve it. The manager starts another.
+                log.error("the installed code cannot be started: %s", error)
+                os._exit(1)
 
     def _leave(self) -> None:
         """End, as the service manager wants before it starts a successor; a child finishes what is open."""

@@ -44,10 +44,12 @@ class Manager:
         self._socket.bind(os.fspath(host.path("/run/notify")))
         self._socket.settimeout(10)
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, python: str = sys.executable) -> subprocess.Popen[str]:
         """Returns when the daemon has said that it is ready."""
         environment = {"NOTIFY_SOCKET": "/run/notify", "TPROXY_CONFIG": "/run/tproxy.yaml"}
-        unit = self._host.popen(sys.executable, "-m", "tproxy", "daemon", env=environment)
+        # Wherever this Python is: what it imports.
+        environment["PYTHONPATH"] = ":".join([str(ENDPOINTS.parents[2]), *filter(None, sys.path)])
+        unit = self._host.popen(python, "-m", "tproxy", "daemon", env=environment)
         assert self._socket.recv(100) == b"READY=1"
         return unit
 
@@ -168,6 +170,30 @@ def test_the_managers_restart_refuses_no_guest_and_cuts_no_connection(
     served = crowd.stdout.read().split()
     assert crowd.wait(30) == 0
     assert int(served[0]) > 0
+    talk.end()
+    wait_for_the_end_of_draining(hypervisor)
+
+
+def test_where_its_python_is_gone_it_ends_and_one_process_only_finishes_what_is_open(
+    hypervisor: Hypervisor, manager: Manager, guest: Guest
+) -> None:
+    """As after an upgrade to another place. The manager then starts what is there now."""
+    python = hypervisor.path("/run/python3")
+    python.symlink_to(os.path.realpath(sys.executable))
+    unit = manager.start("/run/python3")
+    up(hypervisor)
+    talk = Talk(guest)
+    python.unlink()
+    drain = "control.ask(instance.directory(), {'op': 'drain'}, 5)"
+    hypervisor.run(sys.executable, "-c", f"from tproxy import control, instance; {drain}")
+    assert unit.wait(30) == 1
+    log = hypervisor.path("/var/log/one_tproxy.log").read_text()
+    assert "the installed code cannot be started: " in log
+    assert "unexpected" not in log
+    assert titles(hypervisor).count("tproxy-draining") == 1
+    manager.start()
+    assert_served(guest)
+    assert talk.say("still there") == "still there"
     talk.end()
     wait_for_the_end_of_draining(hypervisor)
 
