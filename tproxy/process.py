@@ -201,6 +201,9 @@ def _launch(log_level: int | None, watch: str | None, *, replace: bool) -> None:
             start_new_session=True,
             pass_fds=[writer],
         )
+    except OSError as error:  # EAGAIN: there are as many processes as there may be
+        os.close(reader)
+        raise ProcessError(f"the daemon cannot be started: {error.strerror}") from None
     finally:
         os.close(writer)
     try:

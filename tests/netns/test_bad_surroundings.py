@@ -159,6 +159,18 @@ def test_the_hook_refuses_in_one_line_and_leaves_no_trace(host: Hypervisor, surr
     assert state(host) == before
 
 
+def test_where_no_more_processes_may_be_the_hook_says_so_and_leaves_no_trace(host: Hypervisor) -> None:
+    before = state(host)
+    refuse = "strace -qq -o /dev/null -e trace=clone,vfork -e inject=vfork:error=EAGAIN"
+    refuse += " -e inject=clone:error=EAGAIN:when=2+"  # the first is to make the namespace
+    done = host.run("sh", "-c", f"{refuse} {UP}", check=False)
+    assert done.returncode == 1
+    assert done.stderr == "tproxy: the daemon cannot be started: Resource temporarily unavailable\n"
+    links, *others = state(host)
+    assert others == before[1:]
+    assert "br0b" not in links  # the bridge has lost the address of its last port, as any bridge does
+
+
 # libnftables, on a kernel that has all but CONFIG_NF_TABLES_BRIDGE: adding such a table is refused as by that
 # kernel (nft_supported_family), which takes the whole transaction with it.
 WITHOUT_BRIDGE_TABLES = """
