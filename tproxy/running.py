@@ -57,8 +57,11 @@ def find() -> Running:
 
     home = instance.directory()
     daemons, relays, auxiliary, watchers = [], [], [], []
-    for process in psutil.process_iter():
+    # Not psutil.process_iter: it keeps what it found earlier, and a watcher lives long. Of a number that
+    # another process has got since, it gives the old one, which cannot be signalled, and counts as ended.
+    for pid in psutil.pids():
         try:
+            process = psutil.Process(pid)
             title = " ".join(process.cmdline()).rstrip("\0 ")
             if not title.startswith((DAEMON_TITLE, AUXILIARY_PREFIX)) or process.cwd() != home:
                 continue
