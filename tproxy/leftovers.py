@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tproxy import hook, instance, netns, nft, plumbing, preview
 from tproxy.attend import watched
 from tproxy.config import WatchedBridge
-from tproxy.errors import BadName, TproxyError
+from tproxy.errors import BadName
 from tproxy.model import BridgeNames, check_interface_name
 
 
@@ -19,26 +19,16 @@ class Leftover(NamedTuple):
     bridge: str
     uplinks: frozenset[str]
     removal: list[str]  # what there is to do, in words
-    problem: str = ""  # why that cannot be told
 
 
-def find(bridges: tuple[WatchedBridge, ...], unused_for: float) -> list[Leftover]:
-    """All that can be removed now; ``bridges`` name uplinks, which are not guests.
-
-    A bridge that cannot be looked at does not stop the others.
-    """
-    found = []
-    for bridge in sorted(_candidates()):
-        entry = watched(bridge, bridges)
-        uplinks = entry.uplinks if entry else frozenset()
-        try:
-            observed = plumbing.observe(bridge)
-        except TproxyError as error:
-            found.append(Leftover(bridge, uplinks, [], str(error)))
-            continue
-        if hook.left_behind(bridge, observed, uplinks, unused_for):
-            found.append(Leftover(bridge, uplinks, preview.removal(bridge, observed)))
-    return found
+def look(bridge: str, bridges: tuple[WatchedBridge, ...], unused_for: float) -> Leftover | None:
+    """What can be removed now of a bridge; ``bridges`` name uplinks, which are not guests."""
+    entry = watched(bridge, bridges)
+    uplinks = entry.uplinks if entry else frozenset()
+    observed = plumbing.observe(bridge)
+    if not hook.left_behind(bridge, observed, uplinks, unused_for):
+        return None
+    return Leftover(bridge, uplinks, preview.removal(bridge, observed))
 
 
 def remove(leftover: Leftover, unused_for: float) -> bool:
@@ -46,11 +36,12 @@ def remove(leftover: Leftover, unused_for: float) -> bool:
     return hook.collect(leftover.bridge, leftover.uplinks, unused_for)
 
 
-def _candidates() -> set[str]:
+def candidates() -> list[str]:
+    """Bridges of which there is anything at all."""
     prefix = BridgeNames("x").namespace.removesuffix("x")
     names = {name.removeprefix(prefix) for name in netns.names() if name.startswith(prefix)}
     names |= {each.bridge for each in nft.read_maps()} | nft.read_guards().keys() | set(instance.used())
-    return set(filter(_is_bridge_name, names))
+    return sorted(filter(_is_bridge_name, names))
 
 
 def _is_bridge_name(name: str) -> bool:

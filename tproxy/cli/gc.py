@@ -37,14 +37,13 @@ def gc(debug: bool, dry_run: bool, grace: float | None, file: str | None) -> Non
     if grace is None:
         grace = read.watch_grace if read else config.DEFAULT_WATCH_GRACE
     failed = False
-    for leftover in leftovers.find(read.bridges if read else (), grace):
+    for bridge in leftovers.candidates():
         try:
-            if leftover.problem:
-                raise TproxyError(leftover.problem)
-            if dry_run or leftovers.remove(leftover, grace):
+            leftover = leftovers.look(bridge, read.bridges if read else (), grace)
+            if leftover and (dry_run or leftovers.remove(leftover, grace)):
                 for line in leftover.removal:
                     click.echo(line)
         except TproxyError as error:
-            say(f"bridge {leftover.bridge}: {error}")
+            say(f"bridge {bridge}: {error}")
             failed = True
     sys.exit(EXIT_FAILURE if failed else 0)
