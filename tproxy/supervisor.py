@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,6 +38,11 @@ RETRY_FIRST, RETRY_MOST = 0.1, 5.0
 
 # How long a relay may take to end before it is killed, in seconds.
 PATIENCE = 3.0
+
+# How long one may take to say Hello, in seconds; a busy host that starts hundreds at once takes some.
+GREETING = 30.0
+
+_CREDENTIALS = struct.Struct("3i")  # struct ucred, unix(7)
 
 
 @dataclass
@@ -198,6 +204,7 @@ class Supervisor:
         link = Link(bridge, channel, previous)
         self._links[bridge] = link
         self._watch(link)
+        self._loop.call_later(GREETING, lambda: self._give_up(link))
 
     def _watch(self, link: Link) -> None:
         self._handlers[link.channel.fileno()] = link
@@ -224,6 +231,16 @@ class Supervisor:
         with suppress(OSError):
             fdpass.send(link.channel, wire.Quit())
         self._loop.call_later(PATIENCE, lambda: self._kill(link))
+
+    def _give_up(self, link: Link) -> None:
+        """Do without a relay that hangs: it would be joined again and again, and waited for for ever."""
+        if link.greeted or not (self._links.get(link.bridge) is link or link in self._leaving):
+            return
+        log.warning("bridge %s: relay does not answer; killed", link.bridge)
+        if link.pid:
+            with suppress(ProcessLookupError):
+                os.kill(link.pid, signal.SIGKILL)
+        self._ended(link, "relay did not answer")
 
     def _kill(self, link: Link) -> None:
         if link in self._leaving and link.pid:
@@ -261,6 +278,8 @@ class Supervisor:
                 self._unwatch(link)
                 link.channel = socket.socket(fileno=socks[0].detach())
                 link.channel.setblocking(False)
+                peer = link.channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+                link.pid = _CREDENTIALS.unpack(peer)[0]  # who listened there: it may never say so itself
                 self._watch(link)
             case wire.Report() if link.greeted:
                 self._note(link, message)

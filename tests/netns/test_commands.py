@@ -490,6 +490,28 @@ def test_a_daemon_that_has_no_descriptor_left_for_a_while_goes_on(echo: Lab) -> 
     assert echo.pids() == before
 
 
+def test_a_relay_that_hangs_when_the_daemon_comes_back_is_replaced(lab: Lab) -> None:
+    code = """
+from tproxy import launch, supervisor
+supervisor.GREETING = 1.0
+launch.main()
+"""
+    before = lab.pids()
+    directory = lab.host.run("readlink", f"/proc/{before['one_tproxy']}/cwd").stdout.strip()
+    lab.host.run("kill", "-STOP", str(before["one_tproxy_br0"]))
+    lab.host.run("kill", "-KILL", str(before["one_tproxy"]))
+    lab.host.popen("sh", "-c", f"cd {directory}; exec {sys.executable} -c '{code}' --stay")
+    log = lab.host.path("/var/log/one_tproxy.log")
+    for _ in eventually():
+        if log.read_text().count(" started\n") == 2:
+            break
+    done = lab.host.tproxy("start", check=False)
+    assert (done.returncode, done.stderr) == (1, "tproxy: bridge br0: relay did not answer\n")
+    lab.host.tproxy("start")
+    assert lab.ask() == "one"
+    assert lab.pids()["one_tproxy_br0"] != before["one_tproxy_br0"]
+
+
 def test_what_the_daemon_dies_of_is_in_its_log(lab: Lab) -> None:
     code = """
 from tproxy import launch
