@@ -20,14 +20,14 @@ from typing import Any
 
 from setproctitle import setproctitle
 
-from tproxy import __version__, foreground, logs, nft
+from tproxy import __version__, foreground, logs, netns, nft
 from tproxy.catalog import Catalog, Entry
 from tproxy.connection import Connections
 from tproxy.control import Client, Json, Server
 from tproxy.errors import NftError, TproxyError
 from tproxy.instance import directory
 from tproxy.loop import Loop
-from tproxy.model import DAEMON_TITLE
+from tproxy.model import DAEMON_TITLE, BridgeNames
 from tproxy.ports import PortKeeper
 from tproxy.relay import BATCH
 from tproxy.spawner import Spawner
@@ -233,6 +233,10 @@ class Daemon:
         self._check_drained()
 
     def _check_drained(self) -> None:
+        # Nobody tells us of maps any more, but a bridge that was taken down has no namespace.
+        for bridge in {connection.entry.bridge for connection in self._connections}:
+            if not netns.name_taken(BridgeNames(bridge).namespace):
+                self._connections.abort_bridge(bridge, "bridge removed")
         # Relays still pass connections on until their successors have taken over.
         if self._connections or self._relays.bridges:
             self._loop.call_later(DRAIN_CHECK, self._check_drained)

@@ -231,6 +231,18 @@ def test_restart_replaces_every_process_and_cuts_no_connection(echo: Lab) -> Non
     assert [each for each in titles if each.startswith(("one_tproxy", "tproxy-"))] == []
 
 
+def test_a_connection_from_before_a_restart_ends_when_its_bridge_goes(echo: Lab) -> None:
+    echo.host.add_bridge("br1")  # the daemon stays for another one
+    echo.host.tproxy("hook", "up", "--bridge", "br1", "--config", echo.config)
+    conversation = Conversation(echo, 7)
+    echo.host.tproxy("restart")
+    assert conversation.say("after") == "after"
+    echo.host.tproxy("hook", "down", "--bridge", "br0", "--force")
+    for _ in eventually():
+        if echo.host.run("ss", "-Htn", "dport = :9000").stdout == "":
+            break
+
+
 def test_no_guest_is_refused_while_it_restarts(echo: Lab) -> None:
     asker = echo.guest.popen(
         sys.executable, "-c", ASKER, SERVICE_ADDRESS, "5030", stdout=subprocess.PIPE, stdin=subprocess.PIPE
