@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import subprocess
 import sys
 import time
 
@@ -44,13 +45,13 @@ def net(hypervisor: Hypervisor) -> Net:
 
 
 SNIFF = """
-import socket, sys, time
-# All frames, and a line for each that concerns the service: its address or our MAC.
+import select, socket, sys
+# All frames up to the end of input, and a line for each that concerns the service: its address or our MAC.
 address, mac = socket.inet_aton(sys.argv[1]), bytes.fromhex(sys.argv[2].replace(':', ''))
 sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
 sock.bind(('eth0', 0))
 print('ready', flush=True)
-while True:
+while sock in select.select([sock, sys.stdin], [], [])[0]:
     frame, (_, _, kind, *_) = sock.recvfrom(65535)
     if kind != socket.PACKET_OUTGOING and (address in frame or mac in frame):
         print(frame[:60].hex(), flush=True)
@@ -68,16 +69,18 @@ for _ in range(3):
 
 class Sniffer:
     def __init__(self, guest: Guest) -> None:
-        self._process = guest.hypervisor.serve(
-            sys.executable, "-c", SNIFF, SERVICE_ADDRESS, SERVICE_MAC, netns=guest.name
+        self._process = guest.popen(
+            *(sys.executable, "-c", SNIFF, SERVICE_ADDRESS, SERVICE_MAC),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
 
     def seen(self) -> list[str]:
         """The frames that concern the service, up to now."""
-        time.sleep(0.3)
-        self._process.kill()
-        assert self._process.stdout is not None
-        return self._process.stdout.read().split()
+        time.sleep(0.3)  # what is under way arrives
+        return self._process.communicate()[0].split()
 
 
 def mac_of(guest: Guest) -> str:
