@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -54,6 +53,13 @@ def state(host: Hypervisor) -> dict[str, str]:
     }
 
 
+def subscriptions(host: Hypervisor, netns: str | None = None) -> int:
+    """How many sockets are told of what changes there, netlink(7)."""
+    # Columns: socket, protocol, port id, groups, ...
+    lines = host.run("cat", "/proc/net/netlink", netns=netns).stdout.splitlines()[1:]
+    return sum(int(line.split()[3], 16) != 0 for line in lines)
+
+
 def assert_as_specified(host: Hypervisor, bridge: str) -> None:
     names = BridgeNames(bridge)
     (outer,) = ip_json(host, "link", "show", names.veth_bridge)
@@ -98,6 +104,7 @@ def test_up_on_a_healthy_bridge_changes_nothing(hypervisor: Hypervisor, config: 
     up(hypervisor, "br0", config, "--network", "blue", "--network-id", "0", "--uplink", "eth9")
     before = hypervisor.tproxy("status").stdout
     time.sleep(2)  # the kernel tells of a link's last state changes up to a second later
+    others = subscriptions(hypervisor)  # the daemon's
     watchers = [
         hypervisor.popen(*command, stdout=subprocess.PIPE)
         for command in (("nft", "monitor"), ("ip", "monitor", "link", "address", "route", "rule"))
@@ -105,20 +112,20 @@ def test_up_on_a_healthy_bridge_changes_nothing(hypervisor: Hypervisor, config: 
     inner = hypervisor.popen(
         "ip", "monitor", "link", "address", "route", netns="one_tproxy_br0", stdout=subprocess.PIPE
     )
-    time.sleep(0.3)  # they subscribe
+    for _ in eventually():
+        if subscriptions(hypervisor) == others + 2 and subscriptions(hypervisor, "one_tproxy_br0") == 1:
+            break
     up(hypervisor, "br0", config, "--network", "blue", "--network-id", "0", "--uplink", "eth9")
     time.sleep(0.2)
-    # Proof that they do watch: this they must have seen.
+    # Proof that they do watch: this they are told of.
     hypervisor.ip("link add seen type bridge")
     hypervisor.run("nft", "add table ip seen")
     hypervisor.ip("link add seen type bridge", netns="one_tproxy_br0")
-    time.sleep(0.2)
     for watcher in (*watchers, inner):
-        watcher.send_signal(signal.SIGTERM)
         assert watcher.stdout is not None
-        lines = watcher.stdout.read().splitlines()
-        assert lines, "the monitor saw not even our own change"
-        assert "seen" in lines[0], f"the second hook caused: {lines[0]}"
+        line = watcher.stdout.readline()
+        assert "seen" in line, f"the second hook caused: {line}"
+        watcher.kill()
     assert hypervisor.tproxy("status").stdout == before
 
 
