@@ -142,11 +142,11 @@ def test_a_reset_of_the_endpoint_is_a_reset_for_the_guest(phone: Phone) -> None:
 
 
 def test_a_reset_of_the_guest_is_a_reset_for_the_endpoint(phone: Phone) -> None:
-    endpoint = phone.serve(80, "discard", "--tell")
+    endpoint = phone.serve(80, "echo", "--tell")
     phone.run(
         """
 sock.sendall(b'abc')
-time.sleep(0.3)
+sock.recv(3)
 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
 sock.close()
 """,
