@@ -78,7 +78,7 @@ def play(fleet: Fleet, text: str, *options: str, hosts: list[str] | None = None)
     }
     inventory = ",".join([*(hosts or fleet.addresses), ""])
     arguments = ["-i", inventory, "-e", json.dumps(variables), *options, str(PLAYBOOK)]
-    return Play(fleet.workstation.run(program, *arguments, check=False, env=ENVIRONMENT, timeout=90))
+    return Play(fleet.workstation.run(program, *arguments, check=False, env=ENVIRONMENT, timeout=250))
 
 
 def test_hosts_get_the_file_and_their_bridges_the_services_once(fleet: Fleet) -> None:

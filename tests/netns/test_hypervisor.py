@@ -15,10 +15,7 @@ from pathlib import Path
 import pytest
 
 from tproxy.errors import ProcessError
-from tproxy.hypervisor import Hypervisor, kill
-
-# Seconds in which what must happen does happen, on a loaded machine too.
-PATIENCE = 10.0
+from tproxy.hypervisor import PATIENCE, Hypervisor, kill
 
 OWNER = """
 import time

@@ -15,7 +15,7 @@ from tests.netns.conftest import ENDPOINTS
 from tests.netns.talk import Talk
 from tests.netns.waiting import eventually
 from tproxy.foreground import LEAVE_SIGNAL
-from tproxy.hypervisor import Guest, Hypervisor
+from tproxy.hypervisor import PATIENCE, Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
 CONFIG = "tproxy: [{remote_addr: 10.11.12.13, remote_port: 80}]\n"
@@ -42,7 +42,7 @@ class Manager:
         self._host = host
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(os.fspath(host.path("/run/notify")))
-        self._socket.settimeout(10)
+        self._socket.settimeout(PATIENCE)
 
     def start(self, python: str = sys.executable) -> subprocess.Popen[str]:
         """Returns when the daemon has said that it is ready."""
