@@ -514,3 +514,15 @@ def test_whatever_was_done_to_it_in_the_end_all_is_in_order(host: Host) -> None:
             planned = host.host.tproxy("hook", "up", "--bridge", bridge, *options, "--dry-run").stdout
             if not planned:
                 break
+
+
+def test_a_refresh_reaches_the_watcher_too(host: Host) -> None:
+    host.host.add_bridge("br0")
+    host.host.add_bridge("br1")
+    guest = host.host.add_guest("guest", "br0")
+    host.watch()
+    host.reaches(guest)
+    host.configure(port=5040)
+    host.host.tproxy("refresh", "--config", CONFIG)
+    host.reaches(guest, 5040)
+    host.reaches(host.host.add_guest("late", "br1", "10.0.1.5/24"), 5040)

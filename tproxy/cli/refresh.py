@@ -37,7 +37,8 @@ def refresh(debug: bool, file: str | None) -> None:
         logs.warn(warning)
     failed = [each.problem for each in outcomes if each.problem]
     with instance.lock():
-        problems = process.start(read.log_level, read.watch_file)  # the log level, a watcher
+        # The log level, a watcher; one that runs is to read the file too, or it goes on with the old one.
+        problems = process.start(read.log_level, read.watch_file, reopen_logs=True)
     for problem in dict.fromkeys([*failed, *problems]):
         say(problem)
     changed = sum(each.changed for each in outcomes)
