@@ -58,6 +58,8 @@ class Attendant:
         self._watch = watch
         self._due: dict[str, None] = {}  # in the order in which they were touched
         self._busy: set[str] = set()  # have guests; whoever takes such a bridge down means to
+        # What bridges have of the configuration, which others may have changed.
+        self._given: dict[str, tuple[WatchedBridge | None, dict[int, Service]]] = {}
         self._idle: dict[str, Timer] = {}
         self._retries: dict[str, tuple[float, Timer]] = {}
 
@@ -72,13 +74,12 @@ class Attendant:
             self._loop.call_later(0, self._next)
 
     def configure(self, new: Config) -> None:
-        """Have what the new configuration says."""
+        """Have what the new configuration says, where that is not what the old one said."""
         old, self._config = self._config, new
-        self._busy.clear()
         for bridge in links.bridges():
             entry = watched(bridge, new.bridges)
             if entry is not None:
-                self._try(bridge, partial(self._change, bridge, watched(bridge, old.bridges), entry))
+                self._try(bridge, partial(self._change, bridge, entry, old))
         self.look_at_all()
 
     def _next(self) -> None:
@@ -138,22 +139,36 @@ class Attendant:
         # The first will do: a bridge can have hundreds.
         return any(not links.leads_off_host(port) for port in links.ports(bridge) - others)
 
-    def _change(self, bridge: str, before: WatchedBridge | None, entry: WatchedBridge) -> None:
-        """Of a bridge that is up: have what the configuration says now."""
+    def _change(self, bridge: str, entry: WatchedBridge, old: Config) -> None:
+        """Of a bridge that is up: have what the configuration says now.
+
+        If it says what it said, whoever changed the map since, or took the bridge down, means to.
+        """
         found = nft.read_map(bridge)
-        if found is None:
-            return
-        if before is not None and before != entry:
-            self._up(bridge, entry)
-        else:
-            # A hook may know the network better.
-            hook.refresh(bridge, found.network, self._services(found.network), self._config.log_level)
+        if bridge not in self._given:
+            before = watched(bridge, old.bridges)
+            network = found.network if found is not None else (before or entry).network
+            self._given[bridge] = before, config.services_for(old, network)[0]
+        before, given = self._given[bridge]
+        renewed = before not in (None, entry)
+        # A hook may know the network better.
+        network = entry.network if found is None or renewed else found.network
+        services = self._services(network)
+        if (before, given) != (entry, services):
+            self._busy.discard(bridge)
+            level = self._config.log_level
+            if found is not None and renewed:
+                hook.up(bridge, network, services, entry.uplinks, level, self._watch)
+            elif found is not None:
+                hook.refresh(bridge, network, services, level)
+        self._given[bridge] = entry, services
 
     def _up(self, bridge: str, entry: WatchedBridge) -> None:
         services = self._services(entry.network)
         if services:
             level = self._config.log_level
             hook.up(bridge, entry.network, services, entry.uplinks, level, self._watch)
+        self._given[bridge] = entry, services
 
     def _services(self, network: Network) -> dict[int, Service]:
         services, warnings = config.services_for(self._config, network)

@@ -526,3 +526,39 @@ def test_a_refresh_reaches_the_watcher_too(host: Host) -> None:
     host.host.tproxy("refresh", "--config", CONFIG)
     host.reaches(guest, 5040)
     host.reaches(host.host.add_guest("late", "br1", "10.0.1.5/24"), 5040)
+
+
+def test_what_somebody_changed_is_left_when_the_file_says_what_it_said(host: Host) -> None:
+    guests = []
+    for number, bridge in enumerate(("br0", "br1")):
+        host.host.add_bridge(bridge)
+        guests.append(host.host.add_guest(f"guest{number}", bridge))
+    host.watch()
+    for guest in guests:
+        host.reaches(guest)
+    host.nft(f"add element ip one_tproxy ep_br0 {{ 99 : {ENDPOINT} . 8080 }}")
+    host.hook("down", "--bridge", "br1", "--force")
+    time.sleep(1)
+    # As logrotate does; and once more, with a file that is another, but not for these bridges.
+    for more in ("", "tproxy_debug_level: 3\n"):
+        host.configure(more=more)
+        host.host.tproxy("reload", env={"TPROXY_CONFIG": CONFIG})
+        time.sleep(1)
+        assert guests[0].get(SERVICE_ADDRESS, 99) == "one"
+        assert not host.is_up("br1")
+
+
+def test_a_bridge_of_another_network_now_has_nothing_of_the_network_before(host: Host) -> None:
+    host.host.add_bridge("br0")
+    guest = host.host.add_guest("guest", "br0")
+    watcher = host.watch()
+    host.reaches(guest)
+    text = host.host.path(CONFIG).read_text()
+    host.host.write(CONFIG, text.replace("blue", "red").replace("8080}", "8080, networks: blue}"))
+    host.signal("HUP", watcher)
+    for _ in eventually():
+        with suppress(ProcessError):
+            guest.get(SERVICE_ADDRESS, 5030)
+            continue
+        break
+    assert "network=red" in host.nft("list map ip one_tproxy ep_br0")
