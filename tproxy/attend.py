@@ -88,7 +88,9 @@ class Attendant:
         del self._due[bridge]
         if self._due:
             self._loop.call_later(0, self._next)
-        self._try(bridge, partial(self._attend, bridge))
+        # One that failed has its time: undoing it changes links too, which would bring it back at once.
+        if bridge not in self._retries:
+            self._try(bridge, partial(self._attend, bridge))
 
     def _try(self, bridge: str, job: Callable[[], None]) -> None:
         delay, timer = self._retries.pop(bridge, (RETRY_FIRST / 2, None))
@@ -99,7 +101,12 @@ class Attendant:
         except (TproxyError, OSError) as error:  # OSError: a link went while it was looked at
             log.warning("bridge %s: %s", bridge, error)
             delay = min(delay * 2, RETRY_MOST)
-            self._retries[bridge] = delay, self._loop.call_later(delay, partial(self.look, [bridge]))
+            retry = partial(self._retry, bridge, job)
+            self._retries[bridge] = delay, self._loop.call_later(delay, retry)
+
+    def _retry(self, bridge: str, job: Callable[[], None]) -> None:
+        self._try(bridge, job)
+        self.look([bridge])  # at what it was touched for meanwhile
 
     def _attend(self, bridge: str) -> None:
         entry = watched(bridge, self._config.bridges)

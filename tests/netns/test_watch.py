@@ -562,3 +562,35 @@ def test_a_bridge_of_another_network_now_has_nothing_of_the_network_before(host:
             continue
         break
     assert "network=red" in host.nft("list map ip one_tproxy ep_br0")
+
+
+def test_what_fails_and_is_undone_is_tried_again_later_and_later(host: Host) -> None:
+    host.host.add_bridge("br0")
+    host.host.ip("netns add one_tproxy_br0")
+    taken = listen(host, 5030)
+    host.watch()
+    guest = host.host.add_guest("guest", "br0")
+    time.sleep(5)
+    assert 1 <= host.log().count("bridge br0 cannot be brought up") <= 2
+    taken.kill()
+    host.reaches(guest)
+
+
+def test_a_change_that_fails_is_tried_again(host: Host) -> None:
+    host.host.add_bridge("br0")
+    guest = host.host.add_guest("guest", "br0")
+    watcher = host.watch()
+    host.reaches(guest)
+    taken = listen(host, 5040)
+    host.configure(port=5040)
+    host.signal("HUP", watcher)
+    host.said("port 5040 cannot listen")
+    host.signal("HUP", watcher)  # the file says what it said, but the bridge has it not
+    taken.kill()
+    host.reaches(guest, 5040)
+
+
+def listen(host: Host, port: int) -> subprocess.Popen[str]:
+    """Have somebody else take the port in br0's namespace."""
+    program = f"import socket; s = socket.create_server(('', {port})); print('ready', flush=True); s.accept()"
+    return host.host.serve(sys.executable, "-c", program, netns="one_tproxy_br0")
