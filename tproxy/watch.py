@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import sys
 from importlib import import_module
@@ -125,6 +126,9 @@ class Watcher:
 
 
 def run(path: str, kept_by: int | None, *, debug: bool) -> None:
+    # All descriptors that may be had: each bridge takes some twenty (probe), and most are given 1024.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     read = reader.load(os.path.abspath(path))
     logs.for_command(read.log_level, debug=debug)
     for warning in read.warnings:

@@ -54,9 +54,9 @@ class Host:
             f"- {{service_port: {port}, remote_addr: {ENDPOINT}, remote_port: {remote_port}}}\n{more}",
         )
 
-    def watch(self, *, config: str = CONFIG) -> int:
-        """Start a watcher; returns its pid, when it watches."""
-        self.program = self.host.popen(sys.executable, "-m", "tproxy", "watch", "--config", config)
+    def watch(self, *by: str, config: str = CONFIG) -> int:
+        """Start a watcher, by a program that runs it; returns its pid, when it watches."""
+        self.program = self.host.popen(*by, sys.executable, "-m", "tproxy", "watch", "--config", config)
         self.watcher = int(self.said("watching bridges").split()[1])
         return self.watcher
 
@@ -594,3 +594,19 @@ def listen(host: Host, port: int) -> subprocess.Popen[str]:
     """Have somebody else take the port in br0's namespace."""
     program = f"import socket; s = socket.create_server(('', {port})); print('ready', flush=True); s.accept()"
     return host.host.serve(sys.executable, "-c", program, netns="one_tproxy_br0")
+
+
+def test_few_descriptors_are_no_bound_to_the_number_of_bridges(host: Host) -> None:
+    bridges = [f"br{number}" for number in range(5)]
+    for bridge in bridges:
+        host.host.add_bridge(bridge)
+        host.host.add_guest(f"guest-{bridge}", bridge)
+    host.watch("prlimit", "--nofile=64:4096")
+    for bridge in bridges:
+        host.wait_up(bridge)
+    time.sleep(1)
+    for bridge in bridges:
+        host.host.run("sysctl", "-w", "net.ipv4.conf.all.arp_ignore=2", netns=f"one_tproxy_{bridge}")
+    for bridge in bridges:
+        host.repaired(bridge, "arp_ignore=1")
+    assert "Too many open files" not in host.log()
