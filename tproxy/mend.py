@@ -136,11 +136,11 @@ class Mender:
         doubtful = self._kept.keys() | maps.keys() if self._everything else self._doubtful_ruleset
         doubtful = doubtful - self._broken.keys()  # judged already, and waiting for their repair
         self._doubtful_ruleset, self._everything, self._maps_lost = set(), False, False
-        for bridge in filter(links.is_bridge, sorted(doubtful)):
+        for bridge in sorted(doubtful):
             now = maps.get(bridge)
             if now is None:
                 self._miss(bridge)
-            else:
+            elif links.is_bridge(bridge):
                 self._examine_guard(now, found.get(bridge) or found[""]._replace(bridge=bridge))
 
     def _examine_guard(self, now: ServiceMap, guard: ObservedGuard) -> None:

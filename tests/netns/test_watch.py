@@ -610,3 +610,19 @@ def test_few_descriptors_are_no_bound_to_the_number_of_bridges(host: Host) -> No
     for bridge in bridges:
         host.repaired(bridge, "arp_ignore=1")
     assert "Too many open files" not in host.log()
+
+
+def test_of_bridges_that_came_and_went_nothing_is_kept(host: Host) -> None:
+    watcher = host.watch()
+    files = []
+    for number in range(3):
+        bridge = f"br{number}"
+        host.host.add_bridge(bridge)
+        host.host.add_guest(f"guest{number}", bridge)
+        host.wait_up(bridge)
+        time.sleep(1)  # it has been examined
+        host.host.ip(f"link del {bridge}")
+        host.wait_down(bridge)
+        time.sleep(1.5)
+        files.append(len(list(host.host.path(f"/proc/{watcher}/fd").iterdir())))
+    assert files[1] == files[2]
