@@ -23,7 +23,7 @@ from tproxy.config import Config
 from tproxy.errors import ProcessError, TproxyError
 from tproxy.lifeline import Lifeline
 from tproxy.loop import Loop
-from tproxy.mend import SETTLE, TICK, Mender
+from tproxy.mend import SETTLE, TICK, UNSTEADY, Mender
 from tproxy.netlink import LinkEvents, RulesetEvents
 from tproxy.watchdog import PLACE
 
@@ -38,6 +38,7 @@ class Watcher:
         self._kept_by = kept_by
         self._debug = debug
         self._said = ""
+        self._problems: list[str] = []  # with the daemon, when it was looked for last
         os.chdir(instance.prepare())
         self._place = instance.claim(PLACE)
         if self._place is None:
@@ -83,19 +84,22 @@ class Watcher:
         self._loop.call_later(SETTLE, self._look_for_daemon)  # it may be replaced just now
 
     def _look_for_daemon(self) -> None:
-        if self._lifeline.connected():
-            return
         try:
+            if self._lifeline.connected():
+                self._problems = []
+                return
             with instance.lock():
                 if process.daemon_answers() or not (self._watch or nft.read_maps()):
                     return
                 problems = process.start(self._config.log_level, self._watch)
-        except TproxyError as error:
-            problems = [str(error)]
+        except UNSTEADY as error:  # OSError: no descriptor or process is to be had now
+            problems = [f"the daemon is gone and cannot be started: {error}"]
         else:
             log.warning("the daemon was gone; started again")
         for problem in problems:
-            log.warning("%s", problem)
+            if problem not in self._problems:
+                log.warning("%s", problem)
+        self._problems = problems
 
     def _reread(self) -> None:
         logs.reopen()

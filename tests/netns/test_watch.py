@@ -626,3 +626,20 @@ def test_of_bridges_that_came_and_went_nothing_is_kept(host: Host) -> None:
         time.sleep(1.5)
         files.append(len(list(host.host.path(f"/proc/{watcher}/fd").iterdir())))
     assert files[1] == files[2]
+
+
+def test_a_daemon_that_cannot_be_started_now_is_started_later(host: Host) -> None:
+    host.host.add_bridge("br0")
+    guest = host.host.add_guest("guest", "br0")
+    watcher = host.watch()
+    host.reaches(guest)
+    time.sleep(3)  # it holds all that it will
+    files = len(list(host.host.path(f"/proc/{watcher}/fd").iterdir()))
+    host.host.run("prlimit", f"--pid={watcher}", f"--nofile={files}:")
+    host.signal("KILL", host.pids()["one_tproxy"])
+    host.said("the daemon is gone and cannot be started")
+    time.sleep(3)
+    assert host.log().count("the daemon is gone and cannot be started") == 1
+    host.host.run("prlimit", f"--pid={watcher}", "--nofile=1024:")
+    host.said("the daemon was gone; started again")
+    host.reaches(guest)
