@@ -69,7 +69,7 @@ class Mender:
     def uplinks(self, bridge: str) -> frozenset[str]:
         """Those that a hook named when it brought the bridge up."""
         kept = self._kept.get(bridge)
-        return kept.uplinks if kept else frozenset()
+        return kept.uplinks if kept else nft.read_guard(bridge).named_uplinks  # not examined yet
 
     # Doubts
 

@@ -643,3 +643,13 @@ def test_a_daemon_that_cannot_be_started_now_is_started_later(host: Host) -> Non
     host.host.run("prlimit", f"--pid={watcher}", "--nofile=1024:")
     host.said("the daemon was gone; started again")
     host.reaches(guest)
+
+
+def test_an_uplink_that_only_a_hook_named_is_no_guest_for_a_watcher_that_starts_later(host: Host) -> None:
+    host.host.add_bridge("br0")
+    # Or the kernel tells of the port once more when it has forwarded for a while.
+    host.host.ip("link set br0 type bridge forward_delay 0")
+    host.host.ip("link add far0 type veth peer name far", "link set far0 master br0 up")
+    host.hook("up", "--bridge", "br0", "--uplink", "far0")
+    host.watch()
+    host.wait_down("br0")
