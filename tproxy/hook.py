@@ -8,7 +8,6 @@ the next, since every run compares everything.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -144,7 +143,8 @@ def left_behind(bridge: str, observed: plan.Observed, uplinks: frozenset[str], u
         ours |= observed.inner.mac == SERVICE_MAC
     named = guard.named_uplinks if guard else frozenset()
     guests = plan.guests(bridge, observed, uplinks | named | observed.recognised_uplinks)
-    return ours and not guests and (used is None or time.time() - used >= unused_for)
+    # A time to come is of a boot before, or of an older version.
+    return ours and not guests and (used is None or not 0 <= used < unused_for)
 
 
 def remove(bridge: str, observed: plan.Observed) -> None:

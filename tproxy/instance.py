@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -39,15 +40,20 @@ def note_use(bridge: str) -> None:
         _make(folder)
         path = f"{folder}/{bridge}"
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        os.utime(path)
+        os.utime(path, (_now(), _now()))
 
 
 def last_use(bridge: str) -> float | None:
-    """When a hook wanted the bridge last, in seconds since the epoch; None where none did."""
+    """How long ago a hook wanted the bridge last, in seconds; None where none did."""
     try:
-        return os.stat(f"{directory()}/used/{bridge}").st_mtime
+        return _now() - os.stat(f"{directory()}/used/{bridge}").st_mtime
     except FileNotFoundError:
         return None
+
+
+def _now() -> float:
+    """Seconds since boot, as long as /run lives: no step of the clock makes a bridge look unused."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def used() -> list[str]:

@@ -653,3 +653,11 @@ def test_an_uplink_that_only_a_hook_named_is_no_guest_for_a_watcher_that_starts_
     host.hook("up", "--bridge", "br0", "--uplink", "far0")
     host.watch()
     host.wait_down("br0")
+
+
+def test_a_clock_that_was_set_back_keeps_no_bridge_up(host: Host) -> None:
+    host.host.add_bridge("br0")
+    host.hook("up", "--bridge", "br0")
+    host.host.run("sh", "-c", "touch -d tomorrow /run/tproxy/*/used/br0")
+    host.watch()
+    host.wait_down("br0")
