@@ -133,7 +133,12 @@ def run(path: str, kept_by: int | None, *, debug: bool) -> None:
     # All descriptors that may be had: each bridge takes some twenty (probe), and most are given 1024.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    read = reader.load(os.path.abspath(path))
+    logs.for_command(logs.DEFAULT_LEVEL, debug=debug)
+    try:
+        read = reader.load(os.path.abspath(path))
+    except TproxyError as error:
+        log.error("no watcher: %s", error)  # nobody reads what one that the daemon keeps prints
+        raise
     logs.for_command(read.log_level, debug=debug)
     for warning in read.warnings:
         logs.warn(warning)

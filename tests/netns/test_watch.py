@@ -468,6 +468,7 @@ def test_without_a_usable_configuration_there_is_no_watcher(host: Host) -> None:
     assert refused.returncode == 1
     assert refused.stderr.startswith(f"tproxy: {CONFIG}:2: not YAML")
     assert refused.stderr.count("\n") == 1
+    host.said(f"no watcher: {CONFIG}:2: not YAML")
 
 
 def test_whatever_was_done_to_it_in_the_end_all_is_in_order(host: Host) -> None:
