@@ -114,7 +114,7 @@ class Daemon:
                 named = request.get("bridges")
                 self._apply(client, None if named is None else [str(each) for each in named])
             case {"op": "ping"}:
-                client.answer({"stays": self._stay})
+                client.answer({"stays": self._stay, "watch": self._watchdog.file})
             case {"op": "status"}:
                 client.answer(self._status())
             case {"op": "drain"}:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 from tproxy import control, instance
 from tproxy.loop import READ, Loop
@@ -14,13 +16,19 @@ class Lifeline:
         self._loop = loop
         self._ended = ended
         self._socket: socket.socket | None = None
+        self._place = 0  # of the daemon's socket
 
     def connected(self) -> bool:
-        """Whether there is a daemon; looks for one if there was none."""
+        """Whether there is a daemon; looks for one if there was none, or is another."""
+        path = f"{instance.directory()}/{control.SOCKET}"
+        with suppress(OSError):  # none there: it is being replaced, or ended, and that is told
+            if self._socket is not None and os.stat(path).st_ino != self._place:
+                self._leave()  # one that only finishes what is open
         if self._socket is None:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             try:
-                sock.connect(f"{instance.directory()}/{control.SOCKET}")
+                self._place = os.stat(path).st_ino
+                sock.connect(path)
             except OSError:
                 sock.close()
                 return False
@@ -29,7 +37,10 @@ class Lifeline:
         return True
 
     def on_event(self, fd: int, mask: int) -> None:
+        self._leave()
+        self._ended()
+
+    def _leave(self) -> None:
         assert self._socket is not None
         self._loop.close_later(self._socket)
         self._socket = None
-        self._ended()

@@ -13,7 +13,6 @@ import resource
 import signal
 import sys
 from importlib import import_module
-from typing import NoReturn
 
 from setproctitle import setproctitle
 
@@ -101,16 +100,22 @@ class Watcher:
                 log.warning("%s", problem)
         self._problems = problems
 
-    def _reread(self) -> None:
-        logs.reopen()
+    def _read(self) -> Config | None:
         try:
             read = reader.load(self._config.path)
         except TproxyError as error:
             if str(error) != self._said:
                 log.warning("%s; what it said last stays in force", error)
             self._said = str(error)
-            return
+            return None
         self._said = ""
+        return read
+
+    def _reread(self) -> None:
+        logs.reopen()
+        read = self._read()
+        if read is None:
+            return
         self._config = read
         logs.set_level(logging.DEBUG if self._debug else read.log_level)
         for warning in read.warnings:
@@ -121,8 +126,10 @@ class Watcher:
             return
         self._attendant.configure(read)
 
-    def _replace(self) -> NoReturn:
-        """Go on as the installed code, with the same process id."""
+    def _replace(self) -> None:
+        """Go on as the installed code, with the same process id; not if that could not read the file."""
+        if self._read() is None:
+            return
         command = [sys.executable, "-m", "tproxy", *(["--debug"] if self._debug else [])]
         command += ["watch", "--config", self._config.path]
         command += ["--kept-by", str(os.getppid())] if self._kept_by is not None else []

@@ -662,3 +662,30 @@ def test_a_clock_that_was_set_back_keeps_no_bridge_up(host: Host) -> None:
     host.host.run("sh", "-c", "touch -d tomorrow /run/tproxy/*/used/br0")
     host.watch()
     host.wait_down("br0")
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_restart_while_the_file_cannot_be_read_leaves_all_as_it_is(host: Host, busy: bool) -> None:
+    host.configure(more="tproxy_watch: true\n")
+    env = {"TPROXY_CONFIG": CONFIG}
+    host.host.tproxy("start", env=env)
+    watcher = int(host.said("watching bridges").split()[1])
+    host.host.add_bridge("br0")
+    if busy:
+        host.reaches(host.host.add_guest("guest", "br0"))
+    text = host.host.path(CONFIG).read_text()
+    host.host.write(CONFIG, "tproxy: {")
+    before = host.pids()["one_tproxy"]
+    host.host.tproxy("restart", env=env)
+    daemon = host.pids()["one_tproxy"]
+    assert daemon != before
+    host.said("what it said last stays in force")
+    host.host.add_bridge("br1")
+    host.reaches(host.host.add_guest("late", "br1", "10.0.1.5/24"))
+    # And each of the two brings the other one back.
+    host.host.write(CONFIG, text)
+    time.sleep(3)
+    host.signal("KILL", daemon)
+    host.said("the daemon was gone; started again")
+    host.signal("KILL", watcher)
+    host.said("watching bridges", 2)
