@@ -89,6 +89,15 @@ def lock() -> Iterator[None]:
 
     It goes with its holder, however that ends (flock(2)), so there is no stale lock.
     """
+    fd = take_lock()
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def take_lock() -> int:
+    """The lock, until the returned descriptor is closed."""
     _make(ROOT)
     path = f"{ROOT}/lock"
     try:
@@ -97,9 +106,10 @@ def lock() -> Iterator[None]:
         raise KernelError(f"cannot open {path}: {error.strerror}") from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
+    except BaseException:
         os.close(fd)
+        raise
+    return fd
 
 
 def _make(path: str) -> None:

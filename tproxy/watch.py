@@ -50,15 +50,17 @@ class Watcher:
         self._attendant = Attendant(self._loop, read, self._mender.uplinks, watch)
         self._lifeline = Lifeline(self._loop, self._daemon_ended)
 
-    def run(self) -> None:
-        """Watch until a signal ends the process."""
-        import_module("pyroute2.netns")  # the first guest shall not wait for it
+    def run(self, lock: int | None) -> None:
+        """Watch until a signal ends the process. ``lock`` is the host's, if it was taken for us."""
         self._loop.on_signal(signal.SIGHUP, self._reread)
         self._loop.on_signal(signal.SIGUSR2, self._replace)
         setproctitle(running.WATCHER_TITLE)
+        if lock is not None:
+            os.close(lock)
         # Now that it can be found, and not before: whoever ended the daemon may have looked already.
         if self._kept_by not in (None, os.getppid()):
             return
+        import_module("pyroute2.netns")  # the first guest shall not wait for it
         LinkEvents(self._loop, self._links_touched, self._look_at_all)
         RulesetEvents(self._loop, self._mender.ruleset_touched, self._look_at_all)
         log.info("watching bridges, as %s says", self._config.path)
@@ -133,10 +135,14 @@ class Watcher:
         command = [sys.executable, "-m", "tproxy", *(["--debug"] if self._debug else [])]
         command += ["watch", "--config", self._config.path]
         command += ["--kept-by", str(os.getppid())] if self._kept_by is not None else []
+        # Nobody can find or signal it meanwhile: whoever wants to end all of us waits for the lock.
+        lock = instance.take_lock()
+        os.set_inheritable(lock, True)
+        command += ["--lock", str(lock)]
         os.execv(sys.executable, command)
 
 
-def run(path: str, kept_by: int | None, *, debug: bool) -> None:
+def run(path: str, kept_by: int | None, lock: int | None, *, debug: bool) -> None:
     # All descriptors that may be had: each bridge takes some twenty (probe), and most are given 1024.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -149,4 +155,4 @@ def run(path: str, kept_by: int | None, *, debug: bool) -> None:
     logs.for_command(read.log_level, debug=debug)
     for warning in read.warnings:
         logs.warn(warning)
-    Watcher(read, kept_by, debug=debug).run()
+    Watcher(read, kept_by, debug=debug).run(lock)

@@ -689,3 +689,20 @@ def test_a_restart_while_the_file_cannot_be_read_leaves_all_as_it_is(host: Host,
     host.said("the daemon was gone; started again")
     host.signal("KILL", watcher)
     host.said("watching bridges", 2)
+
+
+RESTART_AND_STOP = """
+import os, signal, sys
+from tproxy import instance, process, running
+os.kill(int(sys.argv[1]), signal.SIGUSR2)
+while running.find().watchers:
+    pass
+with instance.lock():
+    process.stop()
+"""
+
+
+def test_a_stop_right_after_a_restart_ends_the_watcher(host: Host) -> None:
+    watcher = host.watch()
+    host.host.run(sys.executable, "-c", RESTART_AND_STOP, str(watcher))
+    assert host.host.run("kill", "-0", str(watcher), check=False).returncode != 0

@@ -14,8 +14,9 @@ from tproxy.errors import ConfigError
 @click.command()
 @click.option("--config", "file", metavar="FILE", help="Configuration file to use.")
 @click.option("--kept-by", type=int, hidden=True)  # by the daemon of that pid: see tproxy.watchdog
+@click.option("--lock", type=int, hidden=True)  # the host's, held by one that replaces itself
 @click.pass_obj
-def watch(debug: bool, file: str | None, kept_by: int | None) -> None:
+def watch(debug: bool, file: str | None, kept_by: int | None, lock: int | None) -> None:
     """Bring bridges up when guests come, down when they have gone, and repair what is broken.
 
     Which bridges come and go with their guests is named by tproxy_bridges in the configuration file; all
@@ -27,4 +28,4 @@ def watch(debug: bool, file: str | None, kept_by: int | None) -> None:
         raise ConfigError("no configuration file: give --config FILE or write /etc/tproxy/tproxy.yaml")
     from tproxy import watch as watching  # large
 
-    watching.run(path, kept_by, debug=debug)
+    watching.run(path, kept_by, lock, debug=debug)
