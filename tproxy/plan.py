@@ -64,6 +64,13 @@ class DeleteLink(NamedTuple):
         return f"delete link {self.link}"
 
 
+class DeleteInner(NamedTuple):
+    names: BridgeNames
+
+    def __str__(self) -> str:
+        return f"delete link {self.names.veth_namespace} in {self.names.namespace}"
+
+
 class CreateVeth(NamedTuple):
     names: BridgeNames
     mtu: int
@@ -129,6 +136,7 @@ Action = (
     RemoveName
     | CreateNamespace
     | DeleteLink
+    | DeleteInner
     | CreateVeth
     | SetSysctls
     | ConfigureInner
@@ -257,6 +265,8 @@ def _link_actions(names: BridgeNames, observed: Observed) -> list[Action]:
         # One end without the other, or with that of a former namespace, is of no use.
         if outer is not None:
             actions.append(DeleteLink(names.veth_bridge))
+        if inner is not None:
+            actions.append(DeleteInner(names))
         actions.append(CreateVeth(names, mtu))
     found = observed.sysctls or {}
     differing = {path: value for path, value in wanted_sysctls.items() if found.get(path) != value}

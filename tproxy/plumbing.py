@@ -88,6 +88,9 @@ def _do(action: plan.Action) -> None:
             netns.create(namespace)
         case plan.DeleteLink(link):
             links.delete(link)
+        case plan.DeleteInner(names):
+            with netns.inside(names.namespace):
+                links.delete(names.veth_namespace)
         case plan.CreateVeth(names, mtu):
             links.create_veth(names.veth_bridge, names.veth_namespace, names.namespace, SERVICE_MAC, mtu)
         case plan.SetSysctls(namespace, values):

@@ -74,7 +74,7 @@ class Watcher:
 
     def _links_touched(self, names: set[str], masters: set[str]) -> None:
         self._attendant.look(names | masters)
-        self._mender.links_touched(names)
+        self._mender.links_touched(names | masters)  # of a port with a new name that is all
 
     def _tick(self) -> None:
         self._loop.call_later(TICK, self._tick)

@@ -706,3 +706,19 @@ def test_a_stop_right_after_a_restart_ends_the_watcher(host: Host) -> None:
     watcher = host.watch()
     host.host.run(sys.executable, "-c", RESTART_AND_STOP, str(watcher))
     assert host.host.run("kill", "-0", str(watcher), check=False).returncode != 0
+
+
+def test_a_port_that_was_renamed_is_replaced(host: Host) -> None:
+    host.host.add_bridge("br0")
+    guest = host.host.add_guest("guest", "br0")
+    host.hook("up", "--bridge", "br0")
+    for name in ("strange0", "strange1"):
+        host.host.ip("link set br0b down", f"link set br0b name {name}", f"link set {name} up")
+        if name == "strange0":
+            host.hook("up", "--bridge", "br0")
+            assert guest.get(SERVICE_ADDRESS, 5030) == "one"
+            host.watch()
+            time.sleep(1)
+    host.repaired("br0", "create veth br0b")
+    host.reaches(guest)
+    assert "strange" not in host.host.run("ip", "link").stdout

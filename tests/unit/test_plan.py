@@ -19,6 +19,7 @@ from tproxy.plan import (
     ConfigureInner,
     CreateNamespace,
     CreateVeth,
+    DeleteInner,
     DeleteLink,
     Load,
     LoadGuard,
@@ -79,9 +80,13 @@ def after(observed: Observed, action: Action) -> Observed:
             paired = observed.inner is not None and observed.inner.ifindex == observed.outer.peer
             inner = None if paired else observed.inner
             return observed._replace(outer=None, inner=inner, ports=observed.ports - {link})
+        case DeleteInner():
+            assert observed.inner is not None
+            return observed._replace(inner=None)
         case CreateVeth(_, mtu):
             assert observed.namespace
             assert observed.outer is None
+            assert observed.inner is None
             inner = InnerLink(9, False, mtu, SERVICE_MAC, "", False)
             outer = OuterLink(True, False, mtu, "", 9)
             return observed._replace(outer=outer, inner=inner, sysctls={})
@@ -268,7 +273,7 @@ def test_one_end_of_a_veth_without_the_other_is_replaced() -> None:
     assert observed.outer is not None
     stranger = observed._replace(outer=observed.outer._replace(peer=99))
     actions = plan.up(WANTED, stranger, NO_UPLINKS)
-    assert [type(action) for action in actions[:2]] == [DeleteLink, CreateVeth]
+    assert [type(action) for action in actions[:3]] == [DeleteLink, DeleteInner, CreateVeth]
 
 
 def test_what_was_there_before_is_not_taken_away_with_what_was_added() -> None:
