@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import partial
 
@@ -65,6 +66,11 @@ class Attendant:
 
     def look_at_all(self) -> None:
         self.look([*links.bridges(), *instance.used()])
+
+    def look_for_gone(self) -> None:
+        """Of a bridge that is renamed, the kernel tells the new name."""
+        with suppress(OSError):  # no descriptor is to be had now
+            self.look(bridge for bridge in instance.used() if not links.is_bridge(bridge))
 
     def look(self, names: Iterable[str]) -> None:
         """Look at these links soon, as far as they are bridges that concern us."""

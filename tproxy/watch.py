@@ -79,6 +79,7 @@ class Watcher:
     def _tick(self) -> None:
         self._loop.call_later(TICK, self._tick)
         self._mender.look()
+        self._attendant.look_for_gone()
         self._look_for_daemon()
 
     def _daemon_ended(self) -> None:

@@ -722,3 +722,17 @@ def test_a_port_that_was_renamed_is_replaced(host: Host) -> None:
     host.repaired("br0", "create veth br0b")
     host.reaches(guest)
     assert "strange" not in host.host.run("ip", "link").stdout
+
+
+def test_of_a_bridge_that_was_renamed_nothing_is_left_under_the_old_name(host: Host) -> None:
+    host.host.add_bridge("br0")
+    guest = host.host.add_guest("guest", "br0")
+    host.watch()
+    host.reaches(guest)
+    host.host.ip("link set br0 down")
+    time.sleep(0.5)  # of that it is told
+    host.host.ip("link set br0 name br1", "link set br1 up")
+    host.wait_up("br1")
+    host.wait_down("br0")
+    assert "br0b" not in host.host.run("ip", "link").stdout
+    host.reaches(guest)
