@@ -42,9 +42,9 @@ class Watchdog:
 
     def keep(self, file: str) -> None:
         """Have a watcher for this configuration file from now on; none with an empty name."""
+        if file != self._file and self._child is not None:
+            self._child.terminate()  # it reads the other file
         self._file = file
-        if not file and self._child is not None:
-            self._child.terminate()
         if file and self._timer is None:
             self._look()
 

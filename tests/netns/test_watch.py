@@ -736,3 +736,13 @@ def test_of_a_bridge_that_was_renamed_nothing_is_left_under_the_old_name(host: H
     host.wait_down("br0")
     assert "br0b" not in host.host.run("ip", "link").stdout
     host.reaches(guest)
+
+
+def test_a_file_in_another_place_is_watched_by_another_watcher(host: Host) -> None:
+    host.configure(more="tproxy_watch: true\n")
+    host.host.tproxy("start", env={"TPROXY_CONFIG": CONFIG})
+    host.said("watching bridges")
+    other = host.host.write("/run/other.yaml", host.host.path(CONFIG).read_text())
+    host.host.path(CONFIG).unlink()
+    host.host.tproxy("reload", env={"TPROXY_CONFIG": other})
+    host.said(f"watching bridges, as {other} says")
