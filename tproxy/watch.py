@@ -16,7 +16,7 @@ from importlib import import_module
 
 from setproctitle import setproctitle
 
-from tproxy import instance, logs, nft, process, reader, running
+from tproxy import foreground, instance, logs, nft, process, reader, running
 from tproxy.attend import Attendant
 from tproxy.config import Config
 from tproxy.errors import ProcessError, TproxyError
@@ -55,6 +55,7 @@ class Watcher:
         self._loop.on_signal(signal.SIGHUP, self._reread)
         self._loop.on_signal(signal.SIGUSR2, self._replace)
         setproctitle(running.WATCHER_TITLE)
+        foreground.ready()  # for signals; before, SIGHUP ended it
         if lock is not None:
             os.close(lock)
         # Now that it can be found, and not before: whoever ended the daemon may have looked already.

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -245,3 +246,10 @@ def test_the_watcher_brings_up_what_its_file_names(machine: Machine) -> None:
     machine.systemctl("restart", "tproxy-watch")
     assert machine.systemctl("show", "--value", "--property=MainPID", "tproxy-watch").strip() != main
     assert machine.pids().keys() == {"one_tproxy", "one_tproxy_watched0"}
+
+
+def test_a_watcher_that_was_just_started_can_be_reloaded(machine: Machine) -> None:
+    machine.systemctl("start", "tproxy-watch")
+    machine.systemctl("reload", "tproxy-watch")
+    time.sleep(1)
+    assert machine.systemctl("is-active", "tproxy-watch") == "active\n"
