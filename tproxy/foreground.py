@@ -24,11 +24,18 @@ log = logging.getLogger(__name__)
 LEAVE_SIGNAL = signal.SIGUSR1
 
 
-def execute(*arguments: str) -> NoReturn:
+def execute(*arguments: str, keep: int | None = None) -> NoReturn:
     """Turn this process into a daemon that stays."""
     os.chdir(instance.prepare())
-    command = [sys.executable, "-m", "tproxy.launch", "--stay", "--replace", *arguments]
-    os.execv(sys.executable, command)
+    replace("tproxy.launch", "--stay", "--replace", *arguments, keep=keep)
+
+
+def replace(module: str, *arguments: str, keep: int | None = None) -> NoReturn:
+    """Turn this process into a new one of the installed code, which has no descriptor but ``keep``."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):  # the listing's own
+            os.set_inheritable(fd, fd <= 2 or fd == keep)  # not by itself: libnftables' socket
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
 
 
 def ready() -> None:

@@ -75,8 +75,7 @@ def become_daemon(log_level: int | None, watch: str | None) -> NoReturn:
             os.kill(daemon, signal.SIGTERM)
         finally:
             os._exit(0)
-    os.set_inheritable(writer, True)
-    foreground.execute(*_arguments(log_level, watch), "--ready", str(writer))
+    foreground.execute(*_arguments(log_level, watch), "--ready", str(writer), keep=writer)
 
 
 def apply(

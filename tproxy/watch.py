@@ -11,7 +11,6 @@ import logging
 import os
 import resource
 import signal
-import sys
 from importlib import import_module
 
 from setproctitle import setproctitle
@@ -134,14 +133,12 @@ class Watcher:
         """Go on as the installed code, with the same process id; not if that could not read the file."""
         if self._read() is None:
             return
-        command = [sys.executable, "-m", "tproxy", *(["--debug"] if self._debug else [])]
-        command += ["watch", "--config", self._config.path]
-        command += ["--kept-by", str(os.getppid())] if self._kept_by is not None else []
+        arguments = ["--debug"] if self._debug else []
+        arguments += ["watch", "--config", self._config.path]
+        arguments += ["--kept-by", str(os.getppid())] if self._kept_by is not None else []
         # Nobody can find or signal it meanwhile: whoever wants to end all of us waits for the lock.
         lock = instance.take_lock()
-        os.set_inheritable(lock, True)
-        command += ["--lock", str(lock)]
-        os.execv(sys.executable, command)
+        foreground.replace("tproxy", *arguments, "--lock", str(lock), keep=lock)
 
 
 def run(path: str, kept_by: int | None, lock: int | None, *, debug: bool) -> None:

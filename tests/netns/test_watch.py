@@ -746,3 +746,21 @@ def test_a_file_in_another_place_is_watched_by_another_watcher(host: Host) -> No
     host.host.path(CONFIG).unlink()
     host.host.tproxy("reload", env={"TPROXY_CONFIG": other})
     host.said(f"watching bridges, as {other} says")
+
+
+def test_a_process_that_replaces_itself_takes_no_descriptor_along(host: Host) -> None:
+    host.host.add_bridge("br0")
+    host.host.add_guest("guest", "br0")
+    watcher = host.watch()
+    host.wait_up("br0")
+    program = [sys.executable, "-m", "tproxy", "daemon"]
+    host.host.popen(*program)
+    host.said("watching bridges", 2)
+    files = []
+    for number in range(3):
+        host.host.tproxy("restart")
+        host.said("watching bridges", number + 3)
+        time.sleep(3)  # it holds all that it will
+        pids = (watcher, host.pids()["one_tproxy"])
+        files.append([len(list(host.host.path(f"/proc/{pid}/fd").iterdir())) for pid in pids])
+    assert files[1] == files[2]
