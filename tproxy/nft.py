@@ -64,7 +64,7 @@ def read_maps(bridges: Iterable[str] | None = None) -> list[ServiceMap]:
     maps = {item["map"]["name"]: _parse_map(item["map"]) for item in _table("ip") if "map" in item}
     for name, each in maps.items():
         if each is None and name.startswith(ruleset.MAP_PREFIX):
-            log.warning("map %s is not of type %s", name, _MAP_TYPE)
+            _warn(f"map {name} is not of type {_MAP_TYPE}")
     return [each for each in maps.values() if each is not None]
 
 
@@ -121,8 +121,14 @@ def _parse_map(listed: dict[str, Any]) -> ServiceMap | None:
     parsed = ruleset.parse_map(listed)
     if parsed is not None and len(parsed.services) < len(listed.get("elem", [])):
         for each in ruleset.odd_elements(listed):
-            log.warning("map %s: %s is not one port and its endpoint; left out", listed["name"], each)
+            _warn(f"map {listed['name']}: {each} is not one port and its endpoint; left out")
     return parsed
+
+
+@cache
+def _warn(line: str) -> None:
+    """Once: a watcher reads every two seconds where no daemon runs."""
+    log.warning("%s", line)
 
 
 def _list(command: str) -> list[dict[str, Any]]:

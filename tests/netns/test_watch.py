@@ -764,3 +764,11 @@ def test_a_process_that_replaces_itself_takes_no_descriptor_along(host: Host) ->
         pids = (watcher, host.pids()["one_tproxy"])
         files.append([len(list(host.host.path(f"/proc/{pid}/fd").iterdir())) for pid in pids])
     assert files[1] == files[2]
+
+
+def test_a_map_that_is_none_is_named_once(host: Host) -> None:
+    host.watch()
+    host.nft("add table ip one_tproxy")
+    host.nft("add map ip one_tproxy ep_x0 { type inet_service : ipv4_addr; }")
+    time.sleep(5)
+    assert host.log().count("map ep_x0 is not of type") == 1
