@@ -189,7 +189,8 @@ class _Wakeup:
         self._calls = calls
 
     def on_event(self, fd: int, mask: int) -> None:
-        for number in os.read(fd, 64):
+        # A signal that came many times is one, as it is to the kernel while it is blocked.
+        for number in dict.fromkeys(os.read(fd, 4096)):
             call = self._calls.get(number)
             if call is not None:
                 call()

@@ -542,3 +542,14 @@ def test_an_error_condition_is_reported_without_having_been_asked_for(loop: Loop
 
 def test_wait_for_gives_up_only_on_conditions_that_never_hold() -> None:
     wait_for(lambda: True)
+
+
+@pytest.mark.usefixtures("usual_signals")
+def test_a_storm_of_signals_is_one_call_of_each(loop: Loop) -> None:
+    calls = []
+    loop.on_signal(signal.SIGUSR1, lambda: calls.append("signal"))
+    loop.on_signal(signal.SIGUSR2, loop.stop)
+    for number in [signal.SIGUSR1] * 100 + [signal.SIGUSR2]:
+        os.kill(os.getpid(), number)
+    loop.run()
+    assert calls == ["signal"]
