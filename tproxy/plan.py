@@ -276,8 +276,10 @@ def _link_actions(names: BridgeNames, observed: Observed) -> list[Action]:
         actions.append(SetSysctls(namespace, {path: differing[path] for path in differing if path in found}))
     if not paired or inner is None or not _inner_right(inner, mtu):
         actions.append(ConfigureInner(names, mtu))
-    if not paired or outer is None or (outer.master, outer.mtu, outer.up) != (names.bridge, mtu, True):
-        actions.append(AttachOuter(names, mtu))
+    # More does no harm, less does: a bridge takes the least MTU of its ports. If ours went down with it
+    # for a guest's, that would keep it there when the guest has gone.
+    if not paired or outer is None or (outer.master, outer.up) != (names.bridge, True) or outer.mtu < mtu:
+        actions.append(AttachOuter(names, max(mtu, outer.mtu) if paired and outer else mtu))
     return actions
 
 

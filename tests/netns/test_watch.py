@@ -772,3 +772,18 @@ def test_a_map_that_is_none_is_named_once(host: Host) -> None:
     host.nft("add map ip one_tproxy ep_x0 { type inet_service : ipv4_addr; }")
     time.sleep(5)
     assert host.log().count("map ep_x0 is not of type") == 1
+
+
+def test_a_bridge_that_went_down_with_a_guests_mtu_goes_up_again(host: Host) -> None:
+    host.host.add_bridge("br0")
+    guest = host.host.add_guest("guest", "br0")
+    host.watch()
+    host.reaches(guest)
+    mtu = host.host.path("/sys/class/net/br0/mtu")
+    host.host.ip("tuntap add dev tap0 mode tap", "link set tap0 mtu 1400", "link set tap0 master br0 up")
+    host.repaired("br0", "MTU 1400")
+    assert mtu.read_text() == "1400\n"
+    host.host.ip("link del tap0")
+    host.repaired("br0", "MTU 1500")
+    assert mtu.read_text() == "1500\n"
+    host.reaches(guest)
