@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from tabulate import tabulate
 
 from bench import report
-from bench.growth import speed
+from bench.growth import PATIENCE, speed
 from bench.lab import BRIDGE
 from bench.peers import build_tproxy
+from bench.quiet import Quiet
 from bench.results import Point
 from tproxy.guards import Guard
 from tproxy.hypervisor import Hypervisor
@@ -44,16 +45,17 @@ def main() -> None:
     options = parser.parse_args()
     others = [f"br{number}" for number in range(1, options.bridges)]
     turns = (ALONE, *CONTENTS)
+    quiet = Quiet(PATIENCE)
     taken: dict[str, list[Point]] = {name: [] for name in turns}
-    with Hypervisor() as quiet, Hypervisor() as crowded:
-        alone, one_of_many = build_tproxy(quiet), build_tproxy(crowded, others)
+    with Hypervisor() as empty, Hypervisor() as crowded:
+        alone, one_of_many = build_tproxy(empty), build_tproxy(crowded, others)
         for number in range(options.rounds):
             for name in turns[:: -1 if number % 2 else 1]:
                 if name == ALONE:
-                    taken[name].append(speed(alone, options.seconds))
+                    taken[name].append(speed(alone, options.seconds, quiet))
                     continue
                 load_rules(crowded, chains(others, CONTENTS[name]))
-                taken[name].append(speed(one_of_many, options.seconds))
+                taken[name].append(speed(one_of_many, options.seconds, quiet))
     print("\n".join(f"- {line}" for line in report.circumstances(options.rounds, options.seconds)))
     print(f"- {options.bridges} bridges")
     print()
