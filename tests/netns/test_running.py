@@ -11,7 +11,7 @@ SAME_NUMBER = """
 import subprocess, sys
 from tproxy import instance, running
 
-SLEEPER = "import setproctitle, time; setproctitle.setproctitle('one_tproxy'); print(); time.sleep(60)"
+SLEEPER = "import time, setproctitle as s; s.setproctitle('one_tproxy'); print(flush=True); time.sleep(60)"
 
 def daemon():
     command, home = [sys.executable, "-c", SLEEPER], instance.prepare()
