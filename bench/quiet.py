@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import psutil
 
@@ -21,7 +22,8 @@ TIMES = 4
 PAUSE = 3.0
 
 
-class Attempt(NamedTuple, Generic[Figures]):
+@dataclass(frozen=True)
+class Attempt(Generic[Figures]):
     stolen: float  # share of the processor time that was wanted
     figures: Figures
 
