@@ -1,4 +1,4 @@
-"""The daemon as a service of a service manager such as systemd, which knows it by its process id.
+"""Daemon and watcher as services of a manager such as systemd, which knows them by their process ids.
 
 A daemon that commands start is replaced by a new process. Here that would be the end of the service,
 so it is the other way round: the process goes on with the installed code (execve(2)), and a child of it
