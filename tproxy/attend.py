@@ -15,10 +15,10 @@ from fnmatch import fnmatchcase
 from functools import partial
 
 from tproxy import config, hook, instance, links, logs, nft
-from tproxy.config import Config, WatchedBridge
+from tproxy.config import Config, LastKnown, WatchedBridge
 from tproxy.errors import BadName, TproxyError
 from tproxy.loop import Loop, Timer
-from tproxy.model import BridgeNames, Network, Service, check_interface_name
+from tproxy.model import BridgeNames, Network, Service, ServiceMap, check_interface_name
 
 log = logging.getLogger(__name__)
 
@@ -161,12 +161,13 @@ class Attendant:
         if bridge not in self._given:
             before = watched(bridge, old.bridges)
             network = found.network if found is not None else (before or entry).network
-            self._given[bridge] = before, config.services_for(old, network)[0]
+            given, _ = config.services_for(old, network, last_known=_last_known(found))
+            self._given[bridge] = before, given
         before, given = self._given[bridge]
         renewed = before not in (None, entry)
         # A hook may know the network better.
         network = entry.network if found is None or renewed else found.network
-        services = self._services(network)
+        services = self._services(network, found)
         if (before, given) != (entry, services):
             self._busy.discard(bridge)
             level = self._config.log_level
@@ -177,14 +178,18 @@ class Attendant:
         self._given[bridge] = entry, services
 
     def _up(self, bridge: str, entry: WatchedBridge) -> None:
-        services = self._services(entry.network)
+        services = self._services(entry.network, None)
         if services:
             level = self._config.log_level
             hook.up(bridge, entry.network, services, entry.uplinks, level, self._watch)
         self._given[bridge] = entry, services
 
-    def _services(self, network: Network) -> dict[int, Service]:
-        services, warnings = config.services_for(self._config, network)
+    def _services(self, network: Network, found: ServiceMap | None) -> dict[int, Service]:
+        services, warnings = config.services_for(self._config, network, last_known=_last_known(found))
         for warning in warnings:
             logs.warn(warning)
         return services
+
+
+def _last_known(found: ServiceMap | None) -> LastKnown:
+    return found.services.get if found is not None else config.nothing_known

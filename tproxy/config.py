@@ -26,6 +26,10 @@ DEFAULT_WATCH_GRACE = 30.0
 AT_ONCE = 16  # names looked up; arbitrary
 
 Resolver = Callable[[str], list[str]]
+LastKnown = Callable[[int], Service | None]
+
+# What getaddrinfo(3) says where it could not ask, or not understand the answer. All else is an answer.
+_NO_ANSWER = frozenset({socket.EAI_AGAIN, socket.EAI_FAIL, socket.EAI_MEMORY, socket.EAI_SYSTEM})
 
 
 class Entry(NamedTuple):
@@ -104,12 +108,19 @@ def resolve_ipv4(name: str) -> list[str]:
     return [str(found[4][0]) for found in socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)]
 
 
+def nothing_known(port: int) -> Service | None:
+    """``last_known`` of a bridge that is not up."""
+    return None
+
+
 def services_for(
-    config: Config, network: Network, resolve: Resolver = resolve_ipv4
+    config: Config, network: Network, resolve: Resolver = resolve_ipv4, last_known: LastKnown = nothing_known
 ) -> tuple[dict[int, Service], list[str]]:
     """What a network gets, by service port, and warnings about entries for it that are left out.
 
-    The first entry of a port wins, among those that apply to the network and can be used.
+    The first entry of a port wins, among those that apply to the network and can be used. While nobody
+    answers for a name, its port leads to where it led, which ``last_known`` tells: guests that run shall
+    not lose a service for that.
     """
     services: dict[int, Service] = {}
     winners: dict[int, Entry] = {}
@@ -126,8 +137,12 @@ def services_for(
             continue
         address = addresses[entry.remote_addr]
         if isinstance(address, _Unresolved):
-            warnings.append(f"{said}: {address.reason}: entry skipped")
-            continue
+            known = None if address.answered else last_known(port)
+            if known is None or known.endpoint.port != entry.remote_port:
+                warnings.append(f"{said}: {address.reason}: entry skipped")
+                continue
+            warnings.append(f"{said}: {address.reason}: {known.endpoint} as before")
+            address = known.endpoint.address
         winners[port] = entry
         endpoint = Endpoint(address, entry.remote_port)
         services[port] = Service(port, endpoint, entry.name, entry.connect_timeout)
@@ -145,9 +160,10 @@ def line_of(path: str, warning: str) -> int:
 
 
 class _Unresolved(NamedTuple):
-    """Why a ``remote_addr`` gives no address now."""
+    """Why a ``remote_addr`` gives no address now; ``answered`` if that is for certain."""
 
     reason: str
+    answered: bool
 
 
 def _addresses(remote_addrs: Iterable[str], resolve: Resolver) -> dict[str, str | _Unresolved]:
@@ -167,10 +183,16 @@ def _resolved(resolve: Resolver, remote_addr: str) -> str | _Unresolved:
         found = resolve(remote_addr)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        return _Unresolved(f"remote_addr {quoted(remote_addr)} does not resolve: {to_ascii(reason)}")
+        said = f"remote_addr {quoted(remote_addr)} does not resolve: {to_ascii(reason)}"
+        return _Unresolved(said, not isinstance(error, OSError) or _is_answer(error))
     usable = [address for address in found if is_ipv4(address) and not refused(address)]
     if not usable:
-        return _Unresolved(f"remote_addr {quoted(remote_addr)} resolves to no address that can be used")
+        said = f"remote_addr {quoted(remote_addr)} resolves to no address that can be used"
+        return _Unresolved(said, answered=True)
     # Name servers rotate their answers. The lowest is the same at each hook, so that starting a VM
     # does not move the services of the others.
     return min(usable, key=socket.inet_aton)
+
+
+def _is_answer(error: OSError) -> bool:
+    return isinstance(error, socket.gaierror) and error.errno not in _NO_ANSWER

@@ -26,6 +26,12 @@ def check(bridge: str, uplinks: frozenset[str]) -> None:
     plumbing.require_bridge(bridge)
 
 
+def last_known(bridge: str, port: int) -> Service | None:
+    """What the port of the bridge leads to now, if anything."""
+    found = nft.read_map(bridge)
+    return found.services.get(port) if found is not None else None
+
+
 def up(
     bridge: str,
     network: Network,

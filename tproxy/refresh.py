@@ -43,7 +43,7 @@ def refresh(read: Config) -> tuple[list[Outcome], list[str]]:
 def _wanted(read: Config) -> list[tuple[str, Network, dict[int, Service], list[str]]]:
     # All names are looked up here, before anything is changed, and not under the host's lock.
     return [
-        (each.bridge, each.network, *config.services_for(read, each.network))
+        (each.bridge, each.network, *config.services_for(read, each.network, last_known=each.services.get))
         for each in sorted(nft.read_maps(), key=lambda each: each.bridge)
         if each.network != Network()
     ]

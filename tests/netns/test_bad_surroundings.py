@@ -289,6 +289,24 @@ def test_a_name_server_that_is_dead_is_waited_for_once_however_many_names_there_
     assert answer(host) == "hello"
 
 
+def test_guests_keep_a_service_by_name_while_no_name_server_answers(host: Hypervisor, blackhole: str) -> None:
+    host.write("/run/hosts", f"{ENDPOINT} api.example\n")
+    host.write("/run/resolv.conf", f"nameserver {blackhole}\noptions timeout:1 attempts:1\n")
+    host.write("/run/nsswitch.conf", "hosts: files dns\n")
+    for file in ("hosts", "resolv.conf", "nsswitch.conf"):
+        host.run("mount", "--bind", f"/run/{file}", f"/etc/{file}")
+    entry = "- {service_port: 5030, remote_addr: api.example, remote_port: 8080}\n"
+    host.write("/run/tproxy.yaml", f"tproxy:\n- {{remote_addr: {ENDPOINT}, remote_port: 22}}\n{entry}")
+    assert host.run("sh", "-c", f"{UP} --network vnet1").stderr == ""
+    guest = host.add_guest("guest", "br0")
+    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    host.path("/run/hosts").write_text("")
+    for command in (f"{UP} --network vnet1", f"{TPROXY} refresh --config /run/tproxy.yaml"):
+        said = host.run("sh", "-c", command).stderr
+        assert said.endswith(f"Temporary failure in name resolution: {ENDPOINT}:8080 as before\n")
+        assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+
+
 def test_a_daemon_that_hangs_does_not_keep_a_guest_from_starting(host: Hypervisor) -> None:
     host.run("sh", "-c", UP)
     host.run("pkill", "-STOP", "-f", "^one_tproxy *$")

@@ -52,7 +52,7 @@ def written(path: Path, content: str | bytes) -> Path:
 def resolve(name: str) -> list[str]:
     known = {"one.example": ["10.0.0.2", "10.0.0.10"], "loop.example": ["169.254.16.9", "0.0.0.0"]}
     if name not in known:
-        raise OSError(-2, "Name or service not known")
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     return known[name]
 
 
@@ -478,6 +478,34 @@ def test_of_several_addresses_each_hook_takes_the_same(loaded: Load) -> None:
     for answer in (["10.0.0.10", "10.0.0.2"], ["10.0.0.2", "10.0.0.10"]):
         chosen, _ = services_for(found, VNET1, lambda asked, answer=answer: answer)  # type: ignore[misc]  # mypy: no type
         assert chosen[80].endpoint.address == "10.0.0.2"
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), True),
+        (socket.gaierror(socket.EAI_FAIL, "Non-recoverable failure in name resolution"), True),
+        (socket.gaierror(socket.EAI_SYSTEM, "System error"), True),
+        (OSError(24, "Too many open files"), True),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), False),
+        (UnicodeError("label too long"), False),
+    ],
+)
+def test_a_name_keeps_its_address_while_nobody_answers_for_it(
+    loaded: Load, error: Exception, kept: bool
+) -> None:
+    def unanswered(name: str) -> list[str]:
+        raise error
+
+    found = loaded("tproxy: [{remote_addr: one.example, remote_port: 80, name: api}]")
+    before, _ = services(found)
+    after, (warning,) = services_for(found, VNET1, unanswered, before.get)
+    assert after == (before if kept else {})
+    assert warning.endswith(": 10.0.0.2:80 as before" if kept else ": entry skipped")
+    # Not what is another service by now.
+    assert services_for(found, VNET1, unanswered)[0] == {}
+    other = {80: Service(80, Endpoint("10.0.0.2", 81))}
+    assert services_for(found, VNET1, unanswered, other.get)[0] == {}
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,8 @@ def _up(options: argparse.Namespace) -> None:
     read = _config(options.config, remember=not options.dry_run)
     _log(options, read.log_level)
     network, uplinks = Network(options.network, options.network_id), frozenset(options.uplink)
-    services, warnings = config.services_for(read, network)
+    last_known = partial(hook.last_known, options.bridge)
+    services, warnings = config.services_for(read, network, last_known=last_known)
     hook.check(options.bridge, uplinks)
     for warning in [*read.warnings, *warnings]:
         logs.warn(warning)
