@@ -132,9 +132,14 @@ def restart(log_level: int | None, watch: str | None = None) -> list[str]:
     return _apply_all(log_level, watch, reopen_logs=False)
 
 
+def watched_file() -> str | None:
+    """The file that the daemon keeps a watcher for; empty for none, None when no daemon answers."""
+    return (_ping() or {}).get("watch")
+
+
 def _told(watch: str | None) -> str | None:
     """Where it is unknown which file wants a watcher: what the daemon that runs was told."""
-    return (_ping() or {}).get("watch") if watch is None else watch
+    return watched_file() if watch is None else watch
 
 
 def _needed(watch: str | None) -> bool:

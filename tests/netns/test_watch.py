@@ -748,6 +748,33 @@ def test_a_file_in_another_place_is_watched_by_another_watcher(host: Host) -> No
     host.said(f"watching bridges, as {other} says")
 
 
+def test_a_file_without_a_watcher_ends_not_the_one_that_another_file_wants(host: Host) -> None:
+    host.configure(more="tproxy_watch: true\n")
+    host.host.add_bridge("br0")
+    host.hook("up", "--bridge", "br0")
+    watcher = int(host.said("watching bridges").split()[1])
+    other = host.host.write("/run/other.yaml", "tproxy: []\n")
+    daemon = host.pids()["one_tproxy"]
+    for command in (["start"], ["reload"], ["refresh", "--config", other]):
+        host.host.tproxy(*command, env={"TPROXY_CONFIG": other})
+    time.sleep(1)
+    assert "wants no watcher" not in host.log()
+    host.signal("KILL", daemon)
+    host.said("the daemon was gone; started again")
+    host.host.tproxy("restart", env={"TPROXY_CONFIG": other})
+    host.said("watching bridges", 2)
+
+    # It is that file that ends it, whichever command takes it up.
+    host.configure()
+    host.host.tproxy("reload", env={"TPROXY_CONFIG": other})
+    host.said("wants no watcher any more")
+    for _ in eventually():
+        if host.host.run("kill", "-0", str(watcher), check=False).returncode != 0:
+            break
+    time.sleep(5)
+    assert host.log().count("watching bridges") == 2
+
+
 def test_a_process_that_replaces_itself_takes_no_descriptor_along(host: Host) -> None:
     host.host.add_bridge("br0")
     host.host.add_guest("guest", "br0")

@@ -10,6 +10,7 @@ import click
 from tproxy import config, instance, logs, process, reader
 from tproxy import refresh as refreshing
 from tproxy.cli import EXIT_FAILURE, require_root, say
+from tproxy.cli.life import watch_of
 from tproxy.errors import ConfigError
 
 
@@ -38,7 +39,7 @@ def refresh(debug: bool, file: str | None) -> None:
     failed = [each.problem for each in outcomes if each.problem]
     with instance.lock():
         # The log level, a watcher; one that runs is to read the file too, or it goes on with the old one.
-        problems = process.start(read.log_level, read.watch_file, reopen_logs=True)
+        problems = process.start(read.log_level, watch_of(read), reopen_logs=True)
     for problem in dict.fromkeys([*failed, *problems]):
         say(problem)
     changed = sum(each.changed for each in outcomes)
