@@ -5,8 +5,6 @@ whatever the file holds, so that no value can forge a line of the log. The file'
 matter of ``reader``, and of it only: a hook mostly does without (``recall``).
 """
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping

@@ -6,7 +6,6 @@ The socket lies in the instance's directory, which only root can enter.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import socket
 from collections.abc import Callable
@@ -14,9 +13,10 @@ from contextlib import suppress
 from typing import Any
 
 from tproxy.errors import NotRunning, ProcessError, ProtocolError
+from tproxy.logger import logger
 from tproxy.loop import READ, WRITE, Loop
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 SOCKET = "control.sock"
 

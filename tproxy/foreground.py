@@ -8,7 +8,6 @@ the process ends at once, connections do not, and guests that come meanwhile wai
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
@@ -17,8 +16,9 @@ from contextlib import suppress
 from typing import NoReturn
 
 from tproxy import instance
+from tproxy.logger import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 # KillSignal= in etc/systemd/tproxy.service. SIGTERM is the end of everything, as for any daemon.
 LEAVE_SIGNAL = signal.SIGUSR1

@@ -15,8 +15,6 @@ Every rule carries a comment with a checksum of its text, by which it is recogni
 listing of a rule differs between versions, the comment does not.
 """
 
-from __future__ import annotations
-
 import socket
 import zlib
 from collections.abc import Iterable, Mapping
@@ -123,7 +121,7 @@ class Guard(NamedTuple):
             GUARDED: dict.fromkeys(guarded, _element_comment(self.bridge)),
         }
 
-    def rules_are_in(self, found: ObservedGuard) -> bool:
+    def rules_are_in(self, found: "ObservedGuard") -> bool:
         """Whether the shared chains match frames in this guard's way."""
         return found.shared == {chain: _marks(rules) for chain, rules in self.shared_rules.items()}
 

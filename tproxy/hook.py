@@ -7,15 +7,15 @@ the next, since every run compares everything.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from contextlib import suppress
 
 from tproxy import guards, instance, nft, plan, plumbing, process, ruleset, running
 from tproxy.errors import ProcessError, TproxyError
+from tproxy.logger import logger
 from tproxy.model import SERVICE_MAC, Network, Service, ServiceMap, check_interface_name
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 def check(bridge: str, uplinks: frozenset[str]) -> None:
@@ -104,7 +104,7 @@ def repair(
             actions = plan.up_foreign(bridge, found, foreign_mac)
         else:
             actions = plan.up(found.map, found, named)
-        plumbing.carry_out(actions, logging.DEBUG)  # the caller tells, in one line
+        plumbing.carry_out(actions, quiet=True)  # the caller tells, in one line
         if actions or restored:
             process.ensure_daemon(log_level, watch)
             _apply(bridge, log_level)

@@ -5,8 +5,6 @@ because importing pyroute2 takes longer than all of a hook run that finds everyt
 is what nearly every VM start is.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import socket

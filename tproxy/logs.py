@@ -8,7 +8,6 @@ import sys
 
 DIRECTORY = "/var/log"
 DAEMON_LOG = "one_tproxy.log"
-DEFAULT_LEVEL = logging.INFO
 
 _FORMATTER = logging.Formatter(
     "%(asctime)s.%(msecs)03d %(process)d %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S"

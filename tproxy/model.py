@@ -1,10 +1,9 @@
 """The frozen types everything else speaks in, what they may hold, and the names derived from a bridge's name.
 
 They are named tuples: importing ``dataclasses`` takes some milliseconds, and making each class a
-third of one; a hook, which runs at every VM start, would pay for both.
+third of one; a hook, which runs at every VM start, would pay for both. For the same reason no module that
+a hook needs keeps the annotations of such types as text: ``typing`` would compile each.
 """
-
-from __future__ import annotations
 
 import re
 import socket
@@ -62,7 +61,7 @@ class BridgeNames(_Bridge):
 
     __slots__ = ()
 
-    def __new__(cls, bridge: str) -> BridgeNames:
+    def __new__(cls, bridge: str) -> "BridgeNames":
         return super().__new__(cls, check_interface_name(bridge))
 
     @property
@@ -132,7 +131,7 @@ class Endpoint(_AddressPort):
 
     __slots__ = ()
 
-    def __new__(cls, address: str, port: int) -> Endpoint:
+    def __new__(cls, address: str, port: int) -> "Endpoint":
         if not is_ipv4(address):
             raise ValueError(f"{address!a} is not an IPv4 address")
         return super().__new__(cls, address, port)

@@ -5,8 +5,6 @@ there without a namespace (a crash between two steps, a stray file); such a name
 A namespace made again under a name is another namespace, so it is known by device and inode.
 """
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import fcntl

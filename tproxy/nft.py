@@ -7,7 +7,6 @@ safe because every word of it comes from ``ruleset``, which takes checked names 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -15,9 +14,10 @@ from typing import Any
 from tproxy import guards, ruleset
 from tproxy.errors import NftError
 from tproxy.guards import ObservedGuard
+from tproxy.logger import logger
 from tproxy.model import TABLE, BridgeNames, ServiceMap
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 _MAP_TYPE = "inet_service : ipv4_addr . inet_service"
 

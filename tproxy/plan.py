@@ -4,8 +4,6 @@ The same comparison builds, repairs, changes, and finds nothing to do. An action
 what would be done; ``plumbing`` does it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -33,7 +31,7 @@ class Observed(NamedTuple):
     def anything(self) -> bool:
         return bool(self.name_taken or self.outer or self.map or (self.guard and self.guard.anything))
 
-    def added_since(self, before: Observed) -> Observed:
+    def added_since(self, before: "Observed") -> "Observed":
         """Only what was not there before: what is to be taken away when the rest cannot be built."""
         return self._replace(
             name_taken=self.namespace and not before.namespace,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 
 from tproxy import links, netns, nft, plan
 from tproxy.errors import KernelError
+from tproxy.logger import logger
 from tproxy.model import SERVICE_MAC, BridgeNames
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 _BRIDGED_TO_IPTABLES = "bridge/bridge-nf-call-iptables"
 
@@ -59,10 +59,10 @@ def has_links(bridge: str) -> bool:
     return netns.name_taken(names.namespace) or links.exists(names.veth_bridge)
 
 
-def carry_out(actions: Iterable[plan.Action], level: int = logging.INFO) -> None:
-    """Do it, in order, logging each at ``level``; the first failure raises and leaves the rest undone."""
+def carry_out(actions: Iterable[plan.Action], *, quiet: bool = False) -> None:
+    """Do it, in order, each in a line of the log; the first failure raises and leaves the rest undone."""
     for action in actions:
-        log.log(level, "%s", action)
+        (log.debug if quiet else log.info)("%s", action)
         _do(action)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -11,10 +10,10 @@ from typing import NoReturn
 
 from tproxy import control, foreground, instance, nft
 from tproxy.errors import NotRunning, ProcessError
-from tproxy.logs import DEFAULT_LEVEL
+from tproxy.logger import DEFAULT_LEVEL, logger
 from tproxy.running import find, send, terminate
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 # Seconds. A daemon that does not hand over or answer in this time is stuck; a loaded machine with
 # hundreds of bridges is not.

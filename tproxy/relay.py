@@ -11,8 +11,6 @@ listening sockets (Takeover). Whenever the daemon is away or behind, the relay d
 guests wait in the backlog, in the kernel.
 """
 
-from __future__ import annotations
-
 import errno
 import logging
 import os

@@ -7,7 +7,6 @@ The map is the contract (SPEC section 3). Its comments carry what a service need
 from __future__ import annotations
 
 import json
-import string
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -29,7 +28,8 @@ _MAP_TYPE = "type inet_service : ipv4_addr . inet_service;"
 # NFTNL_UDATA_COMMENT_MAXLEN of libnftnl is 128 with the final NUL.
 MAX_COMMENT = 127
 
-_PLAIN = frozenset(string.ascii_letters + string.digits + "_.-~")  # unreserved characters, RFC 3986
+# Unreserved characters, RFC 3986.
+_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-~")
 
 Json = dict[str, Any]
 

@@ -1,8 +1,5 @@
 """Our processes as the process table shows them: find them, signal them, see them end."""
 
-from __future__ import annotations
-
-import logging
 import signal
 import time
 from collections.abc import Iterable, Sequence
@@ -11,12 +8,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tproxy import instance
 from tproxy.errors import ProcessError
+from tproxy.logger import logger
 from tproxy.model import DAEMON_TITLE
 
 if TYPE_CHECKING:
-    import psutil
+    from psutil import Process
+else:
+    Process = object
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 RELAY_PREFIX = DAEMON_TITLE + "_"
 # Of the instance as well, though neither daemon nor relay: a spawner, a draining daemon.
@@ -31,13 +31,13 @@ _GLANCE = 0.002
 class Running(NamedTuple):
     """The instance's processes as the process table shows them."""
 
-    daemons: tuple[psutil.Process, ...] = ()
-    relays: tuple[tuple[str, psutil.Process], ...] = ()
-    auxiliary: tuple[psutil.Process, ...] = ()
-    watchers: tuple[psutil.Process, ...] = ()
+    daemons: tuple[Process, ...] = ()
+    relays: tuple[tuple[str, Process], ...] = ()
+    auxiliary: tuple[Process, ...] = ()
+    watchers: tuple[Process, ...] = ()
 
     @property
-    def all(self) -> list[psutil.Process]:
+    def all(self) -> list[Process]:
         """All that serve connections; watchers come and go for other reasons."""
         return [*self.daemons, *(process for _, process in self.relays), *self.auxiliary]
 
@@ -78,7 +78,7 @@ def find() -> Running:
     return Running(tuple(daemons), tuple(relays), tuple(auxiliary), tuple(watchers))
 
 
-def send(number: signal.Signals, processes: Iterable[psutil.Process]) -> None:
+def send(number: signal.Signals, processes: Iterable[Process]) -> None:
     """Signal those that are still there."""
     import psutil
 
@@ -87,7 +87,7 @@ def send(number: signal.Signals, processes: Iterable[psutil.Process]) -> None:
             process.send_signal(number)
 
 
-def terminate(processes: Sequence[psutil.Process]) -> None:
+def terminate(processes: Sequence[Process]) -> None:
     """Ask processes to end, kill those that do not, and return when all are gone."""
     if not processes:
         return
@@ -101,7 +101,7 @@ def terminate(processes: Sequence[psutil.Process]) -> None:
         raise ProcessError(f"process {alive[0].pid} cannot be ended")
 
 
-def _left_after(seconds: float, processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+def _left_after(seconds: float, processes: Sequence[Process]) -> list[Process]:
     """Those that have not ended in that time.
 
     Not psutil.wait_procs (as of 7.2): it fails with a process that has ended while its session goes on, as a
@@ -113,7 +113,7 @@ def _left_after(seconds: float, processes: Sequence[psutil.Process]) -> list[psu
     return left
 
 
-def _runs(process: psutil.Process) -> bool:
+def _runs(process: Process) -> bool:
     import psutil
 
     try:

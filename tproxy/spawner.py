@@ -7,8 +7,6 @@ without (``tests/unit/test_imports.py``). The spawner ends when the daemon's end
 when it is killed, the next relay that is wanted brings another one.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import logging

@@ -20,6 +20,7 @@ from tproxy.attend import Attendant
 from tproxy.config import Config
 from tproxy.errors import ProcessError, TproxyError
 from tproxy.lifeline import Lifeline
+from tproxy.logger import DEFAULT_LEVEL
 from tproxy.loop import Loop
 from tproxy.mend import SETTLE, TICK, UNSTEADY, Mender
 from tproxy.netlink import LinkEvents, RulesetEvents
@@ -145,7 +146,7 @@ def run(path: str, kept_by: int | None, lock: int | None, *, debug: bool) -> Non
     # All descriptors that may be had: each bridge takes some twenty (probe), and most are given 1024.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    logs.for_command(logs.DEFAULT_LEVEL, debug=debug)
+    logs.for_command(DEFAULT_LEVEL, debug=debug)
     try:
         read = reader.load(os.path.abspath(path))
     except TproxyError as error:

@@ -5,8 +5,6 @@ order. Descriptors travel beside it (``fdpass``). All is stated as wanted state,
 to it, so a repeated or skipped message does no harm.
 """
 
-from __future__ import annotations
-
 import struct
 from typing import NamedTuple
 

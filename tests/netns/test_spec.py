@@ -218,7 +218,11 @@ def test_an_unknown_command_or_option_is_one_line(hypervisor: Hypervisor) -> Non
         ["status", "--jsn"],
         ["--what"],
         ["hook", "sideways"],
+        ["hook"],
         ["hook", "up"],
+        ["hook", "up", "--bridge"],
+        ["hook", "up", "--bridge", "br0", "br1"],
+        ["hook", "up", "--bridge", "br0", "--force"],
         ["hook", "up", "--bridge", "br0", "--two\nlines \udcff"],
     ):
         done = hypervisor.tproxy(*arguments, check=False)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import ForwardRef
+
+import pytest
 
 import tproxy
 
@@ -14,7 +19,7 @@ import tproxy
 # need each other and each can be read, and tested, without what is above it. Imports inside of
 # functions and under TYPE_CHECKING count.
 LAYERS = (
-    ("errors",),
+    ("errors", "logger"),
     ("model",),
     ("catalog", "flow", "labview", "report", "ruleset", "wire"),  # pure: formats and decisions
     ("config", "guards", "values"),
@@ -105,8 +110,32 @@ def test_a_hook_that_finds_everything_in_order_needs_nothing_slow() -> None:
     """What it needs of these otherwise, it imports then."""
     loaded = loaded_with("tproxy.cli.hook")
     assert "tproxy.plumbing" in loaded
-    slow = {"asyncio", "click", "dataclasses", "hashlib", "inspect", "ipaddress", "pathlib", "psutil"}
-    assert not loaded & (slow | {"pyroute2", "subprocess", "urllib", "yaml"})
+    slow = {
+        "argparse",
+        "asyncio",
+        "click",
+        "dataclasses",
+        "hashlib",
+        "inspect",
+        "ipaddress",
+        "logging",
+        "pathlib",
+    }
+    assert not loaded & (slow | {"psutil", "pyroute2", "subprocess", "traceback", "urllib", "yaml"})
+
+
+@pytest.mark.parametrize("module", ["tproxy.cli.hook", "tproxy.launch"])
+def test_what_starts_often_has_no_types_with_annotations_as_text(module: str) -> None:
+    """One is enough for `typing` to need all of the compiler's types: a twentieth of a hook's time."""
+    as_text = {
+        f"{name}.{each.__name__}"
+        for name in loaded_with(module)
+        if name.startswith("tproxy.")
+        for each in vars(import_module(name)).values()
+        if isinstance(each, type)
+        and any(isinstance(of, ForwardRef) for of in inspect.get_annotations(each).values())
+    }
+    assert not as_text, f"{as_text}: no `from __future__ import annotations` there"
 
 
 def loaded_with(module: str) -> set[str]:

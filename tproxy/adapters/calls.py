@@ -9,6 +9,7 @@ from typing import NamedTuple
 from tproxy import links, logs
 from tproxy.cli import hook, say
 from tproxy.errors import TproxyError
+from tproxy.logger import DEFAULT_LEVEL
 from tproxy.model import check_interface_name
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ Call = Up | Down | Refusal | Fault
 
 def run(program: str, event: Callable[[], Iterable[Call]]) -> int:
     """Carry out what an event asks for; returns the exit code. Nothing is written to stdout."""
-    logs.to_file(logs.DAEMON_LOG, logs.DEFAULT_LEVEL)
+    logs.to_file(logs.DAEMON_LOG, DEFAULT_LEVEL)
     try:
         # An event asks once for each bridge, however many NICs a guest has there.
         wanted = list(dict.fromkeys(event()))
@@ -97,6 +98,6 @@ def _tell(program: str, level: int, reason: str) -> None:
     # Names from outside may hold anything, and be of any length.
     printable = "".join(c if c.isprintable() else " " for c in f"{program}: {reason}")
     line = " ".join(printable.split())[:MAX_LINE].encode("ascii", "backslashreplace").decode()
-    logs.to_file(logs.DAEMON_LOG, logs.DEFAULT_LEVEL)  # the hook sends warnings to stderr as well
+    logs.to_file(logs.DAEMON_LOG, DEFAULT_LEVEL)  # the hook sends warnings to stderr as well
     log.log(level, "%s", line)
     say(line)

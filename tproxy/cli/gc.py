@@ -10,6 +10,7 @@ import click
 from tproxy import config, leftovers, logs, reader
 from tproxy.cli import EXIT_FAILURE, require_root, say
 from tproxy.errors import TproxyError
+from tproxy.logger import DEFAULT_LEVEL
 
 
 @click.command()
@@ -33,7 +34,7 @@ def gc(debug: bool, dry_run: bool, grace: float | None, file: str | None) -> Non
     if dry_run:
         logs.for_preview(debug=debug)
     else:
-        logs.for_command(read.log_level if read else logs.DEFAULT_LEVEL, debug=debug)
+        logs.for_command(read.log_level if read else DEFAULT_LEVEL, debug=debug)
     if grace is None:
         grace = read.watch_grace if read else config.DEFAULT_WATCH_GRACE
     failed = False

@@ -1,94 +1,134 @@
 """hook up, hook down: what VM network drivers call.
 
-On argparse: importing click takes as long as all the rest of a run that finds everything in order,
-which is what nearly every VM start is.
+On getopt: importing click takes as long as all the rest of a run that finds everything in order, which
+is what nearly every VM start is, and argparse a tenth of it.
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
+import getopt
 import os
+import sys
 from functools import partial
 from typing import NoReturn
 
-from tproxy import config, hook, logs, recall
+from tproxy import config, hook, recall
 from tproxy.cli import require_root, say
 from tproxy.errors import ConfigError
+from tproxy.logger import DEFAULT_LEVEL, logger, when_needed
 from tproxy.model import Network
 
-log = logging.getLogger(__name__)
+EXIT_USAGE = 2  # as click has it
 
-# With a width argparse need not ask for the terminal's, for which it imports more than itself.
-_format = partial(argparse.HelpFormatter, width=100)
+log = logger(__name__)
+
+HELP = """\
+Usage: tproxy hook up --bridge NAME [OPTION]...
+       tproxy hook down --bridge NAME [OPTION]...
+
+What VM network drivers call.
+
+  up                 Have the configured services on a bridge; ports listen when this returns.
+  down               Remove what `up` built; a bridge with guests is left alone.
+
+Options:
+  --bridge NAME
+  --network NAME     name of the virtual network
+  --network-id ID    id of the virtual network
+  --config FILE      configuration file to use
+  --uplink DEV       port that leads off this host; for several, again
+  --force            down: also when guests are attached
+  --dry-run          print what would be done, a line each, and do nothing
+  --debug            log more, show tracebacks
+  --help             show this, and do nothing"""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        # Without the usage, and whatever was handed over: one line.
-        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
+FLAGS = ("dry-run", "debug", "help")
+VALUES = ("bridge=", "network=", "network-id=", "config=", "uplink=")
+
+
+class Options:
+    """What the command line says; None is what it does not say, and where that is not the same as nothing."""
+
+    def __init__(self) -> None:
+        self.bridge: str | None = None
+        self.network = ""
+        self.network_id = ""
+        self.config: str | None = None
+        self.uplinks: frozenset[str] = frozenset()
+        self.dry_run = False
+        self.force = False
+        self.debug = bool(os.environ.get("TPROXY_DEBUG"))
 
 
 def run(arguments: list[str]) -> None:
     """Do what the arguments behind ``tproxy hook`` say; raises TproxyError when it cannot be."""
-    options = _parser().parse_args(arguments)
+    command, *rest = arguments or ["nothing"]
+    if command in ("-h", "--help"):
+        _help()
+    if command not in _COMMANDS:
+        _refuse("hook", f"up or down, not {command!a}")
+    options = parse(command, rest)
+    if options.bridge is None:
+        _refuse(f"hook {command}", "--bridge NAME is missing")
     require_root()
-    _COMMANDS[options.command](options)
+    _COMMANDS[command](options.bridge, options)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        "tproxy hook",
-        description="What VM network drivers call.",
-        allow_abbrev=False,
-        formatter_class=_format,
-    )
-    # With a name: otherwise argparse formats a usage to find one.
-    commands = parser.add_subparsers(dest="command", required=True, metavar="up|down", prog=parser.prog)
-    summaries = {
-        "up": "Have the configured services on a bridge; ports listen when this returns.",
-        "down": "Remove what `up` built; a bridge with guests is left alone.",
-    }
-    for name, summary in summaries.items():
-        command = commands.add_parser(
-            name, help=summary, description=summary, allow_abbrev=False, formatter_class=_format
-        )
-        add = command.add_argument
-        add("--bridge", required=True, metavar="NAME")
-        add("--network", default="", metavar="NAME", help="name of the virtual network")
-        add("--network-id", default="", metavar="ID", help="id of the virtual network")
-        add("--config", metavar="FILE", help="configuration file to use")
-        add("--uplink", action="append", default=[], metavar="DEV", help="port that leads off this host")
-        add("--dry-run", action="store_true", help="print what would be done, a line each, and do nothing")
-        add("--debug", action="store_true", default=bool(os.environ.get("TPROXY_DEBUG")))
-        if name == "down":
-            add("--force", action="store_true", help="also when guests are attached")
-    return parser
+def parse(command: str, arguments: list[str]) -> Options:
+    """What is behind ``up`` or ``down``; ends the process where that cannot be, or asks for help."""
+    options = Options()
+    flags = [*FLAGS, "force"] if command == "down" else FLAGS
+    try:
+        found, rest = getopt.getopt(arguments, "h", [*VALUES, *flags])
+    except getopt.GetoptError as error:
+        _refuse(f"hook {command}", str(error))
+    if rest:
+        _refuse(f"hook {command}", f"what is {rest[0]!a}?")
+    for option, value in found:
+        name = option.lstrip("-")
+        if name in ("h", "help"):
+            _help()
+        elif name == "uplink":
+            options.uplinks |= {value}
+        else:
+            setattr(options, name.replace("-", "_"), True if name in flags else value)
+    return options
 
 
-def _up(options: argparse.Namespace) -> None:
+def _help() -> NoReturn:
+    _print([HELP])
+    sys.exit()
+
+
+def _refuse(command: str, why: str) -> NoReturn:
+    say(f"{command}: {why}")
+    sys.exit(EXIT_USAGE)
+
+
+def _up(bridge: str, options: Options) -> None:
     read = _config(options.config, remember=not options.dry_run)
     _log(options, read.log_level)
-    network, uplinks = Network(options.network, options.network_id), frozenset(options.uplink)
-    last_known = partial(hook.last_known, options.bridge)
+    network = Network(options.network, options.network_id)
+    last_known = partial(hook.last_known, bridge)
     services, warnings = config.services_for(read, network, last_known=last_known)
-    hook.check(options.bridge, uplinks)
+    hook.check(bridge, options.uplinks)
     for warning in [*read.warnings, *warnings]:
-        logs.warn(warning)
+        log.warning("%s", warning)
     if not services:  # a bridge without services is nothing unusual, and not ours
-        where = options.bridge, str(read.path), network.name, network.id
+        where = bridge, str(read.path), network.name, network.id
         log.info("bridge %s: no entry of %a applies to network %a, id %a", *where)
     elif options.dry_run:
         from tproxy import preview  # few want it, and it takes time
 
-        _print(preview.up(options.bridge, network, services, uplinks, read.watch_file))
+        _print(preview.up(bridge, network, services, options.uplinks, read.watch_file))
     else:
-        hook.up(options.bridge, network, services, uplinks, read.log_level, read.watch_file)
+        hook.up(bridge, network, services, options.uplinks, read.log_level, read.watch_file)
 
 
-def _down(options: argparse.Namespace) -> None:
-    _log(options, logs.DEFAULT_LEVEL)
-    bridge, uplinks, force = options.bridge, frozenset(options.uplink), options.force
+def _down(bridge: str, options: Options) -> None:
+    _log(options, DEFAULT_LEVEL)
+    uplinks, force = options.uplinks, options.force
     if options.dry_run:
         from tproxy import preview
 
@@ -100,11 +140,16 @@ def _down(options: argparse.Namespace) -> None:
         say(f"bridge {bridge} is in use by {', '.join(sorted(guests))}: left alone")
 
 
-def _log(options: argparse.Namespace, level: int) -> None:
-    if options.dry_run:
-        logs.for_preview(debug=options.debug)
-    else:
-        logs.for_command(level, debug=options.debug)
+def _log(options: Options, level: int) -> None:
+    def set_up() -> None:
+        from tproxy import logs
+
+        if options.dry_run:
+            logs.for_preview(debug=options.debug)
+        else:
+            logs.for_command(level, debug=options.debug)
+
+    when_needed(set_up)
 
 
 def _print(lines: list[str]) -> None:

@@ -12,6 +12,7 @@ from tproxy import config, instance, logs, process, reader
 from tproxy.cli import EXIT_FAILURE, require_root, say
 from tproxy.config import Config
 from tproxy.errors import TproxyError
+from tproxy.logger import DEFAULT_LEVEL
 
 # Takes what is configured, None where that is unknown; returns what could not be.
 Change = Callable[["Config | None"], "list[str]"]
@@ -24,7 +25,7 @@ def _command(name: str, summary: str) -> Callable[[Change], click.Command]:
         def command(debug: bool) -> None:
             require_root()
             read = _read()
-            logs.for_command(read.log_level if read else logs.DEFAULT_LEVEL, debug=debug)
+            logs.for_command(read.log_level if read else DEFAULT_LEVEL, debug=debug)
             with instance.lock():
                 problems = change(read)
             for problem in problems:
