@@ -21,9 +21,10 @@ from typing import Any
 from setproctitle import setproctitle
 
 from tproxy import __version__, foreground, logs, netns, nft
+from tproxy.answering import Client, Server
 from tproxy.catalog import Catalog, Entry
 from tproxy.connection import Connections
-from tproxy.control import Client, Json, Server
+from tproxy.control import Json
 from tproxy.errors import NftError, TproxyError
 from tproxy.instance import directory
 from tproxy.loop import Loop

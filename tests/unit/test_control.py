@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.sockets import descriptors, run_until
-from tproxy.control import MAX_REQUEST, SOCKET, Client, Json, Server, ask
+from tproxy.answering import MAX_REQUEST, Client, Server
+from tproxy.control import SOCKET, Json, ask
 from tproxy.errors import ProcessError, ProtocolError
 from tproxy.loop import Loop
 
