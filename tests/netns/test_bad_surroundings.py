@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.netns.etc import private_etc
 from tests.netns.waiting import eventually
 from tproxy.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS
@@ -278,10 +279,8 @@ def test_a_name_server_that_is_dead_is_waited_for_once_however_many_names_there_
 ) -> None:
     names = "".join(f"- {{remote_addr: host{n}.example, remote_port: {n}}}\n" for n in range(1, 9))
     host.write("/run/tproxy.yaml", CONFIG + names)
-    host.write("/run/resolv.conf", f"nameserver {blackhole}\noptions timeout:1 attempts:1\n")
-    host.write("/run/nsswitch.conf", "hosts: dns\n")
-    for file in ("resolv.conf", "nsswitch.conf"):
-        host.run("mount", "--bind", f"/run/{file}", f"/etc/{file}")
+    dead = f"nameserver {blackhole}\noptions timeout:1 attempts:1\n"
+    private_etc(host, resolv_conf=dead, nsswitch_conf="hosts: dns\n")
     before = time.monotonic()
     said = host.run("sh", "-c", UP).stderr
     assert time.monotonic() - before < 6  # one after the other it would be 8
@@ -290,17 +289,15 @@ def test_a_name_server_that_is_dead_is_waited_for_once_however_many_names_there_
 
 
 def test_guests_keep_a_service_by_name_while_no_name_server_answers(host: Hypervisor, blackhole: str) -> None:
-    host.write("/run/hosts", f"{ENDPOINT} api.example\n")
-    host.write("/run/resolv.conf", f"nameserver {blackhole}\noptions timeout:1 attempts:1\n")
-    host.write("/run/nsswitch.conf", "hosts: files dns\n")
-    for file in ("hosts", "resolv.conf", "nsswitch.conf"):
-        host.run("mount", "--bind", f"/run/{file}", f"/etc/{file}")
+    dead = f"nameserver {blackhole}\noptions timeout:1 attempts:1\n"
+    hosts = f"{ENDPOINT} api.example\n"
+    private_etc(host, hosts=hosts, resolv_conf=dead, nsswitch_conf="hosts: files dns\n")
     entry = "- {service_port: 5030, remote_addr: api.example, remote_port: 8080}\n"
     host.write("/run/tproxy.yaml", f"tproxy:\n- {{remote_addr: {ENDPOINT}, remote_port: 22}}\n{entry}")
     assert host.run("sh", "-c", f"{UP} --network vnet1").stderr == ""
     guest = host.add_guest("guest", "br0")
     assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
-    host.path("/run/hosts").write_text("")
+    host.write("/etc/hosts", "")
     for command in (f"{UP} --network vnet1", f"{TPROXY} refresh --config /run/tproxy.yaml"):
         said = host.run("sh", "-c", command).stderr
         assert said.endswith(f"Temporary failure in name resolution: {ENDPOINT}:8080 as before\n")

@@ -17,6 +17,7 @@ import pytest
 
 import tproxy
 from tests.netns.conftest import NOBODY
+from tests.netns.etc import private_etc
 from tests.netns.test_commands import ECHO, Conversation, Lab
 from tests.netns.test_hook import CONFIG, ENDPOINT, assert_as_specified, assert_nothing_left, down, up
 from tests.netns.waiting import eventually
@@ -356,17 +357,10 @@ def test_a_file_that_cannot_be_used_is_one_line_and_leaves_what_is_up(
     assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
 
 
-def private_etc(host: Hypervisor, hosts: str) -> None:
-    """Give the stand-in an /etc and a /var/tmp of its own, with what programs need of them."""
-    host.write("/run/etc/hosts", f"127.0.0.1 localhost\n{hosts}\n")
-    host.write("/run/etc/nsswitch.conf", "hosts: files\n")
-    for name in ("passwd", "group", "ld.so.cache"):
-        shutil.copy(Path("/etc") / name, host.path("/run/etc") / name)
-    shell(host, "mount --bind /run/etc /etc; mount -t tmpfs none /var/tmp")
-
-
 def test_the_search_order_and_names_that_this_hypervisor_resolves(host: Hypervisor) -> None:
-    private_etc(host, f"{ENDPOINT} endpoint.of.mine")
+    hosts = f"127.0.0.1 localhost\n{ENDPOINT} endpoint.of.mine\n"
+    private_etc(host, hosts=hosts, nsswitch_conf="hosts: files\n")
+    shell(host, "mount -t tmpfs none /var/tmp")
     places = [
         ("/etc/tproxy/tproxy.yaml", 1004),
         ("/var/tmp/one/etc/vnm/OpenNebulaNetwork.conf", 1003),

@@ -105,7 +105,9 @@ def test_whoever_interrupts_it_keeps_the_file_from_the_hosts_whose_turn_has_not_
     ssh.write_text(f"#!/bin/sh\necho reached >>{tmp_path}/reached\nexec sleep 1\n")
     ssh.chmod(0o755)
     options = ["--jobs", "1", "--ssh", str(ssh), "--config", str(tmp_path / "new.yaml")]
-    command = [sys.executable, "-m", "tproxy", "sync", *options, "one", "two", "three"]
+    # Whoever runs the tests in the background may have it ignored, and hands that down.
+    heeding = ["env", "--default-signal=INT"]
+    command = [*heeding, sys.executable, "-m", "tproxy", "sync", *options, "one", "two", "three"]
     with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as syncing:
         while not (tmp_path / "reached").exists():
             time.sleep(0.01)
