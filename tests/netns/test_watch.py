@@ -775,6 +775,21 @@ def test_a_file_without_a_watcher_ends_not_the_one_that_another_file_wants(host:
     assert host.log().count("watching bridges") == 2
 
 
+@pytest.mark.parametrize("command", ["start", "reload", "restart"])
+def test_a_file_that_is_gone_with_no_other_in_its_place_ends_no_watcher(host: Host, command: str) -> None:
+    host.configure(more="tproxy_watch: true\n")
+    host.host.tproxy("start", env={"TPROXY_CONFIG": CONFIG})
+    watcher = int(host.said("watching bridges").split()[1])
+    daemon = host.pids()["one_tproxy"]
+    host.host.path(CONFIG).unlink()
+    host.host.tproxy(command, env={"TPROXY_CONFIG": CONFIG})
+    time.sleep(1)
+    assert host.host.run("kill", "-0", str(watcher), check=False).returncode == 0
+    assert command == "restart" or host.pids()["one_tproxy"] == daemon
+    host.host.add_bridge("br0")
+    host.reaches(host.host.add_guest("guest", "br0"))
+
+
 def test_a_process_that_replaces_itself_takes_no_descriptor_along(host: Host) -> None:
     host.host.add_bridge("br0")
     host.host.add_guest("guest", "br0")

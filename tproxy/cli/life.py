@@ -74,7 +74,8 @@ def watch_of(read: Config | None) -> str | None:
     try:
         return reader.load(other).watch_file if other else other
     except TproxyError:
-        return other if other and os.path.lexists(other) else ""  # what a broken one said last stays in force
+        # What a broken one said last stays in force; of one that is gone too, unless there is another.
+        return other if read is None or (other and os.path.lexists(other)) else ""
 
 
 def _level(read: Config | None) -> int | None:
