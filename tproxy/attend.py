@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 
 from tproxy import config, hook, instance, links, logs, nft
-from tproxy.config import Config, LastKnown, WatchedBridge
+from tproxy.config import Config, WatchedBridge
 from tproxy.errors import BadName, TproxyError
 from tproxy.loop import Loop, Timer
 from tproxy.model import BridgeNames, Network, Service, ServiceMap, check_interface_name
@@ -161,7 +161,7 @@ class Attendant:
         if bridge not in self._given:
             before = watched(bridge, old.bridges)
             network = found.network if found is not None else (before or entry).network
-            given, _ = config.services_for(old, network, last_known=_last_known(found))
+            given, _ = config.services_for(old, network, last_known=hook.known_for(network, found).get)
             self._given[bridge] = before, given
         before, given = self._given[bridge]
         renewed = before not in (None, entry)
@@ -185,11 +185,8 @@ class Attendant:
         self._given[bridge] = entry, services
 
     def _services(self, network: Network, found: ServiceMap | None) -> dict[int, Service]:
-        services, warnings = config.services_for(self._config, network, last_known=_last_known(found))
+        last_known = hook.known_for(network, found).get
+        services, warnings = config.services_for(self._config, network, last_known=last_known)
         for warning in warnings:
             logs.warn(warning)
         return services
-
-
-def _last_known(found: ServiceMap | None) -> LastKnown:
-    return found.services.get if found is not None else config.nothing_known

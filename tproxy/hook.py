@@ -7,7 +7,7 @@ the next, since every run compares everything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from tproxy import guards, instance, nft, plan, plumbing, process, ruleset, running
@@ -26,10 +26,15 @@ def check(bridge: str, uplinks: frozenset[str]) -> None:
     plumbing.require_bridge(bridge)
 
 
-def last_known(bridge: str, port: int) -> Service | None:
-    """What the port of the bridge leads to now, if anything."""
-    found = nft.read_map(bridge)
-    return found.services.get(port) if found is not None else None
+def last_known(bridge: str, network: Network, port: int) -> Service | None:
+    """What the port of the bridge leads to now, if anything, and if the bridge is up for that network."""
+    return known_for(network, nft.read_map(bridge)).get(port)
+
+
+def known_for(network: Network, found: ServiceMap | None) -> Mapping[int, Service]:
+    """The services of a map for the network: what another one had is not for its guests."""
+    wanted = ruleset.storable(ServiceMap("", {}, network))
+    return found.services if found is not None and found.network == wanted.network else {}
 
 
 def up(

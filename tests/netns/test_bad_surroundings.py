@@ -10,6 +10,7 @@ import pytest
 
 from tests.netns.etc import private_etc
 from tests.netns.waiting import eventually
+from tproxy.errors import ProcessError
 from tproxy.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
@@ -288,20 +289,54 @@ def test_a_name_server_that_is_dead_is_waited_for_once_however_many_names_there_
     assert answer(host) == "hello"
 
 
-def test_guests_keep_a_service_by_name_while_no_name_server_answers(host: Hypervisor, blackhole: str) -> None:
+@pytest.fixture
+def known_hosts(host: Hypervisor, blackhole: str) -> Path:
+    """Names that are known, in a file; for all others no name server answers."""
     dead = f"nameserver {blackhole}\noptions timeout:1 attempts:1\n"
     hosts = f"{ENDPOINT} api.example\n"
     private_etc(host, hosts=hosts, resolv_conf=dead, nsswitch_conf="hosts: files dns\n")
+    return host.path("/etc/hosts")
+
+
+def test_guests_keep_a_service_by_name_while_no_name_server_answers(
+    host: Hypervisor, known_hosts: Path
+) -> None:
     entry = "- {service_port: 5030, remote_addr: api.example, remote_port: 8080}\n"
     host.write("/run/tproxy.yaml", f"tproxy:\n- {{remote_addr: {ENDPOINT}, remote_port: 22}}\n{entry}")
     assert host.run("sh", "-c", f"{UP} --network vnet1").stderr == ""
     guest = host.add_guest("guest", "br0")
     assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
-    host.write("/etc/hosts", "")
+    known_hosts.write_text("")
     for command in (f"{UP} --network vnet1", f"{TPROXY} refresh --config /run/tproxy.yaml"):
         said = host.run("sh", "-c", command).stderr
         assert said.endswith(f"Temporary failure in name resolution: {ENDPOINT}:8080 as before\n")
         assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+
+
+@pytest.mark.parametrize("network", ["vnet2", "v" * 200])
+def test_while_no_name_server_answers_a_network_gets_nothing_of_another(
+    host: Hypervisor, known_hosts: Path, network: str
+) -> None:
+    entries = "".join(
+        f"- {{service_port: 5030, remote_addr: {name}, remote_port: 8080, networks: [{each}]}}\n"
+        for name, each in (("api.example", "vnet1"), ("other.example", network))
+    )
+    own = f"- {{service_port: 5031, remote_addr: {ENDPOINT}, remote_port: 8080}}\n"
+    host.write("/run/tproxy.yaml", f"tproxy:\n{entries}{own}")
+    host.run("sh", "-c", f"{UP} --network vnet1")
+    guest = host.add_guest("guest", "br0")
+    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    known_hosts.write_text("")
+    assert "entry skipped" in host.run("sh", "-c", f"{UP} --network {network}").stderr
+    with pytest.raises(ProcessError, match="ECONNREFUSED"):
+        guest.get(SERVICE_ADDRESS, 5030)
+    assert guest.get(SERVICE_ADDRESS, 5031) == "hello"
+
+    known_hosts.write_text(f"{ENDPOINT} other.example\n")
+    host.run("sh", "-c", f"{UP} --network {network}")
+    known_hosts.write_text("")
+    assert "as before" in host.run("sh", "-c", f"{UP} --network {network}").stderr
+    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
 
 
 def test_a_daemon_that_hangs_does_not_keep_a_guest_from_starting(host: Hypervisor) -> None:

@@ -110,7 +110,7 @@ def _up(bridge: str, options: Options) -> None:
     read = _config(options.config, remember=not options.dry_run)
     _log(options, read.log_level)
     network = Network(options.network, options.network_id)
-    last_known = partial(hook.last_known, bridge)
+    last_known = partial(hook.last_known, bridge, network)
     services, warnings = config.services_for(read, network, last_known=last_known)
     hook.check(bridge, options.uplinks)
     for warning in [*read.warnings, *warnings]:
