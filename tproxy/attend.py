@@ -9,7 +9,7 @@ Bridges that only hooks bring up are taken down as well, if no hook does it: hoo
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import partial
@@ -18,7 +18,7 @@ from tproxy import config, hook, instance, links, logs, nft
 from tproxy.config import Config, WatchedBridge
 from tproxy.errors import BadName, TproxyError
 from tproxy.loop import Loop, Timer
-from tproxy.model import BridgeNames, Network, Service, ServiceMap, check_interface_name
+from tproxy.model import BridgeNames, Network, Service, check_interface_name
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,9 @@ class Attendant:
         renewed = before not in (None, entry)
         # A hook may know the network better.
         network = entry.network if found is None or renewed else found.network
-        services = self._services(network, found)
+        # Where it is down, no map tells what the file said of a name for which nobody answers now.
+        known = given if found is None and before == entry else hook.known_for(network, found)
+        services = self._services(network, known)
         if (before, given) != (entry, services):
             self._busy.discard(bridge)
             level = self._config.log_level
@@ -178,15 +180,14 @@ class Attendant:
         self._given[bridge] = entry, services
 
     def _up(self, bridge: str, entry: WatchedBridge) -> None:
-        services = self._services(entry.network, None)
+        services = self._services(entry.network, {})
         if services:
             level = self._config.log_level
             hook.up(bridge, entry.network, services, entry.uplinks, level, self._watch)
         self._given[bridge] = entry, services
 
-    def _services(self, network: Network, found: ServiceMap | None) -> dict[int, Service]:
-        last_known = hook.known_for(network, found).get
-        services, warnings = config.services_for(self._config, network, last_known=last_known)
+    def _services(self, network: Network, known: Mapping[int, Service]) -> dict[int, Service]:
+        services, warnings = config.services_for(self._config, network, last_known=known.get)
         for warning in warnings:
             logs.warn(warning)
         return services

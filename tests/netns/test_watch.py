@@ -409,6 +409,26 @@ def test_the_file_is_read_again_on_a_signal_and_kept_in_mind_when_it_is_gone(hos
     host.reaches(guest, 5050)
 
 
+def test_an_outage_of_dns_does_not_bring_back_what_was_taken_down(host: Host, blackhole: str) -> None:
+    host.host.write("/run/hosts", f"{ENDPOINT} api.example\n")
+    host.host.write("/run/resolv.conf", f"nameserver {blackhole}\noptions timeout:1 attempts:1\n")
+    host.host.write("/run/nsswitch.conf", "hosts: files dns\n")
+    for file in ("hosts", "resolv.conf", "nsswitch.conf"):
+        host.host.run("mount", "--bind", f"/run/{file}", f"/etc/{file}")
+    host.configure(more="- {service_port: 5040, remote_addr: api.example, remote_port: 8080}\n")
+    host.host.add_bridge("br0")
+    host.host.add_guest("guest", "br0")
+    watcher = host.watch()
+    host.wait_up("br0")
+    host.hook("down", "--bridge", "br0", "--force")
+    for known in ("", f"{ENDPOINT} api.example\n"):
+        host.host.path("/run/hosts").write_text(known)
+        host.signal("HUP", watcher)
+        time.sleep(3)
+        assert not host.is_up("br0")
+    assert "as before" in host.log()
+
+
 def test_the_daemon_keeps_a_watcher_if_it_is_to(host: Host) -> None:
     host.configure(more="tproxy_watch: true\n")
     env = {"TPROXY_CONFIG": CONFIG}
