@@ -1,12 +1,11 @@
 """hook up, hook down: what VM network drivers call.
 
-On getopt: importing click takes as long as all the rest of a run that finds everything in order, which
-is what nearly every VM start is, and argparse a tenth of it.
+Read by hand: importing click takes as long as all the rest of a run that finds everything in order, which is
+what nearly every VM start is, and argparse a tenth of it. getopt guesses: `--f` would be `--force`.
 """
 
 from __future__ import annotations
 
-import getopt
 import os
 import sys
 from functools import partial
@@ -43,8 +42,8 @@ Options:
   --help             show this, and do nothing"""
 
 
-FLAGS = ("dry-run", "debug", "help")
-VALUES = ("bridge=", "network=", "network-id=", "config=", "uplink=")
+FLAGS = ("--dry-run", "--debug", "--help", "--force")
+VALUES = ("--bridge", "--network", "--network-id", "--config", "--uplink")
 
 
 class Options:
@@ -78,22 +77,30 @@ def run(arguments: list[str]) -> None:
 def parse(command: str, arguments: list[str]) -> Options:
     """What is behind ``up`` or ``down``; ends the process where that cannot be, or asks for help."""
     options = Options()
-    flags = [*FLAGS, "force"] if command == "down" else FLAGS
-    try:
-        found, rest = getopt.getopt(arguments, "h", [*VALUES, *flags])
-    except getopt.GetoptError as error:
-        _refuse(f"hook {command}", str(error))
-    if rest:
-        _refuse(f"hook {command}", f"what is {rest[0]!a}?")
-    for option, value in found:
-        name = option.lstrip("-")
-        if name in ("h", "help"):
+    words = iter(arguments)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if word in ("-h", "--help"):
             _help()
-        elif name == "uplink":
-            options.uplinks |= {value}
+        elif option in VALUES:
+            if not equals:
+                value = next(words, "--help")
+                # Another option in its place: a driver's variable was empty. No name is meant by it.
+                if value.partition("=")[0] in (*FLAGS, *VALUES):
+                    _refuse(f"hook {command}", f"{option} needs a value")
+            if option == "--uplink":
+                options.uplinks |= {value}
+            else:
+                setattr(options, _attribute(option), value)
+        elif word in FLAGS and (word, command) != ("--force", "up"):
+            setattr(options, _attribute(option), True)
         else:
-            setattr(options, name.replace("-", "_"), True if name in flags else value)
+            _refuse(f"hook {command}", f"what is {word!a}?")
     return options
+
+
+def _attribute(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
 
 
 def _help() -> NoReturn:
