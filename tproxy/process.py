@@ -59,7 +59,6 @@ def become_daemon(log_level: int | None, watch: str | None) -> NoReturn:
         raise ProcessError("the daemon runs as a service already: see tproxy restart")
     nft.read_maps()  # raises, and nothing has changed, where they cannot be read
     send(signal.SIGUSR2, find().watchers)  # they replace themselves
-    watch = _told(watch)
     _retire_daemon()
     reader, writer = os.pipe()
     daemon = os.getpid()
@@ -112,7 +111,6 @@ def start(log_level: int | None, watch: str | None = None, *, reopen_logs: bool 
     """
     if reopen_logs:
         send(signal.SIGHUP, find().watchers)
-    watch = _told(watch)
     if not _needed(watch):
         _end_serving()
         return []
@@ -123,7 +121,6 @@ def start(log_level: int | None, watch: str | None = None, *, reopen_logs: bool 
 def restart(log_level: int | None, watch: str | None = None) -> list[str]:
     """Replace all processes; the old daemon goes on with its open connections until they end."""
     send(signal.SIGUSR2, find().watchers)  # they replace themselves
-    watch = _told(watch)
     if not _needed(watch):
         _end_serving()
         return []
@@ -134,11 +131,6 @@ def restart(log_level: int | None, watch: str | None = None) -> list[str]:
 def watched_file() -> str | None:
     """The file that the daemon keeps a watcher for; empty for none, None when no daemon answers."""
     return (_ping() or {}).get("watch")
-
-
-def _told(watch: str | None) -> str | None:
-    """Where it is unknown which file wants a watcher: what the daemon that runs was told."""
-    return watched_file() if watch is None else watch
 
 
 def _needed(watch: str | None) -> bool:

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from tests.netns.conftest import StartEndpoint
+from tests.netns.etc import private_etc
 from tests.netns.waiting import eventually
 from tproxy.errors import ProcessError
 from tproxy.hypervisor import Guest, Hypervisor
@@ -410,11 +411,10 @@ def test_the_file_is_read_again_on_a_signal_and_kept_in_mind_when_it_is_gone(hos
 
 
 def test_an_outage_of_dns_does_not_bring_back_what_was_taken_down(host: Host, blackhole: str) -> None:
-    host.host.write("/run/hosts", f"{ENDPOINT} api.example\n")
-    host.host.write("/run/resolv.conf", f"nameserver {blackhole}\noptions timeout:1 attempts:1\n")
-    host.host.write("/run/nsswitch.conf", "hosts: files dns\n")
-    for file in ("hosts", "resolv.conf", "nsswitch.conf"):
-        host.host.run("mount", "--bind", f"/run/{file}", f"/etc/{file}")
+    dead = f"nameserver {blackhole}\noptions timeout:1 attempts:1\n"
+    private_etc(
+        host.host, resolv_conf=dead, hosts=f"{ENDPOINT} api.example\n", nsswitch_conf="hosts: files dns\n"
+    )
     host.configure(more="- {service_port: 5040, remote_addr: api.example, remote_port: 8080}\n")
     host.host.add_bridge("br0")
     host.host.add_guest("guest", "br0")
@@ -422,7 +422,7 @@ def test_an_outage_of_dns_does_not_bring_back_what_was_taken_down(host: Host, bl
     host.wait_up("br0")
     host.hook("down", "--bridge", "br0", "--force")
     for known in ("", f"{ENDPOINT} api.example\n"):
-        host.host.path("/run/hosts").write_text(known)
+        host.host.write("/etc/hosts", known)
         host.signal("HUP", watcher)
         time.sleep(3)
         assert not host.is_up("br0")
