@@ -182,7 +182,7 @@ def _resolved(resolve: Resolver, remote_addr: str) -> str | _Unresolved:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         said = f"remote_addr {quoted(remote_addr)} does not resolve: {to_ascii(reason)}"
-        return _Unresolved(said, not isinstance(error, OSError) or _is_answer(error))
+        return _Unresolved(said, _is_answer(error))
     usable = [address for address in found if is_ipv4(address) and not refused(address)]
     if not usable:
         said = f"remote_addr {quoted(remote_addr)} resolves to no address that can be used"
@@ -192,5 +192,8 @@ def _resolved(resolve: Resolver, remote_addr: str) -> str | _Unresolved:
     return min(usable, key=socket.inet_aton)
 
 
-def _is_answer(error: OSError) -> bool:
-    return isinstance(error, socket.gaierror) and error.errno not in _NO_ANSWER
+def _is_answer(error: Exception) -> bool:
+    # What cannot be a name at all (UnicodeError) need not be asked for.
+    if isinstance(error, socket.gaierror):
+        return error.errno not in _NO_ANSWER
+    return isinstance(error, UnicodeError)

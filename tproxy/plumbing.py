@@ -60,7 +60,10 @@ def has_links(bridge: str) -> bool:
 
 
 def carry_out(actions: Iterable[plan.Action], *, quiet: bool = False) -> None:
-    """Do it, in order, each in a line of the log; the first failure raises and leaves the rest undone."""
+    """Do it, in order, each in a line of the log; the first failure raises and leaves the rest undone.
+
+    ``quiet``: the lines are for DEBUG only.
+    """
     for action in actions:
         (log.debug if quiet else log.info)("%s", action)
         _do(action)

@@ -41,7 +41,6 @@ Options:
   --debug            log more, show tracebacks
   --help             show this, and do nothing"""
 
-
 FLAGS = ("--dry-run", "--debug", "--help", "--force")
 VALUES = ("--bridge", "--network", "--network-id", "--config", "--uplink")
 
@@ -78,15 +77,16 @@ def parse(command: str, arguments: list[str]) -> Options:
     """What is behind ``up`` or ``down``; ends the process where that cannot be, or asks for help."""
     options = Options()
     words = iter(arguments)
+    value: str | None
     for word in words:
         option, equals, value = word.partition("=")
         if word in ("-h", "--help"):
             _help()
         elif option in VALUES:
             if not equals:
-                value = next(words, "--help")
+                value = next(words, None)
                 # Another option in its place: a driver's variable was empty. No name is meant by it.
-                if value.partition("=")[0] in (*FLAGS, *VALUES):
+                if value is None or value.partition("=")[0] in (*FLAGS, *VALUES):
                     _refuse(f"hook {command}", f"{option} needs a value")
             if option == "--uplink":
                 options.uplinks |= {value}
