@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
-from tproxy import guards, instance, nft, plan, plumbing, process, ruleset, running
+from tproxy import guards, instance, nft, plan, plumbing, ruleset, serving
 from tproxy.errors import ProcessError, TproxyError
 from tproxy.logger import logger
 from tproxy.model import SERVICE_MAC, Network, Service, ServiceMap, check_interface_name
@@ -111,7 +111,7 @@ def repair(
             actions = plan.up(found.map, found, named)
         plumbing.carry_out(actions, quiet=True)  # the caller tells, in one line
         if actions or restored:
-            process.ensure_daemon(log_level, watch)
+            serving.ensure_daemon(log_level, watch)
             _apply(bridge, log_level)
     return list(map(str, actions))
 
@@ -162,8 +162,10 @@ def remove(bridge: str, observed: plan.Observed) -> None:
     """Remove all of ours from the bridge. The caller holds the lock."""
     plumbing.carry_out(plan.unload(bridge, observed))
     plumbing.delete_empty_tables()
-    if process.daemon_answers():
+    if serving.daemon_answers():
         _apply(bridge, None)
+    from tproxy import running  # and what it takes to end a process: `up` needs none of it
+
     running.end_relay(bridge)  # one that a crashed daemon left, and which the new one does not know
     plumbing.carry_out(plan.dismantle(bridge, observed))
     instance.forget_use(bridge)
@@ -183,7 +185,7 @@ def _reconcile(
         plumbing.carry_out(actions)
         if actions:
             plumbing.warn_of_host_firewall(bridge)
-        process.ensure_daemon(log_level, watch)
+        serving.ensure_daemon(log_level, watch)
         _apply(bridge, log_level)
     except TproxyError as error:
         log.error("bridge %s cannot be brought up, undoing: %s", bridge, error)
@@ -198,7 +200,7 @@ def _taken_down(bridge: str) -> bool:
 
 
 def _apply(bridge: str, log_level: int | None) -> None:
-    problems = process.apply([bridge], log_level)
+    problems = serving.apply([bridge], log_level)
     if problems:
         raise ProcessError("; ".join(problems))
 
@@ -211,4 +213,4 @@ def _restore(bridge: str, before: plan.Observed) -> None:
             remove(bridge, now.added_since(before))
         elif now.map is not None and before.map != now.map:
             nft.transaction(ruleset.change_map(now.map, before.map))
-            process.apply([bridge], None)
+            serving.apply([bridge], None)

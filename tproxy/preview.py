@@ -5,7 +5,7 @@ No lock is taken, since that would make files: a hook that is under way may be m
 
 from __future__ import annotations
 
-from tproxy import nft, plan, plumbing, process, ruleset, running
+from tproxy import nft, plan, plumbing, ruleset, running, serving
 from tproxy.catalog import Catalog
 from tproxy.model import DAEMON_TITLE, TABLE, BridgeNames, Network, Service, ServiceMap
 
@@ -19,7 +19,7 @@ def up(
     actions = plan.up(wanted, observed, uplinks)
     lines = list(map(str, actions))
     found = running.find()
-    if not process.daemon_answers():
+    if not serving.daemon_answers():
         lines.append(f"start the daemon {DAEMON_TITLE}")
         if watch and not found.watchers:
             lines.append(f"start the watcher {running.WATCHER_TITLE}")
@@ -42,7 +42,7 @@ def down(bridge: str, uplinks: frozenset[str], *, force: bool) -> tuple[list[str
     lines = removal(bridge, observed)
     if lines and not any(each.bridge != names.bridge for each in nft.read_maps()):
         lines.append(f"delete what is empty then of the tables {TABLE}")
-        if process.daemon_answers():
+        if serving.daemon_answers():
             lines.append(f"end the daemon {DAEMON_TITLE}, unless it is to stay without maps")
     return lines, frozenset()
 

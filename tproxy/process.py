@@ -1,44 +1,20 @@
-"""Our processes: start the daemon, replace and end it with all that belongs to it, apply the maps."""
+"""Our processes: start them, replace them, end them, have all of them follow the maps."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from typing import NoReturn
 
-from tproxy import control, foreground, instance, nft
+from tproxy import control, foreground, instance, nft, serving
 from tproxy.errors import NotRunning, ProcessError
-from tproxy.logger import DEFAULT_LEVEL, logger
+from tproxy.logger import logger
 from tproxy.running import find, send, terminate
 
 log = logger(__name__)
 
-# Seconds. A daemon that does not hand over or answer in this time is stuck; a loaded machine with
-# hundreds of bridges is not.
-ANSWER_TIMEOUT = 60.0
-PING_TIMEOUT = 5.0
-DRAIN_TIMEOUT = 5.0
-START_TIMEOUT = 30.0
-
-
-def daemon_answers() -> bool:
-    return _ping() is not None
-
-
-def _ping() -> control.Json | None:
-    try:
-        return control.ask(instance.directory(), {"op": "ping"}, PING_TIMEOUT)
-    except ProcessError:
-        return None
-
-
-def ensure_daemon(log_level: int | None, watch: str | None = None) -> None:
-    """Have a daemon that takes commands. The caller holds the host's lock."""
-    if not daemon_answers():
-        terminate(list(find().daemons))  # one that does not answer is of no use
-        _launch(log_level, watch, replace=False)
+DRAIN_TIMEOUT = 5.0  # seconds
 
 
 def replace_daemon(log_level: int | None, watch: str | None) -> None:
@@ -46,7 +22,7 @@ def replace_daemon(log_level: int | None, watch: str | None) -> None:
     if _retire_daemon():
         _wait_for_daemon()
     else:
-        _launch(log_level, watch, replace=True)
+        serving.launch(log_level, watch, replace=True)
 
 
 def become_daemon(log_level: int | None, watch: str | None) -> NoReturn:
@@ -55,7 +31,7 @@ def become_daemon(log_level: int | None, watch: str | None) -> NoReturn:
     The one that runs finishes its connections. A child makes the maps take effect once commands are
     taken; the lock, which the caller holds, is the child's until then.
     """
-    if (_ping() or {}).get("stays"):
+    if (serving.ping() or {}).get("stays"):
         raise ProcessError("the daemon runs as a service already: see tproxy restart")
     nft.read_maps()  # raises, and nothing has changed, where they cannot be read
     send(signal.SIGUSR2, find().watchers)  # they replace themselves
@@ -65,7 +41,7 @@ def become_daemon(log_level: int | None, watch: str | None) -> NoReturn:
     if os.fork() == 0:
         os.close(writer)
         try:
-            _expect_ready(reader)
+            serving.expect_ready(reader)
             for problem in _apply_all(log_level, watch, reopen_logs=False):
                 log.warning("%s", problem)
         except Exception as error:  # whatever it was: the manager is to learn that the start failed
@@ -73,33 +49,7 @@ def become_daemon(log_level: int | None, watch: str | None) -> NoReturn:
             os.kill(daemon, signal.SIGTERM)
         finally:
             os._exit(0)
-    foreground.execute(*_arguments(log_level, watch), "--ready", str(writer), keep=writer)
-
-
-def apply(
-    bridges: list[str] | None,
-    log_level: int | None,
-    watch: str | None = None,
-    *,
-    reopen_logs: bool = False,
-) -> list[str]:
-    """Make the maps take effect, of these bridges or of all; returns what could not.
-
-    Afterwards ports listen, or are named in a line; with no map left, the daemon is gone, unless it
-    keeps a watcher.
-    """
-    request: control.Json = {"op": "apply", "reopen_logs": reopen_logs}
-    if bridges is not None:
-        request["bridges"] = bridges
-    if log_level is not None:
-        request["log_level"] = log_level
-    if watch is not None:
-        request["watch"] = watch
-    answer = control.ask(instance.directory(), request, ANSWER_TIMEOUT)
-    if answer["ending"]:
-        terminate(find().all)
-    problems: list[str] = answer["problems"]
-    return problems
+    foreground.execute(*serving.arguments(log_level, watch), "--ready", str(writer), keep=writer)
 
 
 def start(log_level: int | None, watch: str | None = None, *, reopen_logs: bool = False) -> list[str]:
@@ -114,7 +64,7 @@ def start(log_level: int | None, watch: str | None = None, *, reopen_logs: bool 
     if not _needed(watch):
         _end_serving()
         return []
-    ensure_daemon(log_level, watch)
+    serving.ensure_daemon(log_level, watch)
     return _apply_all(log_level, watch, reopen_logs=reopen_logs)
 
 
@@ -130,12 +80,12 @@ def restart(log_level: int | None, watch: str | None = None) -> list[str]:
 
 def watched_file() -> str | None:
     """The file that the daemon keeps a watcher for; empty for none, None when no daemon answers."""
-    return (_ping() or {}).get("watch")
+    return (serving.ping() or {}).get("watch")
 
 
 def _needed(watch: str | None) -> bool:
     """Whether there is anything to run for; a daemon that is a service stays in any case."""
-    return bool(watch or nft.read_maps() or (_ping() or {}).get("stays"))
+    return bool(watch or nft.read_maps() or (serving.ping() or {}).get("stays"))
 
 
 def _retire_daemon() -> bool:
@@ -168,13 +118,13 @@ def _end_serving() -> None:
 def ask_status() -> control.Json | None:
     """What the daemon tells of itself; None when it does not run, ProcessError when that is unknown."""
     try:
-        return control.ask(instance.directory(), {"op": "status"}, PING_TIMEOUT)
+        return control.ask(instance.directory(), {"op": "status"}, serving.PING_TIMEOUT)
     except NotRunning:
         return None
 
 
 def _apply_all(log_level: int | None, watch: str | None, *, reopen_logs: bool) -> list[str]:
-    problems = apply(None, log_level, watch, reopen_logs=reopen_logs)
+    problems = serving.apply(None, log_level, watch, reopen_logs=reopen_logs)
     # Left over from a daemon that crashed, for a bridge whose map has gone since.
     status = ask_status()
     if status is not None:
@@ -183,51 +133,10 @@ def _apply_all(log_level: int | None, watch: str | None, *, reopen_logs: bool) -
     return problems
 
 
-def _arguments(log_level: int | None, watch: str | None) -> list[str]:
-    return ["--log-level", str(log_level or DEFAULT_LEVEL), "--watch", watch or ""]
-
-
-def _launch(log_level: int | None, watch: str | None, *, replace: bool) -> None:
-    """Start a daemon and return when it takes commands."""
-    import subprocess
-
-    reader, writer = os.pipe()
-    command = [sys.executable, "-m", "tproxy.launch", *_arguments(log_level, watch)]
-    command += ["--ready", str(writer), *(["--replace"] if replace else [])]
-    try:
-        daemon = subprocess.Popen(
-            command,
-            cwd=instance.prepare(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            pass_fds=[writer],
-        )
-    except OSError as error:  # EAGAIN: there are as many processes as there may be
-        os.close(reader)
-        raise ProcessError(f"the daemon cannot be started: {error.strerror}") from None
-    finally:
-        os.close(writer)
-    try:
-        _expect_ready(reader)
-    except ProcessError:
-        daemon.wait(START_TIMEOUT)
-        raise
-
-
-def _expect_ready(reader: int) -> None:
-    """Return when the daemon takes commands; it tells so, or why not, by this pipe."""
-    answer = os.read(reader, 4096).decode(errors="replace")
-    os.close(reader)
-    if answer != "ready":
-        raise ProcessError(f"the daemon cannot start: {answer or 'it died'}")
-
-
 def _wait_for_daemon() -> None:
     """Return when a daemon takes commands that starts by itself."""
-    deadline = time.monotonic() + START_TIMEOUT
-    while not daemon_answers():
+    deadline = time.monotonic() + serving.START_TIMEOUT
+    while not serving.daemon_answers():
         if time.monotonic() > deadline:
-            raise ProcessError(f"the daemon did not come back within {START_TIMEOUT:g} s")
+            raise ProcessError(f"the daemon did not come back within {serving.START_TIMEOUT:g} s")
         time.sleep(0.02)

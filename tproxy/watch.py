@@ -15,7 +15,7 @@ from importlib import import_module
 
 from setproctitle import setproctitle
 
-from tproxy import foreground, instance, logs, nft, process, reader, running
+from tproxy import foreground, instance, logs, nft, process, reader, running, serving
 from tproxy.attend import Attendant
 from tproxy.config import Config
 from tproxy.errors import ProcessError, TproxyError
@@ -92,7 +92,7 @@ class Watcher:
                 self._problems = []
                 return
             with instance.lock():
-                if process.daemon_answers() or not (self._watch or nft.read_maps()):
+                if serving.daemon_answers() or not (self._watch or nft.read_maps()):
                     return
                 problems = process.start(self._config.log_level, self._watch)
         except UNSTEADY as error:  # OSError: no descriptor or process is to be had now

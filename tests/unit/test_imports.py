@@ -28,6 +28,7 @@ LAYERS = (
     ("fdpass", "hypervisor", "logs", "loop", "netns", "nft", "stream"),  # one facility of the kernel each
     ("control", "install", "instance", "links", "netlink", "splice"),
     ("answering", "connection", "foreground", "plumbing", "ports", "probe", "recall", "relay", "running"),
+    ("serving",),
     ("process", "watchdog"),
     ("spawner",),
     ("supervisor",),

@@ -4,16 +4,11 @@
 before, and instead of, all that the other commands stand on.
 """
 
-from __future__ import annotations
-
 import gc
 import os
-import signal
 import sys
-from collections.abc import Iterable
 from contextlib import suppress
 from io import TextIOWrapper
-from typing import NoReturn
 
 from tproxy.errors import TproxyError
 
@@ -22,7 +17,7 @@ EXIT_INTERNAL = 70  # EX_SOFTWARE, sysexits.h(3head): please report it
 EXIT_INTERRUPTED = 130  # as shells say it of SIGINT
 
 
-def main() -> NoReturn:
+def main() -> None:
     """The console script."""
     run()
     # The kernel takes a process down at once; for the interpreter, piece by piece, it is 7 ms. What is
@@ -32,8 +27,6 @@ def main() -> NoReturn:
 
 def run() -> None:
     """Do what the command line says. Errors are one line on stderr; a traceback only with --debug."""
-    # Whoever starts us may ignore it, and hands that down (execve(2)): children could not be waited for.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # Names may hold what the locale's encoding has not: shown escaped, as on stderr.
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -60,7 +53,7 @@ def run() -> None:
         _fail(f"internal error: {type(error).__name__}: {error}", EXIT_INTERNAL, error)
 
 
-def in_utf8(words: Iterable[str]) -> list[str]:
+def in_utf8(words: list[str]) -> list[str]:
     """Arguments of the process read in UTF-8, as names in files are, whatever the caller's locale."""
     return [os.fsencode(word).decode(errors="surrogateescape") for word in words]
 
