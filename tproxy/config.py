@@ -9,10 +9,10 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import NamedTuple
 
 from tproxy.errors import ConfigError, quoted, to_ascii
 from tproxy.model import DEFAULT_CONNECT_TIMEOUT, Endpoint, Network, Service, is_ipv4, refused
+from tproxy.typed import NamedTuple
 
 SEARCH_PATH = ("/var/tmp/one/etc/vnm/OpenNebulaNetwork.conf", "/etc/tproxy/tproxy.yaml")
 

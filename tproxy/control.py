@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import socket
-from typing import Any
 
 from tproxy.errors import NotRunning, ProcessError
+from tproxy.typed import Any
 
 SOCKET = "control.sock"
 

@@ -19,10 +19,10 @@ import socket
 import zlib
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any, NamedTuple
 
 from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, TABLE, BridgeNames
 from tproxy.ruleset import decode_words, encode_words
+from tproxy.typed import Any, NamedTuple
 
 VETHS = "veths"  # our ports
 UPLINKS = "uplinks"

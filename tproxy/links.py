@@ -12,11 +12,11 @@ import struct
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
 
 from tproxy import netns
 from tproxy.errors import KernelError
 from tproxy.model import PORT_MAC, SERVICE_ADDRESS
+from tproxy.typed import Any, NamedTuple
 
 _SYS = "/sys/class/net"
 SYSCTL = "/proc/sys/net"

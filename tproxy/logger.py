@@ -7,7 +7,8 @@ be a sixth of its time. Modules that such a hook runs through have these loggers
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+
+from tproxy.typed import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     import logging

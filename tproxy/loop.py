@@ -23,7 +23,8 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import Protocol
+
+from tproxy.typed import Protocol
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT

@@ -1,16 +1,15 @@
 """The frozen types everything else speaks in, what they may hold, and the names derived from a bridge's name.
 
-They are named tuples: importing ``dataclasses`` takes some milliseconds, and making each class a
-third of one; a hook, which runs at every VM start, would pay for both. For the same reason no module that
-a hook needs keeps the annotations of such types as text: ``typing`` would compile each.
+They are named tuples, and light ones (``typed``): importing ``dataclasses`` takes some milliseconds, and
+making each class a third of one; a hook, which runs at every VM start, would pay for both.
 """
 
 import re
 import socket
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from tproxy.errors import BadName
+from tproxy.typed import NamedTuple
 
 SERVICE_ADDRESS = "169.254.16.9"
 

@@ -13,9 +13,9 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
 
 from tproxy.errors import KernelError
+from tproxy.typed import NamedTuple
 
 DIRECTORY = "/run/netns"
 
@@ -126,6 +126,9 @@ def create(name: str) -> None:
     # Imported where it is needed: pyroute2 takes longer to import than a healthy hook runs.
     from pyroute2 import config, netns
 
+    from tproxy import children
+
+    children.can_be_waited_for()
     config.default_communicate_timeout = CREATION_TIMEOUT  # of the child that makes it
     try:
         netns.create(path(name))

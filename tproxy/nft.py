@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
 
 from tproxy import guards, ruleset
 from tproxy.errors import NftError
 from tproxy.guards import ObservedGuard
 from tproxy.logger import logger
 from tproxy.model import TABLE, BridgeNames, ServiceMap
+from tproxy.typed import Any
 
 log = logger(__name__)
 

@@ -5,12 +5,12 @@ what would be done; ``plumbing`` does it.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from tproxy import guards, ruleset
 from tproxy.guards import Guard, ObservedGuard
 from tproxy.links import InnerLink, OuterLink
 from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, BridgeNames, ServiceMap
+from tproxy.typed import NamedTuple
 
 
 class Observed(NamedTuple):

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
-from typing import Any
 
 from tproxy import __version__, instance
 from tproxy.config import Config, Entry, WatchedBridge, text_of
 from tproxy.errors import KernelError
 from tproxy.model import Network
+from tproxy.typed import Any
 
 FILE = "config.json"  # in the instance's directory, where only root can write
 

@@ -18,7 +18,6 @@ import resource
 import signal
 import socket
 from contextlib import suppress
-from typing import NamedTuple
 
 from setproctitle import setproctitle
 
@@ -26,6 +25,7 @@ from tproxy import fdpass, logs, netns, stream, wire
 from tproxy.errors import KernelError, ProtocolError
 from tproxy.loop import READ, WRITE, Loop
 from tproxy.model import SERVICE_ADDRESS, BridgeNames
+from tproxy.typed import NamedTuple
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from tproxy.errors import BadName
 from tproxy.model import (
@@ -21,6 +20,7 @@ from tproxy.model import (
     ServiceMap,
     stand_in,
 )
+from tproxy.typed import Any
 
 MAP_PREFIX = "ep_"
 _MAP_TYPE = "type inet_service : ipv4_addr . inet_service;"

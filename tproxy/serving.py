@@ -70,11 +70,11 @@ def apply(
 
 def launch(log_level: int | None, watch: str | None, *, replace: bool) -> None:
     """Start a daemon and return when it takes commands."""
-    import signal
     import subprocess
 
-    # Whoever called may ignore it, and handed that down (execve(2)): the child could not be waited for.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    from tproxy import children
+
+    children.can_be_waited_for()
     reader, writer = os.pipe()
     command = [sys.executable, "-m", "tproxy.launch", *arguments(log_level, watch)]
     command += ["--ready", str(writer), *(["--replace"] if replace else [])]

@@ -15,11 +15,11 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from typing import NamedTuple
 
 from setproctitle import setproctitle
 
 from tproxy import fdpass, relay
+from tproxy.typed import NamedTuple
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ to it, so a repeated or skipped message does no harm.
 """
 
 import struct
-from typing import NamedTuple
 
 from tproxy.errors import ProtocolError
+from tproxy.typed import NamedTuple
 
 # Told in Hello; a daemon replaces a relay that speaks another version.
 VERSION = 1

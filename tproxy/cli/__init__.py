@@ -7,17 +7,19 @@ before, and instead of, all that the other commands stand on.
 import gc
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from io import TextIOWrapper
 
 from tproxy.errors import TproxyError
+from tproxy.typed import NoReturn
 
 EXIT_FAILURE = 1
 EXIT_INTERNAL = 70  # EX_SOFTWARE, sysexits.h(3head): please report it
 EXIT_INTERRUPTED = 130  # as shells say it of SIGINT
 
 
-def main() -> None:
+def main() -> NoReturn:
     """The console script."""
     run()
     # The kernel takes a process down at once; for the interpreter, piece by piece, it is 7 ms. What is
@@ -53,7 +55,7 @@ def run() -> None:
         _fail(f"internal error: {type(error).__name__}: {error}", EXIT_INTERNAL, error)
 
 
-def in_utf8(words: list[str]) -> list[str]:
+def in_utf8(words: Iterable[str]) -> list[str]:
     """Arguments of the process read in UTF-8, as names in files are, whatever the caller's locale."""
     return [os.fsencode(word).decode(errors="surrogateescape") for word in words]
 

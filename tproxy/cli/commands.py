@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from importlib import import_module
 
 import click
 
-from tproxy import __version__
+from tproxy import __version__, children
 from tproxy.cli import EXIT_INTERRUPTED, in_utf8, say
 
 # The module of tproxy.cli in which each command is defined, under its own name.
@@ -63,13 +62,12 @@ def hook(debug: bool, arguments: tuple[str, ...]) -> None:
     """Reached only behind an option of ours: ``tproxy --debug hook``; see tproxy.cli.main."""
     from tproxy.cli import hook as module
 
-    module.run([*in_utf8([*arguments]), *(["--debug"] if debug else [])])
+    module.run([*in_utf8(arguments), *(["--debug"] if debug else [])])
 
 
 def run() -> None:
     """Parse the process's arguments and do what they say."""
-    # Whoever starts us may ignore it, and hands that down (execve(2)): children could not be waited for.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    children.can_be_waited_for()
     try:
         # Not standalone: click would print a TproxyError's traceback, and so would we not.
         sys.exit(cli.main(standalone_mode=False))

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import sys
 from functools import partial
-from typing import NoReturn
 
 from tproxy import config, hook, recall
 from tproxy.cli import require_root, say
 from tproxy.errors import ConfigError
 from tproxy.logger import DEFAULT_LEVEL, logger, when_needed
 from tproxy.model import Network
+from tproxy.typed import NoReturn
 
 EXIT_USAGE = 2  # as click has it
 
