@@ -18,8 +18,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from setproctitle import setproctitle
-
 from tproxy import __version__, foreground, logs, netns, nft
 from tproxy.answering import Client, Server
 from tproxy.catalog import Catalog, Entry
@@ -34,6 +32,7 @@ from tproxy.relay import BATCH
 from tproxy.spawner import Spawner
 from tproxy.splice import MAX_PIPES
 from tproxy.supervisor import Supervisor
+from tproxy.title import set_title
 from tproxy.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -90,7 +89,7 @@ class Daemon:
 
     def run(self) -> None:
         """Serve until a signal, or until no map is left."""
-        setproctitle(DAEMON_TITLE)
+        set_title(DAEMON_TITLE)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.on_signal(number, self._stop)
         self._loop.on_signal(signal.SIGHUP, self._reopen_logs)
@@ -225,7 +224,7 @@ class Daemon:
     def _retire(self) -> None:
         """Leave the place to a successor, and finish what is open."""
         log.info("a new daemon takes over; %d connections to finish", len(self._connections))
-        setproctitle(DRAINING_TITLE)
+        set_title(DRAINING_TITLE)
         self._relays.drain()
         self._ports.close()
         self._watchdog.close()

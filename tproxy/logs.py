@@ -1,12 +1,12 @@
-"""Log files that survive rotation, and what to do when the disk does not take a line."""
+"""``logging`` for all but relays: to which files lines go, and what operators see of them."""
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 
-DIRECTORY = "/var/log"
+from tproxy.logfile import LogFile
+
 DAEMON_LOG = "one_tproxy.log"
 
 _FORMATTER = logging.Formatter(
@@ -14,40 +14,18 @@ _FORMATTER = logging.Formatter(
 )
 
 
-class _File(logging.Handler):
-    """Appends to a file, each line in one write(2); ``reopen`` goes on in a new file of that name.
+class _Handler(logging.Handler):
+    """Not logging.FileHandler, which gives up where there is no file to be had."""
 
-    Not logging.FileHandler, whose text stream alone is a fifth of a megabyte in each relay.
-    """
-
-    def __init__(self, path: str) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
-        self._path = path
-        self._fd = self._open()
+        self.file = LogFile(name)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            os.write(self._fd, f"{self.format(record)}\n".encode(errors="backslashreplace"))
-        except OSError:
-            pass  # a full disk loses log lines, never connections
+            self.file.write(self.format(record))
         except Exception:
             self.handleError(record)  # a line that is written wrongly in our code: not the caller's end
-
-    def reopen(self) -> None:
-        self.acquire()
-        try:
-            os.close(self._fd)
-            self._fd = self._open()
-        finally:
-            self.release()
-
-    def _open(self) -> int:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
-        try:
-            return os.open(self._path, flags | os.O_CREAT, 0o640)
-        except OSError:
-            # No directory, read-only, full: running without a log beats not running.
-            return os.open(os.devnull, flags)
 
 
 # What no line of ours shows is not found out: half of what a line costs, and at INFO each connection
@@ -58,13 +36,13 @@ logging.logMultiprocessing = False
 
 # Ours only: at DEBUG a library such as pyroute2 tells of every message.
 _ours = logging.getLogger("tproxy")
-_handler: _File | None = None
+_handler: _Handler | None = None
 
 
 def to_file(name: str, level: int) -> None:
     """Send this process's log to /var/log/``name``, from ``level`` (as in ``logging``) up."""
     global _handler
-    _handler = _File(f"{DIRECTORY}/{name}")
+    _handler = _Handler(name)
     _handler.setFormatter(_FORMATTER)
     _ours.handlers[:] = [_handler]
     _ours.propagate = False
@@ -105,7 +83,7 @@ def level() -> int:
 def reopen() -> None:
     """Go on in a fresh file, after a rotation moved the old one away."""
     if _handler is not None:
-        _handler.reopen()
+        _handler.file.reopen()
 
 
 def warn(line: str) -> None:

@@ -4,7 +4,6 @@ They are named tuples, and light ones (``typed``): importing ``dataclasses`` tak
 making each class a third of one; a hook, which runs at every VM start, would pay for both.
 """
 
-import re
 import socket
 from collections.abc import Mapping
 
@@ -32,12 +31,12 @@ INTERFACE_NAME_BYTES = 15
 
 DEFAULT_CONNECT_TIMEOUT = 5.0  # seconds
 
-_MULTICAST = r"(22[4-9]|23[0-9])\.[0-9.]+"  # 224.0.0.0/4; compiled when first used
+_MULTICAST = range(224, 240)  # 224.0.0.0/4
 
 # What an nftables identifier and a file name can both hold without quoting (nft(8), LEXICAL
 # CONVENTIONS). Linux allows more in an interface name; a bridge called "a;b" is refused in words
 # instead of being half-supported.
-_NAME = re.compile(r"[A-Za-z0-9_.\-]+\Z", re.ASCII)
+_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
 
 
 def check_interface_name(name: str, what: str = "bridge") -> str:
@@ -46,7 +45,7 @@ def check_interface_name(name: str, what: str = "bridge") -> str:
         raise BadName(f"{what} name is empty")
     if len(name.encode(errors="surrogateescape")) > INTERFACE_NAME_BYTES:
         raise BadName(f"{what} name {name!a} is longer than {INTERFACE_NAME_BYTES} bytes")
-    if name in (".", "..") or not _NAME.match(name):
+    if name in (".", "..") or not _NAME.issuperset(name):
         raise BadName(f"{what} name {name!a} may hold only letters, digits, '_', '.' and '-'")
     return name
 
@@ -115,7 +114,9 @@ def refused(address: str) -> str:
     """Why this cannot be an endpoint; "" when it can, or is a name."""
     if address == SERVICE_ADDRESS:
         return "is the service address itself: a loop"
-    if address in ("0.0.0.0", "255.255.255.255") or re.fullmatch(_MULTICAST, address):
+    if not is_ipv4(address):
+        return ""
+    if address in ("0.0.0.0", "255.255.255.255") or int(address.partition(".")[0]) in _MULTICAST:
         return "is not the address of one host"
     return ""
 

@@ -12,22 +12,21 @@ guests wait in the backlog, in the kernel.
 """
 
 import errno
-import logging
 import os
 import resource
 import signal
 import socket
 from contextlib import suppress
 
-from setproctitle import setproctitle
-
-from tproxy import fdpass, logs, netns, stream, wire
+from tproxy import fdpass, netns, stream, wire
 from tproxy.errors import KernelError, ProtocolError
+from tproxy.logfile import Log
 from tproxy.loop import READ, WRITE, Loop
 from tproxy.model import SERVICE_ADDRESS, BridgeNames
+from tproxy.title import set_title
 from tproxy.typed import NamedTuple
 
-log = logging.getLogger(__name__)
+log = Log()
 
 # Abstract: leaves no file behind, and can be reached from this namespace only.
 RENDEZVOUS = "\0one_tproxy_relay"
@@ -80,7 +79,7 @@ def run(bridge: str, channel: socket.socket, *, replace: bool, log_level: int) -
     Where a relay is there already, it is asked for its listening sockets (``replace``), or is
     joined with the daemon, and this process is done.
     """
-    logs.to_file(BridgeNames(bridge).relay_log, log_level)
+    log.open(BridgeNames(bridge).relay_log, log_level)
     try:
         netns.enter(BridgeNames(bridge).namespace)
         predecessor = _meet_predecessor()
@@ -88,7 +87,7 @@ def run(bridge: str, channel: socket.socket, *, replace: bool, log_level: int) -
             fdpass.send(predecessor, wire.Adopt())
             fdpass.send(channel, wire.Adopted(), [predecessor.fileno()])
             return
-        setproctitle(BridgeNames(bridge).relay_title)
+        set_title(BridgeNames(bridge).relay_title)
         relay = Relay()
         if predecessor is not None:
             relay.take_over(predecessor)
@@ -173,7 +172,7 @@ class Relay:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         self._loop.on_signal(signal.SIGTERM, self._loop.stop)
         self._loop.on_signal(signal.SIGINT, self._loop.stop)
-        self._loop.on_signal(signal.SIGHUP, logs.reopen)
+        self._loop.on_signal(signal.SIGHUP, log.reopen)
         log.info("relay started")
         self._greet(channel)
         self._loop.run()
@@ -231,7 +230,7 @@ class Relay:
             return
         match received[0]:
             case wire.Listen(generation, log_level, ports):
-                logs.set_level(log_level)
+                log.level = log_level
                 self._report = wire.Report(generation, self._listen(ports))
                 self._tell(channel)
             case wire.Quit():

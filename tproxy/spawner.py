@@ -8,20 +8,18 @@ when it is killed, the next relay that is wanted brings another one.
 """
 
 import gc
-import json
-import logging
 import os
 import signal
 import socket
 import sys
 from contextlib import suppress
 
-from setproctitle import setproctitle
-
 from tproxy import fdpass, relay
+from tproxy.logger import logger
+from tproxy.title import set_title
 from tproxy.typed import NamedTuple
 
-log = logging.getLogger(__name__)
+log = logger(__name__)  # the daemon's
 
 # Not "one_tproxy...": it is neither a relay nor the daemon, and status does not list it.
 TITLE = "tproxy-spawner"
@@ -36,6 +34,14 @@ class Order(NamedTuple):
     bridge: str
     replace: bool
     log_level: int
+
+    def encode(self) -> bytes:
+        return f"{self.bridge} {self.replace:d} {self.log_level}".encode()  # no name has a space
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Order":
+        bridge, replace, log_level = data.decode().split(" ")
+        return cls(bridge, replace == "1", int(log_level))
 
 
 class Spawner:
@@ -69,7 +75,7 @@ class Spawner:
         return ours
 
     def _send(self, order: Order, channel: socket.socket) -> None:
-        socket.send_fds(self._orders, [json.dumps(order).encode()], [channel.fileno()])
+        socket.send_fds(self._orders, [order.encode()], [channel.fileno()])
 
     def _start_anew(self) -> None:
         """Have another spawner. Not by a fork: the daemon is large by now, and full of connections."""
@@ -92,7 +98,7 @@ class Spawner:
 
 
 def _obey(orders: socket.socket) -> None:
-    setproctitle(TITLE)
+    set_title(TITLE)
     # Its end is the end of the daemon; a terminal's Ctrl-C or a stop of the service is not.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the relays, sigaction(2)
@@ -103,7 +109,7 @@ def _obey(orders: socket.socket) -> None:
         payload, fds, _, _ = socket.recv_fds(orders, 4096, 1)
         if not payload:
             return
-        order = Order(*json.loads(payload))
+        order = Order.decode(payload)
         if os.fork() == 0:
             orders.close()
             _become_relay(order, socket.socket(fileno=fds[0]))
@@ -118,7 +124,9 @@ def _become_relay(order: Order, channel: socket.socket) -> None:
         relay.run(order.bridge, channel, replace=order.replace, log_level=order.log_level)
         status = 0
     except Exception:
-        log.exception("relay ends on an unexpected error")
+        import traceback
+
+        relay.log.error("relay ends on an unexpected error\n%s", traceback.format_exc().rstrip())
     finally:
         with suppress(OSError):
             channel.close()

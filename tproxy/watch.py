@@ -13,8 +13,6 @@ import resource
 import signal
 from importlib import import_module
 
-from setproctitle import setproctitle
-
 from tproxy import foreground, instance, logs, nft, process, reader, running, serving
 from tproxy.attend import Attendant
 from tproxy.config import Config
@@ -24,6 +22,7 @@ from tproxy.logger import DEFAULT_LEVEL
 from tproxy.loop import Loop
 from tproxy.mend import SETTLE, TICK, UNSTEADY, Mender
 from tproxy.netlink import LinkEvents, RulesetEvents
+from tproxy.title import set_title
 from tproxy.watchdog import PLACE
 
 log = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ class Watcher:
         """Watch until a signal ends the process. ``lock`` is the host's, if it was taken for us."""
         self._loop.on_signal(signal.SIGHUP, self._reread)
         self._loop.on_signal(signal.SIGUSR2, self._replace)
-        setproctitle(running.WATCHER_TITLE)
+        set_title(running.WATCHER_TITLE)
         foreground.ready()  # for signals; before, SIGHUP ended it
         if lock is not None:
             os.close(lock)

@@ -14,8 +14,8 @@ import tproxy
 # need each other and each can be read, and tested, without what is above it. Imports inside of
 # functions and under TYPE_CHECKING count.
 LAYERS = (
-    ("children", "errors", "typed"),
-    ("logger",),
+    ("children", "errors", "logfile", "typed"),
+    ("logger", "title"),
     ("model",),
     ("catalog", "flow", "labview", "report", "ruleset", "wire"),  # pure: formats and decisions
     ("config", "guards", "values"),
@@ -103,7 +103,8 @@ def test_what_relays_are_forked_from_carries_nothing_large() -> None:
     loaded = loaded_with("tproxy.launch")
     assert "tproxy.relay" in loaded
     large = {"argparse", "asyncio", "dataclasses", "inspect", "nftables", "pathlib", "pyroute2", "yaml"}
-    large |= {"subprocess", "tproxy.daemon", "tproxy.instance", *TYPING}
+    large |= {"json", "logging", "re", "subprocess", "threading", "traceback"}
+    large |= {"tproxy.daemon", "tproxy.instance", *TYPING}
     assert not loaded & large
 
 

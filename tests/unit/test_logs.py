@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tproxy import logs
+from tproxy import logfile, logs
+from tproxy.logfile import Log
 
 log = logging.getLogger("tproxy.somewhere")
 
@@ -18,7 +19,7 @@ log = logging.getLogger("tproxy.somewhere")
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A /var/log of the test's own; the process's logging is put back as it was."""
-    monkeypatch.setattr(logs, "DIRECTORY", tmp_path)
+    monkeypatch.setattr(logfile, "DIRECTORY", tmp_path)
     monkeypatch.setattr(logs, "_handler", None)
     ours = logging.getLogger("tproxy")
     before = ours.handlers[:], ours.propagate, ours.level
@@ -81,7 +82,7 @@ def test_reopening_before_there_is_a_log_is_nothing(directory: Path) -> None:
 def test_where_no_file_can_be_work_goes_on_and_the_file_comes_when_it_can(
     directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(logs, "DIRECTORY", directory / "missing")
+    monkeypatch.setattr(logfile, "DIRECTORY", directory / "missing")
     logs.to_file("one_tproxy.log", logging.INFO)
     log.info("lost")
     (directory / "missing").mkdir()
@@ -94,7 +95,7 @@ def test_where_no_file_can_be_work_goes_on_and_the_file_comes_when_it_can(
 def test_a_full_disk_is_silent(
     directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(logs, "DIRECTORY", Path("/dev"))
+    monkeypatch.setattr(logfile, "DIRECTORY", Path("/dev"))
     logs.to_file("full", logging.INFO)
     log.info("lost")
     assert capsys.readouterr() == ("", "")
@@ -153,3 +154,52 @@ def test_libraries_do_not_write_into_our_log(directory: Path) -> None:
     logs.to_file("one_tproxy.log", logging.DEBUG)
     logging.getLogger("pyroute2").warning("a message")
     assert lines(directory / "one_tproxy.log") == []
+
+
+def test_a_relay_writes_as_all_others_do(directory: Path) -> None:
+    logs.to_file("one_tproxy.log", logging.INFO)
+    relays = Log()
+    relays.open("one_tproxy_br0.log", logging.INFO)
+    both = []
+    for name, each in ("one_tproxy.log", log), ("one_tproxy_br0.log", relays):
+        each.info("network %s", "\udcff é")
+        each.warning("w")
+        each.error("e")
+        both.append([re.sub(r"\d", "0", line) for line in lines(directory / name)])
+    assert both[0] == both[1]
+    assert len(both[0]) == 3
+
+
+@pytest.mark.parametrize("level", [logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG])
+def test_a_relay_writes_from_its_level_on(directory: Path, level: int) -> None:
+    relays = Log()
+    relays.open("one_tproxy_br0.log", logging.CRITICAL)
+    relays.level = level
+    for write in (relays.error, relays.warning, relays.info):
+        write("a line")
+    names = [line.split()[2] for line in lines(directory / "one_tproxy_br0.log")]
+    assert names == [logging.getLevelName(each) for each in (40, 30, 20) if each >= level]
+
+
+def test_a_relay_goes_on_in_a_new_file_once_it_is_reopened(directory: Path) -> None:
+    relays = Log()
+    relays.error("before there is a file")
+    relays.reopen()
+    relays.open("one_tproxy_br0.log", logging.INFO)
+    path, old = directory / "one_tproxy_br0.log", directory / "one_tproxy_br0.log.1"
+    relays.info("one")
+    path.rename(old)
+    relays.info("two")
+    relays.reopen()
+    relays.info("three")
+    assert [line.split()[-1] for line in lines(old)] == ["one", "two"]
+    assert [line.split()[-1] for line in lines(path)] == ["three"]
+
+
+def test_reopening_leaves_no_descriptor(directory: Path) -> None:
+    relays = Log()
+    relays.open("one_tproxy_br0.log", logging.INFO)
+    before = sorted(os.listdir("/proc/self/fd"))
+    relays.reopen()
+    relays.reopen()
+    assert len(os.listdir("/proc/self/fd")) == len(before)
