@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import sys
 
 from tproxy.spawner import Spawner
@@ -15,6 +16,8 @@ from tproxy.spawner import Spawner
 
 def main() -> None:
     os.umask(0o077)
+    # Whoever called may have blocked some, and hands that down (execve(2)).
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     # All descriptors that may be had, for this process and for relays: whoever called may have kept to few.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -90,6 +90,25 @@ def test_the_hook_works_with(host: Hypervisor, surroundings: str) -> None:
     assert answer(host) == "hello"
 
 
+# As a thread of a caller does that leaves signals to another thread, and makes us.
+BLOCKING_SIGNALS = IGNORING_CHILDREN.replace(
+    "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+    "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())",
+)
+
+
+def test_daemon_and_relays_obey_signals_that_the_hooks_caller_blocked(host: Hypervisor) -> None:
+    host.run(sys.executable, "-c", BLOCKING_SIGNALS)
+    assert answer(host) == "hello"
+    log = host.path("/var/log/one_tproxy_br0.log")
+    log.rename(log.with_suffix(".1"))
+    host.tproxy("reload")
+    for _ in eventually():
+        if log.exists():
+            break
+    assert host.tproxy("stop").stderr == ""  # none had to be killed
+
+
 def test_logs_can_be_changed_by_root_only(host: Hypervisor) -> None:
     host.run("sh", "-c", f"umask 0; exec {UP}")
     modes = host.run("sh", "-c", "stat -c %a /var/log/one_tproxy*.log").stdout.split()
