@@ -16,6 +16,7 @@ import binascii
 import configparser
 import os
 import re
+import signal
 import subprocess
 import sys
 import syslog
@@ -240,6 +241,8 @@ def _leads_off_host(port: Path) -> bool:
 def carry_out(command: Path, arguments: list[str]) -> None:
     """Call tproxy as root; raises Problem with what it, or sudo, said last."""
     words = [*(SUDO if os.geteuid() else ()), os.fspath(command), *arguments]
+    # A caller that ignores its own ended children hands that down (execve(2)): each would seem to succeed.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         # In UTF-8 as it came, whatever locale ssh brought along.
         done = subprocess.run(

@@ -249,6 +249,20 @@ def test_a_strict_hook_fails_the_start_of_a_guest_but_not_its_end(node: Node) ->
     node.pre(vm(nic()))
 
 
+# As bash, which is /bin/sh on hosts of the RHEL kind, hands it down; dash does not.
+IGNORING_CHILDREN = """exec python3 -c '
+import os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+os.execvp("bash", ["bash", *sys.argv[1:]])' """
+
+
+def test_a_strict_hook_fails_also_where_its_caller_ignores_ended_children(node: Node) -> None:
+    node.install("--strict")
+    done = node.hook("pre", vm(nic(BRIDGE="onebr9")), shell=IGNORING_CHILDREN)
+    assert done.returncode == 1
+    assert done.stderr.startswith("tproxy: bridge onebr9: ")
+
+
 def test_settings_that_cannot_be_read_are_one_line(node: Node) -> None:
     (node.host.path(REMOTES) / "etc/vnm/tproxy.conf").write_text("strict: perhaps\n")
     done = node.hook("pre", vm(nic()))
