@@ -164,6 +164,8 @@ def remove(bridge: str, observed: plan.Observed) -> None:
     plumbing.delete_empty_tables()
     if serving.daemon_answers():
         _apply(bridge, None)
+    else:
+        serving.leave_word(bridge)
     from tproxy import running  # and what it takes to end a process: `up` needs none of it
 
     running.end_relay(bridge)  # one that a crashed daemon left, and which the new one does not know

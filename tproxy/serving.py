@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
 from tproxy import control, instance
 from tproxy.errors import ProcessError
@@ -66,6 +67,12 @@ def apply(
         terminate(find().all)
     problems: list[str] = answer["problems"]
     return problems
+
+
+def leave_word(bridge: str) -> None:
+    """Have a daemon that hangs look at the bridge's map when it goes on, if it ever does."""
+    with suppress(ProcessError):  # there is none; or it does not answer at once, of course
+        control.ask(instance.directory(), {"op": "apply", "bridges": [bridge]}, 0)
 
 
 def launch(log_level: int | None, watch: str | None, *, replace: bool) -> None:

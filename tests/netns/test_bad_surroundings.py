@@ -366,3 +366,16 @@ def test_a_daemon_that_hangs_does_not_keep_a_guest_from_starting(host: Hyperviso
     assert "killed" in said
     assert said.count("\n") == 1
     assert answer(host) == "hello"
+
+
+def test_a_daemon_that_hung_learns_that_a_bridge_was_taken_down_meanwhile(host: Hypervisor) -> None:
+    host.add_bridge("br1")
+    for bridge in ("br0", "br1"):
+        host.run("sh", "-c", UP.replace("br0", bridge))
+    host.run("pkill", "-STOP", "-f", "^one_tproxy *$")
+    host.tproxy("hook", "down", "--bridge", "br0")
+    host.run("pkill", "-CONT", "-f", "^one_tproxy *$")
+    for _ in eventually():
+        if "br0" not in host.tproxy("status", "--json").stdout:
+            break
+    assert "one_tproxy_br1" in host.tproxy("status").stdout
