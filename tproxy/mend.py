@@ -71,6 +71,13 @@ class Mender:
         kept = self._kept.get(bridge)
         return kept.uplinks if kept else nft.read_guard(bridge).named_uplinks  # not examined yet
 
+    def is_missing_maps(self) -> bool:
+        """Whether a map is gone and not yet restored from memory, which nobody else has, or forgotten."""
+        try:
+            return not self._kept.keys() <= {each.bridge for each in nft.read_maps()}
+        except TproxyError:
+            return True  # unknown is not empty
+
     # Doubts
 
     def links_touched(self, names: Iterable[str]) -> None:

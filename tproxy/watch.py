@@ -138,6 +138,10 @@ class Watcher:
         arguments += ["--kept-by", str(os.getppid())] if self._kept_by is not None else []
         # Nobody can find or signal it meanwhile: whoever wants to end all of us waits for the lock.
         lock = instance.take_lock()
+        if self._mender.is_missing_maps():
+            os.close(lock)
+            self._loop.call_later(SETTLE, self._replace)
+            return
         foreground.replace("tproxy", *arguments, "--lock", str(lock), keep=lock)
 
 

@@ -728,6 +728,23 @@ def test_a_stop_right_after_a_restart_ends_the_watcher(host: Host) -> None:
     assert host.host.run("kill", "-0", str(watcher), check=False).returncode != 0
 
 
+@pytest.mark.parametrize("flushed", ["before", "while it waits for the lock"])
+def test_maps_that_are_flushed_during_a_restart_come_back(host: Host, flushed: str) -> None:
+    host.host.add_bridge("hooked")
+    guest = host.host.add_guest("guest", "hooked")
+    watcher = host.watch()
+    host.hook("up", "--bridge", "hooked", "--network", "red")
+    host.remembers("hooked")
+    flush, replace = "nft flush ruleset", f"kill -USR2 {watcher}"
+    if flushed == "before":
+        host.host.run("sh", "-c", f"{flush} && {replace}")
+    else:
+        host.host.run("flock", "/run/tproxy/lock", "sh", "-c", f"{replace} && sleep 1 && {flush}")
+    host.said("watching bridges", 2)
+    host.wait_up("hooked")
+    host.reaches(guest)
+
+
 def test_a_port_that_was_renamed_is_replaced(host: Host) -> None:
     host.host.add_bridge("br0")
     guest = host.host.add_guest("guest", "br0")
