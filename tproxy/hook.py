@@ -7,11 +7,11 @@ the next, since every run compares everything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
 from tproxy import guards, instance, nft, plan, plumbing, ruleset, serving
-from tproxy.errors import ProcessError, TproxyError
+from tproxy.errors import NftError, ProcessError, TproxyError
 from tproxy.logger import logger
 from tproxy.model import SERVICE_MAC, Network, Service, ServiceMap, check_interface_name
 
@@ -160,7 +160,12 @@ def left_behind(bridge: str, observed: plan.Observed, uplinks: frozenset[str], u
 
 def remove(bridge: str, observed: plan.Observed) -> None:
     """Remove all of ours from the bridge. The caller holds the lock."""
-    plumbing.carry_out(plan.unload(bridge, observed))
+
+    def unload(now: plan.Observed) -> list[plan.Action]:
+        there = observed._replace(map=observed.map and now.map, guard=observed.guard and now.guard)
+        return plan.unload(bridge, there)
+
+    _carry_out(bridge, observed, unload)
     plumbing.delete_empty_tables()
     if serving.daemon_answers():
         _apply(bridge, None)
@@ -183,8 +188,8 @@ def _reconcile(
     """Make it so, and undo it if that cannot be; returns whether anything had to be done."""
     bridge = wanted.bridge
     try:
-        actions = plan.up(ruleset.storable(wanted), before, uplinks)
-        plumbing.carry_out(actions)
+        storable = ruleset.storable(wanted)
+        actions = _carry_out(bridge, before, lambda now: plan.up(storable, now, uplinks))
         if actions:
             plumbing.warn_of_host_firewall(bridge)
         serving.ensure_daemon(log_level, watch)
@@ -194,6 +199,19 @@ def _reconcile(
         _restore(bridge, before)
         raise
     return bool(actions)
+
+
+def _carry_out(
+    bridge: str, observed: plan.Observed, planned: Callable[[plan.Observed], list[plan.Action]]
+) -> list[plan.Action]:
+    """Do what is planned for what was observed; returns it."""
+    actions = planned(observed)
+    try:
+        plumbing.carry_out(actions)
+    except NftError:  # strangers do not take our lock: all may have been flushed since it was looked at
+        actions = planned(plumbing.observe(bridge))
+        plumbing.carry_out(actions)
+    return actions
 
 
 def _taken_down(bridge: str) -> bool:

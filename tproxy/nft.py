@@ -101,9 +101,10 @@ def table_exists(family: str) -> bool:
 def empty_tables() -> list[str]:
     """Commands that delete those of our tables that hold nothing of a bridge."""
     return [
-        f"delete table {family} {TABLE}"
+        f"{verb} table {family} {TABLE}"
         for family in ("ip", "bridge")
         if (listed := _table(family)) and guards.only_shared(listed)
+        for verb in ("add", "delete")  # somebody may have flushed it since
     ]
 
 

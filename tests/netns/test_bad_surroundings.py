@@ -379,3 +379,34 @@ def test_a_daemon_that_hung_learns_that_a_bridge_was_taken_down_meanwhile(host: 
         if "br0" not in host.tproxy("status", "--json").stdout:
             break
     assert "one_tproxy_br1" in host.tproxy("status").stdout
+
+
+# The command, with an `nft flush ruleset` right before one of its transactions.
+FLUSHING = """
+import subprocess, sys
+from tproxy import cli, nft
+left, transaction = int(sys.argv.pop(1)), nft.transaction
+def flushing(commands):
+    global left
+    commands, left = list(commands), left - 1
+    if left == 0:
+        subprocess.run(["nft", "flush", "ruleset"], check=True)
+        print("flushed")
+    transaction(commands)
+nft.transaction = flushing
+cli.run()
+"""
+
+
+@pytest.mark.parametrize("transaction", [1, 2])
+def test_a_flush_while_a_hook_is_at_work_is_no_failure(host: Hypervisor, transaction: int) -> None:
+    nothing = state(host)[2:]
+    host.add_bridge("br1")
+    host.run(*UP.replace("br0", "br1").split())
+    flushing = (sys.executable, "-c", FLUSHING, str(transaction))
+    assert "flushed" in host.run(*flushing, *UP.split()[1:]).stdout
+    assert answer(host) == "hello"
+    host.run(str(TPROXY), "hook", "down", "--bridge", "br1")
+    assert "flushed" in host.run(*flushing, "hook", "down", "--bridge", "br0", "--force").stdout
+    host.run("ip", "netns", "delete", "guest")
+    assert state(host)[2:] == nothing
