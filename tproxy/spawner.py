@@ -50,7 +50,8 @@ class Spawner:
     def __init__(self) -> None:
         self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            if os.fork() == 0:
+            self._pid = os.fork()
+            if self._pid == 0:
                 status = 1
                 try:
                     # Nothing of the launching process is carried into relays.
@@ -82,15 +83,18 @@ class Spawner:
         import subprocess
 
         self._orders.close()
+        with suppress(ChildProcessError):  # a service's are waited for already
+            os.waitpid(self._pid, 0)
         self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "tproxy.spawner", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
             )
+        self._pid = process.pid
 
     def close(self) -> None:
         """Let the spawner end; its relays live on."""

@@ -320,6 +320,7 @@ def test_a_spawner_that_is_killed_is_replaced_when_a_relay_is_wanted(lab: Lab) -
             break
     assert lab.ask() == "one"
     assert lab.pids()["one_tproxy"] == before["one_tproxy"]
+    assert "[tproxy-spawner] <defunct>" not in lab.host.run("ps", "-ef").stdout
     lab.host.tproxy("stop")
     titles = lab.host.run("ps", "-eo", "args").stdout.splitlines()
     assert [each for each in titles if each.startswith(("one_tproxy", "tproxy-"))] == []
