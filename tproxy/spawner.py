@@ -24,9 +24,6 @@ log = logger(__name__)  # the daemon's
 # Not "one_tproxy...": it is neither a relay nor the daemon, and status does not list it.
 TITLE = "tproxy-spawner"
 
-# The daemon forks its spawner as its first step, with a handful of descriptors open.
-LAUNCH_DESCRIPTORS = 64
-
 
 class Order(NamedTuple):
     """A relay to be made; beside it travels the relay's end of its channel to the daemon."""
@@ -55,8 +52,10 @@ class Spawner:
                 status = 1
                 try:
                     # Nothing of the launching process is carried into relays.
-                    os.closerange(3, theirs.fileno())
-                    os.closerange(theirs.fileno() + 1, LAUNCH_DESCRIPTORS)
+                    for fd in map(int, os.listdir("/proc/self/fd")):
+                        if fd > 2 and fd != theirs.fileno():
+                            with suppress(OSError):  # the listing's own
+                                os.close(fd)
                     _obey(theirs)
                     status = 0
                 finally:

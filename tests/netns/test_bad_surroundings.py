@@ -410,3 +410,20 @@ def test_a_flush_while_a_hook_is_at_work_is_no_failure(host: Hypervisor, transac
     assert "flushed" in host.run(*flushing, "hook", "down", "--bridge", "br0", "--force").stdout
     host.run("ip", "netns", "delete", "guest")
     assert state(host)[2:] == nothing
+
+
+# As a watcher of many bridges, which starts a daemon that was killed.
+WITH_MANY_DESCRIPTORS = """
+import os
+from tproxy import cli
+held = [os.open("/dev/null", os.O_RDONLY) for _ in range(200)]
+cli.run()
+"""
+
+
+def test_relays_carry_nothing_of_who_started_the_daemon(host: Hypervisor) -> None:
+    host.run(sys.executable, "-c", WITH_MANY_DESCRIPTORS, *UP.split()[1:])
+    for title in ("tproxy-spawner", "one_tproxy_br0"):
+        pid = host.run("pgrep", "-f", f"^{title} *$").stdout.strip()
+        held = [str(fd.readlink()) for fd in host.path(f"/proc/{pid}/fd").iterdir()]
+        assert not [each for each in held if each.startswith("pipe:")]
