@@ -1,4 +1,4 @@
-"""Makes relays by forking a small, warm process, so that a relay costs some two megabytes.
+"""Makes relays by forking a small, warm process, so that a relay costs a megabyte and a half.
 
 The daemon forks its spawner before it imports or opens anything large. A relay forked from here
 shares the interpreter and all modules with its siblings, but for the pages that it writes to; and in
