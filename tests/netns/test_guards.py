@@ -132,6 +132,15 @@ def test_arp_requests_for_the_service_reach_our_veth_only(net: Net) -> None:
         assert [frame for frame in sniffer.seen() if hexip(SERVICE_ADDRESS) == frame[76:84]] == []
 
 
+def test_a_port_that_is_too_new_for_the_guards_does_not_ask_an_uplink_either(net: Net) -> None:
+    # Where the kernel does not tell a frame's bridge, the guards know ports, and follow them a moment later.
+    element = f'guarded {{ "{net.guest.port}" }}'
+    net.host.run("nft", f"delete element bridge one_tproxy {element}", check=False)
+    sniffer = Sniffer(net.neighbour)
+    assert net.guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    assert sniffer.seen() == []
+
+
 def test_nothing_of_ours_leaves_through_an_uplink(net: Net) -> None:
     sniffer = Sniffer(net.neighbour)
     net.host.run("ip", "neigh", "flush", "all", netns="one_tproxy_br0")

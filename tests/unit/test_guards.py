@@ -183,9 +183,11 @@ def test_a_chain_that_lost_a_rule_or_moved_is_loaded_anew(guard: Guard, data: st
     assert {c.split()[4] for c in commands} == whole
 
 
-@pytest.mark.parametrize("wrong", [{"hook": "input"}, {"prio": 0}, {"hook": None, "prio": None}])
+@pytest.mark.parametrize(
+    "wrong", [{"hook": "input"}, {"prio": 0}, {"hook": None, "prio": None}, {"policy": "drop"}]
+)
 @pytest.mark.parametrize("chain", [PREROUTING, FORWARD, "ch_br0"])
-def test_a_chain_at_another_hook_or_priority_is_not_taken_for_ours(
+def test_a_chain_at_another_hook_or_that_drops_is_not_taken_for_ours(
     chain: str, wrong: Mapping[str, Any]
 ) -> None:
     guard = Guard("br0", None, {})
@@ -266,7 +268,18 @@ def test_an_empty_host_has_nothing_of_ours() -> None:
 
 
 def test_elements_of_strangers_are_neither_owned_nor_unloaded() -> None:
-    sets = {"set": {"name": UPLINKS, "elem": ["eth0", {"elem": {"val": "eth1", "comment": "keep me"}}]}}
-    found = guards.parse([sets])[""]
+    sets = [
+        {"set": {"name": UPLINKS, "elem": ["eth0", {"elem": {"val": "eth1", "comment": "keep me"}}]}},
+        {"set": {"name": "mine", "elem": [{"range": [1, 9]}]}},
+    ]
+    (found,) = guards.parse(sets).values()
     assert found.own(UPLINKS) == {}
     assert guards.unload(found._replace(bridge="br0")) == []
+
+
+@pytest.mark.parametrize("kept", ["chain", "set"])
+def test_whatever_is_left_of_a_bridges_guards_is_found_and_unloaded(kept: str) -> None:
+    left = [item for item in as_listed(Guard("br0", None, {})) if kept in item]
+    found = guards.parse(left)["br0"]
+    assert found.anything
+    assert guards.unload(found)
