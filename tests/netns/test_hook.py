@@ -222,6 +222,29 @@ def test_a_hardened_host_does_not_keep_the_namespace_from_answering(
     assert hypervisor.run("cat", "/proc/sys/net/ipv4/ip_forward", netns="one_tproxy_br0").stdout == "0\n"
 
 
+def test_whatever_was_inherited_or_set_in_the_namespace_is_put_right(
+    hypervisor: Hypervisor, config: str
+) -> None:
+    keys = ["arp_announce", "arp_filter", "proxy_arp", "rp_filter", "route_localnet"]
+    keys += ["accept_redirects", "accept_source_route", "send_redirects"]
+    wrong = {"net.ipv4.ip_forward = 1"}  # the kernel resets others along with it
+    wrong |= {f"net.ipv6.conf.{scope}.disable_ipv6 = 0" for scope in ("all", "default")}
+    for scope in ("all", "br0a"):
+        wrong |= {
+            f"net.ipv4.conf.{scope}.arp_ignore = 2",
+            *(f"net.ipv4.conf.{scope}.{key} = 1" for key in keys),
+        }
+    names = [each.split()[0] for each in wrong]
+    hypervisor.add_bridge("br0")
+    up(hypervisor, "br0", config)
+    right = hypervisor.run("sysctl", *names, netns="one_tproxy_br0").stdout.splitlines()
+    assert wrong.isdisjoint(right)
+    settings = [each.replace(" ", "") for each in sorted(wrong, key=lambda each: "ip_forward" not in each)]
+    hypervisor.run("sysctl", "-qw", *settings, netns="one_tproxy_br0")
+    up(hypervisor, "br0", config)
+    assert hypervisor.run("sysctl", *names, netns="one_tproxy_br0").stdout.splitlines() == right
+
+
 def test_the_mtu_follows_the_bridge(hypervisor: Hypervisor, config: str) -> None:
     hypervisor.add_bridge("br0", mtu=9000)
     up(hypervisor, "br0", config)

@@ -241,6 +241,22 @@ def test_a_damaged_port_is_put_right_and_nothing_else(damage: dict[str, Any], re
     assert [type(action) for action in plan.up(WANTED, damaged, NO_UPLINKS)] == [repair]
 
 
+def test_a_port_keeps_an_mtu_above_the_bridges() -> None:
+    observed = healthy()
+    assert observed.outer is not None
+    outer = observed.outer._replace(mtu=9000)
+    assert plan.up(WANTED, observed._replace(outer=outer), NO_UPLINKS) == []
+    down = observed._replace(outer=outer._replace(up=False))
+    assert plan.up(WANTED, down, NO_UPLINKS) == [AttachOuter(NAMES, 9000)]
+
+
+def test_down_leaves_alone_what_has_our_ports_name_and_is_no_veth() -> None:
+    observed = healthy()
+    assert observed.outer is not None
+    stranger = observed._replace(outer=observed.outer._replace(veth=False))
+    assert plan.dismantle("br0", stranger) == [RemoveName(NAMES.namespace)]
+
+
 @pytest.mark.parametrize(
     "damage",
     [{"up": False}, {"mtu": 1400}, {"mac": "02:00:00:00:00:01"}, {"address": ""}, {"default_route": False}],
@@ -285,6 +301,8 @@ def test_what_was_there_before_is_not_taken_away_with_what_was_added() -> None:
     assert (added.map, added.outer) == (WANTED, built.outer)
     assert not added.name_taken
     assert added.guard is None or not added.guard.anything
+    unguarded = built._replace(guard=ObservedGuard("br0"))
+    assert built.added_since(unguarded).guard == built.guard
 
 
 @given(st.frozensets(st.sampled_from(["br0b", "vnet0", "vnet1", "eth0"])), st.booleans())
@@ -309,6 +327,8 @@ def test_an_uplink_that_is_named_for_two_bridges_belongs_to_the_one_that_has_it(
     for first, then, kept in ((has, has_not, False), (has_not, has, True), (has_not, has_not, False)):
         (owned, _) = plan.wanted_guards("br0", first, named)
         assert owned.uplinks == {"eth0": True}
+        again, _ = plan.wanted_guards("br0", first._replace(guard=rules_of(owned)), named)
+        assert again.uplinks == owned.uplinks
         there = rules_of(owned)._replace(bridge="br1")
         for guard in plan.wanted_guards("br1", then._replace(guard=there), named):
             assert guard.uplinks == ({"eth0": True} if kept else {})
