@@ -127,6 +127,15 @@ def test_a_changed_endpoint_is_another_service() -> None:
     assert Service(80, Endpoint("10.0.0.1", 80)) != Service(80, Endpoint("10.0.0.2", 80))
 
 
+def test_a_network_is_known_by_what_stands_for_its_long_name() -> None:
+    name = "Внутренняя сеть отдела продаж"
+    # Spelled out: it is in maps on hosts, and another version has to know it again.
+    network = Network("blake2s:6de4b5185f752d0bf04e3b14", "7")
+    assert network.is_one_of(frozenset({"red", name}))
+    assert network.is_one_of(frozenset({"7"}))
+    assert not network.is_one_of(frozenset({"red", name + "!"}))
+
+
 def test_nouns_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         Network("vnet1").name = "vnet2"  # type: ignore[misc]  # that is the test

@@ -89,7 +89,10 @@ def test_any_text_comes_back_as_it_was(home: Path, file: Path, name: str, networ
     assert load(file) == first
 
 
-@pytest.mark.parametrize("change", ["text", "path", "code", "version"])
+READERS = ["config.py", "model.py", "reader.py", "recall.py", "values.py"]
+
+
+@pytest.mark.parametrize("change", ["text", "path", "code", "version", *READERS])
 def test_what_differs_is_read_anew(
     home: Path, file: Path, change: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -105,6 +108,9 @@ def test_what_differs_is_read_anew(
         monkeypatch.setattr(recall, "_CODE", [str(module)])
         load(file)
         written(module, "something else\n")
+    elif change in READERS:
+        stamp = recall._stamp
+        monkeypatch.setattr(recall, "_stamp", lambda path: [] if Path(path).name == change else stamp(path))
     else:
         monkeypatch.setattr(recall, "__version__", "0.0")
     assert recalled(file, monkeypatch) is None

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tproxy import ruleset
 from tproxy.model import DEFAULT_CONNECT_TIMEOUT, Endpoint, Network, Service, ServiceMap, stand_in
+from tproxy.values import MAX_NAME
 
 # Any bytes a driver may hand over, as Python gives them to us: surrogates stand for undecodable ones.
 names = st.binary(max_size=40).map(lambda raw: raw.decode(errors="surrogateescape"))
@@ -74,6 +75,13 @@ def test_what_can_be_stored_is_stored_whole(wanted: ServiceMap) -> None:
     assert stored.network.name in ("", name, stand_in(name))
     if wanted.network.id.isascii() and len(wanted.network.id) < 10:
         assert bool(stored.network.name) == bool(name)
+
+
+@pytest.mark.parametrize("timeout", [0.001, 1.0, 299.999])
+def test_all_that_a_file_may_say_of_a_service_is_stored(timeout: float) -> None:
+    service = Service(65535, Endpoint("255.255.255.254", 65535), "%" * MAX_NAME, timeout)
+    wanted = ServiceMap("br0", {65535: service})
+    assert ruleset.storable(wanted) == wanted
 
 
 @given(maps())

@@ -83,7 +83,9 @@ def test_what_a_host_says_cannot_speak_to_the_terminal() -> None:
 
 
 def test_a_host_cannot_be_taken_for_an_option_of_ssh(tmp_path: Path) -> None:
-    # The arguments after "--" are a host and a command, whatever they begin with: ssh says so itself.
+    # The arguments after "--" are a host and a command, whatever they begin with. ssh says so itself, but
+    # would refuse our command as a host's name as well.
+    assert sync.session(PLAN, "-v")[-3:-1] == ["--", "-v"]
     done = subprocess.run(
         sync.session(PLAN, f"-oProxyCommand=touch {tmp_path}/owned"), check=False, capture_output=True
     )

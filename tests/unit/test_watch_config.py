@@ -20,10 +20,16 @@ tproxy_bridges:
   network_id: 7
   uplinks: [eth0, eth1.100]
 - bridge: "onebr*"
+- bridge: br1
+  uplinks: eth2
+- bridge: br2
+  uplinks: ""
 """
 WANTED = (
     WatchedBridge("br0", Network("blue", "7"), frozenset({"eth0", "eth1.100"})),
     WatchedBridge("onebr*"),
+    WatchedBridge("br1", uplinks=frozenset({"eth2"})),
+    WatchedBridge("br2"),
 )
 
 
