@@ -522,9 +522,11 @@ def test_a_name_without_a_usable_address_is_skipped_and_the_others_apply(
         "tproxy:\n"
         f"- {{remote_addr: {name}, remote_port: 80}}\n"
         "- {remote_addr: one.example, remote_port: 81}\n"
+        "- {remote_addr: 10.0.0.1, remote_port: 82}\n"
     )
-    chosen, (warning,) = services(found)
-    assert chosen.keys() == {81}
+    before = {80: Service(80, Endpoint("10.0.0.9", 80))}
+    chosen, (warning,) = services_for(found, VNET1, resolve, before.get)
+    assert chosen.keys() == {81, 82}
     assert warning.endswith(f"tproxy.yaml:2: entry 1: remote_addr '{name}' {reason}: entry skipped")
 
 
