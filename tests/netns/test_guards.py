@@ -142,8 +142,9 @@ def test_a_port_that_is_too_new_for_the_guards_does_not_ask_an_uplink_either(net
 
 
 def test_nothing_of_ours_leaves_through_an_uplink(net: Net) -> None:
+    assert net.guest.get(SERVICE_ADDRESS, 5030) == "hello"
     sniffer = Sniffer(net.neighbour)
-    net.host.run("ip", "neigh", "flush", "all", netns="one_tproxy_br0")
+    net.host.run("ip", "neigh", "flush", "all", netns="one_tproxy_br0")  # so it asks for the guest
     assert net.guest.get(SERVICE_ADDRESS, 5030) == "hello"
     assert net.other.get(SERVICE_ADDRESS, 5030) == "hello"
     assert sniffer.seen() == []
@@ -155,6 +156,8 @@ def test_an_uplink_does_not_reach_the_service(net: Net) -> None:
     net.neighbour.ip(f"neigh replace {SERVICE_ADDRESS} lladdr {SERVICE_MAC} dev eth0")
     with pytest.raises(ProcessError, match=r"ETIMEDOUT"):
         net.neighbour.get(SERVICE_ADDRESS, 5030, timeout=1)
+    # That it gets no answer is not all.
+    assert "10.0.0.7" not in net.host.run("ip", "neigh", netns="one_tproxy_br0").stdout
 
 
 def test_an_uplink_that_is_named_for_other_bridges_too_stays_one(net: Net) -> None:
