@@ -6,6 +6,7 @@ What changes processes is imported when it is needed: a hook seldom finds anythi
 from __future__ import annotations
 
 import os
+import select
 import sys
 from contextlib import suppress
 
@@ -103,7 +104,8 @@ def launch(log_level: int | None, watch: str | None, *, replace: bool) -> None:
     try:
         expect_ready(reader)
     except ProcessError:
-        daemon.wait(START_TIMEOUT)
+        daemon.kill()  # the one that hangs; others have ended
+        daemon.wait()
         raise
 
 
@@ -114,7 +116,10 @@ def arguments(log_level: int | None, watch: str | None) -> list[str]:
 
 def expect_ready(reader: int) -> None:
     """Return when the daemon takes commands; it tells so, or why not, by this pipe."""
-    answer = os.read(reader, 4096).decode(errors="replace")
+    poll = select.poll()
+    poll.register(reader, select.POLLIN)
+    said = poll.poll(ANSWER_TIMEOUT * 1000)
+    answer = os.read(reader, 4096).decode(errors="replace") if said else "it hangs"
     os.close(reader)
     if answer != "ready":
         raise ProcessError(f"the daemon cannot start: {answer or 'it died'}")
