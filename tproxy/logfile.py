@@ -28,8 +28,8 @@ class LogFile:
             os.write(self._fd, f"{line}\n".encode(errors="backslashreplace"))
 
     def reopen(self) -> None:
-        before, self._fd = self._fd, self._open()
-        os.close(before)
+        os.close(self._fd)  # first: there may be no other descriptor left
+        self._fd = self._open()
 
     def _open(self) -> int:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -194,6 +195,23 @@ def test_a_relay_goes_on_in_a_new_file_once_it_is_reopened(directory: Path) -> N
     relays.info("three")
     assert [line.split()[-1] for line in lines(old)] == ["one", "two"]
     assert [line.split()[-1] for line in lines(path)] == ["three"]
+
+
+def test_reopening_needs_no_further_descriptor(directory: Path) -> None:
+    relays = Log()
+    relays.open("one_tproxy_br0.log", logging.INFO)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    spare = os.open("/dev/null", os.O_RDONLY)  # the lowest that is free; what is above is refused
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 1, hard))
+        with pytest.raises(OSError, match="Too many open files"):
+            os.open("/dev/null", os.O_RDONLY)
+        relays.reopen()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(spare)
+    relays.info("kept")
+    assert len(lines(directory / "one_tproxy_br0.log")) == 1
 
 
 def test_reopening_leaves_no_descriptor(directory: Path) -> None:
