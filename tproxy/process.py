@@ -14,7 +14,9 @@ from tproxy.running import find, send, terminate
 
 log = logger(__name__)
 
-DRAIN_TIMEOUT = 5.0  # seconds
+# Seconds.
+DRAIN_TIMEOUT = 5.0
+RETURN_TIMEOUT = 30.0
 
 
 def replace_daemon(log_level: int | None, watch: str | None) -> None:
@@ -135,8 +137,8 @@ def _apply_all(log_level: int | None, watch: str | None, *, reopen_logs: bool) -
 
 def _wait_for_daemon() -> None:
     """Return when a daemon takes commands that starts by itself."""
-    deadline = time.monotonic() + serving.START_TIMEOUT
+    deadline = time.monotonic() + RETURN_TIMEOUT
     while not serving.daemon_answers():
         if time.monotonic() > deadline:
-            raise ProcessError(f"the daemon did not come back within {serving.START_TIMEOUT:g} s")
+            raise ProcessError(f"the daemon did not come back within {RETURN_TIMEOUT:g} s")
         time.sleep(0.02)

@@ -18,7 +18,6 @@ from tproxy.logger import DEFAULT_LEVEL
 # hundreds of bridges is not.
 ANSWER_TIMEOUT = 60.0
 PING_TIMEOUT = 5.0
-START_TIMEOUT = 30.0
 
 
 def daemon_answers() -> bool:
@@ -83,13 +82,14 @@ def launch(log_level: int | None, watch: str | None, *, replace: bool) -> None:
     from tproxy import children
 
     children.can_be_waited_for()
+    home = instance.prepare()
     reader, writer = os.pipe()
     command = [sys.executable, "-m", "tproxy.launch", *arguments(log_level, watch)]
     command += ["--ready", str(writer), *(["--replace"] if replace else [])]
     try:
         daemon = subprocess.Popen(
             command,
-            cwd=instance.prepare(),
+            cwd=home,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

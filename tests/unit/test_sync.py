@@ -104,7 +104,8 @@ def test_the_hosts_shell_gets_the_arguments_as_they_are() -> None:
 def test_whoever_interrupts_it_keeps_the_file_from_the_hosts_whose_turn_has_not_come(tmp_path: Path) -> None:
     (tmp_path / "new.yaml").write_text("tproxy: []\n")
     ssh = tmp_path / "ssh"
-    ssh.write_text(f"#!/bin/sh\necho reached >>{tmp_path}/reached\nexec sleep 1\n")
+    # Long enough that also on a busy machine the interruption is noticed before this session ends.
+    ssh.write_text(f"#!/bin/sh\necho reached >>{tmp_path}/reached\nexec sleep 5\n")
     ssh.chmod(0o755)
     options = ["--jobs", "1", "--ssh", str(ssh), "--config", str(tmp_path / "new.yaml")]
     # Whoever runs the tests in the background may have it ignored, and hands that down.
