@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -63,20 +63,33 @@ def test_only_lines_from_the_level_on_are_written(directory: Path, level: int) -
     assert names == order[: order.index(logging.getLevelName(level)) + 1]
 
 
-def test_after_a_rotation_lines_go_to_a_new_file_once_it_is_reopened(directory: Path) -> None:
-    logs.to_file("one_tproxy.log", logging.INFO)
+RELAYS = Log()
+Writer = tuple[Callable[[str, int], None], Callable[[str], None], Callable[[], None]]
+WRITERS: dict[str, Writer] = {
+    "all but relays": (logs.to_file, log.info, logs.reopen),
+    "relays": (RELAYS.open, RELAYS.info, RELAYS.reopen),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_after_a_rotation_lines_go_to_a_new_file_once_it_is_reopened(directory: Path, writer: str) -> None:
+    to_file, info, reopen = WRITERS[writer]
+    to_file("one_tproxy.log", logging.INFO)
     path, old = directory / "one_tproxy.log", directory / "one_tproxy.log.1"
-    log.info("one")
+    info("one")
     path.rename(old)
-    log.info("two")
-    logs.reopen()
-    log.info("three")
+    info("two")
+    reopen()
+    info("three")
     assert [line.split()[-1] for line in lines(old)] == ["one", "two"]
     assert [line.split()[-1] for line in lines(path)] == ["three"]
 
 
 def test_reopening_before_there_is_a_log_is_nothing(directory: Path) -> None:
     logs.reopen()
+    relays = Log()
+    relays.reopen()
+    relays.error("nowhere")
     assert list(directory.iterdir()) == []
 
 
@@ -182,22 +195,7 @@ def test_a_relay_writes_from_its_level_on(directory: Path, level: int) -> None:
     assert names == [logging.getLevelName(each) for each in (40, 30, 20) if each >= level]
 
 
-def test_a_relay_goes_on_in_a_new_file_once_it_is_reopened(directory: Path) -> None:
-    relays = Log()
-    relays.error("before there is a file")
-    relays.reopen()
-    relays.open("one_tproxy_br0.log", logging.INFO)
-    path, old = directory / "one_tproxy_br0.log", directory / "one_tproxy_br0.log.1"
-    relays.info("one")
-    path.rename(old)
-    relays.info("two")
-    relays.reopen()
-    relays.info("three")
-    assert [line.split()[-1] for line in lines(old)] == ["one", "two"]
-    assert [line.split()[-1] for line in lines(path)] == ["three"]
-
-
-def test_reopening_needs_no_further_descriptor(directory: Path) -> None:
+def test_reopening_needs_no_further_descriptor_and_leaves_none(directory: Path) -> None:
     relays = Log()
     relays.open("one_tproxy_br0.log", logging.INFO)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -212,12 +210,3 @@ def test_reopening_needs_no_further_descriptor(directory: Path) -> None:
         os.close(spare)
     relays.info("kept")
     assert len(lines(directory / "one_tproxy_br0.log")) == 1
-
-
-def test_reopening_leaves_no_descriptor(directory: Path) -> None:
-    relays = Log()
-    relays.open("one_tproxy_br0.log", logging.INFO)
-    before = sorted(os.listdir("/proc/self/fd"))
-    relays.reopen()
-    relays.reopen()
-    assert len(os.listdir("/proc/self/fd")) == len(before)

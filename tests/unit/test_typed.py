@@ -1,4 +1,4 @@
-"""Named tuples without ``typing`` are what they would be with it."""
+"""Named tuples without ``typing`` are what they would be with it: of two alike, both behave alike."""
 
 from __future__ import annotations
 
