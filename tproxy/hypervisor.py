@@ -273,7 +273,7 @@ class Guest:
 
 
 def kill(pid: int) -> None:
-    """End a stand-in by its process 1; returns when no process of it is left."""
+    """End a stand-in by its process 1; returns when no process is left in it."""
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
