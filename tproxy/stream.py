@@ -10,8 +10,8 @@ KEEPALIVE_IDLE = 60
 KEEPALIVE_INTERVAL = 15
 KEEPALIVE_PROBES = 4
 
-# What may wait to be read of a peer nearby while bulk moves, in bytes. More than the processor's caches hold
-# would only make bytes cold before they move; without a bound the kernel lets 32 MiB wait.
+# How far a peer nearby may send ahead of what has arrived, while bulk moves, in bytes. With a wider window
+# packets overtake each other ten times as often, and cost more than waiting does (docs/performance.md).
 NEAR_WINDOW = 512 * 1024
 
 # Closing with this option set sends a reset instead of FIN (socket(7), SO_LINGER).
@@ -35,7 +35,7 @@ def set_options(sock: socket.SocketType, *, near: bool) -> None:
 
 
 def bound_window(sock: socket.SocketType) -> None:
-    """Let no more than NEAR_WINDOW wait to be read (tcp(7), TCP_WINDOW_CLAMP)."""
+    """Advertise no more than NEAR_WINDOW (tcp(7), TCP_WINDOW_CLAMP); what waits to be read may be more."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, NEAR_WINDOW)
 
 
