@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 
 from tproxy.errors import NotRunning, ProcessError
 from tproxy.typed import Any
@@ -25,7 +26,7 @@ def ask(directory: str, request: Json, timeout: float) -> Json:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout)
         try:
-            sock.connect(f"{directory}/{SOCKET}")
+            _connect(sock, f"{directory}/{SOCKET}", timeout)
             sock.sendall(json.dumps(request).encode() + b"\n")
             data = b"".join(iter(lambda: sock.recv(256 * 1024), b""))
         except (FileNotFoundError, ConnectionRefusedError):
@@ -41,3 +42,16 @@ def ask(directory: str, request: Json, timeout: float) -> Json:
     if "error" in answer:
         raise ProcessError(answer["error"])
     return answer
+
+
+def _connect(sock: socket.socket, path: str, timeout: float) -> None:
+    """Connect; while more ask than may wait (listen(2)), wait as well: the daemon is busy, and not dead."""
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            sock.connect(path)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise TimeoutError from None
+            time.sleep(0.01)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,20 @@ def test_many_may_ask_at_once_and_be_answered_in_another_order(tmp_path: Path) -
             client.answer(request)
         run_until(loop, lambda: all(each.done for each in asking))
     assert [each.answer for each in asking] == [{"number": number} for number in range(20)]
+
+
+def test_who_comes_when_too_many_ask_waits_for_its_turn(tmp_path: Path) -> None:
+    with serving(tmp_path, echo) as loop, ExitStack() as crowd:
+        number = 0
+        while number == 0:
+            sock = crowd.enter_context(socket.socket(socket.AF_UNIX))
+            sock.setblocking(False)
+            number = sock.connect_ex(str(tmp_path / SOCKET))
+        assert number == errno.EAGAIN
+        one_more = Asking(tmp_path, {"op": "ping"})
+        one_more.join(0.5)  # time to be turned away
+        run_until(loop, lambda: one_more.done)
+    assert one_more.answer == {"you said": {"op": "ping"}}
 
 
 def test_an_answer_larger_than_any_buffer_arrives_whole(tmp_path: Path) -> None:
