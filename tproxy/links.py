@@ -102,13 +102,15 @@ def outer_link(name: str) -> OuterLink | None:
     if not exists(name):
         return None
     master = f"{_SYS}/{name}/master"
-    return OuterLink(
+    found = OuterLink(
         veth=_driver(name) == "veth",
         up=bool(int(_read(f"{_SYS}/{name}/flags") or "0", 16) & _IFF_UP),
         mtu=mtu(name),
         master=os.path.basename(os.readlink(master)) if os.path.islink(master) else "",
         peer=int(_read(f"{_SYS}/{name}/iflink") or 0),
     )
+    # One that went meanwhile, as with its namespace, is not one of another kind.
+    return found if found.veth or exists(name) else None
 
 
 def inner_link(name: str) -> InnerLink | None:

@@ -336,6 +336,27 @@ def test_down_right_after_somebody_removed_the_namespace(hypervisor: Hypervisor,
     assert_nothing_left(hypervisor)
 
 
+# Asks, as every hook does before it waits for the lock, while somebody takes the bridge down.
+REQUIRE = """
+import subprocess, sys
+from tproxy import plumbing
+
+def take_down(event, arguments):
+    if event == "fcntl.ioctl" and arguments[1] == 0x8946:  # SIOCETHTOOL: what kind of link it is
+        subprocess.run(["ip", "link", "del", "br0b"])
+
+sys.addaudithook(take_down)
+plumbing.require_bridge("br0")
+"""
+
+
+def test_a_port_that_goes_while_it_is_looked_at_is_not_somebody_elses(hypervisor: Hypervisor) -> None:
+    hypervisor.add_bridge("br0")
+    hypervisor.ip("link add br0b type veth peer name br0a")
+    hypervisor.run(sys.executable, "-c", REQUIRE)
+    assert hypervisor.run("ip", "link", "show", "br0b", check=False).returncode != 0
+
+
 def test_down_of_one_bridge_leaves_the_others_and_foreign_maps(hypervisor: Hypervisor, config: str) -> None:
     hypervisor.add_endpoint(ENDPOINT, 8080, "hello")
     for bridge in ("br0", "br1"):
