@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import time
+from itertools import takewhile
 
 import pytest
 
@@ -49,7 +50,7 @@ import select, socket, sys
 # All frames up to the end of input, and a line for each that concerns the service: its address or our MAC.
 address, mac = socket.inet_aton(sys.argv[1]), bytes.fromhex(sys.argv[2].replace(':', ''))
 sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-sock.bind(('eth0', 0))
+sock.bind((sys.argv[3], 0))
 print('ready', flush=True)
 while sock in select.select([sock, sys.stdin], [], [])[0]:
     frame, (_, _, kind, *_) = sock.recvfrom(65535)
@@ -68,9 +69,9 @@ for _ in range(3):
 
 
 class Sniffer:
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: Guest, link: str = "eth0") -> None:
         self._process = guest.popen(
-            *(sys.executable, "-c", SNIFF, SERVICE_ADDRESS, SERVICE_MAC),
+            *(sys.executable, "-c", SNIFF, SERVICE_ADDRESS, SERVICE_MAC, link),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -81,6 +82,12 @@ class Sniffer:
         """The frames that concern the service, up to now."""
         time.sleep(0.3)  # what is under way arrives
         return self._process.communicate()[0].split()
+
+    def seen_before(self, marker: str) -> list[str]:
+        """The frames that concern the service, up to the first that is this one."""
+        assert self._process.stdout is not None
+        frames = map(str.strip, self._process.stdout)
+        return list(takewhile(lambda frame: frame != marker, frames))
 
 
 def mac_of(guest: Guest) -> str:
@@ -117,6 +124,11 @@ def ipv4(source_mac: str, source_ip: str, target_mac: str, target_ip: str) -> st
         + "1000138600080000"
         + "00" * 18
     )
+
+
+def experiment(source_mac: str, target_mac: str) -> str:
+    """A frame of a protocol that nobody speaks, with our MAC in it, so that sniffers tell of it."""
+    return hexmac(target_mac) + hexmac(source_mac) + "88b5" + hexmac(SERVICE_MAC) + "00" * 40
 
 
 def send(guest: Guest, frame: str) -> None:
@@ -158,6 +170,37 @@ def test_an_uplink_does_not_reach_the_service(net: Net) -> None:
         net.neighbour.get(SERVICE_ADDRESS, 5030, timeout=1)
     # That it gets no answer is not all.
     assert "10.0.0.7" not in net.host.run("ip", "neigh", netns="one_tproxy_br0").stdout
+
+
+def addressed_to_us(sender: Guest) -> list[str]:
+    """Frames that only their Ethernet header sends to the service."""
+    mac = mac_of(sender)
+    return [ipv4(mac, sender.address, SERVICE_MAC, "10.0.0.99"), experiment(mac, SERVICE_MAC)]
+
+
+def test_nothing_from_an_uplink_reaches_our_mac_whatever_it_is(net: Net) -> None:
+    sniffer = Sniffer(Guest(net.host, "one_tproxy_br0", "br0", "br0b", SERVICE_ADDRESS), "br0a")
+    for sender in (net.guest, net.neighbour):
+        marker = experiment(mac_of(sender), "ff:" * 6)
+        frames = addressed_to_us(sender)
+        for frame in (*frames, marker):
+            send(sender, frame)
+        seen = {frame[:84] for frame in sniffer.seen_before(marker)}  # br_netfilter cuts the padding off
+        arrived = [frame for frame in frames if frame[:84] in seen]
+        assert arrived == (frames if sender is net.guest else [])
+
+
+def test_what_is_for_our_mac_goes_nowhere_else_though_the_bridge_does_not_know_where_that_is(
+    net: Net,
+) -> None:
+    sniffers = [Sniffer(net.other), Sniffer(net.neighbour)]
+    marker = experiment(mac_of(net.guest), "ff:" * 6)
+    for frame in addressed_to_us(net.guest):
+        net.host.ip("link set br0b type bridge_slave fdb_flush")
+        send(net.guest, frame)
+    send(net.guest, marker)
+    for sniffer in sniffers:
+        assert sniffer.seen_before(marker) == []
 
 
 def test_an_uplink_that_is_named_for_other_bridges_too_stays_one(net: Net) -> None:
