@@ -47,9 +47,9 @@ _BUFFER = 4 << 20
 class Ruleset(NamedTuple):
     """What was changed in our tables: names of chains, maps and sets, and comments of elements."""
 
-    names: frozenset[str] = frozenset()
-    comments: frozenset[str] = frozenset()
-    maps_deleted: bool = False  # the table of maps, as a whole
+    names: frozenset[str]
+    comments: frozenset[str]
+    maps_deleted: bool  # the table of maps, as a whole
 
 
 class LinkEvents:
@@ -73,8 +73,7 @@ class LinkEvents:
                 names.add(_text(found.get(_IFLA_IFNAME)))
                 if _IFLA_MASTER in found:
                     masters.update(struct.unpack("=I", found[_IFLA_MASTER]))
-        if names:
-            self._touched(names - {""}, set(_link_names(masters)))
+        self._touched(names - {""}, set(_link_names(masters)))
         if not complete:
             self._lost()
 
