@@ -200,8 +200,8 @@ class Mender:
             self._doubt(ruleset={bridge})
 
     def _repair(self, bridge: str, *, restored: bool) -> list[str]:
-        kept, level = self._kept.get(bridge), self._config().log_level
-        if kept is None or not links.is_bridge(bridge):
+        kept, level = self._kept[bridge], self._config().log_level
+        if not links.is_bridge(bridge):
             return []
         mac = "" if kept.ours else kept.mac
         return hook.repair(bridge, kept.uplinks, level, restored=restored, foreign_mac=mac, watch=self._watch)
@@ -242,11 +242,10 @@ class Mender:
 
     def _forget(self, bridge: str) -> None:
         self._missed.discard(bridge)
-        kept = self._kept.pop(bridge, None)
-        if kept is not None:
-            if kept.probe is not None:
-                kept.probe.close()
-            del self._owners[BridgeNames(bridge).veth_bridge]
+        kept = self._kept.pop(bridge)
+        if kept.probe is not None:
+            kept.probe.close()
+        del self._owners[BridgeNames(bridge).veth_bridge]
 
     def _probe(self, bridge: str) -> tuple[Probe | None, str]:
         names = BridgeNames(bridge)
