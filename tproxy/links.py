@@ -101,12 +101,11 @@ def leads_off_host(port: str) -> bool:
 def outer_link(name: str) -> OuterLink | None:
     if not exists(name):
         return None
-    master = f"{_SYS}/{name}/master"
     found = OuterLink(
         veth=_driver(name) == "veth",
         up=bool(int(_read(f"{_SYS}/{name}/flags") or "0", 16) & _IFF_UP),
         mtu=mtu(name),
-        master=os.path.basename(os.readlink(master)) if os.path.islink(master) else "",
+        master=_master(name),
         peer=int(_read(f"{_SYS}/{name}/iflink") or 0),
     )
     # One that went meanwhile, as with its namespace, is not one of another kind.
@@ -153,6 +152,13 @@ def _has_default_route(name: str) -> bool:
 def _ask(sock: socket.socket, request: int, name: str) -> bytes:
     """The union of struct ifreq after an ioctl for the link."""
     return fcntl.ioctl(sock, request, struct.pack("16s24x", name.encode()))[16:]
+
+
+def _master(name: str) -> str:
+    try:
+        return os.path.basename(os.readlink(f"{_SYS}/{name}/master"))
+    except OSError:
+        return ""
 
 
 def _driver(name: str) -> str:
