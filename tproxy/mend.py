@@ -118,6 +118,7 @@ class Mender:
                 self._say("", f"the ruleset cannot be looked after: {error}")
                 self._doubt(after=RETRY)
                 return
+            self._said.pop("", None)
         doubtful = self._doubtful_links & self._kept.keys() - self._broken.keys()
         self._doubtful_links.clear()
         for bridge in filter(links.is_bridge, doubtful):

@@ -361,11 +361,12 @@ def test_what_is_taken_down_just_before_its_repair_stays_down(mended: Mended) ->
 
 def test_maps_that_cannot_be_loaded_again_now_are_loaded_later(mended: Mended) -> None:
     in_its_place = "add table ip one_tproxy; add set ip one_tproxy ep_br0 { type mark; }"
-    (line,) = mended.does(f"nft flush ruleset; nft '{in_its_place}'")
-    assert line.startswith("the ruleset cannot be looked after: ")
-    assert mended.does("loop.retry()") == []  # as before
-    assert mended.does("mender.is_missing_maps()") == [True]
-    assert mended.does("nft delete set ip one_tproxy ep_br0") == []
-    assert mended.does("loop.retry()") == MAP_AND_GUARDS
-    assert mended.ruleset() == mended.before
-    assert mended.does("mender.is_missing_maps()") == [False]
+    for _ in range(2):  # the next time is another
+        (line,) = mended.does(f"nft flush ruleset; nft '{in_its_place}'")
+        assert line.startswith("the ruleset cannot be looked after: ")
+        assert mended.does("loop.retry()") == []  # as before
+        assert mended.does("mender.is_missing_maps()") == [True]
+        assert mended.does("nft delete set ip one_tproxy ep_br0") == []
+        assert mended.does("loop.retry()") == MAP_AND_GUARDS
+        assert mended.ruleset() == mended.before
+        assert mended.does("mender.is_missing_maps()") == [False]
