@@ -5,6 +5,7 @@ because importing pyroute2 takes longer than all of a hook run that finds everyt
 is what nearly every VM start is.
 """
 
+import errno
 import fcntl
 import os
 import socket
@@ -180,7 +181,9 @@ def _read(path: str) -> str:
     try:
         with open(path) as file:
             return file.read().strip()
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # unknown is not nothing
         return ""
 
 

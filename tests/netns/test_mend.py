@@ -120,6 +120,12 @@ class Mended:
         said: list[Any] = json.loads(self._program.stdout.readline())
         return sorted(said, key=str)
 
+    def may_open(self, more: int) -> None:
+        """Have it find so many descriptors free."""
+        held = {int(each.name) for each in self.host.path(f"/proc/{self.pid}/fd").iterdir()}
+        free = sorted({*range(len(held) + more + 1)} - held)
+        self.host.run("prlimit", f"--pid={self.pid}", f"--nofile={free[more]}:")
+
     def descriptors(self) -> int:
         return len(list(self.host.path(f"/proc/{self.pid}/fd").iterdir()))
 
@@ -357,6 +363,17 @@ def test_what_is_taken_down_just_before_its_repair_stays_down(mended: Mended) ->
     assert mended.descriptors() < files
     assert mended.does(f"{flush}br0", turns=2) == []
     assert mended.does("ip link del br0") == []
+
+
+def test_without_descriptors_no_bridge_is_taken_for_one_that_is_gone(mended: Mended) -> None:
+    mended.may_open(1)  # the lock
+    mended.host.run("nft", "flush ruleset")
+    for line, bridge in zip(mended.does(), ("br0", "br1"), strict=True):
+        assert line.startswith(f"bridge {bridge} is broken and cannot be repaired: ")
+        assert "Too many open files" in line
+    mended.may_open(1000)
+    assert mended.does("loop.retry()") == MAP_AND_GUARDS
+    assert mended.ruleset() == mended.before
 
 
 def test_maps_that_cannot_be_loaded_again_now_are_loaded_later(mended: Mended) -> None:
