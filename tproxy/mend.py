@@ -114,8 +114,9 @@ class Mender:
         if self._doubtful_ruleset or self._everything:
             try:
                 self._examine_ruleset()
-            except TproxyError as error:
+            except UNSTEADY as error:
                 self._say("", f"the ruleset cannot be looked after: {error}")
+                self._everything = True  # that is, what was not come to
                 self._doubt(after=RETRY)
                 return
             self._said.pop("", None)

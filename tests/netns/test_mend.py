@@ -376,6 +376,17 @@ def test_without_descriptors_no_bridge_is_taken_for_one_that_is_gone(mended: Men
     assert mended.ruleset() == mended.before
 
 
+def test_without_descriptors_nothing_is_forgotten(mended: Mended) -> None:
+    mended.may_open(0)
+    mended.host.run("nft", "flush chain bridge one_tproxy ch_br0; flush chain bridge one_tproxy ch_br1")
+    (line,) = mended.does()
+    assert line.startswith("the ruleset cannot be looked after: ")
+    assert "Too many open files" in line
+    mended.may_open(1000)
+    assert mended.does("loop.retry()") == GUARDS
+    assert mended.ruleset() == mended.before
+
+
 def test_maps_that_cannot_be_loaded_again_now_are_loaded_later(mended: Mended) -> None:
     in_its_place = "add table ip one_tproxy; add set ip one_tproxy ep_br0 { type mark; }"
     for _ in range(2):  # the next time is another
