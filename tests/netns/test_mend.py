@@ -32,6 +32,7 @@ class Next(Loop):
         super().__init__()
         self.due = 0
         self.retries = []
+        self.deaf = False
 
     def call_later(self, seconds, call):
         if seconds == mend.RETRY:
@@ -46,6 +47,9 @@ class Next(Loop):
     def turn(self):
         super().call_later(0, self.stop)
         self.run()
+
+    def hear(self, whether):
+        self.deaf = not whether
 
     def retry(self):
         retries, self.retries = self.retries, []
@@ -68,8 +72,8 @@ loop, said = Next(), []
 logging.getLogger("tproxy.mend").addHandler(Said())
 logging.lastResort = None
 mender = mend.Mender(loop, lambda: config, None)
-LinkEvents(loop, lambda names, masters: mender.links_touched(names | masters), mender.doubt_all)
-RulesetEvents(loop, mender.ruleset_touched, mender.doubt_all)
+LinkEvents(loop, lambda *names: loop.deaf or mender.links_touched(set().union(*names)), mender.doubt_all)
+RulesetEvents(loop, lambda told: loop.deaf or mender.ruleset_touched(told), mender.doubt_all)
 print("ready", os.readlink("/proc/self"), flush=True)
 for line in sys.stdin:
     command, turns = json.loads(line)
@@ -96,18 +100,22 @@ class Mended:
         for bridge in ("br0", "br1", "drop0"):
             host.add_bridge(bridge)
         host.ip("link add far0 type veth peer name far1", "link set far0 master br0 up")
+        host.ip(
+            "link add tunnel type vxlan id 7 dstport 4789", "link set tunnel master br1 up"
+        )  # an uplink that nobody names
         host.write(CONFIG, f"tproxy: [{{service_port: 5030, remote_addr: {ENDPOINT}, remote_port: 8080}}]\n")
         host.tproxy("hook", "up", "--bridge", "br0", "--uplink", "far0", "--config", CONFIG)
         host.tproxy("hook", "up", "--bridge", "br1", "--config", CONFIG)
         self.before = self.ruleset()
 
-    def start(self) -> None:
+    def start(self) -> list[Any]:
+        """Have it looked after, by another from now on; returns what is said of the first look."""
         program = [sys.executable, "-c", MEND, CONFIG]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 1}
         self._program = self.host.popen(*program, **pipes)
         assert self._program.stdout
         self.pid = int(self._program.stdout.readline().split()[1])  # behind "ready"
-        assert self.does("mender.doubt_all()") == []
+        return self.does("mender.doubt_all()")
 
     def does(self, command: str = "", turns: int = 0) -> list[Any]:
         """What it says when this is done, or called, and all that follows from it; sorted.
@@ -157,7 +165,7 @@ class Mended:
 @pytest.fixture
 def mended(hypervisor: Hypervisor) -> Mended:
     mended = Mended(hypervisor)
-    mended.start()
+    assert mended.start() == []
     return mended
 
 
@@ -226,6 +234,24 @@ def test_what_is_made_right_at_once_was_not_broken(mended: Mended) -> None:
     # That was long ago, and says nothing of the next time.
     assert mended.does("nft flush chain bridge one_tproxy ch_br1", turns=1) == []
     assert mended.does() == GUARDS[1:]
+
+
+def test_what_was_broken_before_is_repaired_too(mended: Mended) -> None:
+    mended.host.run("nft", "flush chain bridge one_tproxy ch_br0")
+    mended.host.ip("link del br1b")
+    guards, port = mended.start()
+    assert guards == GUARDS[0]
+    assert port.startswith(repaired("br1", "create veth br1b"))
+
+
+def test_what_was_not_told_is_found_when_all_is_doubtful(mended: Mended) -> None:
+    mended.does("loop.hear(False)")
+    assert mended.does("nft flush ruleset; ip link del br1b") == []
+    mended.does("loop.hear(True)")
+    maps, port = mended.does("mender.doubt_all()")
+    assert maps == MAP_AND_GUARDS[0]
+    assert port.startswith(repaired("br1", "load service map of br1; "))
+    assert "create veth br1b" in port
 
 
 def test_maps_that_are_deleted_or_changed_are_meant_to_be(mended: Mended) -> None:
@@ -314,7 +340,7 @@ def test_of_what_another_program_built_no_more_is_repaired_than_is_known(mended:
 def test_what_another_program_has_not_built_to_the_end_is_left_to_it(mended: Mended) -> None:
     mended.host.run("nft", "add map ip one_tproxy ep_drop0 { type inet_service : ipv4_addr . inet_service; }")
     assert mended.does() == []
-    mended.host.run("nft", "delete map ip one_tproxy ep_drop0")
+    assert mended.does("nft delete map ip one_tproxy ep_drop0") == []
     mended.add_foreign("06:11:22:33:44:55")
     assert mended.does() == []
     assert mended.does(f"ip link del {FOREIGN.veth_bridge}") != []
@@ -349,7 +375,8 @@ def test_what_was_done_before_a_repair_failed_is_said_with_it(mended: Mended) ->
 
 
 def test_what_is_flushed_just_before_another_repair_is_part_of_it(mended: Mended) -> None:
-    assert mended.does("nft flush chain bridge one_tproxy ch_br1", turns=2) == []
+    flush = "nft flush chain bridge one_tproxy ch_"
+    assert mended.does(f"{flush}br0; {flush}br1", turns=2) == []
     assert mended.does("nft flush ruleset") == MAP_AND_GUARDS
     assert mended.ruleset() == mended.before
 
