@@ -139,7 +139,6 @@ class Mender:
         # Messages may have been lost, so it is not enough that none told of the table's end.
         if self._maps_lost or not nft.table_exists("ip"):
             for bridge in hook.restore(each.map for name, each in self._kept.items() if name not in maps):
-                maps[bridge] = self._kept[bridge].map
                 self._to_repair(bridge, [f"load service map of {bridge}"])
         found = nft.read_guards()
         doubtful = self._kept.keys() | maps.keys() if self._everything else self._doubtful_ruleset
@@ -186,10 +185,6 @@ class Mender:
         done = self._broken[bridge]
         try:
             done += self._repair(bridge, restored=bool(done))
-            now, guard = nft.read_map(bridge), nft.read_guard(bridge)
-            if now is not None:
-                self._remember(now, guard)
-                self._remember_links(bridge)
         except UNSTEADY as error:
             self._say(bridge, f"bridge {bridge} is broken and cannot be repaired: {error}")
             self._loop.call_later(RETRY, partial(self._to_repair, bridge))
@@ -198,8 +193,7 @@ class Mender:
             self._say(bridge, f"bridge {bridge} was broken; repaired: {'; '.join(done)}")
         self._said.pop(bridge, None)
         del self._broken[bridge]
-        if now is None:
-            self._doubt(ruleset={bridge})
+        self._doubt(ruleset={bridge})  # its map may have gone while it was broken
 
     def _repair(self, bridge: str, *, restored: bool) -> list[str]:
         kept, level = self._kept[bridge], self._config().log_level
