@@ -228,9 +228,10 @@ def test_links_namespaces_and_sysctls_are_made_right_again(mended: Mended) -> No
 
 def test_what_is_made_right_at_once_was_not_broken(mended: Mended) -> None:
     """As the daemon does, which makes guards follow the ports."""
-    assert mended.does("nft 'delete element bridge one_tproxy veths { \"br1b\" }'", turns=1) == []
-    mended.host.tproxy("hook", "up", "--bridge", "br1", "--config", CONFIG)
-    assert mended.does() == []
+    for _ in range(2):
+        assert mended.does("nft 'delete element bridge one_tproxy veths { \"br1b\" }'", turns=1) == []
+        mended.host.tproxy("hook", "up", "--bridge", "br1", "--config", CONFIG)
+        assert mended.does() == []
     # That was long ago, and says nothing of the next time.
     assert mended.does("nft flush chain bridge one_tproxy ch_br1", turns=1) == []
     assert mended.does() == GUARDS[1:]
