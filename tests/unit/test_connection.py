@@ -732,8 +732,8 @@ def test_aborting_a_bridge_resets_its_connections_and_no_others(site: Site) -> N
 
 def test_aborting_all_includes_those_that_are_being_dialed(site: Site, silent: socket.socket) -> None:
     entry = site.entry_for(silent, timeout=Connections.TICK / 2)
-    dialing = site.guest(entry)
     guest, endpoint = site.both()
+    dialing = site.guest(entry)  # last: the loop does not run any more, so it cannot time out before
     site.connections.abort_all("stopped")
     for far in (dialing, guest, endpoint):
         site.until(far.is_reset)
