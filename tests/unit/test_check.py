@@ -167,7 +167,7 @@ def test_without_a_name_the_file_of_the_search_order_is_checked(file: Path) -> N
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{file}: in order, 0 entries\n", "")
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.usefixtures("bounded_work")
 def test_as_many_networks_as_a_file_can_hold_are_checked_in_seconds(problems: Problems) -> None:
     entry = "- {remote_addr: 10.0.0.1, remote_port: 1, networks: [n%d]}"
     (found,) = problems("tproxy:", *(entry % n for n in range(15_000)), entry % 7)

@@ -213,14 +213,14 @@ def test_a_hostile_file_name_stays_on_its_line(tmp_path: Path) -> None:
 # Files that mean harm
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.usefixtures("bounded_work")
 @pytest.mark.parametrize("unit", ["[", "{a: ", "- ", "? ", "[?", "[{"])
 def test_deep_nesting_neither_hangs_nor_crashes(loaded: Load, unit: str) -> None:
     with pytest.raises(ConfigError):
         loaded(unit * 100_000)
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.usefixtures("bounded_work")
 def test_a_billion_laughs_elsewhere_in_the_file_cost_nothing(loaded: Load) -> None:
     laughs = "a0: &a0 [lol]\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1},' * 10}]\n" for n in range(1, 40))
     merges = "b0: &b0 {k: v}\n" + "".join(
@@ -230,7 +230,7 @@ def test_a_billion_laughs_elsewhere_in_the_file_cost_nothing(loaded: Load) -> No
     assert services(found)[0].keys() == {80}
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.usefixtures("bounded_work")
 @pytest.mark.parametrize(
     "repeated",
     ["{remote_addr: 10.0.0.1, remote_port: 1, networks: [%s]}", "{networks: &n [%s]}", "{%s}"],
