@@ -67,6 +67,12 @@ def test_what_is_left_of_bridges_without_guests_goes_and_all_else_stays(host: Hy
     host.ip("netns add one_tproxy_other0", "netns add one_tproxy_none0", "netns add red")
     host.write("/run/netns/one_tproxy_x;y", "")
     host.run("nft", "add map ip one_tproxy ep_other0 { type inet_service : ipv4_addr . inet_service; }")
+    # The daemon notices a bit later that the last of these ports has come, and with it the others.
+    last = host.add_guest("last", "used0", "10.0.0.6/24").port
+    for _ in eventually():
+        ruleset = host.run("nft", "list ruleset").stdout
+        if f'"{last}"' in ruleset or "meta ibrname" in ruleset:
+            break
 
     before = left(host)
     shown = gc(host, "--dry-run")
