@@ -103,6 +103,10 @@ def test_both_logs_are_appended_to_and_reopened_when_they_were_rotated(lab: Lab)
         assert log.read_text().count(" started\n") == 2
         log.rename(log.with_suffix(".1"))
     lab.host.tproxy("reload")
+    for log in logs:
+        for _ in eventually():  # the relay does so when it comes to the signal
+            if log.exists():
+                break
     lab.nft(lab.element("add", 5031, 8081))
     lab.host.tproxy("start")
     for log in logs:
