@@ -48,6 +48,14 @@ class Lab:
         lines = self.host.tproxy("status").stdout.splitlines()
         return {title: int(pid) for title, pid in (line.split(": ") for line in lines)}
 
+    def kill_spawner(self) -> None:
+        """Returns when it has ended, which is some time after the signal."""
+        title = ("-f", "^tproxy-spawner *$")
+        self.host.run("pkill", "-KILL", *title)
+        for _ in eventually():
+            if not self.host.run("pgrep", *title, check=False).stdout:
+                break
+
     def listeners(self) -> dict[str, str]:
         """The listening sockets' inodes by port: another inode is another socket."""
         lines = self.host.run("ss", "-Hltne", netns="one_tproxy_br0").stdout.splitlines()
@@ -310,13 +318,14 @@ def test_a_relay_that_dies_is_replaced(lab: Lab) -> None:
 def test_a_spawner_that_is_killed_is_replaced_when_a_relay_is_wanted(lab: Lab) -> None:
     """As by the kernel when memory is short: services come and relays are replaced all the same."""
     before = lab.pids()
-    lab.host.run("pkill", "-KILL", "-f", "^tproxy-spawner *$")
+    lab.kill_spawner()
     lab.host.add_bridge("br1")
     lab.host.tproxy("hook", "up", "--bridge", "br1", "--config", lab.config)
-    lab.host.run("pkill", "-KILL", "-f", "^tproxy-spawner *$")
+    lab.kill_spawner()
     lab.host.run("kill", "-9", str(before["one_tproxy_br0"]))
     for _ in eventually():
-        if len(lab.pids()) == 3 and lab.listeners():
+        after = lab.pids()
+        if len(after) == 3 and after["one_tproxy_br0"] != before["one_tproxy_br0"] and lab.listeners():
             break
     assert lab.ask() == "one"
     assert lab.pids()["one_tproxy"] == before["one_tproxy"]

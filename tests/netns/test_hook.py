@@ -129,6 +129,11 @@ def test_up_on_a_healthy_bridge_changes_nothing(hypervisor: Hypervisor, config: 
     assert hypervisor.tproxy("status").stdout == before
 
 
+def killed(title: str) -> str:
+    """A command that returns when the process has ended, which is some time after the signal."""
+    return f"pid=$(pgrep -f '^{title} *$') && kill -9 $pid && while [ -e /proc/$pid ]; do sleep 0.01; done"
+
+
 DAMAGES = {
     "veth deleted": "ip link del br0b",
     "veth down": "ip link set br0b down",
@@ -153,8 +158,8 @@ DAMAGES = {
     "a guard that drops all else": "nft add chain bridge one_tproxy ch_br0 '{ policy drop; }'",
     "a shared guard that drops all else": "nft add chain bridge one_tproxy guard_forward '{ policy drop; }'",
     "all of nftables flushed": "nft flush ruleset",
-    "relay killed": "kill -9 $(pgrep -f '^one_tproxy_br0 *$')",
-    "daemon killed": "kill -9 $(pgrep -f '^one_tproxy *$')",
+    "relay killed": killed("one_tproxy_br0"),
+    "daemon killed": killed("one_tproxy"),
     # In this order: each that is left would end by itself once the next one is gone, and kill would miss it.
     "all killed": """
         for each in one_tproxy_br0 tproxy-spawner one_tproxy; do kill -9 $(pgrep -f "^$each *$"); done""",
@@ -310,7 +315,8 @@ def assert_nothing_left(host: Hypervisor) -> None:
         "ip link del br0",
         "rm /run/tproxy.yaml",
         "echo 'tproxy: []' > /run/tproxy.yaml",
-        "kill -9 $(pgrep -f '^one_tproxy *$')",
+        # With its spawner, which ends by itself.
+        killed("one_tproxy") + "; while pgrep -f '^tproxy-spawner *$'; do sleep 0.01; done",
         "nft flush ruleset",
         "true",
     ],
