@@ -620,7 +620,7 @@ def test_each_connection_has_its_own_timeout_and_a_silent_endpoint_holds_up_nobo
 def test_what_the_guest_has_sent_waits_for_an_endpoint_that_takes_its_time(
     site: Site, silent: socket.socket
 ) -> None:
-    site.guest(site.entry_for(silent), first=b"early")
+    site.guest(site.entry_for(silent, timeout=3600), first=b"early")
     (connection,) = site.connections
     assert (connection.dialing, connection.to_endpoint.held) == (True, 5)
     silent.setblocking(False)
@@ -652,6 +652,15 @@ def test_a_dialed_connection_is_not_ended_by_its_connect_timeout(site: Site) -> 
     site.until(lambda: time.monotonic() > end)
     endpoint.sock.send(b"still here")
     site.until(lambda: guest.has(b"still here"))
+
+
+def test_a_dial_that_succeeded_while_the_daemon_stood_still_has_not_timed_out(site: Site) -> None:
+    guest = site.guest(site.entry_for(site.server, timeout=0.001))
+    time.sleep(0.01)
+    site.connections._expire()  # as in a turn of the loop whose events were fetched before
+    endpoint = site.endpoint()
+    guest.sock.send(b"x")
+    site.until(lambda: endpoint.has(b"x"))
 
 
 def test_a_guest_that_resets_during_the_dial_is_noticed_after_it(site: Site) -> None:
