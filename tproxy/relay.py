@@ -264,6 +264,7 @@ class Relay:
         for port in set(self._listeners) - set(ports):
             listener = self._listeners.pop(port)
             del self._ports[listener.fileno()]
+            listener.shutdown(socket.SHUT_RD)  # listens no longer: the report goes out before it is closed
             self._loop.close_later(listener)
             log.info("port %d listens no longer", port)
         problems = {}

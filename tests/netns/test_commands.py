@@ -223,6 +223,20 @@ def test_reload_drops_gone_ports_and_acts_on_an_emptied_map(echo: Lab) -> None:
     assert conversation.say("open connections go on") == "open connections go on"
 
 
+def test_a_gone_port_does_not_listen_when_reload_returns_however_slow_the_relay_is(echo: Lab) -> None:
+    relay = str(echo.pids()["one_tproxy_br0"])
+    slow = ("-e", "trace=close", "-e", "inject=close:delay_enter=3000000")
+    tracer = echo.host.popen("strace", "-o", "/dev/null", "-p", relay, *slow, stderr=subprocess.PIPE)
+    assert tracer.stderr is not None
+    assert "attached" in tracer.stderr.readline()
+    echo.nft(echo.element("delete", 5030))
+    echo.host.tproxy("reload")
+    with pytest.raises(ProcessError, match=r"ECONNREFUSED"):
+        echo.ask(5030)
+    assert set(echo.listeners()) == {"7"}
+    tracer.terminate()
+
+
 def test_restart_replaces_every_process_and_cuts_no_connection(echo: Lab) -> None:
     conversation = Conversation(echo, 7)
     assert conversation.say("before") == "before"
