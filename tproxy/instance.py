@@ -19,6 +19,8 @@ from tproxy.errors import KernelError
 
 ROOT = "/run/tproxy"
 
+held: int | None = None  # the lock's descriptor while ``lock`` holds it: whoever inherits it, holds it too
+
 
 def directory() -> str:
     """The directory of this network namespace's tproxy; it need not exist."""
@@ -89,10 +91,12 @@ def lock() -> Iterator[None]:
 
     It goes with its holder, however that ends (flock(2)), so there is no stale lock.
     """
-    fd = take_lock()
+    global held
+    fd = held = take_lock()
     try:
         yield
     finally:
+        held = None
         os.close(fd)
 
 

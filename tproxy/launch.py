@@ -1,7 +1,7 @@
 """The first steps of the daemon's process: its spawner first, while little is loaded.
 
-``python -m tproxy.launch [--replace] [--stay] [--log-level N] [--watch FILE] [--ready FD]``, started
-by ``process`` or ``foreground`` in the directory of ``instance``.
+``python -m tproxy.launch [--replace] [--stay] [--log-level N] [--watch FILE] [--ready FD] [--lock FD]``,
+started by ``process`` or ``foreground`` in the directory of ``instance``.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--log-level", type=int, default=logging.INFO)
     parser.add_argument("--watch", default="", help="configuration file for a watcher to keep")
     parser.add_argument("--ready", type=int, help="descriptor that is told when commands are taken")
+    parser.add_argument("--lock", type=int, help="descriptor of the host's lock, which is let go then")
     arguments = parser.parse_args()
 
     logs.to_file(logs.DAEMON_LOG, arguments.log_level)
@@ -50,6 +51,8 @@ def main() -> None:
     if arguments.ready is not None:
         os.write(arguments.ready, b"ready")
         os.close(arguments.ready)
+    if arguments.lock is not None:
+        os.close(arguments.lock)
     try:
         daemon.run()
     except Exception:

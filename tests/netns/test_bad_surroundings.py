@@ -11,7 +11,7 @@ import pytest
 from tests.netns.etc import private_etc
 from tests.netns.waiting import eventually
 from tproxy.errors import ProcessError
-from tproxy.hypervisor import Hypervisor
+from tproxy.hypervisor import PATIENCE, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
 ENDPOINT = "10.11.12.13"
@@ -379,6 +379,30 @@ def test_a_daemon_that_hung_learns_that_a_bridge_was_taken_down_meanwhile(host: 
         if "br0" not in host.tproxy("status", "--json").stdout:
             break
     assert "one_tproxy_br1" in host.tproxy("status").stdout
+
+
+# The hook, killed when it has started the daemon.
+KILLED = """
+import os, signal
+from tproxy import cli, serving
+serving.expect_ready = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+cli.run()
+"""
+
+
+def test_a_daemon_that_comes_late_for_a_hook_that_was_killed_takes_nobodys_place(host: Hypervisor) -> None:
+    host.run(sys.executable, "-c", KILLED, *UP.split()[1:], check=False)
+    late = ("-f", "^[^ ]*python[^ ]* -m tproxy[.]launch ")
+    host.run("pkill", "-STOP", *late, check=False)
+    with host.popen(*UP.split()) as second:
+        time.sleep(2)
+        host.run("pkill", "-CONT", *late, check=False)
+        assert second.wait(PATIENCE) == 0
+    for _ in eventually():
+        if not host.run("pgrep", *late, check=False).stdout:
+            break
+    assert f"{ENDPOINT}:8080" in host.tproxy("status", "--verbose").stdout  # the daemon is asked
+    assert answer(host) == "hello"
 
 
 # The command, with an `nft flush ruleset` right before one of its transactions.
