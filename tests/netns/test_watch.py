@@ -241,7 +241,7 @@ def test_a_port_that_comes_back_in_time_cuts_nothing(host: Host, start_endpoint:
 
 
 def test_a_bridge_that_a_hook_brought_up_waits_for_its_guest(host: Host) -> None:
-    host.configure(grace=4)
+    host.configure(grace=10)  # the hook comes before it is over
     host.host.add_bridge("br0")
     host.watch()
     guest = host.host.add_guest("guest", "br0")
@@ -250,9 +250,9 @@ def test_a_bridge_that_a_hook_brought_up_waits_for_its_guest(host: Host) -> None
     time.sleep(0.7)
     called = datetime.now().astimezone()
     host.hook("up", "--bridge", "br0", "--network", "blue")
-    line = host.said("had no guest for 4 s: taken down")
+    line = host.said("had no guest for 10 s: taken down")
     # Not when the grace time of the guest that left was over.
-    assert datetime.fromisoformat(line.split()[0]).astimezone() - called >= timedelta(seconds=4)
+    assert datetime.fromisoformat(line.split()[0]).astimezone() - called >= timedelta(seconds=10)
     assert host.log().count("taken down") == 1
 
 
@@ -437,9 +437,9 @@ def test_an_outage_of_dns_does_not_bring_back_what_was_taken_down(host: Host, bl
     for known in ("", f"{ENDPOINT} api.example\n"):
         host.host.write("/etc/hosts", known)
         host.signal("HUP", watcher)
+        host.said("as before")
         time.sleep(3)
         assert not host.is_up("br0")
-    assert "as before" in host.log()
 
 
 def test_the_daemon_keeps_a_watcher_if_it_is_to(host: Host) -> None:
@@ -604,8 +604,10 @@ def test_what_fails_and_is_undone_is_tried_again_later_and_later(host: Host) -> 
     taken = listen(host, 5030)
     host.watch()
     guest = host.host.add_guest("guest", "br0")
-    time.sleep(5)
-    assert 1 <= host.log().count("bridge br0 cannot be brought up") <= 2
+    failures = [host.said("bridge br0 cannot be brought up", times) for times in (1, 2, 3)]
+    first, second, third = (datetime.fromisoformat(line.split()[0]) for line in failures)
+    assert second - first >= timedelta(seconds=2)
+    assert third - second >= timedelta(seconds=4)
     taken.kill()
     host.reaches(guest)
 
@@ -654,12 +656,19 @@ def test_of_bridges_that_came_and_went_nothing_is_kept(host: Host) -> None:
         host.host.add_bridge(bridge)
         host.host.add_guest(f"guest{number}", bridge)
         host.wait_up(bridge)
-        time.sleep(1)  # it has been examined
+        host.remembers(bridge)
         host.host.ip(f"link del {bridge}")
         host.wait_down(bridge)
-        time.sleep(1.5)
-        files.append(len(list(host.host.path(f"/proc/{watcher}/fd").iterdir())))
-    assert files[1] == files[2]
+        host.remembers()
+        time.sleep(1)  # its other files follow
+        files.append(descriptors(host, watcher))
+    for _ in eventually():
+        if descriptors(host, watcher) <= files[1]:
+            break
+
+
+def descriptors(host: Host, pid: int) -> int:
+    return len(list(host.host.path(f"/proc/{pid}/fd").iterdir()))
 
 
 def test_a_daemon_that_cannot_be_started_now_is_started_later(host: Host) -> None:
@@ -863,14 +872,17 @@ def test_a_process_that_replaces_itself_takes_no_descriptor_along(host: Host) ->
         host.said("watching bridges", number + 3)
         time.sleep(3)  # it holds all that it will
         pids = (watcher, host.pids()["one_tproxy"])
-        files.append([len(list(host.host.path(f"/proc/{pid}/fd").iterdir())) for pid in pids])
-    assert files[1] == files[2]
+        files.append([descriptors(host, pid) for pid in pids])
+    for _ in eventually():
+        if all(descriptors(host, pid) <= before for pid, before in zip(pids, files[1], strict=True)):
+            break
 
 
 def test_a_map_that_is_none_is_named_once(host: Host) -> None:
     host.watch()
     host.nft("add table ip one_tproxy")
     host.nft("add map ip one_tproxy ep_x0 { type inet_service : ipv4_addr; }")
+    host.said("map ep_x0 is not of type")
     time.sleep(5)
     assert host.log().count("map ep_x0 is not of type") == 1
 
