@@ -171,7 +171,7 @@ class Hypervisor:
         where.write_text(text)
         return path
 
-    def get(self, address: str, port: int, timeout: float = 5.0, netns: str | None = None) -> str:
+    def get(self, address: str, port: int, timeout: float = 20.0, netns: str | None = None) -> str:
         """What HTTP answers there. Raises ProcessError with the reason, such as ECONNREFUSED."""
         asked = self.run(*_python("ask", address, str(port), str(timeout)), check=False, netns=netns)
         if asked.returncode:
@@ -268,7 +268,7 @@ class Guest:
     def popen(self, *argv: str, **options: Any) -> subprocess.Popen[str]:
         return self.hypervisor.popen(*argv, netns=self.name, **options)
 
-    def get(self, address: str, port: int, timeout: float = 5.0) -> str:
+    def get(self, address: str, port: int, timeout: float = 20.0) -> str:
         return self.hypervisor.get(address, port, timeout, netns=self.name)
 
 

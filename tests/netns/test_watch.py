@@ -148,7 +148,7 @@ class Host:
         """Returns when the guest is served."""
         for _ in eventually():
             with suppress(ProcessError):
-                assert guest.get(SERVICE_ADDRESS, port) == "one"
+                assert guest.get(SERVICE_ADDRESS, port, timeout=5) == "one"  # a connection may be lost
                 break
 
     def pids(self) -> dict[str, int]:
