@@ -225,21 +225,24 @@ def test_with_the_end_of_file_announced_one_pump_moves_message_and_fin(rig: Rig)
     rig.sender.sendall(b"last words")
     rig.sender.shutdown(socket.SHUT_WR)
     wait_for(rig.source_readable)
-    # The FIN of TCP is behind the data, and RDHUP tells when it is there.
-    watch = select.epoll()
-    watch.register(rig.source, select.EPOLLRDHUP)
-    wait_for(lambda: bool(watch.poll(0)))
-    watch.close()
+    await_end(rig.source)
     rig.pump(peer_closed=True)
     assert rig.mover.fin_sent
     wait_for(lambda: rig.drain() or rig.arrived_eof)  # type: ignore[func-returns-value]  # None: look on
     assert rig.arrived == b"last words"
 
 
+def await_end(sock: socket.socket) -> None:
+    """The FIN of TCP is behind the data, and RDHUP tells when it is there."""
+    with select.epoll() as watch:
+        watch.register(sock, select.EPOLLRDHUP)
+        wait_for(lambda: bool(watch.poll(0)))
+
+
 def test_the_last_words_and_fin_go_in_one_packet(tcp_rig: Rig) -> None:
     tcp_rig.sender.sendall(b"last words")
     tcp_rig.sender.shutdown(socket.SHUT_WR)
-    wait_for(tcp_rig.source_readable)
+    await_end(tcp_rig.source)
     before = segments_received(tcp_rig.receiver)
     tcp_rig.pump(peer_closed=True)
     wait_for(lambda: tcp_rig.drain() or tcp_rig.arrived_eof)  # type: ignore[func-returns-value]  # None: look on
@@ -590,6 +593,7 @@ def test_reading_ahead_at_the_end_of_file_makes_fin_due(rig: Rig) -> None:
 
 def test_reading_ahead_of_a_reset_names_the_source(tcp_rig: Rig) -> None:
     reset(tcp_rig.sender)
+    wait_for(tcp_rig.source_readable)
     with pytest.raises(SideLost) as caught:
         tcp_rig.mover.read_ahead()
     assert (caught.value.side, caught.value.errno) == (tcp_rig.source, errno.ECONNRESET)
