@@ -101,16 +101,46 @@ def test_the_hosts_shell_gets_the_arguments_as_they_are() -> None:
     assert remote[5:] == ["tproxy-sync", "/opt/my tproxy", path, PLAN.sum, ""]
 
 
+# The command, which makes a file when its pool is let go.
+NOTICING = """
+import pathlib, sys
+from concurrent.futures import ThreadPoolExecutor
+from tproxy import cli
+go, shutdown = pathlib.Path(sys.argv.pop(1)), ThreadPoolExecutor.shutdown
+
+def noticing(self, wait=True, **options):
+    if wait:
+        go.touch()
+    shutdown(self, wait, **options)
+    go.touch()
+
+ThreadPoolExecutor.shutdown = noticing
+cli.run()
+"""
+
+
 def test_whoever_interrupts_it_keeps_the_file_from_the_hosts_whose_turn_has_not_come(tmp_path: Path) -> None:
     (tmp_path / "new.yaml").write_text("tproxy: []\n")
     ssh = tmp_path / "ssh"
-    # Long enough that also on a busy machine the interruption is noticed before this session ends.
-    ssh.write_text(f"#!/bin/sh\necho reached >>{tmp_path}/reached\nexec sleep 5\n")
+    # Sessions come to their end. This one goes on until the interruption has been noticed.
+    waiting = f"while [ ! -e {tmp_path}/go ]; do sleep 0.1; done"
+    ssh.write_text(f"#!/bin/sh\necho reached >>{tmp_path}/reached\n{waiting}\n")
     ssh.chmod(0o755)
     options = ["--jobs", "1", "--ssh", str(ssh), "--config", str(tmp_path / "new.yaml")]
     # Whoever runs the tests in the background may have it ignored, and hands that down.
     heeding = ["env", "--default-signal=INT"]
-    command = [*heeding, sys.executable, "-m", "tproxy", "sync", *options, "one", "two", "three"]
+    command = [
+        *heeding,
+        sys.executable,
+        "-c",
+        NOTICING,
+        str(tmp_path / "go"),
+        "sync",
+        *options,
+        "one",
+        "two",
+        "three",
+    ]
     with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as syncing:
         while not (tmp_path / "reached").exists():
             time.sleep(0.01)
