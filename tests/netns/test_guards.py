@@ -279,8 +279,8 @@ def test_other_bridges_are_not_touched(net: Net) -> None:
 
 
 def test_frames_between_guests_pass(net: Net) -> None:
-    assert net.guest.run("ping", "-c1", "-W2", "10.0.0.6").returncode == 0
-    assert net.guest.run("ping", "-c1", "-W2", "10.0.0.7").returncode == 0
+    assert net.guest.run("ping", "-c1", "-W20", "10.0.0.6").returncode == 0
+    assert net.guest.run("ping", "-c1", "-W20", "10.0.0.7").returncode == 0
 
 
 def test_a_firewall_of_the_host_that_eats_bridged_packets_is_named(hypervisor: Hypervisor) -> None:

@@ -44,16 +44,17 @@ while True:
         break
 """
 
-# Sends frames over and over, a thousand times a second.
+# Sends frames over and over, a thousand times a second; it is ready when many are there.
 FLOOD = """
-import socket, sys, time
+import itertools, socket, sys, time
 sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 sock.bind((sys.argv[1], 0))
 frames = [bytes.fromhex(each) for each in sys.argv[2:]]
-print('ready', flush=True)
-while True:
+for rounds in itertools.count():
     for frame in frames:
         sock.send(frame)
+    if rounds == 100:
+        print('ready', flush=True)
     time.sleep(0.001)
 """
 
@@ -191,13 +192,13 @@ def exercise(host: Host) -> None:
         host.guest.run(*flush)
         host.hypervisor.run(*flush, netns="one_tproxy_br0")
         assert host.guest.get(SERVICE_ADDRESS, 5030) == host.name
-    arping = ("arping", "-c", "2", "-w", "5")
+    arping = ("arping", "-c", "2", "-w", "20")
     assert "Received 2" in host.guest.run(*arping, "-I", "eth0", SERVICE_ADDRESS).stdout
     for gratuitous in ("-U", "-A"):  # a request, a reply; nobody answers
         host.hypervisor.run(
             *arping[:3], gratuitous, "-I", "br0a", SERVICE_ADDRESS, netns="one_tproxy_br0", check=False
         )
-    host.guest.run("ping", "-c", "1", "-W", "1", SERVICE_ADDRESS)
+    host.guest.run("ping", "-c", "1", "-W", "20", SERVICE_ADDRESS)
 
 
 def test_each_guest_is_answered_by_its_own_host_and_nothing_crosses(net: Net) -> None:
@@ -207,7 +208,7 @@ def test_each_guest_is_answered_by_its_own_host_and_nothing_crosses(net: Net) ->
     for host in (net.left, net.right):
         exercise(host)
     assert [tap.seen() for tap in taps] == [[]] * len(taps)
-    net.left.guest.run("ping", "-c", "1", "-W", "5", "10.0.0.6")
+    net.left.guest.run("ping", "-c", "1", "-W", "20", "10.0.0.6")
     assert len(proof.seen()) >= 4, "an ARP and a ping must have crossed, and been seen"
 
 
@@ -228,7 +229,7 @@ def test_a_gateway_over_there_gets_nothing_that_is_for_the_service(net: Net) -> 
     net.hook_up()
     guest = net.left.hypervisor.add_guest("plain", "br0", "10.0.0.8/24", route=False, gateway="10.0.0.6")
     net.hook_up()  # as at every VM start
-    guest.run("ping", "-c", "1", "-W", "5", "10.0.0.6")
+    guest.run("ping", "-c", "1", "-W", "20", "10.0.0.6")
     tap = Tap(net.left.hypervisor, net.left.uplink)
     assert guest.get(SERVICE_ADDRESS, 5030) == "left"
     assert tap.seen() == []
