@@ -44,8 +44,9 @@ RESERVE = BATCH + 32
 # Accepting fails for want of descriptors or memory: the guests wait while this many seconds pass.
 PAUSE = 0.2
 
-# How long relay and successor wait for each other before they do without, in seconds.
-PATIENCE = 2.0
+# How long relay and successor wait for each other before they do without, in seconds: a busy host may let
+# either stand still for some, and a restart that does without fails.
+PATIENCE = 10.0
 
 # After accept(2): these concern one connection that ended before it was taken, not the listener.
 _ENDED_BEFORE = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTUNREACH})
