@@ -13,6 +13,10 @@ import sys
 
 from tproxy.spawner import Spawner
 
+# Seconds. One that hangs while it starts, and so holds the host's lock, is ended by who started it; if that
+# was killed, by itself.
+START_TIMEOUT = 60
+
 
 def main() -> None:
     os.umask(0o077)
@@ -39,6 +43,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     logs.to_file(logs.DAEMON_LOG, arguments.log_level)
+    if arguments.lock is not None:
+        signal.alarm(START_TIMEOUT)
     try:
         from tproxy.daemon import Daemon
 
@@ -52,6 +58,7 @@ def main() -> None:
         os.write(arguments.ready, b"ready")
         os.close(arguments.ready)
     if arguments.lock is not None:
+        signal.alarm(0)
         os.close(arguments.lock)
     try:
         daemon.run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -403,6 +404,22 @@ def test_a_daemon_that_comes_late_for_a_hook_that_was_killed_takes_nobodys_place
             break
     assert f"{ENDPOINT}:8080" in host.tproxy("status", "--verbose").stdout  # the daemon is asked
     assert answer(host) == "hello"
+
+
+# A daemon that hangs while it starts, and has the host's lock from a hook that is gone.
+HANGING = """
+import os, signal, sys
+from tproxy import daemon, launch
+launch.START_TIMEOUT = 1
+daemon.Daemon = lambda *_, **__: signal.pause()
+sys.argv += ["--lock", str(os.open("/dev/null", os.O_RDONLY))]
+launch.main()
+"""
+
+
+def test_a_daemon_that_hangs_when_its_hook_was_killed_ends_itself(host: Hypervisor) -> None:
+    assert host.run(sys.executable, "-c", HANGING, check=False).returncode == -signal.SIGALRM
+    assert host.tproxy("status").stdout == ""
 
 
 # The command, with an `nft flush ruleset` right before one of its transactions.
