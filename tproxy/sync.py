@@ -39,6 +39,7 @@ FAILED = "failed"
 
 # POSIX shell and coreutils. The temporary file is beside the target: rename(2) needs one file system.
 _SCRIPT = """
+echo tproxy-sync begins >&2
 set -eu
 tproxy=$1 target=$(realpath -m -- "$2") sum=$3 dry_run=$4
 sum_of() { sha256sum <"$1" | cut -d ' ' -f 1; }
@@ -75,6 +76,9 @@ echo "refreshed $refreshed"
 echo at verify
 echo "sum $(sum_of "$target")"
 """
+
+# What comes before it is of the host's shell, whose start-up files may complain of anything.
+_BEGIN = "tproxy-sync begins\n"
 
 _STEPS = {
     "": "no answer",
@@ -177,7 +181,8 @@ def judge(plan: Plan, host: str, status: int, said: str, complained: str) -> Res
     """What a session means that has ended."""
     told = dict(line.partition(" ")[::2] for line in said.splitlines())
     step = told.get("at", "")
-    complaints = [_readable(line) for line in complained.splitlines() if line.strip()]
+    ours = complained.rpartition(_BEGIN)[2]
+    complaints = [_readable(line) for line in ours.splitlines() if line.strip()]
     if status == _SSH_FAILED:
         where = f"connection lost while at {step}: " if step else ""
         return Result(host, FAILED, where + _ssh_reason(complaints))

@@ -45,6 +45,13 @@ def test_a_lost_connection_is_put_down_to_its_step() -> None:
     assert result.detail == "connection lost while at copy: client_loop: send disconnect: Broken pipe"
 
 
+def test_what_the_hosts_shell_complains_of_before_is_no_reason() -> None:
+    shell = "echo 'manpath: cannot set locale' >&2; for last; do :; done; exec sh -c \"$last\""
+    plan = PLAN._replace(ssh=("sh", "-c", shell), command="no-such-tproxy")
+    missing = "tproxy is not installed there, or not in the PATH of ssh sessions"
+    assert sync.to_host(plan, "host") == Result("host", "failed", missing)
+
+
 @pytest.mark.parametrize(
     ("complaint", "reason"),
     [
