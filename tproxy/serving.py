@@ -86,9 +86,11 @@ def launch(log_level: int | None, watch: str | None, *, replace: bool) -> None:
     reader, writer = os.pipe()
     command = [sys.executable, "-m", "tproxy.launch", *arguments(log_level, watch)]
     command += ["--ready", str(writer), *(["--replace"] if replace else [])]
-    # The lock is its as well: should this process be killed, the next one waits until it is ready, or gone.
-    lock = [] if instance.held is None else [instance.held]
-    command += [word for fd in lock for word in ("--lock", str(fd))]
+    inherited = [writer]
+    # Should this process be killed, whoever waits for the lock waits until the daemon is ready, or gone.
+    if instance.held is not None:
+        command += ["--lock", str(instance.held)]
+        inherited.append(instance.held)
     try:
         daemon = subprocess.Popen(
             command,
@@ -97,7 +99,7 @@ def launch(log_level: int | None, watch: str | None, *, replace: bool) -> None:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            pass_fds=[writer, *lock],
+            pass_fds=inherited,
         )
     except OSError as error:  # EAGAIN: there are as many processes as there may be
         os.close(reader)
