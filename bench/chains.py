@@ -19,8 +19,8 @@ from bench.lab import BRIDGE
 from bench.peers import build_tproxy
 from bench.quiet import Quiet
 from bench.results import Point
-from tproxy.guards import Guard
-from tproxy.hypervisor import Hypervisor
+from tproxy.bridge.guards import Guard
+from tproxy.lab.hypervisor import Hypervisor
 from tproxy.model import TABLE, BridgeNames
 
 ALONE = "no other bridge"

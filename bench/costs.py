@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from tproxy.hypervisor import Hypervisor
+from tproxy.lab.hypervisor import Hypervisor
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _F_GETPIPE_SZ = 1032  # <linux/fcntl.h>

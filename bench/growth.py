@@ -14,7 +14,7 @@ from bench.peers import HAPROXY, TPROXY, Peer, tproxy_config, tproxy_processes
 from bench.quiet import Quiet
 from bench.results import Point, Results
 from bench.rounds import FAILURES, built
-from tproxy.hypervisor import Hypervisor
+from tproxy.lab.hypervisor import Hypervisor
 
 CONNECTIONS = (10, 100, 1000, 2000, 4000, 8000)
 BRIDGES = (1, 10, 50, 100, 150, 200)

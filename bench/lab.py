@@ -6,7 +6,7 @@ fixed sizes, and iperf3.
 
 from __future__ import annotations
 
-from tproxy.hypervisor import Guest, Hypervisor
+from tproxy.lab.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS, BridgeNames
 
 BRIDGE = "br0"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from bench.lab import BULK_PORT, HTTP_PORT, REPORT
 from tproxy.errors import ProcessError
-from tproxy.hypervisor import Guest
+from tproxy.lab.hypervisor import Guest
 from tproxy.model import SERVICE_ADDRESS
 
 # Seconds above its own time that a load generator gets, for a peer that does not keep up.

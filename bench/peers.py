@@ -13,7 +13,7 @@ from functools import partial
 
 from bench import costs
 from bench.lab import BRIDGE, ENDPOINT, NAMES, PORTS, add_endpoints, add_relay_namespace, furnish
-from tproxy.hypervisor import Guest, Hypervisor
+from tproxy.lab.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
 TPROXY, HAPROXY, NGINX, SOCAT, NO_RELAY = "tproxy", "HAProxy pair", "nginx pair", "socat pair", "no relay"

@@ -14,7 +14,7 @@ from bench.peers import BUILDERS, NGINX, SOCAT, Peer
 from bench.quiet import Quiet
 from bench.results import Results
 from tproxy.errors import TproxyError
-from tproxy.hypervisor import Hypervisor
+from tproxy.lab.hypervisor import Hypervisor
 
 # What a peer that fails can raise; everything else is a mistake of ours.
 FAILURES = (TproxyError, subprocess.TimeoutExpired, OSError)

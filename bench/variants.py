@@ -24,7 +24,7 @@ from bench.lab import BRIDGE, NAMES, add_endpoints, furnish
 from bench.peers import Peer, tproxy_config, tproxy_processes
 from bench.results import Results
 from bench.rounds import FAILURES
-from tproxy.hypervisor import Hypervisor
+from tproxy.lab.hypervisor import Hypervisor
 
 TREE = Path(__file__).parents[1] / "tproxy"
 
@@ -44,44 +44,44 @@ def constant(module: str, name: str, value: str, new: str) -> list[Change]:
 VARIANTS: Mapping[str, Sequence[Change]] = {
     AS_IS: [],
     "splice for all": [
-        Change("connection", "reading.pass_on(pipes)", "False"),
+        Change("datapath/connection", "reading.pass_on(pipes)", "False"),
         Change(
-            "splice",
+            "datapath/splice",
             "        pipe = self._pipe\n        try:\n",
             "        if self._pipe is None:\n            self._go_by_pipe(pipes)\n"
             "        pipe = self._pipe\n        try:\n",
         ),
         # Where splice alone is asked, what it calls the end is the end.
-        Change("splice", "return count == 0\n            self", "self"),
+        Change("datapath/splice", "return count == 0\n            self", "self"),
     ],
-    "recv and send for all": constant("splice", "MAX_PIPES", "256", "0"),
-    "splice from 16 KiB on": constant("splice", "SMALL", "64 * 1024", "16 * 1024"),
-    "splice from 256 KiB on": constant("splice", "SMALL", "64 * 1024", "256 * 1024"),
-    "pipes of 64 KiB": constant("splice", "PIPE_BYTES", "512 * 1024", "64 * 1024"),
-    "pipes of 256 KiB": constant("splice", "PIPE_BYTES", "512 * 1024", "256 * 1024"),
-    "pipes of 1 MiB": constant("splice", "PIPE_BYTES", "512 * 1024", "1024 * 1024"),
-    "no pool of pipes": constant("splice", "SPARE_PIPES", "32", "0"),
-    "one round a direction": constant("splice", "ROUNDS", "8", "1"),
-    "accepting one by one": constant("relay", "BATCH", "64", "1"),
-    "accepting at most 16": constant("relay", "BATCH", "64", "16"),
-    "relay not a batch process": [Change("relay", "os.SCHED_BATCH", "os.SCHED_OTHER")],
-    "no reading before dialling": [Change("connection", "self.to_endpoint.read_ahead()", "pass")],
+    "recv and send for all": constant("datapath/splice", "MAX_PIPES", "256", "0"),
+    "splice from 16 KiB on": constant("datapath/splice", "SMALL", "64 * 1024", "16 * 1024"),
+    "splice from 256 KiB on": constant("datapath/splice", "SMALL", "64 * 1024", "256 * 1024"),
+    "pipes of 64 KiB": constant("datapath/splice", "PIPE_BYTES", "512 * 1024", "64 * 1024"),
+    "pipes of 256 KiB": constant("datapath/splice", "PIPE_BYTES", "512 * 1024", "256 * 1024"),
+    "pipes of 1 MiB": constant("datapath/splice", "PIPE_BYTES", "512 * 1024", "1024 * 1024"),
+    "no pool of pipes": constant("datapath/splice", "SPARE_PIPES", "32", "0"),
+    "one round a direction": constant("datapath/splice", "ROUNDS", "8", "1"),
+    "accepting one by one": constant("relay/relay", "BATCH", "64", "1"),
+    "accepting at most 16": constant("relay/relay", "BATCH", "64", "16"),
+    "relay not a batch process": [Change("relay/relay", "os.SCHED_BATCH", "os.SCHED_OTHER")],
+    "no reading before dialling": [Change("datapath/connection", "self.to_endpoint.read_ahead()", "pass")],
     "no holding back of the ACK": [
-        Change("connection", "socket.TCP_QUICKACK, 0)", "socket.TCP_QUICKACK, 1)")
+        Change("datapath/connection", "socket.TCP_QUICKACK, 0)", "socket.TCP_QUICKACK, 1)")
     ],
     "no sending right behind connect": [
-        Change("connection", "if self.to_endpoint.send_ahead():", "if False:")
+        Change("datapath/connection", "if self.to_endpoint.send_ahead():", "if False:")
     ],
-    "FIN in a packet of its own": [Change("splice", "_SEND | socket.MSG_MORE", "_SEND")],
+    "FIN in a packet of its own": [Change("datapath/splice", "_SEND | socket.MSG_MORE", "_SEND")],
     "the host's congestion control": [
-        Change("stream", 'socket.TCP_CONGESTION, b"reno")', "socket.TCP_NODELAY, 1)")
+        Change("kernel/tcp", 'socket.TCP_CONGESTION, b"reno")', "socket.TCP_NODELAY, 1)")
     ],
     "the kernel's own window": [
-        Change("stream", "socket.TCP_WINDOW_CLAMP, NEAR_WINDOW)", "socket.TCP_NODELAY, 1)")
+        Change("kernel/tcp", "socket.TCP_WINDOW_CLAMP, NEAR_WINDOW)", "socket.TCP_NODELAY, 1)")
     ],
-    "sleeping at once": constant("daemon", "ALERT", "50e-6", "0.0"),
-    "alert for 200 µs": constant("daemon", "ALERT", "50e-6", "200e-6"),
-    "8 events a batch": constant("loop", "EVENTS_PER_BATCH", "256", "8"),
+    "sleeping at once": constant("daemon/daemon", "ALERT", "50e-6", "0.0"),
+    "alert for 200 µs": constant("daemon/daemon", "ALERT", "50e-6", "200e-6"),
+    "8 events a batch": constant("kernel/loop", "EVENTS_PER_BATCH", "256", "8"),
 }
 
 # Not a change of the tree, but of what it is told: a line in the log for each connection.

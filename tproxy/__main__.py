@@ -1,5 +1,5 @@
 """``python -m tproxy`` is the command ``tproxy``."""
 
-from tproxy.cli import main
+from tproxy.cli.main import main
 
 main()

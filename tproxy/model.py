@@ -175,6 +175,17 @@ def stand_in(name: str) -> str:
     return _LONG_NAME + hashlib.blake2s(name.encode(errors="surrogateescape"), digest_size=12).hexdigest()
 
 
+class Settings(NamedTuple):
+    """What the processes are told beside the maps. None leaves a setting as it is.
+
+    A new daemon takes the default for None. ``log_level`` is a level of ``logging``. ``watch_file`` is the
+    configuration file for which the daemon keeps a watcher; "" is no watcher.
+    """
+
+    log_level: int | None = None
+    watch_file: str | None = None
+
+
 class ServiceMap(NamedTuple):
     """What the service map of one bridge says: the only source of what is proxied there."""
 

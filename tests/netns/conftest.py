@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tproxy.hypervisor import Hypervisor
+from tproxy.lab.hypervisor import Hypervisor
 
 ENDPOINTS = Path(__file__).with_name("endpoints.py")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tproxy.hypervisor import Guest, Hypervisor
+from tproxy.lab.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
 SSHD = "/usr/sbin/sshd"

@@ -12,11 +12,12 @@ import sys
 from types import FrameType
 from typing import Any
 
-import tproxy.cli
-from tproxy import running
+import tproxy
+from tproxy.cli import main as command
+from tproxy.process import table
 
 PACKAGE = os.path.dirname(tproxy.__file__)
-LOOK = running._runs.__code__
+LOOK = table._runs.__code__
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
     pid = os.getpid()
     sys.setprofile(count)
     try:
-        tproxy.cli.run()
+        command.run()
     finally:
         sys.setprofile(None)
         if not last and os.getpid() == pid:  # not in a child of it

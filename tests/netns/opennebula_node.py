@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from tproxy.hypervisor import Guest, Hypervisor
+from tproxy.lab.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS, BridgeNames
 
 ENDPOINT = "10.11.12.13"

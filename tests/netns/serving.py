@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from tests.netns.waiting import eventually
-from tproxy.hypervisor import Hypervisor
+from tproxy.lab.hypervisor import Hypervisor
 
 
 def served(host: Hypervisor) -> list[str]:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from contextlib import suppress
 
-from tproxy.hypervisor import Guest
+from tproxy.lab.hypervisor import Guest
 from tproxy.model import SERVICE_ADDRESS
 
 _TALKER = """

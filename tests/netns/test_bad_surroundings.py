@@ -12,7 +12,7 @@ import pytest
 from tests.netns.etc import private_etc
 from tests.netns.waiting import eventually
 from tproxy.errors import ProcessError
-from tproxy.hypervisor import PATIENCE, Hypervisor
+from tproxy.lab.hypervisor import PATIENCE, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
 ENDPOINT = "10.11.12.13"
@@ -385,15 +385,16 @@ def test_a_daemon_that_hung_learns_that_a_bridge_was_taken_down_meanwhile(host: 
 # The hook, killed when it has started the daemon.
 KILLED = """
 import os, signal
-from tproxy import cli, serving
-serving.expect_ready = lambda _: os.kill(os.getpid(), signal.SIGKILL)
-cli.run()
+from tproxy.cli import main
+from tproxy.daemon import launcher
+launcher.expect_ready = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+main.run()
 """
 
 
 def test_a_daemon_that_comes_late_for_a_hook_that_was_killed_takes_nobodys_place(host: Hypervisor) -> None:
     host.run(sys.executable, "-c", KILLED, *UP.split()[1:], check=False)
-    late = ("-f", "^[^ ]*python[^ ]* -m tproxy[.]launch ")
+    late = ("-f", "^[^ ]*python[^ ]* -m tproxy[.]daemon ")
     host.run("pkill", "-STOP", *late, check=False)
     with host.popen(*UP.split()) as second:
         time.sleep(2)
@@ -409,11 +410,12 @@ def test_a_daemon_that_comes_late_for_a_hook_that_was_killed_takes_nobodys_place
 # A daemon that hangs while it starts, and has the host's lock from a hook that is gone.
 HANGING = """
 import os, signal, sys
-from tproxy import daemon, launch
-launch.START_TIMEOUT = 1
+from tproxy.daemon import daemon
+from tproxy.daemon import __main__
+__main__.START_TIMEOUT = 1
 daemon.Daemon = lambda *_, **__: signal.pause()
 sys.argv += ["--lock", str(os.open("/dev/null", os.O_RDONLY))]
-launch.main()
+__main__.main()
 """
 
 
@@ -425,8 +427,9 @@ def test_a_daemon_that_hangs_when_its_hook_was_killed_ends_itself(host: Hypervis
 # The command, with an `nft flush ruleset` right before one of its transactions.
 FLUSHING = """
 import subprocess, sys
-from tproxy import cli, nft
-left, transaction = int(sys.argv.pop(1)), nft.transaction
+from tproxy.cli import main
+from tproxy.bridge import nftables
+left, transaction = int(sys.argv.pop(1)), nftables.transaction
 def flushing(commands):
     global left
     commands, left = list(commands), left - 1
@@ -434,8 +437,8 @@ def flushing(commands):
         subprocess.run(["nft", "flush", "ruleset"], check=True)
         print("flushed")
     transaction(commands)
-nft.transaction = flushing
-cli.run()
+nftables.transaction = flushing
+main.run()
 """
 
 
@@ -456,9 +459,9 @@ def test_a_flush_while_a_hook_is_at_work_is_no_failure(host: Hypervisor, transac
 # As a watcher of many bridges, which starts a daemon that was killed.
 WITH_MANY_DESCRIPTORS = """
 import os
-from tproxy import cli
+from tproxy.cli import main
 held = [os.open("/dev/null", os.O_RDONLY) for _ in range(200)]
-cli.run()
+main.run()
 """
 
 

@@ -18,11 +18,18 @@ import pytest
 import tproxy
 from tests.netns.conftest import NOBODY
 from tests.netns.etc import private_etc
-from tests.netns.test_commands import ECHO, Conversation, Lab
-from tests.netns.test_hook import CONFIG, ENDPOINT, assert_as_specified, assert_nothing_left, down, up
+from tests.netns.operations.test_hook import (
+    CONFIG,
+    ENDPOINT,
+    assert_as_specified,
+    assert_nothing_left,
+    down,
+    up,
+)
+from tests.netns.operations.test_life import ECHO, Conversation, Lab
 from tests.netns.waiting import eventually
 from tproxy.errors import ProcessError
-from tproxy.hypervisor import Hypervisor
+from tproxy.lab.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
 KILL_AT = Path(__file__).with_name("kill_at.py")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.netns.waiting import eventually
-from tproxy.hypervisor import Hypervisor
+from tproxy.lab.hypervisor import Hypervisor
 from tproxy.model import PORT_MAC, SERVICE_ADDRESS, BridgeNames
 
 SOURCE = Path(__file__).parents[2]

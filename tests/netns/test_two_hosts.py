@@ -17,7 +17,7 @@ import pytest
 
 from tests.netns.waiting import eventually
 from tproxy.errors import ProcessError
-from tproxy.hypervisor import Guest, Hypervisor
+from tproxy.lab.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC
 
 ENDPOINT = "10.11.12.13"

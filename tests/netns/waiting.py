@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tproxy.hypervisor import PATIENCE
+from tproxy.lab.hypervisor import PATIENCE
 
 
 def eventually(patience: float = PATIENCE) -> Iterator[None]:

@@ -9,7 +9,7 @@ import struct
 import time
 from collections.abc import Callable
 
-from tproxy.loop import Loop
+from tproxy.kernel.loop import Loop
 
 # A watchdog against hanging for ever, not a measurement.
 PATIENCE = 20.0

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.vm import machine
-from tproxy.hypervisor import Hypervisor
+from tproxy.lab.hypervisor import Hypervisor
 
 MAC = "02:00:00:00:00:05"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.netns.waiting import eventually
 from tests.vm import machine
-from tproxy.hypervisor import Hypervisor
+from tproxy.lab.hypervisor import Hypervisor
 
 TREE = machine.KERNELS / "libvirt"
 URI = "qemu:///system"

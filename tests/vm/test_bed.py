@@ -14,7 +14,7 @@ import pytest
 
 from tests.vm.host import HostMachine, Outcome
 from tests.vm.machine import Kernel, network_card
-from tproxy.hypervisor import Hypervisor
+from tproxy.lab.hypervisor import Hypervisor
 
 MINUTES = 12
 pytestmark = pytest.mark.timeout(MINUTES * 60 + 60)

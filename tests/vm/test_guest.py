@@ -15,7 +15,7 @@ import pytest
 from tests.netns.waiting import eventually
 from tests.vm.guest import GuestMachine, Result
 from tests.vm.machine import Kernel
-from tproxy.hypervisor import Hypervisor
+from tproxy.lab.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
 # More than a machine is given, on a loaded host.

@@ -7,9 +7,10 @@ import sys
 
 import click
 
-from tproxy import check as checking
-from tproxy import config, reader
-from tproxy.cli import EXIT_FAILURE
+from tproxy.config import check as checking
+from tproxy.config import reader
+from tproxy.config.services import required, resolve_ipv4
+from tproxy.console import EXIT_FAILURE
 from tproxy.errors import ConfigError
 
 # Not 2: that is a wrong command line. The hook works with such a file, less what is ignored of it.
@@ -25,15 +26,13 @@ def check(file: str | None, no_resolve: bool) -> None:
     Without FILE: the one that hooks find. The exit code is 0 when nothing is wrong, 3 when hooks would
     ignore something of it, 1 when they could not use it at all.
     """
-    path = file or config.search(None, os.environ)
-    if path is None:
-        raise ConfigError("no configuration file: name one or write /etc/tproxy/tproxy.yaml")
+    path = file or required(None, os.environ)
     try:
         read = reader.load(path)
     except ConfigError as error:
         problems, code = [str(error)], EXIT_FAILURE
     else:
-        resolve = checking.all_resolve if no_resolve else config.resolve_ipv4
+        resolve = checking.all_resolve if no_resolve else resolve_ipv4
         problems, code = checking.problems(read, resolve), EXIT_WARNINGS
     for problem in problems:
         click.echo(problem, err=True)  # as compilers do: editors find the line

@@ -7,8 +7,9 @@ from importlib import import_module
 
 import click
 
-from tproxy import __version__, children
-from tproxy.cli import EXIT_INTERRUPTED, in_utf8, say
+from tproxy import __version__
+from tproxy.console import EXIT_INTERRUPTED, in_utf8, say
+from tproxy.kernel import children
 
 # The module of tproxy.cli in which each command is defined, under its own name.
 COMMANDS = {

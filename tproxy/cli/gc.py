@@ -7,10 +7,13 @@ import sys
 
 import click
 
-from tproxy import config, leftovers, logs, reader
-from tproxy.cli import EXIT_FAILURE, require_root, say
+from tproxy.config import reader
+from tproxy.config.services import DEFAULT_WATCH_GRACE, search
+from tproxy.console import EXIT_FAILURE, require_root, say
 from tproxy.errors import TproxyError
-from tproxy.logger import DEFAULT_LEVEL
+from tproxy.log import output
+from tproxy.log.lazy import DEFAULT_LEVEL
+from tproxy.operations.gc import candidates, look, remove
 
 
 @click.command()
@@ -29,19 +32,19 @@ def gc(debug: bool, dry_run: bool, grace: float | None, file: str | None) -> Non
     Prints a line for each thing. What other programs made is left alone.
     """
     require_root()
-    path = config.search(file, os.environ)
+    path = search(file, os.environ)
     read = reader.load(path) if path else None
     if dry_run:
-        logs.for_preview(debug=debug)
+        output.for_preview(debug=debug)
     else:
-        logs.for_command(read.log_level if read else DEFAULT_LEVEL, debug=debug)
+        output.for_command(read.log_level if read else DEFAULT_LEVEL, debug=debug)
     if grace is None:
-        grace = read.watch_grace if read else config.DEFAULT_WATCH_GRACE
+        grace = read.watch_grace if read else DEFAULT_WATCH_GRACE
     failed = False
-    for bridge in leftovers.candidates():
+    for bridge in candidates():
         try:
-            leftover = leftovers.look(bridge, read.bridges if read else (), grace)
-            if leftover and (dry_run or leftovers.remove(leftover, grace)):
+            leftover = look(bridge, read.bridges if read else (), grace)
+            if leftover and (dry_run or remove(leftover, grace)):
                 for line in leftover.removal:
                     click.echo(line)
         except TproxyError as error:

@@ -8,18 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import partial
 
-from tproxy import config, hook, recall
-from tproxy.cli import require_root, say
-from tproxy.errors import ConfigError
-from tproxy.logger import DEFAULT_LEVEL, logger, when_needed
+from tproxy.console import EXIT_USAGE, require_root, say
 from tproxy.model import Network
+from tproxy.operations import hook
 from tproxy.typed import NoReturn
-
-EXIT_USAGE = 2  # as click has it
-
-log = logger(__name__)
 
 HELP = """\
 Usage: tproxy hook up --bridge NAME [OPTION]...
@@ -46,7 +39,7 @@ VALUES = ("--bridge", "--network", "--network-id", "--config", "--uplink")
 
 
 class Options:
-    """What the command line says; None is what it does not say, and where that is not the same as nothing."""
+    """What the command line says; None is a missing option, where that differs from an empty one."""
 
     def __init__(self) -> None:
         self.bridge: str | None = None
@@ -60,7 +53,7 @@ class Options:
 
 
 def run(arguments: list[str]) -> None:
-    """Do what the arguments behind ``tproxy hook`` say; raises TproxyError when it cannot be."""
+    """Carry out the arguments behind ``tproxy hook``. Raises TproxyError when that cannot be done."""
     command, *rest = arguments or ["nothing"]
     if command in ("-h", "--help"):
         _help()
@@ -70,7 +63,18 @@ def run(arguments: list[str]) -> None:
     if options.bridge is None:
         _refuse(f"hook {command}", "--bridge NAME is missing")
     require_root()
-    _COMMANDS[command](options.bridge, options)
+    _COMMANDS[command](
+        hook.Call(
+            options.bridge,
+            Network(options.network, options.network_id),
+            options.uplinks,
+            # A path keeps the bytes that the caller gave, whatever the locale's encoding.
+            options.config and os.fsdecode(options.config.encode(errors="surrogateescape")),
+            options.dry_run,
+            options.force,
+            options.debug,
+        )
+    )
 
 
 def parse(command: str, arguments: list[str]) -> Options:
@@ -113,64 +117,20 @@ def _refuse(command: str, why: str) -> NoReturn:
     sys.exit(EXIT_USAGE)
 
 
-def _up(bridge: str, options: Options) -> None:
-    read = _config(options.config, remember=not options.dry_run)
-    _log(options, read.log_level)
-    network = Network(options.network, options.network_id)
-    last_known = partial(hook.last_known, bridge, network)
-    services, warnings = config.services_for(read, network, last_known=last_known)
-    hook.check(bridge, options.uplinks)
-    for warning in [*read.warnings, *warnings]:
-        log.warning("%s", warning)
-    if not services:  # a bridge without services is nothing unusual, and not ours
-        where = bridge, str(read.path), network.name, network.id
-        log.info("bridge %s: no entry of %a applies to network %a, id %a", *where)
-    elif options.dry_run:
-        from tproxy import preview  # few want it, and it takes time
-
-        _print(preview.up(bridge, network, services, options.uplinks, read.watch_file))
-    else:
-        hook.up(bridge, network, services, options.uplinks, read.log_level, read.watch_file)
+def _up(call: hook.Call) -> None:
+    _print(hook.up(call))
 
 
-def _down(bridge: str, options: Options) -> None:
-    _log(options, DEFAULT_LEVEL)
-    uplinks, force = options.uplinks, options.force
-    if options.dry_run:
-        from tproxy import preview
-
-        lines, guests = preview.down(bridge, uplinks, force=force)
-        _print(lines)
-    else:
-        guests = hook.down(bridge, uplinks, force=force)
+def _down(call: hook.Call) -> None:
+    lines, guests = hook.down(call)
+    _print(lines)
     if guests:
-        say(f"bridge {bridge} is in use by {', '.join(sorted(guests))}: left alone")
-
-
-def _log(options: Options, level: int) -> None:
-    def set_up() -> None:
-        from tproxy import logs
-
-        if options.dry_run:
-            logs.for_preview(debug=options.debug)
-        else:
-            logs.for_command(level, debug=options.debug)
-
-    when_needed(set_up)
+        say(hook.left_alone(call.bridge, guests))
 
 
 def _print(lines: list[str]) -> None:
     for line in lines:
         print(line, flush=True)
-
-
-def _config(explicit: str | None, *, remember: bool) -> config.Config:
-    if explicit:
-        explicit = os.fsdecode(explicit.encode(errors="surrogateescape"))  # a path is as the locale has it
-    path = config.search(explicit, os.environ)
-    if path is None:
-        raise ConfigError("no configuration file: give --config FILE or write /etc/tproxy/tproxy.yaml")
-    return recall.load(path, remember=remember)
 
 
 _COMMANDS = {"up": _up, "down": _down}

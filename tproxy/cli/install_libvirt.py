@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from tproxy.install import Piece, put, take_out, template
+from tproxy.platforms.install import Piece, put, take_out, template
 
 FOLDERS = ("qemu.d", "lxc.d", "network.d")
 HOOK = "tproxy"

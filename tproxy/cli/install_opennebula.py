@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
-from tproxy import opennebula
 from tproxy.errors import TproxyError
-from tproxy.install import put, take_out
+from tproxy.platforms import opennebula
+from tproxy.platforms.install import put, take_out
 
 _remotes = click.option(
     "--remotes",

@@ -6,8 +6,8 @@ import sys
 
 import click
 
-from tproxy import lab as laboratory
-from tproxy.cli import require_root
+from tproxy.console import require_root
+from tproxy.lab import tour as laboratory
 
 
 @click.command()

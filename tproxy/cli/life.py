@@ -8,14 +8,18 @@ from collections.abc import Callable
 
 import click
 
-from tproxy import config, instance, logs, process, reader
-from tproxy.cli import EXIT_FAILURE, require_root, say
-from tproxy.config import Config
+from tproxy.config import reader
+from tproxy.config.services import Config, search
+from tproxy.console import EXIT_FAILURE, require_root, say
 from tproxy.errors import TproxyError
-from tproxy.logger import DEFAULT_LEVEL
+from tproxy.log import output
+from tproxy.log.lazy import DEFAULT_LEVEL
+from tproxy.operations import life
+from tproxy.process import run_directory
+from tproxy.process.run_directory import Lock
 
-# Takes what is configured, None where that is unknown; returns what could not be.
-Change = Callable[["Config | None"], "list[str]"]
+# Takes what is configured, None where that is unknown; returns a line for each thing that could not be done.
+Change = Callable[["Config | None", Lock], "list[str]"]
 
 
 def _command(name: str, summary: str) -> Callable[[Change], click.Command]:
@@ -25,9 +29,9 @@ def _command(name: str, summary: str) -> Callable[[Change], click.Command]:
         def command(debug: bool) -> None:
             require_root()
             read = _read()
-            logs.for_command(read.log_level if read else DEFAULT_LEVEL, debug=debug)
-            with instance.lock():
-                problems = change(read)
+            output.for_command(read.log_level if read else DEFAULT_LEVEL, debug=debug)
+            with run_directory.lock() as lock:
+                problems = change(read, lock)
             for problem in problems:
                 say(problem)
             sys.exit(EXIT_FAILURE if problems else 0)
@@ -38,54 +42,35 @@ def _command(name: str, summary: str) -> Callable[[Change], click.Command]:
 
 
 @_command("start", "Start what is missing, end relays whose bridge has no map any more.")
-def start(read: Config | None) -> list[str]:
-    return process.start(_level(read), watch_of(read))
+def start(read: Config | None, lock: Lock) -> list[str]:
+    return life.start(life.settings_from(read), lock)
 
 
 @_command("stop", "End all processes.")
-def stop(read: Config | None) -> list[str]:
-    process.stop()
+def stop(read: Config | None, lock: Lock) -> list[str]:
+    life.stop()
     return []
 
 
 @_command("restart", "Replace all processes; open connections go on.")
-def restart(read: Config | None) -> list[str]:
-    return process.restart(_level(read), watch_of(read))
+def restart(read: Config | None, lock: Lock) -> list[str]:
+    return life.restart(life.settings_from(read), lock)
 
 
 @_command("reload", "Apply the maps as they are now; open connections go on.")
-def reload(read: Config | None) -> list[str]:
-    return process.start(_level(read), watch_of(read), reopen_logs=True)
+def reload(read: Config | None, lock: Lock) -> list[str]:
+    return life.start(life.settings_from(read), lock, reopen_logs=True)
 
 
 @_command("daemon", "Be the daemon, in the foreground, with or without maps: for service managers.")
-def daemon(read: Config | None) -> list[str]:
-    process.become_daemon(_level(read), watch_of(read))
-
-
-def watch_of(read: Config | None) -> str | None:
-    """The file that wants a watcher: see ``process.start``.
-
-    It can be another than the one that was read: hooks may be given one of their own.
-    """
-    if read is not None and read.watch_file:
-        return read.watch_file
-    other = process.watched_file()
-    try:
-        return reader.load(other).watch_file if other else other
-    except TproxyError:
-        # What a broken one said last stays in force; of one that is gone too, unless there is another.
-        return other if read is None or (other and os.path.lexists(other)) else ""
-
-
-def _level(read: Config | None) -> int | None:
-    return read.log_level if read is not None else None
+def daemon(read: Config | None, lock: Lock) -> list[str]:
+    life.become_daemon(life.settings_from(read))
 
 
 def _read() -> Config | None:
     """What is configured; None without a configuration. A broken one does not stop a start."""
     try:
-        path = config.search(None, os.environ)
+        path = search(None, os.environ)
         return reader.load(path) if path is not None else None
     except TproxyError as error:
         say(f"{error}; the log level stays as it is")

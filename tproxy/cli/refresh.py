@@ -7,11 +7,14 @@ import sys
 
 import click
 
-from tproxy import config, instance, logs, process, reader
-from tproxy import refresh as refreshing
-from tproxy.cli import EXIT_FAILURE, require_root, say
-from tproxy.cli.life import watch_of
+from tproxy.config import reader
+from tproxy.config.services import place, required
+from tproxy.console import EXIT_FAILURE, require_root, say
 from tproxy.errors import ConfigError
+from tproxy.log import output
+from tproxy.operations import life
+from tproxy.operations import refresh as refreshing
+from tproxy.process import run_directory
 
 
 @click.command()
@@ -24,22 +27,20 @@ def refresh(debug: bool, file: str | None) -> None:
     connections go on. Prints which file that was, and for how many bridges it changed something.
     """
     require_root()
-    path = config.search(file, os.environ)
-    if path is None:
-        raise ConfigError("no configuration file: give --config FILE or write /etc/tproxy/tproxy.yaml")
+    path = required(file, os.environ)
     read = reader.load(path)
     if read.silent:
         # OpenNebula's own, most likely, found before the file that the hooks were given. It is no order to
         # take away all services.
-        raise ConfigError(f"{config.place(path)}: no tproxy: in it, nothing is changed: give --config FILE")
-    logs.for_command(read.log_level, debug=debug)
+        raise ConfigError(f"{place(path)}: no tproxy: in it, nothing is changed: give --config FILE")
+    output.for_command(read.log_level, debug=debug)
     outcomes, warnings = refreshing.refresh(read)
     for warning in warnings:
-        logs.warn(warning)
+        output.warn(warning)
     failed = [each.problem for each in outcomes if each.problem]
-    with instance.lock():
+    with run_directory.lock() as lock:
         # The log level, a watcher; one that runs is to read the file too, or it goes on with the old one.
-        problems = process.start(read.log_level, watch_of(read), reopen_logs=True)
+        problems = life.start(life.settings_from(read), lock, reopen_logs=True)
     for problem in dict.fromkeys([*failed, *problems]):
         say(problem)
     changed = sum(each.changed for each in outcomes)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
-from tproxy import process, report, running
-from tproxy.cli import require_root
+from tproxy.cli import report
+from tproxy.console import require_root
+from tproxy.daemon import client
 from tproxy.errors import ProcessError
+from tproxy.process import table
 
 
 @click.command()
@@ -15,14 +17,14 @@ from tproxy.errors import ProcessError
 def status(as_json: bool, verbose: bool) -> None:
     """Show running processes: a line each, the daemon first."""
     require_root()
-    found = running.find()
+    found = table.find()
     if not as_json and not verbose:
         for title, pid in found.lines:
             click.echo(f"{title}: {pid}")
         return
     show = report.as_json if as_json else report.as_table
     try:
-        click.echo(show(found.lines, process.ask_status()))
+        click.echo(show(found.lines, client.status()))
     except ProcessError:
         click.echo(show(found.lines, None))  # what can be said without it
         raise

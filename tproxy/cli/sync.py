@@ -10,10 +10,11 @@ from pathlib import Path
 import click
 import tabulate
 
-from tproxy import check, config, reader
-from tproxy import sync as syncing
-from tproxy.cli import EXIT_FAILURE, say
-from tproxy.errors import ConfigError, TproxyError
+from tproxy.config import check, reader
+from tproxy.config.services import required, text_of
+from tproxy.console import EXIT_FAILURE, say
+from tproxy.errors import TproxyError
+from tproxy.operations import sync as syncing
 
 DEFAULT_PATH = "/etc/tproxy/tproxy.yaml"
 
@@ -49,9 +50,7 @@ def sync(
         raise click.UsageError("name hosts, or a file of hosts with --hosts FILE")
     if not remote_path.startswith("/"):
         raise click.UsageError("--remote-path must begin with /")
-    path = config.search(file, os.environ)
-    if path is None:
-        raise ConfigError("no configuration file: give --config FILE")
+    path = required(file, os.environ)
     plan = syncing.Plan(_checked(path), remote_path, _words(ssh), command, sudo, dry_run)
     results = {}
     with click.progressbar(length=len(named), label=os.path.basename(path), file=sys.stderr, width=30) as bar:
@@ -74,7 +73,7 @@ def _words(ssh: str) -> list[str]:
 
 
 def _checked(path: str) -> bytes:
-    text = config.text_of(path)  # once: what is sent is what was checked, and a pipe has it but once
+    text = text_of(path)  # once: what is sent is what was checked, and a pipe has it but once
     # Not the host names: what they are here says nothing about the hosts.
     problems = check.problems(reader.parse(path, text), check.all_resolve)
     for problem in problems:

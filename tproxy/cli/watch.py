@@ -6,9 +6,8 @@ import os
 
 import click
 
-from tproxy import config
-from tproxy.cli import require_root
-from tproxy.errors import ConfigError
+from tproxy.config.services import required
+from tproxy.console import require_root
 
 
 @click.command()
@@ -23,9 +22,7 @@ def watch(debug: bool, file: str | None, kept_by: int | None, lock: int | None) 
     that are up are kept in order. Runs until it is ended; on SIGHUP the file is read again.
     """
     require_root()
-    path = config.search(file, os.environ)
-    if path is None:
-        raise ConfigError("no configuration file: give --config FILE or write /etc/tproxy/tproxy.yaml")
-    from tproxy import watch as watching  # large
+    path = required(file, os.environ)
+    from tproxy.watch import watcher as watching  # large
 
     watching.run(path, kept_by, lock, debug=debug)

@@ -14,10 +14,10 @@ import pytest
 
 from tests.netns.conftest import StartEndpoint
 from tests.netns.test_two_hosts import ADDRESS, MAC, Tap
-from tproxy import running
 from tproxy.errors import ProcessError
-from tproxy.hypervisor import Guest, Hypervisor
+from tproxy.lab.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
+from tproxy.process import table
 
 ENDPOINT = "10.11.12.13"
 CONFIG = "/run/tproxy.yaml"
@@ -195,7 +195,7 @@ def test_a_process_has_ended_although_its_session_goes_on() -> None:
         try:
             with pytest.raises(OSError, match="Invalid argument"):
                 os.pidfd_open(leader.pid)
-            running.terminate([process])
+            table.terminate([process])
         finally:
             child.kill()
 

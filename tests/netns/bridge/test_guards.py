@@ -1,0 +1,311 @@
+"""What the guards at the bridge let through, with real frames."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+import time
+from itertools import takewhile
+
+import pytest
+
+from tests.netns.waiting import eventually
+from tproxy.errors import ProcessError
+from tproxy.lab.hypervisor import Guest, Hypervisor
+from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC
+
+ENDPOINT = "10.11.12.13"
+
+
+class Net:
+    """A bridge with two guests and an uplink to a neighbour, who stands for the rest of the network."""
+
+    def __init__(self, host: Hypervisor) -> None:
+        self.host = host
+        host.add_bridge("br0")
+        self.guest = host.add_guest("guest", "br0", "10.0.0.5/24")
+        self.other = host.add_guest("other", "br0", "10.0.0.6/24")
+        self.neighbour = host.add_guest("neighbour", "br0", "10.0.0.7/24")
+        host.add_endpoint(ENDPOINT, 8080, "hello")
+        self.config = host.write(
+            "/run/tproxy.yaml",
+            f"tproxy: [{{service_port: 5030, remote_addr: {ENDPOINT}, remote_port: 8080}}]\n",
+        )
+        self.up()
+
+    def up(self) -> None:
+        self.host.tproxy(
+            "hook", "up", "--bridge", "br0", "--config", self.config, "--uplink", self.neighbour.port
+        )
+
+
+@pytest.fixture
+def net(hypervisor: Hypervisor) -> Net:
+    return Net(hypervisor)
+
+
+SNIFF = """
+import select, socket, sys
+# All frames up to the end of input, and a line for each that concerns the service: its address or our MAC.
+address, mac = socket.inet_aton(sys.argv[1]), bytes.fromhex(sys.argv[2].replace(':', ''))
+sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+sock.bind((sys.argv[3], 0))
+print('ready', flush=True)
+while sock in select.select([sock, sys.stdin], [], [])[0]:
+    frame, (_, _, kind, *_) = sock.recvfrom(65535)
+    if kind != socket.PACKET_OUTGOING and (address in frame or mac in frame):
+        print(frame[:60].hex(), flush=True)
+"""
+
+# Frames are written by hand: no tool lies as well as a guest can.
+SEND = """
+import socket, sys
+sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+sock.bind(('eth0', 0))
+for _ in range(3):
+    sock.send(bytes.fromhex(sys.argv[1]))
+"""
+
+
+class Sniffer:
+    def __init__(self, guest: Guest, link: str = "eth0") -> None:
+        self._process = guest.popen(
+            *(sys.executable, "-c", SNIFF, SERVICE_ADDRESS, SERVICE_MAC, link),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+
+    def seen(self) -> list[str]:
+        """The frames that concern the service, up to now."""
+        time.sleep(0.3)  # what is under way arrives
+        return self._process.communicate()[0].split()
+
+    def seen_before(self, marker: str) -> list[str]:
+        """The frames that concern the service, up to the first that is this one."""
+        assert self._process.stdout is not None
+        frames = map(str.strip, self._process.stdout)
+        return list(takewhile(lambda frame: frame != marker, frames))
+
+
+def mac_of(guest: Guest) -> str:
+    return guest.run("ip", "-br", "link", "show", "eth0").stdout.split()[2]
+
+
+def hexmac(mac: str) -> str:
+    return mac.replace(":", "")
+
+
+def hexip(address: str) -> str:
+    return bytes(map(int, address.split("."))).hex()
+
+
+def arp(operation: int, sender_mac: str, sender_ip: str, target_ip: str, *, source: str | None = None) -> str:
+    """An ARP frame to everybody, RFC 826."""
+    body = (
+        f"0001080006040{operation:03x}" + hexmac(sender_mac) + hexip(sender_ip) + "0" * 12 + hexip(target_ip)
+    )
+    return "f" * 12 + hexmac(source or sender_mac) + "0806" + body + "00" * 18
+
+
+def ipv4(source_mac: str, source_ip: str, target_mac: str, target_ip: str) -> str:
+    """An IPv4 frame with an empty UDP datagram, RFC 791; br_netfilter checks the header's sum."""
+    header = "4500001c000100004011{:04x}" + hexip(source_ip) + hexip(target_ip)
+    words = struct.unpack("!10H", bytes.fromhex(header.format(0)))
+    total = sum(words)
+    checksum = 0xFFFF - (total % 0xFFFF)
+    return (
+        hexmac(target_mac)
+        + hexmac(source_mac)
+        + "0800"
+        + header.format(checksum)
+        + "1000138600080000"
+        + "00" * 18
+    )
+
+
+def experiment(source_mac: str, target_mac: str) -> str:
+    """A frame of a protocol that nobody speaks, with our MAC in it, so that sniffers tell of it."""
+    return hexmac(target_mac) + hexmac(source_mac) + "88b5" + hexmac(SERVICE_MAC) + "00" * 40
+
+
+def send(guest: Guest, frame: str) -> None:
+    guest.run(sys.executable, "-c", SEND, frame)
+
+
+def test_arp_requests_for_the_service_reach_our_veth_only(net: Net) -> None:
+    sniffers = [Sniffer(net.other), Sniffer(net.neighbour)]
+    assert net.guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    for sniffer in sniffers:
+        # The neighbour and the other guest may see who is asked for by us, which is no secret;
+        # the service itself and what is asked of it, they do not.
+        assert [frame for frame in sniffer.seen() if hexip(SERVICE_ADDRESS) == frame[76:84]] == []
+
+
+def test_a_port_that_is_too_new_for_the_guards_does_not_ask_an_uplink_either(net: Net) -> None:
+    # Where the kernel does not tell a frame's bridge, the guards know ports, and follow them a moment later.
+    element = f'guarded {{ "{net.guest.port}" }}'
+    net.host.run("nft", f"delete element bridge one_tproxy {element}", check=False)
+    sniffer = Sniffer(net.neighbour)
+    assert net.guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    assert sniffer.seen() == []
+
+
+def test_nothing_of_ours_leaves_through_an_uplink(net: Net) -> None:
+    assert net.guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    sniffer = Sniffer(net.neighbour)
+    net.host.run("ip", "neigh", "flush", "all", netns="one_tproxy_br0")  # so it asks for the guest
+    assert net.guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    assert net.other.get(SERVICE_ADDRESS, 5030) == "hello"
+    assert sniffer.seen() == []
+
+
+def test_an_uplink_does_not_reach_the_service(net: Net) -> None:
+    with pytest.raises(ProcessError, match=r"EHOSTUNREACH|ETIMEDOUT"):
+        net.neighbour.get(SERVICE_ADDRESS, 5030, timeout=4)
+    net.neighbour.ip(f"neigh replace {SERVICE_ADDRESS} lladdr {SERVICE_MAC} dev eth0")
+    with pytest.raises(ProcessError, match=r"ETIMEDOUT"):
+        net.neighbour.get(SERVICE_ADDRESS, 5030, timeout=1)
+    # That it gets no answer is not all.
+    assert "10.0.0.7" not in net.host.run("ip", "neigh", netns="one_tproxy_br0").stdout
+
+
+def addressed_to_us(sender: Guest) -> list[str]:
+    """Frames that only their Ethernet header sends to the service."""
+    mac = mac_of(sender)
+    return [ipv4(mac, sender.address, SERVICE_MAC, "10.0.0.99"), experiment(mac, SERVICE_MAC)]
+
+
+def test_nothing_from_an_uplink_reaches_our_mac_whatever_it_is(net: Net) -> None:
+    sniffer = Sniffer(Guest(net.host, "one_tproxy_br0", "br0", "br0b", SERVICE_ADDRESS), "br0a")
+    for sender in (net.guest, net.neighbour):
+        marker = experiment(mac_of(sender), "ff:" * 6)
+        frames = addressed_to_us(sender)
+        for frame in (*frames, marker):
+            send(sender, frame)
+        seen = {frame[:84] for frame in sniffer.seen_before(marker)}  # br_netfilter cuts the padding off
+        arrived = [frame for frame in frames if frame[:84] in seen]
+        assert arrived == (frames if sender is net.guest else [])
+
+
+def test_what_is_for_our_mac_goes_nowhere_else_though_the_bridge_does_not_know_where_that_is(
+    net: Net,
+) -> None:
+    sniffers = [Sniffer(net.other), Sniffer(net.neighbour)]
+    marker = experiment(mac_of(net.guest), "ff:" * 6)
+    for frame in addressed_to_us(net.guest):
+        net.host.ip("link set br0b type bridge_slave fdb_flush")
+        send(net.guest, frame)
+    send(net.guest, marker)
+    for sniffer in sniffers:
+        assert sniffer.seen_before(marker) == []
+
+
+def test_an_uplink_that_is_named_for_other_bridges_too_stays_one(net: Net) -> None:
+    """A site's hook may name the same uplinks for every bridge."""
+    net.host.add_bridge("br1")
+    listing = net.host.run("nft", "list", "set", "bridge", "one_tproxy", "uplinks").stdout
+    hook = ("--bridge", "br1", "--config", net.config, "--uplink", net.neighbour.port)
+    net.host.tproxy("hook", "up", *hook)
+    net.host.tproxy("hook", "down", *hook)
+    assert net.host.run("nft", "list", "set", "bridge", "one_tproxy", "uplinks").stdout == listing
+    net.neighbour.ip(f"neigh replace {SERVICE_ADDRESS} lladdr {SERVICE_MAC} dev eth0")
+    with pytest.raises(ProcessError, match=r"ETIMEDOUT"):
+        net.neighbour.get(SERVICE_ADDRESS, 5030, timeout=1)
+
+
+@pytest.mark.parametrize("sender", ["other", "neighbour"])
+def test_nobody_else_can_claim_the_service(net: Net, sender: str) -> None:
+    liar = {"other": net.other, "neighbour": net.neighbour}[sender]
+    mac = mac_of(liar)
+    assert net.guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    sniffer = Sniffer(net.guest)
+    send(liar, arp(2, mac, SERVICE_ADDRESS, "10.0.0.5"))  # "I am the service"
+    send(liar, arp(1, mac, SERVICE_ADDRESS, SERVICE_ADDRESS))  # gratuitous
+    send(liar, arp(1, SERVICE_MAC, "10.0.0.6", "10.0.0.5", source=mac))  # our MAC inside only
+    send(liar, arp(1, SERVICE_MAC, "10.0.0.6", "10.0.0.5"))  # our MAC outside
+    send(liar, ipv4(SERVICE_MAC, "10.0.0.6", mac_of(net.guest), "10.0.0.5"))
+    send(liar, ipv4(mac, SERVICE_ADDRESS, mac_of(net.guest), "10.0.0.5"))
+    # The service itself may ask whether the guest is still there.
+    genuine = arp(1, SERVICE_MAC, SERVICE_ADDRESS, "10.0.0.5")[12:84]
+    assert [frame for frame in sniffer.seen() if frame[12:84] != genuine] == []
+    assert net.guest.get(SERVICE_ADDRESS, 5030) == "hello"
+
+
+def test_the_sniffer_sees_what_the_guards_would_stop(net: Net) -> None:
+    net.host.run("nft", "delete", "table", "bridge", "one_tproxy")
+    sniffer = Sniffer(net.guest)
+    mac = mac_of(net.other)
+    frames = [
+        arp(2, mac, SERVICE_ADDRESS, "10.0.0.5"),
+        arp(1, SERVICE_MAC, "10.0.0.6", "10.0.0.5", source=mac),
+        ipv4(mac, SERVICE_ADDRESS, mac_of(net.guest), "10.0.0.5"),
+    ]
+    for frame in frames:
+        send(net.other, frame)
+    assert {frame[24:60] for frame in sniffer.seen()} >= {frame[24:60] for frame in frames}
+
+
+def test_a_guest_with_only_a_default_gateway_reaches_the_service(net: Net) -> None:
+    late = net.host.add_guest("late", "br0", "10.0.0.8/24", route=False, gateway="10.0.0.6")
+    kept_current(net, late.port)
+    sniffer = Sniffer(net.other)  # the gateway
+    assert late.get(SERVICE_ADDRESS, 5030) == "hello"
+    assert [frame for frame in sniffer.seen() if hexip(SERVICE_ADDRESS) == frame[60:68]] == []
+
+
+def test_ports_that_come_later_are_guarded_too(net: Net) -> None:
+    late = net.host.add_guest("late", "br0", "10.0.0.8/24")
+    kept_current(net, late.port)
+    sniffer = Sniffer(net.guest)
+    send(late, arp(2, mac_of(late), SERVICE_ADDRESS, "10.0.0.5"))
+    assert sniffer.seen() == []
+    net.host.ip(f"link del {late.port}")
+    for _ in eventually():
+        if late.port not in ports_set(net):
+            break
+
+
+def test_other_bridges_are_not_touched(net: Net) -> None:
+    """A network that we do not serve may use the address as it likes."""
+    net.host.add_bridge("br1")
+    asking = net.host.add_guest("asking", "br1", "10.0.0.5/24")
+    answering = net.host.add_guest("answering", "br1", f"{SERVICE_ADDRESS}/32", route=False)
+    answering.ip("route add default dev eth0")
+    net.host.add_endpoint(SERVICE_ADDRESS, 5030, "foreign", netns="answering")
+    assert asking.get(SERVICE_ADDRESS, 5030) == "foreign"
+
+
+def test_frames_between_guests_pass(net: Net) -> None:
+    assert net.guest.run("ping", "-c1", "-W20", "10.0.0.6").returncode == 0
+    assert net.guest.run("ping", "-c1", "-W20", "10.0.0.7").returncode == 0
+
+
+def test_a_firewall_of_the_host_that_eats_bridged_packets_is_named(hypervisor: Hypervisor) -> None:
+    switch = hypervisor.path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+    if not switch.exists():
+        pytest.skip("this kernel has no br_netfilter")
+    hypervisor.run("sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1")
+    hypervisor.run(
+        "nft",
+        "add table ip filter; add chain ip filter F { type filter hook forward priority 0; policy drop; }",
+    )
+    hypervisor.add_bridge("br0")
+    config = hypervisor.write("/run/t.yaml", "tproxy: [{remote_addr: 127.0.0.1, remote_port: 80}]\n")
+    done = hypervisor.tproxy("hook", "up", "--bridge", "br0", "--config", config)
+    assert "bridge-nf-call-iptables" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def ports_set(net: Net) -> str:
+    return net.host.run("nft", "list", "table", "bridge", "one_tproxy").stdout
+
+
+def kept_current(net: Net, port: str) -> None:
+    """Wait until the guards know a new port; where the kernel tells the bridge, there is nothing to know."""
+    for _ in eventually():
+        listing = ports_set(net)
+        if "meta ibrname" in listing or f'"{port}"' in listing:
+            return

@@ -1,0 +1,235 @@
+"""What must not grow, counted: system calls, wake-ups, descriptors, pipes. No clock decides here.
+
+What a hundred thousand connections leave behind is counted in test_streams.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from bench import costs
+from tests.netns.conftest import StartEndpoint
+from tests.netns.waiting import eventually
+from tproxy.datapath import splice
+from tproxy.lab.hypervisor import Guest, Hypervisor
+from tproxy.model import SERVICE_ADDRESS
+
+STORM = Path(__file__).parents[1] / "storm.py"
+ENDPOINT = "10.11.12.13"
+ECHO, SHORT, SOURCE = 7, 80, 19
+BULK = 20_000_000
+
+CONFIG = "tproxy_debug_level: 1\ntproxy:\n" + "".join(
+    f"- {{remote_addr: {ENDPOINT}, remote_port: {port}}}\n" for port in (ECHO, SHORT, SOURCE)
+)
+
+# One connection, messages and their answers one after the other.
+TALK = """
+import socket, sys
+sock = socket.create_connection((sys.argv[1], int(sys.argv[2])), 10)
+for _ in range(int(sys.argv[3])):
+    sock.sendall(b"x" * 100)
+    assert sock.recv(4096) == b"x" * 100
+"""
+
+# Many connections at once that read to the end of what is said, but do not end their own direction.
+READ = """
+import socket, sys, threading
+def read(sock):
+    while sock.recv(1 << 18):
+        pass
+socks = [socket.create_connection((sys.argv[1], int(sys.argv[2])), 10) for _ in range(int(sys.argv[3]))]
+readers = [threading.Thread(target=read, args=[sock]) for sock in socks]
+for each in readers: each.start()
+for each in readers: each.join()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+class Host:
+    """A bridge with a guest and three services, and the processes that serve it."""
+
+    def __init__(self, hypervisor: Hypervisor, start_endpoint: StartEndpoint) -> None:
+        self.hypervisor = hypervisor
+        hypervisor.add_bridge("br0")
+        self.guest: Guest = hypervisor.add_guest("guest", "br0")
+        start_endpoint("echo", ENDPOINT, ECHO)
+        start_endpoint("short", ENDPOINT, SHORT)
+        start_endpoint("source", ENDPOINT, SOURCE, "--bytes", str(BULK))
+        config = hypervisor.write("/run/tproxy.yaml", CONFIG)
+        hypervisor.tproxy("hook", "up", "--bridge", "br0", "--config", config)
+        self.daemon, self.relay = self.status_pids()
+
+    def status_pids(self) -> list[int]:
+        lines = self.hypervisor.tproxy("status").stdout.splitlines()
+        return [int(line.split(": ")[1]) for line in lines]
+
+    def processes(self) -> list[int]:
+        return costs.titled(self.hypervisor, "one_tproxy", "tproxy-")
+
+    def talk(self, messages: int) -> None:
+        argv = [sys.executable, "-c", TALK, SERVICE_ADDRESS, str(ECHO), str(messages)]
+        self.guest.run(*argv, timeout=100)
+
+    def storm(self, connections: int, at_once: int) -> None:
+        counts = ["--connections", str(connections), "--at-once", str(at_once), "--timeout", "60"]
+        said = self.guest.run(sys.executable, str(STORM), *counts, SERVICE_ADDRESS, str(SHORT), timeout=100)
+        result = json.loads(said.stdout)
+        assert result["errors"] == {}
+        assert result["completed"] == connections
+
+    @contextmanager
+    def bulk(self, connections: int) -> Iterator[None]:
+        """Connections on which the endpoint has said much; the guest's direction is still open."""
+        argv = [sys.executable, "-c", READ, SERVICE_ADDRESS, str(SOURCE), str(connections)]
+        reader = self.guest.popen(*argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "ready\n"
+        try:
+            yield
+        finally:
+            reader.communicate("")
+        assert reader.returncode == 0
+
+    def settled(self) -> dict[int, int]:
+        """Descriptors of each process when no connection is left."""
+        for _ in eventually():
+            status = json.loads(self.hypervisor.tproxy("status", "--json").stdout)
+            if not status["daemon"]["connections"]:
+                break
+        return {pid: len(self.descriptors(pid)) for pid in self.processes()}
+
+    def descriptors(self, pid: int, kind: str = "") -> list[str]:
+        folder = self.hypervisor.path(f"/proc/{pid}/fd")
+        return [target for each in folder.iterdir() if (target := os.readlink(each)).startswith(kind)]
+
+    def wake_ups(self) -> dict[int, int]:
+        """How often each process has been given a core: it asks the kernel for nothing in between."""
+        counts = {}
+        for pid in self.processes():
+            lines = self.hypervisor.path(f"/proc/{pid}/status").read_text().splitlines()
+            counts[pid] = sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+        return counts
+
+
+@pytest.fixture
+def host(hypervisor: Hypervisor, start_endpoint: StartEndpoint) -> Host:
+    if shutil.which("strace") is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("needs strace")
+    return Host(hypervisor, start_endpoint)
+
+
+def system_calls(host: Host, pid: int, job: Callable[[], None]) -> Counter[str]:
+    """What a process asks of the kernel while the job is done, by name."""
+    table = "/run/strace.out"
+    strace = host.hypervisor.popen(
+        "sh", "-c", f"echo $$; exec strace -c -f -p {pid} -o {table} 2>&1", stdout=subprocess.PIPE
+    )
+    assert strace.stdout is not None
+    tracer = strace.stdout.readline().strip()
+    assert "attached" in strace.stdout.readline()
+    job()
+    host.hypervisor.run("kill", f"-{signal.SIGINT.name.removeprefix('SIG')}", tracer)
+    strace.wait()
+    # Columns: % time, seconds, usecs/call, calls, errors or nothing, syscall.
+    rows = [line.split() for line in host.hypervisor.path(table).read_text().splitlines()]
+    counted = [row for row in rows if len(row) > 4 and row[3].isdigit() and row[-1] != "total"]
+    calls = Counter({row[-1]: int(row[3]) for row in counted})
+    # Each look that finds nothing, before the daemon sleeps, gives the core to whoever wants it: as many
+    # as there is time for, on a core that has nothing else to do.
+    calls["epoll_wait"] -= calls.pop("sched_yield", 0)
+    return calls
+
+
+# Of one message each way, the daemon: wait, receive, send, for each of the two directions.
+CALLS_OF_AN_ANSWER = 6
+
+# Of one short connection: measured 26 for the daemon and 5 for the relay, where each comes alone.
+CALLS_OF_A_CONNECTION, CALLS_OF_AN_ACCEPT = 30, 6
+
+
+def test_a_request_and_its_answer_cost_the_daemon_six_system_calls_and_the_relay_none(host: Host) -> None:
+    messages = 500
+
+    daemon = system_calls(host, host.daemon, lambda: host.talk(messages))
+    relay = system_calls(host, host.relay, lambda: host.talk(messages))
+
+    # One connection has its own cost; and a status can be asked for meanwhile.
+    assert daemon.total() <= CALLS_OF_AN_ANSWER * messages + CALLS_OF_A_CONNECTION + 20
+    assert relay.total() <= CALLS_OF_AN_ACCEPT
+
+
+def test_a_new_connection_costs_some_thirty_system_calls(host: Host) -> None:
+    connections = 300
+
+    daemon = system_calls(host, host.daemon, lambda: host.storm(connections, 1))
+    relay = system_calls(host, host.relay, lambda: host.storm(connections, 1))
+
+    assert daemon.total() <= CALLS_OF_A_CONNECTION * connections
+    assert relay.total() <= CALLS_OF_AN_ACCEPT * connections
+
+
+def test_connections_that_come_together_share_the_work_of_relay_and_daemon(host: Host) -> None:
+    connections = 600
+
+    relay = system_calls(host, host.relay, lambda: host.storm(connections, 32))
+
+    # Alone, each would be a message to the daemon and a wake-up of its own. How many share one
+    # depends on the machine's moment; strace holds the relay up, so here some always do.
+    assert relay["sendmsg"] < connections
+    assert relay["epoll_wait"] < connections
+
+
+def test_bulk_is_moved_inside_the_kernel_in_large_pieces(host: Host) -> None:
+    def read() -> None:
+        with host.bulk(4):
+            pass
+
+    calls = system_calls(host, host.daemon, read)
+
+    # Only until a direction is known to be bulk are its bytes copied to the daemon, 64 KiB at a time; and
+    # again whenever the source has run dry: 16 to 46 reads, more on a busy machine. Without splice it is
+    # all bytes, 1,220 reads.
+    assert calls["recvfrom"] + calls["recvmsg"] <= 4 * BULK / splice.SMALL / 2, calls
+    assert 0 < calls["splice"] <= 4 * 2 * BULK / 64_000, calls
+
+
+def test_who_serves_nobody_is_never_woken_up(host: Host) -> None:
+    host.storm(100, 10)
+    host.settled()
+
+    # What is left to do is done soon; whoever has a timer that goes on would never be asleep so long.
+    for _ in eventually():
+        before, busy = host.wake_ups(), costs.cpu(host.hypervisor, host.processes())
+        time.sleep(2)
+        if host.wake_ups() == before and costs.cpu(host.hypervisor, host.processes()) == busy:
+            break
+
+    assert len(before) == 3  # daemon, relay, spawner
+
+
+def test_pipes_come_back_when_bulk_is_over_and_only_a_pool_of_them_is_kept(host: Host) -> None:
+    at_rest = host.settled()
+
+    with host.bulk(40):
+        idle = len(host.descriptors(host.daemon, "pipe:"))
+    after = host.settled()
+    kept = len(host.descriptors(host.daemon, "pipe:"))
+
+    # All that is open has been sent and read: these connections hold no pipe, only the pool does.
+    assert idle <= kept <= 2 * splice.SPARE_PIPES
+    assert after[host.daemon] - at_rest[host.daemon] <= 2 * splice.SPARE_PIPES
+    assert after[host.relay] == at_rest[host.relay]

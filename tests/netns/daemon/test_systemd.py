@@ -1,0 +1,255 @@
+"""The units in etc/systemd, in the hands of a real systemd.
+
+It is process 1 of process, mount and control group namespaces inside a stand-in hypervisor, whose network it
+shares. What it could write to is its own or read-only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.netns.conftest import ENDPOINTS
+from tests.netns.talk import Talk
+from tests.netns.waiting import eventually
+from tproxy.lab.hypervisor import Guest, Hypervisor, kill
+
+SYSTEMD = "/lib/systemd/systemd"
+SOURCE = Path(__file__).parents[3]
+UNITS = SOURCE / "etc/systemd"
+
+CONFIG = """
+tproxy: [{remote_addr: 10.11.12.13, remote_port: 80}]
+tproxy_bridges: [{bridge: "watched*"}]
+"""
+
+CANNOT = 77
+
+# In a control group of its own, which the namespace then takes for the root of all.
+BOOT = f"""
+set -e
+mkdir -p /run/cgroup
+mount -t cgroup2 cgroup2 /run/cgroup || exit {CANNOT}
+mkdir "/run/cgroup/$1"
+echo $$ >"/run/cgroup/$1/cgroup.procs"
+exec unshare --fork --kill-child --pid --mount --ipc --cgroup sh -c '
+    set -e
+    mount -o remount,bind,ro /
+    mount -t proc proc /proc
+    for each in fs kernel vm; do mount -o bind,ro "/proc/sys/$each" "/proc/sys/$each"; done
+    mount -t cgroup2 cgroup2 /sys/fs/cgroup
+    for each in /usr/local/sbin /etc/systemd; do mount -t tmpfs -o mode=755 tmpfs $each; done
+    mkdir -p /etc/systemd/system /run/lock
+    cp /run/units/* /etc/systemd/system
+    cp /run/tproxy.sh /usr/local/sbin/tproxy
+    exec env -i container=test SYSTEMD_UNIT_PATH=/etc/systemd/system \\
+        PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin \\
+        {SYSTEMD} --system --unit=test.target --log-target=console --show-status=no'
+"""
+
+TPROXY = f"""#!/bin/sh
+export PYTHONPATH={SOURCE} TPROXY_CONFIG=/run/tproxy.yaml
+exec {sys.executable} -m tproxy "$@"
+"""
+
+
+class Machine:
+    """A hypervisor that systemd runs."""
+
+    def __init__(self, host: Hypervisor) -> None:
+        self.host = host
+        for unit in UNITS.glob("*.service"):
+            host.write(f"/run/units/{unit.name}", unit.read_text())
+        # Nothing of this machine's own is to be started: only what any unit asks for by default.
+        for target in ("test", "sysinit", "basic", "shutdown"):
+            host.write(f"/run/units/{target}.target", "[Unit]\nDefaultDependencies=no\n")
+        host.write("/run/tproxy.sh", TPROXY)
+        host.path("/run/tproxy.sh").chmod(0o755)
+        host.write("/run/tproxy.yaml", CONFIG)
+        self.pid = 0  # of its process 1, as seen from here
+        self._group = f"tproxy-test-{host.pid}"
+        self._boot = host.popen("sh", "-c", BOOT, "boot", self._group)
+
+    def wait(self) -> None:
+        """Return when it is up."""
+        for _ in eventually():
+            if self._boot.poll() == CANNOT:
+                pytest.skip("control groups (cgroup2) cannot be mounted here")
+            self.pid = self.pid or self._find()
+            state = self.run("systemctl", "is-system-running", check=False).stdout if self.pid else ""
+            if state in ("running\n", "degraded\n"):
+                return
+
+    def _find(self) -> int:
+        with suppress(psutil.Error):  # of one that ends meanwhile
+            for process in psutil.Process(self._boot.pid).children(recursive=True):
+                if process.exe() == os.path.realpath(SYSTEMD):
+                    return process.pid
+        return 0
+
+    def close(self) -> None:
+        if self.pid:
+            kill(self.pid)
+        self._boot.kill()
+        self._boot.wait()
+        # The groups that systemd made are in the one hierarchy that all of the machine shares.
+        root = f"/run/cgroup/{self._group}"
+        for _ in eventually():
+            done = self.host.run(
+                "find", root, "-depth", "-type", "d", "-exec", "rmdir", "{}", "+", check=False
+            )
+            if "Device or resource busy" not in done.stderr:
+                break
+
+    def run(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        enter = ["nsenter", f"--target={self.pid}", "--mount", "--pid", "--net", "--cgroup", "--ipc", "--uts"]
+        done = subprocess.run([*enter, *argv], check=False, capture_output=True, text=True, timeout=60)
+        assert not check or done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}{self.journal()}"
+        return done
+
+    def systemctl(self, *arguments: str) -> str:
+        return self.run("systemctl", *arguments).stdout
+
+    def tproxy(self, *arguments: str) -> str:
+        return self.run("tproxy", *arguments).stdout
+
+    def show(self, name: str) -> str:
+        return self.systemctl("show", "--value", "--property", name, "tproxy").strip()
+
+    def pids(self) -> dict[str, str]:
+        return dict(line.split(": ") for line in self.tproxy("status").splitlines())
+
+    def journal(self) -> str:
+        log = self.host.path("/var/log/one_tproxy.log")
+        return log.read_text() if log.exists() else ""
+
+
+def needs(program: str) -> None:
+    """Skip where systemd is not installed; in CI that is a failure, or it would never be noticed."""
+    if shutil.which(program) is None:
+        reason = f"needs {program} (package systemd)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def machine(hypervisor: Hypervisor) -> Iterator[Machine]:
+    needs(SYSTEMD)
+    with closing(Machine(hypervisor)) as booted:
+        booted.wait()
+        yield booted
+
+
+@pytest.fixture
+def guest(machine: Machine) -> Guest:
+    """On bridge br0, which is up, with an endpoint that echoes."""
+    machine.host.add_bridge("br0")
+    machine.host.add_endpoint("10.11.12.13", 80, program=(sys.executable, str(ENDPOINTS), "echo"))
+    return machine.host.add_guest("guest", "br0")
+
+
+def test_systemd_finds_nothing_wrong_with_the_units(hypervisor: Hypervisor) -> None:
+    needs("systemd-analyze")
+    hypervisor.write("/run/tproxy.sh", TPROXY)
+    hypervisor.path("/run/tproxy.sh").chmod(0o755)
+    hypervisor.run("mount", "-t", "tmpfs", "tmpfs", "/usr/local/sbin")  # /run is mounted noexec
+    hypervisor.run("cp", "/run/tproxy.sh", "/usr/local/sbin/tproxy")
+    paths = [os.fspath(each) for each in UNITS.glob("*.service")]
+    assert len(paths) == 2
+    assert hypervisor.run("systemd-analyze", "verify", *paths).stderr == ""
+
+
+def test_start_reload_restart_and_stop_are_what_operators_expect(machine: Machine, guest: Guest) -> None:
+    machine.tproxy("hook", "up", "--bridge", "br0")
+    talk = Talk(guest)
+    hooks_own = machine.pids()
+
+    machine.systemctl("start", "tproxy")  # takes over from the hook's
+    started = machine.pids()
+    assert started.keys() == hooks_own.keys()
+    assert started["one_tproxy"] == machine.show("MainPID") != hooks_own["one_tproxy"]
+    assert talk.say("after start") == "after start"
+
+    machine.systemctl("reload", "tproxy")
+    assert machine.pids() == started
+
+    later = Talk(guest)
+    machine.systemctl("restart", "tproxy")
+    restarted = machine.pids()
+    assert restarted.keys() == started.keys()
+    assert restarted["one_tproxy"] == machine.show("MainPID") != started["one_tproxy"]
+    assert talk.say("after restart") == "after restart"
+    assert later.say("after restart") == "after restart"
+    assert Talk(guest).say("new") == "new"
+
+    machine.tproxy("restart")
+    assert machine.pids()["one_tproxy"] == machine.show("MainPID") == restarted["one_tproxy"]
+    assert later.say("still there") == "still there"
+
+    machine.systemctl("stop", "tproxy")
+    assert machine.tproxy("status") == ""
+    assert machine.show("ActiveState") == "inactive"
+    assert later.say("nobody there") == ""
+
+    machine.systemctl("start", "tproxy")
+    assert Talk(guest).say("new") == "new"
+
+
+def test_a_killed_daemon_comes_back_and_the_relays_have_stayed(machine: Machine, guest: Guest) -> None:
+    machine.systemctl("start", "tproxy")
+    machine.tproxy("hook", "up", "--bridge", "br0")  # a namespace that is younger than the unit
+    group = machine.run("cat", f"/proc/{machine.pids()['one_tproxy_br0']}/cgroup").stdout
+    assert group.strip().endswith("/tproxy.service")
+    listening = machine.run("ss", "-Hltne", "-N", "one_tproxy_br0").stdout.split("ino:")[1].split()[0]
+    machine.systemctl("kill", "--kill-who=main", "--signal=KILL", "tproxy")
+    for _ in eventually():
+        if machine.show("NRestarts") == "1" and machine.show("ActiveState") == "active":
+            break
+    assert machine.pids().keys() == {"one_tproxy", "one_tproxy_br0"}
+    assert f"ino:{listening} " in machine.run("ss", "-Hltne", "-N", "one_tproxy_br0").stdout
+    assert Talk(guest).say("new") == "new"
+
+
+def test_tproxy_stop_ends_the_service_and_systemd_leaves_it_so(machine: Machine, guest: Guest) -> None:
+    machine.systemctl("start", "tproxy")
+    machine.tproxy("hook", "up", "--bridge", "br0")
+    machine.tproxy("stop")
+    for _ in eventually():
+        if machine.show("ActiveState") == "inactive":
+            break
+    assert machine.show("Result") == "success"
+    machine.tproxy("hook", "up", "--bridge", "br0")
+    assert Talk(guest).say("new") == "new"
+    machine.systemctl("start", "tproxy")
+    assert machine.pids()["one_tproxy"] == machine.show("MainPID")
+
+
+def test_the_watcher_brings_up_what_its_file_names(machine: Machine) -> None:
+    machine.systemctl("start", "tproxy-watch")
+    main = machine.systemctl("show", "--value", "--property=MainPID", "tproxy-watch").strip()
+    machine.host.add_bridge("watched0")
+    machine.host.add_guest("guest", "watched0")
+    for _ in eventually():
+        if "one_tproxy_watched0" in machine.pids():
+            break
+    assert machine.pids()["one_tproxy"] == machine.show("MainPID")  # it came with the unit tproxy
+    machine.systemctl("restart", "tproxy-watch")
+    assert machine.systemctl("show", "--value", "--property=MainPID", "tproxy-watch").strip() != main
+    assert machine.pids().keys() == {"one_tproxy", "one_tproxy_watched0"}
+
+
+def test_a_watcher_that_was_just_started_can_be_reloaded(machine: Machine) -> None:
+    machine.systemctl("start", "tproxy-watch")
+    machine.systemctl("reload", "tproxy-watch")
+    time.sleep(1)
+    assert machine.systemctl("is-active", "tproxy-watch") == "active\n"

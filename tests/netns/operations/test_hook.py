@@ -1,0 +1,519 @@
+"""The hook on real bridges: builds what SPEC section 2 says, repairs it, and takes it away."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from tests.netns.waiting import eventually
+from tproxy.lab.hypervisor import Hypervisor
+from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, BridgeNames
+
+ENDPOINT = "10.11.12.13"
+CONFIG = f"""
+tproxy:
+- service_port: 5030
+  remote_addr: {ENDPOINT}
+  remote_port: 8080
+"""
+
+
+@pytest.fixture
+def config(hypervisor: Hypervisor) -> str:
+    return hypervisor.write("/run/tproxy.yaml", CONFIG)
+
+
+def up(
+    host: Hypervisor, bridge: str, config: str, *more: str, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    return host.tproxy("hook", "up", "--bridge", bridge, "--config", config, *more, check=check)
+
+
+def down(host: Hypervisor, bridge: str, *more: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return host.tproxy("hook", "down", "--bridge", bridge, *more, check=check)
+
+
+def ip_json(host: Hypervisor, *arguments: str, netns: str | None = None) -> Any:
+    return json.loads(host.run("ip", "-j", *arguments, netns=netns).stdout or "[]")
+
+
+def state(host: Hypervisor) -> dict[str, str]:
+    """All that tproxy could have changed on the host, as text."""
+    return {
+        "links": host.run("ip", "-br", "link").stdout,
+        "namespaces": host.run("ip", "netns", "list").stdout,
+        "nft": host.run("nft", "list", "ruleset").stdout,
+        "processes": str(host.run("ps", "-eo", "args").stdout.count("tproxy")),
+        "status": host.tproxy("status").stdout,
+    }
+
+
+def subscriptions(host: Hypervisor, netns: str | None = None) -> int:
+    """How many sockets are told of what changes there, netlink(7)."""
+    # Columns: socket, protocol, port id, groups, ...
+    lines = host.run("cat", "/proc/net/netlink", netns=netns).stdout.splitlines()[1:]
+    return sum(int(line.split()[3], 16) != 0 for line in lines)
+
+
+def assert_as_specified(host: Hypervisor, bridge: str) -> None:
+    names = BridgeNames(bridge)
+    (outer,) = ip_json(host, "link", "show", names.veth_bridge)
+    assert outer["master"] == bridge
+    assert "UP" in outer["flags"]
+    (inner,) = ip_json(host, "addr", "show", names.veth_namespace, netns=names.namespace)
+    assert inner["address"] == SERVICE_MAC
+    assert [(each["local"], each["prefixlen"]) for each in inner["addr_info"]] == [(SERVICE_ADDRESS, 32)]
+    routes = host.run("ip", "route", netns=names.namespace).stdout.split()
+    assert routes == ["default", "dev", names.veth_namespace, "scope", "link"]
+    listing = host.run("nft", "list", "map", "ip", "one_tproxy", names.map).stdout
+    assert "type inet_service : ipv4_addr . inet_service" in listing
+    assert f"5030 : {ENDPOINT} . 8080" in listing
+    chain = host.run("nft", "list", "chain", "bridge", "one_tproxy", names.arp_guard).stdout
+    assert "hook forward priority filter; policy accept;" in chain
+    sockets = host.run("ss", "-Hltn", netns=names.namespace).stdout.split()
+    assert f"{SERVICE_ADDRESS}:5030" in sockets
+    assert sockets.count("LISTEN") == 1
+
+
+@pytest.mark.parametrize(
+    "bridge", ["br0", "a.b-c.10", "onebr0.1234", "fourteen-bytes", "fifteen.bytes-x", "-x"]
+)
+def test_up_builds_what_the_contract_names(hypervisor: Hypervisor, bridge: str) -> None:
+    hypervisor.add_bridge(bridge)
+    guest = hypervisor.add_guest("guest", bridge)
+    hypervisor.add_endpoint(ENDPOINT, 8080, "hello")
+    config = hypervisor.write("/run/tproxy.yaml", CONFIG)
+    hypervisor.tproxy("hook", "up", f"--bridge={bridge}", "--config", config)
+    assert_as_specified(hypervisor, bridge)
+    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    hypervisor.tproxy("hook", "down", f"--bridge={bridge}", "--force")
+    assert hypervisor.run("nft", "list", "ruleset").stdout == ""
+
+
+def test_up_on_a_healthy_bridge_changes_nothing(hypervisor: Hypervisor, config: str) -> None:
+    # IPv6 finds its addresses to be unique at some later time, which is an event as well.
+    hypervisor.run(
+        "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"
+    )
+    hypervisor.add_bridge("br0")
+    up(hypervisor, "br0", config, "--network", "blue", "--network-id", "0", "--uplink", "eth9")
+    before = hypervisor.tproxy("status").stdout
+    time.sleep(2)  # the kernel tells of a link's last state changes up to a second later
+    others = subscriptions(hypervisor)  # the daemon's
+    watchers = [
+        hypervisor.popen(*command, stdout=subprocess.PIPE)
+        for command in (("nft", "monitor"), ("ip", "monitor", "link", "address", "route", "rule"))
+    ]
+    inner = hypervisor.popen(
+        "ip", "monitor", "link", "address", "route", netns="one_tproxy_br0", stdout=subprocess.PIPE
+    )
+    for _ in eventually():
+        if subscriptions(hypervisor) == others + 2 and subscriptions(hypervisor, "one_tproxy_br0") == 1:
+            break
+    up(hypervisor, "br0", config, "--network", "blue", "--network-id", "0", "--uplink", "eth9")
+    time.sleep(0.2)
+    # Proof that they do watch: this they are told of.
+    hypervisor.ip("link add seen type bridge")
+    hypervisor.run("nft", "add table ip seen")
+    hypervisor.ip("link add seen type bridge", netns="one_tproxy_br0")
+    for watcher in (*watchers, inner):
+        assert watcher.stdout is not None
+        line = watcher.stdout.readline()
+        assert "seen" in line, f"the second hook caused: {line}"
+        watcher.kill()
+    assert hypervisor.tproxy("status").stdout == before
+
+
+def killed(title: str) -> str:
+    """A command that returns when the process has ended, which is some time after the signal."""
+    return f"pid=$(pgrep -f '^{title} *$') && kill -9 $pid && while [ -e /proc/$pid ]; do sleep 0.01; done"
+
+
+DAMAGES = {
+    "veth deleted": "ip link del br0b",
+    "veth down": "ip link set br0b down",
+    "veth in no bridge": "ip link set br0b nomaster",
+    "veth of another MTU": "ip link set br0b mtu 1400",
+    "namespace deleted": "ip netns del one_tproxy_br0",
+    "namespace replaced": "ip netns del one_tproxy_br0; ip netns add one_tproxy_br0",
+    "stray file for a namespace": "ip netns del one_tproxy_br0; touch /run/netns/one_tproxy_br0",
+    "address removed": "ip -n one_tproxy_br0 addr flush dev br0a",
+    "another address": "ip -n one_tproxy_br0 addr flush dev br0a; "
+    "ip -n one_tproxy_br0 addr add 10.9.9.9/24 dev br0a",
+    "route removed": "ip -n one_tproxy_br0 route flush table main",
+    "inner link down": "ip -n one_tproxy_br0 link set br0a down",
+    "another MAC": "ip -n one_tproxy_br0 link set br0a address 02:00:00:00:00:07",
+    "ARP switched off": "ip netns exec one_tproxy_br0 sysctl -qw net.ipv4.conf.br0a.arp_ignore=8",
+    "forwarding on": "ip netns exec one_tproxy_br0 sysctl -qw net.ipv4.ip_forward=1",
+    "map deleted": "nft delete map ip one_tproxy ep_br0",
+    "map emptied": "nft flush map ip one_tproxy ep_br0",
+    "map changed": "nft add element ip one_tproxy ep_br0 '{ 99 : 1.2.3.4 . 99 }'",
+    "guards deleted": "nft delete table bridge one_tproxy",
+    "one guard rule deleted": "nft flush chain bridge one_tproxy ch_br0",
+    "a guard that drops all else": "nft add chain bridge one_tproxy ch_br0 '{ policy drop; }'",
+    "a shared guard that drops all else": "nft add chain bridge one_tproxy guard_forward '{ policy drop; }'",
+    "all of nftables flushed": "nft flush ruleset",
+    "relay killed": killed("one_tproxy_br0"),
+    "daemon killed": killed("one_tproxy"),
+    # In this order: each that is left would end by itself once the next one is gone, and kill would miss it.
+    "all killed": """
+        for each in one_tproxy_br0 tproxy-spawner one_tproxy; do kill -9 $(pgrep -f "^$each *$"); done""",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_up_repairs(hypervisor: Hypervisor, config: str, damage: str) -> None:
+    hypervisor.add_bridge("br0")
+    guest = hypervisor.add_guest("guest", "br0")
+    hypervisor.add_endpoint(ENDPOINT, 8080, "hello")
+    up(hypervisor, "br0", config)
+    listing = hypervisor.run("nft", "list", "ruleset").stdout
+    hypervisor.run("sh", "-c", DAMAGES[damage])
+    up(hypervisor, "br0", config)
+    assert_as_specified(hypervisor, "br0")
+    assert sorted(hypervisor.run("nft", "list", "ruleset").stdout.split()) == sorted(listing.split())
+    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    assert hypervisor.tproxy("status").stdout.count("\n") == 2
+
+
+def test_twelve_hooks_at_once_for_six_bridges(hypervisor: Hypervisor, config: str) -> None:
+    bridges = [f"br{number}" for number in range(6)]
+    hypervisor.add_endpoint(ENDPOINT, 8080, "hello")
+    guests = []
+    for bridge in bridges:
+        hypervisor.add_bridge(bridge)
+        guests.append(hypervisor.add_guest(f"guest-{bridge}", bridge))
+    hooks = [
+        hypervisor.popen(
+            sys.executable,
+            "-m",
+            "tproxy",
+            "hook",
+            "up",
+            "--bridge",
+            bridge,
+            "--config",
+            config,
+            stderr=subprocess.PIPE,
+        )
+        for bridge in bridges * 2
+    ]
+    assert [hook.communicate()[1] for hook in hooks] == [""] * 12
+    assert [hook.returncode for hook in hooks] == [0] * 12
+    for bridge, guest in zip(bridges, guests, strict=True):
+        assert_as_specified(hypervisor, bridge)
+        assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    titles = [line.partition(":")[0] for line in hypervisor.tproxy("status").stdout.splitlines()]
+    assert titles == ["one_tproxy", *(f"one_tproxy_{bridge}" for bridge in bridges)]
+
+
+def test_a_hardened_host_does_not_keep_the_namespace_from_answering(
+    hypervisor: Hypervisor, config: str
+) -> None:
+    for scope in ("all", "default"):
+        for key, value in {"arp_ignore": 2, "rp_filter": 1, "arp_filter": 1, "proxy_arp": 1}.items():
+            hypervisor.run("sysctl", "-qw", f"net.ipv4.conf.{scope}.{key}={value}")
+    hypervisor.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    hypervisor.add_bridge("br0")
+    guest = hypervisor.add_guest("guest", "br0")
+    hypervisor.add_endpoint(ENDPOINT, 8080, "hello")
+    up(hypervisor, "br0", config)
+    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    assert hypervisor.run("cat", "/proc/sys/net/ipv4/ip_forward", netns="one_tproxy_br0").stdout == "0\n"
+
+
+def test_whatever_was_inherited_or_set_in_the_namespace_is_put_right(
+    hypervisor: Hypervisor, config: str
+) -> None:
+    keys = ["arp_announce", "arp_filter", "proxy_arp", "rp_filter", "route_localnet"]
+    keys += ["accept_redirects", "accept_source_route", "send_redirects"]
+    wrong = {"net.ipv4.ip_forward = 1"}  # the kernel resets others along with it
+    wrong |= {f"net.ipv6.conf.{scope}.disable_ipv6 = 0" for scope in ("all", "default")}
+    for scope in ("all", "br0a"):
+        wrong |= {
+            f"net.ipv4.conf.{scope}.arp_ignore = 2",
+            *(f"net.ipv4.conf.{scope}.{key} = 1" for key in keys),
+        }
+    names = [each.split()[0] for each in wrong]
+    hypervisor.add_bridge("br0")
+    up(hypervisor, "br0", config)
+    right = hypervisor.run("sysctl", *names, netns="one_tproxy_br0").stdout.splitlines()
+    assert wrong.isdisjoint(right)
+    settings = [each.replace(" ", "") for each in sorted(wrong, key=lambda each: "ip_forward" not in each)]
+    hypervisor.run("sysctl", "-qw", *settings, netns="one_tproxy_br0")
+    up(hypervisor, "br0", config)
+    assert hypervisor.run("sysctl", *names, netns="one_tproxy_br0").stdout.splitlines() == right
+
+
+def test_the_mtu_follows_the_bridge(hypervisor: Hypervisor, config: str) -> None:
+    hypervisor.add_bridge("br0", mtu=9000)
+    up(hypervisor, "br0", config)
+    for arguments, netns in ((("br0b",), None), (("br0a",), "one_tproxy_br0")):
+        (link,) = ip_json(hypervisor, "link", "show", *arguments, netns=netns)
+        assert link["mtu"] == 9000
+
+
+def test_a_file_is_read_again_when_it_has_changed_and_not_before(hypervisor: Hypervisor, config: str) -> None:
+    hypervisor.add_bridge("br0")
+
+    def reads_yaml() -> bool:
+        arguments = ("hook", "up", "--bridge", "br0", "--config", config)
+        imported = hypervisor.tproxy(*arguments, env={"PYTHONPROFILEIMPORTTIME": "1"}).stderr
+        assert "tproxy.bridge.plumbing" in imported
+        return "yaml" in imported
+
+    assert [reads_yaml(), reads_yaml()] == [True, False]
+    hypervisor.write(config, CONFIG.replace("8080", "8081"))
+    assert [reads_yaml(), reads_yaml()] == [True, False]
+    assert "8081" in hypervisor.run("nft", "list", "ruleset").stdout
+
+
+def test_up_where_no_entry_applies_does_nothing(hypervisor: Hypervisor) -> None:
+    config = hypervisor.write("/run/tproxy.yaml", CONFIG + "  networks: [other]\n")
+    hypervisor.add_bridge("br0")
+    before = state(hypervisor)
+    done = up(hypervisor, "br0", config, "--network", "blue")
+    assert (done.stdout, done.stderr) == ("", "")
+    assert state(hypervisor) == before
+    # An operator who is surprised finds out why.
+    (line,) = hypervisor.path("/var/log/one_tproxy.log").read_text().splitlines()
+    assert line.endswith("bridge br0: no entry of '/run/tproxy.yaml' applies to network 'blue', id ''")
+
+
+def test_down_leaves_a_bridge_with_guests_alone_unless_forced(hypervisor: Hypervisor, config: str) -> None:
+    hypervisor.add_bridge("br0")
+    guest = hypervisor.add_guest("guest", "br0")
+    hypervisor.add_endpoint(ENDPOINT, 8080, "hello")
+    up(hypervisor, "br0", config)
+    done = down(hypervisor, "br0")
+    assert guest.port in done.stderr
+    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    down(hypervisor, "br0", "--uplink", guest.port)  # it is not a guest then
+    assert_nothing_left(hypervisor)
+    up(hypervisor, "br0", config)
+    down(hypervisor, "br0", "--force")
+    assert_nothing_left(hypervisor)
+    assert guest.port in hypervisor.run("ip", "-br", "link").stdout
+
+
+def assert_nothing_left(host: Hypervisor) -> None:
+    assert host.tproxy("status").stdout == ""
+    assert host.run("nft", "list", "ruleset").stdout == ""
+    assert "one_tproxy" not in host.run("ip", "netns", "list").stdout
+    assert "br0b" not in host.run("ip", "-br", "link").stdout
+    assert "\ntproxy-" not in host.run("ps", "-eo", "args").stdout
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "ip link del br0",
+        "rm /run/tproxy.yaml",
+        "echo 'tproxy: []' > /run/tproxy.yaml",
+        # With its spawner, which ends by itself.
+        killed("one_tproxy") + "; while pgrep -f '^tproxy-spawner *$'; do sleep 0.01; done",
+        "nft flush ruleset",
+        "true",
+    ],
+)
+def test_down_leaks_nothing_after(hypervisor: Hypervisor, config: str, damage: str) -> None:
+    hypervisor.add_bridge("br0")
+    up(hypervisor, "br0", config)
+    hypervisor.run("sh", "-c", damage)
+    down(hypervisor, "br0", "--config", config)
+    assert_nothing_left(hypervisor)
+    down(hypervisor, "br0")  # and once more
+    assert_nothing_left(hypervisor)
+
+
+def test_down_right_after_somebody_removed_the_namespace(hypervisor: Hypervisor, config: str) -> None:
+    """The kernel takes the veth away some time later, perhaps between our look and our deleting it."""
+    hypervisor.add_bridge("br0")
+    command = f"ip netns del one_tproxy_br0; {sys.executable} -m tproxy hook down --bridge br0"
+    for _ in range(5):
+        up(hypervisor, "br0", config)
+        done = hypervisor.run("sh", "-c", command)
+        assert (done.stdout, done.stderr) == ("", "")
+    assert_nothing_left(hypervisor)
+
+
+# Asks, as every hook does before it waits for the lock, while somebody takes the bridge down.
+REQUIRE = """
+import subprocess, sys
+from tproxy.bridge import plumbing
+
+def take_down(frame, event, called):
+    if event == "c_call" and called.__name__ == sys.argv[1]:
+        subprocess.run(["ip", "link", "del", "br0b"])
+
+sys.setprofile(take_down)
+plumbing.require_bridge("br0")
+"""
+
+
+@pytest.mark.parametrize("look", ["ioctl", "readlink"])  # at its kind, and at the bridge that it is a port of
+def test_a_port_may_go_while_it_is_looked_at(hypervisor: Hypervisor, look: str) -> None:
+    hypervisor.add_bridge("br0")
+    hypervisor.ip("link add br0b type veth peer name br0a", "link set br0b master br0")
+    hypervisor.run(sys.executable, "-c", REQUIRE, look)
+    assert hypervisor.run("ip", "link", "show", "br0b", check=False).returncode != 0
+
+
+def test_down_of_one_bridge_leaves_the_others_and_foreign_maps(hypervisor: Hypervisor, config: str) -> None:
+    hypervisor.add_endpoint(ENDPOINT, 8080, "hello")
+    for bridge in ("br0", "br1"):
+        hypervisor.add_bridge(bridge)
+        up(hypervisor, bridge, config)
+    guest = hypervisor.add_guest("guest", "br1")
+    down(hypervisor, "br0")
+    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    assert "ep_br1" in hypervisor.run("nft", "list", "ruleset").stdout
+    assert "br0" not in hypervisor.run("nft", "list", "ruleset").stdout
+
+
+def test_up_adds_a_port_and_changes_an_endpoint_and_keeps_the_rest(
+    hypervisor: Hypervisor, config: str
+) -> None:
+    hypervisor.add_bridge("br0")
+    guest = hypervisor.add_guest("guest", "br0")
+    hypervisor.add_endpoint(ENDPOINT, 8080, "one")
+    hypervisor.add_endpoint(ENDPOINT, 8081, "two")
+    up(hypervisor, "br0", config)
+    hypervisor.write(
+        "/run/tproxy.yaml",
+        CONFIG.replace("8080", "8081") + CONFIG.split("tproxy:")[1].replace("5030", "5031"),
+    )
+    up(hypervisor, "br0", config)
+    assert guest.get(SERVICE_ADDRESS, 5030) == "two"
+    assert guest.get(SERVICE_ADDRESS, 5031) == "one"
+
+
+BAD_CALLS = {
+    "unknown bridge": (["--bridge", "nobr"], "nobr"),
+    "not a bridge": (["--bridge", "dummy0"], "not a bridge"),
+    "name too long": (["--bridge", "sixteen-bytes-xx"], "15 bytes"),
+    "name with a shell in it": (["--bridge", "br0;reboot"], "letters"),
+    "name with a newline": (["--bridge", "br0\nx"], "letters"),
+    "name of undecodable bytes": (["--bridge", "br\udcff"], "letters"),
+    "name with a slash": (["--bridge", "../br0"], "letters"),
+    "empty name": (["--bridge", ""], "empty"),
+    "bad uplink": (["--bridge", "br0", "--uplink", "eth0 }"], "uplink"),
+    "no such file": (["--bridge", "br0", "--config", "/run/none.yaml"], "/run/none.yaml"),
+    "a directory": (["--bridge", "br0", "--config", "/run"], "/run"),
+    "not YAML": (["--bridge", "br0", "--config", "/run/broken.yaml"], "/run/broken.yaml"),
+    "not a list": (["--bridge", "br0", "--config", "/run/nolist.yaml"], "list"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_input_is_one_line_and_changes_nothing(hypervisor: Hypervisor, config: str, case: str) -> None:
+    hypervisor.add_bridge("br0")
+    hypervisor.ip("link add dummy0 type veth peer name dummy1")
+    hypervisor.write("/run/broken.yaml", "tproxy: [\n- x: {")
+    hypervisor.write("/run/nolist.yaml", "tproxy: 5\n")
+    before = state(hypervisor)
+    arguments, expected = BAD_CALLS[case]
+    done = hypervisor.tproxy("hook", "up", "--config", config, *arguments, check=False)
+    assert done.returncode != 0
+    assert done.stderr.count("\n") == 1
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert state(hypervisor) == before
+
+
+def test_any_bytes_in_a_network_name_come_through(hypervisor: Hypervisor, config: str) -> None:
+    hypervisor.add_bridge("br0")
+    name = "a\"b'c; drop } # \udcff é\t" + "x" * 300
+    up(hypervisor, "br0", config, "--network", "q\"';} {\udcff é", "--network-id", "7")
+    listing = hypervisor.run("nft", "list", "ruleset").stdout
+    hypervisor.write("/run/listing.nft", "flush ruleset\n" + listing)
+    hypervisor.run("nft", "-f", "/run/listing.nft")  # what we wrote can be loaded again
+    status = json.loads(hypervisor.tproxy("status", "--json").stdout)
+    assert status["daemon"]["bridges"]["br0"]["network"] == "q\"';} {\udcff é"
+    up(hypervisor, "br0", config, "--network", name)  # too long for a comment: left out
+    before = hypervisor.run("nft", "list", "ruleset").stdout
+    up(hypervisor, "br0", config, "--network", name)
+    assert hypervisor.run("nft", "list", "ruleset").stdout == before
+
+
+def test_a_port_that_is_taken_fails_the_hook_and_is_undone(hypervisor: Hypervisor, config: str) -> None:
+    hypervisor.add_bridge("br0")
+    guest = hypervisor.add_guest("guest", "br0")
+    hypervisor.add_endpoint(ENDPOINT, 8080, "hello")
+    up(hypervisor, "br0", config)
+    hypervisor.add_endpoint(SERVICE_ADDRESS, 5031, "squatter", netns="one_tproxy_br0")
+    before = hypervisor.run("nft", "list", "map", "ip", "one_tproxy", "ep_br0").stdout
+    hypervisor.write("/run/tproxy.yaml", CONFIG + CONFIG.split("tproxy:")[1].replace("5030", "5031"))
+    done = up(hypervisor, "br0", config, check=False)
+    assert done.returncode == 1
+    assert "5031" in done.stderr
+    assert "in use" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert hypervisor.run("nft", "list", "map", "ip", "one_tproxy", "ep_br0").stdout == before
+    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+
+
+def test_without_libnftables_it_says_so_and_changes_nothing(hypervisor: Hypervisor, config: str) -> None:
+    hypervisor.add_bridge("br0")
+    before = state(hypervisor)
+    command = [sys.executable, "-m", "tproxy", "hook", "up", "--bridge", "br0", "--config", config]
+    hypervisor.write(
+        "/run/broken/nftables.py", "raise OSError('libnftables.so.1: No such file or directory')\n"
+    )
+    path = f"/run/broken:{sys.path[0]}"
+    done = hypervisor.run(*command, check=False, env={"PYTHONPATH": f"{path}:{_source()}"})
+    assert done.returncode == 1
+    assert "libnftables" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert state(hypervisor) == before
+
+
+def test_a_missing_libnftables_is_not_taken_for_maps_that_are_gone(
+    hypervisor: Hypervisor, config: str
+) -> None:
+    hypervisor.add_bridge("br0")
+    up(hypervisor, "br0", config)
+    for _ in eventually():  # a bridge is up some time after its first port is
+        if "UNKNOWN" not in hypervisor.run("ip", "-br", "link", "show", "br0").stdout:
+            break
+    before = state(hypervisor)
+    hypervisor.write(
+        "/run/broken/nftables.py", "raise OSError('libnftables.so.1: No such file or directory')\n"
+    )
+    path = f"/run/broken:{sys.path[0]}:{_source()}"
+    done = hypervisor.run(sys.executable, "-m", "tproxy", "start", check=False, env={"PYTHONPATH": path})
+    assert done.returncode == 1
+    assert "libnftables" in done.stderr
+    assert state(hypervisor) == before  # with its processes: without maps, start would end them
+
+
+def _source() -> str:
+    import tproxy
+
+    return tproxy.__path__[0].rpartition("/")[0]
+
+
+def test_debug_says_more_wherever_it_stands(hypervisor: Hypervisor, config: str) -> None:
+    hypervisor.add_bridge("br0")
+    hook = ("hook", "up", "--bridge", "br0", "--config", config)
+    said = hypervisor.tproxy("--debug", *hook).stderr
+    hypervisor.tproxy("hook", "down", "--bridge", "br0")
+    assert said == hypervisor.tproxy(*hook, "--debug").stderr
+    assert "create namespace one_tproxy_br0" in said
+
+
+def test_a_networks_name_is_what_the_file_has_in_any_locale(hypervisor: Hypervisor, config: str) -> None:
+    hypervisor.add_bridge("br0")
+    hypervisor.write("/run/büro.yaml", f"{CONFIG}  networks: [Büro]\n")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # ISO 8859-1 does the same
+    hook = ("hook", "up", "--bridge", "br0", "--config", "/run/büro.yaml", "--network", "Büro")
+    hypervisor.tproxy(*hook, env=ascii_only)
+    assert_as_specified(hypervisor, "br0")
+    before = hypervisor.run("nft", "list", "ruleset").stdout
+    hypervisor.tproxy(*hook)
+    assert hypervisor.run("nft", "list", "ruleset").stdout == before

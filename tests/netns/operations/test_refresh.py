@@ -1,0 +1,149 @@
+"""``tproxy refresh``: a changed configuration file takes effect on bridges that are up."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.netns.waiting import eventually
+from tproxy.errors import ProcessError
+from tproxy.lab.hypervisor import Guest, Hypervisor
+from tproxy.model import SERVICE_ADDRESS
+
+CONFIG = "/run/tproxy.yaml"
+ENDPOINT = "10.11.12.13"
+
+
+class Site:
+    """A bridge that is up for network vnet1, and its guest."""
+
+    def __init__(self, host: Hypervisor) -> None:
+        self.host = host
+        host.add_bridge("br0")
+        self.guest: Guest = host.add_guest("guest", "br0")
+        host.add_endpoint(ENDPOINT, 8080, "one")
+        host.add_endpoint(ENDPOINT, 8081, "two")
+        self.configure("{service_port: 80, remote_port: 8080}")
+        self.up("br0", "--network", "vnet1", "--network-id", "7", "--uplink", "eth7")
+
+    def configure(self, *entries: str) -> None:
+        lines = [entry.replace("{", f"- {{remote_addr: {ENDPOINT}, ") for entry in entries]
+        self.host.write(CONFIG, "\n".join(["tproxy:", *lines]) + "\n")
+
+    def up(self, bridge: str, *options: str) -> None:
+        self.host.tproxy("hook", "up", "--bridge", bridge, "--config", CONFIG, *options)
+
+    def refresh(self, *, changed: int = 0, unchanged: int = 0) -> None:
+        done = self.host.tproxy("refresh", "--config", CONFIG)
+        assert done.stdout == f"{CONFIG}: bridges changed {changed}, unchanged {unchanged}, failed 0\n"
+
+    def ask(self, port: int = 80) -> str:
+        return self.guest.get(SERVICE_ADDRESS, port)
+
+    def ruleset(self) -> str:
+        return self.host.run("nft", "list", "ruleset").stdout
+
+
+@pytest.fixture
+def site(hypervisor: Hypervisor) -> Site:
+    return Site(hypervisor)
+
+
+def test_a_changed_file_takes_effect_by_name_and_id(site: Site) -> None:
+    site.configure(
+        "{service_port: 80, remote_port: 8081, networks: vnet1}",
+        "{service_port: 81, remote_port: 8080, networks: 7}",
+        "{service_port: 82, remote_port: 8080, networks: other}",
+    )
+    assert site.ask() == "one"
+    site.refresh(changed=1)
+    assert (site.ask(80), site.ask(81)) == ("two", "one")
+    with pytest.raises(ProcessError, match="ECONNREFUSED"):
+        site.ask(82)
+
+
+def test_nothing_new_changes_nothing_and_keeps_the_uplinks_that_were_named(site: Site) -> None:
+    before = site.ruleset()
+    assert '"eth7"' in before
+    site.refresh(unchanged=1)
+    assert site.ruleset() == before
+
+
+def test_services_go_and_come_back_with_the_file(site: Site) -> None:
+    site.configure()
+    site.refresh(changed=1)
+    with pytest.raises(ProcessError, match="ECONNREFUSED"):
+        site.ask()
+    site.configure("{service_port: 80, remote_port: 8081}")
+    site.refresh(changed=1)
+    assert site.ask() == "two"
+
+
+def test_a_network_keeps_its_services_however_long_its_name(site: Site) -> None:
+    name = "Внутренняя сеть отдела продаж"  # no room for it in a comment of nftables
+    site.configure(f"{{service_port: 80, remote_port: 8080, networks: [{name}]}}")
+    for options in (("--network", name), ("--network", name, "--network-id", "7")):
+        site.up("br0", *options)
+        assert site.ask() == "one"
+        site.refresh(unchanged=1)
+        assert site.ask() == "one"
+    site.configure(f"{{service_port: 80, remote_port: 8081, networks: [{name}]}}")
+    site.refresh(changed=1)
+    assert site.ask() == "two"
+    site.configure("{service_port: 80, remote_port: 8081, networks: [another]}")
+    site.refresh(changed=1)
+    with pytest.raises(ProcessError, match="ECONNREFUSED"):
+        site.ask()
+
+
+def test_maps_of_others_are_left_alone(site: Site) -> None:
+    site.host.add_bridge("br1")
+    site.up("br1")  # for no network in particular
+    site.host.run("nft", f"add element ip one_tproxy ep_br1 {{ 99 : {ENDPOINT} . 8081 }}")
+    site.configure("{service_port: 80, remote_port: 8081}")
+    site.refresh(changed=1)
+    found = site.host.run("nft", "list", "map", "ip", "one_tproxy", "ep_br1").stdout
+    assert f"99 : {ENDPOINT} . 8081" in found
+    assert f"80 : {ENDPOINT} . 8080" in found
+
+
+def test_a_file_that_cannot_be_used_changes_nothing(site: Site) -> None:
+    before = site.ruleset()
+    site.host.write(CONFIG, "tproxy: 5\n")
+    done = site.host.tproxy("refresh", "--config", CONFIG, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"tproxy: {CONFIG}:1: tproxy is not a list")
+    assert site.ruleset() == before
+
+
+def test_a_file_that_says_nothing_of_services_takes_none_away(site: Site) -> None:
+    site.host.write(CONFIG, ":vxlan_ttl: 16\n")  # OpenNebula's, where hooks use --config FILE
+    done = site.host.tproxy("refresh", "--config", CONFIG, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"tproxy: {CONFIG}: no tproxy: in it, nothing is changed: give --config FILE\n"
+    assert site.ask() == "one"
+
+
+def test_a_bridge_that_is_gone_does_not_stop_the_others(site: Site) -> None:
+    site.host.add_bridge("aa0")
+    site.up("aa0", "--network", "vnet2")
+    site.host.ip("link delete aa0")
+    site.configure("{service_port: 80, remote_port: 8081}")
+    done = site.host.tproxy("refresh", "--config", CONFIG, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "tproxy: aa0: bridge aa0 does not exist\n"
+    assert done.stdout == f"{CONFIG}: bridges changed 1, unchanged 0, failed 1\n"
+    assert site.ask() == "two"
+
+
+def test_what_concerns_the_processes_takes_effect_too(site: Site) -> None:
+    text = site.host.path(CONFIG).read_text()
+    site.host.write(CONFIG, "tproxy_debug_level: 1\ntproxy_watch: true\n" + text)
+    site.refresh(unchanged=1)
+    for _ in eventually():
+        if "tproxy-watch" in site.host.run("ps", "-eo", "args").stdout:
+            break
+    log = site.host.path("/var/log/one_tproxy.log")
+    before = log.read_text()
+    assert site.ask() == "one"
+    site.host.tproxy("stop")  # what it had to say, it has said
+    assert "bridge=br0" not in log.read_text()[len(before) :]  # connections are told of at INFO

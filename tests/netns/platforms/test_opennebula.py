@@ -1,0 +1,376 @@
+"""OpenNebula's events, as its drivers call the hooks, on real bridges: each ends in the right state."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.netns.opennebula_node import CONF, REMOTES, Node, furnish
+from tests.opennebula_vm import alias, line, nic, pci, vm, xml
+from tproxy.lab.hypervisor import Hypervisor
+from tproxy.model import SERVICE_ADDRESS
+
+
+@pytest.fixture
+def node(hypervisor: Hypervisor, tmp_path: Path) -> Node:
+    node = furnish(hypervisor, tmp_path)
+    node.install("--sudoers", "/etc/sudoers.d")
+    return node
+
+
+@pytest.fixture
+def other_node(real_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    with Hypervisor() as host:
+        node = furnish(host, tmp_path_factory.mktemp("one"))
+        node.install("--sudoers", "/etc/sudoers.d")
+        yield node
+
+
+@pytest.mark.parametrize(
+    ("driver", "uplink"), [("bridge", ""), ("fw", "eth1"), ("802.1Q", "eth1.100"), ("vxlan", "eth1.100")]
+)
+def test_deploy_and_shut_down(node: Node, driver: str, uplink: str) -> None:
+    before = node.state()
+    machine = vm(nic(VN_MAD=driver, VLAN_ID="100", PHYDEV="eth1" if uplink else ""))
+    node.pre(machine, uplink=uplink, driver=driver)
+    guest = node.boot()
+    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"  # at once: it may ask before `post`
+    node.post(machine, driver=driver)
+    assert node.served() == ["onebr0"]
+    uplinks = node.host.run("nft", "list", "set", "bridge", "one_tproxy", "uplinks").stdout
+    assert f'"{uplink}" comment' in uplinks or not uplink
+    node.shut_down(guest)
+    node.clean(machine, uplink=uplink, driver=driver)
+    assert node.served() == []
+    assert node.state() == before
+
+
+def test_an_uplink_that_the_network_does_not_name_keeps_no_bridge_up(node: Node) -> None:
+    """As on bridges that administrators make, with a card or a tunnel on them."""
+    node.host.add_bridge("onebr0")
+    node.host.ip("link add tunnel type vxlan id 7 dev lo dstport 4789", "link set tunnel master onebr0 up")
+    node.pre(vm(nic()))
+    guest = node.boot()
+    node.silent(node.hook("clean", vm(nic()), "node1"))
+    assert node.served() == ["onebr0"]
+    node.shut_down(guest)
+    node.silent(node.hook("clean", vm(nic()), "node1"))
+    assert node.served() == []
+
+
+def test_poweroff_and_resume(node: Node) -> None:
+    before = node.state()
+    for _ in range(2):
+        node.pre(vm(nic()))
+        guest = node.boot()
+        node.post(vm(nic()))
+        assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+        node.shut_down(guest)
+        node.clean(vm(nic()))
+        assert node.state() == before
+
+
+def test_a_bridge_goes_with_its_last_guest_only(node: Node) -> None:
+    """Also when a guest was shut down from inside: OpenNebula then calls clean later, or not at all."""
+    first, second = vm(nic()), vm(nic(IP="10.0.0.6", MAC="02:00:0a:00:00:06"))
+    before = node.state()
+    node.pre(first)
+    one = node.boot("one")
+    node.post(first)
+    node.pre(second)
+    two = node.boot("two", address="10.0.0.6/24")
+    node.post(second)
+    node.shut_down(one)
+    assert node.served() == ["onebr0"]
+    node.clean(first)
+    assert two.get(SERVICE_ADDRESS, 5030) == "hello"
+    node.shut_down(two)
+    node.clean(second)
+    assert node.state() == before
+
+
+def test_after_a_crash_without_clean_the_next_guest_finds_all_in_order_and_takes_it_away(node: Node) -> None:
+    before = node.state()
+    node.pre(vm(nic()))
+    node.shut_down(node.boot())  # crashed, perhaps before post
+    node.pre(vm(nic()))
+    guest = node.boot()
+    node.post(vm(nic()))
+    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    node.shut_down(guest)
+    node.clean(vm(nic()))
+    assert node.state() == before
+
+
+def test_a_guest_that_boots_while_another_one_is_cleaned_away_has_its_services_after_post(node: Node) -> None:
+    node.pre(vm(nic()))
+    node.shut_down(node.boot("old"))
+    node.pre(vm(nic()))
+    # The bridge is there still: the driver's clean and this pre took turns.
+    node.silent(node.hook("clean", vm(nic()), "node1"))
+    assert node.served() == []
+    guest = node.boot("new")
+    node.post(vm(nic()))
+    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+
+
+def test_attach_and_detach_concern_one_bridge(node: Node) -> None:
+    node.pre(vm(nic(0)))
+    guest = node.boot()
+    node.post(vm(nic(0)))
+    alone = node.state()
+    both = vm(nic(0), nic(1, BRIDGE="onebr1", NETWORK="red", NETWORK_ID="1", attach=True))
+    node.pre(both, "onebr1")
+    second = node.boot("second", "onebr1", "10.1.0.5/24")
+    node.post(both)
+    assert node.served() == ["onebr0", "onebr1"]
+    assert second.get(SERVICE_ADDRESS, 5030) == "hello"
+    # Another address on a port, or a card of its own, is not a guest's coming or going.
+    for other in (alias(2, 0, attach=True), pci(2, attach=True)):
+        node.silent(node.hook("clean", vm(nic(0), nic(1, BRIDGE="onebr1"), other), "node1"))
+        assert node.served() == ["onebr0", "onebr1"]
+    node.shut_down(second)
+    node.clean(both, "onebr1")
+    assert node.served() == ["onebr0"]
+    assert node.state() == alone
+    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+
+
+def test_live_migration(node: Node, other_node: Node) -> None:
+    source, target, machine = node, other_node, vm(nic())
+    untouched = source.state()
+    source.pre(machine)
+    guest = source.boot()
+    source.post(machine)
+    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    target.pre(machine)
+    guest = target.host.take_over(guest, source.host, "onebr0")
+    source.host.run("ip", "netns", "list")
+    source.clean(machine)
+    target.post(machine, host="node1")  # which is the source: not what this hook is about
+    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    assert target.served() == ["onebr0"]
+    assert source.served() == []
+    source.host.ip("netns del guest")
+    assert source.state() == untouched
+
+
+def test_after_a_failed_migration_the_source_serves_and_the_target_can_be_cleaned(
+    node: Node, other_node: Node
+) -> None:
+    source, target, machine = node, other_node, vm(nic())
+    target.host.add_bridge("onebr0")
+    untouched = target.state()
+    source.pre(machine)
+    guest = source.boot()
+    source.post(machine)
+    for clean in ("gc", "the next guest"):
+        target.pre(machine)  # and nothing more: OpenNebula calls no hook for what failed
+        assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+        assert target.served() == ["onebr0"]
+        if clean == "gc":
+            target.host.tproxy("gc", "--grace", "0")
+        else:
+            target.pre(machine)
+            target.shut_down(target.boot())
+            target.silent(target.hook("clean", machine, "node2"))
+        assert target.state() == untouched
+
+
+def test_open_vswitch_is_refused_in_the_log_and_never_stops_a_guest(node: Node) -> None:
+    before = node.state()
+    node.install("--strict")
+    machine = vm(nic(VN_MAD="ovswitch", BRIDGE_TYPE="openvswitch"))
+    done = node.hook("pre", machine, driver="ovswitch")
+    assert done.stdout == "tproxy: bridge onebr0 is of Open vSwitch: tproxy serves Linux bridges only\n"
+    assert (done.returncode, done.stderr) == (0, "")
+    node.silent(node.hook("post", machine, "one-7", "node1", driver="ovswitch"))
+    node.silent(node.hook("clean", machine, "node1", driver="ovswitch"))
+    assert node.state() == before
+
+
+HOSTILE = "$(touch x); `touch x` ../../etc 'a' \"b\" \n\u202e é"
+
+BAD_INPUT = {
+    "truncated": (line(xml(nic())[:-50]), "not XML"),
+    "cut in its base64": (vm(nic())[:-3], "not base64"),
+    "not base64": ("<VM></VM>", "not base64"),
+    "nothing": ("", "it is empty"),
+    "huge": ("A" * (25 << 20), "larger than"),
+    "entities": (line('<!DOCTYPE VM [<!ENTITY a "b">]>' + xml(nic())), "document type"),
+    "hostile bridge": (vm(nic(BRIDGE=HOSTILE)), "bridge name"),
+    "bridge like an option": (vm(nic(BRIDGE="--force")), "does not exist"),
+    "bridge of 1000 bytes": (vm(nic(BRIDGE="b" * 1000)), "longer than 15 bytes"),
+    "network of a megabyte": (vm(nic(NETWORK="n" * (1 << 20))), "cannot run sudo: "),
+    "hostile uplink": (vm(nic(PHYDEV=HOSTILE)), "uplink name"),
+    "no such bridge": (vm(nic(BRIDGE="onebr9")), "onebr9"),
+}
+
+
+def test_bad_input_is_one_line_and_stops_no_guest(node: Node) -> None:
+    node.host.add_bridge("onebr0")
+    before = node.state()
+    for case, (stdin, reason) in BAD_INPUT.items():
+        done = node.hook("pre", stdin)
+        assert reason in done.stdout, case
+        assert done.stdout.startswith("tproxy: "), case
+        assert done.stdout.endswith("\n"), case
+        assert done.stdout[:-1].isprintable(), case
+        assert len(done.stdout) < 1000, case
+        assert (done.returncode, done.stderr) == (0, ""), case
+        assert node.state() == before, case
+
+
+def test_a_networks_name_may_hold_anything(node: Node) -> None:
+    node.pre(vm(nic(NETWORK=HOSTILE)))
+    assert node.served() == ["onebr0"]
+    assert not list(node.host.path(REMOTES).rglob("x"))
+
+
+def test_one_bad_nic_does_not_keep_the_others_from_their_services(node: Node) -> None:
+    node.host.add_bridge("onebr0")
+    done = node.hook("pre", vm(nic(0, BRIDGE="onebr9"), nic(1)))
+    assert done.stdout.startswith("tproxy: bridge onebr9: ")
+    assert node.served() == ["onebr0"]
+
+
+def test_a_strict_hook_fails_the_start_of_a_guest_but_not_its_end(node: Node) -> None:
+    node.install("--strict")
+    for phase in ("pre", "post"):
+        done = node.hook(phase, vm(nic(BRIDGE="onebr9")))
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("tproxy: bridge onebr9: ")
+    done = node.hook("clean", "not base64")
+    assert done.returncode == 0
+    assert "not base64" in done.stdout
+    node.pre(vm(nic()))
+
+
+# As bash, which is /bin/sh on hosts of the RHEL kind, hands it down; dash does not.
+IGNORING_CHILDREN = """exec python3 -c '
+import os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+os.execvp("bash", ["bash", *sys.argv[1:]])' """
+
+
+def test_a_strict_hook_fails_also_where_its_caller_ignores_ended_children(node: Node) -> None:
+    node.install("--strict")
+    done = node.hook("pre", vm(nic(BRIDGE="onebr9")), shell=IGNORING_CHILDREN)
+    assert done.returncode == 1
+    assert done.stderr.startswith("tproxy: bridge onebr9: ")
+
+
+def test_settings_that_cannot_be_read_are_one_line(node: Node) -> None:
+    (node.host.path(REMOTES) / "etc/vnm/tproxy.conf").write_text("strict: perhaps\n")
+    done = node.hook("pre", vm(nic()))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"tproxy: {REMOTES}/etc/vnm/tproxy.conf: ")
+    assert done.stdout.count("\n") == 1
+
+
+def test_when_the_configuration_goes_meanwhile_a_bridge_still_goes_with_its_guest(node: Node) -> None:
+    before = node.state()
+    node.pre(vm(nic()))
+    guest = node.boot()
+    (node.host.path(REMOTES) / "etc/vnm/OpenNebulaNetwork.conf").unlink()
+    done = node.hook("post", vm(nic()))
+    assert done.stdout.startswith("tproxy: bridge onebr0: no configuration file")
+    assert done.stdout.count("\n") == 1
+    assert done.returncode == 0
+    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    node.shut_down(guest)
+    node.clean(vm(nic()))
+    assert node.state() == before
+
+
+SURROUNDINGS = {
+    "stdin closed": ("exec 0<&-;", "it is closed"),
+    "no python3": ("mkdir -p /run/none; PATH=/run/none;", "python3 ended with 127"),
+}
+
+
+@pytest.mark.parametrize("case", SURROUNDINGS)
+def test_in_bad_surroundings_it_says_why_not(node: Node, case: str) -> None:
+    prepare, reason = SURROUNDINGS[case]
+    before = node.state()
+    done = node.hook("pre", vm(nic()), shell=prepare)
+    assert reason in done.stdout
+    assert done.returncode == 0
+    assert node.state() == before
+
+
+def test_without_the_sudoers_snippet_it_names_the_snippet(node: Node) -> None:
+    node.host.add_bridge("onebr0")
+    before = node.state()
+    node.host.run("rm", "/etc/sudoers.d/tproxy")
+    done = node.hook("pre", vm(nic()))
+    assert done.stdout == (
+        f"tproxy: bridge onebr0: sudo: a password is required; see {REMOTES}/vnm/tproxy.sudoers\n"
+    )
+    assert done.returncode == 0
+    assert node.state() == before
+
+
+def test_with_another_file_for_the_services(node: Node) -> None:
+    remotes = node.host.path(REMOTES)
+    node.host.write("/run/ours.yaml", CONF)
+    (remotes / "etc/vnm/OpenNebulaNetwork.conf").write_text(":vxlan_ttl: 16\n")
+    (remotes / "vnm/tproxy.rb").write_text("module VNMMAD\n")  # of use for nothing, without :tproxy:
+    node.pre(vm(nic()))
+    assert node.served() == []
+    node.install("--config", "/run/ours.yaml")
+    node.pre(vm(nic()))
+    assert node.served() == ["onebr0"]
+
+
+# Takes what programs say to syslog, as journald and rsyslog do.
+SYSLOG = """
+import socket
+log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+log.bind("/dev/log")
+print("ready", flush=True)
+while True:
+    print(log.recv(65536).decode(), flush=True)
+"""
+
+
+def test_what_goes_wrong_is_in_the_hosts_syslog(node: Node) -> None:
+    # In a /dev of its own: that of this machine is everybody's.
+    devices = "mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9"
+    node.host.run("sh", "-ec", f"mount -t tmpfs -o mode=755 none /dev; {devices}")
+    syslog = node.host.serve(sys.executable, "-c", SYSLOG)
+    node.host.run("chmod", "666", "/dev/log")
+    assert node.hook("pre", vm(nic(BRIDGE="onebr9"))).returncode == 0
+    assert syslog.stdout is not None
+    ours = next(line for line in syslog.stdout if "one_tproxy: " in line)  # sudo has its say there as well
+    assert ours.endswith("one_tproxy: bridge onebr9: bridge onebr9 does not exist\n")
+
+
+# A process of OpenNebula's own implementation: it has the title, and holds the port.
+THEIR_RELAY = """
+import socket, setproctitle
+setproctitle.setproctitle("one_tproxy_onebr0")
+listening = socket.create_server(("169.254.16.9", 5030))
+print("ready", flush=True)
+listening.accept()[0].sendall(b"theirs")
+"""
+
+
+def test_a_port_that_opennebulas_own_process_holds_stays_its(node: Node) -> None:
+    node.host.add_bridge("onebr0")
+    node.host.ip("link add onebr0b master onebr0 type veth peer name onebr0a", "netns add one_tproxy_onebr0")
+    node.host.ip("link set onebr0b up", "link set onebr0a netns one_tproxy_onebr0")
+    node.host.ip(
+        f"address add {SERVICE_ADDRESS}/32 dev onebr0a", "link set onebr0a up", netns="one_tproxy_onebr0"
+    )
+    theirs = node.host.serve(sys.executable, "-c", THEIR_RELAY, netns="one_tproxy_onebr0")
+    done = node.hook("pre", vm(nic()))
+    assert done.stdout.count("\n") == 1
+    assert "5030" in done.stdout
+    assert done.returncode == 0
+    assert node.host.run("nft", "list", "ruleset").stdout == ""
+    assert node.host.tproxy("status").stdout == ""
+    assert theirs.poll() is None

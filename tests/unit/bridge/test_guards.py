@@ -1,0 +1,285 @@
+"""The guards as text for nftables: what is right is left alone, what is wrong is put right, and only that."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tproxy.bridge import guards
+from tproxy.bridge.guards import (
+    FORWARD,
+    GUARDED,
+    PREROUTING,
+    SETS,
+    SHARED_CHAINS,
+    UPLINKS,
+    VETHS,
+    Guard,
+    ObservedGuard,
+)
+from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, BridgeNames
+
+# Examples are some milliseconds each, and there is little that they can differ in.
+few = settings(max_examples=25)
+
+ARP_WORD = "@nh,192,32 0xa9fe1009"  # bytes 24 to 27 of what an ARP frame carries: the address asked for
+
+PORTS = ["vnet0", "vnet1", "vnet2", "eth0", "eth0.7", "tap-x"]
+
+
+@st.composite
+def a_guard(draw: st.DrawFn, bridge: str = "br0", ports: Iterable[str] = PORTS) -> Guard:
+    port = st.sampled_from(list(ports))
+    uplinks = draw(st.dictionaries(port, st.booleans(), max_size=3))
+    by_port = draw(st.booleans())
+    own = frozenset({BridgeNames(bridge).veth_bridge, *draw(st.sets(port))}) if by_port else None
+    return Guard(bridge, own, uplinks)
+
+
+def as_listed(*present: Guard) -> list[dict[str, Any]]:
+    """What ``nft -j list table`` (1.0.6) says when these guards are there, all of one kind."""
+    commands = guards.load(present[0], ObservedGuard(present[0].bridge))
+    rules: dict[str, list[str]] = {}
+    items: list[dict[str, Any]] = [{"metainfo": {}}, {"table": {"family": "bridge", "name": "one_tproxy"}}]
+    for each in present[1:]:
+        commands += [c for c in guards.load(each, ObservedGuard(each.bridge)) if f" ch_{each.bridge} " in c]
+    for command in commands:
+        words = command.split()
+        if words[:2] == ["add", "rule"]:
+            rules.setdefault(words[4], []).append(re.findall('comment "(.*?)"', command)[0])
+        elif words[:2] == ["add", "chain"] and "{" in words:
+            chain: dict[str, Any] = {"name": words[4]}
+            if hook := re.search(r"hook (\w+) priority (-?\d+)", command):
+                chain |= {"hook": hook[1], "prio": int(hook[2]), "policy": "accept"}
+            items.append({"chain": chain})
+    for name in SETS:
+        elements = {key: text for each in present for key, text in each.elements[name].items()}
+        elem = [{"elem": {"val": key, "comment": text}} for key, text in elements.items()]
+        items.append({"set": {"name": name, **({"elem": elem} if elem else {})}})
+    items += [{"rule": {"chain": c, "comment": mark}} for c, marks in rules.items() for mark in marks]
+    return items
+
+
+def observed(guard: Guard) -> ObservedGuard:
+    return guards.parse(as_listed(guard))[guard.bridge]
+
+
+def elements_of(commands: Iterable[str], verb: str) -> set[tuple[str, str]]:
+    """The set elements that commands add or delete, as set and name."""
+    return {
+        (command.split()[4], name)
+        for command in commands
+        if command.startswith(f"{verb} element")
+        for name in re.findall(r'[{,] "(.*?)"', command)
+    }
+
+
+@few
+@given(a_guard())
+def test_nothing_is_done_to_guards_that_are_right(guard: Guard) -> None:
+    assert guards.load(guard, observed(guard)) == []
+    assert guard.rules_are_in(observed(guard))
+
+
+@few
+@given(a_guard())
+def test_what_was_loaded_is_recognised_as_this_bridges(guard: Guard) -> None:
+    found = observed(guard)
+    assert found.anything
+    for name in SETS:
+        assert found.own(name) == guard.elements[name]
+    assert found.named_uplinks == {name for name, named in guard.uplinks.items() if named}
+
+
+@few
+@given(a_guard(), a_guard())
+def test_a_change_of_ports_touches_what_differs_and_no_rule(before: Guard, after: Guard) -> None:
+    if (before.ports is None) != (after.ports is None):
+        return  # other rules: another test
+    commands = guards.load(after, observed(before))
+    assert all(re.match(r"(add|delete) element ", each) for each in commands)
+    there = {(name, key): text for name in SETS for key, text in before.elements[name].items()}
+    want = {(name, key): text for name in SETS for key, text in after.elements[name].items()}
+    assert elements_of(commands, "delete") == {key for key in there if want.get(key) != there[key]}
+    assert elements_of(commands, "add") == {key for key in want if want[key] != there.get(key)}
+    assert commands == guards.change_elements(after, observed(before))
+
+
+@few
+@given(a_guard())
+def test_an_element_is_deleted_before_it_is_added_again_with_another_comment(guard: Guard) -> None:
+    turned = guard._replace(uplinks={name: not named for name, named in guard.uplinks.items()})
+    verbs = [c.split()[0] for c in guards.load(turned, observed(guard)) if f" {UPLINKS} " in c]
+    assert verbs == (["delete", "add"] if guard.uplinks else [])
+
+
+@few
+@given(a_guard("br0", ["vnet0", "vnet1", "eth0"]), a_guard("br1", ["vnet8", "vnet9", "eth1"]))
+def test_two_bridges_share_rules_and_neither_touches_the_others_elements(one: Guard, two: Guard) -> None:
+    two = two._replace(ports=None if one.ports is None else frozenset({"br1b", *(two.ports or ())}))
+    found = guards.parse(as_listed(one, two))
+    assert guards.load(one, found["br0"]) == []
+    assert guards.load(two, found["br1"]) == []
+    gone = guards.unload(found["br0"])
+    assert elements_of(gone, "delete") == {(name, key) for name in SETS for key in one.elements[name]}
+    assert not any("br1" in each or f" {chain}" in each for each in gone for chain in SHARED_CHAINS)
+    assert guards.parse(as_listed(two))["br1"].own(VETHS) == {"br1b": two.elements[VETHS]["br1b"]}
+
+
+@few
+@given(a_guard())
+def test_after_unloading_only_what_is_shared_is_left(guard: Guard) -> None:
+    listed = as_listed(guard)
+    assert not guards.only_shared(listed)
+    commands = guards.unload(observed(guard))
+    assert elements_of(commands, "delete") == {(name, key) for name in SETS for key in guard.elements[name]}
+    assert [c for c in commands if "chain" in c] == [
+        "flush chain bridge one_tproxy ch_br0",
+        "delete chain bridge one_tproxy ch_br0",
+    ]
+    left = [
+        {"set": {"name": item["set"]["name"]}} if "set" in item else item
+        for item in listed
+        if item.get("chain", {}).get("name") != "ch_br0" and item.get("rule", {}).get("chain") != "ch_br0"
+    ]
+    assert guards.only_shared(left)
+    assert guards.unload(guards.parse(left)[""]) == []
+
+
+STRANGERS: dict[str, dict[str, Any]] = {
+    "table that is switched off": {"table": {"flags": "dormant"}},
+    "chain": {"chain": {"name": "ch_br9"}},
+    "rule": {"rule": {"chain": "mine"}},
+    "set": {"set": {"name": "mine"}},
+    "element": {"set": {"name": UPLINKS, "elem": ["eth0"]}},
+    "map": {"map": {"name": "mine"}},
+    "counter": {"counter": {"name": "mine"}},
+}
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_a_table_with_something_of_a_stranger_in_it_is_not_only_shared(kind: str) -> None:
+    assert guards.only_shared([{"metainfo": {}}, {"table": {}}])
+    assert not guards.only_shared([{"metainfo": {}}, {"table": {}}, STRANGERS[kind]])
+
+
+@few
+@given(a_guard(), st.data())
+def test_a_chain_that_lost_a_rule_or_moved_is_loaded_anew(guard: Guard, data: st.DataObject) -> None:
+    listed = as_listed(guard)
+    kinds = ["rule", "chain"]
+    at = data.draw(st.sampled_from([i for i, item in enumerate(listed) if any(k in item for k in kinds)]))
+    damaged = [*listed[:at], *listed[at + 1 :]]
+    name = listed[at].get("chain", {}).get("name") or listed[at]["rule"]["chain"]
+    commands = guards.load(guard, guards.parse(damaged)["br0"])
+    assert f"delete chain bridge one_tproxy {name}" in commands
+    assert elements_of(commands, "add") == elements_of(commands, "delete") == set()
+    whole = {"ch_br0"} if name == "ch_br0" else set(SHARED_CHAINS)
+    assert {c.split()[4] for c in commands} == whole
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"hook": "input"}, {"prio": 0}, {"hook": None, "prio": None}, {"policy": "drop"}]
+)
+@pytest.mark.parametrize("chain", [PREROUTING, FORWARD, "ch_br0"])
+def test_a_chain_at_another_hook_or_that_drops_is_not_taken_for_ours(
+    chain: str, wrong: Mapping[str, Any]
+) -> None:
+    guard = Guard("br0", None, {})
+    listed = as_listed(guard)
+    for item in listed:
+        if item.get("chain", {}).get("name") == chain:
+            item["chain"] |= wrong
+    assert f"delete chain bridge one_tproxy {chain}" in guards.load(guard, guards.parse(listed)["br0"])
+
+
+@few
+@given(a_guard())
+def test_rules_of_the_other_kind_of_kernel_are_replaced(guard: Guard) -> None:
+    other = guard._replace(ports=frozenset({"br0b"}) if guard.ports is None else None)
+    assert not other.rules_are_in(observed(guard))
+    assert f"delete chain bridge one_tproxy {PREROUTING}" in guards.load(other, observed(guard))
+
+
+def test_chains_that_are_jumped_to_come_before_and_go_after_who_jumps() -> None:
+    commands = guards.load(Guard("br0", None, {}), ObservedGuard("br0"))
+    made = [c.split()[4] for c in commands if c.startswith("add chain") and "{" in c]
+    for command in commands:
+        if jump := re.search(r"add rule bridge one_tproxy (\S+) .* jump (\S+)", command):
+            assert made.index(jump[2]) < made.index(jump[1])
+    flushed = max(
+        i
+        for i, c in enumerate(commands[: commands.index(f"add chain bridge one_tproxy {made[0]} {{  }}")])
+        if c.startswith("flush")
+    )
+    deleted = min(i for i, c in enumerate(commands) if c.startswith("delete chain"))
+    assert flushed < deleted
+
+
+def test_a_port_that_moved_here_from_another_bridge_changes_its_owner() -> None:
+    before = Guard("br1", frozenset({"br1b", "vnet0"}), {})
+    after = Guard("br0", frozenset({"br0b", "vnet0"}), {})
+    found = guards.parse(as_listed(before))["br1"]._replace(bridge="br0")
+    commands = guards.change_elements(after, found)
+    assert (GUARDED, "vnet0") in elements_of(commands, "delete") & elements_of(commands, "add")
+    assert (GUARDED, "br1b") not in elements_of(commands, "delete")
+
+
+@few
+@given(a_guard())
+def test_the_arp_guard_is_the_one_of_the_contract(guard: Guard) -> None:
+    commands = guards.load(guard, ObservedGuard("br0"))
+    base = "add chain bridge one_tproxy ch_br0 { type filter hook forward priority -200; policy accept; }"
+    assert base in commands
+    assert guard.arp_rule.startswith(f"{ARP_WORD} arp daddr ip {SERVICE_ADDRESS} oifname != ")
+    assert guard.arp_rule.endswith(" drop")
+
+
+@pytest.mark.parametrize("by_port", [True, False])
+def test_a_frame_that_does_not_concern_the_service_meets_no_set(by_port: bool) -> None:
+    """What every frame on the host pays: fixed comparisons, whatever the number of bridges."""
+    guard = Guard("br0", frozenset({"br0b"}) if by_port else None, {})
+    for chain in (PREROUTING, FORWARD):
+        for rule in guard.shared_rules[chain]:
+            assert rule.startswith(("ether saddr ", "ether daddr ", "@nh,"))
+            before_sets = re.split("@(?!nh,)", rule)[0]
+            assert SERVICE_MAC in before_sets or SERVICE_ADDRESS in before_sets
+
+
+@few
+@given(st.sampled_from(["br0", "a.b-c.10", "onebr0.1234", "fifteen.bytes-x"]))
+def test_any_bridges_elements_come_back_under_its_name(bridge: str) -> None:
+    guard = Guard(bridge, None, {"eth0": True})
+    found = guards.parse(as_listed(guard))
+    assert set(found) == {"", bridge}
+    assert found[bridge].own(VETHS).keys() == {BridgeNames(bridge).veth_bridge}
+    assert found[bridge].arp_guard is not None
+
+
+def test_an_empty_host_has_nothing_of_ours() -> None:
+    (nothing,) = guards.parse([]).values()
+    assert not nothing.anything
+    assert guards.unload(nothing) == []
+
+
+def test_elements_of_strangers_are_neither_owned_nor_unloaded() -> None:
+    sets = [
+        {"set": {"name": UPLINKS, "elem": ["eth0", {"elem": {"val": "eth1", "comment": "keep me"}}]}},
+        {"set": {"name": "mine", "elem": [{"range": [1, 9]}]}},
+    ]
+    (found,) = guards.parse(sets).values()
+    assert found.own(UPLINKS) == {}
+    assert guards.unload(found._replace(bridge="br0")) == []
+
+
+@pytest.mark.parametrize("kept", ["chain", "set"])
+def test_whatever_is_left_of_a_bridges_guards_is_found_and_unloaded(kept: str) -> None:
+    left = [item for item in as_listed(Guard("br0", None, {})) if kept in item]
+    found = guards.parse(left)["br0"]
+    assert found.anything
+    assert guards.unload(found)

@@ -1,0 +1,361 @@
+"""The plan: from whatever was found to what should be there, in an order that can be carried out."""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tproxy.bridge import guards, plan
+from tproxy.bridge.guards import SETS, Guard, ObservedGuard
+from tproxy.bridge.plan import (
+    Action,
+    AttachOuter,
+    ConfigureInner,
+    CreateNamespace,
+    CreateVeth,
+    DeleteInner,
+    DeleteLink,
+    Load,
+    LoadGuard,
+    Observed,
+    RemoveName,
+    SetSysctls,
+)
+from tproxy.kernel.links import InnerLink, OuterLink
+from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, BridgeNames, Endpoint, Network, Service, ServiceMap
+
+NAMES = BridgeNames("br0")
+ONE, TWO = Service(80, Endpoint("10.0.0.1", 80)), Service(81, Endpoint("10.0.0.2", 81))
+WANTED = ServiceMap("br0", {80: ONE, 81: TWO}, Network("blue", "7"))
+NO_UPLINKS: frozenset[str] = frozenset()
+
+
+def rules_of(guard: Guard) -> ObservedGuard:
+    """What is found where exactly this guard was loaded."""
+    marks: dict[str, list[str]] = {}
+    for command in guards.load(guard, ObservedGuard("br0")):
+        if command.startswith("add rule "):
+            marks.setdefault(command.split()[4], []).append(command.rpartition('comment "')[2].rstrip('"'))
+    arp_guard = marks.pop(NAMES.arp_guard)
+    return ObservedGuard("br0", marks, arp_guard, guard.elements)
+
+
+def right_guard(observed: Observed, named: frozenset[str], *, by_port: bool = True) -> ObservedGuard:
+    preferred, fallback = plan.wanted_guards("br0", observed, named)
+    return rules_of(fallback if by_port else preferred)
+
+
+def healthy() -> Observed:
+    observed = Observed(
+        bridge_mtu=1500,
+        ports=frozenset({"br0b", "vnet0"}),
+        name_taken=True,
+        namespace=True,
+        outer=OuterLink(veth=True, up=True, mtu=1500, master="br0", peer=7),
+        inner=InnerLink(ifindex=7, up=True, mtu=1500, mac=SERVICE_MAC, address=f"{SERVICE_ADDRESS}/32",
+                        default_route=True),
+        sysctls=plan.namespace_sysctls(NAMES),
+        map=WANTED,
+    )  # fmt: skip
+    return observed._replace(guard=right_guard(observed, NO_UPLINKS))
+
+
+def after(observed: Observed, action: Action) -> Observed:
+    """What is there when an action has been carried out; fails where the kernel would refuse it."""
+    match action:
+        case RemoveName():
+            assert observed.name_taken
+            return observed._replace(name_taken=False, namespace=False, inner=None, sysctls=None)
+        case CreateNamespace():
+            assert not observed.name_taken
+            return observed._replace(name_taken=True, namespace=True)
+        case DeleteLink(link):
+            assert link == NAMES.veth_bridge
+            assert observed.outer is not None
+            # The pair's other end goes with it; one that belongs to another pair does not.
+            paired = observed.inner is not None and observed.inner.ifindex == observed.outer.peer
+            inner = None if paired else observed.inner
+            return observed._replace(outer=None, inner=inner, ports=observed.ports - {link})
+        case DeleteInner():
+            assert observed.inner is not None
+            return observed._replace(inner=None)
+        case CreateVeth(_, mtu):
+            assert observed.namespace
+            assert observed.outer is None
+            assert observed.inner is None
+            inner = InnerLink(9, False, mtu, SERVICE_MAC, "", False)
+            outer = OuterLink(True, False, mtu, "", 9)
+            return observed._replace(outer=outer, inner=inner, sysctls={})
+        case SetSysctls(_, values):
+            assert observed.inner is not None, "what is by link has no place yet"
+            return observed._replace(sysctls={**(observed.sysctls or {}), **values})
+        case ConfigureInner(_, mtu):
+            assert observed.inner is not None
+            inner = InnerLink(
+                observed.inner.ifindex, True, mtu, SERVICE_MAC, f"{SERVICE_ADDRESS}/32", default_route=True
+            )
+            return observed._replace(inner=inner)
+        case AttachOuter(names, mtu):
+            assert observed.outer is not None
+            outer = observed.outer._replace(up=True, mtu=mtu, master=names.bridge)
+            return observed._replace(outer=outer, ports=observed.ports | {names.veth_bridge})
+        case Load(what):
+            if "guards" in what and "load" in what:
+                return observed._replace(guard=right_guard(observed, NO_UPLINKS))
+            if "delete" in what:
+                return observed._replace(map=None, guard=None)
+            return observed._replace(map=WANTED)
+        case LoadGuard():
+            return observed._replace(guard=right_guard(observed, NO_UPLINKS))
+
+
+outers = st.builds(
+    OuterLink,
+    veth=st.just(True),
+    up=st.booleans(),
+    mtu=st.sampled_from([1400, 1500]),
+    master=st.sampled_from(["br0", "br1", ""]),
+    peer=st.sampled_from([7, 8]),
+)
+inners = st.builds(
+    InnerLink,
+    ifindex=st.just(7),
+    up=st.booleans(),
+    mtu=st.sampled_from([1400, 1500]),
+    mac=st.sampled_from([SERVICE_MAC, "02:00:00:00:00:01"]),
+    address=st.sampled_from([f"{SERVICE_ADDRESS}/32", "10.0.0.1/24", ""]),
+    default_route=st.booleans(),
+)
+maps = st.builds(
+    ServiceMap,
+    st.just("br0"),
+    st.dictionaries(st.sampled_from([80, 81, 82]), st.sampled_from([ONE, TWO])),
+    st.sampled_from([Network(), WANTED.network]),
+)
+
+
+@st.composite
+def anything(draw: st.DrawFn) -> Observed:
+    """Whatever hooks that were killed, operators and strangers may have left."""
+    namespace = draw(st.booleans())
+    wanted = healthy().sysctls
+    assert wanted is not None
+    sysctls = {path: draw(st.sampled_from([value, "2"])) for path, value in wanted.items()}
+    observed = Observed(
+        bridge_mtu=1500,
+        ports=draw(st.frozensets(st.sampled_from(["br0b", "vnet0", "eth0"]))),
+        recognised_uplinks=draw(st.frozensets(st.just("eth0"))),
+        name_taken=namespace or draw(st.booleans()),
+        namespace=namespace,
+        outer=draw(st.none() | outers),
+        inner=draw(st.none() | inners) if namespace else None,
+        sysctls=sysctls if namespace and draw(st.booleans()) else None,
+        map=draw(st.none() | maps),
+    )
+    found = draw(st.sampled_from([None, "other uplinks", "right"]))
+    if found:
+        return observed._replace(guard=right_guard(observed, frozenset({"eth9"} if "other" in found else ())))
+    return observed
+
+
+some = settings(max_examples=60)
+
+
+def test_nothing_is_planned_for_what_is_in_order() -> None:
+    assert plan.up(WANTED, healthy(), NO_UPLINKS) == []
+
+
+@pytest.mark.parametrize("by_port", [True, False])
+def test_either_kind_of_guard_is_in_order(by_port: bool) -> None:
+    observed = healthy()
+    observed = observed._replace(guard=right_guard(observed, NO_UPLINKS, by_port=by_port))
+    assert plan.up(WANTED, observed, NO_UPLINKS) == []
+
+
+def test_a_new_bridge_gets_its_guards_first_and_its_services_last() -> None:
+    actions = plan.up(WANTED, Observed(bridge_mtu=1500, ports=frozenset({"vnet0"})), NO_UPLINKS)
+    assert [type(action) for action in actions] == [
+        LoadGuard,
+        CreateNamespace,
+        CreateVeth,
+        SetSysctls,
+        ConfigureInner,
+        AttachOuter,
+        Load,
+    ]
+
+
+def assert_up_completes(observed: Observed) -> None:
+    done = reduce(after, plan.up(WANTED, observed, NO_UPLINKS), observed)
+    # The bridge's ports have changed on the way: the guards follow them afterwards, as the daemon sees to.
+    done = done._replace(guard=right_guard(done, NO_UPLINKS))
+    assert plan.up(WANTED, done, NO_UPLINKS) == []
+
+
+@some
+@given(anything())
+def test_up_can_be_carried_out_and_leaves_nothing_to_do(observed: Observed) -> None:
+    assert_up_completes(observed)
+
+
+@some
+@given(anything(), st.data())
+def test_up_that_was_killed_half_way_is_completed(observed: Observed, data: st.DataObject) -> None:
+    actions = plan.up(WANTED, observed, NO_UPLINKS)
+    assert_up_completes(reduce(after, actions[: data.draw(st.integers(0, len(actions)))], observed))
+
+
+@some
+@given(anything())
+def test_down_can_be_carried_out_and_leaves_nothing(observed: Observed) -> None:
+    done = reduce(after, plan.down("br0", observed), observed)
+    assert not done.anything
+    assert plan.down("br0", done) == []
+
+
+@some
+@given(anything())
+def test_every_action_says_in_a_line_what_it_does(observed: Observed) -> None:
+    for action in [*plan.up(WANTED, observed, NO_UPLINKS), *plan.down("br0", observed)]:
+        assert "br0" in str(action)
+        assert str(action).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("damage", "repair"),
+    [
+        ({"up": False}, AttachOuter),
+        ({"mtu": 1400}, AttachOuter),
+        ({"master": ""}, AttachOuter),
+        ({"master": "br1"}, AttachOuter),
+    ],
+)
+def test_a_damaged_port_is_put_right_and_nothing_else(damage: dict[str, Any], repair: type) -> None:
+    observed = healthy()
+    assert observed.outer is not None
+    damaged = observed._replace(outer=observed.outer._replace(**damage))
+    assert [type(action) for action in plan.up(WANTED, damaged, NO_UPLINKS)] == [repair]
+
+
+def test_a_port_keeps_an_mtu_above_the_bridges() -> None:
+    observed = healthy()
+    assert observed.outer is not None
+    outer = observed.outer._replace(mtu=9000)
+    assert plan.up(WANTED, observed._replace(outer=outer), NO_UPLINKS) == []
+    down = observed._replace(outer=outer._replace(up=False))
+    assert plan.up(WANTED, down, NO_UPLINKS) == [AttachOuter(NAMES, 9000)]
+
+
+def test_down_leaves_alone_what_has_our_ports_name_and_is_no_veth() -> None:
+    observed = healthy()
+    assert observed.outer is not None
+    stranger = observed._replace(outer=observed.outer._replace(veth=False))
+    assert plan.dismantle("br0", stranger) == [RemoveName(NAMES.namespace)]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"up": False}, {"mtu": 1400}, {"mac": "02:00:00:00:00:01"}, {"address": ""}, {"default_route": False}],
+    ids=str,
+)
+def test_a_damaged_inner_link_is_configured_anew_and_not_replaced(damage: dict[str, Any]) -> None:
+    observed = healthy()
+    assert observed.inner is not None
+    damaged = observed._replace(inner=observed.inner._replace(**damage))
+    assert [type(action) for action in plan.up(WANTED, damaged, NO_UPLINKS)] == [ConfigureInner]
+
+
+def test_only_sysctls_that_differ_are_set() -> None:
+    observed = healthy()
+    assert observed.sysctls is not None
+    damaged = observed._replace(sysctls={**observed.sysctls, "ipv4/ip_forward": "1"})
+    (action,) = plan.up(WANTED, damaged, NO_UPLINKS)
+    assert action == SetSysctls(NAMES.namespace, {"ipv4/ip_forward": "0"})
+
+
+def test_sysctls_that_a_kernel_does_not_have_are_not_asked_for_at_every_hook() -> None:
+    observed = healthy()
+    assert observed.sysctls is not None
+    fewer = {path: value for path, value in observed.sysctls.items() if not path.startswith("ipv6")}
+    assert plan.up(WANTED, observed._replace(sysctls=fewer), NO_UPLINKS) == []
+
+
+def test_one_end_of_a_veth_without_the_other_is_replaced() -> None:
+    observed = healthy()
+    assert observed.outer is not None
+    stranger = observed._replace(outer=observed.outer._replace(peer=99))
+    actions = plan.up(WANTED, stranger, NO_UPLINKS)
+    assert [type(action) for action in actions[:3]] == [DeleteLink, DeleteInner, CreateVeth]
+
+
+def test_what_was_there_before_is_not_taken_away_with_what_was_added() -> None:
+    built = healthy()
+    assert not built.added_since(built).anything
+    assert built.added_since(Observed()).anything
+    before = built._replace(map=None, outer=None)
+    added = built.added_since(before)
+    assert (added.map, added.outer) == (WANTED, built.outer)
+    assert not added.name_taken
+    assert added.guard is None or not added.guard.anything
+    unguarded = built._replace(guard=ObservedGuard("br0"))
+    assert built.added_since(unguarded).guard == built.guard
+
+
+@given(st.frozensets(st.sampled_from(["br0b", "vnet0", "vnet1", "eth0"])), st.booleans())
+def test_guests_are_all_ports_but_ours_and_the_uplinks(ports: frozenset[str], named: bool) -> None:
+    uplinks = frozenset({"eth0"}) if named else NO_UPLINKS
+    guests = plan.guests("br0", Observed(ports=ports), uplinks)
+    assert guests == {each for each in ports if each.startswith("vnet") or (each == "eth0" and not named)}
+
+
+def test_an_uplink_that_is_named_stays_named_when_it_is_recognised_too() -> None:
+    observed = Observed(ports=frozenset({"eth0", "vnet0"}), recognised_uplinks=frozenset({"eth0"}))
+    for guard in plan.wanted_guards("br0", observed, frozenset({"eth0", "eth9"})):
+        assert guard.uplinks == {"eth0": True, "eth9": True}
+    for guard in plan.wanted_guards("br0", observed, NO_UPLINKS):
+        assert guard.uplinks == {"eth0": False}
+
+
+def test_an_uplink_that_is_named_for_two_bridges_belongs_to_the_one_that_has_it() -> None:
+    """Otherwise each hook would take it from the other bridge, and that one's end leave it unguarded."""
+    named = frozenset({"eth0"})
+    has, has_not = (Observed(ports=frozenset(ports)) for ports in (("eth0", "vnet0"), ("vnet1",)))
+    for first, then, kept in ((has, has_not, False), (has_not, has, True), (has_not, has_not, False)):
+        (owned, _) = plan.wanted_guards("br0", first, named)
+        assert owned.uplinks == {"eth0": True}
+        again, _ = plan.wanted_guards("br0", first._replace(guard=rules_of(owned)), named)
+        assert again.uplinks == owned.uplinks
+        there = rules_of(owned)._replace(bridge="br1")
+        for guard in plan.wanted_guards("br1", then._replace(guard=there), named):
+            assert guard.uplinks == ({"eth0": True} if kept else {})
+
+
+def test_our_own_port_is_never_an_uplink() -> None:
+    observed = Observed(ports=frozenset({"br0b"}), recognised_uplinks=frozenset({"br0b"}))
+    for guard in plan.wanted_guards("br0", observed, frozenset({"br0b"})):
+        assert guard.uplinks == {}
+        assert set(guard.elements) == set(SETS)
+
+
+def test_a_bridge_of_another_program_is_not_rebuilt_in_our_way() -> None:
+    """Another MAC, address or MTU is its affair; only a missing pair is made."""
+    observed = healthy()
+    assert observed.inner is not None
+    foreign = observed._replace(
+        guard=None, inner=observed.inner._replace(mac="02:00:00:00:00:01", address="169.254.16.9/24")
+    )
+    assert plan.up_foreign("br0", foreign, "02:00:00:00:00:01") == []
+    rebuilt = plan.up_foreign("br0", foreign._replace(outer=None), "02:00:00:00:00:01")
+    (configure,) = [action for action in rebuilt if isinstance(action, ConfigureInner)]
+    assert configure.mac == "02:00:00:00:00:01"
+    assert not any(isinstance(action, LoadGuard) for action in rebuilt)
+
+
+def test_sysctls_hold_for_a_bridge_with_dots() -> None:
+    paths = plan.namespace_sysctls(BridgeNames("a.b-c.10"))
+    assert "ipv4/conf/a.b-c.10a/arp_ignore" in paths
+    assert next(iter(paths)) == "ipv4/ip_forward", "the kernel resets others along with it"

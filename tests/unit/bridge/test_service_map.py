@@ -1,0 +1,227 @@
+"""Service maps as text for nftables, and back from its listing."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tproxy.bridge import service_map
+from tproxy.config.values import MAX_NAME
+from tproxy.model import DEFAULT_CONNECT_TIMEOUT, Endpoint, Network, Service, ServiceMap, stand_in
+
+# Any bytes a driver may hand over, as Python gives them to us: surrogates stand for undecodable ones.
+names = st.binary(max_size=40).map(lambda raw: raw.decode(errors="surrogateescape"))
+ports = st.integers(1, 65535)
+endpoints = st.builds(Endpoint, st.ip_addresses(v=4).map(str), ports)
+# As the configuration allows them; more digits than %g writes do not come back.
+timeouts = st.sampled_from([0.1, 1.5, 4.0, DEFAULT_CONNECT_TIMEOUT, 30.0, 300.0])
+
+
+@st.composite
+def maps(draw: st.DrawFn) -> ServiceMap:
+    services = {
+        port: Service(port, draw(endpoints), draw(names), draw(timeouts))
+        for port in draw(st.sets(ports, max_size=6))
+    }
+    return ServiceMap("br0", services, Network(draw(names), draw(names)))
+
+
+ADD = re.compile(r'(\d+) (?:comment "([^"]*)" )?: ([\d.]+) \. (\d+)')
+
+
+def elements(command: str) -> list[tuple[int, str, str, int]]:
+    """What an element command names: port, comment, address, port."""
+    inside = command[command.index("{") + 1 : command.rindex("}")]
+    found = [(int(a), b, c, int(d)) for a, b, c, d in ADD.findall(re.sub(" +", " ", inside))]
+    assert len(found) == inside.count(",") + 1, f"not understood: {command}"
+    return found
+
+
+def listing(commands: list[str]) -> dict[str, Any]:
+    """What ``nft -j list map`` (1.0.6) says of a map that these commands made."""
+    (add,) = [each for each in commands if each.startswith("add map")]
+    listed: dict[str, Any] = {"family": "ip", "name": add.split()[4], "table": "one_tproxy"}
+    listed |= {"type": "inet_service", "map": "ipv4_addr . inet_service"}
+    if comment := re.search(r'comment "([^"]*)"', add):
+        listed["comment"] = comment[1]
+    for command in commands:
+        if command.startswith("add element"):
+            listed["elem"] = [
+                [{"elem": {"val": port, "comment": words}} if words else port, {"concat": [address, remote]}]
+                for port, words, address, remote in elements(command)
+            ]
+    return listed
+
+
+@given(maps())
+def test_a_map_that_was_loaded_reads_as_what_could_be_stored_of_it(wanted: ServiceMap) -> None:
+    assert service_map.parse_map(listing(service_map.add_map(wanted))) == service_map.storable(wanted)
+
+
+@given(maps())
+def test_what_can_be_stored_is_stored_whole(wanted: ServiceMap) -> None:
+    stored = service_map.storable(wanted)
+    assert service_map.storable(stored) == stored
+    assert {p: s.endpoint for p, s in stored.services.items()} == {
+        p: s.endpoint for p, s in wanted.services.items()
+    }
+    name = wanted.network.name
+    assert stored.network.name in ("", name, stand_in(name))
+    if wanted.network.id.isascii() and len(wanted.network.id) < 10:
+        assert bool(stored.network.name) == bool(name)
+
+
+@pytest.mark.parametrize("timeout", [0.001, 1.0, 299.999])
+def test_all_that_a_file_may_say_of_a_service_is_stored(timeout: float) -> None:
+    service = Service(65535, Endpoint("255.255.255.254", 65535), "%" * MAX_NAME, timeout)
+    wanted = ServiceMap("br0", {65535: service})
+    assert service_map.storable(wanted) == wanted
+
+
+@given(maps())
+def test_no_name_gets_out_of_its_comment(wanted: ServiceMap) -> None:
+    for command in service_map.add_map(wanted):
+        assert command.isascii()
+        assert "\n" not in command
+        for comment in re.findall(r'"([^"]*)"', command):
+            assert len(comment) <= service_map.MAX_COMMENT
+            assert re.fullmatch(r"[A-Za-z0-9_.~%= +\-]*", comment), comment
+        assert re.sub(r'"[^"]*"', "", command).count('"') == 0
+
+
+@given(maps())
+def test_nothing_is_done_to_a_map_that_is_right(wanted: ServiceMap) -> None:
+    stored = service_map.storable(wanted)
+    assert service_map.change_map(stored, stored) == []
+
+
+@given(maps(), maps())
+def test_a_change_deletes_and_adds_exactly_what_differs(observed: ServiceMap, wanted: ServiceMap) -> None:
+    wanted = wanted._replace(network=observed.network)
+    after: dict[int, Endpoint] = {p: s.endpoint for p, s in observed.services.items()}
+    untouched = {p for p, s in observed.services.items() if wanted.services.get(p) == s}
+    for command in service_map.change_map(observed, wanted):
+        for port, _, address, remote in elements(command):
+            assert port not in untouched
+            if command.startswith("delete"):
+                assert after.pop(port) == Endpoint(address, remote)
+            else:
+                assert port not in after, "nft refuses an element that is there with another value"
+                after[port] = Endpoint(address, remote)
+    assert after == {p: s.endpoint for p, s in wanted.services.items()}
+
+
+def test_another_network_is_a_new_map_in_the_same_transaction() -> None:
+    service = Service(80, Endpoint("10.0.0.1", 80))
+    before = ServiceMap("br0", {80: service}, Network("blue", "1"))
+    after = before._replace(network=Network("green", "2"))
+    commands = service_map.change_map(before, after)
+    assert commands[0] == "delete map ip one_tproxy ep_br0"
+    assert service_map.parse_map(listing(commands[1:])) == after
+
+
+def test_the_text_is_the_one_of_the_contract() -> None:
+    service = Service(5030, Endpoint("10.11.12.13", 5030))
+    table, add, element = service_map.add_map(ServiceMap("br0", {5030: service}))
+    assert table == "add table ip one_tproxy"
+    assert " ".join(add.split()) == (
+        "add map ip one_tproxy ep_br0 { type inet_service : ipv4_addr . inet_service; }"
+    )
+    assert " ".join(element.split()) == "add element ip one_tproxy ep_br0 { 5030 : 10.11.12.13 . 5030 }"
+    assert service_map.delete_map("br0") == ["delete map ip one_tproxy ep_br0"]
+
+
+PLAIN: dict[str, Any] = {"name": "ep_br0", "type": "inet_service", "map": "ipv4_addr . inet_service"}
+
+
+def test_a_map_without_any_comment_is_valid() -> None:
+    parsed = service_map.parse_map({**PLAIN, "elem": [[5030, {"concat": ["10.11.12.13", 5031]}]]})
+    assert parsed == ServiceMap("br0", {5030: Service(5030, Endpoint("10.11.12.13", 5031))})
+    assert service_map.parse_map(PLAIN) == ServiceMap("br0", {})
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"name": "other"},
+        {"name": "ep_"},
+        {"name": "ep_bad name"},
+        {"name": "ep_sixteen-bytes-xx"},
+        {"type": "ipv4_addr"},
+        {"map": "ipv4_addr"},
+        {"map": None},
+        {"type": ["inet_service", "ipv4_addr"]},
+    ],
+    ids=str,
+)
+def test_maps_of_others_are_not_ours(odd: Mapping[str, Any]) -> None:
+    assert service_map.parse_map({**PLAIN, **odd}) is None
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        [{"range": [6000, 6010]}, {"concat": ["10.0.0.1", 80]}],
+        [{"elem": {"val": {"range": [6000, 6010]}, "comment": "name=x"}}, {"concat": ["10.0.0.1", 80]}],
+        ["*", {"concat": ["10.0.0.1", 80]}],
+        [0, {"concat": ["10.0.0.1", 80]}],
+        [81, {"concat": [{"prefix": {"addr": "10.0.0.0", "len": 24}}, 80]}],
+        [81, "10.0.0.1"],
+    ],
+    ids=str,
+)
+def test_an_element_that_is_no_service_port_is_left_out_and_named(odd: list[Any]) -> None:
+    listed = {**PLAIN, "elem": [odd, [80, {"concat": ["10.0.0.1", 80]}]]}
+    parsed = service_map.parse_map(listed)
+    assert parsed is not None
+    assert list(parsed.services) == [80]
+    (text,) = service_map.odd_elements(listed)
+    assert json.loads(text) == odd
+
+
+def test_newer_versions_of_nft_list_the_types_apart() -> None:
+    assert service_map.parse_map({**PLAIN, "map": ["ipv4_addr", "inet_service"]}) == ServiceMap("br0", {})
+
+
+@given(st.text(max_size=150))
+def test_whatever_somebody_wrote_into_a_comment_is_harmless(comment: str) -> None:
+    element = {"elem": {"val": 80, "comment": comment}}
+    parsed = service_map.parse_map(
+        {**PLAIN, "comment": comment, "elem": [[element, {"concat": ["10.0.0.1", 80]}]]}
+    )
+    assert parsed is not None
+    assert parsed.services[80].endpoint == Endpoint("10.0.0.1", 80)
+    assert 0 < parsed.services[80].connect_timeout < float("inf")
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "nan", "inf", "1e400", "five", "1,5"])
+def test_a_timeout_that_is_none_is_the_default(text: str) -> None:
+    element = {"elem": {"val": 80, "comment": f"connect_timeout={text}"}}
+    parsed = service_map.parse_map({**PLAIN, "elem": [[element, {"concat": ["10.0.0.1", 80]}]]})
+    assert parsed is not None
+    assert parsed.services[80].connect_timeout == DEFAULT_CONNECT_TIMEOUT
+
+
+@given(st.dictionaries(st.sampled_from(["id", "network", "name"]), names))
+def test_words_come_back_as_they_were_or_not_at_all(words: dict[str, str]) -> None:
+    text = service_map.encode_words(words)
+    assert len(text) <= service_map.MAX_COMMENT
+    assert service_map.decode_words(text).items() <= {k: v for k, v in words.items() if v}.items()
+
+
+def test_a_word_that_does_not_fit_is_left_out_whole_and_the_next_may_still_come() -> None:
+    text = service_map.encode_words({"id": "7", "network": "x" * service_map.MAX_COMMENT, "name": "web"})
+    assert service_map.decode_words(text) == {"id": "7", "name": "web"}
+
+
+def test_the_longest_comment_that_nftables_takes_is_used() -> None:
+    room = service_map.MAX_COMMENT - len("id=7 ") - len("network=")
+    for length, fits in ((room, True), (room + 1, False)):
+        words = {"id": "7", "network": "x" * length}
+        assert (service_map.decode_words(service_map.encode_words(words)) == words) == fits

@@ -1,0 +1,83 @@
+"""The hook's command line: what it takes is what it says it takes."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tproxy.cli import hook
+from tproxy.console import EXIT_USAGE
+
+OPTION = re.compile(r"^  (--[a-z-]+)(?: ([A-Z]+))?", re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["-h"], ["--help"], ["up", "--help"], ["down", "--bridge", "br0", "-h"]]
+)
+def test_help_is_shown_wherever_it_is_asked_for(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        hook.run(arguments)
+    assert not ended.value.code
+    assert capsys.readouterr().out == hook.HELP + "\n"
+
+
+def test_the_help_names_all_options_and_no_others() -> None:
+    told = OPTION.findall(hook.HELP)
+    assert {name for name, value in told if value} == set(hook.VALUES)
+    assert {name for name, value in told if not value} == set(hook.FLAGS)
+
+
+def test_the_last_value_counts_and_all_uplinks() -> None:
+    options = hook.parse(
+        "up",
+        [
+            "--bridge",
+            "br0",
+            "--network=-a",
+            "--network",
+            "--b",
+            "--network-id",
+            "0",
+            "--uplink",
+            "eth0",
+            "--uplink",
+            "eth1",
+            "--dry-run",
+        ],
+    )
+    assert (options.bridge, options.network, options.network_id) == ("br0", "--b", "0")
+    assert options.uplinks == {"eth0", "eth1"}
+    assert (options.dry_run, options.force, options.config) == (True, False, None)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "said"),
+    [
+        ("down", ["--bridge", "br0", "--f"], "what is '--f'?"),
+        ("up", ["--br", "br0"], "what is '--br'?"),
+        ("up", ["--bridge", "br0", "--force"], "what is '--force'?"),
+        ("up", ["--bridge", "br0", "--dry-run=1"], "what is '--dry-run=1'?"),
+        ("up", ["--bridge", "br0", "--"], "what is '--'?"),
+        ("up", ["--bridge"], "--bridge needs a value"),
+        # What an empty variable leaves, where a driver does not quote it.
+        ("up", ["--bridge", "br0", "--uplink", "--dry-run"], "--uplink needs a value"),
+        ("down", ["--bridge", "br0", "--uplink", "--force"], "--uplink needs a value"),
+        ("up", ["--bridge", "br0", "--network", "--network-id=5"], "--network needs a value"),
+    ],
+)
+def test_nothing_is_guessed(
+    command: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        hook.parse(command, arguments)
+    assert ended.value.code == EXIT_USAGE
+    assert capsys.readouterr().err == f"tproxy: hook {command}: {said}\n"
+
+
+def test_a_value_may_be_empty_or_an_option_behind_an_equals_sign() -> None:
+    options = hook.parse("up", ["--network", "", "--network-id=", "--bridge=--force", "--uplink="])
+    assert (options.network, options.network_id, options.bridge) == ("", "", "--force")
+    assert options.uplinks == {""}

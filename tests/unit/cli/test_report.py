@@ -1,0 +1,144 @@
+"""What status shows, from what the daemon said."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from tproxy.cli import report
+
+PROCESSES = [("one_tproxy", 16803), ("one_tproxy_br0", 16809)]
+
+
+def service(**different: Any) -> dict[str, Any]:
+    return {
+        "port": 5030,
+        "name": "",
+        "endpoint": "10.11.12.13:8080",
+        "listening": True,
+        "problem": "",
+        "open": 0,
+        "total": 0,
+        "bytes_to_endpoint": 0,
+        "bytes_to_guest": 0,
+        "last_error": "",
+        "last_error_at": None,
+    } | different
+
+
+def daemon(*services: dict[str, Any], network: str = "", network_id: str = "") -> dict[str, Any]:
+    br0 = {"network": network, "network_id": network_id, "relay": 16809, "services": list(services)}
+    return {"connections": 3, "bridges": {"br0": br0}}
+
+
+def rows(text: str) -> list[list[str]]:
+    """The table's rows, each cut into columns by the line under the heading."""
+    lines = text.splitlines()
+    (ruler,) = [i for i, line in enumerate(lines) if line.startswith("--")]
+    ends = [0]
+    for column in lines[ruler].split("  "):
+        ends.append(ends[-1] + len(column) + 2)
+    return [
+        [line[a:b].strip() for a, b in pairwise(ends)]
+        for line in lines[ruler - 1 :]
+        if line and not line.startswith("--") and "open connections" not in line
+    ]
+
+
+def test_the_table_starts_with_the_lines_of_the_contract() -> None:
+    text = report.as_table(PROCESSES, daemon(service()))
+    assert text.startswith("one_tproxy: 16803\none_tproxy_br0: 16809\n\n")
+    assert text.endswith("\n\n3 open connections")
+
+
+def test_each_service_has_a_row_with_all_that_is_known() -> None:
+    busy = service(
+        name="web", open=2, total=17, bytes_to_endpoint=999, bytes_to_guest=5 * 1024**3, last_error=""
+    )
+    head, row = rows(report.as_table(PROCESSES, daemon(busy, network="blue", network_id="7")))
+    assert dict(zip(head, row, strict=True)) == {
+        "bridge": "br0",
+        "network": "blue (7)",
+        "port": "5030",
+        "name": "web",
+        "endpoint": "10.11.12.13:8080",
+        "state": "listening",
+        "open": "2",
+        "total": "17",
+        "to endpoint": "999 B",
+        "to guest": "5.0 GiB",
+        "last error": "",
+    }
+
+
+def test_a_port_that_does_not_listen_says_why() -> None:
+    stuck = service(listening=False, problem="Address already in use")
+    head, row = rows(report.as_table(PROCESSES, daemon(stuck)))
+    assert row[head.index("state")] == "Address already in use"
+
+
+def test_an_error_comes_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    import time
+
+    time.tzset()
+    failed = service(last_error="Connection refused", last_error_at=86400.0)
+    assert "Connection refused (1970-01-02 00:00:00)" in report.as_table(PROCESSES, daemon(failed))
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "shown"),
+    [("", "", ""), ("blue", "", "blue"), ("", "7", "(7)"), ("blue", "0", "blue (0)")],
+)
+def test_a_network_is_shown_by_what_is_known_of_it(name: str, number: str, shown: str) -> None:
+    head, row = rows(report.as_table(PROCESSES, daemon(service(), network=name, network_id=number)))
+    assert row[head.index("network")] == shown
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (1024**2, "1.0 MiB"),
+        (1024**4, "1.0 TiB"),
+        (5000 * 1024**4, "5000.0 TiB"),
+    ],
+)
+def test_bytes_are_shown_in_the_unit_that_fits(count: int, shown: str) -> None:
+    head, row = rows(report.as_table(PROCESSES, daemon(service(bytes_to_guest=count))))
+    assert row[head.index("to guest")] == shown
+
+
+def test_numbers_and_names_are_shown_as_they_are() -> None:
+    """A network called 1e5 or 007 is no number."""
+    head, row = rows(report.as_table(PROCESSES, daemon(service(name="007"), network="1e5")))
+    assert (row[head.index("network")], row[head.index("name")]) == ("1e5", "007")
+
+
+def test_without_a_daemon_only_the_processes_are_shown() -> None:
+    assert report.as_table(PROCESSES[1:], None) == "one_tproxy_br0: 16809"
+    assert report.as_table([], None) == "nothing is running"
+
+
+def test_json_has_all_of_it_and_null_for_a_daemon_that_is_away() -> None:
+    said = daemon(service(name="q\"'é"))
+    assert json.loads(report.as_json(PROCESSES, said)) == {
+        "processes": [{"title": "one_tproxy", "pid": 16803}, {"title": "one_tproxy_br0", "pid": 16809}],
+        "daemon": said,
+    }
+    assert json.loads(report.as_json([], None)) == {"processes": [], "daemon": None}
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "\x1b[2J", "\udcff", "tab\there"])
+def test_a_hostile_name_stays_on_its_line_and_harmless_to_a_terminal(name: str) -> None:
+    plain = report.as_table(PROCESSES, daemon(service(), network="x"))
+    text = report.as_table(PROCESSES, daemon(service(name=name), network=name))
+    text.encode()  # can be printed
+    assert text.count("\n") == plain.count("\n")
+    assert all(character.isprintable() or character == "\n" for character in text)

@@ -1,0 +1,127 @@
+"""The catalog: what a bridge's map gives, and which counts outlive a reload."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tproxy.daemon.catalog import Catalog
+from tproxy.datapath.target import Target
+from tproxy.model import Endpoint, Network, Service, ServiceMap
+
+ports = st.integers(1, 65535)
+endpoints = st.builds(Endpoint, st.sampled_from(["10.0.0.1", "10.0.0.2"]), st.sampled_from([80, 81]))
+services = st.dictionaries(ports, endpoints, max_size=8)
+
+
+def a_map(of: Mapping[int, Endpoint], bridge: str = "br0", network: str = "") -> ServiceMap:
+    return ServiceMap(bridge, {port: Service(port, each) for port, each in of.items()}, Network(network))
+
+
+def found(catalog: Catalog, port: int, bridge: str = "br0") -> Target:
+    entry = catalog.find(bridge, port)
+    assert entry is not None
+    return entry
+
+
+ONE, TWO = Endpoint("10.0.0.1", 80), Endpoint("10.0.0.2", 81)
+
+
+@given(st.lists(services, min_size=1, max_size=4))
+def test_after_each_map_there_is_what_the_last_one_says(maps: list[dict[int, Endpoint]]) -> None:
+    catalog = Catalog()
+    for each in maps:
+        catalog.apply(a_map(each))
+        assert catalog.ports("br0") == tuple(sorted(each))
+        assert {e.service.port: e.service.endpoint for e in catalog.entries("br0")} == each
+
+
+@given(services, services)
+def test_a_port_that_stays_keeps_its_entry_and_so_its_counts(
+    before: dict[int, Endpoint], after: dict[int, Endpoint]
+) -> None:
+    catalog = Catalog()
+    catalog.apply(a_map(before))
+    entries = {port: found(catalog, port) for port in before}
+    catalog.apply(a_map(after))
+    for port in after:
+        assert (found(catalog, port) is entries.get(port)) == (port in before)
+
+
+@given(services, services)
+def test_the_log_gets_a_line_for_each_port_that_changed_and_none_for_others(
+    before: dict[int, Endpoint], after: dict[int, Endpoint]
+) -> None:
+    catalog = Catalog()
+    catalog.apply(a_map(before))
+    lines = catalog.apply(a_map(after))
+    changed = {port for port in before.keys() | after.keys() if before.get(port) != after.get(port)}
+    assert {int(line.split()[1]) for line in lines} == changed
+    assert len(lines) == len(changed)
+    assert catalog.apply(a_map(after)) == []
+
+
+def test_the_lines_say_where_a_port_leads_and_led() -> None:
+    catalog = Catalog()
+    assert catalog.apply(a_map({80: ONE})) == ["port 80 leads to 10.0.0.1:80"]
+    assert catalog.apply(a_map({80: TWO})) == ["port 80 leads to 10.0.0.2:81, no longer to 10.0.0.1:80"]
+    assert catalog.apply(a_map({})) == ["port 80 is gone"]
+
+
+def test_a_port_that_came_back_counts_anew() -> None:
+    catalog = Catalog()
+    catalog.apply(a_map({80: ONE}))
+    found(catalog, 80).total = 7
+    catalog.apply(a_map({}))
+    catalog.apply(a_map({80: ONE}))
+    assert found(catalog, 80).total == 0
+
+
+def test_a_changed_timeout_is_taken_without_a_line_about_the_endpoint() -> None:
+    catalog = Catalog()
+    catalog.apply(a_map({80: ONE}))
+    assert catalog.apply(ServiceMap("br0", {80: Service(80, ONE, connect_timeout=1.0)})) == []
+    assert found(catalog, 80).service.connect_timeout == 1.0
+
+
+def test_one_port_of_two_bridges_is_two_services() -> None:
+    catalog = Catalog()
+    catalog.apply(a_map({80: ONE}, "br0", "blue"))
+    catalog.apply(a_map({80: TWO}, "br1", "green"))
+    assert found(catalog, 80, "br0").service.endpoint == ONE
+    assert found(catalog, 80, "br1").service.endpoint == TWO
+    assert {bridge: network.name for bridge, network in catalog.networks.items()} == {
+        "br0": "blue",
+        "br1": "green",
+    }
+
+
+def test_removing_a_bridge_leaves_the_others_and_may_be_done_twice() -> None:
+    catalog = Catalog()
+    catalog.apply(a_map({80: ONE}, "br0"))
+    catalog.apply(a_map({80: TWO}, "br1"))
+    for _ in range(2):
+        catalog.remove("br0")
+        assert catalog.bridges == {"br1"} == set(catalog.networks)
+        assert catalog.find("br0", 80) is None
+        assert catalog.ports("br0") == ()
+        assert list(catalog.entries("br0")) == []
+
+
+def test_an_emptied_map_is_a_bridge_without_ports_not_an_unknown_bridge() -> None:
+    catalog = Catalog()
+    catalog.apply(a_map({80: ONE}))
+    catalog.apply(a_map({}))
+    assert catalog.bridges == {"br0"}
+
+
+def test_a_failure_is_kept_with_its_time() -> None:
+    entry = Target("br0", Service(80, ONE))
+    assert (entry.last_error, entry.last_error_at) == ("", 0.0)
+    before = time.time()
+    entry.failed("refused")
+    assert entry.last_error == "refused"
+    assert before <= entry.last_error_at <= time.time()

@@ -1,0 +1,212 @@
+"""The log files: where lines go, from which level on, and what happens when a file is moved or cannot be."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tproxy.log import output
+from tproxy.log.file import Log
+
+log = logging.getLogger("tproxy.somewhere")
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A /var/log of the test's own; the process's logging is put back as it was."""
+    monkeypatch.setattr("tproxy.log.file.DIRECTORY", tmp_path)
+    monkeypatch.setattr(output, "_handler", None)
+    ours = logging.getLogger("tproxy")
+    before = ours.handlers[:], ours.propagate, ours.level
+    yield tmp_path
+    for handler in ours.handlers:
+        handler.close()
+    ours.handlers[:], ours.propagate = before[0], before[1]
+    ours.setLevel(before[2])
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
+def test_a_line_tells_when_who_and_how_bad(directory: Path) -> None:
+    output.to_file("one_tproxy.log", logging.INFO)
+    log.info("port %d listens", 5030)
+    (line,) = lines(directory / "one_tproxy.log")
+    when = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}"
+    assert re.fullmatch(rf"{when} {os.getpid()} INFO port 5030 listens", line)
+
+
+def test_lines_are_appended_to_what_is_there(directory: Path) -> None:
+    (directory / "one_tproxy.log").write_text("from before\n")
+    output.to_file("one_tproxy.log", logging.INFO)
+    log.info("now")
+    assert lines(directory / "one_tproxy.log")[0] == "from before"
+    assert len(lines(directory / "one_tproxy.log")) == 2
+
+
+@pytest.mark.parametrize("level", [logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG])
+def test_only_lines_from_the_level_on_are_written(directory: Path, level: int) -> None:
+    output.to_file("one_tproxy.log", logging.CRITICAL)
+    output.set_level(level)
+    assert output.level() == level
+    for each in (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG):
+        log.log(each, "a line")
+    names = [line.split()[2] for line in lines(directory / "one_tproxy.log")]
+    order = ["ERROR", "WARNING", "INFO", "DEBUG"]
+    assert names == order[: order.index(logging.getLevelName(level)) + 1]
+
+
+RELAYS = Log()
+Writer = tuple[Callable[[str, int], None], Callable[[str], None], Callable[[], None]]
+WRITERS: dict[str, Writer] = {
+    "all but relays": (output.to_file, log.info, output.reopen),
+    "relays": (RELAYS.open, RELAYS.info, RELAYS.reopen),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_after_a_rotation_lines_go_to_a_new_file_once_it_is_reopened(directory: Path, writer: str) -> None:
+    to_file, info, reopen = WRITERS[writer]
+    to_file("one_tproxy.log", logging.INFO)
+    path, old = directory / "one_tproxy.log", directory / "one_tproxy.log.1"
+    info("one")
+    path.rename(old)
+    info("two")
+    reopen()
+    info("three")
+    assert [line.split()[-1] for line in lines(old)] == ["one", "two"]
+    assert [line.split()[-1] for line in lines(path)] == ["three"]
+
+
+def test_reopening_before_there_is_a_log_is_nothing(directory: Path) -> None:
+    output.reopen()
+    relays = Log()
+    relays.reopen()
+    relays.error("nowhere")
+    assert list(directory.iterdir()) == []
+
+
+def test_where_no_file_can_be_work_goes_on_and_the_file_comes_when_it_can(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tproxy.log.file.DIRECTORY", directory / "missing")
+    output.to_file("one_tproxy.log", logging.INFO)
+    log.info("lost")
+    (directory / "missing").mkdir()
+    output.reopen()
+    log.info("kept")
+    assert [line.split()[-1] for line in lines(directory / "missing/one_tproxy.log")] == ["kept"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_full_disk_is_silent(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tproxy.log.file.DIRECTORY", Path("/dev"))
+    output.to_file("full", logging.INFO)
+    log.info("lost")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_line_that_cannot_be_formatted_ends_nobody(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    output.to_file("one_tproxy.log", logging.INFO)
+    log.info("port %d listens", "http")
+    assert "port %d listens" in capsys.readouterr().err  # whoever made the mistake can find it
+    output.for_command(logging.INFO, debug=False)
+    log.info("port %d listens", "http")
+    log.info("all is well")
+    assert capsys.readouterr() == ("", "")  # and an operator is told nothing of it
+    assert [line.split()[-1] for line in lines(directory / "one_tproxy.log")] == ["well"]
+
+
+def test_bytes_that_are_no_text_are_written_as_escapes(directory: Path) -> None:
+    output.to_file("one_tproxy.log", logging.INFO)
+    log.info("network %s", "\udcff é")
+    assert lines(directory / "one_tproxy.log")[0].endswith(r"network \udcff é")
+
+
+def test_a_second_file_takes_the_place_of_the_first(directory: Path) -> None:
+    """As in a relay, which is forked from a process that has a log."""
+    output.to_file("one_tproxy.log", logging.INFO)
+    output.to_file("one_tproxy_br0.log", logging.INFO)
+    log.info("of the relay")
+    assert lines(directory / "one_tproxy.log") == []
+    assert len(lines(directory / "one_tproxy_br0.log")) == 1
+
+
+def test_a_command_says_warnings_to_the_operator_and_logs_all(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output.for_command(logging.INFO, debug=False)
+    log.debug("d")
+    log.info("i")
+    output.warn("100% of w")
+    log.error("e, which ends the command and is said by who catches it")
+    assert capsys.readouterr() == ("", "tproxy: 100% of w\n")
+    assert [line.split()[2] for line in lines(directory / "one_tproxy.log")] == ["INFO", "WARNING", "ERROR"]
+
+
+def test_a_command_with_debug_says_and_logs_all(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output.for_command(logging.ERROR, debug=True)
+    log.debug("d")
+    log.info("i")
+    assert capsys.readouterr().err == "tproxy: d\ntproxy: i\n"
+    assert len(lines(directory / "one_tproxy.log")) == 2
+
+
+def test_libraries_do_not_write_into_our_log(directory: Path) -> None:
+    output.to_file("one_tproxy.log", logging.DEBUG)
+    logging.getLogger("pyroute2").warning("a message")
+    assert lines(directory / "one_tproxy.log") == []
+
+
+def test_a_relay_writes_as_all_others_do(directory: Path) -> None:
+    output.to_file("one_tproxy.log", logging.INFO)
+    relays = Log()
+    relays.open("one_tproxy_br0.log", logging.INFO)
+    both = []
+    for name, each in ("one_tproxy.log", log), ("one_tproxy_br0.log", relays):
+        each.info("network %s", "\udcff é")
+        each.warning("w")
+        each.error("e")
+        both.append([re.sub(r"\d", "0", line) for line in lines(directory / name)])
+    assert both[0] == both[1]
+    assert len(both[0]) == 3
+
+
+@pytest.mark.parametrize("level", [logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG])
+def test_a_relay_writes_from_its_level_on(directory: Path, level: int) -> None:
+    relays = Log()
+    relays.open("one_tproxy_br0.log", logging.CRITICAL)
+    relays.level = level
+    for write in (relays.error, relays.warning, relays.info):
+        write("a line")
+    names = [line.split()[2] for line in lines(directory / "one_tproxy_br0.log")]
+    assert names == [logging.getLevelName(each) for each in (40, 30, 20) if each >= level]
+
+
+def test_reopening_needs_no_further_descriptor_and_leaves_none(directory: Path) -> None:
+    relays = Log()
+    relays.open("one_tproxy_br0.log", logging.INFO)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    spare = os.open("/dev/null", os.O_RDONLY)  # the lowest that is free; what is above is refused
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 1, hard))
+        with pytest.raises(OSError, match="Too many open files"):
+            os.open("/dev/null", os.O_RDONLY)
+        relays.reopen()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(spare)
+    relays.info("kept")
+    assert len(lines(directory / "one_tproxy_br0.log")) == 1

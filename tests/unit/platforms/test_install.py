@@ -1,0 +1,112 @@
+"""Files of ours in a platform's folders: whatever cuts an installation off, nothing of theirs is lost."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tproxy.cli.commands import cli
+from tproxy.errors import TproxyError
+from tproxy.platforms.install import MARK, Piece, put, take_out
+
+OURS = f"# {MARK}\n"
+THEIRS = "theirs\n"
+
+# What Python's audit events call a change of a file system, sys.addaudithook.
+CHANGES = ("open", "os.mkdir", "os.chmod", "os.chown", "os.rename", "os.remove", "os.rmdir")
+
+
+@pytest.fixture
+def pieces(tmp_path: Path) -> list[Piece]:
+    """The platform's own command to replace, and a hook in a folder to make."""
+    (tmp_path / "command").write_text(THEIRS)
+    return [Piece(tmp_path / "command", OURS, replaces=True), Piece(tmp_path / "hooks/ours", OURS)]
+
+
+def files(folder: Path) -> dict[str, str]:
+    """All files, without the marks of folders."""
+    found = (each for each in folder.rglob("*") if each.is_file() and each.name != ".made-by-tproxy")
+    return {str(each.relative_to(folder)): each.read_text() for each in found}
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may grow; Python ignores the signal that comes with it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def killed_before(step: int, action: Callable[[], object]) -> bool:
+    """Carry it out in a process that dies before so many changes; returns whether there were as many."""
+    pid = os.fork()
+    if pid == 0:
+
+        def die_at(event: str, _: object, left: list[int] = [step]) -> None:  # noqa: B006 - it counts
+            if event in CHANGES:
+                left[0] -= 1
+                if left[0] < 0:
+                    os._exit(9)
+
+        sys.addaudithook(die_at)
+        action()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+
+
+def test_a_full_disk_leaves_the_platforms_file_in_its_place(tmp_path: Path, pieces: list[Piece]) -> None:
+    with full_disk(), pytest.raises(TproxyError, match=r"cannot write .*/\.command\.new: File too large"):
+        put(pieces)
+    assert files(tmp_path) == {"command": THEIRS}
+
+
+def test_wherever_installing_is_cut_off_uninstalling_brings_back_what_was_there(
+    tmp_path: Path, pieces: list[Piece]
+) -> None:
+    step = 0
+    while killed_before(step, lambda: put(pieces)):
+        take_out([each.path for each in pieces])
+        assert files(tmp_path) == {"command": THEIRS}, step
+        step += 1
+    assert step > 5
+
+
+def test_installing_and_uninstalling_at_once_fail_nobody_and_lose_nothing(
+    tmp_path: Path, pieces: list[Piece]
+) -> None:
+    children = []
+    for child in range(4):
+        children.append(os.fork())
+        if children[-1] == 0:
+            try:
+                for _ in range(50):
+                    put(pieces)
+                    if child % 2:
+                        take_out([each.path for each in pieces])
+                os._exit(0)
+            except BaseException as error:
+                os.write(2, f"{error}\n".encode())
+                os._exit(1)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0, 0]
+    take_out([each.path for each in pieces])
+    assert files(tmp_path) == {"command": THEIRS}
+
+
+@pytest.mark.parametrize("option", ["--command", "--config"])
+def test_a_path_on_the_hypervisors_is_a_whole_one(tmp_path: Path, option: str) -> None:
+    (tmp_path / "vnm").mkdir()
+    arguments = ["install", "opennebula", "--remotes", str(tmp_path), option, "tproxy"]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 2
+    assert f"{option} must begin with /" in done.output
+    assert files(tmp_path) == {}

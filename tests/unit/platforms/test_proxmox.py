@@ -1,0 +1,100 @@
+"""What a guest's configuration in Proxmox VE says, and what phases ask for."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tproxy.platforms.calls import Call, Down, Fault, Refusal, Up
+from tproxy.platforms.proxmox import Kind, Nic, guest_calls, nics
+
+
+def calls(phase: str, *found: Nic, **kinds: Kind) -> list[Call]:
+    return list(guest_calls("100", phase, list(found), lambda name: kinds.get(name, Kind.PLAIN)))
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("net0: virtio=BC:24:11:5A:0F:31,bridge=vmbr0", [Nic(0, "vmbr0", "")]),
+        ("net31: virtio=BC:24:11:5A:0F:31,bridge=vmbr0,tag=100,firewall=1", [Nic(31, "vmbr0", "100")]),
+        ("net1: name=eth1,bridge=vnet7,hwaddr=BC:24:11:77:5D:E2,ip=dhcp,type=veth", [Nic(1, "vnet7", "")]),
+        ("net0: bridge=vmbr0,e1000=BC:24:11:5A:0F:31,link_down=1\r", [Nic(0, "vmbr0", "")]),
+        ("net0:bridge=vmbr0", [Nic(0, "vmbr0", "")]),
+        ("net0: virtio=BC:24:11:5A:0F:31", []),  # QEMU's own user-mode network
+        ("net0: virtio=BC:24:11:5A:0F:31,bridge=", []),
+        ("#net0: bridge=vmbr0", []),
+        (" net0: bridge=vmbr0", []),
+        ("subnet0: bridge=vmbr0", []),
+        ("net: bridge=vmbr0", []),
+        ("", []),
+    ],
+)
+def test_nics_of_a_configuration(line: str, found: list[Nic]) -> None:
+    assert nics(f"memory: 512\n{line}\nname: web\n") == found
+
+
+def test_pending_changes_and_snapshots_are_not_the_guest() -> None:
+    assert nics("net0: bridge=vmbr0\n\n[PENDING]\nnet1: bridge=vmbr1\n[snap]\nnet2: bridge=vmbr2\n") == [
+        Nic(0, "vmbr0", "")
+    ]
+
+
+@given(st.text())
+def test_any_text_is_a_configuration(text: str) -> None:
+    assert all(nic.bridge for nic in nics(text))
+    assert all(nic.bridge for nic in nics(f"net0: {text}"))
+
+
+def test_each_phase_asks_for_its_own() -> None:
+    nic = Nic(0, "vmbr0", "")
+    assert calls("pre-start", nic) == [Up("vmbr0", "vmbr0")]
+    assert calls("post-start", nic) == [Up("vmbr0", "vmbr0")]
+    assert calls("post-stop", nic) == [Down("vmbr0", frozenset({"tap100i0", "veth100i0", "fwpr100p0"}))]
+
+
+def test_none_of_a_guests_own_ports_keeps_its_bridge() -> None:
+    (first, second) = calls("post-stop", Nic(0, "vmbr0", ""), Nic(3, "vmbr1", ""))
+    assert isinstance(first, Down)
+    assert isinstance(second, Down)
+    assert first.gone == second.gone
+    assert {"tap100i0", "tap100i3"} < first.gone
+
+
+def test_a_vlan_on_a_plain_bridge_is_a_bridge_that_comes_with_the_guest() -> None:
+    nic = Nic(0, "vmbr0", "100")
+    assert calls("pre-start", nic, vmbr0v100=Kind.MISSING) == []
+    assert calls("pre-start", nic) == [Up("vmbr0v100", "vmbr0v100")]
+    # Now it must be there; the hook will say that it is not.
+    assert calls("post-start", nic, vmbr0v100=Kind.MISSING) == [Up("vmbr0v100", "vmbr0v100")]
+
+
+def test_a_vlan_of_a_vlan_aware_bridge_is_refused_once_for_each_start() -> None:
+    nic = Nic(0, "vmbr0", "100")
+    asked = {
+        phase: calls(phase, nic, vmbr0=Kind.VLAN_AWARE) for phase in ("pre-start", "post-start", "post-stop")
+    }
+    assert [type(call) for call in asked["pre-start"]] == [Refusal]
+    assert asked["post-start"] == asked["post-stop"] == []
+    assert calls("pre-start", Nic(0, "vmbr0", ""), vmbr0=Kind.VLAN_AWARE) == [Up("vmbr0", "vmbr0")]
+
+
+def test_open_vswitch_is_refused_once_for_each_start() -> None:
+    for nic in (Nic(0, "vmbr0", ""), Nic(0, "vmbr0", "100")):
+        asked = [calls(phase, nic, vmbr0=Kind.OTHER) for phase in ("pre-start", "post-start", "post-stop")]
+        assert [[type(call) for call in each] for each in asked] == [[Refusal], [], []]
+
+
+@pytest.mark.parametrize(
+    "nic",
+    [
+        Nic(0, "../x", ""),
+        Nic(0, "a;b", ""),
+        Nic(0, "vmbr0", "x"),
+        Nic(0, "vmbr0", "0"),
+        Nic(0, "n" * 13, "10"),
+    ],
+)
+def test_a_nic_that_cannot_be_is_a_fault_and_the_others_are_served(nic: Nic) -> None:
+    assert [type(call) for call in calls("pre-start", nic, Nic(1, "vmbr1", ""))] == [Fault, Up]

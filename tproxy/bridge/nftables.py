@@ -1,0 +1,165 @@
+"""nftables through libnftables: text transactions in, JSON listings out; no forked ``nft``.
+
+Text goes in because the JSON of libnftables 1.0 cannot express a map to a concatenation. That is
+safe because every word of it comes from ``ruleset``, which takes checked names and encoded values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from functools import cache
+
+from tproxy.bridge import guards, service_map
+from tproxy.bridge.guards import ObservedGuard
+from tproxy.errors import NftError
+from tproxy.log.lazy import logger
+from tproxy.model import TABLE, BridgeNames, ServiceMap
+from tproxy.typed import Any
+
+log = logger(__name__)
+
+_MAP_TYPE = "inet_service : ipv4_addr . inet_service"
+
+
+class Unsupported(NftError):
+    """The kernel knows no such family, hook or expression."""
+
+
+class _Absent(NftError):
+    """What a command names is not there."""
+
+
+# By what strerror(3) says.
+_KINDS = {"No such file or directory": _Absent, "Operation not supported": Unsupported}
+
+
+@cache
+def _library() -> Any:
+    try:
+        import nftables
+
+        library = nftables.Nftables()
+    except (ImportError, OSError) as error:
+        raise NftError(f"libnftables is not installed: {error}") from None
+    library.set_json_output(True)
+    library.set_handle_output(False)
+    return library
+
+
+def transaction(commands: Iterable[str]) -> None:
+    """Carry out all commands at once, or none of them and raise NftError."""
+    text = "\n".join(commands)
+    if text:
+        _command(text)
+
+
+def read_maps(bridges: Iterable[str] | None = None) -> list[ServiceMap]:
+    """The service maps as they are, all or of the named bridges; raises NftError if that is unknown.
+
+    A map that is not there is left out; so is, of all maps, one of another type.
+    """
+    if bridges is not None:
+        return [each for bridge in bridges if (each := read_map(bridge)) is not None]
+    maps = {item["map"]["name"]: _parse_map(item["map"]) for item in _table("ip") if "map" in item}
+    for name, each in maps.items():
+        if each is None and name.startswith(service_map.MAP_PREFIX):
+            _warn(f"map {name} is not of type {_MAP_TYPE}")
+    return [each for each in maps.values() if each is not None]
+
+
+def read_map(bridge: str) -> ServiceMap | None:
+    """A bridge's map; raises NftError if it is not known, or is of a type that we cannot use."""
+    name = BridgeNames(bridge).map
+    for item in _list_or_nothing(f"list map ip {TABLE} {name}"):
+        if "map" in item:
+            parsed = _parse_map(item["map"])
+            if parsed is None:
+                raise NftError(f"map {name} is not of type {_MAP_TYPE}: it is somebody else's; remove it")
+            return parsed
+    return None
+
+
+def read_guards() -> dict[str, ObservedGuard]:
+    """The guards of all bridges, and under "" what they share."""
+    return guards.parse(_table("bridge"))
+
+
+def read_guard(bridge: str) -> ObservedGuard:
+    """The guards of one bridge, without listing the other bridges' chains."""
+    chains = (*guards.SHARED_CHAINS, BridgeNames(bridge).arp_guard)
+    objects = [f"chain bridge {TABLE} {each}" for each in chains]
+    objects += [f"set bridge {TABLE} {each}" for each in guards.SETS]
+    found = guards.parse(item for each in objects for item in _list_or_nothing(f"list {each}"))
+    return found.get(bridge) or found[""]._replace(bridge=bridge)
+
+
+def table_exists(family: str) -> bool:
+    return bool(_table(family))
+
+
+def empty_tables() -> list[str]:
+    """Commands that delete those of our tables that hold nothing of a bridge."""
+    return [
+        f"{verb} table {family} {TABLE}"
+        for family in ("ip", "bridge")
+        if (listed := _table(family)) and guards.only_shared(listed)
+        for verb in ("add", "delete")  # somebody may have flushed it since
+    ]
+
+
+def drops_forwarded() -> bool:
+    """Whether an ip or inet chain at the forward hook has policy drop."""
+    return any(
+        chain.get("hook") == "forward" and chain.get("policy") == "drop"
+        for family in ("ip", "inet")
+        for item in _list(f"list chains {family}")
+        if (chain := item.get("chain"))
+    )
+
+
+def _parse_map(listed: dict[str, Any]) -> ServiceMap | None:
+    parsed = service_map.parse_map(listed)
+    if parsed is not None and len(parsed.services) < len(listed.get("elem", [])):
+        for each in service_map.odd_elements(listed):
+            _warn(f"map {listed['name']}: {each} is not one port and its endpoint; left out")
+    return parsed
+
+
+@cache
+def _warn(line: str) -> None:
+    """Once: a watcher reads every two seconds where no daemon runs."""
+    log.warning("%s", line)
+
+
+def _list(command: str) -> list[dict[str, Any]]:
+    text = _command(command)
+    try:
+        listed: list[dict[str, Any]] = json.loads(text)["nftables"]
+    except ValueError as error:
+        raise NftError(f"nftables: the answer to {command!r} cannot be read: {error}") from None
+    return listed
+
+
+def _table(family: str) -> list[dict[str, Any]]:
+    """What is in our table, with the table itself; nothing where there is none."""
+    # Not after a look at `list tables`, for which libnftables reads all that is in all tables of the host.
+    return _list_or_nothing(f"list table {family} {TABLE}")
+
+
+def _list_or_nothing(command: str) -> list[dict[str, Any]]:
+    try:
+        return _list(command)
+    except _Absent:
+        return []
+
+
+def _command(text: str) -> str:
+    status, output, error = _library().cmd(text)
+    if status == 0:
+        result: str = output
+        return result
+    # The first line says it; the next ones quote the command and mark the place.
+    reason = (error.strip().splitlines() or ["unknown error"])[0].removeprefix("Error: ")
+    kind = next((kind for said, kind in _KINDS.items() if said in reason), NftError)
+    raise kind(f"nftables: {reason}")

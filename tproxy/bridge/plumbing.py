@@ -1,0 +1,125 @@
+"""Observe a bridge, and carry out plans. The caller holds the host's lock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tproxy.bridge import nftables, plan
+from tproxy.errors import KernelError
+from tproxy.kernel import links, netns
+from tproxy.log.lazy import logger
+from tproxy.model import SERVICE_MAC, BridgeNames
+
+log = logger(__name__)
+
+_BRIDGED_TO_IPTABLES = "bridge/bridge-nf-call-iptables"
+
+
+def require_bridge(bridge: str) -> None:
+    """Raise KernelError when there is no such bridge, or something else has its or our name."""
+    if not links.exists(bridge):
+        raise KernelError(f"bridge {bridge} does not exist")
+    if not links.is_bridge(bridge):
+        raise KernelError(f"{bridge} is not a bridge")
+    ours = BridgeNames(bridge).veth_bridge
+    found = links.outer_link(ours)
+    if found is not None and not found.veth:
+        raise KernelError(f"link {ours} is not a veth; bridge {bridge} needs that name")
+
+
+def observe(bridge: str) -> plan.Observed:
+    """What is there for the bridge; the bridge itself may be gone."""
+    return observe_links(bridge)._replace(map=nftables.read_map(bridge), guard=nftables.read_guard(bridge))
+
+
+def observe_links(bridge: str) -> plan.Observed:
+    """The same without what is in nftables."""
+    names = BridgeNames(bridge)
+    ports = links.ports(bridge)
+    namespace = netns.identify(names.namespace) is not None
+    inner, sysctls = None, None
+    if namespace:
+        with netns.inside(names.namespace):
+            inner = links.inner_link(names.veth_namespace)
+            sysctls = links.sysctls(plan.namespace_sysctls(names))
+    return plan.Observed(
+        bridge_mtu=links.mtu(bridge),
+        ports=ports,
+        recognised_uplinks=frozenset(filter(links.leads_off_host, ports)),
+        name_taken=netns.name_taken(names.namespace),
+        namespace=namespace,
+        outer=links.outer_link(names.veth_bridge),
+        inner=inner,
+        sysctls=sysctls,
+    )
+
+
+def has_links(bridge: str) -> bool:
+    """Whether there is anything for the bridge besides what is in nftables."""
+    names = BridgeNames(bridge)
+    return netns.name_taken(names.namespace) or links.exists(names.veth_bridge)
+
+
+def carry_out(actions: Iterable[plan.Action], *, quiet: bool = False) -> None:
+    """Do it, in order, each in a line of the log; the first failure raises and leaves the rest undone.
+
+    ``quiet``: the lines are for DEBUG only.
+    """
+    for action in actions:
+        (log.debug if quiet else log.info)("%s", action)
+        _do(action)
+
+
+def delete_empty_tables() -> None:
+    nftables.transaction(nftables.empty_tables())
+
+
+def warn_of_host_firewall(bridge: str) -> None:
+    """Say so when the host's firewall eats bridged packets: nothing here can be seen to be wrong."""
+    if links.sysctls([_BRIDGED_TO_IPTABLES]).get(_BRIDGED_TO_IPTABLES) == "1" and nftables.drops_forwarded():
+        log.warning(
+            "bridge %s: bridge-nf-call-iptables=1 and a forward chain with policy drop: "
+            "the host's firewall drops what guests send to the service address",
+            bridge,
+        )
+
+
+def _do(action: plan.Action) -> None:
+    match action:
+        case plan.RemoveName(namespace):
+            netns.remove(namespace)
+        case plan.CreateNamespace(namespace):
+            netns.create(namespace)
+        case plan.DeleteLink(link):
+            links.delete(link)
+        case plan.DeleteInner(names):
+            with netns.inside(names.namespace):
+                links.delete(names.veth_namespace)
+        case plan.CreateVeth(names, mtu):
+            links.create_veth(names.veth_bridge, names.veth_namespace, names.namespace, SERVICE_MAC, mtu)
+        case plan.SetSysctls(namespace, values):
+            with netns.inside(namespace):
+                for path, value in values.items():
+                    links.write_sysctl(path, value)
+        case plan.ConfigureInner(names, mtu, mac):
+            with netns.inside(names.namespace):
+                links.configure(names.veth_namespace, mac, mtu)
+        case plan.AttachOuter(names, mtu):
+            links.attach(names.veth_bridge, names.bridge, mtu)
+        case plan.Load(_, commands):
+            nftables.transaction(commands)
+        case plan.LoadGuard(bridge, preferred, fallback):
+            try:
+                nftables.transaction(preferred)
+            except nftables.Unsupported:
+                _load_fallback(bridge, fallback)
+                log.info("no meta ibrname in this kernel: guards of %s match by port names", bridge)
+
+
+def _load_fallback(bridge: str, commands: Iterable[str]) -> None:
+    try:
+        nftables.transaction(commands)
+    except nftables.Unsupported as error:
+        raise KernelError(
+            f"bridge {bridge} cannot be guarded: this kernel has no nftables bridge tables ({error})"
+        ) from None

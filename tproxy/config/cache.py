@@ -1,0 +1,91 @@
+"""The configuration as it was read last: to read YAML anew takes a fifth of a hook's time.
+
+It counts for the same path, text and code, and for nothing else. So it is never out of date, and may be
+lost at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+
+from tproxy import __version__
+from tproxy.config.services import Config, Entry, WatchedBridge, text_of
+from tproxy.errors import KernelError
+from tproxy.model import Network
+from tproxy.process import run_directory
+from tproxy.typed import Any
+
+FILE = "config.json"  # in the instance's directory, where only root can write
+
+# The code that decides how a text is read: this package, and the types. In a checkout it changes while the
+# version does not.
+_PACKAGE = os.path.dirname(__file__)
+_MODEL = f"{os.path.dirname(_PACKAGE)}/model.py"
+
+
+def load(path: str, *, remember: bool) -> Config:
+    """As ``reader.load``; ``remember`` it for the next one."""
+    text = text_of(path)
+    key = [__version__, *map(_stamp, _code()), path, text]
+    found = _recall(key, path)
+    if found is None:
+        from tproxy.config import reader  # and PyYAML with it
+
+        found = reader.parse(path, text)
+        if remember:
+            _remember(key, found)
+    return found
+
+
+def _code() -> list[str]:
+    try:
+        modules = sorted(name for name in os.listdir(_PACKAGE) if name.endswith(".py"))
+    except OSError:  # an archive: the version has to do
+        return []
+    return [_MODEL, *(f"{_PACKAGE}/{name}" for name in modules)]
+
+
+def _stamp(file: str) -> list[int]:
+    try:
+        status = os.stat(file)
+    except OSError:  # compiled files only, an archive: the version has to do
+        return []
+    return [status.st_mtime_ns, status.st_size]
+
+
+def _recall(key: list[Any], path: str) -> Config | None:
+    try:
+        with open(f"{run_directory.directory()}/{FILE}", encoding="ascii") as file:
+            known, said = json.load(file)
+        if known != key:
+            return None
+        level, entries, warnings, bridges, *options = said
+        return Config(
+            path, level, tuple(map(_entry, entries)), tuple(warnings), tuple(map(_bridge, bridges)), *options
+        )
+    except (OSError, ValueError, TypeError, RecursionError):  # damaged: read anew, and written anew
+        return None
+
+
+def _remember(key: list[Any], found: Config) -> None:
+    with suppress(OSError, KernelError):  # a hook does its work without
+        path = f"{run_directory.prepare()}/{FILE}"
+        unfinished = f"{path}.{os.getpid()}"
+        try:
+            with open(unfinished, "w", encoding="ascii") as file:
+                json.dump([key, found[1:]], file, default=sorted)  # a set is the only type it does not know
+            os.replace(unfinished, path)
+        except OSError:  # a full /run must not fill any further
+            os.unlink(unfinished)
+
+
+def _entry(fields: list[Any]) -> Entry:
+    entry = Entry(*fields)
+    return entry._replace(networks=frozenset(entry.networks))
+
+
+def _bridge(fields: list[Any]) -> WatchedBridge:
+    pattern, network, uplinks = fields
+    return WatchedBridge(pattern, Network(*network), frozenset(uplinks))

@@ -1,0 +1,63 @@
+"""Starts a daemon in the background, and returns when it takes commands."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+
+from tproxy.daemon.client import ANSWER_TIMEOUT
+from tproxy.errors import ProcessError
+from tproxy.kernel import children
+from tproxy.log.lazy import DEFAULT_LEVEL
+from tproxy.model import Settings
+from tproxy.process import run_directory
+from tproxy.process.run_directory import Lock
+
+
+def launch(settings: Settings, lock: Lock, *, replace: bool) -> None:
+    """Start a daemon and return when it takes commands."""
+    children.can_be_waited_for()
+    home = run_directory.prepare()
+    reader, writer = os.pipe()
+    command = [sys.executable, "-m", "tproxy.daemon", *arguments(settings)]
+    # The daemon holds the lock too until it is ready: if this process is killed, the next one still waits.
+    command += ["--ready", str(writer), "--lock", str(lock.fileno()), *(["--replace"] if replace else [])]
+    try:
+        daemon = subprocess.Popen(
+            command,
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=[writer, lock.fileno()],
+        )
+    except OSError as error:  # EAGAIN: there are as many processes as there may be
+        os.close(reader)
+        raise ProcessError(f"the daemon cannot be started: {error.strerror}") from None
+    finally:
+        os.close(writer)
+    try:
+        expect_ready(reader)
+    except ProcessError:
+        daemon.kill()  # the one that hangs; others have ended
+        daemon.wait()
+        raise
+
+
+def arguments(settings: Settings) -> list[str]:
+    """What ``launch``, the module, is to be told."""
+    return ["--log-level", str(settings.log_level or DEFAULT_LEVEL), "--watch", settings.watch_file or ""]
+
+
+def expect_ready(reader: int) -> None:
+    """Return when the daemon takes commands; it tells so, or why not, by this pipe."""
+    poll = select.poll()
+    poll.register(reader, select.POLLIN)
+    said = poll.poll(ANSWER_TIMEOUT * 1000)
+    answer = os.read(reader, 4096).decode(errors="replace") if said else "it hangs"
+    os.close(reader)
+    if answer != "ready":
+        raise ProcessError(f"the daemon cannot start: {answer or 'it died'}")

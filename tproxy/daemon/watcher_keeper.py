@@ -1,0 +1,121 @@
+"""Keeps a watcher running while the daemon runs (``tproxy_watch: true``).
+
+That there is one is a state, not a child: whoever holds the watcher's place is fine, be it one that an
+operator started, or one that outlived the daemon before and brought this one back.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+
+from tproxy.errors import KernelError
+from tproxy.kernel.loop import READ, Loop, Timer
+from tproxy.process import run_directory
+
+log = logging.getLogger(__name__)
+
+PLACE = "watch.lock"  # in the instance's directory: one watcher for all who want one
+
+LOOK = 2.0  # seconds
+# A watcher that lived this long has not failed at starting; others come back later and later (seconds).
+SETTLED = 30.0
+RETRY_MOST = 60.0
+
+
+class Watchdog:
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._file = ""
+        self._timer: Timer | None = None
+        self._child: _Child | None = None
+        self._delay = LOOK
+        self._was_free = True
+
+    @property
+    def file(self) -> str:
+        """The configuration file that wants a watcher; empty when none does."""
+        return self._file
+
+    def keep(self, file: str) -> None:
+        """Have a watcher for this configuration file from now on; none with an empty name."""
+        if file != self._file and self._child is not None:
+            self._child.terminate()  # it reads the other file
+        self._file = file
+        if file and self._timer is None:
+            self._look()
+
+    def close(self) -> None:
+        """Look no more, and leave the watcher to a successor."""
+        self._file = ""
+
+    def _look(self) -> None:
+        self._timer = None
+        if not self._file:
+            return
+        if self._child is not None and self._child.ended:
+            lived = time.monotonic() - self._child.started
+            self._delay = LOOK if lived >= SETTLED else min(self._delay * 2, RETRY_MOST)
+            self._child = None
+        elif self._child is None:
+            # Twice: a watcher that replaces itself by a new one leaves its place for a moment.
+            free, before = _is_free(), self._was_free
+            self._was_free = free
+            if free and before:
+                self._child = _Child(self._loop, self._file)
+        self._timer = self._loop.call_later(self._delay, self._look)
+
+
+class _Child:
+    """A watcher that we started; it is waited for as soon as it ends, so that who ends it sees it gone."""
+
+    def __init__(self, loop: Loop, file: str) -> None:
+        self._loop = loop
+        self.ended = False
+        self.started = time.monotonic()
+        # With our pid: one that comes up when we are gone already was not meant to.
+        command = [sys.executable, "-m", "tproxy", "watch", "--config", file, "--kept-by", str(os.getpid())]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as error:
+            log.error("cannot start a watcher: %s", error.strerror)
+            self.ended = True
+            return
+        self._pidfd = os.pidfd_open(self._process.pid)
+        loop.add(self._pidfd, READ, self)
+
+    def terminate(self) -> None:
+        if not self.ended:
+            self._process.terminate()
+
+    def on_event(self, fd: int, mask: int) -> None:
+        self._process.wait()
+        self.ended = True
+        self._loop.close_later(self)
+
+    def fileno(self) -> int:
+        return self._pidfd
+
+    def close(self) -> None:
+        os.close(self._pidfd)
+
+
+def _is_free() -> bool:
+    try:
+        place = run_directory.claim(PLACE)
+    except (KernelError, OSError):
+        return False  # it cannot be told now
+    if place is None:
+        return False
+    os.close(place)
+    return True

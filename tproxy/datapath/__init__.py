@@ -1,0 +1,1 @@
+"""What carries bytes between a guest and an endpoint. Knows no nftables, relay or namespace."""

@@ -1,0 +1,312 @@
+"""One guest's connection: dial the endpoint, let the bytes through, end as both sides end.
+
+A connection owns two sockets: the guest's, which stays in the guest's namespace wherever its
+descriptor goes, and the endpoint's. While it dials, the guest's socket is not polled: what the
+guest sends waits in the kernel. Then each side's poll interest follows from its two directions.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+from tproxy.datapath.flow import interest
+from tproxy.datapath.splice import Mover, PipePool, SideLost
+from tproxy.datapath.target import Target
+from tproxy.kernel import tcp
+from tproxy.kernel.loop import ERROR, HANGUP, PEER_CLOSED, READ, WRITE, Loop
+
+log = logging.getLogger(__name__)
+
+_TO_READ = READ | PEER_CLOSED | HANGUP | ERROR
+
+_UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN})
+
+
+def dial_failure(number: int) -> str:
+    """In one or two words, why an endpoint could not be reached; ``number`` is an errno."""
+    if number == errno.ECONNREFUSED:
+        return "refused"
+    if number == errno.ETIMEDOUT:
+        return "timed out"
+    if number in _UNREACHABLE:
+        return "unreachable"
+    return os.strerror(number)
+
+
+class Connection:
+    """From accepted to ended. Made by Connections, which also keeps it."""
+
+    __slots__ = (
+        "_endpoint",
+        "_endpoint_mask",
+        "_guest",
+        "_guest_mask",
+        "_keeper",
+        "deadline",
+        "dialed",
+        "entry",
+        "peer",
+        "started",
+        "to_endpoint",
+        "to_guest",
+    )
+
+    def __init__(self, keeper: Connections, entry: Target, guest: socket.SocketType, peer: bytes) -> None:
+        self._keeper = keeper
+        self.entry = entry
+        self.peer = peer
+        self.started = time.monotonic()
+        self.deadline = 0.0
+        self.dialed = entry.service.endpoint  # reload may change the entry's, not this one's
+        self._guest = guest
+        self._endpoint = socket.SocketType(
+            socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
+        self.to_endpoint = Mover(guest, self._endpoint, near=True)
+        self.to_guest = Mover(self._endpoint, guest, near=keeper.is_near(self.dialed.address))
+        self._guest_mask = self._endpoint_mask = 0  # not polled yet
+
+    @property
+    def dialing(self) -> bool:
+        return self.deadline > 0
+
+    @property
+    def guest_name(self) -> str:
+        return f"{socket.inet_ntoa(self.peer[:4])}:{int.from_bytes(self.peer[4:], 'big')}"
+
+    def dial(self) -> None:
+        tcp.set_options(self._endpoint, near=self.to_guest.near)
+        # Most guests have sent their request by now. Then the last packet of the handshake can
+        # be the one that carries it: one packet and one wake-up of the endpoint less.
+        try:
+            self.to_endpoint.read_ahead()
+        except SideLost as lost:
+            self._lost(lost)
+            return
+        if self.to_endpoint.held:
+            self._endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+        number = self._endpoint.connect_ex((self.dialed.address, self.dialed.port))
+        if number not in (0, errno.EINPROGRESS):
+            self._dial_failed(number)
+            return
+        if self.to_endpoint.held:
+            # The handshake with an endpoint on this host is over by now, whatever connect(2) says.
+            try:
+                if self.to_endpoint.send_ahead():
+                    self._poll()
+                    return
+            except SideLost as lost:
+                self._dial_failed(lost.errno)
+                return
+        self.deadline = self.started + self.entry.service.connect_timeout
+        self._keeper.loop.add(self._endpoint.fileno(), WRITE, self)
+        self._endpoint_mask = WRITE
+
+    def on_event(self, fd: int, mask: int) -> None:
+        if self.deadline:
+            self._on_dialed(mask)
+            return
+        if fd == self._guest.fileno():
+            reading, writing, side = self.to_endpoint, self.to_guest, self._guest
+        else:
+            reading, writing, side = self.to_guest, self.to_endpoint, self._endpoint
+        try:
+            pipes = self._keeper.pipes
+            if mask == READ:
+                if reading.pass_on(pipes):
+                    return
+                reading.pump(pipes, False)
+            else:
+                if mask & ERROR:
+                    # What came before the reset is still there to be read, and the error behind it.
+                    if not reading.wants_read:
+                        raise SideLost(side, side.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+                elif mask & WRITE and writing.held:
+                    writing.pump(pipes, False)
+                if mask & _TO_READ and reading.wants_read:
+                    reading.pump(pipes, mask & PEER_CLOSED != 0)
+        except SideLost as lost:
+            self._lost(lost)
+            return
+        if reading.fin_sent and writing.fin_sent:
+            self._end("finished")
+        else:
+            self._poll()
+
+    def expire(self) -> None:
+        look = select.poll()
+        look.register(self._endpoint, select.POLLOUT)
+        # Where this process stood still, what happened in time is perhaps told in the loop's next turn only.
+        if not look.poll(0):
+            self._dial_failed(errno.ETIMEDOUT)
+
+    def abort(self, how: str) -> None:
+        """End both sides with a reset."""
+        for side in (self._guest, self._endpoint):
+            tcp.reset_on_close(side)
+        self._end(how)
+
+    def _on_dialed(self, mask: int) -> None:
+        if mask & (ERROR | HANGUP):
+            number = self._endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if number in (errno.ECONNRESET, errno.EPIPE):  # it was connected, and may have said something
+                self._lost(SideLost(self._endpoint, number))
+            else:
+                self._dial_failed(number)
+            return
+        self.deadline = 0.0
+        self._keeper.dialed(self)
+        try:
+            if self.to_endpoint.held or self.to_endpoint.ended:
+                self.to_endpoint.pump(self._keeper.pipes, False)
+        except SideLost as lost:
+            self._lost(lost)
+            return
+        self._poll()
+
+    def _dial_failed(self, number: int) -> None:
+        how = dial_failure(number)
+        self.entry.failed(f"endpoint {self.dialed} {how}")
+        self.abort(how)
+
+    def _lost(self, lost: SideLost) -> None:
+        who = "guest" if lost.side is self._guest else "endpoint"
+        if lost.errno in (errno.ECONNRESET, errno.EPIPE):
+            how = f"reset by {who}"
+        else:
+            how = f"{who} lost: {os.strerror(lost.errno)}"
+        if who == "endpoint":
+            self.entry.failed(f"endpoint {self.dialed}: {how}")
+        # What it sent before is still there to be read, also where it was writing that met the error. That
+        # is told once: behind those bytes the kernel says "end of file" now. A reset follows, and no FIN.
+        last = self.to_endpoint if who == "guest" else self.to_guest
+        last.fin_sent = True
+        with suppress(SideLost):
+            last.pump(self._keeper.pipes, False)
+        self.abort(how)
+
+    def _poll(self) -> None:
+        """Bring epoll in line with the state. In the steady state this makes no system call."""
+        mask = interest(self.to_endpoint, self.to_guest)
+        if mask != self._guest_mask:
+            self._repoll(self._guest.fileno(), self._guest_mask, mask)
+            self._guest_mask = mask
+        mask = interest(self.to_guest, self.to_endpoint)
+        if mask != self._endpoint_mask:
+            self._repoll(self._endpoint.fileno(), self._endpoint_mask, mask)
+            self._endpoint_mask = mask
+
+    def _repoll(self, fd: int, before: int, after: int) -> None:
+        if before:
+            self._keeper.loop.modify(fd, after)
+        else:
+            self._keeper.loop.add(fd, after, self)
+
+    def _end(self, how: str) -> None:
+        keeper = self._keeper
+        self.to_endpoint.release(keeper.pipes)
+        self.to_guest.release(keeper.pipes)
+        keeper.loop.close_later(self._guest, shared=True)
+        keeper.loop.close_later(self._endpoint)
+        keeper.ended(self)
+        if log.isEnabledFor(logging.INFO):
+            log.info(
+                "bridge=%s guest=%s port=%d endpoint=%s to_endpoint=%d to_guest=%d seconds=%.3f end=%s",
+                self.entry.bridge,
+                self.guest_name,
+                self.entry.service.port,
+                self.dialed,
+                self.to_endpoint.moved,
+                self.to_guest.moved,
+                time.monotonic() - self.started,
+                how.replace(" ", "_"),
+            )
+
+
+class Connections:
+    """All connections of the daemon, and what they share."""
+
+    # How late a connect timeout may be noticed, in seconds.
+    TICK = 0.1
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.pipes = PipePool()
+        self._open: set[Connection] = set()
+        # In the order of dialing; a plain scan finds the late ones, whatever each one's timeout.
+        self._dialing: dict[Connection, None] = {}
+        self._ticking = False
+        self._near: dict[str, bool] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __iter__(self) -> Iterator[Connection]:
+        return iter(self._open)
+
+    def accept(self, entry: Target, guest: socket.SocketType, peer: bytes) -> None:
+        """Take over a guest's socket, and dial the entry's endpoint."""
+        entry.total += 1
+        try:
+            connection = Connection(self, entry, guest, peer)
+        except OSError as error:
+            entry.failed(f"no socket for the endpoint: {error.strerror}")
+            tcp.reset_on_close(guest)
+            guest.close()
+            return
+        entry.open += 1
+        self._open.add(connection)
+        connection.dial()
+        if connection.dialing:
+            self._dialing[connection] = None
+            self._tick()
+
+    def is_near(self, address: str) -> bool:
+        """Whether an endpoint's address is this host's, as it was when first asked since a reload."""
+        near = self._near.get(address)
+        if near is None:
+            near = self._near[address] = tcp.on_this_host(address)
+        return near
+
+    def forget_addresses(self) -> None:
+        """A reload: addresses may have moved as well."""
+        self._near.clear()
+
+    def dialed(self, connection: Connection) -> None:
+        del self._dialing[connection]
+
+    def ended(self, connection: Connection) -> None:
+        entry = connection.entry
+        entry.open -= 1
+        entry.to_endpoint += connection.to_endpoint.moved
+        entry.to_guest += connection.to_guest.moved
+        self._dialing.pop(connection, None)
+        self._open.discard(connection)
+
+    def abort_bridge(self, bridge: str, how: str) -> None:
+        for connection in [each for each in self._open if each.entry.bridge == bridge]:
+            connection.abort(how)
+
+    def abort_all(self, how: str) -> None:
+        for connection in list(self._open):
+            connection.abort(how)
+
+    def _tick(self) -> None:
+        if not self._ticking:
+            self._ticking = True
+            self.loop.call_later(self.TICK, self._expire)
+
+    def _expire(self) -> None:
+        self._ticking = False
+        now = time.monotonic()
+        for connection in [each for each in self._dialing if each.deadline <= now]:
+            connection.expire()
+        if self._dialing:
+            self._tick()

@@ -1,0 +1,258 @@
+"""Links, addresses, routes and sysctls: what is there, and changes to it.
+
+Looking uses /sys, /proc and ioctl (netdevice(7)); changing uses rtnetlink through pyroute2. Two ways,
+because importing pyroute2 takes longer than all of a hook run that finds everything in order, which
+is what nearly every VM start is.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from tproxy.errors import KernelError
+from tproxy.kernel import netns
+from tproxy.model import PORT_MAC, SERVICE_ADDRESS
+from tproxy.typed import Any, NamedTuple
+
+_SYS = "/sys/class/net"
+SYSCTL = "/proc/sys/net"
+
+_IFF_UP = 0x1  # <linux/if.h>
+_SIOCGIFFLAGS, _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8913, 0x8915, 0x891B  # <linux/sockios.h>
+_SIOCGIFMTU, _SIOCGIFHWADDR, _SIOCGIFINDEX, _SIOCETHTOOL = 0x8921, 0x8927, 0x8933, 0x8946
+_ETHTOOL_GDRVINFO = 0x3  # <linux/ethtool.h>
+_DRVINFO_SIZE = 196
+
+# DEVTYPE of links that lead off this host, see uevent in sysfs; guests are on tap or veth ports.
+_UPLINK_TYPES = frozenset({"vlan", "vxlan", "geneve", "bond", "team", "gretap", "ip6gretap", "wlan"})
+
+
+class OuterLink(NamedTuple):
+    """The bridge's side of a veth pair. ``peer`` is the other side's index in its namespace."""
+
+    veth: bool
+    up: bool
+    mtu: int
+    master: str
+    peer: int
+
+
+class InnerLink(NamedTuple):
+    """The namespace's side, as seen in the namespace."""
+
+    ifindex: int
+    up: bool
+    mtu: int
+    mac: str
+    address: str  # with prefix length, "" for none
+    default_route: bool
+
+
+# Looking
+
+
+def exists(name: str) -> bool:
+    """Whether this network namespace has a link of that name."""
+    for _ in range(3):  # one that comes or goes is for some microseconds in one of the two only
+        try:
+            index = socket.if_nametoindex(name)
+        except OSError:
+            index = 0
+        if str(index or "") == _read(f"{_SYS}/{name}/ifindex"):
+            return index != 0
+        time.sleep(0.01)
+    # All else that is read there would be another host's.
+    raise KernelError("/sys shows another network namespace than this process is in; mount it anew")
+
+
+def is_bridge(name: str) -> bool:
+    return os.path.isdir(f"{_SYS}/{name}/bridge")
+
+
+def bridges() -> list[str]:
+    """All bridges of this network namespace."""
+    return list(filter(is_bridge, os.listdir(_SYS)))
+
+
+def mtu(name: str) -> int:
+    return int(_read(f"{_SYS}/{name}/mtu") or 0)
+
+
+def ports(bridge: str) -> frozenset[str]:
+    """The names of a bridge's ports; none when there is no such bridge."""
+    try:
+        return frozenset(os.listdir(f"{_SYS}/{bridge}/brif"))
+    except FileNotFoundError:
+        return frozenset()
+
+
+def leads_off_host(port: str) -> bool:
+    """Whether a bridge port looks like an uplink: a hardware NIC, a VLAN on one, a tunnel, a bond."""
+    if os.path.exists(f"{_SYS}/{port}/device"):
+        return True
+    words = dict(line.partition("=")[::2] for line in _read(f"{_SYS}/{port}/uevent").splitlines())
+    return words.get("DEVTYPE") in _UPLINK_TYPES
+
+
+def outer_link(name: str) -> OuterLink | None:
+    if not exists(name):
+        return None
+    found = OuterLink(
+        veth=_driver(name) == "veth",
+        up=bool(int(_read(f"{_SYS}/{name}/flags") or "0", 16) & _IFF_UP),
+        mtu=mtu(name),
+        master=_master(name),
+        peer=int(_read(f"{_SYS}/{name}/iflink") or 0),
+    )
+    # One that went meanwhile, as with its namespace, is not one of another kind.
+    return found if found.veth or exists(name) else None
+
+
+def inner_link(name: str) -> InnerLink | None:
+    """A link of the namespace this thread is in, without a sysfs of that namespace."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            index = struct.unpack_from("i", _ask(sock, _SIOCGIFINDEX, name))[0]
+        except OSError:
+            return None
+        return InnerLink(
+            ifindex=index,
+            up=bool(struct.unpack_from("H", _ask(sock, _SIOCGIFFLAGS, name))[0] & _IFF_UP),
+            mtu=struct.unpack_from("i", _ask(sock, _SIOCGIFMTU, name))[0],
+            mac=_ask(sock, _SIOCGIFHWADDR, name)[2:8].hex(":"),
+            address=_address(sock, name),
+            default_route=_has_default_route(name),
+        )
+
+
+def sysctls(paths: Iterable[str]) -> dict[str, str]:
+    """The values of sysctls below net, by path, in this thread's namespace; without unknown ones."""
+    return {path: value for path in paths if (value := _read(f"{SYSCTL}/{path}"))}
+
+
+def _address(sock: socket.socket, name: str) -> str:
+    try:
+        address = socket.inet_ntoa(_ask(sock, _SIOCGIFADDR, name)[4:8])
+        mask = _ask(sock, _SIOCGIFNETMASK, name)[4:8]
+    except OSError:
+        return ""  # EADDRNOTAVAIL: it has none
+    return f"{address}/{int.from_bytes(mask, 'big').bit_count()}"
+
+
+def _has_default_route(name: str) -> bool:
+    # Interface, destination, gateway, flags, ..., mask: proc_net(5).
+    rows = (line.split() for line in _read("/proc/thread-self/net/route").splitlines()[1:])
+    return any(row[0] == name and row[1] == row[2] == row[7] == "00000000" for row in rows)
+
+
+def _ask(sock: socket.socket, request: int, name: str) -> bytes:
+    """The union of struct ifreq after an ioctl for the link."""
+    return fcntl.ioctl(sock, request, struct.pack("16s24x", name.encode()))[16:]
+
+
+def _master(name: str) -> str:
+    try:
+        return os.path.basename(os.readlink(f"{_SYS}/{name}/master"))
+    except OSError:
+        return ""
+
+
+def _driver(name: str) -> str:
+    buffer = bytearray(struct.pack("I", _ETHTOOL_GDRVINFO).ljust(_DRVINFO_SIZE, b"\0"))
+    # struct ifreq holds a pointer here, so the answer lands in the buffer.
+    import array
+
+    cells = array.array("B", buffer)
+    address, _ = cells.buffer_info()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            fcntl.ioctl(sock, _SIOCETHTOOL, struct.pack("16sP16x", name.encode(), address))
+        except OSError:
+            return ""
+    return cells.tobytes()[4:36].split(b"\0")[0].decode(errors="replace")
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # unknown is not nothing
+        return ""
+
+
+# Changing
+
+
+def create_veth(outer: str, inner: str, namespace: str, mac: str, mtu: int) -> None:
+    """Make a veth pair, both ends down: ``outer`` here, ``inner`` in the namespace."""
+    with _rtnl("create veth pair", outer) as rtnl:
+        fd = os.open(netns.path(namespace), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            peer = {"ifname": inner, "net_ns_fd": fd, "address": mac, "mtu": mtu}
+            rtnl.link("add", ifname=outer, kind="veth", address=PORT_MAC, peer=peer, mtu=mtu)
+        finally:
+            os.close(fd)
+
+
+def delete(name: str) -> None:
+    try:
+        with _rtnl("delete link", name) as rtnl:
+            rtnl.link("del", index=socket.if_nametoindex(name))
+    except KernelError:
+        # A veth goes with its peer's namespace, which may be some time after that was removed.
+        if exists(name):
+            raise
+
+
+def attach(name: str, bridge: str, mtu: int) -> None:
+    """Make a link a port of the bridge, and up."""
+    # A port needs no address of its own, and must not announce one to the guests.
+    write_sysctl(f"ipv6/conf/{name}/disable_ipv6", "1")
+    with _rtnl("attach link", name) as rtnl:
+        index, master = socket.if_nametoindex(name), socket.if_nametoindex(bridge)
+        rtnl.link("set", index=index, mtu=mtu)
+        rtnl.link("set", index=index, master=master)
+        rtnl.link("set", index=index, state="up")
+
+
+def configure(name: str, mac: str, mtu: int) -> None:
+    """Give the namespace's link (in this thread's namespace) its MAC, address, route, and up."""
+    with _rtnl("configure link", name) as rtnl:
+        index = socket.if_nametoindex(name)
+        rtnl.link("set", index=index, address=mac, mtu=mtu)
+        rtnl.flush_addr(index=index, family=socket.AF_INET)
+        rtnl.addr("add", index=index, address=SERVICE_ADDRESS, prefixlen=32)
+        rtnl.link("set", index=index, state="up")
+        rtnl.route("replace", family=socket.AF_INET, dst="default", oif=index, scope="link", proto="boot")
+
+
+def write_sysctl(path: str, value: str) -> None:
+    """Set a sysctl below net in this thread's namespace; one that the kernel lacks is nothing to set."""
+    try:
+        with open(f"{SYSCTL}/{path}", "w") as file:
+            file.write(value)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise KernelError(f"cannot set sysctl net/{path}: {error.strerror}") from None
+
+
+@contextmanager
+def _rtnl(doing: str, name: str) -> Iterator[Any]:
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        with IPRoute() as rtnl:
+            yield rtnl
+    except NetlinkError as error:
+        raise KernelError(f"cannot {doing} {name}: {os.strerror(error.code)}") from None
+    except OSError as error:
+        raise KernelError(f"cannot {doing} {name}: {error.strerror or error}") from None

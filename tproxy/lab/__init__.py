@@ -1,0 +1,1 @@
+"""A stand-in hypervisor in namespaces, for `tproxy lab`, tests and benchmarks. Needs only the top level."""

@@ -1,0 +1,90 @@
+"""The hook, as network drivers call it: read the configuration, then build a bridge up or take it down.
+
+What a run that finds everything in order does not need is imported where it is needed: nearly every VM
+start is such a run.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+from tproxy.config import cache
+from tproxy.config.services import Config, required, services_for
+from tproxy.log.lazy import DEFAULT_LEVEL, logger, when_needed
+from tproxy.model import Network
+from tproxy.operations import reconcile
+from tproxy.typed import NamedTuple
+
+log = logger(__name__)
+
+
+class Call(NamedTuple):
+    """One call of the hook. ``config`` is a path; None searches the usual places."""
+
+    bridge: str
+    network: Network = Network()
+    uplinks: frozenset[str] = frozenset()
+    config: str | None = None
+    dry_run: bool = False
+    force: bool = False
+    debug: bool = False
+
+
+def up(call: Call) -> list[str]:
+    """Have the configured services on the bridge; their ports listen when this returns.
+
+    Returns what a dry run would do, a line each. Raises TproxyError; the bridge then is as it was before.
+    """
+    read = cache.load(required(call.config, os.environ), remember=not call.dry_run)
+    _log_as(call, read.log_level)
+    bridge, network = call.bridge, call.network
+    last_known = partial(reconcile.last_known, bridge, network)
+    services, warnings = services_for(read, network, last_known=last_known)
+    reconcile.check(bridge, call.uplinks)
+    for warning in [*read.warnings, *warnings]:
+        log.warning("%s", warning)
+    if not services:  # usual: the operator serves other networks, and the bridge is none of ours
+        _log_nothing(call, read)
+    elif call.dry_run:
+        from tproxy.operations import preview
+
+        return preview.up(bridge, network, services, call.uplinks, read.settings)
+    else:
+        reconcile.up(bridge, network, services, call.uplinks, read.settings)
+    return []
+
+
+def down(call: Call) -> tuple[list[str], frozenset[str]]:
+    """Remove what ``up`` built, also when the bridge itself has gone.
+
+    Returns what a dry run would do, a line each, and the guests because of which nothing was done.
+    """
+    _log_as(call, DEFAULT_LEVEL)
+    if call.dry_run:
+        from tproxy.operations import preview
+
+        return preview.down(call.bridge, call.uplinks, force=call.force)
+    return [], reconcile.down(call.bridge, call.uplinks, force=call.force)
+
+
+def left_alone(bridge: str, guests: frozenset[str]) -> str:
+    """The line for a ``down`` that did nothing because of these guests."""
+    return f"bridge {bridge} is in use by {', '.join(sorted(guests))}: left alone"
+
+
+def _log_as(call: Call, level: int) -> None:
+    def set_up() -> None:
+        from tproxy.log import output
+
+        if call.dry_run:
+            output.for_preview(debug=call.debug)
+        else:
+            output.for_command(level, debug=call.debug)
+
+    when_needed(set_up)
+
+
+def _log_nothing(call: Call, read: Config) -> None:
+    where = call.bridge, str(read.path), call.network.name, call.network.id
+    log.info("bridge %s: no entry of %a applies to network %a, id %a", *where)

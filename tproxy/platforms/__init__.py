@@ -1,0 +1,1 @@
+"""What each virtualization platform needs: its files in place, and its events turned into hook calls."""

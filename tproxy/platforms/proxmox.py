@@ -1,0 +1,156 @@
+"""Proxmox VE's hookscript: ``tproxy event proxmox VMID PHASE``.
+
+A guest's NICs are in its configuration. At `pre-start` its taps are not there, and neither need be a bridge
+that Proxmox makes for a VLAN; so `post-start` asks again. `post-stop` is missed by guests that shut down
+from inside: `tproxy gc` and `tproxy watch` collect what they leave.
+
+Which bridge. With ``firewall=1`` the guest is on a bridge of its own, fwbr<vmid>i<n>, that a veth pair joins
+to the bridge of the configuration: there the services are, one relay for all its guests. With ``tag=`` on a
+plain bridge Proxmox puts the guest on <bridge>v<tag>, and so do we. On a VLAN-aware bridge the tag is the
+port's PVID, and our port is in another VLAN: refused.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple
+
+from tproxy.console import require_root
+from tproxy.errors import TproxyError
+from tproxy.kernel import links
+from tproxy.model import check_interface_name
+from tproxy.platforms import calls
+from tproxy.platforms.calls import Call, Down, Fault, Refusal, Up
+
+ROOT = "/etc/pve"
+MAX_BYTES = 1 << 20  # what pmxcfs, the file system of /etc/pve, allows a file
+UP = frozenset({"pre-start", "post-start"})
+DOWN = frozenset({"post-stop"})
+
+_VMID = re.compile(r"[1-9][0-9]{2,8}\Z", re.ASCII)
+_NIC = re.compile(r"net([0-9]{1,2}):[ \t]*(.*)\Z", re.ASCII)
+_TAG = re.compile(r"[1-9][0-9]{0,3}\Z", re.ASCII)
+
+
+class Kind(Enum):
+    """What the name of a bridge is on this host."""
+
+    MISSING = "missing"
+    PLAIN = "plain"
+    VLAN_AWARE = "VLAN-aware"
+    OTHER = "no Linux bridge"
+
+
+class Nic(NamedTuple):
+    number: int
+    bridge: str
+    tag: str  # the VLAN; empty for none
+
+
+def nics(configuration: str) -> list[Nic]:
+    """The NICs on bridges that a guest's configuration names; snapshots and pending changes come after."""
+    found = []
+    for line in configuration.split("\n"):
+        if line.startswith("["):
+            break
+        if match := _NIC.match(line.rstrip()):
+            options = dict(part.partition("=")[::2] for part in match[2].split(","))
+            if options.get("bridge"):
+                found.append(Nic(int(match[1]), options["bridge"], options.get("tag", "")))
+    return found
+
+
+def ports(vmid: str, nic: Nic) -> set[str]:
+    """What Proxmox calls a NIC's ports: a virtual machine's tap, a container's veth, the firewall's veth."""
+    return {f"tap{vmid}i{nic.number}", f"veth{vmid}i{nic.number}", f"fwpr{vmid}p{nic.number}"}
+
+
+def guest_calls(vmid: str, phase: str, found: list[Nic], kind: Callable[[str], Kind]) -> Iterator[Call]:
+    """What a phase asks for. ``kind`` tells what a name is on this host."""
+    gone = frozenset[str]().union(*(ports(vmid, nic) for nic in found))
+    for nic in found:
+        try:
+            bridge = _bridge(nic, kind)
+        except TproxyError as error:
+            yield Fault(f"net{nic.number}: {error}")
+            continue
+        if isinstance(bridge, Refusal):
+            if phase == "pre-start":  # once for each start
+                yield bridge
+        elif phase in DOWN:
+            yield Down(bridge, gone)
+        elif phase != "pre-start" or kind(bridge) is not Kind.MISSING:
+            yield Up(bridge, bridge)
+
+
+def _bridge(nic: Nic, kind: Callable[[str], Kind]) -> str | Refusal:
+    """The bridge that serves a NIC, or why none does. Raises TproxyError when there can be no such bridge."""
+    found = kind(check_interface_name(nic.bridge))
+    if found is Kind.OTHER:
+        return Refusal(f"net{nic.number}: {nic.bridge} is no Linux bridge, but Open vSwitch's: not supported")
+    if not nic.tag:
+        return nic.bridge
+    if not _TAG.match(nic.tag):
+        raise TproxyError(f"tag {nic.tag!a} is no VLAN")
+    if found is Kind.VLAN_AWARE:
+        return Refusal(f"net{nic.number}: VLAN {nic.tag} of VLAN-aware bridge {nic.bridge}: not supported")
+    return check_interface_name(f"{nic.bridge}v{nic.tag}")
+
+
+def read_configuration(root: Path, vmid: str, environ: Mapping[str, str]) -> str:
+    """The configuration of a guest, which can be another node's: it moves at the end of a migration."""
+    path = next(filter(Path.exists, _candidates(root, vmid, environ)), None)
+    if path is None:
+        raise TproxyError(f"no configuration of guest {vmid} below {root}")
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise TproxyError(f"{path}: {error.strerror}") from None
+    if len(data) > MAX_BYTES:
+        raise TproxyError(f"{path}: larger than {MAX_BYTES} bytes")
+    return data.decode(errors="surrogateescape")
+
+
+def _candidates(root: Path, vmid: str, environ: Mapping[str, str]) -> Iterator[Path]:
+    kinds = ("qemu-server", "lxc")
+    yield from (root / kind / f"{vmid}.conf" for kind in kinds)
+    source = environ.get("PVE_MIGRATED_FROM", "")
+    if source and "/" not in source and "\0" not in source:
+        yield from (root / "nodes" / source / kind / f"{vmid}.conf" for kind in kinds)
+    # A guest's number is one in the cluster, and after a migration it is the target's file that is left.
+    yield from (path for kind in kinds for path in sorted(root.glob(f"nodes/*/{kind}/{vmid}.conf")))
+
+
+def _event(arguments: list[str]) -> Iterable[Call]:
+    require_root()
+    if len(arguments) < 2:
+        raise TproxyError("called without the number of a guest and a phase")
+    vmid, phase = arguments[:2]
+    if not _VMID.match(vmid):
+        raise TproxyError(f"{vmid!a} is not the number of a guest")
+    if phase not in UP | DOWN:
+        return ()
+    root = Path(os.environ.get("TPROXY_PVE_ROOT") or ROOT)
+    found = nics(read_configuration(root, vmid, os.environ))
+    return list(guest_calls(vmid, phase, found, _kind))
+
+
+def _kind(name: str) -> Kind:
+    if not links.exists(name):
+        return Kind.MISSING
+    if not links.is_bridge(name):
+        return Kind.OTHER
+    try:
+        filtering = (Path("/sys/class/net") / name / "bridge/vlan_filtering").read_text().strip()
+    except FileNotFoundError:
+        return Kind.PLAIN  # a kernel without VLAN filtering
+    return Kind.VLAN_AWARE if filtering == "1" else Kind.PLAIN
+
+
+def main(arguments: list[str]) -> int:
+    return calls.run(" ".join(["proxmox", *arguments[:2]]), lambda: _event(arguments))
