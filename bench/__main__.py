@@ -1,8 +1,10 @@
 """The benchmark: ``make bench``, or ``python -m bench [--quick] [--only PART]...``.
 
-Compares tproxy with its peers (peers.py) on all axes (axes.py) in turns (rounds.py), when the machine is
-there (quiet.py), times its hooks (hooks.py), and measures how cost grows (growth.py). Writes
-docs/performance.md, docs/img and bench/results.json; a quick or partial run writes to build/bench instead.
+Compares tproxy with its peers (peers.py) on all axes (axes.py), in turns (rounds.py), and repeats what other
+virtual machines disturbed (quiet.py). Times the hook (hooks.py), and measures how cost grows (growth.py).
+
+A full run writes docs/performance.md, docs/img and bench/results.json; a quick or partial run writes to
+build/bench instead.
 """
 
 from __future__ import annotations
@@ -23,25 +25,31 @@ TRIAL = ROOT / "build/bench"
 
 PARTS = ("peers", "hooks", "growth")
 
-# By Debian's packages; a peer that is missing only fails itself.
+# Programs that every run needs, each with Debian's package. Without HAProxy or socat only that peer fails.
 NEEDED = {"iperf3": "iperf3", "wrk": "wrk", "nginx": "nginx-light", "nft": "nftables"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench", description="tproxy against its peers")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of each measurement")
     parser.add_argument("--quick", action="store_true", help="2 rounds of 1 s, short curves")
-    parser.add_argument("--only", action="append", choices=PARTS, help="this part; can be repeated")
-    parser.add_argument("--peer", action="append", choices=list(BUILDERS), help="this one; can be repeated")
-    parser.add_argument("--report", action="store_true", help="write the page again from the last full run")
+    parser.add_argument(
+        "--only", action="append", choices=PARTS, help="measure this part only; can be repeated"
+    )
+    parser.add_argument(
+        "--peer", action="append", choices=list(BUILDERS), help="measure this peer only; can be repeated"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="write the page again, from the results of the last full run"
+    )
     options = parser.parse_args()
     if options.report:
         publish(Results.load(RESULTS))
         return
     missing = sorted(package for program, package in NEEDED.items() if not shutil.which(program))
     if missing:
-        sys.exit(f"missing; run: apt-get install {' '.join(missing)}")
+        sys.exit(f"programs are missing; run: apt-get install {' '.join(missing)}")
     if os.geteuid() != 0:
         sys.exit("must be run as root")
     if options.quick:
@@ -67,6 +75,7 @@ def main() -> None:
 
 
 def publish(results: Results) -> None:
+    """Write the page and its plots."""
     plot.draw(results, IMAGES)
     report.put(PAGE, report.markdown(results, IMAGES.name))
     print(f"written: {PAGE}, {IMAGES}", file=sys.stderr)

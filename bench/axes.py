@@ -12,15 +12,15 @@ from bench.peers import HAPROXY, SOCAT, Peer
 
 CONNECTIONS = (1, 64, 512)
 
-# For the memory of one: many, so that what a process has anyhow does not count. A pair of socats forks
-# two processes for each.
+# Connections over which the memory of one is measured: many, so that the processes' own memory does not
+# count. A pair of socats forks two processes for each connection.
 HELD, HELD_BY_SOCAT = 2000, 100
 BUSY, BUSY_WITH = 64, "64 KiB answers"
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What is wanted of tproxy's median: of its ratio to another peer's."""
+    """The wanted ratio of tproxy's median to another peer's median."""
 
     at: str  # "≥" or "≤"
     value: float
@@ -32,11 +32,13 @@ class Goal:
 
 @dataclass(frozen=True)
 class Axis:
+    """One figure to compare. ``key`` names it in results.json; ``title`` is its row in the tables."""
+
     key: str
     title: str
     digits: int = 0
     goal: Goal | None = None
-    summed: bool = False  # over all rounds
+    summed: bool = False  # report the sum over all rounds instead of the median
 
 
 def _size(size: int) -> str:
@@ -56,7 +58,7 @@ def _request_axes(size: int, connections: int) -> list[Axis]:
     ]
 
 
-# By the headings under which they are reported.
+# The axes by the heading under which the page has them.
 AXES: dict[str, list[Axis]] = {
     "Bulk, Gbit/s": [
         Axis("up1", "up, 1 stream", 1, Goal("≥", 2.2)),
@@ -72,24 +74,24 @@ AXES: dict[str, list[Axis]] = {
     "Requests and answers on connections that stay": [
         axis for size in BODIES for connections in CONNECTIONS for axis in _request_axes(size, connections)
     ],
-    "CPU seconds, user and system, of all of a peer's processes": [
+    "CPU seconds, user and system, of all processes of a peer": [
         Axis("cpu up1", "per GB up", 3, Goal("≤", 0.5)),
         Axis("cpu down1", "per GB down", 3, Goal("≤", 0.5)),
         Axis("cpu new", "per 10,000 connections", 2),
         Axis("cpu 1x64", "per 10,000 requests, 64 connections", 2),
     ],
-    "Memory of all of a peer's processes": [
+    "Memory of all processes of a peer": [
         Axis("private idle", "private, per idle connection, bytes", goal=Goal("≤", 0.15)),
         Axis("pss idle", "PSS, per idle connection, bytes"),
         Axis("private busy", f"private, per connection busy with {BUSY_WITH}, bytes"),
-        Axis("pipes busy", f"pipes, what they can hold, per connection busy with {BUSY_WITH}, bytes"),
+        Axis("pipes busy", f"capacity of pipes, per connection busy with {BUSY_WITH}, bytes"),
         Axis("private rest", "private, one bridge, no connection, MB", 2),
         Axis("pss rest", "PSS, one bridge, no connection, MB", 2),
         Axis("private relay", "private, in the bridge's namespace, MB", 2),
         Axis("pss relay", "PSS, in the bridge's namespace, MB", 2),
     ],
     "Errors that clients saw, of any kind": [Axis("errors", "all rounds", summed=True)],
-    "Processor time that the machine's neighbours took (steal), per cent of what was wanted": [
+    "Processor time that other virtual machines took (steal), per cent of the time that was wanted": [
         Axis("stolen", "all measurements", 1)
     ],
 }
@@ -98,6 +100,7 @@ Measure = Callable[[Peer, float], dict[str, float]]
 
 
 def bulk(key: str, streams: int, down: bool, peer: Peer, seconds: float) -> dict[str, float]:
+    """Gbit/s of one or more streams; of a single one also the CPU seconds per GB."""
     before = peer.cpu()
     done = load.bulk(peer.guest, seconds, streams, down=down)
     figures = {key: done.gigabits}
@@ -107,6 +110,7 @@ def bulk(key: str, streams: int, down: bool, peer: Peer, seconds: float) -> dict
 
 
 def requests(size: int, connections: int, peer: Peer, seconds: float) -> dict[str, float]:
+    """Requests per second, and their latencies, on connections that stay open."""
     key = f"{size}x{connections}"
     before = peer.cpu()
     done = load.requests(peer.guest, seconds, connections, size)
@@ -117,6 +121,7 @@ def requests(size: int, connections: int, peer: Peer, seconds: float) -> dict[st
 
 
 def new_connections(at_once: int, peer: Peer, seconds: float) -> dict[str, float]:
+    """Connections per second, with one request on each, so many at a time."""
     before = peer.cpu()
     done = load.requests(peer.guest, seconds, at_once, close=True)
     figures = _latencies("new", done)
@@ -136,11 +141,11 @@ def _latencies(key: str, done: load.Requests) -> dict[str, float]:
 
 
 def idle_memory(peer: Peer, _: float) -> dict[str, float]:
-    """Of connections that were used once."""
+    """Bytes per open connection, after one request on each."""
     if not peer.find():
         return {}
     with load.holder(peer.guest) as holder:
-        holder.hold(1)  # what the first one needs is not the second one's cost
+        holder.hold(1)  # what a process allocates once, for its first connection, is not the cost of each
         rest = peer.memory()
         count = HELD_BY_SOCAT if peer.name == SOCAT else HELD
         holder.hold(count + 1)
@@ -152,9 +157,10 @@ def idle_memory(peer: Peer, _: float) -> dict[str, float]:
 
 
 def memory_at_rest(peer: Peer, _: float) -> dict[str, float]:
+    """MB of all processes, and of those in the bridge's namespace, without a connection."""
     if not peer.find():
         return {}
-    load.requests(peer.guest, 1.0, 1)  # nobody counts what nobody has ever used
+    load.requests(peer.guest, 1.0, 1)  # a process that has never worked has not touched its memory yet
     rest, relay = peer.memory(), peer.relay_memory()
     return {
         "private rest": rest.private / 1e6,
@@ -165,6 +171,7 @@ def memory_at_rest(peer: Peer, _: float) -> dict[str, float]:
 
 
 def busy_memory(peer: Peer, seconds: float) -> dict[str, float]:
+    """Bytes per connection in the middle of a load of large answers."""
     if not peer.find():
         return {}
     rest = peer.memory()
@@ -180,7 +187,7 @@ def busy_memory(peer: Peer, seconds: float) -> dict[str, float]:
     return {"private busy": private / BUSY, "pipes busy": pipes / BUSY}
 
 
-# Before the rounds: memory that was used once is not always given back.
+# Measured before the rounds, since a process does not always give back memory that it has used.
 ONCE: dict[str, Measure] = {
     "memory at rest": memory_at_rest,
     "memory of busy connections": busy_memory,

@@ -1,8 +1,8 @@
-"""What each further bridge costs the guests of the others: its base chain, what is in it, all else.
+"""The cost of each further bridge for the guests of the others, and which part of it its base chain has.
 
-``python -m bench.chains [--rounds N] [--seconds S] [--bridges N]`` prints Markdown: tproxy on one bridge of
-a host that has no other, and of one with many, whose chains of the contract (SPEC section 2) are taken away,
-empty as tproxy leaves them, or hold a rule; in turns.
+``python -m bench.chains [--rounds N] [--seconds S] [--bridges N]`` prints Markdown. It measures, in turns,
+tproxy on the only bridge of a host, and on one of many bridges of another host. There the chain that every
+other bridge must have (docs/contract.md, Names on the host) is deleted, empty, or holds a rule.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from tproxy.model import TABLE, BridgeNames
 ALONE = "no other bridge"
 _RULE = Guard(BRIDGE, frozenset({BRIDGE}), {}).arp_rule
 
-# What is in the chain of each other bridge; None where it is taken away.
+# The rule in the chain of each other bridge: "" for none, None where the chain is deleted.
 CONTENTS: Mapping[str, str | None] = {
-    "other bridges, their chains taken away": None,
+    "other bridges, their chains deleted": None,
     "... empty": "",
     "... with the guard's rule": _RULE,
-    "... asking for the protocol first": _RULE[_RULE.index("arp ") :],
+    "... with a rule that compares the protocol first": _RULE[_RULE.index("arp ") :],
 }
 
 COLUMNS = {"p50": "p50, µs", "rate": "requests/s, 64 conn.", "new rate": "new/s"}
@@ -40,8 +40,8 @@ COLUMNS = {"p50": "p50, µs", "rate": "requests/s, 64 conn.", "new rate": "new/s
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.chains")
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
-    parser.add_argument("--bridges", type=int, default=200, help="of the host with many")
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of each measurement")
+    parser.add_argument("--bridges", type=int, default=200, help="number of bridges on the host with many")
     options = parser.parse_args()
     others = [f"br{number}" for number in range(1, options.bridges)]
     turns = (ALONE, *CONTENTS)
@@ -63,9 +63,9 @@ def main() -> None:
 
 
 def chains(bridges: Sequence[str], rule: str | None) -> list[str]:
-    """The commands after which the bridges' chains hold the rule, nothing, or are not there."""
+    """nftables commands after which the chains hold the rule, are empty (""), or are deleted (None)."""
     names = [f"bridge {TABLE} {BridgeNames(bridge).arp_guard}" for bridge in bridges]
-    # Made before it is emptied, since a turn before may have taken it away.
+    # Added before it is flushed, since the turn before may have deleted it.
     commands = [
         f"add chain {name} {{ type filter hook forward priority -200; policy accept; }}" for name in names
     ]

@@ -1,4 +1,4 @@
-"""What processes of a stand-in cost: CPU time and memory, from its /proc."""
+"""CPU time and memory of processes in a stand-in hypervisor, from its /proc."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from tproxy.lab.hypervisor import Hypervisor
 _TICKS = os.sysconf("SC_CLK_TCK")
 _F_GETPIPE_SZ = 1032  # <linux/fcntl.h>
 
-# A process that ends while it is looked at costs nothing from then on.
+# Raised when a process ends while its files are read: it then counts for nothing.
 _GONE = (FileNotFoundError, ProcessLookupError)
 
 
 class Memory(NamedTuple):
-    """Bytes: what would be free without these processes, and their share of what is shared as well."""
+    """Bytes. ``private`` would be free without these processes; ``pss`` adds their share of shared pages."""
 
     private: float
     pss: float
 
 
 def titled(host: Hypervisor, *prefixes: str) -> list[int]:
-    """Processes by the beginning of their title, as the stand-in numbers them."""
+    """The process ids, inside the stand-in, of processes whose title begins with one of the prefixes."""
     found = []
     for pid in _pids(host):
         with suppress(*_GONE):
@@ -37,7 +37,7 @@ def titled(host: Hypervisor, *prefixes: str) -> list[int]:
 
 
 def family(host: Hypervisor, roots: Iterable[int]) -> list[int]:
-    """These processes and all that descend from them."""
+    """The process ids of these processes and of all their descendants."""
     parents = {}
     for pid in _pids(host):
         with suppress(*_GONE):
@@ -49,7 +49,7 @@ def family(host: Hypervisor, roots: Iterable[int]) -> list[int]:
 
 
 def cpu(host: Hypervisor, pids: Iterable[int]) -> float:
-    """Seconds, user and system, of processes and of their children that have ended."""
+    """CPU seconds, user and system, of these processes and of their children that have ended."""
     ticks = 0
     for pid in pids:
         with suppress(*_GONE):
@@ -58,6 +58,7 @@ def cpu(host: Hypervisor, pids: Iterable[int]) -> float:
 
 
 def memory(host: Hypervisor, pids: Iterable[int]) -> Memory:
+    """The memory of these processes together (proc_pid_smaps(5))."""
     private = pss = 0
     for pid in pids:
         with suppress(*_GONE):
@@ -71,7 +72,7 @@ def memory(host: Hypervisor, pids: Iterable[int]) -> Memory:
 
 
 def inside(host: Hypervisor, pids: Iterable[int], namespace: str) -> list[int]:
-    """Those of them that run in a network namespace."""
+    """Those of the processes that run in the named network namespace."""
     wanted = host.path(f"/run/netns/{namespace}").stat().st_ino
     found = []
     for pid in pids:
@@ -82,7 +83,7 @@ def inside(host: Hypervisor, pids: Iterable[int], namespace: str) -> list[int]:
 
 
 def pipes(host: Hypervisor, pids: Iterable[int]) -> int:
-    """Bytes that fit into all their pipes: memory of the kernel's that bulk can fill."""
+    """The capacity of all pipes of these processes, in bytes: kernel memory that bulk can fill."""
     sizes: dict[str, int] = {}
     for pid in pids:
         with suppress(*_GONE):

@@ -1,4 +1,4 @@
-"""How cost grows: with open connections, with bridges, and with services per bridge."""
+"""Growth of cost with open connections, with bridges, and with services of a bridge."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ CONNECTIONS = (10, 100, 1000, 2000, 4000, 8000)
 BRIDGES = (1, 10, 50, 100, 150, 200)
 SERVICES = (1, 5, 10, 20, 30, 50)
 
-# What each bridge of many has.
+# Services of each bridge, where bridges are what grows.
 SERVICES_PER_BRIDGE = 10
 
-# Seconds that may be spent on measuring again what was disturbed.
+# Seconds that may be spent on repeating disturbed measurements.
 PATIENCE = 600.0
 
-# Of hooks and reloads at a point, of which the median counts.
+# Hooks, and reloads, at each point of a curve; their median counts.
 TIMES = 5
 
 
 def measure(seconds: float, results: Results, scale: float = 1.0) -> None:
-    """All three; ``scale`` below 1 ends the curves earlier."""
+    """Measure all three curves; ``scale`` below 1 ends them at that part of their length."""
     quiet = Quiet(PATIENCE)
     for curve in (with_connections, with_bridges, with_services):
         print(f"growth: {curve.__name__.replace('_', ' ')}", file=sys.stderr)
@@ -60,6 +60,7 @@ def with_connections(seconds: float, results: Results, scale: float, quiet: Quie
 
 
 def with_bridges(seconds: float, results: Results, scale: float, quiet: Quiet) -> None:
+    """Requests, hooks and memory on a host that gets more and more bridges."""
     with Hypervisor() as host:
         guest = furnish(host)
         add_endpoints(host)
@@ -81,13 +82,15 @@ def with_bridges(seconds: float, results: Results, scale: float, quiet: Quiet) -
                 "memory": peer.memory().pss / 1e6,
                 "private": peer.memory().private / 1e6,
             }
-            if count > 1:  # without its only bridge the daemon ends
+            if (
+                count > 1
+            ):  # when its only bridge goes, the daemon ends, and the hook would have to start another
                 point["hook cold"] = median_of(newest.up, newest.down)
             results.add_point("bridges", TPROXY, {"n": count, **point})
 
 
 def with_services(seconds: float, results: Results, scale: float, quiet: Quiet) -> None:
-    """A bridge that is given more and more services."""
+    """Requests, hooks and memory on one bridge that gets more and more services."""
     with Hypervisor() as host:
         guest = furnish(host)
         add_endpoints(host)
@@ -107,6 +110,7 @@ def with_services(seconds: float, results: Results, scale: float, quiet: Quiet) 
 
 
 def speed(peer: Peer, seconds: float, quiet: Quiet) -> Point:
+    """Latency on one connection, requests/s on 64, and new connections/s, 32 at a time."""
     one, many, new = (
         quiet.measure(partial(load.requests, peer.guest, seconds, connections, close=close))[0].figures
         for connections, close in ((1, False), (64, False), (32, True))
@@ -115,16 +119,17 @@ def speed(peer: Peer, seconds: float, quiet: Quiet) -> Point:
 
 
 def ports(count: int) -> Sequence[int]:
-    """Of so many services; one of them is answered."""
+    """The service ports of so many services; only the first has an endpoint that answers."""
     return range(HTTP_PORT, HTTP_PORT + count)
 
 
 def up_to(sizes: Sequence[int], scale: float) -> list[int]:
+    """The sizes up to that part of the largest."""
     return [size for size in sizes if size <= max(sizes) * scale]
 
 
 def median_of(job: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
-    """Milliseconds."""
+    """The median time of the job, in milliseconds; ``before`` runs each time, and is not timed."""
     taken = []
     for _ in range(TIMES):
         before()

@@ -1,6 +1,7 @@
-"""Connections that were used once and stay open: ``python -m bench.holder ADDRESS PORT``.
+"""Holds connections open, after one request on each: ``python -m bench.holder ADDRESS PORT``.
 
-Reads from standard input how many there are to be, and answers ``holding N`` when there are.
+Reads numbers from standard input, one a line. Opens or closes connections until it has that many, and answers
+``holding N``.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import socket
 import sys
 
-# A relay that cannot take one more must not hold the benchmark up.
+# A peer that cannot take one more connection must not block the benchmark.
 TIMEOUT = 10.0  # seconds
 
 
 def used_once(address: tuple[str, int]) -> socket.socket:
+    """Connect and make one request; raises OSError when it is not answered."""
     connection = socket.create_connection(address, TIMEOUT)
     connection.sendall(b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n")
     if not connection.recv(4096).startswith(b"HTTP/1.1 200"):

@@ -1,4 +1,4 @@
-"""How long `hook up` takes: against shell scripts of the same steps with ip and nft, and many at once."""
+"""Times `hook up` against shell scripts that do its steps with ip and nft, and many hooks at once."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, TABLE, BridgeNames
 
 IP_NFT, IP_NFT_ONCE = "`ip`, `nft` for each step", "`ip`, `nft` once"
 
-# Times that each is run: one takes about a tenth of a second.
+# Runs of each; one takes about a tenth of a second.
 TIMES = 20
 
-# A network driver that starts many guests: hooks, and the bridges that they share.
+# A network driver that starts many guests at once: hooks, bridges that they share, and repetitions.
 CROWD, CROWD_BRIDGES, CROWD_TIMES = 12, 6, 5
 
 _CONFIG = "/run/hooks.yaml"
@@ -74,7 +74,7 @@ _VALUES = {
 
 @dataclass(frozen=True)
 class Bridge:
-    """Brings one bridge up, and removes what that built."""
+    """Two calls: ``up`` brings one bridge up, ``down`` removes what ``up`` built."""
 
     up: Callable[[], object]
     down: Callable[[], object]
@@ -89,6 +89,7 @@ def measure(results: Results) -> None:
 
 
 def against_scripts(results: Results) -> None:
+    """Time a cold and a warm ``up`` of each builder, in turns."""
     with ExitStack() as hosts:
         bridges = []
         for name, build in _BUILDERS.items():
@@ -107,7 +108,7 @@ def against_scripts(results: Results) -> None:
 
 
 def crowd(results: Results) -> None:
-    """Hooks for some bridges that have nothing yet, one after the other and all at once."""
+    """Time hooks for bridges that have nothing yet: one after the other, and all at once."""
     with Hypervisor() as host:
         config = host.write(_CONFIG, tproxy_config())
         names = [f"br{number}" for number in range(CROWD_BRIDGES)]
@@ -132,7 +133,7 @@ def milliseconds(job: Callable[[], object]) -> float:
 
 
 def build_tproxy(host: Hypervisor) -> Bridge:
-    """With another bridge up already: the daemon is there. The first on a host starts it as well."""
+    """A host with another bridge that is up: the first hook of a host would have to start the daemon too."""
     config = host.write(_CONFIG, tproxy_config())
     for bridge in ("first", BRIDGE):
         host.add_bridge(bridge)
@@ -151,7 +152,7 @@ def build_script(host: Hypervisor) -> Bridge:
 
 
 def build_script_at_once(host: Hypervisor) -> Bridge:
-    """nft's part in one transaction: what `hook up` has loaded on another host, with all its guards."""
+    """As ``build_script``, with one nft transaction that loads what `hook up` does, all guards included."""
     with Hypervisor() as other:
         build_tproxy(other)
         tables = other.run("nft", "list", "ruleset").stdout

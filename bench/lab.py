@@ -1,7 +1,7 @@
-"""The host that each peer gets: a stand-in hypervisor with a bridge, a guest, and the same endpoints.
+"""The host of a peer: a stand-in hypervisor with a bridge, a guest, and the same endpoints for all peers.
 
-A host of its own for each, so that none pays for another's rules. The endpoints are nginx, with bodies of
-fixed sizes, and iperf3.
+Each peer has a host of its own, so that none pays for another's rules. The endpoints are nginx, with bodies
+of fixed sizes, and iperf3.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ PORTS = (HTTP_PORT, BULK_PORT)
 # What nginx answers at /<bytes>.
 BODIES = (1, 1024, 65536)
 
-# Connections are kept for as long as the benchmark takes. Access logs would be measured, too. The largest
-# body is a file, as a server would have it: what is configured inline is limited to less.
+# Connections stay open for as long as the benchmark takes. There is no access log, since its cost would be
+# measured too. The largest body is a file, as on a real server: nginx limits bodies in its configuration.
 _NGINX = """
 worker_processes 1;
 worker_rlimit_nofile 20000;
@@ -46,7 +46,7 @@ http {{
 }}
 """
 
-# wrk's own report rounds, and its units vary; this one counts in microseconds.
+# wrk's own report rounds, and varies its units; this one prints microseconds.
 REPORT = "/run/report.lua"
 _REPORT_LUA = """
 done = function(summary, latency, requests)
@@ -59,17 +59,17 @@ end
 
 
 def furnish(host: Hypervisor) -> Guest:
-    """A bridge with a guest; the endpoints are up to ``add_endpoints``."""
+    """Add a bridge and a guest; ``add_endpoints`` adds the endpoints."""
     host.add_bridge(BRIDGE)
     guest = host.add_guest("guest", BRIDGE)
-    # Who closes first keeps the port for a minute; a guest needs many of them here.
+    # The side that closes first keeps its port for a minute, and this guest opens many connections.
     guest.run("sysctl", "-qw", "net.ipv4.ip_local_port_range=1024 65535")
     host.write(REPORT, _REPORT_LUA)
     return guest
 
 
 def add_endpoints(host: Hypervisor, address: str = ENDPOINT, netns: str | None = None) -> None:
-    """Servers on an address, which is added to lo unless it is a namespace's own."""
+    """Start nginx and iperf3 on an address. Without ``netns`` the address is added to the host's lo."""
     if netns is None:
         host.ip(f"address add {address}/32 dev lo")
     small, medium, large = BODIES
@@ -87,7 +87,7 @@ def add_endpoints(host: Hypervisor, address: str = ENDPOINT, netns: str | None =
 
 
 def add_relay_namespace(host: Hypervisor) -> str:
-    """For peers that are not tproxy: a namespace on the bridge that has the service address."""
+    """Add a namespace on the bridge with the service address, for peers that do not make their own."""
     host.add_guest("relay", BRIDGE, f"{SERVICE_ADDRESS}/32", route=False)
     host.ip("route add default dev eth0 scope link", netns="relay")
     return "relay"

@@ -1,4 +1,4 @@
-"""Load, made in a guest: iperf3 for bulk, wrk for requests, bench/holder.py for connections that stay."""
+"""Load generators in a guest: iperf3 for bulk, wrk for requests, bench/holder.py for open connections."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest
 from tproxy.model import SERVICE_ADDRESS
 
-# Seconds above its own time that a load generator gets, for a peer that does not keep up.
+# Seconds that a load generator gets beyond its own time, for a peer that does not keep up.
 GRACE = 10.0
 
 
@@ -29,7 +29,7 @@ class Bulk:
 class Requests:
     count: int
     rate: float  # a second
-    p50: float  # microseconds, as the others
+    p50: float  # microseconds, as p99 and p999
     p99: float
     p999: float
     errors: int
@@ -59,7 +59,11 @@ def requests(
     close: bool = False,
     meanwhile: Callable[[], None] | None = None,
 ) -> Requests:
-    """Ask for bodies of a size; ``close`` takes a new connection for each. ``meanwhile`` is called once."""
+    """Request bodies of a size for some seconds.
+
+    ``close`` opens a new connection for each request. ``meanwhile`` is called once, half-way through. Raises
+    ProcessError when no request is answered.
+    """
     said = _run(
         guest,
         seconds,
@@ -76,13 +80,13 @@ def requests(
 
 
 class Holder:
-    """Connections that have been used once, and stay open."""
+    """Connections that stay open after one request each."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
     def hold(self, connections: int) -> None:
-        """Have so many, in all. Raises ProcessError."""
+        """Have so many connections in all. Raises ProcessError when that cannot be."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(connections, file=self._process.stdin, flush=True)
@@ -118,7 +122,7 @@ def _run(guest: Guest, seconds: float, *argv: str, meanwhile: Callable[[], None]
     finally:
         process.kill()
         process.wait()
-    # iperf3 tells its errors in JSON, too.
+    # iperf3 reports its errors in JSON as well.
     if process.returncode and not said.startswith("{"):
         raise ProcessError(f"{argv[0]} ended with {process.returncode}: {said.strip()[-200:]}")
     return said

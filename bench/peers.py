@@ -1,4 +1,4 @@
-"""What is compared: tproxy, pairs of other relays in the same shape, and no relay at all.
+"""The peers that are compared: tproxy, pairs of other relays in the same shape, and no relay at all.
 
 A pair has tproxy's shape: one process in the bridge's namespace, one in the root namespace, a UNIX socket
 between them.
@@ -21,13 +21,13 @@ TPROXY, HAPROXY, NGINX, SOCAT, NO_RELAY = "tproxy", "HAProxy pair", "nginx pair"
 
 @dataclass(frozen=True)
 class Peer:
-    """Something that takes a guest to its endpoints."""
+    """One way from a guest to its endpoints, on a host of its own."""
 
     name: str
     host: Hypervisor
     guest: Guest
-    find: Callable[[], Sequence[int]]  # its processes, as the stand-in numbers them
-    namespace: str  # the bridge's, by name
+    find: Callable[[], Sequence[int]]  # the process ids of its processes, inside the stand-in
+    namespace: str  # the name of the bridge's namespace
 
     def cpu(self) -> float:
         return costs.cpu(self.host, self.find())
@@ -36,7 +36,7 @@ class Peer:
         return costs.memory(self.host, self.find())
 
     def relay_memory(self) -> costs.Memory:
-        """Of what runs in the bridge's namespace, of which each further bridge has one more."""
+        """The memory of what runs in the bridge's namespace: each further bridge needs that once more."""
         return costs.memory(self.host, costs.inside(self.host, self.find(), self.namespace))
 
     def pipes(self) -> int:
@@ -51,7 +51,7 @@ def tproxy_config(ports: Sequence[int] = PORTS) -> str:
 
 
 def build_tproxy(host: Hypervisor, more_bridges: Sequence[str] = ()) -> Peer:
-    """The bridge that is measured, and others with the same services."""
+    """tproxy on the bridge that is measured, and on others with the same services."""
     guest = furnish(host)
     add_endpoints(host)
     config = host.write("/run/tproxy.yaml", tproxy_config())
@@ -63,11 +63,11 @@ def build_tproxy(host: Hypervisor, more_bridges: Sequence[str] = ()) -> Peer:
 
 
 def tproxy_processes(host: Hypervisor) -> list[int]:
-    """Daemon, relays and spawner."""
+    """The process ids of daemon, relays and spawner."""
     return costs.titled(host, "one_tproxy", "tproxy-")
 
 
-# As many connections as growth is measured with; the rest of 20,000 descriptors is for pipes.
+# Room for as many connections as growth.py opens; the rest of 20,000 descriptors is for pipes.
 _HAPROXY = """
 global
   maxconn 8600
@@ -135,12 +135,12 @@ def build_socat(host: Hypervisor) -> Peer:
     relay = add_relay_namespace(host)
     for port in PORTS:
         unix = f"/run/{port}.sock"
-        # The guest knows when an answer has ended; no need to wait for its end for half a second.
+        # The guest closes when it has its answer, so socat need not wait half a second for that (its -t).
         for netns, listen, dial in (
             (None, f"UNIX-LISTEN:{unix},backlog=4096,fork", f"TCP:{ENDPOINT}:{port}"),
             (relay, f"TCP-LISTEN:{port},bind={SERVICE_ADDRESS},backlog=4096,fork", f"UNIX-CONNECT:{unix}"),
         ):
-            # It complains of every connection that is not ended both ways.
+            # socat writes a line for each connection that does not end in both directions.
             host.popen("socat", "-b65536", listen, dial, netns=netns, stderr=subprocess.DEVNULL)
     for port in PORTS:
         host.run("sh", "-c", f"until ss -Hltn sport = :{port} | grep -q .; do sleep 0.05; done", netns=relay)
@@ -148,7 +148,7 @@ def build_socat(host: Hypervisor) -> Peer:
 
 
 def build_no_relay(host: Hypervisor) -> Peer:
-    """The limit: the endpoints are in the namespace themselves."""
+    """The limit: the endpoints run in the bridge's namespace themselves."""
     guest = furnish(host)
     relay = add_relay_namespace(host)
     add_endpoints(host, SERVICE_ADDRESS, relay)

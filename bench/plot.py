@@ -1,4 +1,4 @@
-"""The growth curves, drawn as SVG."""
+"""Draws the growth curves as SVG files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from bench.results import Results
 
-# What is drawn of each curve: a panel for each key, with its title.
+# A panel for each key of a curve, with its title.
 PANELS = {
     "p50": "p50 of a request, µs",
     "rate": "requests/s, 64 connections",
@@ -23,7 +23,8 @@ X_TITLES = {"connections": "open, idle connections", "bridges": "bridges", "serv
 
 
 def draw(results: Results, folder: Path) -> None:
-    matplotlib.rc("svg", hashsalt="tproxy", fonttype="none")  # the same results make the same file
+    """Write one file for each curve into the folder."""
+    matplotlib.rc("svg", hashsalt="tproxy", fonttype="none")  # equal results make equal files
     folder.mkdir(parents=True, exist_ok=True)
     for curve, peers in results.growth.items():
         keys = [key for key in PANELS if any(key in point for points in peers.values() for point in points)]

@@ -1,6 +1,6 @@
-"""Measures when the machine is there: a virtual one's neighbours take processor time from it.
+"""Repeats measurements during which other virtual machines took much processor time from this one.
 
-How much they took is known, and does not depend on what is measured.
+The kernel counts that time (steal), so it is known, and does not depend on what is measured.
 """
 
 from __future__ import annotations
@@ -14,28 +14,30 @@ import psutil
 
 Figures = TypeVar("Figures")
 
-# Of the processor time that was wanted. Where more was taken the same is measured again, so often at most.
+# The largest share of the wanted processor time that may be stolen, and how often to measure at most.
 MOST = 0.05
 TIMES = 4
 
-# Seconds before that: who takes some now will take some in the next moment.
+# Seconds of waiting before a repetition: a busy neighbour is busy for a while.
 PAUSE = 3.0
 
 
 @dataclass(frozen=True)
 class Attempt(Generic[Figures]):
+    """The result of one measurement."""
+
     stolen: float  # share of the processor time that was wanted
     figures: Figures
 
 
 class Quiet:
-    """``patience``: how many seconds may be spent, in all, on measuring the same again."""
+    """Measures, and repeats what was disturbed. ``patience``: seconds for all repetitions together."""
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
 
     def measure(self, job: Callable[[], Figures]) -> list[Attempt[Figures]]:
-        """Until little was stolen, or often enough; returns all attempts, the least disturbed first."""
+        """Run the job until little time was stolen; returns all attempts, the least disturbed first."""
         attempts = [_attempt(job)]
         while attempts[-1].stolen > MOST and len(attempts) < TIMES and self._patience > 0:
             began = time.monotonic()
@@ -53,6 +55,6 @@ def _attempt(job: Callable[[], Figures]) -> Attempt[Figures]:
 
 
 def _times() -> tuple[float, float]:
-    """CPU seconds since boot that neighbours took, and that this machine had (proc_stat(5))."""
+    """CPU seconds since boot that were stolen, and that were used (proc_stat(5))."""
     times = psutil.cpu_times()
     return times.steal, times.user + times.nice + times.system + times.irq + times.softirq

@@ -1,4 +1,4 @@
-"""Results as Markdown, put between two markers of a page."""
+"""Writes results as Markdown between two markers of a page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOOK_AXES = [
     Axis("hook warm", "a bridge where everything is in order, ms", goal=Goal("≤", 0.8, IP_NFT)),
 ]
 
-# Columns of growth tables: the key of the point, the heading, and the digits.
+# Columns of growth tables: the key in a point, the heading, and the decimals.
 _SPEED = [("p50", "p50, µs", 0), ("p99", "p99, µs", 0), ("rate", "requests/s", 0), ("new rate", "new/s", 0)]
 _HOOKS = [("hook cold", "hook cold, ms", 0), ("hook warm", "hook warm, ms", 0), ("reload", "reload, ms", 0)]
 GROWTH = {
@@ -37,6 +37,7 @@ GROWTH = {
 
 
 def markdown(results: Results, images: str) -> str:
+    """All tables. ``images`` is the path of the plots, relative to the page."""
     peers = [name for name in BUILDERS if name in results.figures]
     parts = ["\n".join(f"- {line}" for line in results.about)]
     for heading, axes in AXES.items():
@@ -61,7 +62,7 @@ def markdown(results: Results, images: str) -> str:
 
 
 def comparison(results: Results, axes: Sequence[Axis], peers: Sequence[str], against: str) -> str:
-    """A row for each axis that anybody has a figure for, a column for each peer."""
+    """A row for each axis with a figure of any peer, and a column for each peer; "" without a row."""
     limit = NO_RELAY in peers
     rows = []
     for axis in axes:
@@ -84,7 +85,7 @@ def cell(axis: Axis, measured: Sequence[float] | None) -> str:
 
 
 def spread(measured: Sequence[float], digits: int = 0) -> str:
-    """The median, with the least and the greatest."""
+    """The median, with the least and the greatest figure in brackets."""
     median = f"{statistics.median(measured):,.{digits}f}"
     least, greatest = f"{min(measured):,.{digits}f}", f"{max(measured):,.{digits}f}"
     return median if least == greatest else f"{median} ({least} to {greatest})"
@@ -132,8 +133,8 @@ def hooks_together(results: Results) -> str:
         return ""
     met = "✓" if at_once <= 2 * one_by_one else "✗"
     return (
-        f"{CROWD} hooks for {CROWD_BRIDGES} bridges that have nothing: {one_by_one:,.0f} ms one after the "
-        f"other, {at_once:,.0f} ms at once, {at_once / one_by_one:.2f} times as long (goal: ≤ 2 {met})."
+        f"{CROWD} hooks for {CROWD_BRIDGES} bridges that have nothing yet take {one_by_one:,.0f} ms one after "
+        f"the other and {at_once:,.0f} ms at once, {at_once / one_by_one:.2f} times as long (goal: ≤ 2 {met})."
     )
 
 
@@ -145,25 +146,27 @@ def per_further_bridge(results: Results) -> str:
     bridges = last["n"] - first["n"]
     pss, private = ((last[key] - first[key]) / bridges for key in ("memory", "private"))
     met = "✓" if pss <= 4 else "✗"
-    return f"Each further bridge: {pss:.2f} MB PSS (goal: ≤ 4 {met}, better 1.5), {private:.2f} MB private."
+    return (
+        f"Each further bridge takes {pss:.2f} MB PSS (goal: ≤ 4 {met}, better 1.5), {private:.2f} MB private."
+    )
 
 
 def put(page: Path, text: str) -> None:
-    """Replace what is between the markers."""
+    """Replace the text between the markers. Raises ValueError when the page lacks one of them."""
     before, begin, rest = page.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"{page} has not both of {BEGIN} and {END}")
+        raise ValueError(f"{page} needs a line {BEGIN} and, below it, a line {END}")
     page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
 
 
 def circumstances(rounds: int, seconds: float) -> list[str]:
-    """What a reader needs to judge the figures, or to get them again."""
+    """Machine, versions and rounds: what a reader needs to judge the figures, or to repeat them."""
     cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     model = cpus[0].partition(": ")[2] if cpus else platform.machine()
     here = str(Path(__file__).parent)
     return [
-        f"{os.cpu_count()} x {model}; Linux {platform.release()}, TCP by default "
+        f"{os.cpu_count()} x {model}; Linux {platform.release()}, default congestion control "
         f"{Path('/proc/sys/net/ipv4/tcp_congestion_control').read_text().strip()}; "
         f"Python {platform.python_version()}",
         f"tproxy {said('git', '-C', here, 'describe', '--always', '--dirty')}; {said('haproxy', '-v')}; "
@@ -174,7 +177,7 @@ def circumstances(rounds: int, seconds: float) -> list[str]:
 
 
 def said(*command: str, line: int = 0) -> str:
-    """A line that a command says, wherever it says it."""
+    """One line of a command's output, be it on stdout or stderr; the command's name when there is none."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = (done.stdout + done.stderr).strip().splitlines()
     return lines[line] if line < len(lines) else command[0]

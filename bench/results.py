@@ -1,4 +1,4 @@
-"""What a run has measured: every figure of every peer, and what failed. Kept as JSON."""
+"""The results of a run: every figure of every peer, and what failed. Kept as JSON."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-# A point of a growth curve: the size (``n``) and what was measured there.
+# A point of a growth curve: the size (``n``) and the figures measured there.
 Point = dict[str, float]
 
 
 @dataclass
 class Results:
-    about: list[str] = field(default_factory=list)  # machine, versions, how long
-    figures: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # of a peer, by axis
-    growth: dict[str, dict[str, list[Point]]] = field(default_factory=dict)  # by what grows, then by peer
+    about: list[str] = field(default_factory=list)  # machine, versions, number and length of rounds
+    figures: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # by peer, then by axis
+    growth: dict[str, dict[str, list[Point]]] = field(default_factory=dict)  # by curve, then by peer
     problems: list[str] = field(default_factory=list)
 
     def add(self, peer: str, figures: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""Peers in turns: all are there all the time, so that each has the machine's good and bad moments."""
+"""Measures the peers in turns: all run all the time, so that each has good and bad moments of the machine."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from bench.results import Results
 from tproxy.errors import TproxyError
 from tproxy.lab.hypervisor import Hypervisor
 
-# What a peer that fails can raise; everything else is a mistake of ours.
+# The errors of a peer that fails; everything else is a bug of the benchmark.
 FAILURES = (TproxyError, subprocess.TimeoutExpired, OSError)
 
-# Rounds for peers that nobody needs to know to the percent.
+# Peers with fewer rounds, since their figures need less precision.
 FEWER = {NGINX: 3, SOCAT: 2}
 
-# A peer that failed so often at something is not asked again: each time costs a time-out.
+# After so many failures at one measurement a peer is left out of it: each failure costs a time-out.
 TRIES = 2
 
-# Seconds that may be spent on measuring again what was disturbed.
+# Seconds that may be spent on repeating disturbed measurements.
 PATIENCE = 1500.0
 
 
 @contextmanager
 def built(names: Sequence[str], results: Results) -> Iterator[list[Peer]]:
-    """The peers that could be built."""
+    """Build the peers; yields those that could be built."""
     with ExitStack() as hosts:
         peers = []
         for name in names:
@@ -43,6 +43,7 @@ def built(names: Sequence[str], results: Results) -> Iterator[list[Peer]]:
 
 
 def compare(names: Sequence[str], rounds: int, seconds: float, results: Results) -> None:
+    """Measure the named peers on all axes."""
     failures: Counter[tuple[str, str]] = Counter()
     quiet, at_any_time = Quiet(PATIENCE), Quiet(0)
 
@@ -57,7 +58,7 @@ def compare(names: Sequence[str], rounds: int, seconds: float, results: Results)
                 results.failed(peer.name, what, problem)
             else:
                 results.add(peer.name, {**best.figures, "stolen": best.stolen * 100})
-                for other in others:  # an error is one, whatever the machine does
+                for other in others:  # an error counts, however disturbed the machine was
                     results.add(peer.name, {"errors": other.figures.get("errors", 0)})
 
     with built(names, results) as peers:

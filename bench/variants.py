@@ -1,7 +1,7 @@
-"""What a decision on the data path gives: tproxy against copies of itself without it.
+"""Measures what each decision on the data path gives: tproxy against copies of itself without it.
 
-``python -m bench.variants [--rounds N] [--seconds S] [NAME]...`` prints Markdown. A variant is this tree with
-one text replaced; when the text is not there any more, the variant fails and says so.
+``python -m bench.variants [--rounds N] [--seconds S] [NAME]...`` prints Markdown. A variant is a copy of this
+tree with some text replaced. When the tree no longer has that text, the variant fails and says so.
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ AS_IS = "as it is"
 
 
 class Change(NamedTuple):
+    """Text to replace in a module, which is named by its path below tproxy/, without ``.py``."""
+
     module: str
     old: str
     new: str
 
 
 def constant(module: str, name: str, value: str, new: str) -> list[Change]:
+    """The change of a constant of a module from one value to another."""
     return [Change(module, f"\n{name} = {value}\n", f"\n{name} = {new}\n")]
 
 
@@ -51,7 +54,7 @@ VARIANTS: Mapping[str, Sequence[Change]] = {
             "        if self._pipe is None:\n            self._go_by_pipe(pipes)\n"
             "        pipe = self._pipe\n        try:\n",
         ),
-        # Where splice alone is asked, what it calls the end is the end.
+        # Without a recv before it, splice itself has to report the end of file.
         Change("datapath/splice", "return count == 0\n            self", "self"),
     ],
     "recv and send for all": constant("datapath/splice", "MAX_PIPES", "256", "0"),
@@ -84,7 +87,7 @@ VARIANTS: Mapping[str, Sequence[Change]] = {
     "8 events a batch": constant("kernel/loop", "EVENTS_PER_BATCH", "256", "8"),
 }
 
-# Not a change of the tree, but of what it is told: a line in the log for each connection.
+# A change of the configuration instead of the tree: one log line for each connection.
 LOGGING = "log level INFO"
 
 # The best that two workers of one daemon could do: they would share a relay and a configuration.
@@ -121,8 +124,8 @@ TITLES = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.variants")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
-    parser.add_argument("variant", nargs="*", choices=[*OTHERS, []], help="these only")
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of each measurement")
+    parser.add_argument("variant", nargs="*", choices=[*OTHERS, []], help="measure these variants only")
     options = parser.parse_args()
     names = [AS_IS, *(options.variant or OTHERS)]
     results = Results(report.circumstances(options.rounds, options.seconds))
@@ -169,7 +172,7 @@ def build(host: Hypervisor, name: str) -> Peer:
 
 
 def copy(place: Path, changes: Sequence[Change]) -> None:
-    """The package as it is, or changed. Raises ValueError when it cannot be."""
+    """Copy the package and change the copy. Raises ValueError when that changes nothing or breaks it."""
     shutil.copytree(TREE, place / TREE.name)
     for change in changes:
         module = place / TREE.name / f"{change.module}.py"
@@ -182,12 +185,13 @@ def copy(place: Path, changes: Sequence[Change]) -> None:
 
 
 def together(peers: Sequence[Peer], key: str, measure: axes.Measure, seconds: float) -> float:
+    """The sum of a figure of several peers that are measured at the same time."""
     with ThreadPoolExecutor() as pool:
         return sum(figures[key] for figures in pool.map(lambda peer: measure(peer, seconds), peers))
 
 
 def table(results: Results, names: Sequence[str]) -> str:
-    """What each variant has to what is; so below 1 means that the decision was right."""
+    """Figures of tproxy as it is, and the ratio of each variant to it: below 1, the decision is right."""
     whole = results.figures[AS_IS]
     rows = [
         [AS_IS, *(report.spread(whole[key], 1 if key.startswith(("up", "down")) else 0) for key in MEASURES)]

@@ -1,4 +1,4 @@
-"""What was measured while neighbours took the machine is measured again."""
+"""Repeating measurements during which other virtual machines took processor time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Machine:
-    """Takes some of each second of which the rest is used."""
+    """A machine that loses the given part of each measured second to others, and uses the rest."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *stolen: float) -> None:
         self._stolen = list(stolen)
@@ -35,7 +35,7 @@ class Machine:
         ((0.5, 0.2, 0.3, 0.4), [0.2, 0.3, 0.4, 0.5]),
     ],
 )
-def test_it_is_measured_until_little_was_stolen_and_the_least_disturbed_counts(
+def test_a_job_is_repeated_until_little_was_stolen_and_the_least_disturbed_attempt_comes_first(
     monkeypatch: pytest.MonkeyPatch, stolen: tuple[float, ...], attempts: list[float]
 ) -> None:
     machine = Machine(monkeypatch, *stolen)
@@ -44,11 +44,11 @@ def test_it_is_measured_until_little_was_stolen_and_the_least_disturbed_counts(
     assert [attempt.stolen for attempt in found] == pytest.approx(attempts)
 
 
-def test_without_patience_the_first_attempt_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_patience_a_disturbed_job_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, 0.5, 0.0)
     assert [attempt.figures for attempt in quiet.Quiet(0).measure(machine.measure)] == [0.5]
 
 
-def test_the_kernel_tells_what_it_had() -> None:
+def test_the_stolen_share_is_read_from_the_kernel() -> None:
     (attempt,) = quiet.Quiet(0).measure(lambda: sum(range(10**6)))
     assert 0 <= attempt.stolen <= 1

@@ -1,4 +1,4 @@
-"""What `make bench` writes of figures: ratios, goals, what failed."""
+"""The tables that `make bench` writes: ratios, goals, failures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def results(ours: list[float], theirs: list[float]) -> Results:
     return found
 
 
-def test_a_ratio_is_of_medians_so_that_one_bad_moment_does_not_decide() -> None:
+def test_a_ratio_is_of_medians_so_one_outlier_does_not_change_it() -> None:
     assert report.ratio(results([1, 300, 310], [100, 99, 10_000]), NEW, HAPROXY) == "3.00"
 
 
@@ -36,11 +36,11 @@ def test_a_ratio_is_of_medians_so_that_one_bad_moment_does_not_decide() -> None:
         (51, Goal("≤", 0.5), "✗"),
     ],
 )
-def test_a_goal_is_met_or_not(ours: float, goal: Goal, met: str) -> None:
+def test_a_goal_is_marked_met_or_missed(ours: float, goal: Goal, met: str) -> None:
     assert report.verdict(results([ours], [100]), replace(NEW, goal=goal)).endswith(met)
 
 
-def test_what_nobody_measured_is_neither_met_nor_missed() -> None:
+def test_a_goal_without_figures_of_the_other_peer_has_no_mark() -> None:
     assert report.verdict(results([140], []), NEW) == "≥ 1.4"
     assert report.ratio(results([140], []), NEW, HAPROXY) == ""
 
@@ -58,21 +58,21 @@ def test_a_table_has_a_row_for_each_axis_with_figures_and_a_column_for_each_peer
     ]
 
 
-def test_the_limit_gets_a_column_of_its_own() -> None:
+def test_no_relay_gets_a_ratio_column_of_its_own() -> None:
     found = results([140], [100])
     found.add(NO_RELAY, {NEW.key: 280})
 
     assert "0.50" in report.comparison(found, [NEW], [TPROXY, HAPROXY, NO_RELAY], HAPROXY)
 
 
-def test_what_failed_is_in_the_page() -> None:
+def test_a_failure_is_listed_in_the_page() -> None:
     found = results([140], [100])
     found.failed(HAPROXY, "new connections", OSError("it died"))
 
     assert "HAProxy pair: new connections: it died" in report.markdown(found, "img")
 
 
-def test_results_come_back_from_their_file_as_they_were(tmp_path: Path) -> None:
+def test_results_survive_saving_and_loading(tmp_path: Path) -> None:
     found = results([140], [100])
     found.add_point("bridges", TPROXY, {"n": 1, "p50": 10})
     found.save(tmp_path / "new" / "results.json")
@@ -80,7 +80,7 @@ def test_results_come_back_from_their_file_as_they_were(tmp_path: Path) -> None:
     assert Results.load(tmp_path / "new" / "results.json") == found
 
 
-def test_only_what_is_between_the_markers_is_written_again(tmp_path: Path) -> None:
+def test_only_the_text_between_the_markers_is_replaced(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
 
@@ -93,7 +93,7 @@ def test_a_page_without_markers_is_left_alone(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{report.END}\n{report.BEGIN}\n")
 
-    with pytest.raises(ValueError, match="has not both"):
+    with pytest.raises(ValueError, match="needs a line"):
         report.put(page, "new")
 
     assert page.read_text() == f"before\n{report.END}\n{report.BEGIN}\n"
