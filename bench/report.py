@@ -133,8 +133,9 @@ def hooks_together(results: Results) -> str:
         return ""
     met = "✓" if at_once <= 2 * one_by_one else "✗"
     return (
-        f"{CROWD} hooks for {CROWD_BRIDGES} bridges that have nothing yet take {one_by_one:,.0f} ms one after "
-        f"the other and {at_once:,.0f} ms at once, {at_once / one_by_one:.2f} times as long (goal: ≤ 2 {met})."
+        f"{CROWD} hooks for {CROWD_BRIDGES} bridges that have nothing yet take {one_by_one:,.0f} ms "
+        f"one after the other and {at_once:,.0f} ms at once: "
+        f"{at_once / one_by_one:.2f} times as long (goal: ≤ 2 {met})."
     )
 
 
