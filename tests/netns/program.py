@@ -6,5 +6,5 @@ import sys
 
 
 def program(name: str, *arguments: str) -> tuple[str, ...]:
-    """The command that runs the program ``name``. A stand-in hypervisor has this source tree on PYTHONPATH."""
+    """Return the command for a program; a stand-in hypervisor has this source tree on PYTHONPATH."""
     return (sys.executable, "-m", f"tests.netns.programs.{name}", *arguments)

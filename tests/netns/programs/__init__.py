@@ -1,5 +1,6 @@
-"""Programs that tests run in stand-in hypervisors: ``python -m tests.netns.programs.NAME ARGUMENT...``, or by path.
+"""Programs that tests run in stand-in hypervisors.
 
-Each file is one program; its docstring says what it does, its arguments, and what it prints. The function
-``program`` of tests/netns/program.py gives the command for a name and its arguments.
+How to run one: ``python -m tests.netns.programs.NAME ARGUMENT...``, or by path. Each file is one program; its
+docstring says what it does, which arguments it takes, and what it prints. The function ``program`` of
+tests/netns/program.py gives the command for a name and its arguments.
 """
