@@ -1,7 +1,7 @@
-"""What a bridge should have against what it has, as ordered actions. Pure.
+"""Compares what a bridge should have with what it has, and returns ordered actions. Pure.
 
-The same comparison builds, repairs, changes, and finds nothing to do. An action is a value that says
-what would be done; ``plumbing`` does it.
+The same comparison builds a bridge, repairs it, changes it, and finds nothing to do. An action is a value:
+``str()`` gives the words for ``--dry-run`` and the log, and ``plumbing.carry_out`` carries it out.
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from tproxy.typed import NamedTuple
 
 
 class Observed(NamedTuple):
-    """One bridge as it was found."""
+    """One bridge as it was found. The defaults are those of a bridge that has nothing."""
 
     bridge_mtu: int = 0
     ports: frozenset[str] = frozenset()
-    recognised_uplinks: frozenset[str] = frozenset()
-    name_taken: bool = False  # a file in /run/netns
-    namespace: bool = False  # ... that is a namespace
+    recognised_uplinks: frozenset[str] = frozenset()  # ports of a kind that leads off the host
+    name_taken: bool = False  # /run/netns has a file of the namespace's name
+    namespace: bool = False  # that file is a namespace
     outer: OuterLink | None = None
     inner: InnerLink | None = None
     sysctls: Mapping[str, str] | None = None
@@ -29,10 +29,11 @@ class Observed(NamedTuple):
 
     @property
     def anything(self) -> bool:
+        """Whether the host has any object under this bridge's names."""
         return bool(self.name_taken or self.outer or self.map or (self.guard and self.guard.anything))
 
     def added_since(self, before: "Observed") -> "Observed":
-        """Only what was not there before: what is to be taken away when the rest cannot be built."""
+        """Only what was not there ``before``. When an ``up`` fails half-way, exactly this is removed."""
         return self._replace(
             name_taken=self.namespace and not before.namespace,
             outer=None if before.outer else self.outer,
@@ -42,6 +43,8 @@ class Observed(NamedTuple):
 
 
 class RemoveName(NamedTuple):
+    """Remove the file of a namespace's name, whether or not a namespace is mounted on it."""
+
     namespace: str
 
     def __str__(self) -> str:
@@ -63,10 +66,12 @@ class DeleteLink(NamedTuple):
 
 
 class DeleteInner(NamedTuple):
+    """Delete the namespace's end of a veth pair."""
+
     names: BridgeNames
 
     def __str__(self) -> str:
-        return f"delete link {self.names.veth_namespace} in {self.names.namespace}"
+        return f"delete link {self.names.veth_namespace} in namespace {self.names.namespace}"
 
 
 class CreateVeth(NamedTuple):
@@ -74,60 +79,82 @@ class CreateVeth(NamedTuple):
     mtu: int
 
     def __str__(self) -> str:
-        return f"create veth {self.names.veth_bridge} with {self.names.veth_namespace} in its namespace"
+        return (
+            f"create veth {self.names.veth_bridge} with peer {self.names.veth_namespace} "
+            f"in namespace {self.names.namespace}"
+        )
 
 
 class SetSysctls(NamedTuple):
-    """Values by path below net, in the namespace."""
+    """Set sysctls in the namespace. ``values`` are by path below net."""
 
     namespace: str
     values: Mapping[str, str]
 
     def __str__(self) -> str:
-        if len(self.values) > 3:  # a new namespace: all of them
-            return f"set {len(self.values)} sysctls in {self.namespace}"
-        return f"set in {self.namespace}: " + ", ".join(f"{k}={v}" for k, v in self.values.items())
+        if len(self.values) > 3:  # usually all, in a new namespace
+            return f"set {len(self.values)} sysctls in namespace {self.namespace}"
+        values = ", ".join(f"{path}={value}" for path, value in self.values.items())
+        return f"set sysctls in namespace {self.namespace}: {values}"
 
 
 class ConfigureInner(NamedTuple):
+    """Give the namespace's end of the veth pair its addresses and route, and set it up."""
+
     names: BridgeNames
     mtu: int
     mac: str = SERVICE_MAC
 
     def __str__(self) -> str:
         return (
-            f"give {self.names.veth_namespace} {SERVICE_ADDRESS}/32, {self.mac}, "
-            f"MTU {self.mtu}, a default route, and set it up"
+            f"configure {self.names.veth_namespace}: address {SERVICE_ADDRESS}/32, MAC {self.mac}, "
+            f"MTU {self.mtu}, default route, up"
         )
 
 
 class AttachOuter(NamedTuple):
+    """Attach the bridge's end of the veth pair to the bridge, and set it up."""
+
     names: BridgeNames
     mtu: int
 
     def __str__(self) -> str:
-        return f"make {self.names.veth_bridge} a port of {self.names.bridge}, MTU {self.mtu}, up"
+        return f"make {self.names.veth_bridge} a port of {self.names.bridge}: MTU {self.mtu}, up"
 
 
-class Load(NamedTuple):
-    """One nftables transaction."""
+class LoadServiceMap(NamedTuple):
+    """Create or change the service map, in one nftables transaction."""
 
-    what: str
+    bridge: str
     commands: tuple[str, ...]
 
     def __str__(self) -> str:
-        return self.what
+        return f"load service map of {self.bridge}"
 
 
-class LoadGuard(NamedTuple):
-    """Load guards that match by ``meta ibrname``, or, where the kernel cannot, by port names."""
+class LoadGuards(NamedTuple):
+    """Create or change the guards, in one nftables transaction.
+
+    ``fallback`` is the transaction for a kernel that refuses ``commands`` because it lacks ``meta ibrname``;
+    None when the rules that are loaded already show which kind of kernel this is.
+    """
 
     bridge: str
-    preferred: tuple[str, ...]
-    fallback: tuple[str, ...]
+    commands: tuple[str, ...]
+    fallback: tuple[str, ...] | None = None
 
     def __str__(self) -> str:
         return f"load guards of {self.bridge}"
+
+
+class DeleteMapAndGuards(NamedTuple):
+    """Delete the service map and the guards, whichever of them exist, in one nftables transaction."""
+
+    bridge: str
+    commands: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"delete map and guards of {self.bridge}"
 
 
 Action = (
@@ -139,18 +166,22 @@ Action = (
     | SetSysctls
     | ConfigureInner
     | AttachOuter
-    | Load
-    | LoadGuard
+    | LoadServiceMap
+    | LoadGuards
+    | DeleteMapAndGuards
 )
 
 
 def namespace_sysctls(names: BridgeNames) -> dict[str, str]:
-    """What the namespace needs, by path below net; a new one inherits what a hardened host has."""
-    values = {"ipv4/ip_forward": "0"}  # first: the kernel resets others along with it
+    """The sysctls that the namespace needs, by path below net.
+
+    All are set, because a new namespace inherits the values of a hardened host.
+    """
+    values = {"ipv4/ip_forward": "0"}  # first, because the kernel resets others along with it
     for scope in ("all", names.veth_namespace):
         conf = f"ipv4/conf/{scope}"
         values |= {
-            f"{conf}/arp_ignore": "1",  # 2 never answers: no guest is in the subnet of a /32
+            f"{conf}/arp_ignore": "1",  # with 2 the kernel never answers: no guest is in the subnet of a /32
             f"{conf}/arp_announce": "0",
             f"{conf}/arp_filter": "0",
             f"{conf}/proxy_arp": "0",
@@ -166,9 +197,9 @@ def namespace_sysctls(names: BridgeNames) -> dict[str, str]:
 
 
 def wanted_guards(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> tuple[Guard, Guard]:
-    """The guards as they should be: where the kernel has ``meta ibrname``, and where not."""
+    """The guards that the bridge should have: for kernels with ``meta ibrname``, and for kernels without."""
     ours = BridgeNames(bridge).veth_bridge
-    # An uplink can be named for many bridges, but is a port of one at most, to which its guard belongs.
+    # An operator may name an uplink for many bridges. It is a port of at most one, and that one guards it.
     known = observed.guard.sets.get(guards.UPLINKS, {}) if observed.guard else {}
     own = observed.guard.own(guards.UPLINKS) if observed.guard else {}
     elsewhere = known.keys() - own.keys() - observed.ports
@@ -178,7 +209,7 @@ def wanted_guards(bridge: str, observed: Observed, named_uplinks: frozenset[str]
 
 
 def up(wanted: ServiceMap, observed: Observed, named_uplinks: frozenset[str]) -> list[Action]:
-    """Actions after which the bridge has all it should have."""
+    """Return the actions after which the bridge has everything it should have; none for one in order."""
     return [
         *_guard_actions(wanted.bridge, observed, named_uplinks),
         *_link_actions(BridgeNames(wanted.bridge), observed),
@@ -187,10 +218,10 @@ def up(wanted: ServiceMap, observed: Observed, named_uplinks: frozenset[str]) ->
 
 
 def up_foreign(bridge: str, observed: Observed, mac: str) -> list[Action]:
-    """What ``up`` does, on a bridge that another program built in its own way, without guards of ours.
+    """Return the actions that repair a bridge which another program built.
 
-    Of that way only so much is known that there are a namespace and a veth pair, and the MAC that guests
-    have learnt.
+    Such a bridge has no guards of ours, and its link settings are the other program's choice. So only a
+    missing namespace or veth pair is made again, with ``mac``, the address that guests have learnt.
     """
     if not links_broken(bridge, observed, foreign=True):
         return []
@@ -199,33 +230,33 @@ def up_foreign(bridge: str, observed: Observed, mac: str) -> list[Action]:
 
 
 def links_broken(bridge: str, observed: Observed, *, foreign: bool) -> bool:
-    """Whether namespace, veth pair or sysctls are not as they should be."""
+    """Whether namespace, veth pair or sysctls need repair; of a ``foreign`` bridge only the first two."""
     actions = _link_actions(BridgeNames(bridge), observed)
     return any(isinstance(each, CreateVeth) for each in actions) if foreign else bool(actions)
 
 
 def guards_broken(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> bool:
-    """Whether the guards are not as they should be for the ports that are there."""
+    """Whether the guards do not match the ports that the bridge has."""
     return bool(_guard_actions(bridge, observed, named_uplinks))
 
 
 def down(bridge: str, observed: Observed) -> list[Action]:
-    """Actions after which nothing of ours is left for the bridge, save its processes."""
+    """Return the actions after which nothing of ours is left for the bridge, except its processes."""
     return [*unload(bridge, observed), *dismantle(bridge, observed)]
 
 
 def unload(bridge: str, observed: Observed) -> list[Action]:
-    """The part of ``down`` by which the processes learn of it."""
+    """The first part of ``down``: deletes what is in nftables, from where the processes learn of it."""
     commands = []
     if observed.map is not None:
         commands += service_map.delete_map(bridge)
     if observed.guard is not None and observed.guard.anything:
         commands += guards.unload(observed.guard)
-    return [Load(f"delete map and guards of {bridge}", tuple(commands))] if commands else []
+    return [DeleteMapAndGuards(bridge, tuple(commands))] if commands else []
 
 
 def dismantle(bridge: str, observed: Observed) -> list[Action]:
-    """The part of ``down`` that comes when the relay has ended."""
+    """The second part of ``down``, for when the relay has ended: removes veth pair and namespace."""
     names = BridgeNames(bridge)
     actions: list[Action] = []
     if observed.outer is not None and observed.outer.veth:
@@ -236,7 +267,7 @@ def dismantle(bridge: str, observed: Observed) -> list[Action]:
 
 
 def guests(bridge: str, observed: Observed, uplinks: frozenset[str]) -> frozenset[str]:
-    """Ports at which somebody may still need the service."""
+    """The bridge's ports without ours and the uplinks: those that may belong to a running guest."""
     return observed.ports - uplinks - {BridgeNames(bridge).veth_bridge}
 
 
@@ -246,8 +277,8 @@ def _guard_actions(bridge: str, observed: Observed, named_uplinks: frozenset[str
     for guard in (preferred, fallback):
         if guard.rules_are_in(found):
             commands = guards.load(guard, found)
-            return [Load(f"load guards of {bridge}", tuple(commands))] if commands else []
-    return [LoadGuard(bridge, tuple(guards.load(preferred, found)), tuple(guards.load(fallback, found)))]
+            return [LoadGuards(bridge, tuple(commands))] if commands else []
+    return [LoadGuards(bridge, tuple(guards.load(preferred, found)), tuple(guards.load(fallback, found)))]
 
 
 def _link_actions(names: BridgeNames, observed: Observed) -> list[Action]:
@@ -260,7 +291,7 @@ def _link_actions(names: BridgeNames, observed: Observed) -> list[Action]:
         actions.append(CreateNamespace(namespace))
     paired = outer is not None and inner is not None and outer.peer == inner.ifindex
     if not paired:
-        # One end without the other, or with that of a former namespace, is of no use.
+        # One end alone is useless, and so is one whose other end is in a former namespace.
         if outer is not None:
             actions.append(DeleteLink(names.veth_bridge))
         if inner is not None:
@@ -274,8 +305,8 @@ def _link_actions(names: BridgeNames, observed: Observed) -> list[Action]:
         actions.append(SetSysctls(namespace, {path: differing[path] for path in differing if path in found}))
     if not paired or inner is None or not _inner_right(inner, mtu):
         actions.append(ConfigureInner(names, mtu))
-    # More does no harm, less does: a bridge takes the least MTU of its ports. If ours went down with it
-    # for a guest's, that would keep it there when the guest has gone.
+    # A bridge takes the smallest MTU of its ports. If a guest's port made it smaller and ours followed, ours
+    # would keep it small after the guest has gone. So our MTU may be larger than the bridge's, never smaller.
     if not paired or outer is None or (outer.master, outer.up) != (names.bridge, True) or outer.mtu < mtu:
         actions.append(AttachOuter(names, max(mtu, outer.mtu) if paired and outer else mtu))
     return actions
@@ -292,4 +323,4 @@ def _inner_right(inner: InnerLink, mtu: int) -> bool:
 def _map_actions(wanted: ServiceMap, observed: Observed) -> list[Action]:
     found = observed.map
     commands = service_map.add_map(wanted) if found is None else service_map.change_map(found, wanted)
-    return [Load(f"load service map of {wanted.bridge}", tuple(commands))] if commands else []
+    return [LoadServiceMap(wanted.bridge, tuple(commands))] if commands else []

@@ -1,4 +1,4 @@
-"""Observe a bridge, and carry out plans. The caller holds the host's lock."""
+"""Observes a bridge, and carries out plans for it. The caller holds the host's lock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BRIDGED_TO_IPTABLES = "bridge/bridge-nf-call-iptables"
 
 
 def require_bridge(bridge: str) -> None:
-    """Raise KernelError when there is no such bridge, or something else has its or our name."""
+    """Raise KernelError when the bridge does not exist, or when a link of another kind has a name we need."""
     if not links.exists(bridge):
         raise KernelError(f"bridge {bridge} does not exist")
     if not links.is_bridge(bridge):
@@ -28,12 +28,12 @@ def require_bridge(bridge: str) -> None:
 
 
 def observe(bridge: str) -> plan.Observed:
-    """What is there for the bridge; the bridge itself may be gone."""
+    """What the host has for the bridge. The bridge itself may be gone. Raises NftError, KernelError."""
     return observe_links(bridge)._replace(map=nftables.read_map(bridge), guard=nftables.read_guard(bridge))
 
 
 def observe_links(bridge: str) -> plan.Observed:
-    """The same without what is in nftables."""
+    """As ``observe``, without the service map and the guards."""
     names = BridgeNames(bridge)
     ports = links.ports(bridge)
     namespace = netns.identify(names.namespace) is not None
@@ -55,15 +55,15 @@ def observe_links(bridge: str) -> plan.Observed:
 
 
 def has_links(bridge: str) -> bool:
-    """Whether there is anything for the bridge besides what is in nftables."""
+    """Whether the host has a namespace or a veth for the bridge."""
     names = BridgeNames(bridge)
     return netns.name_taken(names.namespace) or links.exists(names.veth_bridge)
 
 
 def carry_out(actions: Iterable[plan.Action], *, quiet: bool = False) -> None:
-    """Do it, in order, each in a line of the log; the first failure raises and leaves the rest undone.
+    """Carry out the actions in order, and log a line for each, with ``quiet`` at level DEBUG.
 
-    ``quiet``: the lines are for DEBUG only.
+    The first failure raises KernelError or NftError, and the remaining actions are not carried out.
     """
     for action in actions:
         (log.debug if quiet else log.info)("%s", action)
@@ -71,11 +71,15 @@ def carry_out(actions: Iterable[plan.Action], *, quiet: bool = False) -> None:
 
 
 def delete_empty_tables() -> None:
+    """Delete those of our tables that hold nothing of any bridge."""
     nftables.transaction(nftables.empty_tables())
 
 
 def warn_of_host_firewall(bridge: str) -> None:
-    """Say so when the host's firewall eats bridged packets: nothing here can be seen to be wrong."""
+    """Log a warning when the host's firewall drops bridged packets.
+
+    Without it an operator finds everything of ours in order, and guests that get no answer.
+    """
     if links.sysctls([_BRIDGED_TO_IPTABLES]).get(_BRIDGED_TO_IPTABLES) == "1" and nftables.drops_forwarded():
         log.warning(
             "bridge %s: bridge-nf-call-iptables=1 and a forward chain with policy drop: "
@@ -106,20 +110,24 @@ def _do(action: plan.Action) -> None:
                 links.configure(names.veth_namespace, mac, mtu)
         case plan.AttachOuter(names, mtu):
             links.attach(names.veth_bridge, names.bridge, mtu)
-        case plan.Load(_, commands):
+        case plan.LoadServiceMap(_, commands) | plan.DeleteMapAndGuards(_, commands):
             nftables.transaction(commands)
-        case plan.LoadGuard(bridge, preferred, fallback):
-            try:
-                nftables.transaction(preferred)
-            except nftables.Unsupported:
-                _load_fallback(bridge, fallback)
-                log.info("no meta ibrname in this kernel: guards of %s match by port names", bridge)
+        case plan.LoadGuards(bridge, commands, fallback):
+            _load_guards(bridge, commands, fallback)
 
 
-def _load_fallback(bridge: str, commands: Iterable[str]) -> None:
+def _load_guards(bridge: str, commands: tuple[str, ...], fallback: tuple[str, ...] | None) -> None:
     try:
         nftables.transaction(commands)
+    except nftables.Unsupported:
+        if fallback is None:
+            raise
+    else:
+        return
+    try:
+        nftables.transaction(fallback)
     except nftables.Unsupported as error:
         raise KernelError(
             f"bridge {bridge} cannot be guarded: this kernel has no nftables bridge tables ({error})"
         ) from None
+    log.info("this kernel has no meta ibrname: guards of %s match by port names", bridge)

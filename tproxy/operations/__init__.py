@@ -1,1 +1,1 @@
-"""What operators and drivers ask for, an operation a module: hook, refresh, life cycle, gc, sync."""
+"""The operations that operators and drivers ask for, one a module: hook, refresh, life cycle, gc, sync."""

@@ -1,7 +1,8 @@
-"""What hooks left behind: of bridges that are gone, or whose guests are, or never came.
+"""Finds and removes what hooks built for bridges that are gone, or have no guests.
 
-A hook can be missed: a guest shuts down from inside, a migration fails behind the target's hook, a
-host is not asked to clean up. Only what hooks made is looked for, see ``hook.left_behind``.
+A platform does not always call ``hook down``: a guest shuts down from inside, a migration fails after the
+target's hook ran, a host is not asked to clean up. Only what hooks made is looked for, see
+``reconcile.left_behind``.
 """
 
 from __future__ import annotations
@@ -19,13 +20,19 @@ from tproxy.process import run_directory
 
 
 class Leftover(NamedTuple):
+    """A bridge that nobody needs any more."""
+
     bridge: str
     uplinks: frozenset[str]
-    removal: list[str]  # what there is to do, in words
+    removal: list[str]  # the actions that remove it, in words
 
 
 def look(bridge: str, bridges: tuple[WatchedBridge, ...], unused_for: float) -> Leftover | None:
-    """What can be removed now of a bridge; ``bridges`` name uplinks, which are not guests."""
+    """What can be removed of a bridge now; None when it is in use, or not ours.
+
+    ``bridges`` is the configuration's list: it names uplinks, which are not guests. ``unused_for`` is the
+    time in seconds for which no hook must have wanted the bridge. Raises NftError and KernelError.
+    """
     entry = watched(bridge, bridges)
     uplinks = entry.uplinks if entry else frozenset()
     observed = plumbing.observe(bridge)
@@ -35,12 +42,12 @@ def look(bridge: str, bridges: tuple[WatchedBridge, ...], unused_for: float) -> 
 
 
 def remove(leftover: Leftover, unused_for: float) -> bool:
-    """Returns whether it was there still, and is gone now."""
+    """Remove it, if nobody needs it still; return whether it was removed."""
     return reconcile.collect(leftover.bridge, leftover.uplinks, unused_for)
 
 
 def candidates() -> list[str]:
-    """Bridges of which there is anything at all."""
+    """The names of all bridges for which the host has anything, sorted."""
     prefix = BridgeNames("x").namespace.removesuffix("x")
     names = {name.removeprefix(prefix) for name in netns.names() if name.startswith(prefix)}
     names |= (

@@ -1,7 +1,7 @@
-"""The hook, as network drivers call it: read the configuration, then build a bridge up or take it down.
+"""The hook that network drivers call: reads the configuration, then builds up a bridge or takes it down.
 
-What a run that finds everything in order does not need is imported where it is needed: nearly every VM
-start is such a run.
+Nearly every VM start runs a hook that finds everything in order. So this module imports nothing that only
+other runs need; those imports are inside the functions.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import os
 from functools import partial
 
 from tproxy.config import cache
-from tproxy.config.services import Config, required, services_for
+from tproxy.config.file import required
+from tproxy.config.resolver import services_for
+from tproxy.config.services import Config
 from tproxy.log.lazy import DEFAULT_LEVEL, logger, when_needed
 from tproxy.model import Network
 from tproxy.operations import reconcile
@@ -20,7 +22,7 @@ log = logger(__name__)
 
 
 class Call(NamedTuple):
-    """One call of the hook. ``config`` is a path; None searches the usual places."""
+    """The arguments of one hook call. ``config`` is a path; None searches the usual places."""
 
     bridge: str
     network: Network = Network()
@@ -32,9 +34,9 @@ class Call(NamedTuple):
 
 
 def up(call: Call) -> list[str]:
-    """Have the configured services on the bridge; their ports listen when this returns.
+    """Have the configured services on the bridge. Their ports listen when this returns.
 
-    Returns what a dry run would do, a line each. Raises TproxyError; the bridge then is as it was before.
+    Returns the lines of a dry run. Raises TproxyError; then the bridge is as it was before.
     """
     read = cache.load(required(call.config, os.environ), remember=not call.dry_run)
     _log_as(call, read.log_level)
@@ -43,8 +45,8 @@ def up(call: Call) -> list[str]:
     services, warnings = services_for(read, network, last_known=last_known)
     reconcile.check(bridge, call.uplinks)
     for warning in [*read.warnings, *warnings]:
-        log.warning("%s", warning)
-    if not services:  # usual: the operator serves other networks, and the bridge is none of ours
+        log.warning("%s", warning.at(read.path))
+    if not services:  # not an error: the configuration may serve other networks only
         _log_nothing(call, read)
     elif call.dry_run:
         from tproxy.operations import preview
@@ -56,20 +58,24 @@ def up(call: Call) -> list[str]:
 
 
 def down(call: Call) -> tuple[list[str], frozenset[str]]:
-    """Remove what ``up`` built, also when the bridge itself has gone.
+    """Remove what ``up`` built, also when the bridge itself is gone.
 
-    Returns what a dry run would do, a line each, and the guests because of which nothing was done.
+    Returns the lines of a dry run, and the guests because of which nothing was done, or would be done.
+    Raises TproxyError.
     """
     _log_as(call, DEFAULT_LEVEL)
     if call.dry_run:
         from tproxy.operations import preview
 
         return preview.down(call.bridge, call.uplinks, force=call.force)
-    return [], reconcile.down(call.bridge, call.uplinks, force=call.force)
+    guests = reconcile.down(call.bridge, call.uplinks, force=call.force)
+    if guests:
+        log.info("%s", left_alone(call.bridge, guests))
+    return [], guests
 
 
 def left_alone(bridge: str, guests: frozenset[str]) -> str:
-    """The line for a ``down`` that did nothing because of these guests."""
+    """The message that a ``down`` did nothing because of these guests."""
     return f"bridge {bridge} is in use by {', '.join(sorted(guests))}: left alone"
 
 

@@ -1,4 +1,7 @@
-"""Our processes: start them, replace them, end them, have all of them follow the maps."""
+"""The life cycle of our processes: starts, replaces and ends them, and makes them follow the maps.
+
+All functions that take a lock expect the caller to hold the host's lock.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,14 @@ from tproxy.process.table import find, send, terminate
 
 log = logger(__name__)
 
-# Seconds.
+# Seconds. A healthy daemon answers a drain request at once; one that does not answer is ended.
 DRAIN_TIMEOUT = 5.0
+# Seconds until a daemon that a service manager starts again takes commands.
 RETURN_TIMEOUT = 30.0
 
 
 def replace_daemon(settings: Settings, lock: Lock) -> None:
-    """Have a new daemon; the old one finishes its connections."""
+    """Start a new daemon in place of the running one, which only finishes its open connections."""
     if _retire_daemon():
         _wait_for_daemon()
     else:
@@ -34,14 +38,15 @@ def replace_daemon(settings: Settings, lock: Lock) -> None:
 
 
 def become_daemon(settings: Settings) -> NoReturn:
-    """Turn this process into the daemon, which stays when there is nothing to do. See ``foreground``.
+    """Turn this process into a daemon that stays without maps, for a service manager (``service_manager``).
 
-    The one that runs finishes its connections. A child makes the maps take effect once commands are
-    taken; the lock, which the caller holds, is the child's until then.
+    A daemon that is already running only finishes its open connections. A child process applies the maps as
+    soon as the new daemon takes commands. The child inherits the lock, which the caller holds, and keeps it
+    until then. Raises ProcessError when the running daemon is a service, and NftError.
     """
     if (client.ping() or {}).get("stays"):
         raise ProcessError("the daemon runs as a service already: see tproxy restart")
-    nftables.read_maps()  # raises, and nothing has changed, where they cannot be read
+    nftables.read_maps()  # if they cannot be read, this raises before anything has changed
     send(signal.SIGUSR2, find().watchers)  # they replace themselves
     _retire_daemon()
     reader, writer = os.pipe()
@@ -52,20 +57,19 @@ def become_daemon(settings: Settings) -> NoReturn:
             launcher.expect_ready(reader)
             for problem in _apply_all(settings, reopen_logs=False):
                 log.warning("%s", problem)
-        except Exception as error:  # whatever it was: the manager is to learn that the start failed
-            log.warning("the maps do not take effect: %s", error)
+        except Exception as error:  # of any kind: the service manager has to learn that the start failed
+            log.warning("the maps cannot be applied: %s", error)
             os.kill(daemon, signal.SIGTERM)
         finally:
             os._exit(0)
-    service_manager.execute(*launcher.arguments(settings), "--ready", str(writer), keep=writer)
+    service_manager.execute_daemon(*launcher.arguments(settings), "--ready", str(writer), keep=writer)
 
 
 def start(settings: Settings, lock: Lock, *, reopen_logs: bool = False) -> list[str]:
-    """Bring all processes in line with the maps; returns what could not be, a line each.
+    """Bring all processes in line with the maps; return a line for each problem.
 
-    ``watch`` is the configuration file that wants the daemon to keep a watcher; empty when it wants
-    none, None when that is unknown. Without, and with no map at all, everything ends; a watcher goes on.
-    The caller holds the host's lock, as for all that follow.
+    ``settings.watch_file`` is the configuration file that wants the daemon to keep a watcher. With neither
+    such a file nor a map, daemon and relays end; a watcher that an operator started goes on.
     """
     if reopen_logs:
         send(signal.SIGHUP, find().watchers)
@@ -77,7 +81,7 @@ def start(settings: Settings, lock: Lock, *, reopen_logs: bool = False) -> list[
 
 
 def restart(settings: Settings, lock: Lock) -> list[str]:
-    """Replace all processes; the old daemon goes on with its open connections until they end."""
+    """Replace all processes; return a line for each problem. The old daemon finishes its open connections."""
     send(signal.SIGUSR2, find().watchers)  # they replace themselves
     if not _needed(settings.watch_file):
         _end_serving()
@@ -87,9 +91,9 @@ def restart(settings: Settings, lock: Lock) -> list[str]:
 
 
 def settings_from(read: Config | None) -> Settings:
-    """The settings to apply when this was read from the usual place; None when nothing could be.
+    """The settings to apply. ``read`` is the configuration from the usual place, None when it has none.
 
-    The file that wants a watcher can be another one: hooks may be given a file of their own.
+    Hooks may be given a file of their own, so the file that wants a watcher can be another one.
     """
     return Settings(read.log_level if read is not None else None, _watch_file(read))
 
@@ -101,19 +105,19 @@ def _watch_file(read: Config | None) -> str | None:
     try:
         return reader.load(other).watch_file if other else other
     except TproxyError:
-        # A file that is broken keeps its last word. One that is gone does so unless there is another.
+        # A broken file changes nothing. A file that is gone changes nothing unless there is another one.
         return other if read is None or (other and os.path.lexists(other)) else ""
 
 
 def _needed(watch_file: str | None) -> bool:
-    """Whether there is anything to run for; a daemon that is a service stays in any case."""
+    """Whether a daemon is needed. One that runs as a service stays in any case."""
     return bool(watch_file or nftables.read_maps() or (client.ping() or {}).get("stays"))
 
 
 def _retire_daemon() -> bool:
-    """Have the daemon that runs finish its connections, and take no more.
+    """Make the running daemon finish its open connections and accept no more.
 
-    Returns whether another one comes in its place by itself.
+    Returns whether it replaces itself, as a daemon does that runs as a service.
     """
     try:
         return bool(client.ask({"op": "drain"}, DRAIN_TIMEOUT).get("renewed"))
@@ -123,23 +127,23 @@ def _retire_daemon() -> bool:
 
 
 def stop() -> None:
-    """End all of the instance's processes; returns when they are gone."""
-    # Watchers first: they would take the end of the daemon for an accident.
+    """End all processes of this network namespace's tproxy. They are gone when this returns."""
+    # Watchers first: one that still runs would start a daemon that ends again.
     terminate([*find().watchers])
     _end_serving()
-    terminate([*find().watchers])  # one that the daemon started meanwhile
+    terminate([*find().watchers])  # one that the daemon started in the meantime
 
 
 def _end_serving() -> None:
     running = find()
-    # The daemon first: it would take the end of a relay for an accident.
+    # The daemon first: one that still runs would start a relay that ends again.
     terminate([*running.daemons, *running.auxiliary])
     terminate(find().all)
 
 
 def _apply_all(settings: Settings, *, reopen_logs: bool) -> list[str]:
     problems = client.apply(None, settings, reopen_logs=reopen_logs)
-    # Left over from a daemon that crashed, for a bridge whose map has gone since.
+    # A daemon that crashed may have left relays of bridges whose maps are gone by now.
     status = client.status()
     if status is not None:
         known = {each["relay"] for each in status["bridges"].values()}
@@ -148,7 +152,7 @@ def _apply_all(settings: Settings, *, reopen_logs: bool) -> list[str]:
 
 
 def _wait_for_daemon() -> None:
-    """Return when a daemon takes commands that starts by itself."""
+    """Wait until the daemon that replaces the old one takes commands; raise ProcessError if it does not."""
     deadline = time.monotonic() + RETURN_TIMEOUT
     while not client.daemon_answers():
         if time.monotonic() > deadline:

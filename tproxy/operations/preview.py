@@ -1,6 +1,7 @@
-"""What a hook would do, in order and in words, without doing any of it.
+"""Says what a hook would do, in order and in words, and does none of it.
 
-No lock is taken, since that would make files: a hook that is under way may be met half-way through.
+A dry run makes no files, so it does not take the host's lock: it may see the half-finished work of a hook
+that is running.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from tproxy.process import table
 def up(
     bridge: str, network: Network, services: dict[int, Service], uplinks: frozenset[str], settings: Settings
 ) -> list[str]:
-    """``hook.up``; nothing on a bridge that is in order."""
+    """What ``reconcile.up`` would do, a line each; no lines for a bridge that is in order."""
     observed = plumbing.observe(bridge)
     wanted = service_map.storable(ServiceMap(bridge, services, network))
     actions = plan.up(wanted, observed, uplinks)
@@ -35,7 +36,7 @@ def up(
 
 
 def down(bridge: str, uplinks: frozenset[str], *, force: bool) -> tuple[list[str], frozenset[str]]:
-    """``hook.down``, and the guests because of which nothing would be done."""
+    """What ``reconcile.down`` would do, a line each, and the guests because of which it would do nothing."""
     names = BridgeNames(bridge)  # raises BadName
     observed = plumbing.observe(bridge)
     guests = plan.guests(bridge, observed, uplinks)
@@ -43,14 +44,14 @@ def down(bridge: str, uplinks: frozenset[str], *, force: bool) -> tuple[list[str
         return [], guests
     lines = removal(bridge, observed)
     if lines and not any(each.bridge != names.bridge for each in nftables.read_maps()):
-        lines.append(f"delete what is empty then of the tables {TABLE}")
+        lines.append(f"delete those of the tables {TABLE} that are empty then")
         if client.daemon_answers():
-            lines.append(f"end the daemon {DAEMON_TITLE}, unless it is to stay without maps")
+            lines.append(f"end the daemon {DAEMON_TITLE}, unless it is a service or keeps a watcher")
     return lines, frozenset()
 
 
 def removal(bridge: str, observed: plan.Observed) -> list[str]:
-    """What takes away all that is there of a bridge."""
+    """The actions that remove everything that the host has of a bridge, a line each."""
     relays = [
         f"end relay {BridgeNames(bridge).relay_title}, process {relay.pid}"
         for name, relay in table.find().relays

@@ -1,8 +1,8 @@
-"""What a network driver's call does: bring a bridge to the state it should have, or undo it.
+"""Brings a bridge to the state it should have, repairs it, or removes it.
 
-All of it happens under the host's lock, up to the answer of the daemon that the ports listen; so a
-hook never meets a half-built bridge of another one, and whoever is killed half-way is repaired by
-the next, since every run compares everything.
+Each function holds the host's lock until the daemon answers that the ports listen. So a hook never sees a
+bridge that another hook has half built. A hook that is killed half-way leaves a half-built bridge; the next
+one completes it, because every run compares everything.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logger(__name__)
 
 
 def check(bridge: str, uplinks: frozenset[str]) -> None:
-    """Raise BadName for names no link can have, KernelError when there is no such bridge."""
+    """Raise BadName for a name that no link can have, KernelError when the bridge cannot be served."""
     check_interface_name(bridge)
     for uplink in uplinks:
         check_interface_name(uplink, "uplink")
@@ -30,12 +30,12 @@ def check(bridge: str, uplinks: frozenset[str]) -> None:
 
 
 def last_known(bridge: str, network: Network, port: int) -> Service | None:
-    """What the port of the bridge leads to now, if anything, and if the bridge is up for that network."""
+    """The service of that port in the bridge's map; None without one, or when another network has the map."""
     return known_for(network, nftables.read_map(bridge)).get(port)
 
 
 def known_for(network: Network, found: ServiceMap | None) -> Mapping[int, Service]:
-    """The services of a map for the network: what another one had is not for its guests."""
+    """The services of the map, if it is this network's. Another network's are not for its guests."""
     wanted = service_map.storable(ServiceMap("", {}, network))
     return found.services if found is not None and found.network == wanted.network else {}
 
@@ -47,23 +47,22 @@ def up(
     uplinks: frozenset[str],
     settings: Settings,
 ) -> None:
-    """Have the services on the bridge; returns when their ports listen.
+    """Have the services on the bridge. Their ports listen when this returns.
 
-    Raises TproxyError when that cannot be; the bridge then is as it was before. A daemon that runs keeps
-    its ``watch_file``.
+    A running daemon keeps its ``watch_file``. Raises TproxyError; then the bridge is as it was before.
     """
     with run_directory.lock() as lock:
-        check(bridge, uplinks)  # again: whoever had the lock may have changed what is there
+        check(bridge, uplinks)  # again: the holder of the lock before us may have changed it
         before = plumbing.observe(bridge)
         run_directory.note_use(bridge)
         _reconcile(ServiceMap(bridge, services, network), before, uplinks, settings, lock)
 
 
 def refresh(bridge: str, network: Network, services: dict[int, Service], settings: Settings) -> bool:
-    """As ``up``, with the uplinks that it was given, on a bridge that is up for that network.
+    """As ``up``, for a bridge that a hook brought up for this network, and with that hook's uplinks.
 
-    Returns whether anything had to be changed. A bridge that a hook has taken down meanwhile, or up for
-    another network, is left alone.
+    Returns whether anything changed. A bridge that a hook has meanwhile taken down, or brought up for
+    another network, is left alone. Raises TproxyError; then the bridge is as it was before.
     """
     with run_directory.lock() as lock:
         plumbing.require_bridge(bridge)
@@ -75,9 +74,10 @@ def refresh(bridge: str, network: Network, services: dict[int, Service], setting
 
 
 def restore(lost: Iterable[ServiceMap]) -> list[str]:
-    """Load maps that went along with all others; returns of which bridges.
+    """Load service maps again that somebody deleted together with all others; return their bridges.
 
-    All at once: as long as one is missing, a `tproxy start` would end what serves that bridge.
+    All are loaded in one transaction: while one is missing, ``tproxy start`` would end that bridge's relay.
+    A map that exists again is left as it is. Raises NftError.
     """
     with run_directory.lock():
         missing = [
@@ -97,22 +97,24 @@ def repair(
     restored: bool,
     foreign_mac: str | None = None,
 ) -> list[str]:
-    """Mend what somebody broke on a bridge that is up; returns what was done, in words.
+    """Repair what somebody broke on a bridge that is up; return what was done, in words.
 
-    ``uplinks`` are those that it had, lest they are lost. ``restored``: its map was, which the daemon
-    may not know. ``foreign_mac``: see plan.up_foreign; None for a bridge that a hook brought up.
+    ``uplinks`` are the named uplinks that the bridge had, in case the guards that hold them are lost.
+    ``restored`` says that ``restore`` loaded the map, of which the daemon may not know. ``foreign_mac`` is
+    the MAC of a bridge that another program built (``plan.up_foreign``); None for one that a hook built.
+    Raises TproxyError.
     """
     with run_directory.lock() as lock:
         plumbing.require_bridge(bridge)
         found = plumbing.observe(bridge)
         if found.map is None:
-            return []  # taken down meanwhile
+            return []  # somebody has taken it down
         named = found.guard.named_or(uplinks) if found.guard else uplinks
         if foreign_mac is not None:
             actions = plan.up_foreign(bridge, found, foreign_mac)
         else:
             actions = plan.up(found.map, found, named)
-        plumbing.carry_out(actions, quiet=True)  # the caller tells, in one line
+        plumbing.carry_out(actions, quiet=True)  # the caller logs all of them in one line
         if actions or restored:
             client.ensure_daemon(settings, lock)
             _apply(bridge, settings)
@@ -120,25 +122,26 @@ def repair(
 
 
 def down(bridge: str, uplinks: frozenset[str], *, force: bool) -> frozenset[str]:
-    """Remove all of ours from the bridge, which may be gone already.
+    """Remove everything of ours from the bridge, which may be gone already.
 
-    Returns the guests because of which nothing was done; none when it was done, or ``force``.
+    Returns the guests because of which nothing was done: none if it was done. ``force`` ignores guests.
+    Raises TproxyError.
     """
     check_interface_name(bridge)
     with run_directory.lock():
         observed = plumbing.observe(bridge)
         guests = plan.guests(bridge, observed, uplinks)
         if guests and not force:
-            log.info("bridge %s is in use by %s: left alone", bridge, ", ".join(sorted(guests)))
             return guests
         remove(bridge, observed)
     return frozenset()
 
 
 def collect(bridge: str, uplinks: frozenset[str], unused_for: float) -> bool:
-    """``down`` for a bridge that no hook wanted for some seconds; returns whether there was anything left.
+    """Remove everything of ours from a bridge that nobody needs; return whether that was so.
 
-    A hook may have been called for a guest that is still to come.
+    ``unused_for`` is in seconds. A bridge that a hook wanted since is left alone, because the guest for which
+    the hook was called may not have started yet. Raises TproxyError.
     """
     with run_directory.lock():
         observed = plumbing.observe(bridge)
@@ -149,7 +152,7 @@ def collect(bridge: str, uplinks: frozenset[str], unused_for: float) -> bool:
 
 
 def left_behind(bridge: str, observed: plan.Observed, uplinks: frozenset[str], unused_for: float) -> bool:
-    """Whether what is there is ours, and nobody needs it."""
+    """Whether a hook built what the bridge has, no guest is attached, and no hook wanted it recently."""
     used = run_directory.last_use(bridge)
     guard = observed.guard
     ours = used is not None or (guard is not None and bool(guard.own(guards.VETHS)))
@@ -157,12 +160,12 @@ def left_behind(bridge: str, observed: plan.Observed, uplinks: frozenset[str], u
         ours |= observed.inner.mac == SERVICE_MAC
     named = guard.named_uplinks if guard else frozenset()
     guests = plan.guests(bridge, observed, uplinks | named | observed.recognised_uplinks)
-    # A time to come is of a boot before, or of an older version.
+    # A time in the future was noted before the last boot, or by an older version.
     return ours and not guests and (used is None or not 0 <= used < unused_for)
 
 
 def remove(bridge: str, observed: plan.Observed) -> None:
-    """Remove all of ours from the bridge. The caller holds the lock."""
+    """Remove everything of ours from the bridge. The caller holds the lock. Raises TproxyError."""
 
     def unload(now: plan.Observed) -> list[plan.Action]:
         there = observed._replace(map=observed.map and now.map, guard=observed.guard and now.guard)
@@ -174,9 +177,9 @@ def remove(bridge: str, observed: plan.Observed) -> None:
         _apply(bridge, Settings())
     else:
         client.leave_word(bridge)
-    from tproxy.process import table  # and what it takes to end a process: `up` needs none of it
+    from tproxy.process import table  # not above: `up` does not need it, nor what it imports
 
-    table.end_relay(bridge)  # one that a crashed daemon left, and which the new one does not know
+    table.end_relay(bridge)  # a crashed daemon may have left one that the new daemon does not know
     plumbing.carry_out(plan.dismantle(bridge, observed))
     run_directory.forget_use(bridge)
 
@@ -188,7 +191,7 @@ def _reconcile(
     settings: Settings,
     lock: Lock,
 ) -> bool:
-    """Make it so, and undo it if that cannot be; returns whether anything had to be done."""
+    """Have the wanted services on the bridge, or undo it all and raise; return whether anything changed."""
     bridge = wanted.bridge
     try:
         storable = service_map.storable(wanted)
@@ -198,7 +201,7 @@ def _reconcile(
         client.ensure_daemon(settings, lock)
         _apply(bridge, settings)
     except TproxyError as error:
-        log.error("bridge %s cannot be brought up, undoing: %s", bridge, error)
+        log.error("bridge %s cannot be brought up, the changes are undone: %s", bridge, error)
         _restore(bridge, before)
         raise
     return bool(actions)
@@ -207,31 +210,31 @@ def _reconcile(
 def _carry_out(
     bridge: str, observed: plan.Observed, planned: Callable[[plan.Observed], list[plan.Action]]
 ) -> list[plan.Action]:
-    """Do what is planned for what was observed; returns it."""
+    """Carry out what is ``planned`` for what was ``observed``; return the actions."""
     actions = planned(observed)
     try:
         plumbing.carry_out(actions)
-    except NftError:  # strangers do not take our lock: all may have been flushed since it was looked at
+    except NftError:  # other programs do not take our lock: one may have flushed nftables since the look
         actions = planned(plumbing.observe(bridge))
         plumbing.carry_out(actions)
     return actions
 
 
 def _taken_down(bridge: str) -> bool:
-    """Whether somebody did so on purpose, be it a hook, or a program that built it in its own way."""
+    """Whether somebody took the bridge down on purpose, whether a hook or the program that built it."""
     return run_directory.last_use(bridge) is None and not plumbing.has_links(bridge)
 
 
 def _apply(bridge: str, settings: Settings) -> None:
-    # The file of this bridge's hook says nothing about the watcher that another file may want.
+    # The configuration file of this hook does not decide about a watcher: another file may want it.
     problems = client.apply([bridge], settings._replace(watch_file=None))
     if problems:
         raise ProcessError("; ".join(problems))
 
 
 def _restore(bridge: str, before: plan.Observed) -> None:
-    """Undo a failed ``up``: a new bridge gets nothing, one that was in use its map of before."""
-    with suppress(TproxyError):  # the error that is on its way says what is wrong
+    """Undo a failed ``up``: remove what it added to a bridge that had no map, otherwise load the old map."""
+    with suppress(TproxyError):  # the caller raises the first error, which says what is wrong
         now = plumbing.observe(bridge)
         if before.map is None:
             remove(bridge, now.added_since(before))

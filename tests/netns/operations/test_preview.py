@@ -1,4 +1,4 @@
-"""tproxy hook ... --dry-run: says what would be done, and does nothing."""
+"""``tproxy hook ... --dry-run`` prints what would be done, and does nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def state(host: Hypervisor) -> str:
     """All that a hook could change."""
     commands = (
         "nft list ruleset",
-        # Not whether a link has a carrier, which the kernel finds out a little later.
+        # Without the state of the carrier, which the kernel determines a little later.
         "grep . /sys/class/net/*/ifindex /sys/class/net/*/iflink /sys/class/net/*/mtu /sys/class/net/*/flags",
         "ls -l /sys/class/net/*/master",
         "ip netns list",
@@ -48,15 +48,15 @@ def state(host: Hypervisor) -> str:
     return host.run("sh", "-c", "; ".join(commands), check=False).stdout
 
 
-def test_what_would_be_done_is_printed_in_order_and_nothing_is_done(host: Hypervisor) -> None:
+def test_a_dry_run_prints_the_actions_in_order_and_changes_nothing(host: Hypervisor) -> None:
     before = state(host)
     assert hook(host, "up", "--dry-run") == [
         "load guards of br0",
         "create namespace one_tproxy_br0",
-        "create veth br0b with br0a in its namespace",
-        "set 21 sysctls in one_tproxy_br0",
-        "give br0a 169.254.16.9/32, 06:00:a9:fe:10:09, MTU 1500, a default route, and set it up",
-        "make br0b a port of br0, MTU 1500, up",
+        "create veth br0b with peer br0a in namespace one_tproxy_br0",
+        "set 21 sysctls in namespace one_tproxy_br0",
+        "configure br0a: address 169.254.16.9/32, MAC 06:00:a9:fe:10:09, MTU 1500, default route, up",
+        "make br0b a port of br0: MTU 1500, up",
         "load service map of br0",
         "start the daemon one_tproxy",
         "start relay one_tproxy_br0",
@@ -66,7 +66,7 @@ def test_what_would_be_done_is_printed_in_order_and_nothing_is_done(host: Hyperv
     assert state(host) == before
 
 
-def test_only_what_differs_is_printed(host: Hypervisor) -> None:
+def test_a_dry_run_prints_only_what_differs(host: Hypervisor) -> None:
     hook(host, "up")
     before = state(host)
     assert hook(host, "up", "--dry-run") == []
@@ -81,7 +81,7 @@ def test_only_what_differs_is_printed(host: Hypervisor) -> None:
     host.tproxy("stop")
     before = state(host)
     assert hook(host, "up", "--dry-run") == [
-        "make br0b a port of br0, MTU 1500, up",
+        "make br0b a port of br0: MTU 1500, up",
         "load service map of br0",
         "start the daemon one_tproxy",
         "start relay one_tproxy_br0",
@@ -90,7 +90,9 @@ def test_only_what_differs_is_printed(host: Hypervisor) -> None:
     assert state(host) == before
 
 
-def test_down_prints_what_would_go_and_who_is_in_the_way(host: Hypervisor) -> None:
+def test_a_dry_run_of_down_prints_what_would_be_removed_or_the_guests_that_prevent_it(
+    host: Hypervisor,
+) -> None:
     hook(host, "up")
     relay = host.tproxy("status").stdout.split()[-1]
     before = state(host)
@@ -99,8 +101,8 @@ def test_down_prints_what_would_go_and_who_is_in_the_way(host: Hypervisor) -> No
         f"end relay one_tproxy_br0, process {relay}",
         "delete link br0b",
         "remove namespace one_tproxy_br0",
-        "delete what is empty then of the tables one_tproxy",
-        "end the daemon one_tproxy, unless it is to stay without maps",
+        "delete those of the tables one_tproxy that are empty then",
+        "end the daemon one_tproxy, unless it is a service or keeps a watcher",
     ]
     assert state(host) == before
 
@@ -111,7 +113,7 @@ def test_down_prints_what_would_go_and_who_is_in_the_way(host: Hypervisor) -> No
     assert hook(host, "down", "--dry-run", "--force")
 
 
-def test_a_watcher_that_comes_with_the_daemon_is_printed_too(host: Hypervisor) -> None:
+def test_a_dry_run_prints_the_watcher_that_the_daemon_would_start(host: Hypervisor) -> None:
     host.write(CONFIG, "tproxy_watch: true\n" + host.path(CONFIG).read_text())
     said = hook(host, "up", "--dry-run")
     assert said[said.index("start the daemon one_tproxy") + 1] == "start the watcher tproxy-watch"
@@ -122,7 +124,7 @@ def test_a_watcher_that_comes_with_the_daemon_is_printed_too(host: Hypervisor) -
     assert hook(host, "up", "--dry-run") == []
 
 
-def test_who_reads_the_first_lines_only_gets_no_error(host: Hypervisor) -> None:
+def test_a_closed_output_pipe_causes_no_message(host: Hypervisor) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     up = [sys.executable, "-m", "tproxy", "hook", "up", "--bridge", "br0", "--config", CONFIG, "--dry-run"]
@@ -139,7 +141,9 @@ def test_who_reads_the_first_lines_only_gets_no_error(host: Hypervisor) -> None:
         (("down", "--bridge", "a;b"), "may hold only letters"),
     ],
 )
-def test_what_a_hook_refuses_is_refused(host: Hypervisor, arguments: tuple[str, ...], said: str) -> None:
+def test_a_dry_run_refuses_what_a_hook_refuses(
+    host: Hypervisor, arguments: tuple[str, ...], said: str
+) -> None:
     before = state(host)
     done = host.tproxy("hook", *arguments, "--dry-run", check=False)
     assert done.returncode == 1

@@ -217,7 +217,7 @@ def test_links_namespaces_and_sysctls_are_made_right_again(mended: Mended) -> No
     for _ in range(2):
         change = "ip netns exec one_tproxy_br0 sysctl -qw net.ipv4.conf.all.arp_ignore=2"
         (line,) = mended.does(change) + mended.does("mender.look()")
-        assert line == repaired("br0", "set in one_tproxy_br0: ipv4/conf/all/arp_ignore=1")
+        assert line == repaired("br0", "set sysctls in namespace one_tproxy_br0: ipv4/conf/all/arp_ignore=1")
         assert mended.does("mender.look() or loop.due") == [0]
     assert mended.descriptors() == files
     # The kernel may tell of the veth that goes along, later.

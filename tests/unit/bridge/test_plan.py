@@ -1,4 +1,4 @@
-"""The plan: from whatever was found to what should be there, in an order that can be carried out."""
+"""The plan: actions from whatever was found to what should be there, in an order that can be carried out."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from tproxy.bridge.plan import (
     CreateVeth,
     DeleteInner,
     DeleteLink,
-    Load,
-    LoadGuard,
+    DeleteMapAndGuards,
+    LoadGuards,
+    LoadServiceMap,
     Observed,
     RemoveName,
     SetSysctls,
@@ -35,7 +36,7 @@ NO_UPLINKS: frozenset[str] = frozenset()
 
 
 def rules_of(guard: Guard) -> ObservedGuard:
-    """What is found where exactly this guard was loaded."""
+    """What is found on a host on which exactly this guard was loaded."""
     marks: dict[str, list[str]] = {}
     for command in guards.load(guard, ObservedGuard("br0")):
         if command.startswith("add rule "):
@@ -65,7 +66,7 @@ def healthy() -> Observed:
 
 
 def after(observed: Observed, action: Action) -> Observed:
-    """What is there when an action has been carried out; fails where the kernel would refuse it."""
+    """The state of the bridge after an action; fails where the kernel would refuse the action."""
     match action:
         case RemoveName():
             assert observed.name_taken
@@ -91,7 +92,7 @@ def after(observed: Observed, action: Action) -> Observed:
             outer = OuterLink(True, False, mtu, "", 9)
             return observed._replace(outer=outer, inner=inner, sysctls={})
         case SetSysctls(_, values):
-            assert observed.inner is not None, "what is by link has no place yet"
+            assert observed.inner is not None, "sysctls of a link that does not exist yet"
             return observed._replace(sysctls={**(observed.sysctls or {}), **values})
         case ConfigureInner(_, mtu):
             assert observed.inner is not None
@@ -103,14 +104,12 @@ def after(observed: Observed, action: Action) -> Observed:
             assert observed.outer is not None
             outer = observed.outer._replace(up=True, mtu=mtu, master=names.bridge)
             return observed._replace(outer=outer, ports=observed.ports | {names.veth_bridge})
-        case Load(what):
-            if "guards" in what and "load" in what:
-                return observed._replace(guard=right_guard(observed, NO_UPLINKS))
-            if "delete" in what:
-                return observed._replace(map=None, guard=None)
+        case LoadServiceMap():
             return observed._replace(map=WANTED)
-        case LoadGuard():
+        case LoadGuards():
             return observed._replace(guard=right_guard(observed, NO_UPLINKS))
+        case DeleteMapAndGuards():
+            return observed._replace(map=None, guard=None)
 
 
 outers = st.builds(
@@ -140,7 +139,7 @@ maps = st.builds(
 
 @st.composite
 def anything(draw: st.DrawFn) -> Observed:
-    """Whatever hooks that were killed, operators and strangers may have left."""
+    """Any state that killed hooks, operators or other programs may have left."""
     namespace = draw(st.booleans())
     wanted = healthy().sysctls
     assert wanted is not None
@@ -165,12 +164,24 @@ def anything(draw: st.DrawFn) -> Observed:
 some = settings(max_examples=60)
 
 
-def test_nothing_is_planned_for_what_is_in_order() -> None:
+def test_nothing_is_planned_for_a_bridge_that_is_in_order() -> None:
     assert plan.up(WANTED, healthy(), NO_UPLINKS) == []
 
 
+def test_guards_have_a_fallback_only_while_the_kind_of_kernel_is_unknown() -> None:
+    observed = healthy()
+    (unknown,) = plan.up(WANTED, observed._replace(guard=None), NO_UPLINKS)
+    assert isinstance(unknown, LoadGuards)
+    assert unknown.fallback is not None
+    for by_port in (True, False):
+        known = observed._replace(guard=right_guard(observed, frozenset({"eth9"}), by_port=by_port))
+        (change,) = plan.up(WANTED, known, NO_UPLINKS)
+        assert isinstance(change, LoadGuards)
+        assert change.fallback is None
+
+
 @pytest.mark.parametrize("by_port", [True, False])
-def test_either_kind_of_guard_is_in_order(by_port: bool) -> None:
+def test_both_kinds_of_guards_count_as_in_order(by_port: bool) -> None:
     observed = healthy()
     observed = observed._replace(guard=right_guard(observed, NO_UPLINKS, by_port=by_port))
     assert plan.up(WANTED, observed, NO_UPLINKS) == []
@@ -179,19 +190,19 @@ def test_either_kind_of_guard_is_in_order(by_port: bool) -> None:
 def test_a_new_bridge_gets_its_guards_first_and_its_services_last() -> None:
     actions = plan.up(WANTED, Observed(bridge_mtu=1500, ports=frozenset({"vnet0"})), NO_UPLINKS)
     assert [type(action) for action in actions] == [
-        LoadGuard,
+        LoadGuards,
         CreateNamespace,
         CreateVeth,
         SetSysctls,
         ConfigureInner,
         AttachOuter,
-        Load,
+        LoadServiceMap,
     ]
 
 
 def assert_up_completes(observed: Observed) -> None:
     done = reduce(after, plan.up(WANTED, observed, NO_UPLINKS), observed)
-    # The bridge's ports have changed on the way: the guards follow them afterwards, as the daemon sees to.
+    # The bridge has new ports by now. The daemon makes the guards follow them.
     done = done._replace(guard=right_guard(done, NO_UPLINKS))
     assert plan.up(WANTED, done, NO_UPLINKS) == []
 
@@ -204,7 +215,7 @@ def test_up_can_be_carried_out_and_leaves_nothing_to_do(observed: Observed) -> N
 
 @some
 @given(anything(), st.data())
-def test_up_that_was_killed_half_way_is_completed(observed: Observed, data: st.DataObject) -> None:
+def test_the_next_up_completes_one_that_was_killed_half_way(observed: Observed, data: st.DataObject) -> None:
     actions = plan.up(WANTED, observed, NO_UPLINKS)
     assert_up_completes(reduce(after, actions[: data.draw(st.integers(0, len(actions)))], observed))
 
@@ -219,7 +230,7 @@ def test_down_can_be_carried_out_and_leaves_nothing(observed: Observed) -> None:
 
 @some
 @given(anything())
-def test_every_action_says_in_a_line_what_it_does(observed: Observed) -> None:
+def test_every_action_has_one_line_of_text_that_names_the_bridge(observed: Observed) -> None:
     for action in [*plan.up(WANTED, observed, NO_UPLINKS), *plan.down("br0", observed)]:
         assert "br0" in str(action)
         assert str(action).isprintable()
@@ -234,14 +245,16 @@ def test_every_action_says_in_a_line_what_it_does(observed: Observed) -> None:
         ({"master": "br1"}, AttachOuter),
     ],
 )
-def test_a_damaged_port_is_put_right_and_nothing_else(damage: dict[str, Any], repair: type) -> None:
+def test_only_the_port_is_repaired_when_only_the_port_is_damaged(
+    damage: dict[str, Any], repair: type
+) -> None:
     observed = healthy()
     assert observed.outer is not None
     damaged = observed._replace(outer=observed.outer._replace(**damage))
     assert [type(action) for action in plan.up(WANTED, damaged, NO_UPLINKS)] == [repair]
 
 
-def test_a_port_keeps_an_mtu_above_the_bridges() -> None:
+def test_our_port_keeps_an_mtu_that_is_larger_than_the_bridges() -> None:
     observed = healthy()
     assert observed.outer is not None
     outer = observed.outer._replace(mtu=9000)
@@ -250,7 +263,7 @@ def test_a_port_keeps_an_mtu_above_the_bridges() -> None:
     assert plan.up(WANTED, down, NO_UPLINKS) == [AttachOuter(NAMES, 9000)]
 
 
-def test_down_leaves_alone_what_has_our_ports_name_and_is_no_veth() -> None:
+def test_down_keeps_a_link_with_our_ports_name_that_is_no_veth() -> None:
     observed = healthy()
     assert observed.outer is not None
     stranger = observed._replace(outer=observed.outer._replace(veth=False))
@@ -277,14 +290,14 @@ def test_only_sysctls_that_differ_are_set() -> None:
     assert action == SetSysctls(NAMES.namespace, {"ipv4/ip_forward": "0"})
 
 
-def test_sysctls_that_a_kernel_does_not_have_are_not_asked_for_at_every_hook() -> None:
+def test_sysctls_that_the_kernel_lacks_are_not_set_by_every_hook() -> None:
     observed = healthy()
     assert observed.sysctls is not None
     fewer = {path: value for path, value in observed.sysctls.items() if not path.startswith("ipv6")}
     assert plan.up(WANTED, observed._replace(sysctls=fewer), NO_UPLINKS) == []
 
 
-def test_one_end_of_a_veth_without_the_other_is_replaced() -> None:
+def test_veth_ends_that_do_not_belong_together_are_replaced_by_a_new_pair() -> None:
     observed = healthy()
     assert observed.outer is not None
     stranger = observed._replace(outer=observed.outer._replace(peer=99))
@@ -292,7 +305,7 @@ def test_one_end_of_a_veth_without_the_other_is_replaced() -> None:
     assert [type(action) for action in actions[:3]] == [DeleteLink, DeleteInner, CreateVeth]
 
 
-def test_what_was_there_before_is_not_taken_away_with_what_was_added() -> None:
+def test_undoing_a_failed_up_removes_only_what_it_added() -> None:
     built = healthy()
     assert not built.added_since(built).anything
     assert built.added_since(Observed()).anything
@@ -312,7 +325,7 @@ def test_guests_are_all_ports_but_ours_and_the_uplinks(ports: frozenset[str], na
     assert guests == {each for each in ports if each.startswith("vnet") or (each == "eth0" and not named)}
 
 
-def test_an_uplink_that_is_named_stays_named_when_it_is_recognised_too() -> None:
+def test_a_named_uplink_stays_named_when_it_is_also_recognised() -> None:
     observed = Observed(ports=frozenset({"eth0", "vnet0"}), recognised_uplinks=frozenset({"eth0"}))
     for guard in plan.wanted_guards("br0", observed, frozenset({"eth0", "eth9"})):
         assert guard.uplinks == {"eth0": True, "eth9": True}
@@ -320,8 +333,8 @@ def test_an_uplink_that_is_named_stays_named_when_it_is_recognised_too() -> None
         assert guard.uplinks == {"eth0": False}
 
 
-def test_an_uplink_that_is_named_for_two_bridges_belongs_to_the_one_that_has_it() -> None:
-    """Otherwise each hook would take it from the other bridge, and that one's end leave it unguarded."""
+def test_an_uplink_named_for_two_bridges_belongs_to_the_one_whose_port_it_is() -> None:
+    """Otherwise each hook would take it from the other bridge, whose ``down`` would leave it unguarded."""
     named = frozenset({"eth0"})
     has, has_not = (Observed(ports=frozenset(ports)) for ports in (("eth0", "vnet0"), ("vnet1",)))
     for first, then, kept in ((has, has_not, False), (has_not, has, True), (has_not, has_not, False)):
@@ -341,8 +354,8 @@ def test_our_own_port_is_never_an_uplink() -> None:
         assert set(guard.elements) == set(SETS)
 
 
-def test_a_bridge_of_another_program_is_not_rebuilt_in_our_way() -> None:
-    """Another MAC, address or MTU is its affair; only a missing pair is made."""
+def test_a_bridge_that_another_program_built_keeps_its_settings() -> None:
+    """Its MAC, address and MTU may differ from ours; only a missing veth pair is made again."""
     observed = healthy()
     assert observed.inner is not None
     foreign = observed._replace(
@@ -352,10 +365,10 @@ def test_a_bridge_of_another_program_is_not_rebuilt_in_our_way() -> None:
     rebuilt = plan.up_foreign("br0", foreign._replace(outer=None), "02:00:00:00:00:01")
     (configure,) = [action for action in rebuilt if isinstance(action, ConfigureInner)]
     assert configure.mac == "02:00:00:00:00:01"
-    assert not any(isinstance(action, LoadGuard) for action in rebuilt)
+    assert not any(isinstance(action, LoadGuards) for action in rebuilt)
 
 
-def test_sysctls_hold_for_a_bridge_with_dots() -> None:
+def test_sysctl_paths_keep_the_dots_of_a_bridge_name() -> None:
     paths = plan.namespace_sysctls(BridgeNames("a.b-c.10"))
     assert "ipv4/conf/a.b-c.10a/arp_ignore" in paths
     assert next(iter(paths)) == "ipv4/ip_forward", "the kernel resets others along with it"
