@@ -16,7 +16,7 @@ import pytest
 
 from tproxy.lab.hypervisor import Hypervisor
 
-ENDPOINTS = Path(__file__).with_name("endpoints.py")
+ENDPOINTS = Path(__file__).with_name("programs") / "endpoints.py"
 
 PROGRAMS = ("ip", "nft", "nsenter", "setpriv", "ss", "sysctl", "unshare")
 
@@ -49,7 +49,7 @@ def hypervisor(real_kernel: None) -> Iterator[Hypervisor]:
 
 @pytest.fixture
 def start_endpoint(hypervisor: Hypervisor) -> StartEndpoint:
-    """``start_endpoint("echo", "10.11.12.13", 8080, *options)``: see tests/netns/endpoints.py."""
+    """``start_endpoint("echo", "10.11.12.13", 8080, *options)``: see tests/netns/programs/endpoints.py."""
 
     def start(behaviour: str, address: str, port: int, *options: str) -> subprocess.Popen[str]:
         program = (sys.executable, str(ENDPOINTS), behaviour, *options)

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from contextlib import suppress
 
+from tests.netns.program import program
 from tproxy.lab.hypervisor import Guest
 from tproxy.model import SERVICE_ADDRESS
 
-_TALKER = """
-import socket, sys
-with socket.create_connection((sys.argv[1], int(sys.argv[2])), 10) as sock:
-    for line in sys.stdin:
-        sock.sendall(line.encode())
-        print(sock.recv(100).decode(), end='', flush=True)
-"""
-
 
 class Talk:
-    """A guest's connection to the echo that stays open."""
+    """A guest's open connection to a service port behind which an endpoint echoes."""
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: Guest, port: int = 80) -> None:
+        """Connect, and see one answer. Fails the test where that does not work."""
         options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 1}
-        self._process = guest.popen(sys.executable, "-c", _TALKER, SERVICE_ADDRESS, "80", **options)
+        self._process = guest.popen(*program("talker", SERVICE_ADDRESS, str(port)), **options)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
         assert self.say("hello") == "hello"
 
     def say(self, words: str) -> str:
-        """What comes back; empty when the connection has ended."""
+        """Send a line and return the answer; it is empty when the connection has ended."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(BrokenPipeError):
@@ -35,6 +30,7 @@ class Talk:
         return self._process.stdout.readline().rstrip("\n")
 
     def end(self) -> None:
+        """Close the connection and wait until the guest's program has ended."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(30)

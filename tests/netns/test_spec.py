@@ -32,7 +32,7 @@ from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
-KILL_AT = Path(__file__).with_name("kill_at.py")
+KILL_AT = Path(__file__).with_name("programs") / "kill_at.py"
 
 
 @pytest.fixture

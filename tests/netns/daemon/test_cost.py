@@ -26,7 +26,7 @@ from tproxy.datapath import splice
 from tproxy.lab.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
-STORM = Path(__file__).parents[1] / "storm.py"
+STORM = Path(__file__).parents[1] / "programs/storm.py"
 ENDPOINT = "10.11.12.13"
 ECHO, SHORT, SOURCE = 7, 80, 19
 BULK = 20_000_000

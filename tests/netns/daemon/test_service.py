@@ -48,7 +48,7 @@ class Manager:
         """Returns when the daemon has said that it is ready."""
         environment = {"NOTIFY_SOCKET": "/run/notify", "TPROXY_CONFIG": "/run/tproxy.yaml"}
         # Wherever this Python is: what it imports.
-        environment["PYTHONPATH"] = ":".join([str(ENDPOINTS.parents[2]), *filter(None, sys.path)])
+        environment["PYTHONPATH"] = ":".join([str(ENDPOINTS.parents[3]), *filter(None, sys.path)])
         unit = self._host.popen(python, "-m", "tproxy", "daemon", env=environment)
         assert self._socket.recv(100) == b"READY=1"
         return unit

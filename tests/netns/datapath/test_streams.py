@@ -20,7 +20,7 @@ from tproxy.lab.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
 ENDPOINT = "10.11.12.13"
-STORM = Path(__file__).parents[1] / "storm.py"
+STORM = Path(__file__).parents[1] / "programs/storm.py"
 
 Serve = Callable[..., "subprocess.Popen[str]"]
 
