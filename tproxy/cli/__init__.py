@@ -1,1 +1,1 @@
-"""The command line: click commands, exit codes and the views that print status. Decides nothing itself."""
+"""The command line: click commands, exit codes and the views that print status. It decides nothing itself."""

@@ -1,4 +1,4 @@
-"""The commands, each imported when it is called, and what all of them share."""
+"""The group of click commands: which there are, how help lists them, and what all of them share."""
 
 from __future__ import annotations
 
@@ -8,69 +8,106 @@ from importlib import import_module
 import click
 
 from tproxy import __version__
+from tproxy.cli.examples import example
 from tproxy.console import EXIT_INTERRUPTED, in_utf8, say
 from tproxy.kernel import children
 
-# The module of tproxy.cli in which each command is defined, under its own name.
-COMMANDS = {
-    "start": "life",
-    "stop": "life",
-    "restart": "life",
-    "reload": "life",
-    "daemon": "life",
-    "status": "status",
-    "check": "check",
-    "refresh": "refresh",
-    "sync": "sync",
-    "install": "install",
-    "uninstall": "install",
-    "watch": "watch",
-    "gc": "gc",
-    "lab": "lab",
+# The commands as `tproxy --help` lists them, each with the module of tproxy.cli that defines it. A module is
+# imported when its command is called.
+GROUPS = {
+    "Run": {
+        "start": "life",
+        "stop": "life",
+        "restart": "life",
+        "reload": "life",
+        "daemon": "life",
+        "watch": "watch",
+    },
+    "Inspect": {"status": "status", "gc": "gc"},
+    "Configure": {"check": "check", "refresh": "refresh", "sync": "sync"},
+    "Platforms": {"install": "install", "uninstall": "install"},
+    "Try": {"lab": "lab"},
+    "For programs": {"hook": "commands", "event": "commands"},
 }
+COMMANDS = {name: module for group in GROUPS.values() for name, module in group.items()}
+
+# `tproxy hook` and `tproxy event` read their own arguments, --help included.
+_UNREAD = {"ignore_unknown_options": True}
 
 
 class _Commands(click.Group):
     def list_commands(self, context: click.Context) -> list[str]:
-        return [*COMMANDS, *super().list_commands(context)]
+        return list(COMMANDS)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
-            return super().get_command(context, name)
+            return None
         found = getattr(import_module(f"tproxy.cli.{COMMANDS[name]}"), name)
         assert isinstance(found, click.Command)
         return found
 
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        width = formatter.width - 6 - max(map(len, COMMANDS))
+        for group, names in GROUPS.items():
+            commands = [(name, self.get_command(context, name)) for name in names]
+            with formatter.section(group):
+                formatter.write_dl(
+                    [
+                        (f"{name:<{max(map(len, COMMANDS))}}", command.get_short_help_str(width))
+                        for name, command in commands
+                        if command is not None
+                    ]
+                )
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=example("tproxy hook up --bridge br0 --network vnet1", "tproxy status --verbose"),
+)
 @click.version_option(__version__, prog_name="tproxy")
 @click.option("--debug", is_flag=True, envvar="TPROXY_DEBUG", help="Log more, show tracebacks.")
 @click.pass_context
 def cli(context: click.Context, debug: bool) -> None:
-    """Chosen services for guests of isolated networks, at 169.254.16.9."""
+    """Offer chosen services to guests of isolated networks, at 169.254.16.9."""
     context.obj = debug
 
 
-@cli.command(
+@click.command(
     "hook",
     add_help_option=False,
-    context_settings={"ignore_unknown_options": True},
-    short_help="What VM network drivers call.",
+    context_settings=_UNREAD,
+    short_help="Bring a bridge up or down: for network drivers.",
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def hook(debug: bool, arguments: tuple[str, ...]) -> None:
-    """Reached only behind an option of ours: ``tproxy --debug hook``; see tproxy.cli.main."""
+    """Reached only behind an option of the group, as in ``tproxy --debug hook``; see tproxy.cli.main."""
     from tproxy.cli import hook as module
 
     module.run([*in_utf8(arguments), *(["--debug"] if debug else [])])
 
 
+@click.command(
+    "event",
+    add_help_option=False,
+    context_settings=_UNREAD,
+    short_help="Handle one event: for installed hooks.",
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def event(debug: bool, arguments: tuple[str, ...]) -> None:
+    """Reached only behind an option of the group, as ``hook``."""
+    from tproxy.cli import event as module
+
+    sys.exit(module.run(list(arguments), debug=debug))
+
+
 def run() -> None:
-    """Parse the process's arguments and do what they say."""
+    """Parse the arguments of the process, and carry out the command that they name."""
     children.can_be_waited_for()
     try:
-        # Not standalone: click would print a TproxyError's traceback, and so would we not.
+        # In standalone mode click would print the traceback of a TproxyError.
         sys.exit(cli.main(standalone_mode=False))
     except click.exceptions.Abort:
         sys.exit(EXIT_INTERRUPTED)

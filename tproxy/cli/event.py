@@ -1,25 +1,42 @@
-"""event: what installed platform hooks call, without click, since platforms wait for it at every start.
+"""event: the command that installed hooks of platforms call, read without click, because guests wait for it.
 
-The command's form is part of the contract, so that an upgrade of tproxy never breaks an installed hook.
+The form of the command is part of the contract (docs/contract.md, Hook): an upgrade of tproxy must not break
+a hook that is installed.
 """
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 
 from tproxy.console import EXIT_USAGE, say
 
-# The module of tproxy.platforms whose ``main`` takes the platform's own arguments.
+# A module of tproxy.platforms for each, whose ``handle_event`` takes the platform's own arguments.
 PLATFORMS = ("libvirt", "proxmox")
 
-USAGE = f"event: usage: tproxy event {{{'|'.join(PLATFORMS)}}} ARGUMENT..., as the platform gives them"
+HELP = """\
+Usage: tproxy event libvirt|proxmox ARGUMENT...
+
+Handle one event of a platform. The hooks that `tproxy install` puts in place call this.
+
+  libvirt   qemu|lxc|network NAME OPERATION SUB-OPERATION EXTRA, and the XML on stdin
+  proxmox   VMID PHASE
+
+Set TPROXY_DEBUG=1 to log more and to show tracebacks.
+
+Example:
+  tproxy event proxmox 100 post-start"""
 
 
-def run(arguments: list[str]) -> int:
-    """Handle one event of a platform; returns the exit code."""
+def run(arguments: list[str], *, debug: bool = False) -> int:
+    """Carry out the arguments that follow ``tproxy event``; return the exit code."""
     platform, *rest = arguments or [""]
+    if platform in ("-h", "--help"):
+        print(HELP)
+        return 0
     if platform not in PLATFORMS:
-        say(USAGE)
+        say(f"event: the platform is {' or '.join(PLATFORMS)}, not {platform!a}")
         return EXIT_USAGE
-    code: int = import_module(f"tproxy.platforms.{platform}").main(rest)
+    handle = import_module(f"tproxy.platforms.{platform}").handle_event
+    code: int = handle(rest, debug=debug or bool(os.environ.get("TPROXY_DEBUG")))
     return code

@@ -1,4 +1,4 @@
-"""gc: remove what hooks left behind."""
+"""gc: removes what hooks left behind."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import sys
 
 import click
 
+from tproxy.cli.examples import example
 from tproxy.config import reader
-from tproxy.config.services import DEFAULT_WATCH_GRACE, search
+from tproxy.config.file import search
+from tproxy.config.services import DEFAULT_WATCH_GRACE
 from tproxy.console import EXIT_FAILURE, require_root, say
 from tproxy.errors import TproxyError
 from tproxy.log import output
@@ -16,20 +18,21 @@ from tproxy.log.lazy import DEFAULT_LEVEL
 from tproxy.operations.gc import candidates, look, remove
 
 
-@click.command()
-@click.option("--dry-run", is_flag=True, help="Print it only.")
+@click.command(epilog=example("tproxy gc --dry-run"))
+@click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
 @click.option(
     "--grace",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="Leave bridges alone that a hook wanted since; tproxy_watch_grace, or 30 s, without.",
+    help="Leave bridges alone that a hook brought up more recently.  [default: tproxy_watch_grace, or 30]",
 )
 @click.option("--config", "file", metavar="FILE", help="Configuration file to use.")
 @click.pass_obj
 def gc(debug: bool, dry_run: bool, grace: float | None, file: str | None) -> None:
-    """Remove what hooks left behind: of bridges that are gone, or have no guest.
+    """Remove what hooks left behind.
 
-    Prints a line for each thing. What other programs made is left alone.
+    That is everything of tproxy for bridges that are gone or have no guest. Prints a line for each thing
+    removed. Leaves alone what other programs made.
     """
     require_root()
     path = search(file, os.environ)

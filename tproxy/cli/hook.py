@@ -1,7 +1,8 @@
-"""hook up, hook down: what VM network drivers call.
+"""hook up, hook down: the commands that VM network drivers call.
 
-Read by hand: importing click takes as long as all the rest of a run that finds everything in order, which is
-what nearly every VM start is, and argparse a tenth of it. getopt guesses: `--f` would be `--force`.
+The arguments are read by hand. Nearly every VM start finds everything in order; importing click would take as
+long as the rest of such a run, and argparse a tenth of it. getopt accepts abbreviations: `--f` would be
+`--force`.
 """
 
 from __future__ import annotations
@@ -18,28 +19,32 @@ HELP = """\
 Usage: tproxy hook up --bridge NAME [OPTION]...
        tproxy hook down --bridge NAME [OPTION]...
 
-What VM network drivers call.
+Bring a bridge up or down. VM network drivers call this when a NIC comes or goes.
 
-  up                 Have the configured services on a bridge; ports listen when this returns.
-  down               Remove what `up` built; a bridge with guests is left alone.
+  up                 provide the configured services on a bridge; ports listen when this returns
+  down               remove what `up` built; leave a bridge with guests alone
 
 Options:
-  --bridge NAME
+  --bridge NAME      bridge of the guests
   --network NAME     name of the virtual network
   --network-id ID    id of the virtual network
   --config FILE      configuration file to use
-  --uplink DEV       port that leads off this host; for several, again
-  --force            down: also when guests are attached
-  --dry-run          print what would be done, a line each, and do nothing
+  --uplink DEV       port that leads off this host; may be repeated
+  --force            with down: remove it although guests are attached
+  --dry-run          print each step that would be taken, and take none
   --debug            log more, show tracebacks
-  --help             show this, and do nothing"""
+  --help             show this help
+
+Examples:
+  tproxy hook up --bridge br0 --network vnet1 --network-id 0 --uplink eth1
+  tproxy hook down --bridge br0 --uplink eth1"""
 
 FLAGS = ("--dry-run", "--debug", "--help", "--force")
 VALUES = ("--bridge", "--network", "--network-id", "--config", "--uplink")
 
 
 class Options:
-    """What the command line says; None is a missing option, where that differs from an empty one."""
+    """The options of the command line, with their defaults. An option that must be given is None without."""
 
     def __init__(self) -> None:
         self.bridge: str | None = None
@@ -53,12 +58,12 @@ class Options:
 
 
 def run(arguments: list[str]) -> None:
-    """Carry out the arguments behind ``tproxy hook``. Raises TproxyError when that cannot be done."""
+    """Carry out the arguments that follow ``tproxy hook``. Raises TproxyError when that fails."""
     command, *rest = arguments or ["nothing"]
     if command in ("-h", "--help"):
         _help()
     if command not in _COMMANDS:
-        _refuse("hook", f"up or down, not {command!a}")
+        _refuse("hook", f"the command is up or down, not {command!a}")
     options = parse(command, rest)
     if options.bridge is None:
         _refuse(f"hook {command}", "--bridge NAME is missing")
@@ -68,7 +73,7 @@ def run(arguments: list[str]) -> None:
             options.bridge,
             Network(options.network, options.network_id),
             options.uplinks,
-            # A path keeps the bytes that the caller gave, whatever the locale's encoding.
+            # The path keeps the bytes that the caller gave, in any locale.
             options.config and os.fsdecode(options.config.encode(errors="surrogateescape")),
             options.dry_run,
             options.force,
@@ -78,7 +83,7 @@ def run(arguments: list[str]) -> None:
 
 
 def parse(command: str, arguments: list[str]) -> Options:
-    """What is behind ``up`` or ``down``; ends the process where that cannot be, or asks for help."""
+    """Read the arguments behind ``up`` or ``down``; end the process if they are wrong or ask for help."""
     options = Options()
     words = iter(arguments)
     value: str | None
@@ -89,7 +94,7 @@ def parse(command: str, arguments: list[str]) -> Options:
         elif option in VALUES:
             if not equals:
                 value = next(words, None)
-                # Another option in its place: a driver's variable was empty. No name is meant by it.
+                # An option in place of the value: a variable of the driver was empty, and was not quoted.
                 if value is None or value.partition("=")[0] in (*FLAGS, *VALUES):
                     _refuse(f"hook {command}", f"{option} needs a value")
             if option == "--uplink":
@@ -99,7 +104,7 @@ def parse(command: str, arguments: list[str]) -> Options:
         elif word in FLAGS and (word, command) != ("--force", "up"):
             setattr(options, _attribute(option), True)
         else:
-            _refuse(f"hook {command}", f"what is {word!a}?")
+            _refuse(f"hook {command}", f"unexpected argument {word!a}")
     return options
 
 

@@ -1,7 +1,7 @@
-"""install, uninstall: what makes a platform call our hooks, put in place and taken out.
+"""install, uninstall: the hooks by which a platform calls tproxy.
 
-A platform is a module ``tproxy.cli.install_<platform>`` with a click command ``install`` and one
-``uninstall``, and a line in TARGETS.
+A platform has a line in TARGETS, and a module of this package with two click commands, ``install`` and
+``uninstall``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 
 import click
+
+from tproxy.cli.examples import example
 
 TARGETS = {
     "opennebula": "install_opennebula",
@@ -18,7 +20,7 @@ TARGETS = {
 
 
 class _Targets(click.Group):
-    """A group whose commands are all called like the group, each from its platform's module."""
+    """A group with a command for each platform, which has the group's own name in the platform's module."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(TARGETS)
@@ -32,11 +34,15 @@ class _Targets(click.Group):
         return found
 
 
-@click.group(cls=_Targets, subcommand_metavar="PLATFORM [OPTIONS]")
+@click.group(
+    cls=_Targets, subcommand_metavar="PLATFORM [OPTIONS]", epilog=example("tproxy install libvirt --strict")
+)
 def install() -> None:
-    """Have a platform call our hooks when its guests come and go."""
+    """Make a platform call tproxy when guests come and go."""
 
 
-@click.group(cls=_Targets, subcommand_metavar="PLATFORM [OPTIONS]")
+@click.group(
+    cls=_Targets, subcommand_metavar="PLATFORM [OPTIONS]", epilog=example("tproxy uninstall libvirt")
+)
 def uninstall() -> None:
-    """Take out of a platform exactly what `install` put there."""
+    """Remove from a platform exactly what `install` put there."""

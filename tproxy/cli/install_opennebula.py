@@ -1,4 +1,4 @@
-"""install opennebula, uninstall opennebula: our hooks and command in OpenNebula's remotes."""
+"""install opennebula, uninstall opennebula: tproxy's hooks and command in OpenNebula's remotes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from tproxy.cli.examples import example
+from tproxy.cli.install_commands import say_installed, say_removed, strict_option
 from tproxy.errors import TproxyError
 from tproxy.platforms import opennebula
 from tproxy.platforms.install import put, take_out
@@ -18,33 +20,41 @@ _remotes = click.option(
     default="/var/lib/one/remotes",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="OpenNebula's remotes: on the front-end /var/lib/one/remotes, on a hypervisor /var/tmp/one.",
+    help="OpenNebula's remotes: /var/lib/one/remotes on the front-end, /var/tmp/one on a hypervisor.",
 )
 _sudoers = click.option(
     "--sudoers",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Also this hypervisor's sudoers folder: /etc/sudoers.d.",
+    help="Include the snippet in this hypervisor's sudoers folder: /etc/sudoers.d.",
 )
 
 
-@click.command("opennebula")
+@click.command(
+    "opennebula",
+    epilog=example(
+        "tproxy install opennebula && onehost sync -f",
+        "tproxy install opennebula --remotes /var/tmp/one --sudoers /etc/sudoers.d",
+    ),
+)
 @_remotes
 @_sudoers
 @click.option(
     "--command",
     type=click.Path(path_type=Path),
-    help="Where tproxy is on the hypervisors.  [default: where it is here]",
+    help="Path of tproxy on the hypervisors.  [default: its path on this host]",
 )
-@click.option("--strict", is_flag=True, help="A guest whose services cannot be had does not start.")
+@strict_option
 @click.option(
     "--config",
     "services",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Where the services are on the hypervisors, if not in OpenNebulaNetwork.conf.",
+    help="File with the services on the hypervisors, if it is not OpenNebulaNetwork.conf.",
 )
-@click.option("--drop-in", is_flag=True, help="Only the command: OpenNebula's own driver does the rest.")
+@click.option(
+    "--drop-in", is_flag=True, help="Install only the command, which OpenNebula's own driver calls."
+)
 def install(
     remotes: Path,
     sudoers: Path | None,
@@ -53,14 +63,16 @@ def install(
     services: Path | None,
     drop_in: bool,
 ) -> None:
-    """Put hooks and command into OpenNebula's remotes; then run `onehost sync -f`.
+    """Install hooks and command into OpenNebula's remotes; then run `onehost sync -f`.
 
-    May be repeated, also with other options. OpenNebula's own vnm/tproxy is kept beside it.
+    Can be repeated, also with other options. OpenNebula's own vnm/tproxy is kept beside ours.
     """
     if drop_in and (strict or services):
-        raise click.UsageError("--strict and --config are for hooks, which --drop-in does without")
+        raise click.UsageError(
+            "--strict and --config are options of the hooks, and --drop-in installs no hooks"
+        )
     for option, path in (("--command", command), ("--config", services)):
-        if path and not path.is_absolute():  # hooks are called in any directory, and look in no PATH
+        if path and not path.is_absolute():  # hooks run in any directory, with any PATH
             raise click.UsageError(f"{option} must begin with /")
     pieces = opennebula.pieces(
         remotes, command or _this_command(), drop_in=drop_in, strict=strict, services=services
@@ -68,31 +80,31 @@ def install(
     if sudoers:
         pieces.append(opennebula.sudoers(sudoers))
         _check_sudoers(pieces[-1].text)
-    # What an earlier call has put there, with other options.
+    # Files that an earlier call installed, with other options.
     surplus = set(opennebula.places(remotes)) - {piece.path for piece in pieces}
-    changed = put(pieces)  # first, since it refuses before it changes anything
+    changed = put(pieces)  # first, because it may refuse
     changed += take_out(sorted(surplus))
-    click.echo("\n".join(map(str, changed)) or "everything is in place")
+    say_installed(changed)
 
 
-@click.command("opennebula")
+@click.command("opennebula", epilog=example("tproxy uninstall opennebula && onehost sync -f"))
 @_remotes
 @_sudoers
 def uninstall(remotes: Path, sudoers: Path | None) -> None:
-    """Take out of OpenNebula's remotes what `install` put there."""
+    """Remove from OpenNebula's remotes what `install` put there."""
     opennebula.require_remotes(remotes)
     places = [*opennebula.places(remotes), *([opennebula.sudoers(sudoers).path] if sudoers else [])]
-    click.echo("\n".join(map(str, take_out(places))) or "nothing of ours is there")
+    say_removed(take_out(places))
 
 
 def _this_command() -> Path:
-    """By the name it was called: often a link, which stays when a version goes."""
+    """Return the path by which tproxy was called: often a link, which stays when the version changes."""
     called = Path(sys.argv[0])
     return (called if called.name == "tproxy" else Path(sys.executable).with_name("tproxy")).absolute()
 
 
 def _check_sudoers(text: str) -> None:
-    """By sudo's own parser: a mistake in one file makes sudo refuse everything to everybody."""
+    """Raise TproxyError when visudo refuses the text: with one wrong file sudo refuses every command."""
     visudo = shutil.which("visudo", path="/usr/sbin:/sbin:/usr/bin")
     if visudo is None:
         return

@@ -1,4 +1,4 @@
-"""start, stop, restart, reload, daemon: commands without arguments that change what runs."""
+"""start, stop, restart, reload, daemon: commands without arguments that change which processes run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Callable
 
 import click
 
+from tproxy.cli.examples import example
 from tproxy.config import reader
-from tproxy.config.services import Config, search
+from tproxy.config.file import search
+from tproxy.config.services import Config
 from tproxy.console import EXIT_FAILURE, require_root, say
 from tproxy.errors import TproxyError
 from tproxy.log import output
@@ -18,13 +20,15 @@ from tproxy.operations import life
 from tproxy.process import run_directory
 from tproxy.process.run_directory import Lock
 
-# Takes what is configured, None where that is unknown; returns a line for each thing that could not be done.
+# Takes the configuration, or None where it is unknown; returns a line for each problem.
 Change = Callable[["Config | None", Lock], "list[str]"]
 
 
-def _command(name: str, summary: str) -> Callable[[Change], click.Command]:
+def _command(name: str, text: str, *examples: str) -> Callable[[Change], click.Command]:
+    """Make a command that carries out a change under the host's lock; ``text`` is its help."""
+
     def decorate(change: Change) -> click.Command:
-        @click.command(name, help=summary)
+        @click.command(name, help=text, epilog=example(*examples))
         @click.pass_obj
         def command(debug: bool) -> None:
             require_root()
@@ -41,34 +45,52 @@ def _command(name: str, summary: str) -> Callable[[Change], click.Command]:
     return decorate
 
 
-@_command("start", "Start what is missing, end relays whose bridge has no map any more.")
+@_command(
+    "start",
+    "Start missing processes, end relays without a map.\n\nWithout any map, end all processes.",
+    "tproxy start && tproxy status",
+)
 def start(read: Config | None, lock: Lock) -> list[str]:
     return life.start(life.settings_from(read), lock)
 
 
-@_command("stop", "End all processes.")
+@_command("stop", "End all processes.", "tproxy stop")
 def stop(read: Config | None, lock: Lock) -> list[str]:
     life.stop()
     return []
 
 
-@_command("restart", "Replace all processes; open connections go on.")
+@_command(
+    "restart",
+    "Replace all processes; open connections go on.\n\nThe new processes run the installed code.",
+    "pip install --upgrade tproxy && tproxy restart",
+)
 def restart(read: Config | None, lock: Lock) -> list[str]:
     return life.restart(life.settings_from(read), lock)
 
 
-@_command("reload", "Apply the maps as they are now; open connections go on.")
+@_command(
+    "reload",
+    "Apply the maps as they are now, and reopen the logs.\n\n"
+    "New ports listen, removed ports stop listening, and the next connection dials a changed endpoint. "
+    "Open connections go on.",
+    "nft add element ip one_tproxy ep_br0 '{ 5030 : 10.11.12.13 . 5030 }' && tproxy reload",
+)
 def reload(read: Config | None, lock: Lock) -> list[str]:
     return life.start(life.settings_from(read), lock, reopen_logs=True)
 
 
-@_command("daemon", "Be the daemon, in the foreground, with or without maps: for service managers.")
+@_command(
+    "daemon",
+    "Run the daemon in the foreground, for service managers.\n\nIt stays also while there is no map.",
+    "ExecStart=/usr/local/bin/tproxy daemon",
+)
 def daemon(read: Config | None, lock: Lock) -> list[str]:
     life.become_daemon(life.settings_from(read))
 
 
 def _read() -> Config | None:
-    """What is configured; None without a configuration. A broken one does not stop a start."""
+    """Return the configuration; None when there is no file, or it is broken: that does not stop a start."""
     try:
         path = search(None, os.environ)
         return reader.load(path) if path is not None else None

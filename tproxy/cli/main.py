@@ -1,7 +1,7 @@
-"""The command line: parse, call, print, exit code; nothing else. A module for each group of commands.
+"""The entry point of ``tproxy``: calls the command, and turns errors into one line and an exit code.
 
-``tproxy hook`` runs at every VM start, so it pays for what it needs only: its module is imported
-before, and instead of, all that the other commands stand on.
+``tproxy hook`` runs at every VM start, and ``tproxy event`` on libvirt and Proxmox VE. So they are recognized
+here, before anything is imported that only the other commands need.
 """
 
 import gc
@@ -15,21 +15,21 @@ from tproxy.typed import NoReturn
 
 
 def main() -> NoReturn:
-    """The console script."""
+    """Run the console script."""
     run()
-    # The kernel takes a process down at once; for the interpreter, piece by piece, it is 7 ms. What is
-    # printed before has to be flushed.
+    # The interpreter takes 7 ms to end, because it frees its objects one by one; the kernel ends the process
+    # at once. The command must have flushed what it printed.
     os._exit(0)
 
 
 def run() -> None:
-    """Do what the command line says. Errors are one line on stderr; a traceback only with --debug."""
-    # Names may hold what the locale's encoding has not: shown escaped, as on stderr.
+    """Carry out the command line. Print an error as one line on stderr, and a traceback only with --debug."""
+    # Names may hold characters that the locale's encoding lacks: they are escaped, as on stderr.
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if sys.argv[1:2] == ["hook"]:
-            gc.disable()  # there is no time for garbage to gather
+            gc.disable()  # the process ends before garbage could matter
             from tproxy.cli import hook
 
             hook.run(in_utf8(sys.argv[2:]))
@@ -44,13 +44,14 @@ def run() -> None:
     except TproxyError as error:
         _fail(str(error), EXIT_FAILURE, error)
     except BrokenPipeError:
-        # Whoever reads what is printed has seen enough, as of click's commands. Not at the end once more.
+        # The reader of our output has closed it. click's commands end the same way. With stdout redirected,
+        # the interpreter does not report it again when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(EXIT_FAILURE)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
-        # The last resort of the outermost caller: an operator gets a line, whatever went wrong.
+        # The last resort: whatever went wrong, the operator gets one line.
         _fail(f"internal error: {type(error).__name__}: {error}", EXIT_INTERNAL, error)
 
 

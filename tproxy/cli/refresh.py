@@ -1,4 +1,4 @@
-"""refresh: a changed configuration file takes effect."""
+"""refresh: applies a changed configuration file to the bridges that are up."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import sys
 
 import click
 
+from tproxy.cli.examples import example
 from tproxy.config import reader
-from tproxy.config.services import place, required
+from tproxy.config.file import required
+from tproxy.config.services import place
 from tproxy.console import EXIT_FAILURE, require_root, say
 from tproxy.errors import ConfigError
 from tproxy.log import output
@@ -17,29 +19,29 @@ from tproxy.operations import refresh as refreshing
 from tproxy.process import run_directory
 
 
-@click.command()
+@click.command(epilog=example("tproxy check && tproxy refresh"))
 @click.option("--config", "file", metavar="FILE", help="Configuration file to use.")
 @click.pass_obj
 def refresh(debug: bool, file: str | None) -> None:
-    """Apply the configuration file, as it is now, to the bridges that are up.
+    """Apply the configuration file to the bridges that are up.
 
-    For each bridge that a hook brought up for a network that it named, and to the processes; open
-    connections go on. Prints which file that was, and for how many bridges it changed something.
+    Changes each bridge that a hook brought up for a named network, and the settings of the processes. Open
+    connections go on. Prints the file that was used, and for how many bridges something changed.
     """
     require_root()
     path = required(file, os.environ)
     read = reader.load(path)
     if read.silent:
-        # OpenNebula's own, most likely, found before the file that the hooks were given. It is no order to
-        # take away all services.
-        raise ConfigError(f"{place(path)}: no tproxy: in it, nothing is changed: give --config FILE")
+        # Most likely it is OpenNebula's own file, found before the file that the hooks were given. That must
+        # not remove all services.
+        raise ConfigError(f"{place(path)}: there is no key tproxy, so nothing is changed: give --config FILE")
     output.for_command(read.log_level, debug=debug)
     outcomes, warnings = refreshing.refresh(read)
     for warning in warnings:
-        output.warn(warning)
+        output.warn(warning.at(path))
     failed = [each.problem for each in outcomes if each.problem]
     with run_directory.lock() as lock:
-        # The log level, a watcher; one that runs is to read the file too, or it goes on with the old one.
+        # This applies the log level and starts or ends a watcher. A watcher that runs reads the file again.
         problems = life.start(life.settings_from(read), lock, reopen_logs=True)
     for problem in dict.fromkeys([*failed, *problems]):
         say(problem)

@@ -1,4 +1,4 @@
-"""The richer views of status. Pure: what was found goes in, text comes out."""
+"""Formats the richer views of status. It performs no I/O: processes and services go in, text comes out."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _COLUMNS = (
 
 
 def as_json(processes: Lines, daemon: dict[str, Any] | None) -> str:
-    """All that is known; ``daemon`` is null when it does not run."""
+    """Return processes and the daemon's status as JSON; ``daemon`` is null when the daemon does not run."""
     listed = [{"title": title, "pid": pid} for title, pid in processes]
     return json.dumps({"processes": listed, "daemon": daemon}, indent=2)
 
 
 def as_table(processes: Lines, daemon: dict[str, Any] | None) -> str:
-    """Processes, then a row for each service."""
+    """Return a line for each process, then a table with a row for each service."""
     from tabulate import tabulate
 
     text = "\n".join(f"{title}: {pid}" for title, pid in processes)
@@ -69,7 +69,7 @@ def _row(bridge: str, details: dict[str, Any], service: dict[str, Any]) -> list[
 
 
 def _printable(name: str) -> str:
-    """Names come from drivers and other programs: one may hold what moves a terminal's cursor."""
+    """Escape what is not printable: a name comes from another program, and could move a terminal's cursor."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 

@@ -1,21 +1,22 @@
-"""status: what runs, in a line each or in all detail."""
+"""status: shows what runs, as a line for each process, a table or JSON."""
 
 from __future__ import annotations
 
 import click
 
 from tproxy.cli import report
+from tproxy.cli.examples import example
 from tproxy.console import require_root
 from tproxy.daemon import client
 from tproxy.errors import ProcessError
 from tproxy.process import table
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="All that is known, as JSON.")
-@click.option("--verbose", "-v", is_flag=True, help="A table of all services.")
+@click.command(epilog=example("tproxy status --verbose", "tproxy status --json"))
+@click.option("--json", "as_json", is_flag=True, help="Print processes and services as JSON.")
+@click.option("--verbose", "-v", is_flag=True, help="Print processes, and a table of all services.")
 def status(as_json: bool, verbose: bool) -> None:
-    """Show running processes: a line each, the daemon first."""
+    """Show the running processes, a line each, the daemon first."""
     require_root()
     found = table.find()
     if not as_json and not verbose:
@@ -26,5 +27,5 @@ def status(as_json: bool, verbose: bool) -> None:
     try:
         click.echo(show(found.lines, client.status()))
     except ProcessError:
-        click.echo(show(found.lines, None))  # what can be said without it
+        click.echo(show(found.lines, None))  # what is known without the daemon
         raise

@@ -1,4 +1,4 @@
-"""watch: bridges follow their guests, and are kept in order, without any hook."""
+"""watch: brings bridges up and down with their guests, and repairs them, without any hook."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import os
 
 import click
 
-from tproxy.config.services import required
+from tproxy.cli.examples import example
+from tproxy.config.file import required
 from tproxy.console import require_root
 
 
-@click.command()
+@click.command(epilog=example("tproxy watch --config /etc/tproxy/tproxy.yaml"))
 @click.option("--config", "file", metavar="FILE", help="Configuration file to use.")
-@click.option("--kept-by", type=int, hidden=True)  # by the daemon of that pid: see tproxy.watchdog
-@click.option("--lock", type=int, hidden=True)  # the host's, held by one that replaces itself
+@click.option("--kept-by", type=int, hidden=True)  # the pid of a daemon: see tproxy.daemon.watcher_keeper
+@click.option("--lock", type=int, hidden=True)  # the host's lock, which a watcher that replaced itself holds
 @click.pass_obj
 def watch(debug: bool, file: str | None, kept_by: int | None, lock: int | None) -> None:
-    """Bring bridges up when guests come, down when they have gone, and repair what is broken.
+    """Bring bridges up and down with their guests, and repair them.
 
-    Which bridges come and go with their guests is named by tproxy_bridges in the configuration file; all
-    that are up are kept in order. Runs until it is ended; on SIGHUP the file is read again.
+    tproxy_bridges in the configuration file names the bridges that come and go with their guests. Every
+    bridge that is up is repaired. Runs until it is ended, and reads the file again on SIGHUP.
     """
     require_root()
     path = required(file, os.environ)

@@ -1,1 +1,1 @@
-"""What each virtualization platform needs: its files in place, and its events turned into hook calls."""
+"""Virtualization platforms: installs our files for each of them, and turns its events into hook calls."""

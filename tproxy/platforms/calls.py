@@ -1,9 +1,8 @@
-"""Calls of the hook for one event of a platform: each is tried, each failure is one line."""
+"""Carries out the hook calls of one platform event: all are tried, and each failure is one line."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -17,39 +16,45 @@ from tproxy.operations import hook
 
 log = logging.getLogger(__name__)
 
-MAX_LINE = 600  # characters; arbitrary
+MAX_LINE = 600  # characters of a reported line; arbitrary
 
 
 class Up(NamedTuple):
+    """Provide services on a bridge, as ``tproxy hook up`` does."""
+
     bridge: str
     network: str
 
-    def carry_out(self) -> None:
-        hook.up(hook.Call(self.bridge, Network(self.network), debug=_debug()))
+    def carry_out(self, *, debug: bool) -> None:
+        hook.up(hook.Call(self.bridge, Network(self.network), debug=debug))
 
 
 class Down(NamedTuple):
-    """``gone``: ports that the guest may leave on the bridge for a moment, nobody's any more."""
+    """Remove the services of a bridge, unless other guests use it, as ``tproxy hook down`` does.
+
+    ``gone`` names ports of the guest that ended: they can stay on the bridge for a moment, and do not count.
+    """
 
     bridge: str
     gone: frozenset[str] = frozenset()
 
-    def carry_out(self) -> None:
-        # Platforms do not say which port leads off the host. `down` is sure only of named ones.
+    def carry_out(self, *, debug: bool) -> None:
+        # Platforms do not say which ports are uplinks, and `down` takes each port that is not named for a
+        # guest.
         uplinks = filter(links.leads_off_host, links.ports(self.bridge))
-        _, guests = hook.down(hook.Call(self.bridge, uplinks=self.gone.union(uplinks), debug=_debug()))
+        _, guests = hook.down(hook.Call(self.bridge, uplinks=self.gone.union(uplinks), debug=debug))
         if guests:
             say(hook.left_alone(self.bridge, guests))
 
 
 class Refusal(NamedTuple):
-    """What is not served, and why: a line of the log, no failure."""
+    """A NIC or network that tproxy does not support: the reason is logged, and the event succeeds."""
 
     reason: str
 
 
 class Fault(NamedTuple):
-    """What should be served and cannot be."""
+    """A NIC or network that should be served and cannot be: the reason is logged, and the event fails."""
 
     reason: str
 
@@ -57,24 +62,27 @@ class Fault(NamedTuple):
 Call = Up | Down | Refusal | Fault
 
 
-def run(program: str, event: Callable[[], Iterable[Call]]) -> int:
-    """Carry out what an event asks for; returns the exit code. Nothing is written to stdout."""
+def run(program: str, event: Callable[[], Iterable[Call]], *, debug: bool) -> int:
+    """Carry out the calls that an event asks for; return the exit code. Nothing is written to stdout.
+
+    ``program`` begins each line that is reported. ``event`` may raise TproxyError.
+    """
     output.to_file(output.DAEMON_LOG, DEFAULT_LEVEL)
     try:
-        # An event asks once for each bridge, however many NICs a guest has there.
+        # A guest can have several NICs on one bridge: the bridge is asked for once.
         wanted = list(dict.fromkeys(event()))
     except TproxyError as error:
         return _failed(program, str(error))
     except Exception as error:
-        # The last resort: whatever a platform handed over, it gets a line.
+        # The last resort: whatever a platform handed over, the operator gets one line.
         return _failed(program, f"internal error: {type(error).__name__}: {error}")
-    faults = filter(None, [_carry_out(program, call) for call in wanted])
-    # Once each: a fault of the configuration is every bridge's.
+    faults = filter(None, [_carry_out(program, call, debug=debug) for call in wanted])
+    # Each line once: an error in the configuration file is the same for every bridge.
     return max((_failed(program, reason) for reason in dict.fromkeys(faults)), default=0)
 
 
-def _carry_out(program: str, call: Call) -> str:
-    """Returns what is wrong."""
+def _carry_out(program: str, call: Call, *, debug: bool) -> str:
+    """Carry out one call; return the reason of a failure, or "" for none."""
     match call:
         case Refusal(reason):
             _tell(program, logging.WARNING, reason)
@@ -83,17 +91,13 @@ def _carry_out(program: str, call: Call) -> str:
         case Up() | Down():
             try:
                 check_interface_name(call.bridge)
-                call.carry_out()
+                call.carry_out(debug=debug)
             except TproxyError as error:
                 return str(error)
             except Exception as error:
-                # One bridge's trouble must not keep the others from their services.
+                # The other bridges get their services although this one failed.
                 return f"bridge {call.bridge}: internal error: {type(error).__name__}: {error}"
     return ""
-
-
-def _debug() -> bool:
-    return bool(os.environ.get("TPROXY_DEBUG"))
 
 
 def _failed(program: str, reason: str) -> int:
@@ -102,10 +106,12 @@ def _failed(program: str, reason: str) -> int:
 
 
 def _tell(program: str, level: int, reason: str) -> None:
-    """On stderr, where platforms look when they fail, and in the log, for all the other times."""
-    # Names from outside may hold anything, and be of any length.
+    """Report a line on stderr, which platforms show when a hook fails, and in the daemon's log."""
+    # Names come from outside: they may hold any character and have any length.
     printable = "".join(c if c.isprintable() else " " for c in f"{program}: {reason}")
     line = " ".join(printable.split())[:MAX_LINE].encode("ascii", "backslashreplace").decode()
-    output.to_file(output.DAEMON_LOG, DEFAULT_LEVEL)  # the hook sends warnings to stderr as well
+    output.to_file(
+        output.DAEMON_LOG, DEFAULT_LEVEL
+    )  # again, because a hook call sends warnings to stderr too
     log.log(level, "%s", line)
     say(line)

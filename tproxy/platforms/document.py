@@ -1,4 +1,7 @@
-"""XML as a platform hands it over: one document of a sane size, without a type and so without entities."""
+"""Reads the XML that a platform hands over: one document of limited size, without a document type.
+
+A document without a type cannot declare entities, by which a small text could become a large one.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,22 @@ from xml.etree.ElementTree import Element
 
 from tproxy.errors import TproxyError
 
-# Domains with hundreds of disks stay below 1 MiB.
+# A domain with hundreds of disks is smaller than 1 MiB.
 MAX_BYTES = 4 << 20
 
 
 class BadDocument(TproxyError):
-    """What a platform handed over is not the XML it should be."""
+    """The text that a platform handed over is not the XML that was expected."""
 
 
 class _Builder(ET.TreeBuilder):
     def doctype(self, *_: object) -> None:
-        # Called before the first entity is declared: none is ever expanded, none is ever fetched.
+        # The parser calls this before it declares the first entity, so none is ever expanded or fetched.
         raise BadDocument("the XML has a document type, which no platform writes: refused")
 
 
 def from_stdin(root: str) -> Element:
-    """The document on standard input, whose outermost element is ``root``."""
+    """Read the document on standard input, and return its outermost element ``root``. Raises BadDocument."""
     if sys.stdin is None:
         raise BadDocument("standard input is closed")
     try:
@@ -34,6 +37,7 @@ def from_stdin(root: str) -> Element:
 
 
 def parse(data: bytes, root: str) -> Element:
+    """Return the outermost element of a document, which must be called ``root``. Raises BadDocument."""
     if not data.strip():
         raise BadDocument("no XML on standard input")
     if len(data) > MAX_BYTES:
@@ -42,7 +46,7 @@ def parse(data: bytes, root: str) -> Element:
     try:
         parser.feed(data)
         document = parser.close()
-    except (ET.ParseError, LookupError, ValueError) as error:  # the last two: encodings
+    except (ET.ParseError, LookupError, ValueError) as error:  # LookupError, ValueError: encodings
         raise BadDocument(f"not XML: {error}") from None
     if document.tag != root:
         raise BadDocument(f"the XML is a {document.tag!a}, not a {root!a}")

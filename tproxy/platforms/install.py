@@ -1,19 +1,19 @@
-"""Files of ours in a platform's folders: put there, and taken out again without a trace.
+"""Puts tproxy's files into a platform's folders, and takes them out again without a trace.
 
-What is ours says so: each file holds MARK in its first lines, each folder that was made for one a file
-FOLDER_MARK. So nothing of a platform's is overwritten or removed, whatever became of it meanwhile, and no
-list is kept that could be wrong. A file of the platform's that one of ours takes the place of is kept
-beside it.
+Each file of ours holds MARK in its first lines, and each folder that was made for one holds a file called
+FOLDER_MARK. So a file or folder of the platform's is never overwritten or removed, whatever happened to it
+in the meantime, and there is no list of installed files that could be wrong. Where a file of ours replaces
+one of the platform's, the platform's file is kept beside it.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ KEPT = ".before-tproxy"
 
 
 class Piece(NamedTuple):
-    """A file to have. ``replaces``: a file of that name is the platform's, and is kept beside ours."""
+    """A file to install. With ``replaces``, a file of the platform's at ``path`` is kept beside ours."""
 
     path: Path
     text: str
@@ -35,15 +35,23 @@ class Piece(NamedTuple):
 
 
 def template(name: str, **values: str) -> str:
-    """A file of drivers/, such as ``opennebula/hook``, with its ``@NAME@`` filled in."""
+    """Return the text of a file of drivers/, such as ``opennebula/hook``, with each ``@NAME@`` replaced."""
+    from importlib import resources  # slow to import, and the events of platforms import this module too
+
     text = (resources.files("tproxy") / "drivers" / name).read_text(encoding="utf-8")
     for key, value in values.items():
         text = text.replace(f"@{key}@", value)
     return text
 
 
+def hook(name: str, *, strict: bool) -> str:
+    """Return the text of a hook of drivers/ that calls ``tproxy event``; a strict one fails when it does."""
+    # The hook runs the Python that installs it, because tproxy is installed there.
+    return template(name, PYTHON=shlex.quote(sys.executable), STRICT="yes" if strict else "no")
+
+
 def is_ours(path: Path) -> bool:
-    """Whether we put that file there."""
+    """Return whether tproxy installed the file. Raises TproxyError when it cannot be read."""
     try:
         with path.open("rb") as file:
             return MARK.encode() in file.read(MARKED_BYTES)
@@ -54,12 +62,15 @@ def is_ours(path: Path) -> bool:
 
 
 def put(pieces: Sequence[Piece]) -> list[Path]:
-    """Have all pieces in place; returns those that were not. Raises TproxyError before any change."""
-    with _alone():
+    """Install all pieces; return the paths that were missing or different.
+
+    Raises TproxyError, and has then changed nothing, when a file that is not ours is in the way.
+    """
+    with _exclusive():
         for piece in pieces:
             assert MARK in piece.text[:MARKED_BYTES], piece.path
             if os.path.lexists(piece.path) and not piece.replaces and not is_ours(piece.path):
-                raise TproxyError(f"{piece.path} is not ours: remove it, or it would be lost")
+                raise TproxyError(f"{piece.path} is not ours and would be lost: move it away first")
         try:
             return [piece.path for piece in pieces if _put(piece)]
         except OSError as error:
@@ -67,23 +78,24 @@ def put(pieces: Sequence[Piece]) -> list[Path]:
 
 
 def take_out(paths: Sequence[Path]) -> list[Path]:
-    """Remove those of the files that are ours, with the folders made for them; returns those removed."""
-    with _alone():
+    """Remove the files that are ours, and the folders made for them; return the paths removed."""
+    with _exclusive():
         try:
             removed = [path for path in paths if _take_out(path)]
             for folder in {path.parent for path in paths}:
-                _leave(folder)
+                _remove_if_made(folder)
         except OSError as error:
             raise TproxyError(f"cannot remove {error.filename}: {error.strerror}") from None
     return removed
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """One at a time: two would write the same drafts, and keep ours for the platform's.
+def _exclusive() -> Iterator[None]:
+    """Let one process install or uninstall at a time.
 
-    The lock goes with its holder, flock(2). On Python itself: whoever installs, as root or as the platform's
-    user, can read that, wherever our own files are.
+    Two at once would write the same draft files, and could keep a file of ours as the platform's. The kernel
+    releases the lock when its holder ends, flock(2). The locked file is the Python interpreter: root and the
+    platform's user can both read it, wherever our own files are.
     """
     fd = os.open(sys.executable, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -99,39 +111,39 @@ def _put(piece: Piece) -> bool:
     if ours and path.read_bytes() == data and path.stat().st_mode & 0o7777 == piece.mode:
         return False
     _make_folder(path.parent)
-    # Complete under another name first: a platform may run it at this very moment.
+    # Written under another name first: the platform may run the file at this very moment.
     new = _draft(path)
     try:
         new.write_bytes(data)
         new.chmod(piece.mode)
         _give(new)
-        # The platform's own goes last: a full disk must not cost it.
+        # The platform's file is moved last: a full disk must not cost it.
         if not ours and os.path.lexists(path):
             path.replace(_kept(path))
         new.replace(path)
     except OSError as error:
         new.unlink(missing_ok=True)
-        error.filename = error.filename or new  # write(2) does not say
+        error.filename = error.filename or new  # an error of write(2) names no file
         raise
     return True
 
 
 def _take_out(path: Path) -> bool:
     ours = is_ours(path)
-    _draft(path).unlink(missing_ok=True)  # complete, it is a hook like any other to libvirt
+    _draft(path).unlink(missing_ok=True)  # libvirt would run a complete draft as a hook
     if os.path.lexists(path) and not ours:
-        # The platform has put a newer one in our place: what we kept is of no use any more.
+        # The platform has installed a newer file in our place, so the file that we kept is obsolete.
         _kept(path).unlink(missing_ok=True)
         return False
-    # Ours, or nothing: somebody removed it, or an installation was cut off half-way.
+    # The file is ours, or missing: somebody removed it, or an installation was interrupted.
     path.unlink(missing_ok=True)
     if os.path.lexists(_kept(path)):
         _kept(path).replace(path)
     return ours
 
 
-def _leave(folder: Path) -> None:
-    """Remove a folder that was made for our files; with others in it by now, it is the platform's."""
+def _remove_if_made(folder: Path) -> None:
+    """Remove a folder that was made for our files, unless it holds other files by now."""
     mark = folder / FOLDER_MARK
     if not mark.exists() or any(
         is_ours(each) for each in folder.iterdir() if each.is_file() and each != mark
@@ -140,7 +152,7 @@ def _leave(folder: Path) -> None:
     mark.unlink()
     if not any(folder.iterdir()):
         folder.rmdir()
-        _leave(folder.parent)
+        _remove_if_made(folder.parent)
 
 
 def _draft(path: Path) -> Path:
@@ -156,7 +168,7 @@ def _make_folder(folder: Path) -> None:
         return
     _make_folder(folder.parent)
     folder.mkdir(0o755)
-    folder.chmod(0o755)  # whatever the umask
+    folder.chmod(0o755)  # mkdir(2) applies the umask
     mark = folder / FOLDER_MARK
     mark.write_text(f"{MARK}, which removes this folder when nothing else is left in it.\n")
     for path in (folder, mark):
@@ -164,7 +176,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _give(path: Path) -> None:
-    """To the owner of the folder that it is in: OpenNebula spreads only what its user can read."""
+    """Give a file to the owner of its folder: OpenNebula copies to its hosts only what its user can read."""
     owner = path.parent.stat()
     if (owner.st_uid, owner.st_gid) != (os.geteuid(), os.getegid()) and os.geteuid() == 0:
         os.chown(path, owner.st_uid, owner.st_gid)

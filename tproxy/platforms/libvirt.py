@@ -1,13 +1,14 @@
-"""libvirt's hooks: ``tproxy event libvirt qemu|lxc|network NAME OPERATION SUB-OPERATION EXTRA``.
+"""libvirt: ``tproxy event libvirt qemu|lxc|network NAME OPERATION SUB-OPERATION EXTRA``, and its hooks.
 
-Guests (https://libvirt.org/hooks.html). `prepare` comes before anything is there, `start` when the taps are
-on their bridges and QEMU is not yet; so ports listen before the guest boots, and should the last guest of the
-bridge have gone between the two and taken the services along, they are back. `release` follows each
-`stopped`, failed starts and migrations included. By then taps are gone, and the XML names neither them nor
-the bridges of networks; only taps that the guest's owner made, and named, stay.
+Guests (https://libvirt.org/hooks.html). libvirt calls `prepare` before it makes anything, and `start` when
+the taps are on their bridges but QEMU does not run yet. Both bring the bridges up, so the ports listen before
+the guest boots, also when the last other guest of a bridge ended between the two calls and its services were
+removed. libvirt calls `release` after each `stopped`, also when a start or a migration failed. By then its
+taps are gone, and the XML names neither the taps nor the bridges of networks. Only a tap that the guest's
+owner made and named is still there.
 
-Networks. `port-created` and `port-deleted` are the only word of NICs that are plugged into a running
-guest; they, `started` and `updated` tell the network's bridge.
+Networks. `port-created` and `port-deleted` are the only calls for a NIC that is plugged into a running guest.
+These two, `started` and `updated` tell the bridge of the network.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from tproxy.console import require_root
 from tproxy.errors import TproxyError
 from tproxy.platforms import calls, document, networks
 from tproxy.platforms.calls import Call, Down, Fault, Refusal, Up
+from tproxy.platforms.install import Piece, hook
 
 GUEST_UP = frozenset({"prepare", "start", "started", "migrate", "restore", "attach", "reconnect"})
 GUEST_DOWN = frozenset({"release"})
-# Taps are on their bridges, so whoever has a bridge says which.
+# In these operations the taps are on their bridges, and the XML names the bridge of each NIC.
 GUEST_PLUGGED = frozenset({"start", "started", "attach", "reconnect"})
 NETWORK_KNOWN = frozenset({"started", "updated", "port-created", "port-deleted"})
 
@@ -32,27 +34,40 @@ _OPEN_VSWITCH = "is on Open vSwitch, which is not supported: no services there"
 
 
 class Nic(NamedTuple):
-    """An interface of a domain; what it does not say is empty."""
+    """An interface of a domain. A field is empty when the XML does not say it."""
 
     bridge: str
     network: str
-    port: str  # its tap or veth on this host
+    port: str  # the tap or veth on this host
     openvswitch: bool
 
 
 class NetworkState(NamedTuple):
+    """A network as the network hook is told it. ``bridge`` is empty when the network has none."""
+
     name: str
     bridge: str
     openvswitch: bool
 
 
+def pieces(hooks: Path, *, strict: bool) -> list[Piece]:
+    """Return the files to install into libvirt's folder of hooks."""
+    text = hook("libvirt/hook", strict=strict)
+    return [Piece(path, text) for path in places(hooks)]
+
+
+def places(hooks: Path) -> list[Path]:
+    """Return the paths at which any version of tproxy may have installed a file."""
+    return [hooks / folder / "tproxy" for folder in ("qemu.d", "lxc.d", "network.d")]
+
+
 def nics(domain: Element) -> list[Nic]:
-    """The interfaces that are, or will be, on a bridge of this host."""
+    """Return the interfaces that are, or will be, on a bridge of this host."""
     found = []
     for interface in domain.iterfind("devices/interface"):
         source = interface.find("source")
         if interface.get("type") not in ("bridge", "network") or source is None:
-            continue  # macvtap, user mode, a passed-through function: no bridge, no port
+            continue  # macvtap, user mode or a passed-through device: it has no port on a bridge
         target = interface.find("target")
         found.append(
             Nic(
@@ -66,12 +81,13 @@ def nics(domain: Element) -> list[Nic]:
 
 
 def network_state(hook_data: Element) -> NetworkState:
+    """Return what the network hook's XML says of its network. Raises BadDocument."""
     network = hook_data.find("network")
     if network is None:
-        raise document.BadDocument("the XML tells of no network")
+        raise document.BadDocument("the XML describes no network")
     name = network.findtext("name") or ""
     if not name:
-        raise document.BadDocument("the XML tells of a network without a name")
+        raise document.BadDocument("the XML describes a network without a name")
     port = hook_data.find("networkport")
     plug = port.find("plug") if port is not None else None
     bridge = network.find("bridge")
@@ -87,16 +103,17 @@ def network_state(hook_data: Element) -> NetworkState:
 def guest_calls(
     operation: str, found: list[Nic], bridges: Mapping[str, str], is_remnant: Callable[[str], bool]
 ) -> Iterator[Call]:
-    """What an operation on a guest asks for.
+    """Yield the calls that an operation on a guest asks for.
 
-    ``bridges`` is what is known of networks; ``is_remnant`` tells whether nobody holds a port any more.
+    ``bridges`` maps the names of networks to their bridges, as far as they are known. ``is_remnant`` tells
+    whether the other end of a port is closed.
     """
     networks_of = {bridge: network for network, bridge in bridges.items()}
     gone = frozenset(nic.port for nic in found if operation in GUEST_DOWN and is_remnant(nic.port))
     for nic in found:
         bridge = nic.bridge or networks.bridge_of(nic.network, bridges)
         if nic.openvswitch:
-            if operation == "start":  # once for each, and the first at which a network's NICs say it
+            if operation == "start":  # once for each start; before it, a network's NIC does not say so
                 yield Refusal(f"{nic.network or bridge or 'a NIC'} {_OPEN_VSWITCH}")
         elif not bridge:
             if operation in GUEST_PLUGGED:
@@ -108,12 +125,12 @@ def guest_calls(
 
 
 def network_calls(operation: str, state: NetworkState) -> Iterator[Call]:
-    """What an operation on a network asks for."""
+    """Yield the calls that an operation on a network asks for."""
     if state.openvswitch:
         if operation in ("started", "updated"):
             yield Refusal(f"network {state.name!a} {_OPEN_VSWITCH}")
     elif not state.bridge:
-        pass  # macvtap or passed-through functions
+        pass  # a network of macvtap or passed-through devices
     elif operation == "port-created":
         yield Up(state.bridge, state.name)
     elif operation in ("port-deleted", "stopped"):
@@ -125,11 +142,11 @@ def _openvswitch(element: Element) -> bool:
 
 
 def _is_remnant(port: str) -> bool:
-    """Whether nobody holds the other end of a port any more: its owner may have given it to the next."""
+    """Return whether the other end of a port is closed. If it is open, another guest has the port by now."""
     try:
         return (Path("/sys/class/net") / port.replace("/", "") / "carrier").read_text().strip() == "0"
     except (OSError, ValueError):
-        return False  # gone altogether, or down
+        return False  # the port is gone, or down
 
 
 def _guest(operation: str) -> Iterable[Call]:
@@ -150,7 +167,9 @@ def _network(operation: str) -> Iterable[Call]:
     return list(network_calls(operation, state))
 
 
-def main(arguments: list[str]) -> int:
+def handle_event(arguments: list[str], *, debug: bool) -> int:
+    """Handle one event, given as libvirt passes it to a hook; return the exit code."""
+
     def event() -> Iterable[Call]:
         require_root()
         match arguments:
@@ -160,4 +179,4 @@ def main(arguments: list[str]) -> int:
                 return _network(operation)
         raise TproxyError("called without the name of a guest or network and an operation")
 
-    return calls.run(" ".join(["libvirt", *arguments[:3]]), event)
+    return calls.run(" ".join(["libvirt", *arguments[:3]]), event, debug=debug)

@@ -1,8 +1,8 @@
-"""Which bridge a libvirt network has, remembered from the network hook's calls.
+"""Remembers the bridge of each libvirt network, as the network hook was told it.
 
-A domain says only the network's name before its taps are made and after they are gone. libvirt
-must not be asked from a hook: it waits for the hook, and the hook would wait for it. A file for each
-network, gone with /run at the next boot, like the networks.
+The XML of a domain names only the network, not its bridge, before the taps exist and after they are gone. A
+hook cannot ask libvirt: libvirt waits for the hook, so both would wait for ever. Each network has a file
+below /run, which is empty after a boot, when no network runs either.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from tproxy.model import stand_in
 
 DIRECTORY = Path("/run/tproxy/libvirt")
 
-# A network may be called like anything, also "..": what is behind the prefix holds no "/".
+# A network can have any name, also "..", so the names of files have a prefix, and "/" is quoted in them.
 _PREFIX = "network:"
-_MAX_NAME = 200  # of the 255 bytes of a file's name; a letter of another script takes six or nine
+_MAX_NAME = 200  # of the 255 bytes of a file name; quoting makes six or nine of a letter outside ASCII
 
 
 def known() -> Mapping[str, str]:
-    """The bridge of each network, by the network's name."""
+    """Return the bridge of each network that is remembered, by the network's name. Raises KernelError."""
     bridges = {}
     try:
-        for path in sorted(DIRECTORY.glob(f"{_PREFIX}*")):  # none where there is no such directory
-            with suppress(FileNotFoundError):  # forgotten just now
+        for path in sorted(DIRECTORY.glob(f"{_PREFIX}*")):  # no error without the directory
+            with suppress(FileNotFoundError):  # another hook has just removed it
                 bridges[unquote(path.name.removeprefix(_PREFIX))] = path.read_text()
     except OSError as error:
         raise KernelError(f"cannot read {error.filename}: {error.strerror}") from None
@@ -36,18 +36,20 @@ def known() -> Mapping[str, str]:
 
 
 def remember(network: str, bridge: str) -> None:
+    """Note the bridge of a network. Raises KernelError."""
     path = _path(network)
     draft = path.with_name(f"draft:{os.getpid()}")
     try:
         DIRECTORY.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft.write_text(bridge)
-        draft.replace(path)  # whole or not at all, for whoever reads meanwhile
+        draft.replace(path)  # a concurrent reader sees the old text or the new one, never a part
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise KernelError(f"cannot remember the bridge of network {network!a}: {error.strerror}") from None
 
 
 def forget(network: str) -> None:
+    """Remove the note about a network. Raises KernelError."""
     try:
         _path(network).unlink(missing_ok=True)
     except OSError as error:
@@ -55,7 +57,7 @@ def forget(network: str) -> None:
 
 
 def bridge_of(network: str, bridges: Mapping[str, str]) -> str:
-    """Of those that are ``known``; empty where that network's is not."""
+    """Return the bridge of a network from what ``known`` returned; "" when it is not there."""
     return bridges.get(network) or bridges.get(stand_in(network), "")
 
 

@@ -1,4 +1,7 @@
-"""What of ours goes where in OpenNebula's remotes: the tree that ``onehost sync`` spreads to hypervisors."""
+"""OpenNebula: which files tproxy installs into its remotes, the tree that ``onehost sync`` copies to hosts.
+
+OpenNebula's events are handled on the hypervisor, by drivers/opennebula/tproxy_hook.py.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,25 @@ from tproxy.config import reader
 from tproxy.errors import TproxyError
 from tproxy.platforms.install import Piece, template
 
-# Network drivers that put guests on Linux bridges, and those whose guests get a refusal in the log;
-# OpenNebula's versions have some of them each.
+# The network drivers that put guests on Linux bridges, and those that do not: their guests get a refusal in
+# the log. Each version of OpenNebula has some of them.
 DRIVERS = ("802.1Q", "bridge", "dummy", "ebtables", "elastic", "fw", "nodeport", "vxlan")
 REFUSED_DRIVERS = ("ovswitch", "ovswitch_vxlan")
 PHASES = ("pre", "post", "clean")
 
-HOOK = "tproxy"  # without an extension: run-parts(8), which runs the hooks of some drivers, skips others
-SUDOERS = "tproxy"  # without a dot: sudo skips files that have one, sudoers(5)
+HOOK = "tproxy"  # no extension: run-parts(8), which runs the hooks of some drivers, skips files that have one
+SUDOERS = "tproxy"  # no dot: sudo skips files that have one, sudoers(5)
 
 
 def pieces(
     remotes: Path, command: Path, *, drop_in: bool = False, strict: bool = False, services: Path | None = None
 ) -> list[Piece]:
-    """All files to have. ``drop_in``: no hooks, since OpenNebula's own driver makes the bridges ready.
+    """Return the files to install into ``remotes``.
 
-    Raises TproxyError when these are not OpenNebula's remotes, or when both would do it.
+    ``command`` is the path of tproxy on the hypervisors. With ``drop_in`` there are no hooks, because
+    OpenNebula's own driver prepares the bridges. ``services`` is a file with the services on the hypervisors.
+    Raises TproxyError when these are not OpenNebula's remotes, or when OpenNebula's own driver would manage
+    the same bridges as the hooks.
     """
     require_remotes(remotes)
     vnm = remotes / "vnm"
@@ -35,7 +41,7 @@ def pieces(
     ]
     if drop_in:
         return found
-    _require_no_other(remotes)
+    _require_no_own_service(remotes)
     found.append(Piece(vnm / "tproxy_hook.py", template("opennebula/tproxy_hook.py"), 0o644))
     if strict or services:
         given = {"STRICT": "yes" if strict else "no", "CONFIG": str(services or "")}
@@ -45,20 +51,20 @@ def pieces(
 
 
 def places(remotes: Path) -> list[Path]:
-    """Where any version of ours may have put something."""
+    """Return the paths at which any version of tproxy may have installed a file."""
     vnm = remotes / "vnm"
-    # The command first: a hook without it says so, it without hooks is of use.
+    # The command goes last: without hooks it is still of use, and a hook without it reports an error.
     others = (vnm / "tproxy_hook.py", _settings(remotes), vnm / "tproxy.sudoers", vnm / "tproxy")
     return [*_hooks(vnm), *others]
 
 
 def sudoers(folder: Path) -> Piece:
-    """The snippet, where sudo reads it."""
+    """Return the sudoers snippet in the folder where sudo reads it."""
     return Piece(folder / SUDOERS, template("opennebula/sudoers"), 0o440)
 
 
 def require_remotes(remotes: Path) -> None:
-    """Raise TproxyError when it is not OpenNebula's tree."""
+    """Raise TproxyError when the folder is not OpenNebula's remotes."""
     if not (remotes / "vnm").is_dir():
         raise TproxyError(f"{remotes} has no folder vnm: not OpenNebula's remotes, give --remotes DIR")
 
@@ -71,10 +77,10 @@ def _hooks(vnm: Path) -> list[Path]:
     return [vnm / driver / f"{phase}.d" / HOOK for driver in (*DRIVERS, *REFUSED_DRIVERS) for phase in PHASES]
 
 
-def _require_no_other(remotes: Path) -> None:
+def _require_no_own_service(remotes: Path) -> None:
     conf = remotes / "etc/vnm/OpenNebulaNetwork.conf"
     if (remotes / "vnm/tproxy.rb").exists() and conf.exists() and reader.load(conf).entries:
         raise TproxyError(
-            f"OpenNebula's own driver serves what {conf} has in :tproxy:, two would fight: "
-            "give --drop-in, or --config FILE with the services, and none in :tproxy:"
+            f"OpenNebula's own driver serves the entries of :tproxy: in {conf}, and both would manage "
+            "the same bridges: give --drop-in, or move the entries to another file and give --config FILE"
         )

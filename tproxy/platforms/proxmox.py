@@ -1,13 +1,16 @@
-"""Proxmox VE's hookscript: ``tproxy event proxmox VMID PHASE``.
+"""Proxmox VE: ``tproxy event proxmox VMID PHASE``, and its hookscript.
 
-A guest's NICs are in its configuration. At `pre-start` its taps are not there, and neither need be a bridge
-that Proxmox makes for a VLAN; so `post-start` asks again. `post-stop` is missed by guests that shut down
-from inside: `tproxy gc` and `tproxy watch` collect what they leave.
+The NICs of a guest are in its configuration. At `pre-start` its taps do not exist, and a bridge that Proxmox
+makes for a VLAN need not exist either, so `post-start` brings the bridges up again. Proxmox does not call
+`post-stop` for some guests that shut down from inside: `tproxy gc` and `tproxy watch` remove what they leave.
 
-Which bridge. With ``firewall=1`` the guest is on a bridge of its own, fwbr<vmid>i<n>, that a veth pair joins
-to the bridge of the configuration: there the services are, one relay for all its guests. With ``tag=`` on a
-plain bridge Proxmox puts the guest on <bridge>v<tag>, and so do we. On a VLAN-aware bridge the tag is the
-port's PVID, and our port is in another VLAN: refused.
+Which bridge has the services:
+
+* With ``firewall=1`` the guest is on a bridge of its own, fwbr<vmid>i<n>, and a veth pair connects that to
+  the bridge of the configuration. The latter has the services: one relay for all its guests.
+* With ``tag=`` on a plain bridge Proxmox puts the guest on the bridge <bridge>v<tag>, which has the services.
+* With ``tag=`` on a VLAN-aware bridge the tag is the PVID of the guest's port, and our port is in another
+  VLAN. This is not supported.
 """
 
 from __future__ import annotations
@@ -25,9 +28,10 @@ from tproxy.kernel import links
 from tproxy.model import check_interface_name
 from tproxy.platforms import calls
 from tproxy.platforms.calls import Call, Down, Fault, Refusal, Up
+from tproxy.platforms.install import Piece, hook
 
 ROOT = "/etc/pve"
-MAX_BYTES = 1 << 20  # what pmxcfs, the file system of /etc/pve, allows a file
+MAX_BYTES = 1 << 20  # the largest file that pmxcfs, the file system of /etc/pve, allows
 UP = frozenset({"pre-start", "post-start"})
 DOWN = frozenset({"post-stop"})
 
@@ -37,7 +41,7 @@ _TAG = re.compile(r"[1-9][0-9]{0,3}\Z", re.ASCII)
 
 
 class Kind(Enum):
-    """What the name of a bridge is on this host."""
+    """What the name of a bridge stands for on this host."""
 
     MISSING = "missing"
     PLAIN = "plain"
@@ -46,16 +50,29 @@ class Kind(Enum):
 
 
 class Nic(NamedTuple):
+    """A NIC of a guest's configuration, net<number>."""
+
     number: int
     bridge: str
-    tag: str  # the VLAN; empty for none
+    tag: str  # the VLAN, as it is written; empty for none
+
+
+def pieces(snippets: Path, *, strict: bool) -> list[Piece]:
+    """Return the files to install into the snippets folder of a storage."""
+    text = hook("proxmox/hook", strict=strict)
+    return [Piece(path, text) for path in places(snippets)]
+
+
+def places(snippets: Path) -> list[Path]:
+    """Return the paths at which any version of tproxy may have installed a file."""
+    return [snippets / "tproxy"]
 
 
 def nics(configuration: str) -> list[Nic]:
-    """The NICs on bridges that a guest's configuration names; snapshots and pending changes come after."""
+    """Return the NICs of a guest's configuration that are on bridges."""
     found = []
     for line in configuration.split("\n"):
-        if line.startswith("["):
+        if line.startswith("["):  # pending changes and snapshots follow the guest's own lines
             break
         if match := _NIC.match(line.rstrip()):
             options = dict(part.partition("=")[::2] for part in match[2].split(","))
@@ -65,12 +82,12 @@ def nics(configuration: str) -> list[Nic]:
 
 
 def ports(vmid: str, nic: Nic) -> set[str]:
-    """What Proxmox calls a NIC's ports: a virtual machine's tap, a container's veth, the firewall's veth."""
+    """Return the names of a NIC's ports in Proxmox: a tap, a container's veth, the firewall's veth."""
     return {f"tap{vmid}i{nic.number}", f"veth{vmid}i{nic.number}", f"fwpr{vmid}p{nic.number}"}
 
 
 def guest_calls(vmid: str, phase: str, found: list[Nic], kind: Callable[[str], Kind]) -> Iterator[Call]:
-    """What a phase asks for. ``kind`` tells what a name is on this host."""
+    """Yield the calls that a phase asks for. ``kind`` tells what a name stands for on this host."""
     gone = frozenset[str]().union(*(ports(vmid, nic) for nic in found))
     for nic in found:
         try:
@@ -88,10 +105,10 @@ def guest_calls(vmid: str, phase: str, found: list[Nic], kind: Callable[[str], K
 
 
 def _bridge(nic: Nic, kind: Callable[[str], Kind]) -> str | Refusal:
-    """The bridge that serves a NIC, or why none does. Raises TproxyError when there can be no such bridge."""
+    """Return the bridge that serves a NIC, or why none does. Raises TproxyError for a bad name or tag."""
     found = kind(check_interface_name(nic.bridge))
     if found is Kind.OTHER:
-        return Refusal(f"net{nic.number}: {nic.bridge} is no Linux bridge, but Open vSwitch's: not supported")
+        return Refusal(f"net{nic.number}: {nic.bridge} is no Linux bridge (Open vSwitch is not supported)")
     if not nic.tag:
         return nic.bridge
     if not _TAG.match(nic.tag):
@@ -102,7 +119,11 @@ def _bridge(nic: Nic, kind: Callable[[str], Kind]) -> str | Refusal:
 
 
 def read_configuration(root: Path, vmid: str, environ: Mapping[str, str]) -> str:
-    """The configuration of a guest, which can be another node's: it moves at the end of a migration."""
+    """Return the text of a guest's configuration. Raises TproxyError when it cannot be read.
+
+    The file can be in another node's folder, since it moves there at the end of a migration. ``environ`` is
+    the environment of the hookscript, in which Proxmox names the node that a guest comes from.
+    """
     path = next(filter(Path.exists, _candidates(root, vmid, environ)), None)
     if path is None:
         raise TproxyError(f"no configuration of guest {vmid} below {root}")
@@ -122,7 +143,7 @@ def _candidates(root: Path, vmid: str, environ: Mapping[str, str]) -> Iterator[P
     source = environ.get("PVE_MIGRATED_FROM", "")
     if source and "/" not in source and "\0" not in source:
         yield from (root / "nodes" / source / kind / f"{vmid}.conf" for kind in kinds)
-    # A guest's number is one in the cluster, and after a migration it is the target's file that is left.
+    # A number belongs to one guest in the cluster. After a migration only the target has the file.
     yield from (path for kind in kinds for path in sorted(root.glob(f"nodes/*/{kind}/{vmid}.conf")))
 
 
@@ -152,5 +173,6 @@ def _kind(name: str) -> Kind:
     return Kind.VLAN_AWARE if filtering == "1" else Kind.PLAIN
 
 
-def main(arguments: list[str]) -> int:
-    return calls.run(" ".join(["proxmox", *arguments[:2]]), lambda: _event(arguments))
+def handle_event(arguments: list[str], *, debug: bool) -> int:
+    """Handle one event, given as Proxmox VE passes it to a hookscript; return the exit code."""
+    return calls.run(" ".join(["proxmox", *arguments[:2]]), lambda: _event(arguments), debug=debug)

@@ -119,7 +119,7 @@ def test_a_file_that_says_nothing_of_services_takes_none_away(site: Site) -> Non
     site.host.write(CONFIG, ":vxlan_ttl: 16\n")  # OpenNebula's, where hooks use --config FILE
     done = site.host.tproxy("refresh", "--config", CONFIG, check=False)
     assert done.returncode == 1
-    assert done.stderr == f"tproxy: {CONFIG}: no tproxy: in it, nothing is changed: give --config FILE\n"
+    assert done.stderr == f"tproxy: {CONFIG}: there is no key tproxy, so nothing is changed: give --config FILE\n"
     assert site.ask() == "one"
 
 

@@ -56,11 +56,11 @@ def test_the_last_value_counts_and_all_uplinks() -> None:
 @pytest.mark.parametrize(
     ("command", "arguments", "said"),
     [
-        ("down", ["--bridge", "br0", "--f"], "what is '--f'?"),
-        ("up", ["--br", "br0"], "what is '--br'?"),
-        ("up", ["--bridge", "br0", "--force"], "what is '--force'?"),
-        ("up", ["--bridge", "br0", "--dry-run=1"], "what is '--dry-run=1'?"),
-        ("up", ["--bridge", "br0", "--"], "what is '--'?"),
+        ("down", ["--bridge", "br0", "--f"], "unexpected argument '--f'"),
+        ("up", ["--br", "br0"], "unexpected argument '--br'"),
+        ("up", ["--bridge", "br0", "--force"], "unexpected argument '--force'"),
+        ("up", ["--bridge", "br0", "--dry-run=1"], "unexpected argument '--dry-run=1'"),
+        ("up", ["--bridge", "br0", "--"], "unexpected argument '--'"),
         ("up", ["--bridge"], "--bridge needs a value"),
         # What an empty variable leaves, where a driver does not quote it.
         ("up", ["--bridge", "br0", "--uplink", "--dry-run"], "--uplink needs a value"),
