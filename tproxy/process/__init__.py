@@ -1,1 +1,1 @@
-"""The processes of one instance: their directory and lock, their titles, how to find and end them."""
+"""The processes of one instance: their directory and lock, their titles, and how to find and end them."""

@@ -1,9 +1,9 @@
-"""Which tproxy is ours: the one of this network namespace, with a directory and a lock.
+"""The instance of tproxy in this network namespace: its directory, and the lock of the host.
 
-Everything that belongs together works in /run/tproxy/<inode of the network namespace>: the control
-socket is there, and it is the working directory of daemon and relays, by which their processes are
-told from processes that merely call themselves so. Two hosts that share a file system and a
-process table (a lab, a container) stay apart.
+The processes of an instance share the directory /run/tproxy/<inode of the network namespace>. It holds the
+control socket, and it is the working directory of daemon and relays: a process that has their title but
+another working directory is not one of them. Two hosts that share a file system and a process table, such as
+a lab or a container and its host, have different directories.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ ROOT = "/run/tproxy"
 
 
 def directory() -> str:
-    """The directory of this network namespace's tproxy; it need not exist."""
+    """Return the directory of this network namespace's instance, which need not exist."""
     return f"{ROOT}/{netns.current().inode}"
 
 
 def prepare() -> str:
-    """The directory, made if missing, closed to everybody but root."""
+    """Make the directory if it is missing, for root alone, and return it. Raises KernelError."""
     path = directory()
     _make(ROOT)
     _make(path)
@@ -34,8 +34,8 @@ def prepare() -> str:
 
 
 def note_use(bridge: str) -> None:
-    """Remember that a hook wanted the bridge just now: its guest may be about to start."""
-    with suppress(OSError, KernelError):  # a hook does its work without
+    """Note that a hook brought the bridge up just now: its guest may be about to start."""
+    with suppress(OSError, KernelError):  # the hook works without the note
         folder = f"{prepare()}/used"
         _make(folder)
         path = f"{folder}/{bridge}"
@@ -44,7 +44,7 @@ def note_use(bridge: str) -> None:
 
 
 def last_use(bridge: str) -> float | None:
-    """How long ago a hook wanted the bridge last, in seconds; None where none did."""
+    """Return how many seconds ago a hook last brought the bridge up; None if none did."""
     try:
         return _now() - os.stat(f"{directory()}/used/{bridge}").st_mtime
     except FileNotFoundError:
@@ -52,12 +52,12 @@ def last_use(bridge: str) -> float | None:
 
 
 def _now() -> float:
-    """Seconds since boot, as long as /run lives: no step of the clock makes a bridge look unused."""
+    """Return the seconds since boot: a step of the wall clock must not make a bridge look unused."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def used() -> list[str]:
-    """The bridges that hooks brought up and nobody took down, as far as that was noted."""
+    """Return the bridges that a hook noted with ``note_use``, and that were not taken down since."""
     try:
         return os.listdir(f"{directory()}/used")
     except FileNotFoundError:
@@ -65,14 +65,15 @@ def used() -> list[str]:
 
 
 def forget_use(bridge: str) -> None:
+    """Remove the note of ``note_use``, if there is one."""
     with suppress(FileNotFoundError):
         os.unlink(f"{directory()}/used/{bridge}")
 
 
 def claim(name: str) -> int | None:
-    """Take a place that one process of the instance can have; None when it is taken.
+    """Take a place that only one process of the instance can have. Return None when another one has it.
 
-    It goes with the returned descriptor, and so with its holder.
+    The place is free again when the returned descriptor is closed, and so when its holder ends.
     """
     fd = os.open(f"{prepare()}/{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -84,7 +85,7 @@ def claim(name: str) -> int | None:
 
 
 class Lock:
-    """The host's lock while it is held; a process that inherits the descriptor holds it too (flock(2))."""
+    """The host's lock while it is held. A process that inherits the descriptor holds it too, flock(2)."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -98,9 +99,9 @@ class Lock:
 
 @contextmanager
 def lock() -> Iterator[Lock]:
-    """Hold the host's one lock, under which links, namespaces, maps and the daemon's life change.
+    """Hold the host's lock. Links, namespaces and maps change, and daemons start and end, only under it.
 
-    The kernel releases it when its last holder ends, so there is no stale lock.
+    The kernel releases the lock when its last holder ends, so a stale lock is impossible.
     """
     held = take_lock()
     try:
@@ -110,7 +111,7 @@ def lock() -> Iterator[Lock]:
 
 
 def take_lock() -> Lock:
-    """Wait for the lock and take it, until it is released. Raises KernelError."""
+    """Wait for the host's lock and take it; the caller releases it. Raises KernelError."""
     _make(ROOT)
     path = f"{ROOT}/lock"
     try:

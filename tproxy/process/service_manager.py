@@ -1,9 +1,10 @@
 """Daemon and watcher as services of a manager such as systemd, which knows them by their process ids.
 
-A daemon that commands start is replaced by a new process. Here that would be the end of the service,
-so it is the other way round: the process goes on with the installed code (execve(2)), and a child of it
-finishes what is open. The same child lets the manager itself replace the service, by ``LEAVE_SIGNAL``:
-the process ends at once, connections do not, and guests that come meanwhile wait or are served.
+Without a manager, a new process replaces the old daemon. A manager would take that for the end of the
+service. So a daemon that is a service executes the installed code in the same process (execve(2)), and a
+child of it finishes the open connections. On ``LEAVE_SIGNAL`` such a child is left as well, and the daemon
+itself ends at once: the manager can replace the service without cutting connections, and new guests wait or
+are served.
 """
 
 from __future__ import annotations
@@ -20,31 +21,31 @@ from tproxy.process import run_directory
 
 log = logger(__name__)
 
-# KillSignal= in etc/systemd/tproxy.service. SIGTERM is the end of everything, as for any daemon.
+# KillSignal= in etc/systemd/tproxy.service. SIGTERM ends connections too, as of any daemon.
 LEAVE_SIGNAL = signal.SIGUSR1
 
 
-def execute(*arguments: str, keep: int | None = None) -> NoReturn:
-    """Turn this process into a daemon that stays."""
+def execute_daemon(*arguments: str, keep: int | None = None) -> NoReturn:
+    """Turn this process into a daemon that stays when it has nothing to do. Keeps the descriptor ``keep``."""
     os.chdir(run_directory.prepare())
-    replace("tproxy.daemon", "--stay", "--replace", *arguments, keep=keep)
+    execute_module("tproxy.daemon", "--stay", "--replace", *arguments, keep=keep)
 
 
-def replace(module: str, *arguments: str, keep: int | None = None) -> NoReturn:
-    """Turn this process into a new one of the installed code, which has no descriptor but ``keep``."""
+def execute_module(module: str, *arguments: str, keep: int | None = None) -> NoReturn:
+    """Run ``python -m module`` in this process, which keeps its standard descriptors and ``keep``."""
     for fd in map(int, os.listdir("/proc/self/fd")):
-        with suppress(OSError):  # the listing's own
-            os.set_inheritable(fd, fd <= 2 or fd == keep)  # not by itself: libnftables' socket
+        with suppress(OSError):  # the descriptor of the listing, closed by now
+            os.set_inheritable(fd, fd <= 2 or fd == keep)  # libnftables' socket would be inherited otherwise
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
 
 
-def ready() -> None:
-    """Tell the manager, once and if it asked for that, that ports listen: sd_notify(3)."""
+def report_ready() -> None:
+    """Tell the service manager that the ports listen, sd_notify(3): once, and only if it asked for that."""
     address = os.environ.pop("NOTIFY_SOCKET", "")
     if not address:
         return
     if address.startswith("@"):
-        address = "\0" + address[1:]  # abstract, unix(7)
+        address = "\0" + address[1:]  # an abstract address, unix(7)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         try:
             manager.connect(address)
@@ -53,8 +54,8 @@ def ready() -> None:
             log.error("cannot tell the service manager: %s", error.strerror)
 
 
-def reap() -> None:
-    """Bury children that have ended: some are of the code that this process ran before."""
+def reap_children() -> None:
+    """Wait for all children that have ended. Some are children of the code that this process ran before."""
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

@@ -1,4 +1,4 @@
-"""Our processes as the process table shows them: find them, signal them, see them end."""
+"""Finds the processes of this instance in the process table, signals them, and waits for their end."""
 
 import signal
 import time
@@ -19,17 +19,17 @@ else:
 log = logger(__name__)
 
 RELAY_PREFIX = DAEMON_TITLE + "_"
-# Of the instance as well, though neither daemon nor relay: a spawner, a draining daemon.
+# Processes of the instance that are neither daemon nor relay: the spawner, a draining daemon, a watcher.
 AUXILIARY_PREFIX = "tproxy-"
 WATCHER_TITLE = AUXILIARY_PREFIX + "watch"
 
 END_TIMEOUT = 5.0  # seconds
-# Between two looks; processes take some milliseconds to end.
-_GLANCE = 0.002
+# Seconds between two looks at processes that are ending, which takes them some milliseconds.
+_POLL_INTERVAL = 0.002
 
 
 class Running(NamedTuple):
-    """The instance's processes as the process table shows them."""
+    """The running processes of the instance. ``relays`` holds each relay with its bridge."""
 
     daemons: tuple[Process, ...] = ()
     relays: tuple[tuple[str, Process], ...] = ()
@@ -38,27 +38,27 @@ class Running(NamedTuple):
 
     @property
     def all(self) -> list[Process]:
-        """All that serve connections; watchers come and go for other reasons."""
+        """All processes but the watchers, which serve no connection."""
         return [*self.daemons, *(process for _, process in self.relays), *self.auxiliary]
 
     @property
     def lines(self) -> list[tuple[str, int]]:
-        """Titles and pids, daemon first."""
+        """Titles and pids of daemon and relays, the daemon first, as ``tproxy status`` prints them."""
         relays = sorted((f"{RELAY_PREFIX}{bridge}", each.pid) for bridge, each in self.relays)
         return [*((DAEMON_TITLE, each.pid) for each in self.daemons), *relays]
 
 
 def find() -> Running:
-    """Processes of this network namespace's instance, by title and working directory.
+    """Find the processes of this network namespace's instance by title and working directory.
 
-    A title anybody can take; to work in the instance's directory one must be root.
+    Any process can take such a title, but only root can work in the instance's directory.
     """
     import psutil
 
     home = run_directory.directory()
     daemons, relays, auxiliary, watchers = [], [], [], []
-    # Not psutil.process_iter: it keeps what it found earlier, and a watcher lives long. Of a number that
-    # another process has got since, it gives the old one, which cannot be signalled, and counts as ended.
+    # Not psutil.process_iter: it caches what it found, and a watcher calls this for months. When a pid is
+    # used again, process_iter returns the old process, which counts as ended and cannot be signalled.
     for pid in psutil.pids():
         try:
             process = psutil.Process(pid)
@@ -79,7 +79,7 @@ def find() -> Running:
 
 
 def send(number: signal.Signals, processes: Iterable[Process]) -> None:
-    """Signal those that are still there."""
+    """Send a signal to those processes that have not ended."""
     import psutil
 
     for process in processes:
@@ -88,13 +88,13 @@ def send(number: signal.Signals, processes: Iterable[Process]) -> None:
 
 
 def terminate(processes: Sequence[Process]) -> None:
-    """Ask processes to end, kill those that do not, and return when all are gone."""
+    """Ask processes to end, kill those that do not, and return when all have ended. Raises ProcessError."""
     if not processes:
         return
     send(signal.SIGTERM, processes)
     alive = _left_after(END_TIMEOUT, processes)
     for process in alive:
-        log.warning("process %d does not end; killed", process.pid)
+        log.warning("process %d does not end, and is killed", process.pid)
     send(signal.SIGKILL, alive)
     alive = _left_after(END_TIMEOUT, alive)
     if alive:
@@ -102,14 +102,14 @@ def terminate(processes: Sequence[Process]) -> None:
 
 
 def _left_after(seconds: float, processes: Sequence[Process]) -> list[Process]:
-    """Those that have not ended in that time.
+    """Wait at most so long; return the processes that have not ended.
 
-    Not psutil.wait_procs (as of 7.2): it fails with a process that has ended while its session goes on, as a
-    daemon's does with its relays. Of that the kernels of Debian 12 and their like say EINVAL, pidfd_open(2).
+    Not psutil.wait_procs (as of 7.2): it fails for a process that has ended while its session goes on, which
+    is so for a daemon with relays. Kernels such as that of Debian 12 then return EINVAL from pidfd_open(2).
     """
     deadline = time.monotonic() + seconds
     while (left := list(filter(_runs, processes))) and time.monotonic() < deadline:
-        time.sleep(_GLANCE)
+        time.sleep(_POLL_INTERVAL)
     return left
 
 
@@ -123,5 +123,5 @@ def _runs(process: Process) -> bool:
 
 
 def end_relay(bridge: str) -> None:
-    """End a bridge's relay that no daemon looks after."""
+    """End the relay of a bridge, which no daemon keeps any more."""
     terminate([relay for name, relay in find().relays if name == bridge])

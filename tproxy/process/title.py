@@ -1,6 +1,7 @@
-"""Titles of processes, by the C part of the package ``setproctitle`` alone.
+"""Sets the title of a process with the C extension of the package ``setproctitle``.
 
-The package itself imports ``logging``, for a line that it would say without that part: see ``logfile``.
+The package's Python part imports ``logging``, which a relay has no room for (log/file.py). It would log a
+line if the extension were missing.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from importlib.util import find_spec, module_from_spec
 from tproxy.typed import Any
 
 
-def _c_part() -> Any:
+def _load_extension() -> Any:
+    """Load the extension without the package, or the package where the extension has another name."""
     package = find_spec("setproctitle")
     folders = package.submodule_search_locations if package else None
     spec = PathFinder.find_spec("_setproctitle", folders)
-    if spec is None or spec.loader is None:  # a version of another build
+    if spec is None or spec.loader is None:
         import setproctitle
 
         return setproctitle
@@ -25,8 +27,8 @@ def _c_part() -> Any:
 
 
 def set_title(title: str) -> None:
-    """Have the process shown under this title, as by ps(1)."""
-    _C_PART.setproctitle(title)
+    """Set the title of this process, as ps(1) shows it."""
+    _EXTENSION.setproctitle(title)
 
 
-_C_PART = _c_part()
+_EXTENSION = _load_extension()
