@@ -1,1 +1,1 @@
-"""What carries bytes between a guest and an endpoint. Knows no nftables, relay or namespace."""
+"""Carries bytes between guests and endpoints. It knows nothing of bridges, nftables, relays or namespaces."""

@@ -1,8 +1,9 @@
-"""One guest's connection: dial the endpoint, let the bytes through, end as both sides end.
+"""Connections of guests: dials the endpoint, passes bytes both ways, and ends each side as the other ends.
 
-A connection owns two sockets: the guest's, which stays in the guest's namespace wherever its
-descriptor goes, and the endpoint's. While it dials, the guest's socket is not polled: what the
-guest sends waits in the kernel. Then each side's poll interest follows from its two directions.
+A connection owns two sockets: the guest's, which stays in its network namespace wherever the descriptor goes,
+and the endpoint's. While the endpoint is dialled the guest's socket is not polled, and what the guest sends
+waits in the kernel. After that, the poll interest of each socket follows from the states of the two
+directions.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN,
 
 
 def dial_failure(number: int) -> str:
-    """In one or two words, why an endpoint could not be reached; ``number`` is an errno."""
+    """Return in a few words why an endpoint could not be reached; ``number`` is an errno."""
     if number == errno.ECONNREFUSED:
         return "refused"
     if number == errno.ETIMEDOUT:
@@ -41,7 +42,11 @@ def dial_failure(number: int) -> str:
 
 
 class Connection:
-    """From accepted to ended. Made by Connections, which also keeps it."""
+    """One connection of a guest, from accepted to ended. ``Connections`` makes and keeps it.
+
+    ``peer`` is the guest's address: four bytes of IPv4, two of the port. ``deadline`` is the end of the
+    connect timeout by time.monotonic(), and 0 when the endpoint is not being dialled.
+    """
 
     __slots__ = (
         "_endpoint",
@@ -51,20 +56,20 @@ class Connection:
         "_keeper",
         "deadline",
         "dialed",
-        "entry",
         "peer",
         "started",
+        "target",
         "to_endpoint",
         "to_guest",
     )
 
-    def __init__(self, keeper: Connections, entry: Target, guest: socket.SocketType, peer: bytes) -> None:
+    def __init__(self, keeper: Connections, target: Target, guest: socket.SocketType, peer: bytes) -> None:
         self._keeper = keeper
-        self.entry = entry
+        self.target = target
         self.peer = peer
         self.started = time.monotonic()
         self.deadline = 0.0
-        self.dialed = entry.service.endpoint  # reload may change the entry's, not this one's
+        self.dialed = target.service.endpoint  # a reload may change the target's endpoint
         self._guest = guest
         self._endpoint = socket.SocketType(
             socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
@@ -82,9 +87,10 @@ class Connection:
         return f"{socket.inet_ntoa(self.peer[:4])}:{int.from_bytes(self.peer[4:], 'big')}"
 
     def dial(self) -> None:
+        """Begin to connect to the endpoint. If that fails at once, end the connection."""
         tcp.set_options(self._endpoint, near=self.to_guest.near)
-        # Most guests have sent their request by now. Then the last packet of the handshake can
-        # be the one that carries it: one packet and one wake-up of the endpoint less.
+        # Most guests have sent their request by now. Then the last packet of the handshake can carry it,
+        # which saves a packet and a wake-up of the endpoint.
         try:
             self.to_endpoint.read_ahead()
         except SideLost as lost:
@@ -97,7 +103,8 @@ class Connection:
             self._dial_failed(number)
             return
         if self.to_endpoint.held:
-            # The handshake with an endpoint on this host is over by now, whatever connect(2) says.
+            # The handshake with an endpoint on this host is over by now, although connect(2) said
+            # EINPROGRESS.
             try:
                 if self.to_endpoint.send_ahead():
                     self._poll()
@@ -105,11 +112,12 @@ class Connection:
             except SideLost as lost:
                 self._dial_failed(lost.errno)
                 return
-        self.deadline = self.started + self.entry.service.connect_timeout
+        self.deadline = self.started + self.target.service.connect_timeout
         self._keeper.loop.add(self._endpoint.fileno(), WRITE, self)
         self._endpoint_mask = WRITE
 
     def on_event(self, fd: int, mask: int) -> None:
+        """Handle one epoll event of a socket of this connection."""
         if self.deadline:
             self._on_dialed(mask)
             return
@@ -125,7 +133,7 @@ class Connection:
                 reading.pump(pipes, False)
             else:
                 if mask & ERROR:
-                    # What came before the reset is still there to be read, and the error behind it.
+                    # Bytes that came before the reset can still be read, and the error comes after them.
                     if not reading.wants_read:
                         raise SideLost(side, side.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
                 elif mask & WRITE and writing.held:
@@ -141,9 +149,10 @@ class Connection:
             self._poll()
 
     def expire(self) -> None:
+        """End the connection, unless the endpoint has answered by now."""
         look = select.poll()
         look.register(self._endpoint, select.POLLOUT)
-        # Where this process stood still, what happened in time is perhaps told in the loop's next turn only.
+        # If this process was stopped, the loop may not have seen yet that the endpoint answered in time.
         if not look.poll(0):
             self._dial_failed(errno.ETIMEDOUT)
 
@@ -156,7 +165,7 @@ class Connection:
     def _on_dialed(self, mask: int) -> None:
         if mask & (ERROR | HANGUP):
             number = self._endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if number in (errno.ECONNRESET, errno.EPIPE):  # it was connected, and may have said something
+            if number in (errno.ECONNRESET, errno.EPIPE):  # it was connected, and may have sent bytes
                 self._lost(SideLost(self._endpoint, number))
             else:
                 self._dial_failed(number)
@@ -173,7 +182,7 @@ class Connection:
 
     def _dial_failed(self, number: int) -> None:
         how = dial_failure(number)
-        self.entry.failed(f"endpoint {self.dialed} {how}")
+        self.target.failed(f"endpoint {self.dialed} {how}")
         self.abort(how)
 
     def _lost(self, lost: SideLost) -> None:
@@ -183,9 +192,10 @@ class Connection:
         else:
             how = f"{who} lost: {os.strerror(lost.errno)}"
         if who == "endpoint":
-            self.entry.failed(f"endpoint {self.dialed}: {how}")
-        # What it sent before is still there to be read, also where it was writing that met the error. That
-        # is told once: behind those bytes the kernel says "end of file" now. A reset follows, and no FIN.
+            self.target.failed(f"endpoint {self.dialed}: {how}")
+        # The bytes that the lost side sent before can still be read, even if a write met the error. The
+        # kernel reports the error once, so now it reports the end of file after these bytes. The other side
+        # must get a reset and no FIN.
         last = self.to_endpoint if who == "guest" else self.to_guest
         last.fin_sent = True
         with suppress(SideLost):
@@ -193,7 +203,7 @@ class Connection:
         self.abort(how)
 
     def _poll(self) -> None:
-        """Bring epoll in line with the state. In the steady state this makes no system call."""
+        """Bring the poll interest in line with the state: no system call while it stays the same."""
         mask = interest(self.to_endpoint, self.to_guest)
         if mask != self._guest_mask:
             self._repoll(self._guest.fileno(), self._guest_mask, mask)
@@ -219,9 +229,9 @@ class Connection:
         if log.isEnabledFor(logging.INFO):
             log.info(
                 "bridge=%s guest=%s port=%d endpoint=%s to_endpoint=%d to_guest=%d seconds=%.3f end=%s",
-                self.entry.bridge,
+                self.target.bridge,
                 self.guest_name,
-                self.entry.service.port,
+                self.target.service.port,
                 self.dialed,
                 self.to_endpoint.moved,
                 self.to_guest.moved,
@@ -231,16 +241,16 @@ class Connection:
 
 
 class Connections:
-    """All connections of the daemon, and what they share."""
+    """All connections of the process, and what they share."""
 
-    # How late a connect timeout may be noticed, in seconds.
+    # A connect timeout may be noticed so many seconds late.
     TICK = 0.1
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self.pipes = PipePool()
         self._open: set[Connection] = set()
-        # In the order of dialing; a plain scan finds the late ones, whatever each one's timeout.
+        # In the order of dialling, and not of deadlines: each target has its own timeout.
         self._dialing: dict[Connection, None] = {}
         self._ticking = False
         self._near: dict[str, bool] = {}
@@ -251,17 +261,17 @@ class Connections:
     def __iter__(self) -> Iterator[Connection]:
         return iter(self._open)
 
-    def accept(self, entry: Target, guest: socket.SocketType, peer: bytes) -> None:
-        """Take over a guest's socket, and dial the entry's endpoint."""
-        entry.total += 1
+    def accept(self, target: Target, guest: socket.SocketType, peer: bytes) -> None:
+        """Take over a guest's socket, and dial the target's endpoint. ``peer`` is as in ``Connection``."""
+        target.total += 1
         try:
-            connection = Connection(self, entry, guest, peer)
+            connection = Connection(self, target, guest, peer)
         except OSError as error:
-            entry.failed(f"no socket for the endpoint: {error.strerror}")
+            target.failed(f"no socket for the endpoint: {error.strerror}")
             tcp.reset_on_close(guest)
             guest.close()
             return
-        entry.open += 1
+        target.open += 1
         self._open.add(connection)
         connection.dial()
         if connection.dialing:
@@ -269,32 +279,36 @@ class Connections:
             self._tick()
 
     def is_near(self, address: str) -> bool:
-        """Whether an endpoint's address is this host's, as it was when first asked since a reload."""
+        """Return whether an address is one of this host. The answer is kept until the next reload."""
         near = self._near.get(address)
         if near is None:
             near = self._near[address] = tcp.on_this_host(address)
         return near
 
     def forget_addresses(self) -> None:
-        """A reload: addresses may have moved as well."""
+        """Ask again which addresses are of this host: a reload may come with moved addresses."""
         self._near.clear()
 
     def dialed(self, connection: Connection) -> None:
+        """Note that a connection is no longer being dialled."""
         del self._dialing[connection]
 
     def ended(self, connection: Connection) -> None:
-        entry = connection.entry
-        entry.open -= 1
-        entry.to_endpoint += connection.to_endpoint.moved
-        entry.to_guest += connection.to_guest.moved
+        """Note that a connection has ended, and add its bytes to the counts of its target."""
+        target = connection.target
+        target.open -= 1
+        target.to_endpoint += connection.to_endpoint.moved
+        target.to_guest += connection.to_guest.moved
         self._dialing.pop(connection, None)
         self._open.discard(connection)
 
     def abort_bridge(self, bridge: str, how: str) -> None:
-        for connection in [each for each in self._open if each.entry.bridge == bridge]:
+        """Reset all connections whose target has the label ``bridge``."""
+        for connection in [each for each in self._open if each.target.bridge == bridge]:
             connection.abort(how)
 
     def abort_all(self, how: str) -> None:
+        """Reset all connections."""
         for connection in list(self._open):
             connection.abort(how)
 

@@ -1,24 +1,28 @@
-"""One direction of a connection as a state. Pure: callers perform the I/O and report it here.
+"""The state of one direction of a connection. It performs no I/O: callers do, and set the state.
 
-The rules that make half-close and backpressure right:
+The rules for half-close and backpressure:
 
-* Read only when nothing is held. A pipe fills by slots, not by bytes, so reading into one that is
-  not empty can say EAGAIN while the source stays readable, and a level-triggered poll would spin.
-  It is also the whole of backpressure: what is held is bounded by one read.
-* FIN goes out only behind the last byte, and once.
-* The two directions know nothing of each other; a connection is over when both have sent FIN.
+* Read only when nothing is held. A pipe fills by slots, not by bytes, so reading into a pipe that is not
+  empty can return EAGAIN while the source stays readable, and a level-triggered poll would spin. This rule is
+  also the whole of backpressure: a direction never holds more than one read.
+* Send FIN once, after the last byte.
+* The two directions know nothing of each other. A connection is over when both have sent FIN.
 """
 
 from __future__ import annotations
 
 import select
 
-# EPOLLRDHUP: with it an event tells that the end of file is behind the data (epoll_ctl(2)).
+# EPOLLRDHUP: the event says whether the end of file follows the data, epoll_ctl(2).
 _READABLE = select.EPOLLIN | select.EPOLLRDHUP
 
 
 class Direction:
-    """``held`` bytes are read but not yet written; ``moved`` bytes have been written."""
+    """One direction of a connection.
+
+    ``held`` bytes are read but not yet written; ``moved`` bytes have been written. ``ended`` is set at the
+    end of file of the source.
+    """
 
     __slots__ = ("ended", "fin_sent", "held", "moved")
 
@@ -38,11 +42,11 @@ class Direction:
 
 
 def interest(reading: Direction, writing: Direction) -> int:
-    """What to poll a socket for, given the direction it feeds and the direction that feeds it.
+    """Return the epoll mask of a socket. ``reading`` is the direction it feeds, ``writing`` the other one.
 
-    Epoll reports resets and hang-ups whether asked for or not, and a socket on which FIN has gone both ways
-    is hung up for ever while its last bytes wait elsewhere. So where there is nothing to ask for it is
-    edge-triggered: told once, and a reset that comes later is told as well.
+    Epoll always reports resets and hang-ups. A socket that has sent and received FIN stays hung up while its
+    last bytes wait elsewhere, so a level-triggered poll would spin. So a socket with nothing to ask for is
+    polled edge-triggered: the hang-up is reported once, and a later reset once more.
     """
     mask = 0
     if reading.wants_read:

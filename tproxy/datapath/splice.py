@@ -1,10 +1,10 @@
-"""Moves the bytes of one direction: small messages by recv and send, bulk by splice(2).
+"""Moves the bytes of one direction: small messages with recv and send, bulk with splice(2).
 
-Theory of operation. A read that does not fill the shared buffer is written straight on: two system
-calls, no pipe. A read that fills it means bulk, so the direction takes a pipe from the pool and the
-kernel moves pages from then on; when the source runs dry it gives the pipe back. An idle direction
-holds neither pipe nor buffer. What the destination does not take stays in the pipe, or, of a small
-message, in ``_rest``, and nothing more is read until it is gone.
+Theory of operation. A read that does not fill the shared buffer is a message. It is sent on at once: two
+system calls and no pipe. A read that fills the buffer is the beginning of bulk: the direction takes a pipe
+from the pool, and from then on the kernel moves pages. When the source has no more to read, the direction
+gives the pipe back. An idle direction holds neither pipe nor buffer. Bytes that the destination does not take
+stay in the pipe, or, of a message, in ``_rest``. Nothing more is read until they are written.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ SMALL = 64 * 1024
 # Larger pipes carry bulk in fewer system calls; beyond 512 KiB nothing was gained (docs/performance.md).
 PIPE_BYTES = 512 * 1024
 
-# So many directions can be in bulk at once by splice; further ones copy, which is only slower.
+# The number of directions that can use a pipe at once. More than these copy their bulk, which is only slower.
 MAX_PIPES = 256
 
-# Pipes kept for the next bulk transfer instead of being closed; their pages are empty.
+# Empty pipes that are kept for the next bulk transfer instead of being closed.
 SPARE_PIPES = 32
 
-# After so many rounds the others have their turn; what is left is reported again by epoll.
+# The number of reads after which other connections have their turn; epoll reports the rest again.
 ROUNDS = 8
 
-_RECEIVE = int(socket.MSG_DONTWAIT)  # an enum costs a look-up at each call
+_RECEIVE = int(socket.MSG_DONTWAIT)  # an enum would cost a look-up at each call
 _SEND = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _SEND_MORE = _SEND | socket.MSG_MORE
 _FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
@@ -42,7 +42,7 @@ _buffer = memoryview(bytearray(SMALL))
 
 
 class SideLost(Exception):
-    """One side of the connection is gone: ``side`` is its socket, ``errno`` says how."""
+    """One side of the connection is broken: ``side`` is its socket, ``errno`` the error."""
 
     def __init__(self, side: socket.SocketType, errno: int) -> None:
         super().__init__(os.strerror(errno))
@@ -51,6 +51,8 @@ class SideLost(Exception):
 
 
 class Pipe:
+    """A pipe that never blocks. ``size`` is its capacity in bytes. Raises OSError without a descriptor."""
+
     __slots__ = ("reader", "size", "writer")
 
     def __init__(self) -> None:
@@ -58,7 +60,7 @@ class Pipe:
         try:
             self.size = fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         except OSError:
-            # Over /proc/sys/fs/pipe-user-pages-soft without CAP_SYS_RESOURCE (pipe(7)): as it is.
+            # Over the limit of /proc/sys/fs/pipe-user-pages-soft, without CAP_SYS_RESOURCE, pipe(7).
             self.size = fcntl.fcntl(self.writer, fcntl.F_GETPIPE_SZ)
 
     def close(self) -> None:
@@ -67,14 +69,14 @@ class Pipe:
 
 
 class PipePool:
-    """Lends pipes that are empty, and takes them back when they are empty again."""
+    """Lends empty pipes, and keeps some of those that come back empty."""
 
     def __init__(self) -> None:
         self._spare: list[Pipe] = []
         self.lent = 0
 
     def take(self) -> Pipe | None:
-        """A pipe, or None when there are enough or no descriptor is left for one."""
+        """Lend a pipe. Return None when MAX_PIPES are lent, or no descriptor is left."""
         if self.lent >= MAX_PIPES:
             return None
         try:
@@ -85,16 +87,17 @@ class PipePool:
         return pipe
 
     def give_back(self, pipe: Pipe, *, empty: bool) -> None:
+        """Take a lent pipe back. A pipe that is not ``empty`` is closed."""
         self.lent -= 1
         if empty and len(self._spare) < SPARE_PIPES:
             self._spare.append(pipe)
         else:
-            # Bytes of an aborted connection must never come out of another one's pipe.
+            # Another connection must never read the bytes of an aborted one.
             pipe.close()
 
 
 class Mover(Direction):
-    """A Direction with its two sockets. ``near``: the source's peer is (see stream.set_options)."""
+    """A Direction with its two sockets. ``near``: the peer of the source is near (tcp.set_options)."""
 
     __slots__ = ("_pipe", "_rest", "destination", "near", "source")
 
@@ -109,13 +112,13 @@ class Mover(Direction):
         self._rest: bytes | None = None
 
     def read_ahead(self) -> None:
-        """Take what the source has sent, to be written when there is a destination; raise SideLost."""
+        """Read what the source has sent, before the destination is connected. Raises SideLost."""
         try:
             count = self.source.recv_into(_buffer, 0, _RECEIVE)
         except BlockingIOError:
             return
         except OSError as error:
-            # Not to be met again later: it is told once, and "end of file" from then on.
+            # The kernel reports an error once, and the end of file from then on.
             raise SideLost(self.source, error.errno or 0) from None
         if count:
             self._rest = bytes(_buffer[:count])
@@ -124,14 +127,14 @@ class Mover(Direction):
             self.ended = True
 
     def send_ahead(self) -> bool:
-        """Write what was read ahead; False while the destination is not connected yet."""
+        """Write what was read ahead. Return False if the destination is not connected. Raises SideLost."""
         return self._write()
 
     def pass_on(self, pipes: PipePool) -> bool:
-        """Let one message through; whether that was all there is to do, as for most events.
+        """Pass one message on. Return whether that was all there is to do, as it is for most events.
 
-        What ``pump`` does as well, by the shortest way: Python is a tenth of what a small request costs.
-        What to poll for is as before then; the rest is left to ``pump``. Raises SideLost.
+        ``pump`` would do the same in more steps, and Python is a tenth of the cost of a small request. After
+        True the poll interest is unchanged; after False the caller calls ``pump``. Raises SideLost.
         """
         return (
             self._pipe is None
@@ -141,13 +144,13 @@ class Mover(Direction):
         )
 
     def pump(self, pipes: PipePool, peer_closed: bool) -> None:
-        """Move what can be moved now; raise SideLost when a socket is broken.
+        """Move what can be moved now. Raises SideLost.
 
-        ``peer_closed`` (EPOLLRDHUP): the end of file is behind what there is to read, so one
-        look more is worth a system call, and FIN can go out in one packet with the last bytes.
+        ``peer_closed`` (EPOLLRDHUP): the end of file follows the bytes to read. So one more read is worth its
+        system call, and FIN can go out in one packet with the last bytes.
         """
         if self._pipe is not None and self.near:
-            tcp.bound_window(self.source)  # again: as its own tuning goes on, the kernel lifts it
+            tcp.bound_window(self.source)  # again, because the kernel's tuning raises it
         for _ in range(ROUNDS):
             if self.held and not self._write():
                 return
@@ -157,7 +160,7 @@ class Mover(Direction):
             self._send_fin()
 
     def release(self, pipes: PipePool) -> None:
-        """Give back what the direction holds; whatever was under way is dropped."""
+        """Give back what the direction holds, and drop the bytes in it."""
         if self._pipe is not None:
             pipes.give_back(self._pipe, empty=not self.held)
             self._pipe = None
@@ -165,7 +168,7 @@ class Mover(Direction):
         self.held = 0
 
     def _read(self, pipes: PipePool, peer_closed: bool) -> bool:
-        """Read once, and write a small message on; whether another round is worth it."""
+        """Read once, and send a message on. Return whether to read again. Raises SideLost."""
         pipe = self._pipe
         try:
             if pipe is not None:
@@ -174,21 +177,21 @@ class Mover(Direction):
                 count = self._copy(_SEND_MORE if peer_closed else _SEND, pipes)
         except SideLost as lost:
             if peer_closed and lost.side is self.source:
-                # A reset where the end was due: what waits for it in the destination goes now.
+                # A reset in place of the end of file: the bytes sent with MSG_MORE must not wait for it.
                 self.destination.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             raise
         if count <= 0:
             if pipe is not None:
                 pipes.give_back(pipe, empty=True)
                 self._pipe = None
-                # splice(2) ends at an urgent byte as well: recv(2) knows, and goes on behind it.
+                # splice(2) returns 0 at an urgent byte too. The next recv(2) tells, and reads on behind it.
                 return count == 0
             self.ended = count == 0
             return False
         return peer_closed or pipe is not None or count == SMALL
 
     def _fill(self, pipe: Pipe) -> int:
-        """Read into the pipe; the bytes read, 0 at the end of file, -1 when there is nothing yet."""
+        """Read into the pipe. Return the bytes read, 0 at the end of file, -1 if there is nothing to read."""
         try:
             count = os.splice(self.source.fileno(), pipe.writer, pipe.size, flags=_FLAGS)
         except BlockingIOError:
@@ -199,7 +202,7 @@ class Mover(Direction):
         return count
 
     def _copy(self, flags: int, pipes: PipePool) -> int:
-        """Read, and write it on; as _fill. What fills the buffer is bulk, of which a pipe takes the rest."""
+        """Read into the buffer, and send it on; return as ``_fill``. A read that fills it begins bulk."""
         try:
             count = self.source.recv_into(_buffer, 0, _RECEIVE)
         except BlockingIOError:
@@ -208,7 +211,7 @@ class Mover(Direction):
             raise SideLost(self.source, error.errno or 0) from None
         if count:
             self._send(_buffer[:count], flags)
-            # Only when nothing is left over, so that a direction never holds bytes in two places.
+            # Not with bytes left over: a direction never holds bytes in two places.
             if count == SMALL and not self.held:
                 self._go_by_pipe(pipes)
         return count
@@ -216,14 +219,14 @@ class Mover(Direction):
     def _go_by_pipe(self, pipes: PipePool) -> None:
         self._pipe = pipes.take()
         if self._pipe is not None:
-            # recv and send are told not to block; splice looks at the sockets themselves, and
-            # most connections never get here.
+            # recv and send have a flag for not blocking. splice(2) looks at the sockets' own mode, which is
+            # set only here, because most connections never send bulk.
             for sock in (self.source, self.destination):
-                if sock.getblocking():  # asks no kernel
+                if sock.getblocking():  # no system call
                     sock.setblocking(False)
 
     def _write(self) -> bool:
-        """Write what is held; False when the destination takes no more for now."""
+        """Write what is held. Return False when the destination takes no more now. Raises SideLost."""
         if self._pipe is None:
             assert self._rest is not None
             rest, self._rest, self.held = self._rest, None, 0
@@ -241,7 +244,7 @@ class Mover(Direction):
         return True
 
     def _send(self, data: memoryview, flags: int) -> None:
-        """Send, and keep what the destination does not take."""
+        """Send, and hold what the destination does not take. Raises SideLost."""
         try:
             sent = self.destination.send(data, flags)
         except BlockingIOError:
@@ -255,6 +258,6 @@ class Mover(Direction):
 
     def _send_fin(self) -> None:
         self.fin_sent = True
-        # ENOTCONN: a reset came first, and epoll reports that as well.
+        # ENOTCONN: a reset came first, which epoll reports too.
         with suppress(OSError):
             self.destination.shutdown(socket.SHUT_WR)

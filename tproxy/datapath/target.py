@@ -1,4 +1,4 @@
-"""Where the connections of one service port go, and what became of them."""
+"""The target of connections: the service that they go to, and counts of what became of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from tproxy.model import Service
 
 
 class Target:
-    """One service port of one bridge. Counts go on across reloads while the port exists."""
+    """A service, and the counts of its connections, which go on across reloads while its port exists.
+
+    ``bridge`` is a label and nothing else here: log lines show it, and ``Connections.abort_bridge`` ends the
+    connections that have the same one. A reload replaces ``service``; connections keep the endpoint they
+    dialled.
+    """
 
     __slots__ = (
         "bridge",
@@ -32,5 +37,6 @@ class Target:
         self.last_error_at = 0.0  # seconds since the epoch
 
     def failed(self, why: str) -> None:
+        """Note why a connection failed, for ``tproxy status``."""
         self.last_error = why
         self.last_error_at = time.time()

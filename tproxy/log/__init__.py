@@ -1,1 +1,1 @@
-"""Where log lines go: a logger that loads late, files that survive rotation, and their set-up."""
+"""Logging: a logger that imports ``logging`` late, files that survive rotation, and their set-up."""

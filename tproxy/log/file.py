@@ -1,7 +1,8 @@
-"""Log files that survive rotation, and what to do when the disk does not take a line.
+"""Log files that survive rotation and full disks, and the small logger of relays.
 
-``logs`` has them for ``logging``. A relay has ``Log`` instead: ``logging``, with what it imports in turn,
-would be a fifth of its memory, and each relay would write anew to a third of that.
+A relay uses ``Log`` instead of ``logging``, because ``logging`` and its imports would be a fifth of a relay's
+memory. A third of that would be private to each relay, which is forked, because the relay writes to it. All
+other processes use ``logging`` (log/output.py).
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from contextlib import suppress
 
 DIRECTORY = "/var/log"
 
-# As ``logging`` has them.
+# The levels of ``logging``.
 INFO, WARNING, ERROR = 20, 30, 40
 
 
 class LogFile:
-    """Appends lines, each in one write(2); ``reopen`` goes on in a new file of that name."""
+    """Appends lines to a file below DIRECTORY, each with one write(2)."""
 
     def __init__(self, name: str) -> None:
         self._path = f"{DIRECTORY}/{name}"
@@ -28,7 +29,8 @@ class LogFile:
             os.write(self._fd, f"{line}\n".encode(errors="backslashreplace"))
 
     def reopen(self) -> None:
-        os.close(self._fd)  # first: there may be no other descriptor left
+        """Continue in a new file of the same name, after a rotation has moved the old one away."""
+        os.close(self._fd)  # first, because the process may be at its limit of descriptors
         self._fd = self._open()
 
     def _open(self) -> int:
@@ -36,12 +38,12 @@ class LogFile:
         try:
             return os.open(self._path, flags | os.O_CREAT, 0o640)
         except OSError:
-            # No directory, read-only, full: running without a log beats not running.
+            # The directory is missing, read-only or full: run without a log rather than not at all.
             return os.open(os.devnull, flags)
 
 
 class Log:
-    """Writes lines from ``level`` up in the form that ``logs`` gives them; none before it is opened."""
+    """Writes lines from ``level`` up in the format of log/output.py. It drops lines before it is opened."""
 
     def __init__(self) -> None:
         self.level = INFO

@@ -1,7 +1,7 @@
-"""Loggers that import ``logging`` when there is something to say.
+"""Loggers that import ``logging`` when the first line is logged.
 
-A hook that finds everything in order has nothing to say, and ``logging``, with what it imports in turn, would
-be a sixth of its time. Modules that such a hook runs through have these loggers, all others have plain ones.
+A hook that finds everything in order logs nothing, and importing ``logging`` would be a sixth of its time. So
+the modules that such a hook imports use these loggers. All others use ``logging.getLogger``.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ _set_up: Callable[[], None] | None = None
 
 
 def logger(name: str) -> logging.Logger:
-    """As ``logging.getLogger``."""
+    """Return the logger of that name, like ``logging.getLogger``."""
     return cast("logging.Logger", _Lazy(name))
 
 
 def when_needed(set_up: Callable[[], None]) -> None:
-    """Have this done before the first line: it says where lines go."""
+    """Call ``set_up`` before the first line is logged, to decide where lines go."""
     global _set_up
     _set_up = set_up
 
 
 class _Lazy:
+    """Stands for a logger: the first use of an attribute imports ``logging``."""
+
     def __init__(self, name: str) -> None:
         self._name = name
 

@@ -1,4 +1,4 @@
-"""``logging`` for all but relays: to which files lines go, and what operators see of them."""
+"""Sets ``logging`` up for all processes but relays: which file lines go to, and which lines operators see."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FORMATTER = logging.Formatter(
 
 
 class _Handler(logging.Handler):
-    """Not logging.FileHandler, which gives up where there is no file to be had."""
+    """Writes to a LogFile. logging.FileHandler raises where it cannot open the file."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -25,22 +25,22 @@ class _Handler(logging.Handler):
         try:
             self.file.write(self.format(record))
         except Exception:
-            self.handleError(record)  # a line that is written wrongly in our code: not the caller's end
+            self.handleError(record)  # a log call with wrong arguments must not end its caller
 
 
-# What no line of ours shows is not found out: half of what a line costs, and at INFO each connection
-# is a line (the logging HOWTO of Python, "Optimization").
+# Do not look up the caller, thread and process of a line, which our format does not show. That halves the
+# cost of a line, and at INFO each connection logs one (Python's logging HOWTO, "Optimization").
 logging._srcfile = None
 logging.logThreads = False
 logging.logMultiprocessing = False
 
-# Ours only: at DEBUG a library such as pyroute2 tells of every message.
+# Only our own loggers: at DEBUG a library such as pyroute2 logs every message.
 _ours = logging.getLogger("tproxy")
 _handler: _Handler | None = None
 
 
 def to_file(name: str, level: int) -> None:
-    """Send this process's log to /var/log/``name``, from ``level`` (as in ``logging``) up."""
+    """Send this process's log to /var/log/``name``, from ``level`` (a level of ``logging``) up."""
     global _handler
     _handler = _Handler(name)
     _handler.setFormatter(_FORMATTER)
@@ -50,14 +50,14 @@ def to_file(name: str, level: int) -> None:
 
 
 def for_command(level: int, *, debug: bool) -> None:
-    """For commands: all from ``level`` up to the daemon's file, warnings to stderr, a line each."""
-    logging.raiseExceptions = debug  # handleError's traceback; a daemon's goes to the journal, or nowhere
+    """Set up a command: lines from ``level`` up go to the daemon's file, and warnings also to stderr."""
+    logging.raiseExceptions = debug  # handleError prints a traceback; a command shows it only with --debug
     to_file(DAEMON_LOG, logging.DEBUG if debug else level)
     _ours.addHandler(_stderr(debug=debug))
 
 
 def for_preview(*, debug: bool) -> None:
-    """For commands that change nothing, and so write no file."""
+    """Set up a command that changes nothing: it writes no file, and warnings go to stderr."""
     _ours.handlers[:] = [_stderr(debug=debug)]
     _ours.propagate = False
     set_level(logging.DEBUG if debug else logging.WARNING)
@@ -67,25 +67,27 @@ def _stderr(*, debug: bool) -> logging.Handler:
     stderr = logging.StreamHandler(sys.stderr)
     stderr.setFormatter(logging.Formatter("tproxy: %(message)s"))
     stderr.setLevel(logging.DEBUG if debug else logging.WARNING)
-    # An error ends the command, which then says it: operators get one line, not two.
+    # An error ends the command, which then prints it: operators get one line, not two.
     stderr.addFilter(lambda record: record.levelno < logging.ERROR)
     return stderr
 
 
 def set_level(level: int) -> None:
+    """Log lines from ``level`` up."""
     _ours.setLevel(level)
 
 
 def level() -> int:
+    """Return the level from which lines are logged."""
     return _ours.level
 
 
 def reopen() -> None:
-    """Go on in a fresh file, after a rotation moved the old one away."""
+    """Continue in a new file, after a rotation has moved the old one away."""
     if _handler is not None:
         _handler.file.reopen()
 
 
 def warn(line: str) -> None:
-    """A warning that comes ready-made from pure code."""
+    """Log a warning that pure code returned as text."""
     _ours.warning("%s", line)

@@ -76,20 +76,20 @@ class Site:
         self.connections = Connections(self.loop)
         self.server = socket.create_server(("127.0.0.1", 0))
         self.server.setblocking(False)
-        self.entry = self.entry_for(self.server)
+        self.target = self.target_for(self.server)
         self.opened: list[socket.socket] = [self.server]
 
-    def entry_for(self, server: socket.socket, timeout: float = 5.0) -> Target:
+    def target_for(self, server: socket.socket, timeout: float = 5.0) -> Target:
         return Target("br0", Service(5030, Endpoint(*server.getsockname()), connect_timeout=timeout))
 
-    def guest(self, entry: Target | None = None, *, first: bytes = b"") -> Far:
+    def guest(self, target: Target | None = None, *, first: bytes = b"") -> Far:
         """A guest connects, and perhaps sends at once; the relay has accepted it."""
         far, near = tcp_pair()
         self.opened.append(far)
         if first:
             far.sendall(first)
             wait_for(lambda: bool(select.select([near], [], [], 0)[0]))
-        self.connections.accept(entry or self.entry, socket.SocketType(fileno=near.detach()), PEER)
+        self.connections.accept(target or self.target, socket.SocketType(fileno=near.detach()), PEER)
         return Far(far)
 
     def endpoint(self) -> Far:
@@ -168,7 +168,7 @@ def test_a_guest_that_sends_all_and_its_end_before_the_dial_gets_its_answer(site
     site.opened.append(far)
     far.sendall(b"all I have to say")
     far.shutdown(socket.SHUT_WR)
-    site.connections.accept(site.entry, socket.SocketType(fileno=near.detach()), PEER)
+    site.connections.accept(site.target, socket.SocketType(fileno=near.detach()), PEER)
     guest, endpoint = Far(far), site.endpoint()
     site.until(lambda: endpoint.has(b"all I have to say") and endpoint.is_at_end())
     endpoint.sock.sendall(b"understood")
@@ -182,7 +182,7 @@ def test_a_guest_that_only_ends_before_the_dial_passes_its_end_on(site: Site) ->
     site.opened.append(far)
     far.shutdown(socket.SHUT_WR)
     wait_for(lambda: bool(select.select([near], [], [], 0)[0]))
-    site.connections.accept(site.entry, socket.SocketType(fileno=near.detach()), PEER)
+    site.connections.accept(site.target, socket.SocketType(fileno=near.detach()), PEER)
     endpoint = site.endpoint()
     site.until(endpoint.is_at_end)
 
@@ -211,7 +211,7 @@ def test_bulk_both_ways_at_once_arrives_whole(
     assert guest.arrived == download
     assert endpoint.arrived == upload
     site.until_over()
-    assert (site.entry.to_endpoint, site.entry.to_guest) == (len(upload), len(download))
+    assert (site.target.to_endpoint, site.target.to_guest) == (len(upload), len(download))
     assert site.connections.pipes.lent == 0
 
 
@@ -372,7 +372,7 @@ def test_the_end_from_the_guest_leaves_the_way_back_open(site: Site) -> None:
     endpoint.sock.shutdown(socket.SHUT_WR)
     site.until(lambda: guest.has(b"part one, part two") and guest.is_at_end())
     site.until_over()
-    assert site.entry.last_error == ""
+    assert site.target.last_error == ""
 
 
 def test_the_end_from_the_endpoint_leaves_the_way_forth_open(site: Site) -> None:
@@ -386,7 +386,7 @@ def test_the_end_from_the_endpoint_leaves_the_way_forth_open(site: Site) -> None
     guest.sock.shutdown(socket.SHUT_WR)
     site.until(endpoint.is_at_end)
     site.until_over()
-    assert site.entry.last_error == ""
+    assert site.target.last_error == ""
 
 
 def test_a_reset_by_the_guest_is_a_reset_for_the_endpoint(site: Site) -> None:
@@ -396,7 +396,7 @@ def test_a_reset_by_the_guest_is_a_reset_for_the_endpoint(site: Site) -> None:
     reset(guest.sock)
     site.until(endpoint.is_reset)
     assert len(site.connections) == 0
-    assert site.entry.last_error == ""
+    assert site.target.last_error == ""
 
 
 def test_a_reset_by_the_endpoint_is_a_reset_for_the_guest(site: Site) -> None:
@@ -406,7 +406,7 @@ def test_a_reset_by_the_endpoint_is_a_reset_for_the_guest(site: Site) -> None:
     reset(endpoint.sock)
     site.until(guest.is_reset)
     assert len(site.connections) == 0
-    assert "reset by endpoint" in site.entry.last_error
+    assert "reset by endpoint" in site.target.last_error
 
 
 @pytest.mark.parametrize("who", ["guest", "endpoint"])
@@ -437,9 +437,9 @@ def test_a_guest_that_has_reset_already_is_ended_at_once(site: Site) -> None:
     far, near = tcp_pair()
     reset(far)
     wait_for(lambda: bool(select.select([near], [], [], 0)[0]))
-    site.connections.accept(site.entry, socket.SocketType(fileno=near.detach()), PEER)
+    site.connections.accept(site.target, socket.SocketType(fileno=near.detach()), PEER)
     assert not site.connections
-    assert site.entry.open == 0
+    assert site.target.open == 0
 
 
 def test_what_the_endpoint_said_before_its_reset_arrives_when_a_write_meets_it_first(site: Site) -> None:
@@ -543,12 +543,12 @@ def test_an_endpoint_that_refuses_resets_the_guest_at_once(site: Site) -> None:
     # Bound, so that nobody else gets the port, and not listening.
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        entry = site.entry_for(closed, timeout=3600)
-        guest = site.guest(entry)
+        target = site.target_for(closed, timeout=3600)
+        guest = site.guest(target)
         site.until(guest.is_reset)
-    assert entry.last_error == f"endpoint {entry.service.endpoint} refused"
-    assert entry.last_error_at > 0
-    assert (entry.open, entry.total, len(site.connections)) == (0, 1, 0)
+    assert target.last_error == f"endpoint {target.service.endpoint} refused"
+    assert target.last_error_at > 0
+    assert (target.open, target.total, len(site.connections)) == (0, 1, 0)
 
 
 def test_an_endpoint_that_refuses_resets_a_guest_that_has_sent_and_ended(site: Site) -> None:
@@ -558,17 +558,17 @@ def test_an_endpoint_that_refuses_resets_a_guest_that_has_sent_and_ended(site: S
         site.opened.append(far)
         far.sendall(b"anyone there?")
         far.shutdown(socket.SHUT_WR)
-        site.connections.accept(site.entry_for(closed), socket.SocketType(fileno=near.detach()), PEER)
+        site.connections.accept(site.target_for(closed), socket.SocketType(fileno=near.detach()), PEER)
         site.until(Far(far).is_reset)
 
 
 def test_an_endpoint_that_cannot_be_dialed_at_all_resets_the_guest(site: Site) -> None:
     # A broadcast address: connect(2) itself fails, and nothing is sent.
-    entry = Target("br0", Service(5030, Endpoint("255.255.255.255", 9)))
-    guest = site.guest(entry)
+    target = Target("br0", Service(5030, Endpoint("255.255.255.255", 9)))
+    guest = site.guest(target)
     site.until(guest.is_reset)
-    assert entry.last_error.startswith("endpoint 255.255.255.255:9 ")
-    assert (entry.open, entry.total, len(site.connections)) == (0, 1, 0)
+    assert target.last_error.startswith("endpoint 255.255.255.255:9 ")
+    assert (target.open, target.total, len(site.connections)) == (0, 1, 0)
 
 
 @pytest.fixture
@@ -588,26 +588,26 @@ def silent() -> Iterator[socket.socket]:
 
 
 def test_an_endpoint_that_does_not_answer_in_time_resets_the_guest(site: Site, silent: socket.socket) -> None:
-    entry = site.entry_for(silent, timeout=0.01)
-    guest = site.guest(entry)
-    assert entry.open == 1
+    target = site.target_for(silent, timeout=0.01)
+    guest = site.guest(target)
+    assert target.open == 1
     site.until(guest.is_reset)
-    assert entry.last_error == f"endpoint {entry.service.endpoint} timed out"
-    assert (entry.open, entry.total, len(site.connections)) == (0, 1, 0)
+    assert target.last_error == f"endpoint {target.service.endpoint} timed out"
+    assert (target.open, target.total, len(site.connections)) == (0, 1, 0)
 
 
 @pytest.mark.parametrize("ticks", [0.1, 1.5])
 def test_timeouts_are_noticed_again_and_again(site: Site, silent: socket.socket, ticks: float) -> None:
-    entry = site.entry_for(silent, timeout=ticks * Connections.TICK)
+    target = site.target_for(silent, timeout=ticks * Connections.TICK)
     for _ in range(2):
-        site.until(site.guest(entry).is_reset)
+        site.until(site.guest(target).is_reset)
 
 
 def test_each_connection_has_its_own_timeout_and_a_silent_endpoint_holds_up_nobody(
     site: Site, silent: socket.socket
 ) -> None:
-    patient = site.guest(site.entry_for(silent, timeout=3600))
-    hasty = site.guest(site.entry_for(silent, timeout=0.01))
+    patient = site.guest(site.target_for(silent, timeout=3600))
+    hasty = site.guest(site.target_for(silent, timeout=0.01))
     served, endpoint = site.both()
     served.sock.send(b"x")
     site.until(lambda: endpoint.has(b"x"))
@@ -620,7 +620,7 @@ def test_each_connection_has_its_own_timeout_and_a_silent_endpoint_holds_up_nobo
 def test_what_the_guest_has_sent_waits_for_an_endpoint_that_takes_its_time(
     site: Site, silent: socket.socket
 ) -> None:
-    site.guest(site.entry_for(silent, timeout=3600), first=b"early")
+    site.guest(site.target_for(silent, timeout=3600), first=b"early")
     (connection,) = site.connections
     assert (connection.dialing, connection.to_endpoint.held) == (True, 5)
     silent.setblocking(False)
@@ -636,15 +636,15 @@ def test_what_the_guest_has_sent_waits_for_an_endpoint_that_takes_its_time(
 
 def test_a_refusal_is_met_at_once_when_the_guest_has_sent_already(site: Site) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
-        entry = site.entry_for(closed)
-    guest = site.guest(entry, first=b"early")
-    assert entry.open == 0
-    assert "refused" in entry.last_error
+        target = site.target_for(closed)
+    guest = site.guest(target, first=b"early")
+    assert target.open == 0
+    assert "refused" in target.last_error
     site.until(guest.is_reset)
 
 
 def test_a_dialed_connection_is_not_ended_by_its_connect_timeout(site: Site) -> None:
-    guest = site.guest(site.entry_for(site.server, timeout=0.2))
+    guest = site.guest(site.target_for(site.server, timeout=0.2))
     endpoint = site.endpoint()
     guest.sock.send(b"x")
     site.until(lambda: endpoint.has(b"x"))
@@ -655,7 +655,7 @@ def test_a_dialed_connection_is_not_ended_by_its_connect_timeout(site: Site) -> 
 
 
 def test_a_dial_that_succeeded_while_the_daemon_stood_still_has_not_timed_out(site: Site) -> None:
-    guest = site.guest(site.entry_for(site.server, timeout=0.001))
+    guest = site.guest(site.target_for(site.server, timeout=0.001))
     time.sleep(0.01)
     site.connections._expire()  # as in a turn of the loop whose events were fetched before
     endpoint = site.endpoint()
@@ -674,7 +674,7 @@ def test_a_guest_that_resets_during_the_dial_is_noticed_after_it(site: Site) -> 
 def test_a_guest_that_gives_up_while_a_silent_endpoint_is_dialed_is_let_go_in_time(
     site: Site, silent: socket.socket
 ) -> None:
-    guest = site.guest(site.entry_for(silent, timeout=0.01))
+    guest = site.guest(site.target_for(silent, timeout=0.01))
     reset(guest.sock)
     site.until_over()
 
@@ -699,19 +699,19 @@ def test_why_a_dial_failed_in_words(number: int, words: str) -> None:
 
 def test_an_entry_counts_connections_and_bytes_of_those_that_ended(site: Site) -> None:
     guest, endpoint = site.both()
-    assert (site.entry.open, site.entry.total) == (1, 1)
+    assert (site.target.open, site.target.total) == (1, 1)
     guest.sock.send(b"12345")
     site.until(lambda: endpoint.has(b"12345"))
     endpoint.sock.send(b"123")
     site.until(lambda: guest.has(b"123"))
-    assert (site.entry.to_endpoint, site.entry.to_guest) == (0, 0)
+    assert (site.target.to_endpoint, site.target.to_guest) == (0, 0)
     (connection,) = site.connections
     assert (connection.to_endpoint.moved, connection.to_guest.moved) == (5, 3)
     guest.sock.close()
     endpoint.sock.close()
     site.until_over()
-    assert (site.entry.open, site.entry.total) == (0, 1)
-    assert (site.entry.to_endpoint, site.entry.to_guest) == (5, 3)
+    assert (site.target.open, site.target.total) == (0, 1)
+    assert (site.target.to_endpoint, site.target.to_guest) == (5, 3)
 
 
 def test_a_changed_endpoint_is_for_the_next_connection(site: Site) -> None:
@@ -719,7 +719,7 @@ def test_a_changed_endpoint_is_for_the_next_connection(site: Site) -> None:
     (connection,) = site.connections
     with socket.create_server(("127.0.0.1", 0)) as moved:
         moved.setblocking(False)
-        site.entry.service = Service(5030, Endpoint(*moved.getsockname()))
+        site.target.service = Service(5030, Endpoint(*moved.getsockname()))
         guest.sock.send(b"old one")
         site.until(lambda: endpoint.has(b"old one"))
         assert connection.dialed == Endpoint(*site.server.getsockname())
@@ -728,29 +728,29 @@ def test_a_changed_endpoint_is_for_the_next_connection(site: Site) -> None:
 
 
 def test_aborting_a_bridge_resets_its_connections_and_no_others(site: Site) -> None:
-    other_entry = Target("br1", site.entry.service)
+    other_target = Target("br1", site.target.service)
     guest, endpoint = site.both()
-    other_guest, other_endpoint = site.guest(other_entry), site.endpoint()
+    other_guest, other_endpoint = site.guest(other_target), site.endpoint()
     site.connections.abort_bridge("br0", "bridge removed")
     site.until(guest.is_reset)
     site.until(endpoint.is_reset)
     other_guest.sock.send(b"untouched")
     site.until(lambda: other_endpoint.has(b"untouched"))
-    assert (site.entry.open, other_entry.open) == (0, 1)
+    assert (site.target.open, other_target.open) == (0, 1)
 
 
 def test_aborting_all_includes_those_that_are_being_dialed(site: Site, silent: socket.socket) -> None:
-    entry = site.entry_for(silent, timeout=Connections.TICK / 2)
+    target = site.target_for(silent, timeout=Connections.TICK / 2)
     guest, endpoint = site.both()
-    dialing = site.guest(entry)  # last: the loop does not run any more, so it cannot time out before
+    dialing = site.guest(target)  # last: the loop does not run any more, so it cannot time out before
     site.connections.abort_all("stopped")
     for far in (dialing, guest, endpoint):
         site.until(far.is_reset)
     # Nor does its timeout come later.
     end = time.monotonic() + 2 * Connections.TICK
     site.until(lambda: time.monotonic() > end)
-    assert entry.last_error == ""
-    assert (entry.open, len(site.connections)) == (0, 0)
+    assert target.last_error == ""
+    assert (target.open, len(site.connections)) == (0, 0)
 
 
 def test_the_guest_is_named_by_address_and_port(site: Site) -> None:
@@ -797,19 +797,19 @@ def test_500_connections_leave_no_descriptor_behind(site: Site, silent: socket.s
     refused.bind(("127.0.0.1", 0))
     site.opened.append(refused)
     entries = [
-        site.entry,
-        site.entry_for(refused),
+        site.target,
+        site.target_for(refused),
         Target("br0", Service(1, Endpoint("255.255.255.255", 9))),
-        site.entry_for(silent, timeout=0.001),
+        site.target_for(silent, timeout=0.001),
     ]
     gc.collect()
     before = descriptors()
 
     for number in range(500):
         kind = number % 8
-        entry = entries[kind if kind < len(entries) and number < 400 else 0]
-        guest = site.guest(entry, first=b"x" if number % 3 else b"")
-        if entry is site.entry:
+        target = entries[kind if kind < len(entries) and number < 400 else 0]
+        guest = site.guest(target, first=b"x" if number % 3 else b"")
+        if target is site.target:
             endpoint = site.endpoint()
             guest.sock.send(b"y")
             if number % 5 == 0:
@@ -836,9 +836,9 @@ def test_no_descriptor_for_the_endpoint_resets_the_guest_and_is_told(site: Site)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
     try:
-        site.connections.accept(site.entry, guest, PEER)
+        site.connections.accept(site.target, guest, PEER)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     wait_for(Far(far).is_reset)
-    assert "Too many open files" in site.entry.last_error
-    assert (site.entry.open, len(site.connections)) == (0, 0)
+    assert "Too many open files" in site.target.last_error
+    assert (site.target.open, len(site.connections)) == (0, 0)
