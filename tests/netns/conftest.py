@@ -1,6 +1,6 @@
 """Fixtures of tests on a real kernel: each test has a stand-in hypervisor of its own.
 
-Whatever a test does to it, or leaves in it, is gone afterwards (tproxy/hypervisor.py).
+Whatever a test does to it, or leaves in it, is gone afterwards (tproxy/lab/hypervisor.py).
 """
 
 from __future__ import annotations

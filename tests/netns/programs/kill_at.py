@@ -1,7 +1,7 @@
-"""Run ``tproxy`` and be killed at the N-th call of a function of it: kill_at.py N ARGUMENT...
+"""Run ``tproxy`` and kill it at the N-th call of one of its functions: ``kill_at.py N ARGUMENT...``
 
-So a test goes through all that a command does, step by step. With N = 0 it prints how many calls there are.
-Looks whether a process has ended do not count: how many there are is a matter of luck.
+So a test can interrupt a command at every step. With N = 0 the command runs to its end, and the number of
+calls is printed. Calls that look whether a process has ended do not count: their number is a matter of luck.
 """
 
 from __future__ import annotations

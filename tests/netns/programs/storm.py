@@ -1,8 +1,8 @@
 """Many short connections, some at a time: ``python storm.py [OPTIONS] ADDRESS PORT``.
 
 Each connection sends a line of its own and waits for that line and the end of the connection. So an answer
-that belongs to another connection is noticed too. The endpoint closes first (endpoints.py, ``short``): the side
-that closes first keeps the port for a minute, and the guest would run out of ports. Prints JSON.
+that belongs to another connection is noticed too. The endpoint closes first (endpoints.py, ``short``): the
+side that closes first keeps the port for a minute, and the guest would run out of ports. Prints JSON.
 """
 
 from __future__ import annotations

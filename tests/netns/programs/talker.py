@@ -1,7 +1,7 @@
 """Hold one TCP connection open and send lines on it: ``talker.py ADDRESS PORT``.
 
-Prints ``ready`` when it is connected. Then it sends each line of its input and prints what comes back (nothing
-when the peer has closed). It closes the connection at the end of its input.
+Prints ``ready`` when it is connected. Then it sends each line of its input and prints what comes back, which
+is nothing when the peer has closed. It closes the connection at the end of its input.
 """
 
 from __future__ import annotations

@@ -1,0 +1,65 @@
+"""The tests of tests/netns that also run on a machine with Debian's kernel, see tests/vm/test_kernel.py.
+
+A unit test checks that each of them exists, so that a test cannot be renamed here and be lost there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+# One or more for each thing in which this kernel differs from small ones.
+KERNEL = (
+    "operations/test_hook.py::test_up_builds_what_the_contract_names[a.b-c.10]",
+    "operations/test_hook.py::test_up_on_a_healthy_bridge_changes_nothing",
+    "bridge/test_guards.py::test_nothing_of_ours_leaves_through_an_uplink",
+    "bridge/test_guards.py::test_a_firewall_of_the_host_that_eats_bridged_packets_is_named",
+    "test_two_hosts.py::test_each_guest_is_answered_by_its_own_host_and_nothing_crosses[tunnel, recognised]",
+    "operations/test_life.py::test_a_program_that_only_loads_maps_gets_its_service",
+)
+
+# What happens to guests, as each platform tells it; and where no platform tells anything.
+OPENNEBULA = (
+    "platforms/test_opennebula.py::test_deploy_and_shut_down[802.1Q-eth1.100]",
+    "platforms/test_opennebula.py::test_poweroff_and_resume",
+    "platforms/test_opennebula.py::test_attach_and_detach_concern_one_bridge",
+    "platforms/test_opennebula.py::test_live_migration",
+    "platforms/test_opennebula.py::"
+    "test_after_a_failed_migration_the_source_serves_and_the_target_can_be_cleaned",
+    "platforms/test_opennebula.py::"
+    "test_after_a_crash_without_clean_the_next_guest_finds_all_in_order_and_takes_it_away",
+)
+LIBVIRT = (
+    "platforms/test_libvirt.py::test_a_guest_on_a_network_starts_and_shuts_down_and_the_network_goes",
+    "platforms/test_libvirt.py::test_save_and_restore_and_migration_in_and_out",
+    "platforms/test_libvirt.py::test_a_nic_is_attached_to_a_running_guest_and_detached",
+    "platforms/test_libvirt.py::test_a_migration_that_fails_leaves_nothing",
+    "platforms/test_libvirt.py::test_a_guest_that_ends_by_itself_and_one_that_crashes",
+)
+PROXMOX = (
+    "platforms/test_proxmox.py::test_a_virtual_machine_starts_and_stops",
+    "platforms/test_proxmox.py::test_migration_in_and_out",
+    "platforms/test_proxmox.py::test_a_migration_that_fails_leaves_nothing",
+    "platforms/test_proxmox.py::test_a_guest_that_shut_down_from_inside_without_a_post_stop_is_collected",
+    "platforms/test_proxmox.py::test_a_crash_and_a_start_again",
+)
+HOOKLESS = ("watch/test_watcher.py::test_a_bridge_is_up_while_it_has_guests",)
+
+
+def missing() -> list[str]:
+    """The tests named above that do not exist."""
+    return [
+        each
+        for each in (*KERNEL, *OPENNEBULA, *LIBVIRT, *PROXMOX, *HOOKLESS)
+        if f"\ndef {_function(each)}(" not in _source(each)
+    ]
+
+
+def _function(test: str) -> str:
+    return test.partition("::")[2].partition("[")[0]
+
+
+def _source(test: str) -> str:
+    path = ROOT / "tests/netns" / test.partition("::")[0]
+    return path.read_text() if path.exists() else ""
