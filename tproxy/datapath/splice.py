@@ -21,7 +21,8 @@ from tproxy.kernel import tcp
 # holds, and copying more than that costs more than two splices.
 SMALL = 64 * 1024
 
-# Larger pipes carry bulk in fewer system calls; beyond 512 KiB nothing was gained (docs/performance.md).
+# Larger pipes carry bulk in fewer system calls; beyond 512 KiB nothing was gained
+# (docs/performance-experiments.md).
 PIPE_BYTES = 512 * 1024
 
 # The number of directions that can use a pipe at once. More than these copy their bulk, which is only slower.

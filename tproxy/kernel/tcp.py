@@ -11,7 +11,8 @@ KEEPALIVE_INTERVAL = 15
 KEEPALIVE_PROBES = 4
 
 # How far a peer nearby may send ahead of what has arrived, while bulk moves, in bytes. With a wider window
-# packets overtake each other ten times as often, and cost more than waiting does (docs/performance.md).
+# packets overtake each other ten times as often, and cost more than waiting does
+# (docs/performance-experiments.md).
 NEAR_WINDOW = 512 * 1024
 
 # Closing with this option set sends a reset instead of FIN (socket(7), SO_LINGER).
