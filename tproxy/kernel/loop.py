@@ -65,8 +65,9 @@ class Loop:
     ``alert``: seconds to look for events before sleeping, while they come that fast.
     """
 
-    def __init__(self, alert: float = 0.0) -> None:
+    def __init__(self, alert: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._alert = alert
+        self._clock = clock
         self._brisk = False
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
@@ -104,7 +105,7 @@ class Loop:
     # Timers and signals
 
     def call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
-        timer = Timer(time.monotonic() + seconds, call)
+        timer = Timer(self._clock() + seconds, call)
         heapq.heappush(self._timers, (timer.due, next(self._sequence), timer))
         return timer
 
@@ -162,12 +163,12 @@ class Loop:
             return 0
         if not self._timers:
             return -1
-        return max(0.0, self._timers[0][0] - time.monotonic())
+        return max(0.0, self._timers[0][0] - self._clock())
 
     def _run_timers(self) -> None:
         if not self._timers:
             return
-        now = time.monotonic()
+        now = self._clock()
         while self._timers and self._timers[0][0] <= now:
             timer = heapq.heappop(self._timers)[2]
             if timer.call is not None:

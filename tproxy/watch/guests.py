@@ -1,9 +1,10 @@
-"""Hookless mode: bridges are brought up for their first guest port and taken down after the last one.
+"""Bridges that follow their guests: brought up for the first guest port, taken down after the last one.
 
-The kernel tells that a link changed; which ports a bridge has now is looked up. A bridge whose last
-guest has gone keeps its services for a while (``tproxy_watch_grace``): guests restart and move.
+The kernel announces only that a link changed, so the ports that a bridge has now are looked up. A bridge
+whose last guest has gone keeps its services for some time (``tproxy_watch_grace``), because guests restart
+and move.
 
-Bridges that only hooks bring up are taken down as well, if no hook does it: hooks are missed.
+A bridge that only hooks bring up is taken down as well, when no hook does that: some hook calls never happen.
 """
 
 from __future__ import annotations
@@ -14,25 +15,32 @@ from contextlib import suppress
 from functools import partial
 
 from tproxy.bridge import nftables
-from tproxy.config.services import Config, WatchedBridge, services_for
+from tproxy.config.resolver import services_for
+from tproxy.config.services import Config, WatchedBridge
 from tproxy.config.watching import grace, watched
 from tproxy.errors import TproxyError
 from tproxy.kernel import links
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.log import output
-from tproxy.model import BridgeNames, Network, Service, Settings
+from tproxy.model import BridgeNames, Network, Service, ServiceMap, Settings
 from tproxy.operations import reconcile
 from tproxy.process import run_directory
+from tproxy.watch import reload
+from tproxy.watch.reload import Action, Said
 
 log = logging.getLogger(__name__)
 
-# Seconds until a bridge that could not be brought up is tried again: later and later.
+# Seconds until a bridge that could not be brought up is tried again. The time doubles with each failure.
 RETRY_FIRST = 2.0
 RETRY_MOST = 60.0
 
 
-class Attendant:
-    """``uplinks`` tells which a hook named for a bridge; ``settings`` are for a daemon to be started."""
+class GuestFollower:
+    """Brings bridges up and down with their guests.
+
+    ``settings`` are for a daemon that has to be started. ``uplinks`` returns the uplinks that a hook named
+    for a bridge.
+    """
 
     def __init__(
         self,
@@ -45,30 +53,32 @@ class Attendant:
         self._config = config
         self._uplinks = uplinks
         self._settings = settings
-        self._due: dict[str, None] = {}  # in the order in which they were touched
-        self._busy: set[str] = set()  # have guests; whoever takes such a bridge down means to
-        # What bridges have of the configuration, which others may have changed.
-        self._given: dict[str, tuple[WatchedBridge | None, dict[int, Service]]] = {}
-        self._idle: dict[str, Timer] = {}
-        self._retries: dict[str, tuple[float, Timer]] = {}
+        self._due: dict[str, None] = {}  # bridges to look at, in the order in which they changed
+        # Bridges that had guests at the last look. Somebody who takes such a bridge down does that on
+        # purpose.
+        self._busy: set[str] = set()
+        self._given: dict[str, Said] = {}  # what each bridge got; others may have changed its map since
+        self._idle: dict[str, Timer] = {}  # bridges without guests, until their grace time is over
+        self._retries: dict[str, tuple[float, Timer]] = {}  # with the delay in seconds
 
     def look_at_all(self) -> None:
+        """Look at all bridges, and at those that hooks brought up and that are gone."""
         self.look([*links.bridges(), *run_directory.used()])
 
     def look_for_gone(self) -> None:
-        """Of a bridge that is renamed, the kernel tells the new name."""
-        with suppress(OSError):  # no descriptor is to be had now
+        """Look at bridges that are gone: when a bridge is renamed, the kernel announces only its new name."""
+        with suppress(OSError):  # no descriptor is free now; the next call looks again
             self.look(bridge for bridge in run_directory.used() if not links.is_bridge(bridge))
 
     def look(self, names: Iterable[str]) -> None:
-        """Look at these links soon, as far as they are bridges that concern us."""
+        """Look soon at those of these links that are bridges which follow their guests."""
         idle = not self._due
         self._due |= dict.fromkeys(names)
         if idle and self._due:
-            self._loop.call_later(0, self._next)
+            self._loop.call_later(0, self._look_at_next)
 
     def configure(self, new: Config) -> None:
-        """Have what the new configuration says, where that is not what the old one said."""
+        """Use a new configuration: each bridge gets what differs from the old one."""
         old, self._config = self._config, new
         for bridge in links.bridges():
             entry = watched(bridge, new.bridges)
@@ -76,15 +86,16 @@ class Attendant:
                 self._try(bridge, partial(self._change, bridge, entry, old))
         self.look_at_all()
 
-    def _next(self) -> None:
-        """One in each of the loop's turns: to bring a bridge up takes a while."""
+    def _look_at_next(self) -> None:
+        """Look at one bridge in each turn of the loop, because bringing one up takes a while."""
         bridge = next(iter(self._due))
         del self._due[bridge]
         if self._due:
-            self._loop.call_later(0, self._next)
-        # One that failed has its time: undoing it changes links too, which would bring it back at once.
+            self._loop.call_later(0, self._look_at_next)
+        # A bridge that failed waits for its retry. Undoing the failed attempt changes links too, and
+        # without this check the bridge would be tried again at once, without end.
         if bridge not in self._retries:
-            self._try(bridge, partial(self._attend, bridge))
+            self._try(bridge, partial(self._follow, bridge))
 
     def _try(self, bridge: str, job: Callable[[], None]) -> None:
         delay, timer = self._retries.pop(bridge, (RETRY_FIRST / 2, None))
@@ -92,7 +103,7 @@ class Attendant:
             timer.cancel()
         try:
             job()
-        except (TproxyError, OSError) as error:  # OSError: a link went while it was looked at
+        except (TproxyError, OSError) as error:  # OSError: a link disappeared while it was looked at
             log.warning("bridge %s: %s", bridge, error)
             delay = min(delay * 2, RETRY_MOST)
             retry = partial(self._retry, bridge, job)
@@ -100,9 +111,9 @@ class Attendant:
 
     def _retry(self, bridge: str, job: Callable[[], None]) -> None:
         self._try(bridge, job)
-        self.look([bridge])  # at what it was touched for meanwhile
+        self.look([bridge])  # it may have changed meanwhile
 
-    def _attend(self, bridge: str) -> None:
+    def _follow(self, bridge: str) -> None:
         entry = watched(bridge, self._config.bridges)
         hooked = run_directory.last_use(bridge) is not None
         if not (entry or hooked):
@@ -119,61 +130,66 @@ class Attendant:
         self._busy.discard(bridge)
         if hooked and bridge not in self._idle:
             seconds = grace(entry, self._config, exists=exists)
-            self._idle[bridge] = self._loop.call_later(seconds, partial(self._leave, bridge))
+            self._idle[bridge] = self._loop.call_later(seconds, partial(self._end_grace, bridge))
 
-    def _leave(self, bridge: str) -> None:
+    def _end_grace(self, bridge: str) -> None:
         del self._idle[bridge]
-        self._try(bridge, partial(self._collect, bridge))
+        self._try(bridge, partial(self._take_down, bridge))
 
-    def _collect(self, bridge: str) -> None:
+    def _take_down(self, bridge: str) -> None:
         entry = watched(bridge, self._config.bridges)
         uplinks = entry.uplinks if entry else frozenset()
         seconds = grace(entry, self._config, exists=links.is_bridge(bridge))
         if reconcile.collect(bridge, uplinks, seconds):
             log.info("bridge %s had no guest for %g s: taken down", bridge, seconds)
         else:
-            self.look([bridge])  # a guest has come, or a hook was called for one that is to come
+            self.look([bridge])  # a guest has come, or a hook was called for a guest that has not come yet
 
     def _has_guests(self, bridge: str, entry: WatchedBridge | None) -> bool:
         others = self._uplinks(bridge) | {BridgeNames(bridge).veth_bridge}
         others |= entry.uplinks if entry else frozenset()
-        # The first will do: a bridge can have hundreds.
+        # Stops at the first guest, because a bridge can have hundreds.
         return any(not links.leads_off_host(port) for port in links.ports(bridge) - others)
 
     def _change(self, bridge: str, entry: WatchedBridge, old: Config) -> None:
-        """Of a bridge that is up: have what the configuration says now.
-
-        If it says what it said, whoever changed the map since, or took the bridge down, means to.
-        """
+        """Give a bridge what the configuration says now, where that differs from what it said before."""
         found = nftables.read_map(bridge)
         if bridge not in self._given:
-            before = watched(bridge, old.bridges)
-            network = found.network if found is not None else (before or entry).network
-            given, _ = services_for(old, network, last_known=reconcile.known_for(network, found).get)
-            self._given[bridge] = before, given
-        before, given = self._given[bridge]
-        renewed = before not in (None, entry)
-        # A hook may know the network better.
-        network = entry.network if found is None or renewed else found.network
-        # Where it is down, no map tells what the file said of a name for which nobody answers now.
-        known = given if found is None and before == entry else reconcile.known_for(network, found)
+            self._given[bridge] = _said_by(old, bridge, entry, found)
+        before = self._given[bridge]
+        network = reload.network_of(before.entry, entry, found)
+        # While nobody answers for a host name, its port keeps the endpoint that it had. The map of a bridge
+        # that is down does not tell that endpoint; the services that the bridge got before do.
+        if found is None and before.entry == entry:
+            known = before.services
+        else:
+            known = reconcile.known_for(network, found)
         services = self._services(network, known)
-        if (before, given) != (entry, services):
+        action = reload.decide(before, entry, services, found)
+        if action is not Action.LEAVE:
             self._busy.discard(bridge)
-            if found is not None and renewed:
-                reconcile.up(bridge, network, services, entry.uplinks, self._settings())
-            elif found is not None:
-                reconcile.refresh(bridge, network, services, self._settings())
-        self._given[bridge] = entry, services
+        if action is Action.BRING_UP:
+            reconcile.up(bridge, network, services, entry.uplinks, self._settings())
+        elif action is Action.REFRESH:
+            reconcile.refresh(bridge, network, services, self._settings())
+        self._given[bridge] = Said(entry, services)
 
     def _up(self, bridge: str, entry: WatchedBridge) -> None:
         services = self._services(entry.network, {})
         if services:
             reconcile.up(bridge, entry.network, services, entry.uplinks, self._settings())
-        self._given[bridge] = entry, services
+        self._given[bridge] = Said(entry, services)
 
     def _services(self, network: Network, known: Mapping[int, Service]) -> dict[int, Service]:
-        services, warnings = services_for(self._config, network, last_known=known.get)
-        for warning in warnings:
-            output.warn(warning)
+        services, problems = services_for(self._config, network, last_known=known.get)
+        for problem in problems:
+            output.warn(problem.at(self._config.path))
         return services
+
+
+def _said_by(old: Config, bridge: str, entry: WatchedBridge, found: ServiceMap | None) -> Said:
+    """Return what the old configuration gave to a bridge that this process has not brought up."""
+    before = watched(bridge, old.bridges)
+    network = found.network if found is not None else (before or entry).network
+    services, _ = services_for(old, network, last_known=reconcile.known_for(network, found).get)
+    return Said(before, services)

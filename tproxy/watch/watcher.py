@@ -1,15 +1,14 @@
-"""The watcher: bridges follow their guests without any hook, and what strangers break is repaired.
+"""The watcher process: bridges follow their guests without any hook, and what others break is repaired.
 
-One process for an instance, with a loop of its own. It does nothing that a hook could not do, by the
-same code and under the same lock; so it may run beside hooks, and may be killed at any point. That is
-also how it ends: by the signal, at once, even while it waits for the lock that ``tproxy stop`` holds.
+One process for each run directory, with a loop of its own. The watcher does nothing that a hook could not
+do: it runs the same code under the same lock. So it may run beside hooks, and may be killed at any point. A
+signal ends it at once, even while it waits for the lock that ``tproxy stop`` holds.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import resource
 import signal
 from importlib import import_module
 
@@ -19,6 +18,7 @@ from tproxy.config.services import Config
 from tproxy.daemon import client
 from tproxy.daemon.watcher_keeper import PLACE
 from tproxy.errors import ProcessError, TproxyError
+from tproxy.kernel.limits import raise_descriptor_limit
 from tproxy.kernel.loop import Loop
 from tproxy.kernel.netlink import LinkEvents, RulesetEvents
 from tproxy.log import output
@@ -27,70 +27,83 @@ from tproxy.model import Settings
 from tproxy.operations import life
 from tproxy.process import run_directory, service_manager, table
 from tproxy.process.title import set_title
-from tproxy.watch.guests import Attendant
+from tproxy.watch.guests import GuestFollower
 from tproxy.watch.lifeline import Lifeline
-from tproxy.watch.repair import SETTLE, TICK, UNSTEADY, Mender
+from tproxy.watch.repair import SETTLE, TICK, UNSTEADY, Repairer
 
 log = logging.getLogger(__name__)
 
 
 class Watcher:
-    """``read`` is the configuration of now; ``kept_by`` the daemon that started this, if one did."""
+    """The parts of the watcher, joined.
 
-    def __init__(self, read: Config, kept_by: int | None, *, debug: bool) -> None:
-        self._config = read
+    ``config`` is the configuration to begin with. ``kept_by`` is the pid of the daemon that started this
+    process, None if no daemon did. ``loop`` is for tests, which give one with a clock of their own. Raises
+    ProcessError when another watcher runs.
+    """
+
+    def __init__(
+        self, config: Config, kept_by: int | None, *, debug: bool = False, loop: Loop | None = None
+    ) -> None:
+        self._config = config
         self._kept_by = kept_by
         self._debug = debug
-        self._said = ""
-        self._problems: list[str] = []  # with the daemon, when it was looked for last
+        self._file_problem = ""  # why the file could not be read again
+        self._problems: list[str] = []  # of the last attempt to start the daemon
         os.chdir(run_directory.prepare())
         self._place = run_directory.claim(PLACE)
         if self._place is None:
             raise ProcessError("a watcher is running already")
-        self._loop = Loop()
-        self._mender = Mender(self._loop, self._settings)
-        self._attendant = Attendant(self._loop, read, self._settings, self._mender.uplinks)
+        self._loop = loop or Loop()
+        self._repairer = Repairer(self._loop, self._settings)
+        self._guests = GuestFollower(self._loop, config, self._settings, self._repairer.uplinks)
         self._lifeline = Lifeline(self._loop, self._daemon_ended)
 
     def run(self, lock: int | None) -> None:
-        """Watch until a signal ends the process. ``lock`` is the host's, if it was taken for us."""
+        """Watch until a signal ends the process.
+
+        ``lock`` is a descriptor that holds the host's lock; None when the lock was not taken for this
+        process.
+        """
         self._loop.on_signal(signal.SIGHUP, self._reread)
         self._loop.on_signal(signal.SIGUSR2, self._replace)
         set_title(table.WATCHER_TITLE)
-        service_manager.ready()  # for signals; before, SIGHUP ended it
+        service_manager.report_ready()  # not earlier: without its handler, SIGHUP would end the process
         if lock is not None:
             os.close(lock)
-        # Now that it can be found, and not before: whoever ended the daemon may have looked already.
+        # Only now that other processes can find this one: `tproxy stop` ends the daemon, then looks for
+        # watchers.
         if self._kept_by not in (None, os.getppid()):
             return
-        import_module("pyroute2.netns")  # the first guest shall not wait for it
-        LinkEvents(self._loop, self._links_touched, self._look_at_all)
-        RulesetEvents(self._loop, self._mender.ruleset_touched, self._look_at_all)
+        import_module("pyroute2.netns")  # large; the first guest should not wait for it
+        LinkEvents(self._loop, self._links_changed, self._look_at_all)
+        RulesetEvents(self._loop, self._repairer.ruleset_changed, self._look_at_all)
         log.info("watching bridges, as %s says", self._config.path)
         self._look_at_all()
         self._tick()
         self._loop.run()
 
     def _settings(self) -> Settings:
-        """For a daemon that is brought back: it keeps this watcher if the one before did."""
+        """Return the settings for a new daemon, which keeps a watcher if the daemon before did."""
         return self._config.settings if self._kept_by is not None else Settings(self._config.log_level)
 
     def _look_at_all(self) -> None:
-        self._attendant.look_at_all()
-        self._mender.doubt_all()
+        self._guests.look_at_all()
+        self._repairer.doubt_all()
 
-    def _links_touched(self, names: set[str], masters: set[str]) -> None:
-        self._attendant.look(names | masters)
-        self._mender.links_touched(names | masters)  # of a port with a new name that is all
+    def _links_changed(self, names: set[str], masters: set[str]) -> None:
+        self._guests.look(names | masters)
+        # The bridge, too: when our port is renamed, the kernel announces only the new name.
+        self._repairer.links_changed(names | masters)
 
     def _tick(self) -> None:
         self._loop.call_later(TICK, self._tick)
-        self._mender.look()
-        self._attendant.look_for_gone()
+        self._repairer.check_namespaces()
+        self._guests.look_for_gone()
         self._look_for_daemon()
 
     def _daemon_ended(self) -> None:
-        self._loop.call_later(SETTLE, self._look_for_daemon)  # it may be replaced just now
+        self._loop.call_later(SETTLE, self._look_for_daemon)  # a restart may be replacing it
 
     def _look_for_daemon(self) -> None:
         try:
@@ -102,7 +115,7 @@ class Watcher:
                 if client.daemon_answers() or not (settings.watch_file or nftables.read_maps()):
                     return
                 problems = life.start(settings, lock)
-        except UNSTEADY as error:  # OSError: no descriptor or process is to be had now
+        except UNSTEADY as error:  # OSError: no descriptor or process is free now
             problems = [f"the daemon is gone and cannot be started: {error}"]
         else:
             log.warning("the daemon was gone; started again")
@@ -115,11 +128,11 @@ class Watcher:
         try:
             read = reader.load(self._config.path)
         except TproxyError as error:
-            if str(error) != self._said:
+            if str(error) != self._file_problem:
                 log.warning("%s; what it said last stays in force", error)
-            self._said = str(error)
+            self._file_problem = str(error)
             return None
-        self._said = ""
+        self._file_problem = ""
         return read
 
     def _reread(self) -> None:
@@ -130,40 +143,43 @@ class Watcher:
         self._config = read
         output.set_level(logging.DEBUG if self._debug else read.log_level)
         for warning in read.warnings:
-            output.warn(warning)
+            output.warn(warning.at(read.path))
         if self._kept_by is not None and not read.watch:
             log.info("%s wants no watcher any more", read.path)
             self._loop.stop()
             return
-        self._attendant.configure(read)
+        self._guests.configure(read)
 
     def _replace(self) -> None:
-        """Go on as the installed code, with the same process id; not if that could not read the file."""
+        """Run the installed code in this process, with the same pid; not while the file cannot be read."""
         if self._read() is None:
             return
         arguments = ["--debug"] if self._debug else []
         arguments += ["watch", "--config", self._config.path]
         arguments += ["--kept-by", str(os.getppid())] if self._kept_by is not None else []
-        # Nobody can find or signal it meanwhile: whoever wants to end all of us waits for the lock.
+        # While the new code starts, no process can find this one or signal it. `tproxy stop` waits for the
+        # lock.
         lock = run_directory.take_lock()
-        if self._mender.is_missing_maps():
+        if self._repairer.is_missing_maps():
             lock.release()
             self._loop.call_later(SETTLE, self._replace)
             return
-        service_manager.replace("tproxy", *arguments, "--lock", str(lock.fileno()), keep=lock.fileno())
+        service_manager.execute_module("tproxy", *arguments, "--lock", str(lock.fileno()), keep=lock.fileno())
 
 
 def run(path: str, kept_by: int | None, lock: int | None, *, debug: bool) -> None:
-    # All descriptors that may be had: each bridge takes some twenty (probe), and most are given 1024.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    """Be the watcher for the configuration file ``path``; for ``kept_by`` and ``lock`` see Watcher.
+
+    Raises ConfigError when the file cannot be used, ProcessError when another watcher runs.
+    """
+    raise_descriptor_limit()  # each bridge takes about twenty (probe)
     output.for_command(DEFAULT_LEVEL, debug=debug)
     try:
         read = reader.load(os.path.abspath(path))
     except TproxyError as error:
-        log.error("no watcher: %s", error)  # nobody reads what one that the daemon keeps prints
+        log.error("no watcher: %s", error)  # nobody reads what the child of a daemon writes to stderr
         raise
     output.for_command(read.log_level, debug=debug)
     for warning in read.warnings:
-        output.warn(warning)
+        output.warn(warning.at(read.path))
     Watcher(read, kept_by, debug=debug).run(lock)

@@ -1,10 +1,12 @@
 """The watcher's repairs, step by step and without a clock: ``stepped_repairer.py CONFIGURATION``.
 
-Prints ``ready`` and its pid. Then each line of its input is one request, in JSON: what to do, and after how many steps
-to stop (0: when nothing is left to do). What to do is a shell command, or a list of a function's name in ``FUNCTIONS``
-and its arguments. The answer, one line of JSON, lists what the repairer logged and what the function returned.
+Prints ``ready`` and its pid. Then each line of its input is one request, in JSON: what to do, and after how
+many steps to stop (0: when nothing is left to do). What to do is a shell command, or a list of a function's
+name in ``FUNCTIONS`` and its arguments. The answer, one line of JSON, lists what the repairer logged and
+what the function returned.
 
-Whatever is due at some time is due in the next step. Only repairs that failed wait until they are told to be tried again.
+Whatever is due at some time is due in the next step. Only repairs that failed wait until they are told to
+be tried again.
 """
 
 from __future__ import annotations
@@ -69,7 +71,7 @@ class Events:
         LinkEvents(loop, self._links_changed, repairer.doubt_all)
         RulesetEvents(loop, self._ruleset_changed, repairer.doubt_all)
 
-    def lose(self, lost: bool) -> None:  # noqa: FBT001
+    def lose(self, lost: bool) -> None:
         self._lost = lost
 
     def _links_changed(self, names: set[str], masters: set[str]) -> None:

@@ -1,18 +1,18 @@
-"""mend: what is repaired of what strangers break, and what is left alone; step by step, without a clock.
+"""Repairs of bridges that are up: what is repaired, and what is left alone; step by step, without a clock.
 
-As ``tproxy watch`` has it, but in a loop in which all that would happen later happens next, save what is
-tried again: that waits to be told.
+The repairer is the one of ``tproxy watch``, in a loop where timers do not wait
+(programs/stepped_repairer.py).
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from typing import Any
 
 import pytest
 
+from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tproxy.lab.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS, BridgeNames
@@ -21,156 +21,92 @@ CONFIG = "/run/tproxy.yaml"
 ENDPOINT = "10.11.12.13"
 FOREIGN = BridgeNames("drop0")
 
-MEND = """
-import json, logging, os, subprocess, sys
-from tproxy.operations import reconcile
-from tproxy.watch import repair
-from tproxy.bridge import nftables
-from tproxy.model import Settings
-from tproxy.config import reader
-from tproxy.kernel.loop import Loop
-from tproxy.kernel.netlink import LinkEvents, RulesetEvents
 
-class Next(Loop):
-    def __init__(self):
-        super().__init__()
-        self.due = 0
-        self.retries = []
-        self.deaf = False
+class Host:
+    """A stand-in with two bridges that hooks brought up and one for another program, and a repairer."""
 
-    def call_later(self, seconds, call):
-        if seconds == repair.RETRY:
-            self.retries.append(call)
-            return
-        def due():
-            self.due -= 1
-            call()
-        self.due += 1
-        super().call_later(0, due)
-
-    def turn(self):
-        super().call_later(0, self.stop)
-        self.run()
-
-    def hear(self, whether):
-        self.deaf = not whether
-
-    def retry(self):
-        retries, self.retries = self.retries, []
-        for call in retries:
-            call()
-
-class Said(logging.Handler):
-    def emit(self, record):
-        said.append(record.getMessage())
-
-def repair_and_tell(bridge, *arguments, **options):
-    done = really_repair(bridge, *arguments, **options)
-    if not (done or options["restored"]) and nftables.read_map(bridge):
-        said.append(f"bridge {bridge}: nothing to repair")  # but it took the lock
-    return done
-
-really_repair, reconcile.repair = reconcile.repair, repair_and_tell
-config = reader.load(sys.argv[1])
-loop, said = Next(), []
-logging.getLogger("tproxy.watch.repair").addHandler(Said())
-logging.lastResort = None
-mender = repair.Mender(loop, lambda: Settings(config.log_level))
-LinkEvents(loop, lambda *names: loop.deaf or mender.links_touched(set().union(*names)), mender.doubt_all)
-RulesetEvents(loop, lambda told: loop.deaf or mender.ruleset_touched(told), mender.doubt_all)
-print("ready", os.readlink("/proc/self"), flush=True)
-for line in sys.stdin:
-    command, turns = json.loads(line)
-    said.clear()
-    if command.startswith("mender.") or command.startswith("loop."):
-        answer = eval(command)
-        if answer is not None:
-            said.append(sorted(answer) if isinstance(answer, frozenset) else answer)
-    elif command:
-        subprocess.run(command, shell=True, check=True)
-    loop.turn()
-    while loop.due and turns != 1:
-        loop.turn()
-        turns -= 1
-    print(json.dumps(said), flush=True)
-"""
-
-
-class Mended:
-    """A stand-in with bridges of hooks and of another program, and what looks after them."""
-
-    def __init__(self, host: Hypervisor) -> None:
-        self.host = host
+    def __init__(self, hypervisor: Hypervisor) -> None:
+        self.hypervisor = hypervisor
         for bridge in ("br0", "br1", "drop0"):
-            host.add_bridge(bridge)
-        host.ip("link add far0 type veth peer name far1", "link set far0 master br0 up")
-        host.ip(
-            "link add tunnel type vxlan id 7 dstport 4789", "link set tunnel master br1 up"
-        )  # an uplink that nobody names
-        host.write(CONFIG, f"tproxy: [{{service_port: 5030, remote_addr: {ENDPOINT}, remote_port: 8080}}]\n")
-        host.tproxy("hook", "up", "--bridge", "br0", "--uplink", "far0", "--config", CONFIG)
-        host.tproxy("hook", "up", "--bridge", "br1", "--config", CONFIG)
+            hypervisor.add_bridge(bridge)
+        hypervisor.ip("link add far0 type veth peer name far1", "link set far0 master br0 up")
+        # An uplink that nobody names.
+        hypervisor.ip("link add tunnel type vxlan id 7 dstport 4789", "link set tunnel master br1 up")
+        services = f"[{{service_port: 5030, remote_addr: {ENDPOINT}, remote_port: 8080}}]"
+        hypervisor.write(CONFIG, f"tproxy: {services}\n")
+        hypervisor.tproxy("hook", "up", "--bridge", "br0", "--uplink", "far0", "--config", CONFIG)
+        hypervisor.tproxy("hook", "up", "--bridge", "br1", "--config", CONFIG)
         self.before = self.ruleset()
 
     def start(self) -> list[Any]:
-        """Have it looked after, by another from now on; returns what is said of the first look."""
-        program = [sys.executable, "-c", MEND, CONFIG]
+        """Start a repairer, or another one; return what it logs at its first look."""
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 1}
-        self._program = self.host.popen(*program, **pipes)
+        self._program = self.hypervisor.popen(*program("stepped_repairer", CONFIG), **pipes)
         assert self._program.stdout
-        self.pid = int(self._program.stdout.readline().split()[1])  # behind "ready"
-        return self.does("mender.doubt_all()")
+        self.pid = int(self._program.stdout.readline().split()[1])  # after "ready"
+        return self.call("doubt_all")
 
-    def does(self, command: str = "", turns: int = 0) -> list[Any]:
-        """What it says when this is done, or called, and all that follows from it; sorted.
+    def after(self, command: str, steps: int = 0) -> list[Any]:
+        """Run a shell command; return the lines that the repairer logs then, sorted.
 
-        ``turns``: no more than so many steps of what follows.
+        ``steps``: stop after so many steps of the repairer. With 0, go on until it has nothing left to do.
         """
+        return self._request(command, steps)
+
+    def settle(self) -> list[Any]:
+        """Let the repairer go on until it has nothing left to do; return the lines that it logs, sorted."""
+        return self._request("", 0)
+
+    def call(self, function: str, *arguments: Any, steps: int = 0) -> list[Any]:
+        """Call a function of stepped_repairer.py; return its answer and the lines that are logged, sorted."""
+        return self._request([function, *arguments], steps)
+
+    def _request(self, what: str | list[Any], steps: int) -> list[Any]:
         assert self._program.stdin
         assert self._program.stdout
-        print(json.dumps([command, turns]), file=self._program.stdin, flush=True)
+        print(json.dumps([what, steps]), file=self._program.stdin, flush=True)
         said: list[Any] = json.loads(self._program.stdout.readline())
         return sorted(said, key=str)
 
     def may_open(self, more: int) -> None:
-        """Have it find so many descriptors free."""
-        held = {int(each.name) for each in self.host.path(f"/proc/{self.pid}/fd").iterdir()}
+        """Let the repairer open only so many more descriptors."""
+        held = {int(each.name) for each in self.hypervisor.path(f"/proc/{self.pid}/fd").iterdir()}
         free = sorted({*range(len(held) + more + 1)} - held)
-        self.host.run("prlimit", f"--pid={self.pid}", f"--nofile={free[more]}:")
+        self.hypervisor.run("prlimit", f"--pid={self.pid}", f"--nofile={free[more]}:")
 
     def descriptors(self) -> int:
-        return len(list(self.host.path(f"/proc/{self.pid}/fd").iterdir()))
+        return len(list(self.hypervisor.path(f"/proc/{self.pid}/fd").iterdir()))
 
     def ruleset(self) -> str:
-        lines = self.host.run("nft", "list ruleset").stdout.splitlines()
+        lines = self.hypervisor.run("nft", "list ruleset").stdout.splitlines()
         return "\n".join(sorted(line.strip() for line in lines))
 
     def add_foreign(self, mac: str) -> None:
-        """A bridge that another program brought up."""
+        """Bring drop0 up as another program does, in its own way."""
         inner, outer, namespace = FOREIGN.veth_namespace, FOREIGN.veth_bridge, FOREIGN.namespace
-        self.host.ip(
+        self.hypervisor.ip(
             f"netns add {namespace}",
             f"link add {outer} type veth peer name {inner} address {mac} netns {namespace}",
             f"link set {outer} master drop0 up",
         )
-        self.host.ip(
+        self.hypervisor.ip(
             f"address add {SERVICE_ADDRESS}/32 dev {inner}",
             f"link set {inner} up",
             f"route add default dev {inner} scope link",
             netns=namespace,
         )
         a_map = "ip one_tproxy ep_drop0"
-        self.host.run("nft", f"add map {a_map} {{ type inet_service : ipv4_addr . inet_service; }}")
-        self.host.run("nft", f"add element {a_map} {{ 5030 : {ENDPOINT} . 8080 }}")
-        self.host.tproxy("start")
+        self.hypervisor.run("nft", f"add map {a_map} {{ type inet_service : ipv4_addr . inet_service; }}")
+        self.hypervisor.run("nft", f"add element {a_map} {{ 5030 : {ENDPOINT} . 8080 }}")
+        self.hypervisor.tproxy("start")
         self.before = self.ruleset()
 
 
 @pytest.fixture
-def mended(hypervisor: Hypervisor) -> Mended:
-    mended = Mended(hypervisor)
-    assert mended.start() == []
-    return mended
+def host(hypervisor: Hypervisor) -> Host:
+    host = Host(hypervisor)
+    assert host.start() == []
+    return host
 
 
 def repaired(bridge: str, what: str) -> str:
@@ -183,28 +119,28 @@ MAP_AND_GUARDS = [
 GUARDS = [repaired(each, f"load guards of {each}") for each in ("br0", "br1")]
 
 
-def test_what_is_flushed_is_loaded_again(mended: Mended) -> None:
-    assert mended.does("nft flush ruleset") == MAP_AND_GUARDS
-    assert mended.ruleset() == mended.before
-    assert mended.does("nft delete table bridge one_tproxy") == GUARDS
-    # In one line each time, as often as it happens.
-    assert mended.does("nft delete table bridge one_tproxy") == GUARDS
-    assert mended.does("nft flush chain bridge one_tproxy ch_br0") == GUARDS[:1]
-    # What serves all is loaded with the first.
+def test_flushed_maps_and_guards_are_loaded_again(host: Host) -> None:
+    assert host.after("nft flush ruleset") == MAP_AND_GUARDS
+    assert host.ruleset() == host.before
+    assert host.after("nft delete table bridge one_tproxy") == GUARDS
+    # One line for each bridge, each time that it happens.
+    assert host.after("nft delete table bridge one_tproxy") == GUARDS
+    assert host.after("nft flush chain bridge one_tproxy ch_br0") == GUARDS[:1]
+    # The repair of the first bridge loads what serves all bridges.
     flush = "nft flush chain bridge one_tproxy guard_forward"
-    assert mended.does(flush) == [GUARDS[0], "bridge br1: nothing to repair"]
-    assert mended.ruleset() == mended.before
-    assert mended.does("nft delete table ip one_tproxy; nft add table ip one_tproxy") == [
+    assert host.after(flush) == [GUARDS[0], "bridge br1: nothing to repair"]
+    assert host.ruleset() == host.before
+    assert host.after("nft delete table ip one_tproxy; nft add table ip one_tproxy") == [
         repaired(each, f"load service map of {each}") for each in ("br0", "br1")
     ]
-    assert mended.ruleset() == mended.before
-    assert mended.does() == []
+    assert host.ruleset() == host.before
+    assert host.settle() == []
 
 
-def test_links_namespaces_and_sysctls_are_made_right_again(mended: Mended) -> None:
+def test_links_namespaces_and_sysctls_are_repaired(host: Host) -> None:
     def said(command: str) -> str:
         line: str
-        (line,) = mended.does(command)
+        (line,) = host.after(command)
         assert line.startswith(repaired("br0", ""))
         return line.removeprefix(repaired("br0", "")).partition(" ")[0]
 
@@ -212,229 +148,231 @@ def test_links_namespaces_and_sysctls_are_made_right_again(mended: Mended) -> No
     assert said("ip link set br0b nomaster") == "make"
     assert said("ip link set br0b down") == "make"
     assert said("ip netns exec one_tproxy_br0 ip link del br0a") == "create"
-    # What the kernel does not tell, again and again.
-    files = mended.descriptors()
+    # The kernel does not announce this. It is found each time.
+    files = host.descriptors()
     for _ in range(2):
         change = "ip netns exec one_tproxy_br0 sysctl -qw net.ipv4.conf.all.arp_ignore=2"
-        (line,) = mended.does(change) + mended.does("mender.look()")
+        (line,) = host.after(change) + host.call("check_namespaces")
         assert line == repaired("br0", "set sysctls in namespace one_tproxy_br0: ipv4/conf/all/arp_ignore=1")
-        assert mended.does("mender.look() or loop.due") == [0]
-    assert mended.descriptors() == files
-    # The kernel may tell of the veth that goes along, later.
-    mended.host.run("ip", "netns", "del", "one_tproxy_br0")
+        assert host.call("find_changed_namespaces") == [False]
+    assert host.descriptors() == files
+    # The kernel deletes the veth pair with the namespace, but later.
+    host.hypervisor.run("ip", "netns", "del", "one_tproxy_br0")
     for _ in eventually():
-        if any("create namespace one_tproxy_br0" in line for line in mended.does("mender.look()")):
+        if any("create namespace one_tproxy_br0" in line for line in host.call("check_namespaces")):
             break
-    assert mended.does("mender.doubt_all()") == []
-    assert mended.ruleset() == mended.before
-    assert mended.descriptors() == files
+    assert host.call("doubt_all") == []
+    assert host.ruleset() == host.before
+    assert host.descriptors() == files
 
 
-def test_what_is_made_right_at_once_was_not_broken(mended: Mended) -> None:
-    """As the daemon does, which makes guards follow the ports."""
+def test_guards_that_somebody_corrects_at_once_are_not_repaired(host: Host) -> None:
+    """The daemon corrects guards when the ports of a bridge change."""
     for _ in range(2):
-        assert mended.does("nft 'delete element bridge one_tproxy veths { \"br1b\" }'", turns=1) == []
-        mended.host.tproxy("hook", "up", "--bridge", "br1", "--config", CONFIG)
-        assert mended.does() == []
-    # That was long ago, and says nothing of the next time.
-    assert mended.does("nft flush chain bridge one_tproxy ch_br1", turns=1) == []
-    assert mended.does() == GUARDS[1:]
+        assert host.after("nft 'delete element bridge one_tproxy veths { \"br1b\" }'", steps=1) == []
+        host.hypervisor.tproxy("hook", "up", "--bridge", "br1", "--config", CONFIG)
+        assert host.settle() == []
+    # Guards that are wrong the next time count as wrong for the first time.
+    assert host.after("nft flush chain bridge one_tproxy ch_br1", steps=1) == []
+    assert host.settle() == GUARDS[1:]
 
 
-def test_what_was_broken_before_is_repaired_too(mended: Mended) -> None:
-    # That hooks brought these up is noted, or their guards tell.
-    mended.host.run("nft", "delete table bridge one_tproxy")
-    assert mended.start() == GUARDS
-    mended.host.run("sh", "-c", "rm /run/tproxy/*/used/br0")
-    mended.host.run("nft", "flush chain bridge one_tproxy ch_br0")
-    mended.host.ip("link del br1b")
-    guards, port = mended.start()
+def test_what_was_broken_before_the_start_is_repaired(host: Host) -> None:
+    # The note of a hook's call tells that a hook built the bridge, and so do the guards alone.
+    host.hypervisor.run("nft", "delete table bridge one_tproxy")
+    assert host.start() == GUARDS
+    host.hypervisor.run("sh", "-c", "rm /run/tproxy/*/used/br0")
+    host.hypervisor.run("nft", "flush chain bridge one_tproxy ch_br0")
+    host.hypervisor.ip("link del br1b")
+    guards, port = host.start()
     assert guards == GUARDS[0]
     assert port.startswith(repaired("br1", "create veth br1b"))
 
 
-def test_what_was_not_told_is_found_when_all_is_doubtful(mended: Mended) -> None:
+def test_changes_whose_messages_were_lost_are_found_by_a_look_at_everything(host: Host) -> None:
     def said(command: str) -> str:
-        """Of what is told of late, and by nothing."""
-        mended.does("loop.hear(False)")
-        assert mended.does(command) == []
-        mended.does("loop.hear(True)")
-        return "\n".join(mended.does("mender.doubt_all()"))
+        """What is logged at a look at everything, of a change whose messages were lost."""
+        host.call("lose_events", True)
+        assert host.after(command) == []
+        host.call("lose_events", False)
+        return "\n".join(host.call("doubt_all"))
 
     assert said("ip link del br1b").startswith(repaired("br1", "create veth br1b"))
     assert said("nft flush ruleset") == "\n".join(MAP_AND_GUARDS)
     assert said("nft delete map ip one_tproxy ep_br1") == ""
-    assert mended.does("mender.is_missing_maps()") == [False]
+    assert host.call("is_missing_maps") == [False]
 
 
-def test_maps_that_are_deleted_or_changed_are_meant_to_be(mended: Mended) -> None:
-    files = mended.descriptors()
-    assert mended.does("mender.is_missing_maps()") == [False]
+def test_maps_that_somebody_deletes_or_changes_stay_so(host: Host) -> None:
+    files = host.descriptors()
+    assert host.call("is_missing_maps") == [False]
     delete = "nft delete map ip one_tproxy ep_br1"
-    assert mended.does(delete, turns=1) == []
-    mended.host.tproxy("hook", "up", "--bridge", "br1", "--config", CONFIG)  # before it is sure
-    assert mended.does() == []
-    assert mended.does(delete, turns=1) == []
-    assert mended.does("mender.is_missing_maps()", turns=1) == [True]
-    assert mended.does() == []
-    assert mended.does("mender.is_missing_maps()") == [False]
-    assert mended.descriptors() < files
-    # Nor is anything of that bridge its business any more.
-    assert mended.does("ip link set br1b down") == []
-    assert mended.does("nft flush chain bridge one_tproxy ch_br1") == []
-    assert mended.does("nft 'add element ip one_tproxy ep_br0 { 99 : 10.0.0.1 . 99 }'") == []
-    assert mended.does("nft flush ruleset") == MAP_AND_GUARDS[:1]
-    assert "99 : 10.0.0.1 . 99" in mended.ruleset()
-    assert "ep_br1" not in mended.ruleset()
-    # Whatever was flushed before, again.
-    assert mended.does("nft delete map ip one_tproxy ep_br0") == []
-    assert "ep_br0" not in mended.ruleset()
-    # Another map brings it back, and all of it.
-    mended.host.tproxy("hook", "up", "--bridge", "br1", "--config", CONFIG)
-    assert mended.does() == []
-    assert mended.does("ip link del br1b") != []
+    assert host.after(delete, steps=1) == []
+    host.hypervisor.tproxy("hook", "up", "--bridge", "br1", "--config", CONFIG)  # before the second look
+    assert host.settle() == []
+    assert host.after(delete, steps=1) == []
+    assert host.call("is_missing_maps", steps=1) == [True]
+    assert host.settle() == []
+    assert host.call("is_missing_maps") == [False]
+    assert host.descriptors() < files
+    # Nothing else of that bridge is repaired either.
+    assert host.after("ip link set br1b down") == []
+    assert host.after("nft flush chain bridge one_tproxy ch_br1") == []
+    assert host.after("nft 'add element ip one_tproxy ep_br0 { 99 : 10.0.0.1 . 99 }'") == []
+    assert host.after("nft flush ruleset") == MAP_AND_GUARDS[:1]
+    assert "99 : 10.0.0.1 . 99" in host.ruleset()
+    assert "ep_br1" not in host.ruleset()
+    # A map that was restored once can be deleted, too.
+    assert host.after("nft delete map ip one_tproxy ep_br0") == []
+    assert "ep_br0" not in host.ruleset()
+    # A new map makes the bridge one to be repaired again.
+    host.hypervisor.tproxy("hook", "up", "--bridge", "br1", "--config", CONFIG)
+    assert host.settle() == []
+    assert host.after("ip link del br1b") != []
 
 
-def test_what_a_hook_takes_down_stays_down(mended: Mended) -> None:
-    mended.host.tproxy("hook", "down", "--bridge", "br1", "--force")
-    assert mended.does() == []
-    assert mended.does("nft flush ruleset") == MAP_AND_GUARDS[:1]
-    mended.host.tproxy("hook", "down", "--bridge", "br0", "--force")
-    assert mended.does() == []
-    assert mended.does("nft add table ip one_tproxy; nft delete table ip one_tproxy") == []
-    assert mended.ruleset() == ""
+def test_what_a_hook_takes_down_stays_down(host: Host) -> None:
+    host.hypervisor.tproxy("hook", "down", "--bridge", "br1", "--force")
+    assert host.settle() == []
+    assert host.after("nft flush ruleset") == MAP_AND_GUARDS[:1]
+    host.hypervisor.tproxy("hook", "down", "--bridge", "br0", "--force")
+    assert host.settle() == []
+    assert host.after("nft add table ip one_tproxy; nft delete table ip one_tproxy") == []
+    assert host.ruleset() == ""
 
 
-def test_the_uplinks_that_a_hook_named_are_kept_in_mind(mended: Mended) -> None:
-    assert mended.does("mender.uplinks('br0')") == [["far0"]]
-    assert mended.does("nft delete table bridge one_tproxy", turns=1) == []
-    assert mended.does("mender.uplinks('br0')") == [["far0"], *GUARDS]
-    # Of one that was not looked at yet, it is looked up.
-    mended.host.add_bridge("br2")
-    mended.host.ip("link add near0 type veth peer name near1", "link set near0 master br2 up")
-    mended.host.tproxy("hook", "up", "--bridge", "br2", "--uplink", "near0", "--config", CONFIG)
-    assert mended.does("mender.uplinks('br2')", turns=1) == [["near0"]]
-    assert mended.does("mender.uplinks('lo')") == [[]]
-    # And when a hook names others, these.
-    mended.host.tproxy("hook", "up", "--bridge", "br2", "--config", CONFIG)
-    mended.does()
-    assert mended.does("mender.uplinks('br2')") == [[]]
+def test_the_uplinks_that_a_hook_named_are_remembered(host: Host) -> None:
+    assert host.call("uplinks", "br0") == [["far0"]]
+    assert host.after("nft delete table bridge one_tproxy", steps=1) == []
+    assert host.call("uplinks", "br0") == [["far0"], *GUARDS]
+    # The uplinks of a bridge that was not examined yet are read from its guards.
+    host.hypervisor.add_bridge("br2")
+    host.hypervisor.ip("link add near0 type veth peer name near1", "link set near0 master br2 up")
+    host.hypervisor.tproxy("hook", "up", "--bridge", "br2", "--uplink", "near0", "--config", CONFIG)
+    assert host.call("uplinks", "br2", steps=1) == [["near0"]]
+    assert host.call("uplinks", "lo") == [[]]
+    # A later hook replaces them.
+    host.hypervisor.tproxy("hook", "up", "--bridge", "br2", "--config", CONFIG)
+    host.settle()
+    assert host.call("uplinks", "br2") == [[]]
 
 
-def test_of_what_another_program_built_no_more_is_repaired_than_is_known(mended: Mended) -> None:
+def test_a_bridge_of_another_program_gets_back_its_map_and_veth_and_no_guards(host: Host) -> None:
     mac = "06:11:22:33:44:55"
-    mended.add_foreign(mac)
-    assert mended.does() == []
-    files = mended.descriptors()
+    host.add_foreign(mac)
+    assert host.settle() == []
+    files = host.descriptors()
     outer, inner, inside = FOREIGN.veth_bridge, FOREIGN.veth_namespace, FOREIGN.namespace
-    # Its own way of doing things is right.
+    # What differs from our own way of building a bridge is not repaired.
     for change in (
         f"ip link set {outer} nomaster; ip link set {outer} down",
         f"ip link set {outer} master drop0; ip link set {outer} up",
         f"ip netns exec {inside} sysctl -qw net.ipv4.conf.all.arp_ignore=2",
     ):
-        assert mended.does(change) == []
-        assert mended.does("mender.look()") == []
-        assert mended.does("mender.look() or loop.due") == [0]
-    assert mended.descriptors() == files
-    (line,) = mended.does(f"ip link del {outer}")
+        assert host.after(change) == []
+        assert host.call("check_namespaces") == []
+        assert host.call("find_changed_namespaces") == [False]
+    assert host.descriptors() == files
+    (line,) = host.after(f"ip link del {outer}")
     assert line.startswith(repaired("drop0", f"create veth {outer}"))
-    assert mac in mended.host.run("ip", "link", "show", inner, netns=inside).stdout
-    assert mended.does("nft delete table bridge one_tproxy") == GUARDS
-    (line, *others) = reversed(mended.does("nft flush ruleset"))
+    assert mac in host.hypervisor.run("ip", "link", "show", inner, netns=inside).stdout
+    assert host.after("nft delete table bridge one_tproxy") == GUARDS
+    (line, *others) = reversed(host.after("nft flush ruleset"))
     assert (line, others[::-1]) == (repaired("drop0", "load service map of drop0"), MAP_AND_GUARDS)
-    assert mended.ruleset() == mended.before
-    # And when it is taken down, in whatever order, it stays down.
+    assert host.ruleset() == host.before
+    # When that program takes it down, in any order, it stays down.
     gone = f"nft delete map ip one_tproxy ep_drop0; ip netns del {inside}; ip link del {outer} || true"
-    assert mended.does(gone) == []
-    assert mended.does("mender.look()") == []
+    assert host.after(gone) == []
+    assert host.call("check_namespaces") == []
 
 
-def test_what_another_program_has_not_built_to_the_end_is_left_to_it(mended: Mended) -> None:
-    mended.host.run("nft", "add map ip one_tproxy ep_drop0 { type inet_service : ipv4_addr . inet_service; }")
-    assert mended.does() == []
-    assert mended.does("nft delete map ip one_tproxy ep_drop0") == []
-    mended.add_foreign("06:11:22:33:44:55")
-    assert mended.does() == []
-    assert mended.does(f"ip link del {FOREIGN.veth_bridge}") != []
+def test_a_bridge_that_another_program_has_not_finished_is_left_alone(host: Host) -> None:
+    host.hypervisor.run(
+        "nft", "add map ip one_tproxy ep_drop0 { type inet_service : ipv4_addr . inet_service; }"
+    )
+    assert host.settle() == []
+    assert host.after("nft delete map ip one_tproxy ep_drop0") == []
+    host.add_foreign("06:11:22:33:44:55")
+    assert host.settle() == []
+    assert host.after(f"ip link del {FOREIGN.veth_bridge}") != []
 
 
-def test_what_cannot_be_repaired_is_said_once_and_tried_again(mended: Mended) -> None:
+def test_a_repair_that_fails_is_logged_once_and_tried_again(host: Host) -> None:
     why = "bridge br0 is broken and cannot be repaired: link br0b is not a veth; bridge br0 needs that name"
-    assert mended.does("ip link del br0b; ip link add br0b type bridge") == [why]
+    assert host.after("ip link del br0b; ip link add br0b type bridge") == [why]
     for _ in range(2):
-        assert mended.does("loop.retry()") == []
-    # Meanwhile others are looked after, and nobody is in its place.
-    assert mended.does("nft flush chain bridge one_tproxy ch_br0") == []
-    assert mended.does("nft flush chain bridge one_tproxy ch_br1") == GUARDS[1:]
-    assert mended.does("ip link del br0b") == []
-    (line,) = mended.does("loop.retry()")
+        assert host.call("retry") == []
+    # Other bridges are repaired meanwhile.
+    assert host.after("nft flush chain bridge one_tproxy ch_br0") == []
+    assert host.after("nft flush chain bridge one_tproxy ch_br1") == GUARDS[1:]
+    assert host.after("ip link del br0b") == []
+    (line,) = host.call("retry")
     assert line.startswith(repaired("br0", ""))
     assert "create veth" in line
     assert "load guards of br0" in line
-    assert mended.does("loop.retry()") == []
-    assert mended.ruleset() == mended.before
-    # The next time is another.
-    assert mended.does("ip link del br0b; ip link add br0b type bridge") == [why]
+    assert host.call("retry") == []
+    assert host.ruleset() == host.before
+    # A new failure is logged again.
+    assert host.after("ip link del br0b; ip link add br0b type bridge") == [why]
 
 
-def test_what_was_done_before_a_repair_failed_is_said_with_it(mended: Mended) -> None:
+def test_a_later_success_also_names_what_was_done_before_the_failure(host: Host) -> None:
     why = "bridge br0 is broken and cannot be repaired: link br0b is not a veth; bridge br0 needs that name"
     flush = "nft flush ruleset; ip link del br0b; ip link add br0b type bridge"
-    assert mended.does(flush) == [why, MAP_AND_GUARDS[1]]
-    mended.host.ip("link del br0b")
-    (line,) = mended.does("loop.retry()")
+    assert host.after(flush) == [why, MAP_AND_GUARDS[1]]
+    host.hypervisor.ip("link del br0b")
+    (line,) = host.call("retry")
     assert line.startswith(repaired("br0", "load service map of br0; "))
 
 
-def test_what_is_flushed_just_before_another_repair_is_part_of_it(mended: Mended) -> None:
+def test_a_flush_just_before_a_repair_becomes_part_of_that_repair(host: Host) -> None:
     flush = "nft flush chain bridge one_tproxy ch_"
-    assert mended.does(f"{flush}br0; {flush}br1", turns=2) == []
-    assert mended.does("nft flush ruleset") == MAP_AND_GUARDS
-    assert mended.ruleset() == mended.before
+    assert host.after(f"{flush}br0; {flush}br1", steps=2) == []
+    assert host.after("nft flush ruleset") == MAP_AND_GUARDS
+    assert host.ruleset() == host.before
 
 
-def test_what_is_taken_down_just_before_its_repair_stays_down(mended: Mended) -> None:
-    files = mended.descriptors()
+def test_a_bridge_that_is_taken_down_just_before_its_repair_stays_down(host: Host) -> None:
+    files = host.descriptors()
     flush = "nft flush chain bridge one_tproxy ch_"
-    assert mended.does(f"{flush}br0; {flush}br1", turns=2) == []
-    assert mended.does("nft delete map ip one_tproxy ep_br1") == GUARDS[:1]
-    assert mended.does("mender.is_missing_maps()") == [False]
-    assert mended.descriptors() < files
-    assert mended.does(f"{flush}br0", turns=2) == []
-    assert mended.does("ip link del br0") == []
+    assert host.after(f"{flush}br0; {flush}br1", steps=2) == []
+    assert host.after("nft delete map ip one_tproxy ep_br1") == GUARDS[:1]
+    assert host.call("is_missing_maps") == [False]
+    assert host.descriptors() < files
+    assert host.after(f"{flush}br0", steps=2) == []
+    assert host.after("ip link del br0") == []
 
 
-def test_without_descriptors_no_bridge_is_taken_for_one_that_is_gone(mended: Mended) -> None:
-    mended.may_open(1)  # the lock
-    mended.host.run("nft", "flush ruleset")
-    for line, bridge in zip(mended.does(), ("br0", "br1"), strict=True):
+def test_without_free_descriptors_no_bridge_counts_as_gone(host: Host) -> None:
+    host.may_open(1)  # for the lock
+    host.hypervisor.run("nft", "flush ruleset")
+    for line, bridge in zip(host.settle(), ("br0", "br1"), strict=True):
         assert line.startswith(f"bridge {bridge} is broken and cannot be repaired: ")
         assert "Too many open files" in line
-    mended.may_open(1000)
-    assert mended.does("loop.retry()") == MAP_AND_GUARDS
-    assert mended.ruleset() == mended.before
+    host.may_open(1000)
+    assert host.call("retry") == MAP_AND_GUARDS
+    assert host.ruleset() == host.before
 
 
-def test_without_descriptors_nothing_is_forgotten(mended: Mended) -> None:
-    mended.may_open(0)
-    mended.host.run("nft", "flush chain bridge one_tproxy ch_br0; flush chain bridge one_tproxy ch_br1")
-    (line,) = mended.does()
-    assert line.startswith("the ruleset cannot be looked after: ")
+def test_without_free_descriptors_nothing_is_forgotten(host: Host) -> None:
+    host.may_open(0)
+    host.hypervisor.run("nft", "flush chain bridge one_tproxy ch_br0; flush chain bridge one_tproxy ch_br1")
+    (line,) = host.settle()
+    assert line.startswith("nftables cannot be compared with what bridges had: ")
     assert "Too many open files" in line
-    mended.may_open(1000)
-    assert mended.does("loop.retry()") == GUARDS
-    assert mended.ruleset() == mended.before
+    host.may_open(1000)
+    assert host.call("retry") == GUARDS
+    assert host.ruleset() == host.before
 
 
-def test_maps_that_cannot_be_loaded_again_now_are_loaded_later(mended: Mended) -> None:
+def test_maps_that_cannot_be_restored_now_are_restored_later(host: Host) -> None:
     in_its_place = "add table ip one_tproxy; add set ip one_tproxy ep_br0 { type mark; }"
-    for _ in range(2):  # the next time is another
-        (line,) = mended.does(f"nft flush ruleset; nft '{in_its_place}'")
-        assert line.startswith("the ruleset cannot be looked after: ")
-        assert mended.does("loop.retry()") == []  # as before
-        assert mended.does("mender.is_missing_maps()") == [True]
-        assert mended.does("nft delete set ip one_tproxy ep_br0") == []
-        assert mended.does("loop.retry()") == MAP_AND_GUARDS
-        assert mended.ruleset() == mended.before
-        assert mended.does("mender.is_missing_maps()") == [False]
+    for _ in range(2):  # a new failure is logged again
+        (line,) = host.after(f"nft flush ruleset; nft '{in_its_place}'")
+        assert line.startswith("nftables cannot be compared with what bridges had: ")
+        assert host.call("retry") == []  # the same failure is not logged again
+        assert host.call("is_missing_maps") == [True]
+        assert host.after("nft delete set ip one_tproxy ep_br0") == []
+        assert host.call("retry") == MAP_AND_GUARDS
+        assert host.ruleset() == host.before
+        assert host.call("is_missing_maps") == [False]
