@@ -1,6 +1,6 @@
-"""tproxy: chosen services for guests of isolated networks, without one routed packet.
+"""tproxy offers chosen services to guests of isolated networks, without routing one packet.
 
-The nouns, used with these meanings everywhere:
+These nouns have one meaning everywhere:
 
 guest
     a virtual machine or container attached to a bridge on this hypervisor.
@@ -15,13 +15,13 @@ endpoint
 service
     one service port with its endpoint and options, on one bridge.
 relay
-    the process in a bridge's namespace; it accepts connections and passes the sockets on.
+    the process in a bridge's network namespace; it accepts connections and passes the sockets to the daemon.
 daemon
     the one process in the root namespace; it dials endpoints and moves the bytes.
 hook
-    what a VM network driver calls when a NIC comes or goes.
+    the command that a VM network driver calls when a NIC comes or goes.
 guard
-    the nftables rules at the bridge that keep the service address and our MAC honest.
+    the nftables rules at a bridge that let nobody but us use the service address and our MAC there.
 """
 
 __version__ = "0.1.0"

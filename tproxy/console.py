@@ -1,4 +1,4 @@
-"""What every command needs at the terminal: exit codes, one-line messages, and the check for root."""
+"""The terminal: exit codes, messages of one line, and the check for root."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from contextlib import suppress
 from tproxy.errors import TproxyError
 
 EXIT_FAILURE = 1
-EXIT_USAGE = 2  # as click has it
+EXIT_USAGE = 2  # the same as click's
 EXIT_INTERNAL = 70  # EX_SOFTWARE, sysexits.h(3head): please report it
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -22,7 +22,7 @@ def require_root() -> None:
 def say(line: str) -> None:
     """Print one line on stderr, prefixed with the program's name.
 
-    A stderr that is closed or full is ignored: the exit code still tells.
+    If stderr is closed or full, nothing is printed: the exit code still tells of the failure.
     """
     if sys.stderr is None:  # closed; print() would take None for stdout
         return
@@ -31,5 +31,8 @@ def say(line: str) -> None:
 
 
 def in_utf8(words: Iterable[str]) -> list[str]:
-    """Arguments of the process read in UTF-8, as names in files are, whatever the caller's locale."""
+    """Return arguments of the process decoded as UTF-8, like names in files, in any locale of the caller.
+
+    Bytes that are not UTF-8 become surrogate escapes.
+    """
     return [os.fsencode(word).decode(errors="surrogateescape") for word in words]

@@ -1,6 +1,6 @@
-"""The exception tree, and how foreign text is put into messages.
+"""The exceptions, and how text from outside is put into messages.
 
-Every message is one line that an operator can act on.
+Each message is one line that an operator can act on.
 """
 
 MAX_QUOTED = 80  # characters of a value in a message: enough to find it
@@ -15,7 +15,7 @@ class ConfigError(TproxyError):
 
 
 class BadName(TproxyError):
-    """A bridge or interface name that the kernel or nftables could not hold."""
+    """A bridge or interface has a name that the kernel or nftables does not allow."""
 
 
 class KernelError(TproxyError):
@@ -23,11 +23,11 @@ class KernelError(TproxyError):
 
 
 class NftError(TproxyError):
-    """nftables refused a transaction or a read; nothing was changed by it."""
+    """nftables refused a transaction or a read, which changed nothing."""
 
 
 class ProtocolError(TproxyError):
-    """A message between relay, daemon and command line that does not follow ``wire``."""
+    """A message between relay, daemon and command line does not follow the protocol."""
 
 
 class ProcessError(TproxyError):
@@ -35,15 +35,15 @@ class ProcessError(TproxyError):
 
 
 class NotRunning(ProcessError):
-    """There is no daemon that could be asked."""
+    """No daemon is running."""
 
 
 def quoted(text: str) -> str:
-    """A value for a message: in quotes, one line of ASCII, not too long."""
+    """Return a value for a message: in quotes, as one line of ASCII, and cut if it is long."""
     line = ascii(text)
     return line if len(line) <= MAX_QUOTED else line[:MAX_QUOTED] + "..."
 
 
 def to_ascii(text: object) -> str:
-    """Unquoted text for a message, in one line of ASCII."""
+    """Return text for a message without quotes, as one line of ASCII."""
     return str(text).encode("unicode_escape").decode("ascii")

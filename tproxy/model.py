@@ -1,7 +1,7 @@
-"""The frozen types everything else speaks in, what they may hold, and the names derived from a bridge's name.
+"""The immutable types that all packages use, the rules for their values, and the names derived from a bridge.
 
-They are named tuples, and light ones (``typed``): importing ``dataclasses`` takes some milliseconds, and
-making each class a third of one; a hook, which runs at every VM start, would pay for both.
+The types are the light named tuples of ``typed``, because a hook runs at every VM start: importing
+``dataclasses`` takes some milliseconds, and each class that it makes a third of one.
 """
 
 import socket
@@ -12,15 +12,16 @@ from tproxy.typed import NamedTuple
 
 SERVICE_ADDRESS = "169.254.16.9"
 
-# Locally administered (bit 1 of the first byte), the service address in the last four. The same on
-# every bridge and host, so that a migrated guest's ARP cache stays right. Not 02:00, which is
-# OpenNebula's own prefix for "MAC from IP" and would be this very address for a guest 169.254.16.9.
+# A locally administered address (bit 1 of the first byte) with the service address in the last four bytes. It
+# is the same on every bridge and host, so that the ARP cache of a migrated guest stays right. It does not
+# begin with 02:00, the prefix of OpenNebula's MACs, which end in the guest's IPv4 address: the guest
+# 169.254.16.9 would have this one.
 SERVICE_MAC = "06:00:a9:fe:10:09"
 
-# Of the veth's other end, the bridge's port. It tells our ports from all others, on which a name
-# that ends in "b" says nothing: programs that manage links are told to leave it alone (etc/). And it
-# is high: a bridge takes the lowest address of its ports for its own unless it was given one, and a
-# hook must not change the address under which guests know their gateway.
+# The address of the veth's other end, the port of the bridge. It tells our ports from others, which a name
+# that ends in "b" does not: the files in etc/ tell programs that manage links to leave this address alone. It
+# is high, because a bridge without an address of its own takes the lowest of its ports, and a hook must not
+# change the address by which guests know their gateway.
 PORT_MAC = "fe:ff:a9:fe:10:09"
 
 TABLE = "one_tproxy"  # in nftables families ip (maps) and bridge (guards)
@@ -33,14 +34,14 @@ DEFAULT_CONNECT_TIMEOUT = 5.0  # seconds
 
 _MULTICAST = range(224, 240)  # 224.0.0.0/4
 
-# What an nftables identifier and a file name can both hold without quoting (nft(8), LEXICAL
-# CONVENTIONS). Linux allows more in an interface name; a bridge called "a;b" is refused in words
-# instead of being half-supported.
+# The characters that an nftables identifier and a file name can both hold without quoting (nft(8), LEXICAL
+# CONVENTIONS). Linux allows more in the name of an interface. A bridge called "a;b" gets an error message,
+# which is better than support in some places.
 _NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
 
 
 def check_interface_name(name: str, what: str = "bridge") -> str:
-    """Return ``name`` when it can be an interface name here; raise BadName otherwise."""
+    """Return ``name`` if it can be an interface's; ``what`` names it in the message. Raises BadName."""
     if not name:
         raise BadName(f"{what} name is empty")
     if len(name.encode(errors="surrogateescape")) > INTERFACE_NAME_BYTES:
@@ -55,7 +56,7 @@ class _Bridge(NamedTuple):
 
 
 class BridgeNames(_Bridge):
-    """All names on the host that belong to one bridge (SPEC section 2)."""
+    """All names on the host of one bridge (docs/contract.md, Names on the host). Raises BadName."""
 
     __slots__ = ()
 
@@ -70,10 +71,10 @@ class BridgeNames(_Bridge):
     def _veth_stem(self) -> str:
         if len(self.bridge) < INTERFACE_NAME_BYTES:
             return self.bridge
-        import hashlib  # OpenSSL behind it is large, and few bridges need it
+        import hashlib  # it loads OpenSSL, which is large, and few bridges need it
 
-        # No room for one more letter: "tp", 12 hexadecimal digits of a hash, then "a" or "b".
-        # 48 bits make a collision between the bridges of one host a matter of geology.
+        # There is no room for one more letter: "tp", 12 hexadecimal digits of a hash, then "a" or "b". With
+        # 48 bits, two bridges of one host have the same digits practically never.
         return "tp" + hashlib.blake2s(self.bridge.encode(), digest_size=6).hexdigest()
 
     @property
@@ -102,7 +103,7 @@ class BridgeNames(_Bridge):
 
 
 def is_ipv4(text: str) -> bool:
-    """Whether it is a dotted IPv4 address, all four numbers of it."""
+    """Return whether the text is an IPv4 address of four decimal numbers."""
     try:
         socket.inet_pton(socket.AF_INET, text)
     except (OSError, ValueError):
@@ -111,7 +112,7 @@ def is_ipv4(text: str) -> bool:
 
 
 def refused(address: str) -> str:
-    """Why this cannot be an endpoint; "" when it can, or is a name."""
+    """Return why an address cannot be an endpoint; "" when it can, or when it is a host name."""
     if address == SERVICE_ADDRESS:
         return "is the service address itself: a loop"
     if not is_ipv4(address):
@@ -127,7 +128,7 @@ class _AddressPort(NamedTuple):
 
 
 class Endpoint(_AddressPort):
-    """The real address behind a service port; ``address`` is a dotted IPv4 address."""
+    """The real address behind a service port. Raises ValueError unless ``address`` is a dotted IPv4."""
 
     __slots__ = ()
 
@@ -141,7 +142,7 @@ class Endpoint(_AddressPort):
 
 
 class Service(NamedTuple):
-    """One service port on one bridge. ``connect_timeout`` is in seconds."""
+    """A service port with its endpoint and options, on one bridge. ``connect_timeout`` is in seconds."""
 
     port: int
     endpoint: Endpoint
@@ -150,16 +151,16 @@ class Service(NamedTuple):
 
 
 class Network(NamedTuple):
-    """What the driver calls the network; empty where it did not say.
+    """A virtual network as the driver names it. What the driver did not give is empty.
 
-    Where a map was read, ``name`` can be what stands for one that is too long for it.
+    When it was read from a map, ``name`` can be the ``stand_in`` of a name that is too long for the map.
     """
 
     name: str = ""
     id: str = ""
 
     def is_one_of(self, networks: frozenset[str]) -> bool:
-        """Whether its name or its id is among these."""
+        """Return whether its name or its id is in ``networks``."""
         if not networks.isdisjoint((self.name, self.id)):
             return True
         return self.name.startswith(_LONG_NAME) and self.name in map(stand_in, networks)
@@ -169,17 +170,17 @@ _LONG_NAME = "blake2s:"
 
 
 def stand_in(name: str) -> str:
-    """What a network's name is known by where it is too long to be kept, as in a comment of nftables."""
+    """Return the short text that stands for a network's name where there is no room for the name."""
     import hashlib  # see BridgeNames
 
     return _LONG_NAME + hashlib.blake2s(name.encode(errors="surrogateescape"), digest_size=12).hexdigest()
 
 
 class Settings(NamedTuple):
-    """What the processes are told beside the maps. None leaves a setting as it is.
+    """Settings of the processes that are not in the maps. None leaves a setting as it is.
 
     A new daemon takes the default for None. ``log_level`` is a level of ``logging``. ``watch_file`` is the
-    configuration file for which the daemon keeps a watcher; "" is no watcher.
+    configuration file for which the daemon keeps a watcher; "" means no watcher.
     """
 
     log_level: int | None = None
@@ -187,7 +188,7 @@ class Settings(NamedTuple):
 
 
 class ServiceMap(NamedTuple):
-    """What the service map of one bridge says: the only source of what is proxied there."""
+    """The content of the service map of one bridge, which alone decides what is proxied there."""
 
     bridge: str
     services: Mapping[int, Service]

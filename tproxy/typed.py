@@ -1,14 +1,14 @@
-"""What modules that start often need of ``typing``: importing that is a tenth of a warm hook's time.
+"""The names of ``typing`` that hooks and relays need. Importing it would be a tenth of a warm hook's time.
 
-To type checkers these names are those of ``typing``. When running, nobody looks at types, and a named
-tuple needs no more of its fields than names and defaults. From Python 3.14 on a class does not have
-these before annotations are evaluated, so there it is ``typing``'s.
+To type checkers these names are those of ``typing``. At run time only the names and defaults of a named
+tuple's fields matter. From Python 3.14 on, a class has its annotations only when they are evaluated, so there
+these names are ``typing``'s at run time too.
 """
 
 import sys
 from collections import namedtuple
 
-TYPE_CHECKING = False  # to type checkers True, whatever it says
+TYPE_CHECKING = False  # type checkers take it for True
 
 if TYPE_CHECKING or sys.version_info >= (3, 14):
     from typing import Any as Any
@@ -23,7 +23,7 @@ else:
         return value
 
     class _Record(type):
-        """Makes of a class with fields what ``collections.namedtuple`` makes of their names."""
+        """Turns a class with annotated fields into a named tuple with the class's methods."""
 
         def __new__(cls, name, bases, body):
             fields = body.pop("__annotations__", {})
