@@ -1,4 +1,4 @@
-"""check: is this configuration file all right?"""
+"""check: find all problems of a configuration file."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ import sys
 
 import click
 
+from tproxy.cli.examples import example
 from tproxy.config import check as checking
 from tproxy.config import reader
-from tproxy.config.services import required, resolve_ipv4
+from tproxy.config.file import required
+from tproxy.config.resolver import resolve_ipv4
 from tproxy.console import EXIT_FAILURE
 from tproxy.errors import ConfigError
 
-# Not 2: that is a wrong command line. The hook works with such a file, less what is ignored of it.
+# Not 2, which means a wrong command line. Hooks work with such a file, without what is ignored of it.
 EXIT_WARNINGS = 3
 
 
-@click.command()
+@click.command(epilog=example("tproxy check /etc/tproxy/tproxy.yaml"))
 @click.argument("file", required=False)
 @click.option("--no-resolve", is_flag=True, help="Do not look up host names.")
 def check(file: str | None, no_resolve: bool) -> None:
-    """Say all that is wrong with the configuration FILE, a line each; change nothing.
+    """Print all problems of the configuration FILE, a line each. Changes nothing.
 
-    Without FILE: the one that hooks find. The exit code is 0 when nothing is wrong, 3 when hooks would
-    ignore something of it, 1 when they could not use it at all.
+    Without FILE, checks the file that hooks would find. The exit code is 0 when there is no problem, 3 when
+    hooks would ignore a part of the file, and 1 when they could not use the file at all.
     """
     path = file or required(None, os.environ)
     try:
@@ -33,9 +35,10 @@ def check(file: str | None, no_resolve: bool) -> None:
         problems, code = [str(error)], EXIT_FAILURE
     else:
         resolve = checking.all_resolve if no_resolve else resolve_ipv4
-        problems, code = checking.problems(read, resolve), EXIT_WARNINGS
+        problems = [each.at(path) for each in checking.problems(read, resolve)]
+        code = EXIT_WARNINGS
     for problem in problems:
-        click.echo(problem, err=True)  # as compilers do: editors find the line
+        click.echo(problem, err=True)  # file:line: text, as compilers print it, so that editors find the line
     if problems:
         sys.exit(code)
     count = len(read.entries)

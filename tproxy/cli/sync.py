@@ -10,8 +10,9 @@ from pathlib import Path
 import click
 import tabulate
 
+from tproxy.cli.examples import example
 from tproxy.config import check, reader
-from tproxy.config.services import required, text_of
+from tproxy.config.file import required, text_of
 from tproxy.console import EXIT_FAILURE, say
 from tproxy.errors import TproxyError
 from tproxy.operations import sync as syncing
@@ -19,7 +20,7 @@ from tproxy.operations import sync as syncing
 DEFAULT_PATH = "/etc/tproxy/tproxy.yaml"
 
 
-@click.command()
+@click.command(epilog=example("tproxy sync --dry-run node1 node2", "tproxy sync --hosts hypervisors.txt"))
 @click.argument("hosts", nargs=-1)
 @click.option("--hosts", "hosts_file", metavar="FILE", help="File with a host a line, # for comments.")
 @click.option("--config", "file", metavar="FILE", help="Configuration file to send.")
@@ -77,7 +78,7 @@ def _checked(path: str) -> bytes:
     # Not the host names: what they are here says nothing about the hosts.
     problems = check.problems(reader.parse(path, text), check.all_resolve)
     for problem in problems:
-        say(problem)
+        say(problem.at(path))
     if problems:
         raise TproxyError(f"{path} is not in order: nothing is sent")
     return text.encode()

@@ -1,1 +1,1 @@
-"""The configuration file: its language, what it means for a network, and what is wrong with it."""
+"""The configuration file: finds and reads it, chooses each network's services, and finds its problems."""

@@ -1,7 +1,7 @@
-"""The configuration as it was read last: to read YAML anew takes a fifth of a hook's time.
+"""The cache of the configuration that was read last: reading YAML anew takes a fifth of a hook's time.
 
-It counts for the same path, text and code, and for nothing else. So it is never out of date, and may be
-lost at any time.
+An entry of the cache counts only for the same path, the same text and the same code. So it is never out of
+date, and it may be lost at any time.
 """
 
 from __future__ import annotations
@@ -11,22 +11,26 @@ import os
 from contextlib import suppress
 
 from tproxy import __version__
-from tproxy.config.services import Config, Entry, WatchedBridge, text_of
+from tproxy.config.file import text_of
+from tproxy.config.services import Config, Entry, Problem, WatchedBridge
 from tproxy.errors import KernelError
 from tproxy.model import Network
 from tproxy.process import run_directory
 from tproxy.typed import Any
 
-FILE = "config.json"  # in the instance's directory, where only root can write
+FILE = "config.json"  # in the run directory, where only root can write
 
 # The code that decides how a text is read: this package, and the types. In a checkout it changes while the
-# version does not.
+# version stays.
 _PACKAGE = os.path.dirname(__file__)
 _MODEL = f"{os.path.dirname(_PACKAGE)}/model.py"
 
 
 def load(path: str, *, remember: bool) -> Config:
-    """As ``reader.load``; ``remember`` it for the next one."""
+    """Read the file, or take what the cache has of this text; ``remember`` writes the cache.
+
+    Raises ConfigError as ``reader.load`` does.
+    """
     text = text_of(path)
     key = [__version__, *map(_stamp, _code()), path, text]
     found = _recall(key, path)
@@ -42,7 +46,7 @@ def load(path: str, *, remember: bool) -> Config:
 def _code() -> list[str]:
     try:
         modules = sorted(name for name in os.listdir(_PACKAGE) if name.endswith(".py"))
-    except OSError:  # an archive: the version has to do
+    except OSError:  # in a zip archive: the version has to do
         return []
     return [_MODEL, *(f"{_PACKAGE}/{name}" for name in modules)]
 
@@ -50,7 +54,7 @@ def _code() -> list[str]:
 def _stamp(file: str) -> list[int]:
     try:
         status = os.stat(file)
-    except OSError:  # compiled files only, an archive: the version has to do
+    except OSError:  # only compiled files, or a zip archive: the version has to do
         return []
     return [status.st_mtime_ns, status.st_size]
 
@@ -63,21 +67,26 @@ def _recall(key: list[Any], path: str) -> Config | None:
             return None
         level, entries, warnings, bridges, *options = said
         return Config(
-            path, level, tuple(map(_entry, entries)), tuple(warnings), tuple(map(_bridge, bridges)), *options
+            path,
+            level,
+            tuple(map(_entry, entries)),
+            tuple(Problem(*each) for each in warnings),
+            tuple(map(_bridge, bridges)),
+            *options,
         )
-    except (OSError, ValueError, TypeError, RecursionError):  # damaged: read anew, and written anew
+    except (OSError, ValueError, TypeError, RecursionError):  # damaged: read the file, and write this anew
         return None
 
 
 def _remember(key: list[Any], found: Config) -> None:
-    with suppress(OSError, KernelError):  # a hook does its work without
+    with suppress(OSError, KernelError):  # a hook does its work without the cache
         path = f"{run_directory.prepare()}/{FILE}"
         unfinished = f"{path}.{os.getpid()}"
         try:
             with open(unfinished, "w", encoding="ascii") as file:
-                json.dump([key, found[1:]], file, default=sorted)  # a set is the only type it does not know
+                json.dump([key, found[1:]], file, default=sorted)  # a set is the only type that JSON lacks
             os.replace(unfinished, path)
-        except OSError:  # a full /run must not fill any further
+        except OSError:  # such as a full /run, which must not fill any further
             os.unlink(unfinished)
 
 

@@ -1,18 +1,19 @@
-"""All that is wrong with a configuration file, for whichever network a hook may ask. Pure.
+"""The check of a configuration file: finds all problems, for whichever network a hook may name.
 
-A hook is told of one network. What it would warn of can differ from network to network: an entry is
-ignored where an earlier one has its service port. So each network that the file names is tried, and
-one that it does not name.
+A hook is called for one network, and its warnings can differ from network to network: an entry is ignored
+where an earlier one has its service port. So each network that the file names is tried, and one network that
+it does not name. The only effect is that of the resolver, which the caller passes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tproxy.config.services import Config, Entry, Resolver, line_of, services_for
+from tproxy.config.resolver import Resolver, services_for
+from tproxy.config.services import Config, Entry, Problem
 from tproxy.model import Network
 
-MAX_SHOWN = 5  # networks in a line: enough to see which
+MAX_SHOWN = 5  # networks in a line: enough to see which ones are meant
 
 # Stands for all host names where they cannot or need not be looked up (RFC 5737: nobody's address).
 _ANY_ADDRESS = "192.0.2.1"
@@ -23,8 +24,8 @@ def all_resolve(_: str) -> list[str]:
     return [_ANY_ADDRESS]
 
 
-def problems(read: Config, resolve: Resolver) -> list[str]:
-    """The warnings that any hook would give, each once, in the order of the file."""
+def problems(read: Config, resolve: Resolver) -> list[Problem]:
+    """Return the warnings that any hook would give, each once, in the order of the file."""
     answers: dict[str, list[str] | OSError | UnicodeError] = {}
 
     def resolve_once(name: str) -> list[str]:
@@ -39,21 +40,21 @@ def problems(read: Config, resolve: Resolver) -> list[str]:
         return answer
 
     anywhere = [*read.warnings, *services_for(read, Network(), resolve_once)[1]]
-    elsewhere: dict[str, list[str]] = {}  # the networks by what is said on them only
+    elsewhere: dict[Problem, list[str]] = {}  # for each problem, the networks that have it
     said = set(anywhere)
     for name, entries in _by_network(read.entries):
-        # As a name or as an id is the same: an entry applies by either.
-        for warning in services_for(read._replace(entries=entries), Network(name), resolve_once)[1]:
-            if warning not in said:
-                elsewhere.setdefault(warning, []).append(name)
-    found = [*anywhere, *(f"{each} (networks: {_list(names)})" for each, names in elsewhere.items())]
-    return sorted(found, key=lambda each: line_of(read.path, each))
+        # As a name or as an id makes no difference: an entry applies by either.
+        for problem in services_for(read._replace(entries=entries), Network(name), resolve_once)[1]:
+            if problem not in said:
+                elsewhere.setdefault(problem, []).append(name)
+    some = [Problem(line, f"{text} (networks: {_list(names)})") for (line, text), names in elsewhere.items()]
+    return sorted([*anywhere, *some], key=lambda each: each.line)
 
 
 def _by_network(entries: tuple[Entry, ...]) -> Iterator[tuple[str, tuple[Entry, ...]]]:
-    """The networks that are named, with the entries for them, and those for all that have a port of these.
+    """Yield each network that is named, with its own entries and those for all networks that share a port.
 
-    Not all entries for each: that would be a minute where each of 10,000 networks has an entry.
+    Not with all entries: where each of 10,000 networks has an entry, that would take a minute.
     """
     general: dict[int, list[Entry]] = {}
     own: dict[str, list[Entry]] = {}

@@ -1,27 +1,34 @@
-"""The configuration file's language: YAML to a Config, with what was ignored and why.
+"""The reader of the configuration file: turns YAML into a Config, with a warning for all that is not used.
 
-Values are judged on the nodes that YAML composes (``values``). So nothing foreign in the file is
-constructed, an alias is one more reference to the same node, and each node knows its line.
+Values are judged on the nodes that YAML composes (``values``), and merge keys are followed on them
+(``merging``). So no object of another program's part of the file is constructed, an alias is one more
+reference to the same node, and each node knows its line.
+
+A warning about a merged value has the line where the value is written, since that is the line to change. Its
+text names the entry, and the line of the merge key that brought the value there.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import yaml
 
-from tproxy.config import values
-from tproxy.config.services import DEFAULT_WATCH_GRACE, Config, Entry, WatchedBridge, place, text_of
+from tproxy.config import merging, values
+from tproxy.config.file import text_of
+from tproxy.config.merging import Field
+from tproxy.config.services import DEFAULT_WATCH_GRACE, Config, Entry, Problem, WatchedBridge, place
 from tproxy.config.values import Unusable, shown
 from tproxy.errors import ConfigError, to_ascii
 from tproxy.model import Network
 
-# Arbitrary: twice 1,000 networks that 100 entries share by an alias, and read in some tenths of a second.
+# Arbitrary: twice as many as 100 entries that share 1,000 networks by an alias. Reading that many takes some
+# tenths of a second.
 MAX_NODES = 200_000
-MAX_DEPTH = 50  # libyaml's composer recurses on the C stack: some 10,000 levels end the process
+MAX_DEPTH = 50  # libyaml's composer recurses on the C stack: some 10,000 levels crash the process
 
 _LOG_LEVELS = {"0": logging.ERROR, "1": logging.WARNING, "2": logging.INFO, "3": logging.DEBUG}
 _FILE_KEYS = ("tproxy", "tproxy_debug_level", "tproxy_watch", "tproxy_watch_grace", "tproxy_bridges")
@@ -33,13 +40,13 @@ T = TypeVar("T")
 
 
 def load(path: str | os.PathLike[str]) -> Config:
-    """Read the file; raise ConfigError when it cannot be used as a whole."""
+    """Read the file. Raises ConfigError when it cannot be used as a whole."""
     path = os.fspath(path)
     return parse(path, text_of(path))
 
 
 def parse(path: str, text: str) -> Config:
-    """What a file of this text says; ``path`` is for messages. Raises as ``load`` does."""
+    """Read this text as a configuration file. ``path`` is for messages. Raises as ``load`` does."""
     return _Reader(path, text).config()
 
 
@@ -49,8 +56,9 @@ class _Reader:
     def __init__(self, path: str, text: str) -> None:
         self._path = path
         self._text = text
-        self._warnings: list[str] = []
+        self._warnings: list[Problem] = []
         self._visits = 0
+        self._reported: set[yaml.Node] = set()  # keys of merged mappings
 
     def config(self) -> Config:
         ours = self._top_level(self._compose())
@@ -76,7 +84,15 @@ class _Reader:
         return ConfigError(f"{place(self._path, line)}: {reason}")
 
     def _warn(self, node: yaml.Node, text: str) -> None:
-        self._warnings.append(f"{place(self._path, values.line(node))}: {text}")
+        self._warnings.append(Problem(values.line(node), text))
+
+    def _warn_of_key(self, field: Field, text: str) -> None:
+        """Warn of a key; of one in a merged mapping once, not for each entry that merges it."""
+        if field.merged_by is not None:
+            if field.key_node in self._reported:
+                return
+            self._reported.add(field.key_node)
+        self._warn(field.key_node, text)
 
     def _compose(self) -> yaml.Node | None:
         depth = 0
@@ -93,71 +109,62 @@ class _Reader:
             line = mark.line + 1 if mark else None
             raise self._error(f"not YAML: {to_ascii(reason)}", line) from error
 
-    def _top_level(self, root: yaml.Node | None) -> dict[str, yaml.Node]:
+    def _top_level(self, root: yaml.Node | None) -> dict[str, Field]:
         if root is None or root.tag == values.NULL:
             return {}
         if not isinstance(root, yaml.MappingNode):
             raise self._error(f"{shown(root)} is not a mapping of keys to values", values.line(root))
-        ours: dict[str, yaml.Node] = {}
-        for key, key_node, value in self._pairs(root):
-            if key_node.tag == values.MERGE and (merged := self._merged(value)):
-                reason = f"'<<' (merge) is not supported, and brings {merged}"
-                raise self._error(reason, values.line(key_node))
-            if key in ours:
-                # With and without a colon, or twice: half of what somebody wrote would be off.
-                raise self._error(
-                    f"{key} is there already, in line {values.line(ours[key])}", values.line(value)
-                )
-            if key in _FILE_KEYS:
-                ours[key] = value
+        ours: dict[str, Field] = {}
+        try:
+            for group in merging.groups(root, self._counted):
+                ours = self._file_keys(group) | ours
+        except Unusable as fault:
+            raise self._error(str(fault), values.line(fault.node)) from None
         return ours
 
-    def _merged(self, node: yaml.Node) -> str:
-        """A key of ours that would come by a merge; not merely ignored: all that it holds would be off."""
-        for each in node.value if isinstance(node, yaml.SequenceNode) else [node]:
-            if isinstance(each, yaml.MappingNode):
-                for key, _, _ in self._pairs(each):
-                    if key in _FILE_KEYS:
-                        return key
-        return ""
+    def _file_keys(self, group: list[Field]) -> dict[str, Field]:
+        ours: dict[str, Field] = {}
+        for field in group:
+            if field.key in ours:
+                # With and without a colon, or twice: half of what somebody wrote would be off.
+                reason = f"{field.key} is there already, in line {values.line(ours[field.key].node)}"
+                raise self._error(reason, values.line(field.node))
+            if field.key in _FILE_KEYS:
+                ours[field.key] = field
+        return ours
 
-    def _log_level(self, node: yaml.Node | None) -> int:
-        if node is None or node.tag == values.NULL:
+    def _log_level(self, field: Field | None) -> int:
+        if field is None or field.node.tag == values.NULL:
             return logging.INFO
-        level = _LOG_LEVELS.get(values.written(node, values.INT, values.STR))
+        level = _LOG_LEVELS.get(values.written(field.node, values.INT, values.STR))
         if level is None:
-            self._warn(node, f"tproxy_debug_level {shown(node)} is not one of 0 to 3: 2 is used")
+            self._warn(field.node, f"{field.shown()} is not one of 0 to 3: 2 is used")
             return logging.INFO
         return level
 
     def _option(
-        self, ours: Mapping[str, yaml.Node], key: str, parser: Callable[[yaml.Node], T], *, default: T
+        self, ours: Mapping[str, Field], key: str, parser: Callable[[yaml.Node], T], *, default: T
     ) -> T:
-        node = ours.get(key)
-        if node is None or node.tag == values.NULL:
+        field = ours.get(key)
+        if field is None or field.node.tag == values.NULL:
             return default
         try:
-            return parser(node)
+            return parser(field.node)
         except Unusable as problem:
-            self._warn(node, f"{key} {shown(node)} {problem}: ignored")
+            self._warn(field.node, f"{field.shown()} {problem}: ignored")
             return default
 
-    def _list(self, ours: Mapping[str, yaml.Node], key: str) -> list[yaml.Node]:
-        node = ours.get(key)
-        if node is None or node.tag == values.NULL:
+    def _list(self, ours: Mapping[str, Field], key: str) -> list[yaml.Node]:
+        field = ours.get(key)
+        if field is None or field.node.tag == values.NULL:
             return []
-        if not isinstance(node, yaml.SequenceNode):
-            raise self._error(f"{key} is not a list", values.line(node))
-        return self._counted(node.value)
-
-    def _pairs(self, node: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
-        """The key without its colon, "" where it is no string; the key's node; the value's node."""
-        for key, value in self._counted(node.value):
-            yield values.written(key, values.STR).removeprefix(":"), key, value
+        if not isinstance(field.node, yaml.SequenceNode):
+            raise self._error(f"{key}{field.origin()} is not a list", values.line(field.node))
+        return self._counted(field.node.value)
 
     def _counted(self, children: list[T]) -> list[T]:
-        # Each node takes a character or more, so that only aliases can make more nodes than the text has:
-        # a few lines of them can stand for thousands of millions.
+        # Each node takes a character or more, so only aliases can make more nodes than there are characters.
+        # A few lines of aliases can stand for thousands of millions of nodes.
         self._visits += len(children)
         if self._visits > max(len(self._text), MAX_NODES):
             raise self._error("too many aliases")
@@ -180,7 +187,7 @@ class _Reader:
     def _checked(
         self, label: str, node: yaml.Node, parsers: values.Parsers, required: tuple[str, ...]
     ) -> dict[str, Any] | None:
-        """What an entry says; None, and a warning for all that is wrong, when it cannot be used."""
+        """Return the values of an entry; None, with a warning for each fault, when it cannot be used."""
         if isinstance(node, yaml.MappingNode):
             said, faults = self._values(label, node, parsers, required)
         else:
@@ -192,36 +199,55 @@ class _Reader:
     def _values(
         self, label: str, entry: yaml.MappingNode, parsers: values.Parsers, required: tuple[str, ...]
     ) -> tuple[dict[str, Any], list[Unusable]]:
-        """What an entry says, and all that is wrong with it: an operator mends it in one go."""
-        nodes: dict[str, yaml.Node] = {}
-        faults: list[Unusable] = []
-        for key, key_node, node in self._pairs(entry):
-            if key_node.tag == values.MERGE:
-                # Not merely ignored: without what it brings, the entry could apply too widely.
-                faults.append(Unusable("'<<' (merge) is not supported", key_node))
-                continue
-            if key not in parsers:
-                self._warn(key_node, f"{label}: key {shown(key_node)} is unknown and ignored")
-                continue
-            if key in nodes:
-                self._warn(key_node, f"{label}: {key} is there twice: {shown(node)} is used")
-            nodes[key] = node
+        """Return the values of an entry, and all of its faults: an operator corrects them in one go."""
+        found, faults = self._fields(label, entry, parsers)
+        complete = not faults
         said: dict[str, Any] = {}
-        for key, node in nodes.items():
-            if node.tag != values.NULL:
+        for key, field in found.items():
+            if field.node.tag != values.NULL:
                 try:
-                    said[key] = self._value(key, node, parsers[key])
+                    said[key] = self._value(field, parsers[key])
                 except Unusable as fault:
                     faults.append(fault)
-        for key in required:
-            if key not in nodes or nodes[key].tag == values.NULL:
+        for key in required if complete else ():
+            if key not in found or found[key].node.tag == values.NULL:
                 faults.append(Unusable(f"{key} is missing", entry))
         return said, faults
 
-    def _value(self, key: str, node: yaml.Node, parser: Callable[[yaml.Node], object]) -> Any:
+    def _fields(
+        self, label: str, entry: yaml.MappingNode, parsers: values.Parsers
+    ) -> tuple[dict[str, Field], list[Unusable]]:
+        """Return the field that counts for each key, and a fault for a merge key that cannot be followed."""
+        found: dict[str, Field] = {}
+        try:
+            for group in merging.groups(entry, self._counted):
+                found = self._known(label, group, parsers, found) | found
+        except Unusable as fault:
+            return found, [fault]
+        return found, []
+
+    def _known(
+        self, label: str, group: list[Field], parsers: values.Parsers, before: Mapping[str, Field]
+    ) -> dict[str, Field]:
+        """Return the last field of each known key that no group before has; warn of all other fields."""
+        last: dict[str, Field] = {}
+        for field in group:
+            if field.key not in parsers:
+                name = f"{shown(field.key_node)}{field.origin()}"
+                self._warn_of_key(field, f"{label}: key {name} is unknown and ignored")
+            elif field.key not in before:
+                if field.key in last:
+                    value = f"{shown(field.node)}{field.origin()}"
+                    self._warn_of_key(field, f"{label}: {field.key} is there twice: {value} is used")
+                last[field.key] = field
+        return last
+
+    def _value(self, field: Field, parser: Callable[[yaml.Node], object]) -> Any:
+        node = field.node
         if isinstance(node, yaml.SequenceNode):
             self._counted(node.value)
         try:
             return parser(node)
         except Unusable as problem:
-            raise Unusable(f"{key} {shown(problem.node or node)} {problem}", node) from None
+            value = f"{field.key} {shown(problem.node or node)}{field.origin()}"
+            raise Unusable(f"{value} {problem}", node) from None

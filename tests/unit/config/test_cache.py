@@ -1,4 +1,4 @@
-"""A configuration that is remembered is the one that would be read, whatever happened in between."""
+"""A configuration from the cache equals the one that would be read, whatever happened in between."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ other: [1, 2]
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the memory is."""
+    """The folder of the cache."""
     monkeypatch.setattr(run_directory, "ROOT", str(tmp_path / "run"))
     return Path(run_directory.prepare())
 
@@ -53,8 +53,8 @@ def load(file: Path, *, remember: bool = True) -> Config:
     return cache.load(str(file), remember=remember)
 
 
-def recalled(file: Path, monkeypatch: pytest.MonkeyPatch) -> Config | None:
-    """What is remembered of the file as it is."""
+def cached(file: Path, monkeypatch: pytest.MonkeyPatch) -> Config | None:
+    """Load the file from the cache only; None when it is not there."""
     with monkeypatch.context() as patched:
         patched.delattr(reader, "parse")
         try:
@@ -63,11 +63,11 @@ def recalled(file: Path, monkeypatch: pytest.MonkeyPatch) -> Config | None:
             return None
 
 
-def test_it_is_read_once(home: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_parsed_once(home: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(file)
     assert first == reader.load(file)
     assert first.warnings
-    again = recalled(file, monkeypatch)
+    again = cached(file, monkeypatch)
     assert again == first
     assert again is not None
     # Equal is not enough: 1 equals True, and a list would not be found in a set.
@@ -75,6 +75,9 @@ def test_it_is_read_once(home: Path, file: Path, monkeypatch: pytest.MonkeyPatch
     assert [type(each) for each in again] == [type(each) for each in first]
     assert [type(each) for each in again.entries[0]] == [type(each) for each in first.entries[0]]
     assert [type(each) for each in again.bridges[0]] == [type(each) for each in first.bridges[0]]
+    assert [each.at(again.path) for each in again.warnings] == [
+        each.at(first.path) for each in first.warnings
+    ]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -90,11 +93,11 @@ def test_any_text_comes_back_as_it_was(home: Path, file: Path, name: str, networ
     assert load(file) == first
 
 
-READERS = ["cache.py", "model.py", "reader.py", "services.py", "values.py"]
+READERS = ["cache.py", "merging.py", "model.py", "reader.py", "services.py", "values.py"]
 
 
 @pytest.mark.parametrize("change", ["text", "path", "code", "version", *READERS])
-def test_what_differs_is_read_anew(
+def test_a_change_of_file_path_or_code_has_the_file_read_anew(
     home: Path, file: Path, change: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     load(file)
@@ -114,12 +117,12 @@ def test_what_differs_is_read_anew(
         monkeypatch.setattr(cache, "_stamp", lambda path: [] if Path(path).name == change else stamp(path))
     else:
         monkeypatch.setattr(cache, "__version__", "0.0")
-    assert recalled(file, monkeypatch) is None
+    assert cached(file, monkeypatch) is None
     assert load(file) == reader.load(file)
-    assert recalled(file, monkeypatch) == reader.load(file)
+    assert cached(file, monkeypatch) == reader.load(file)
 
 
-def test_what_is_wrong_with_a_file_is_not_hidden_by_what_it_was(home: Path, file: Path) -> None:
+def test_an_error_of_a_file_is_not_hidden_by_the_cache(home: Path, file: Path) -> None:
     load(file)
     written(file, "tproxy: 5\n")
     for _ in range(2):
@@ -131,38 +134,40 @@ def test_what_is_wrong_with_a_file_is_not_hidden_by_what_it_was(home: Path, file
 
 
 @pytest.mark.parametrize("left", ["", "[", "5", "{}", "[1, 2]", "[1, 2, 3]", "\xff", "[" * 100_000])
-def test_a_damaged_memory_is_replaced(
+def test_a_damaged_cache_is_replaced(
     home: Path, file: Path, left: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (home / cache.FILE).write_text(left, "latin-1")
     assert load(file) == reader.load(file)
-    assert recalled(file, monkeypatch) == reader.load(file)
+    assert cached(file, monkeypatch) == reader.load(file)
 
 
 @pytest.mark.parametrize("said", [5, [1], [1, 2, 3, 4], {}])
-def test_a_memory_that_says_what_no_configuration_is_is_replaced(
+def test_a_cache_that_holds_something_else_than_a_configuration_is_replaced(
     home: Path, file: Path, said: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load(file)
-    memory = home / cache.FILE
-    key, _ = json.loads(memory.read_text())
-    memory.write_text(json.dumps([key, said]))
+    kept = home / cache.FILE
+    key, _ = json.loads(kept.read_text())
+    kept.write_text(json.dumps([key, said]))
     assert load(file) == reader.load(file)
-    assert recalled(file, monkeypatch) == reader.load(file)
+    assert cached(file, monkeypatch) == reader.load(file)
 
 
-def test_what_cannot_be_written_leaves_nothing_behind(home: Path, file: Path) -> None:
+def test_a_cache_that_cannot_be_written_leaves_no_file_behind(home: Path, file: Path) -> None:
     (home / cache.FILE).mkdir()  # which no file can replace
     assert load(file) == reader.load(file)
     assert [each.name for each in home.iterdir()] == [cache.FILE]
 
 
-def test_it_works_without_a_memory(home: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_read_where_no_cache_can_be_made(
+    home: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run_directory, "ROOT", str(file))  # which is no directory
     assert load(file) == reader.load(file)
 
 
-def test_nothing_is_remembered_unless_asked_to(home: Path, file: Path) -> None:
+def test_nothing_is_written_to_the_cache_unless_asked_to(home: Path, file: Path) -> None:
     load(file, remember=False)
     assert not list(home.iterdir())
     load(file)

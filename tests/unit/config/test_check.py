@@ -1,4 +1,4 @@
-"""``tproxy check``: all that is wrong with a file, at once, for whichever network may ask."""
+"""``tproxy check``: finds all problems of a file at once, for whichever network a hook may name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from tproxy.cli.commands import cli
 from tproxy.config import check, reader
-from tproxy.config.services import Resolver
+from tproxy.config.resolver import Resolver
 
 Problems = Callable[..., "list[str]"]
 Run = Callable[..., Result]
@@ -30,13 +30,11 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def problems(file: Path) -> Problems:
-    """The problems of a file of these lines, without its name."""
+    """The problems of a file of these lines, each as its line number and text."""
 
     def find(*lines: str, resolve: Resolver = no_such_host) -> list[str]:
         file.write_text("\n".join(lines) + "\n")
-        found = check.problems(reader.load(file), resolve)
-        assert all(line.startswith(f"{file}:") for line in found)
-        return [line.removeprefix(f"{file}:") for line in found]
+        return [f"{line}: {text}" for line, text in check.problems(reader.load(file), resolve)]
 
     return find
 
@@ -70,7 +68,7 @@ def test_all_faults_of_all_entries_are_named_with_their_lines(problems: Problems
     ]
 
 
-def test_what_is_in_vain_on_every_network_is_said_once(problems: Problems) -> None:
+def test_an_entry_that_no_network_can_use_is_reported_once(problems: Problems) -> None:
     assert problems(
         "tproxy:",
         "- {remote_addr: 10.0.0.1, remote_port: 80}",
@@ -79,7 +77,7 @@ def test_what_is_in_vain_on_every_network_is_said_once(problems: Problems) -> No
     ) == ["3: entry 2: service_port 80: entry 1 (line 2) has it on this network: entry ignored"]
 
 
-def test_what_is_in_vain_on_some_networks_names_them(problems: Problems) -> None:
+def test_an_entry_that_some_networks_cannot_use_is_reported_with_these_networks(problems: Problems) -> None:
     assert problems(
         "tproxy:",
         "- {remote_addr: 10.0.0.1, remote_port: 80, networks: [7, vnet1]}",
@@ -90,7 +88,7 @@ def test_what_is_in_vain_on_some_networks_names_them(problems: Problems) -> None
     ]
 
 
-def test_one_service_port_on_two_networks_is_no_problem(problems: Problems) -> None:
+def test_one_service_port_on_two_networks_is_not_a_problem(problems: Problems) -> None:
     assert not problems(
         "tproxy:",
         "- {remote_addr: 10.0.0.1, remote_port: 80, networks: a}",
@@ -115,7 +113,7 @@ def test_a_host_name_is_looked_up_once_for_all_networks(problems: Problems) -> N
     assert asked == ["gone.example"]
 
 
-def test_a_long_list_of_networks_is_cut_in_the_line(problems: Problems) -> None:
+def test_a_long_list_of_networks_is_shortened_in_the_line(problems: Problems) -> None:
     (problem,) = problems(
         "tproxy:",
         f"- {{remote_addr: gone.example, remote_port: 80, networks: [{', '.join(map(str, range(100)))}]}}",
@@ -128,7 +126,7 @@ def test_a_file_in_order_exits_0_and_says_so(run: Run, file: Path) -> None:
     assert (result.exit_code, result.stdout, result.stderr) == (0, f"{file}: in order, 1 entry\n", "")
 
 
-def test_what_hooks_would_ignore_exits_3(run: Run, file: Path) -> None:
+def test_a_file_of_which_hooks_would_ignore_a_part_exits_3(run: Run, file: Path) -> None:
     result = run("tproxy:", "- {remote_addr: 10.0.0.1, remote_port: 0}")
     assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr.startswith(f"{file}:2: entry 1: remote_port '0'")
@@ -137,26 +135,26 @@ def test_what_hooks_would_ignore_exits_3(run: Run, file: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "place"), [("tproxy: {", ":2: not YAML"), ("tproxy: 5", ":1: tproxy is not a list")]
 )
-def test_what_hooks_could_not_use_exits_1(run: Run, file: Path, text: str, place: str) -> None:
+def test_a_file_that_hooks_could_not_use_exits_1(run: Run, file: Path, text: str, place: str) -> None:
     result = run(text)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith(f"{file}{place}")
     assert result.stderr.count("\n") == 1
 
 
-def test_a_file_that_is_not_there_exits_1(file: Path) -> None:
+def test_a_missing_file_exits_1(file: Path) -> None:
     result = CliRunner().invoke(cli, ["check", str(file)])
     assert (result.exit_code, result.stderr) == (1, f"{file}: No such file or directory\n")
 
 
-def test_host_names_are_left_alone_when_asked_to(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_resolve_does_not_look_up_host_names(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tproxy.cli.check.resolve_ipv4", no_such_host)
     lines = ("tproxy:", "- {remote_addr: endpoint.invalid, remote_port: 80}")
     assert run(*lines).exit_code == 3
     assert run(*lines, options=("--no-resolve",)).exit_code == 0
 
 
-def test_without_a_name_the_file_of_the_search_order_is_checked(file: Path) -> None:
+def test_without_a_file_argument_the_file_that_hooks_find_is_checked(file: Path) -> None:
     file.write_text("tproxy: []\n")
     done = subprocess.run(
         [sys.executable, "-m", "tproxy", "check"],

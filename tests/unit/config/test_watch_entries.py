@@ -1,4 +1,4 @@
-"""The keys of hookless mode in the configuration file."""
+"""The keys of the configuration file for the watcher (hookless mode)."""
 
 from __future__ import annotations
 
@@ -66,15 +66,17 @@ def test_without_the_keys_nothing_is_watched(tmp_path: Path) -> None:
         ("tproxy_bridges: [{bridge: br0, colour: red}]", "tproxy_bridges: entry 1: key 'colour' is unknown"),
     ],
 )
-def test_what_cannot_be_used_is_named_and_the_rest_applies(tmp_path: Path, text: str, said: str) -> None:
+def test_a_value_that_cannot_be_used_is_named_and_the_rest_applies(
+    tmp_path: Path, text: str, said: str
+) -> None:
     config = loaded(tmp_path, text + "\ntproxy_debug_level: 3\n")
-    assert said in config.warnings[0]
-    assert len(config.warnings) == 1
+    (warning,) = config.warnings
+    assert said in warning.at(config.path)
     assert config.log_level == 10
     assert not config.watch
     assert config.watch_grace == DEFAULT_WATCH_GRACE
 
 
-def test_bridges_that_are_no_list_are_an_error_of_the_file(tmp_path: Path) -> None:
+def test_bridges_that_are_not_a_list_are_an_error_of_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="tproxy_bridges is not a list"):
         loaded(tmp_path, "tproxy_bridges: br0\n")
