@@ -8,6 +8,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from tproxy.kernel.loop import Loop
 
@@ -67,3 +68,13 @@ def _target(fd: str) -> str:
         return os.readlink(f"/proc/self/fd/{fd}")
     except FileNotFoundError:
         return ""
+
+
+def copies(fd: int) -> int:
+    """How many descriptors of this process are of this open file. Whatever runs the tests may have others."""
+    status = os.fstat(fd)
+    count = 0
+    for each in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):  # the listing's own is closed by now
+            count += os.path.samestat(os.fstat(each), status)
+    return count

@@ -1,17 +1,18 @@
 """The daemon: reads the service maps, keeps relays in line with them, and answers the commands.
 
-It reads maps only when it is asked to (start, reload, a hook), in the network namespace it was
-started in; all of them when it is asked for the first time, since others were served before it came. A read
-that fails changes nothing: unknown is not empty. When no map is left at all, the daemon ends, and all its
-relays with it; unless it is to keep a watcher, which may need it again, or is a service that a service
-manager wants to be there (``stay``). Such a one keeps its process id when it is replaced: see ``_renew``.
+The daemon reads maps only when it is asked to (start, reload, a hook), in the network namespace that it was
+started in. On the first request it reads all maps: an older daemon may have served bridges that the request
+does not name. A read that fails changes nothing: unknown is not empty.
+
+When no map is left, the daemon ends, and all its relays with it. It stays if it keeps a watcher, which may
+need it again, or if it runs as a service (``stay``). A service keeps its process id when it is replaced: see
+``_renew``.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import resource
 import signal
 import time
 from collections.abc import Iterable
@@ -20,74 +21,76 @@ from typing import Any
 
 from tproxy import __version__
 from tproxy.bridge import nftables
+from tproxy.daemon.admission import most_connections
 from tproxy.daemon.catalog import Catalog
 from tproxy.daemon.client import Json
-from tproxy.daemon.guard_keeper import PortKeeper
-from tproxy.daemon.relays import Supervisor
+from tproxy.daemon.guard_keeper import GuardKeeper
+from tproxy.daemon.relays import Relays
 from tproxy.daemon.server import Client, Server
-from tproxy.daemon.watcher_keeper import Watchdog
+from tproxy.daemon.watcher_keeper import WatcherKeeper
 from tproxy.datapath.connection import Connections
-from tproxy.datapath.splice import MAX_PIPES
 from tproxy.datapath.target import Target
 from tproxy.errors import NftError, TproxyError
 from tproxy.kernel import netns
+from tproxy.kernel.limits import descriptor_limit
 from tproxy.kernel.loop import Loop
 from tproxy.log import output
 from tproxy.model import DAEMON_TITLE, BridgeNames, Settings
 from tproxy.process import service_manager
 from tproxy.process.run_directory import directory
 from tproxy.process.title import set_title
-from tproxy.relay.relay import BATCH
 from tproxy.relay.spawner import Spawner
 
 log = logging.getLogger(__name__)
 
-# Shown while an old daemon finishes what it has; programs that look for the daemon find the new one.
+# The process title of an old daemon that finishes its connections: programs that look for the daemon find the
+# new one.
 DRAINING_TITLE = "tproxy-draining"
 
-# Descriptors for everything that is not a connection: logs, netlink, clients, one for each relay.
-RESERVE = 512
-
-# While events come this fast one after the other, in seconds, the daemon does not sleep between them: longer
-# than an endpoint on this host takes to answer. No more than that is lost when a guest falls silent.
+# Seconds. While events follow each other this fast, the daemon does not sleep between them (kernel/loop.py).
+# This is longer than an endpoint on this host takes to answer; when a guest falls silent, no more time than
+# this is spent in vain.
 ALERT = 50e-6
 
-# A draining daemon looks this often whether it is done, in seconds.
+# Seconds between two looks of a draining daemon whether it is done.
 DRAIN_CHECK = 0.2
 
-
-def most_connections(descriptors: int) -> int:
-    """How many may be open at once; each has two descriptors."""
-    # Of few, half: what could be, is not likely to come together.
-    kept = min(RESERVE + 2 * MAX_PIPES, descriptors // 2)
-    return max((descriptors - kept) // 2, BATCH)  # less, and no relay's message could be taken
+# Seconds until a daemon that is not needed any more ends: its last answers leave meanwhile, and the client
+# waits for the end of the process.
+LAST_ANSWER = 0.01
 
 
 @dataclass(frozen=True)
 class Request:
-    """An apply that is answered when it has taken effect."""
+    """An ``apply`` that is under way: it is answered when it has taken effect."""
 
     client: Client
     bridges: frozenset[str]
 
 
 class Daemon:
-    """Wires the parts together; one a network namespace."""
+    """Connects the parts. There is one daemon for each network namespace."""
 
     def __init__(self, spawner: Spawner, settings: Settings, *, replace: bool, stay: bool) -> None:
         self._loop = Loop(ALERT)
         self._spawner = spawner
         self._catalog = Catalog()
         self._connections = Connections(self._loop)
-        self._relays = Supervisor(self._loop, spawner, self._catalog, self._connections, self._answer_settled)
-        self._relays.limit(most_connections(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
+        self._relays = Relays(
+            self._loop,
+            spawner,
+            self._catalog,
+            self._connections,
+            self._answer_settled,
+            most_connections=most_connections(descriptor_limit()),
+        )
         self._server = Server(self._loop, directory(), self._handle)
-        self._ports = PortKeeper(self._loop, lambda: self._catalog.bridges)
-        self._watchdog = Watchdog(self._loop)
-        self._watchdog.keep(settings.watch_file or "")
+        self._guards = GuardKeeper(self._loop, lambda: self._catalog.bridges)
+        self._watcher = WatcherKeeper(self._loop)
+        self._watcher.keep(settings.watch_file or "")
         self._requests: list[Request] = []
         self._replace = replace
-        self._knows_all = False  # the maps: before that, a hook names one bridge, and others wait
+        self._knows_all = False  # whether all maps have been read once, and not only those of a hook's bridge
         self._stay = stay
         self._ending = False
         self._started = time.time()
@@ -100,7 +103,7 @@ class Daemon:
         self._loop.on_signal(signal.SIGHUP, self._reopen_logs)
         if self._stay:
             self._loop.on_signal(service_manager.LEAVE_SIGNAL, self._leave)
-            self._loop.on_signal(signal.SIGCHLD, service_manager.reap)
+            self._loop.on_signal(signal.SIGCHLD, service_manager.reap_children)
         log.info("daemon %s started", __version__)
         self._loop.run()
         log.info("daemon ended")
@@ -113,13 +116,13 @@ class Daemon:
                 if "log_level" in request:
                     output.set_level(int(request["log_level"]))
                 if "watch" in request:
-                    self._watchdog.keep(str(request["watch"]))
+                    self._watcher.keep(str(request["watch"]))
                 if request.get("reopen_logs"):
                     self._reopen_logs()
                 named = request.get("bridges")
                 self._apply(client, None if named is None else [str(each) for each in named])
             case {"op": "ping"}:
-                client.answer({"stays": self._stay, "watch": self._watchdog.file})
+                client.answer({"stays": self._stay, "watch": self._watcher.file})
             case {"op": "status"}:
                 client.answer(self._status())
             case {"op": "drain"}:
@@ -132,12 +135,12 @@ class Daemon:
                 client.answer({"error": f"unknown request {request!r:.100}"})
 
     def _apply(self, client: Client, named: Iterable[str] | None) -> None:
-        """Make the maps as they are now take effect, for the named bridges or for all."""
+        """Make the maps take effect as they are now, for the named bridges or for all."""
         only = named if self._knows_all else None
         try:
             maps = {each.bridge: each for each in nftables.read_maps(only)}
         except NftError as error:
-            log.error("the maps cannot be read, all stays as it is: %s", error)
+            log.error("the maps cannot be read, nothing is changed: %s", error)
             client.answer({"error": str(error)})
             return
         self._knows_all = True
@@ -149,16 +152,16 @@ class Daemon:
                     log.info("bridge %s: %s", bridge, change)
                 self._relays.ensure(bridge, replace=self._replace)
                 if named is not None:
-                    self._ports.forget(bridge)
+                    self._guards.forget(bridge)
             elif bridge in known:
                 log.info("bridge %s has no map any more", bridge)
                 self._catalog.remove(bridge)
                 self._relays.dismiss(bridge)
                 self._connections.abort_bridge(bridge, "bridge removed")
         self._connections.forget_addresses()
-        self._ports.look()
-        self._replace = False  # those that were there before this daemon are replaced now
-        self._ending = not (self._catalog.bridges or self._watchdog.file or self._stay)
+        self._guards.look()
+        self._replace = False  # all relays from before this daemon are being replaced now
+        self._ending = not (self._catalog.bridges or self._watcher.file or self._stay)
         self._requests.append(Request(client, frozenset(considered if named is None else named)))
         self._answer_settled()
 
@@ -174,10 +177,9 @@ class Daemon:
                     }
                 )
                 if self._stay:
-                    service_manager.ready()
+                    service_manager.report_ready()
         if self._ending and not self._requests:
-            # After the answers had a moment to leave; the client waits for the process to end.
-            self._loop.call_later(0.01, self._stop)
+            self._loop.call_later(LAST_ANSWER, self._stop)
 
     def _problems(self, bridges: Iterable[str]) -> list[str]:
         lines = []
@@ -198,51 +200,52 @@ class Daemon:
 
     def _reopen_logs(self) -> None:
         output.reopen()
-        self._relays.signal(signal.SIGHUP)
+        self._relays.reopen_logs()
 
     # Ending
 
     def _stop(self) -> None:
-        # Relays stay: whoever wants them gone says so. Their guests wait for the next daemon.
+        # Relays stay, and their guests wait for the next daemon. `tproxy stop` ends relays by itself.
         self._connections.abort_all("stopped")
         self._loop.stop()
 
     def _renew(self, client: Client) -> None:
-        """Start the installed code in this process; a child of it finishes what is open."""
-        arguments = ["--log-level", str(output.level()), "--watch", self._watchdog.file]
+        """Go on as the installed code in this process; a child of it finishes the open connections."""
+        arguments = ["--log-level", str(output.level()), "--watch", self._watcher.file]
         self._retire()
         client.answer({"renewed": True})
         if os.fork():
             try:
-                service_manager.execute(*arguments)
+                service_manager.execute_daemon(*arguments)
             except (OSError, TproxyError) as error:
-                # All that is open is the child's, and two must not serve it. The manager starts another.
+                # The child serves all connections, and only one process may do that. So this one ends, and
+                # the service manager starts another.
                 log.error("the installed code cannot be started: %s", error)
                 os._exit(1)
 
     def _leave(self) -> None:
-        """End, as the service manager wants before it starts a successor; a child finishes what is open."""
+        """End, because the service manager starts a successor; a child finishes the open connections."""
         self._retire()
         if os.fork():
-            os._exit(0)  # nothing is to be undone: it all is the child's now
+            os._exit(0)  # without clean-up: everything is the child's now
 
     def _retire(self) -> None:
-        """Leave the place to a successor, and finish what is open."""
+        """Make room for a successor, and finish the open connections."""
         log.info("a new daemon takes over; %d connections to finish", len(self._connections))
         set_title(DRAINING_TITLE)
         self._relays.drain()
-        self._ports.close()
-        self._watchdog.close()
+        self._guards.close()
+        self._watcher.close()
         self._server.close()
         self._spawner.close()
         self._check_drained()
 
     def _check_drained(self) -> None:
-        # Nobody tells us of maps any more, but a bridge that was taken down has no namespace.
-        for bridge in {connection.entry.bridge for connection in self._connections}:
+        # Hooks talk to the successor. That a bridge was taken down shows here by its missing namespace.
+        for bridge in {connection.target.bridge for connection in self._connections}:
             if not netns.name_taken(BridgeNames(bridge).namespace):
                 self._connections.abort_bridge(bridge, "bridge removed")
-        # Relays still pass connections on until their successors have taken over.
+        # Relays pass connections on to this process until their successors have taken over.
         if self._connections or self._relays.bridges:
             self._loop.call_later(DRAIN_CHECK, self._check_drained)
         else:
@@ -253,7 +256,7 @@ class Daemon:
     def _status(self) -> Json:
         live: dict[Target, list[int]] = {}
         for connection in self._connections:
-            sums = live.setdefault(connection.entry, [0, 0])
+            sums = live.setdefault(connection.target, [0, 0])
             sums[0] += connection.to_endpoint.moved
             sums[1] += connection.to_guest.moved
         return {

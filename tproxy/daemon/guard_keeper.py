@@ -1,95 +1,82 @@
-"""Keeps the guards' sets current while the daemon runs, as ports come and go.
+"""Keeps the guards of bridges current while the daemon runs, as interfaces join and leave the bridges.
 
-The kernel tells of every link that changes (rtnetlink(7), RTMGRP_LINK). What a message says is not
-looked at: it only means that the bridges should be looked at, which makes up for lost messages too.
+The kernel tells of every link that changes (``kernel.netlink``). The message itself does not matter: it only
+means that the bridges are to be looked at. So lost messages do no harm either.
+
+A bridge's *ports* here are the interfaces that are attached to it (links.ports), as ``ip link`` and
+``bridge`` call them, and not TCP ports.
 """
 
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Callable
 
 from tproxy.bridge import guards, nftables, plan
 from tproxy.errors import NftError
 from tproxy.kernel import links
-from tproxy.kernel.loop import READ, Loop
+from tproxy.kernel.loop import Loop
+from tproxy.kernel.netlink import LinkEvents
 
 log = logging.getLogger(__name__)
 
-_RTMGRP_LINK = 1  # <linux/rtnetlink.h>
-_MESSAGE = 64 * 1024
-
-# A link that comes is a handful of messages, a VM start some more: one look for all, in seconds.
+# Seconds. A new link causes a handful of messages, the start of a VM some more: one look serves for all.
 SETTLE = 0.02
-# A hook may have changed the same set at the same moment.
+
+# Seconds until another look after one that failed: a hook may have changed the same set at the same moment.
 RETRY = 1.0
 
 
-class PortKeeper:
-    """``bridges`` tells for which bridges to do so."""
+class GuardKeeper:
+    """``bridges`` returns the bridges whose guards are to be kept."""
 
     def __init__(self, loop: Loop, bridges: Callable[[], set[str]]) -> None:
         self._loop = loop
         self._bridges = bridges
-        self._kept: dict[str, frozenset[str]] = {}
+        self._members: dict[str, frozenset[str]] = {}  # ports of each bridge, as its guards have them
         self._due = False
-        self._netlink = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
-        )
-        self._netlink.bind((0, _RTMGRP_LINK))
-        loop.add(self._netlink.fileno(), READ, self)
+        self._events = LinkEvents(loop, lambda *_: self.look(), self.look)
 
     def look(self, after: float = SETTLE) -> None:
-        """Look at the bridges soon, once for all who ask until then."""
+        """Look at the bridges in so many seconds, once for all who ask until then."""
         if not self._due:
             self._due = True
             self._loop.call_later(after, self._look)
 
     def forget(self, bridge: str) -> None:
-        """Its guards may have been loaded anew: compare them again, not only its ports."""
-        self._kept.pop(bridge, None)
-        self.look()
-
-    def on_event(self, fd: int, mask: int) -> None:
-        while True:
-            try:
-                self._netlink.recv(_MESSAGE)
-            except BlockingIOError:
-                break
-            except OSError:
-                continue  # ENOBUFS: messages were lost; to look serves for them as well
+        """Compare the bridge's guards even if its ports are the same: they may have been loaded anew."""
+        self._members.pop(bridge, None)
         self.look()
 
     def close(self) -> None:
-        self._loop.close_later(self._netlink)
+        self._events.close()
 
     def _look(self) -> None:
         self._due = False
         bridges = self._bridges()
         try:
-            ports = {bridge: links.ports(bridge) for bridge in bridges}
-            changed = {bridge: now for bridge, now in ports.items() if self._kept.get(bridge) != now}
+            members = {bridge: links.ports(bridge) for bridge in bridges}
+            changed = {bridge: now for bridge, now in members.items() if self._members.get(bridge) != now}
             if changed:
                 bridges = set(changed)
-                self._keep(changed)
+                self._update(changed)
         except (NftError, OSError) as error:  # OSError: no descriptor to look with
             log.warning("guards of %s could not be kept current: %s", ", ".join(sorted(bridges)), error)
             self.look(RETRY)
         else:
-            self._kept = ports
+            self._members = members
 
-    def _keep(self, changed: dict[str, frozenset[str]]) -> None:
+    def _update(self, changed: dict[str, frozenset[str]]) -> None:
         found = nftables.read_guards()
-        for bridge, ports in changed.items():
+        for bridge, members in changed.items():
             guard = found.get(bridge)
             if guard is None or not guard.own(guards.VETHS):
                 continue  # made by a program that wants no guards of ours
             observed = plan.Observed(
-                ports=ports, recognised_uplinks=frozenset(filter(links.leads_off_host, ports))
+                ports=members, recognised_uplinks=frozenset(filter(links.leads_off_host, members))
             )
             for wanted in plan.wanted_guards(bridge, observed, guard.named_uplinks):
                 changes = guards.change_elements(wanted, guard) if wanted.rules_are_in(guard) else []
                 if changes:
                     nftables.transaction(changes)
-                    log.info("bridge %s: guards follow its ports: %s", bridge, ", ".join(sorted(ports)))
+                    log.info("bridge %s: guards follow its ports: %s", bridge, ", ".join(sorted(members)))

@@ -1,7 +1,8 @@
 """Keeps a watcher running while the daemon runs (``tproxy_watch: true``).
 
-That there is one is a state, not a child: whoever holds the watcher's place is fine, be it one that an
-operator started, or one that outlived the daemon before and brought this one back.
+What is kept is that some watcher runs, not one child process: a watcher is recognised by the lock that it
+holds (``PLACE``). It may have been started by an operator, or by an earlier daemon which it outlived and
+restarted.
 """
 
 from __future__ import annotations
@@ -18,15 +19,20 @@ from tproxy.process import run_directory
 
 log = logging.getLogger(__name__)
 
-PLACE = "watch.lock"  # in the instance's directory: one watcher for all who want one
+PLACE = "watch.lock"  # in the run directory; the watcher holds it, so that there is only one
 
-LOOK = 2.0  # seconds
-# A watcher that lived this long has not failed at starting; others come back later and later (seconds).
+# Seconds between two looks whether a watcher is there.
+LOOK = 2.0
+
+# Seconds. A watcher that lived this long has not failed at starting; after shorter lives the time between two
+# looks is doubled, up to RETRY_MOST.
 SETTLED = 30.0
 RETRY_MOST = 60.0
 
 
-class Watchdog:
+class WatcherKeeper:
+    """Starts a watcher whenever one is wanted and none is there."""
+
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._file = ""
@@ -37,11 +43,11 @@ class Watchdog:
 
     @property
     def file(self) -> str:
-        """The configuration file that wants a watcher; empty when none does."""
+        """The configuration file for which a watcher is kept; empty if none is."""
         return self._file
 
     def keep(self, file: str) -> None:
-        """Have a watcher for this configuration file from now on; none with an empty name."""
+        """Keep a watcher for this configuration file from now on; none if the name is empty."""
         if file != self._file and self._child is not None:
             self._child.terminate()  # it reads the other file
         self._file = file
@@ -49,7 +55,7 @@ class Watchdog:
             self._look()
 
     def close(self) -> None:
-        """Look no more, and leave the watcher to a successor."""
+        """Start no watcher any more; the one that runs is left to the successor of this daemon."""
         self._file = ""
 
     def _look(self) -> None:
@@ -61,7 +67,7 @@ class Watchdog:
             self._delay = LOOK if lived >= SETTLED else min(self._delay * 2, RETRY_MOST)
             self._child = None
         elif self._child is None:
-            # Twice: a watcher that replaces itself by a new one leaves its place for a moment.
+            # Free in two looks: a watcher that is replaced by a new one is absent for a moment.
             free, before = _is_free(), self._was_free
             self._was_free = free
             if free and before:
@@ -70,13 +76,13 @@ class Watchdog:
 
 
 class _Child:
-    """A watcher that we started; it is waited for as soon as it ends, so that who ends it sees it gone."""
+    """A watcher that this process started; waited for as soon as it ends, so that no zombie is left."""
 
     def __init__(self, loop: Loop, file: str) -> None:
         self._loop = loop
         self.ended = False
         self.started = time.monotonic()
-        # With our pid: one that comes up when we are gone already was not meant to.
+        # With the pid of this process: a watcher that starts after this process has ended must end, too.
         command = [sys.executable, "-m", "tproxy", "watch", "--config", file, "--kept-by", str(os.getpid())]
         try:
             self._process = subprocess.Popen(
@@ -111,10 +117,11 @@ class _Child:
 
 
 def _is_free() -> bool:
+    """Return whether no watcher runs. False as well if that cannot be told now."""
     try:
         place = run_directory.claim(PLACE)
     except (KernelError, OSError):
-        return False  # it cannot be told now
+        return False
     if place is None:
         return False
     os.close(place)

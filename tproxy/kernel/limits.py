@@ -9,9 +9,8 @@ import resource
 def raise_descriptor_limit() -> None:
     """Allow this process, and those that it starts, all descriptors that the hard limit permits.
 
-    The soft limit that is inherited is usually 1024, for programs that use select(2). One connection takes two
-    descriptors in the daemon, one service port takes one in a relay, and one bridge takes about twenty in a
-    watcher.
+    The inherited soft limit is usually 1024, for programs that use select(2). A connection takes two
+    descriptors in the daemon, a service port takes one in a relay, a bridge about twenty in a watcher.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

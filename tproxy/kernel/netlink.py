@@ -58,9 +58,14 @@ class LinkEvents:
     def __init__(
         self, loop: Loop, touched: Callable[[set[str], set[str]], None], lost: Callable[[], None]
     ) -> None:
+        self._loop = loop
         self._touched = touched
         self._lost = lost
         self._socket = _subscribe(loop, self, socket.NETLINK_ROUTE, _RTMGRP_LINK)
+
+    def close(self) -> None:
+        """Call nobody any more."""
+        self._loop.close_later(self._socket)
 
     def on_event(self, fd: int, mask: int) -> None:
         names: set[str] = set()

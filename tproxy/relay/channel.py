@@ -17,8 +17,50 @@ _SPACE = socket.CMSG_SPACE(wire.MAX_DESCRIPTORS * _INT)
 _BUFFER = bytearray(wire.MAX_BYTES)
 
 
+class Delivery:
+    """One received message, and the owner of the descriptors that came with it.
+
+    Use it in a ``with`` statement: at its end, every descriptor that was not taken is closed. So a message
+    may be judged, and refused, after its descriptors are in safe hands.
+    """
+
+    __slots__ = ("fds", "message")
+
+    def __init__(self, message: wire.Message, fds: list[int]) -> None:
+        self.message = message
+        self.fds = fds
+
+    def take(self) -> list[int]:
+        """Hand over all descriptors; the caller owns them from now on."""
+        taken, self.fds = self.fds, []
+        return taken
+
+    def take_socket(self) -> socket.socket:
+        """Hand over the first descriptor that is left, as a socket; raises OSError if it is not a socket."""
+        sock = socket.socket(fileno=self.fds[0])
+        del self.fds[0]  # only now: had the line above failed, the descriptor would still be ours to close
+        return sock
+
+    def take_connection(self) -> socket.SocketType:
+        """Hand over the first descriptor that is left, as a TCP socket; raises OSError if it is not a socket.
+
+        ``take_socket`` asks the kernel for family, type and protocol. This method knows them: it is called
+        for each connection.
+        """
+        sock = socket.SocketType(socket.AF_INET, socket.SOCK_STREAM, 0, self.fds[0])
+        del self.fds[0]
+        return sock
+
+    def __enter__(self) -> Delivery:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fd in self.take():
+            os.close(fd)
+
+
 def pair() -> tuple[socket.socket, socket.socket]:
-    """A connected pair of message sockets."""
+    """Return a connected pair of message sockets."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
@@ -31,10 +73,11 @@ def send(channel: socket.socket, message: wire.Message, fds: Sequence[int] = ())
     channel.sendmsg([wire.encode(message)], rights, socket.MSG_NOSIGNAL)
 
 
-def receive(channel: socket.socket) -> tuple[wire.Message, list[int]] | None:
-    """Take one message and its descriptors, which the caller then owns; None at the end of file.
+def receive(channel: socket.socket) -> Delivery | None:
+    """Receive one message with its descriptors; None at the end of file.
 
-    Raises ProtocolError when the message is malformed or was cut short; its descriptors are closed.
+    Raises ProtocolError when the message is malformed or was cut short, after closing its descriptors, and
+    OSError when receiving fails (BlockingIOError when there is nothing to receive yet).
     """
     # Not socket.recv_fds(): before Python 3.13 it drops the flags, and with them close-on-exec.
     size, ancillary, flags, _ = channel.recvmsg_into([_BUFFER], _SPACE, socket.MSG_CMSG_CLOEXEC)
@@ -46,14 +89,15 @@ def receive(channel: socket.socket) -> tuple[wire.Message, list[int]] | None:
             if fds:
                 raise ProtocolError("descriptors without a message")
             return None
-        return wire.decode(bytes(_BUFFER[:size])), fds
-    except ProtocolError:
+        return Delivery(wire.decode(bytes(_BUFFER[:size])), fds)
+    except BaseException:  # whatever it is: nobody else owns them yet
         for fd in fds:
             os.close(fd)
         raise
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """Return the descriptors in the ancillary data of a message (cmsg(3))."""
     fds = array.array("i")
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

@@ -1,4 +1,4 @@
-"""channel: messages arrive whole or not at all, and no descriptor is ever left over."""
+"""The channel between daemon and relay: messages arrive whole or not at all, and no descriptor leaks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tests.unit.sockets import descriptors
 from tproxy.errors import ProtocolError
 from tproxy.relay import wire
-from tproxy.relay.channel import pair, receive, send
+from tproxy.relay.channel import Delivery, pair, receive, send
 
 
 @pytest.fixture
@@ -37,6 +37,13 @@ def send_raw(channel: socket.socket, data: bytes, fds: Sequence[int]) -> None:
     channel.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
 
 
+def take(channel: socket.socket) -> tuple[wire.Message, list[int]]:
+    """Receive one message, and the descriptors to be closed by the test."""
+    delivery = receive(channel)
+    assert delivery is not None
+    return delivery.message, delivery.take()
+
+
 def copies(file: int) -> set[str]:
     """The descriptors here that are of this pipe; whatever runs the tests may open and close others."""
     pipe = os.readlink(f"/proc/self/fd/{file}")
@@ -47,9 +54,7 @@ def test_a_message_arrives_with_its_descriptors(
     channel: tuple[socket.socket, socket.socket], file: int
 ) -> None:
     send(channel[0], wire.Accepted(5030, (b"123456",)), [file])
-    received = receive(channel[1])
-    assert received is not None
-    message, (fd,) = received
+    message, (fd,) = take(channel[1])
     try:
         assert message == wire.Accepted(5030, (b"123456",))
         assert os.path.sameopenfile(fd, file)
@@ -62,12 +67,11 @@ def test_received_descriptors_are_close_on_exec(
     channel: tuple[socket.socket, socket.socket], file: int
 ) -> None:
     send(channel[0], wire.Adopted(), [file, file])
-    received = receive(channel[1])
-    assert received is not None
+    _, fds = take(channel[1])
     try:
-        assert [os.get_inheritable(fd) for fd in received[1]] == [False, False]
+        assert [os.get_inheritable(fd) for fd in fds] == [False, False]
     finally:
-        for fd in received[1]:
+        for fd in fds:
             os.close(fd)
 
 
@@ -85,16 +89,15 @@ def test_sending_leaves_the_descriptors_with_the_caller(
 
 def test_a_message_without_descriptors(channel: tuple[socket.socket, socket.socket]) -> None:
     send(channel[0], wire.Quit())
-    assert receive(channel[1]) == (wire.Quit(), [])
+    assert take(channel[1]) == (wire.Quit(), [])
 
 
 def test_message_boundaries_are_kept(channel: tuple[socket.socket, socket.socket], file: int) -> None:
     send(channel[0], wire.Listen(1, 20, (80,)))
     send(channel[0], wire.Adopted(), [file])
     send(channel[0], wire.Listen(2, 20, ()))
-    first, second, third = (receive(channel[1]) for _ in range(3))
+    first, second, third = (take(channel[1]) for _ in range(3))
     assert first == (wire.Listen(1, 20, (80,)), [])
-    assert second is not None
     for fd in second[1]:
         os.close(fd)
     assert (second[0], len(second[1])) == (wire.Adopted(), 1)
@@ -106,12 +109,11 @@ def test_so_many_descriptors_go_in_one_message(
     channel: tuple[socket.socket, socket.socket], file: int, count: int
 ) -> None:
     send(channel[0], wire.Listeners(tuple(range(count))), [file] * count)
-    received = receive(channel[1])
-    assert received is not None
-    for fd in received[1]:
+    message, fds = take(channel[1])
+    for fd in fds:
         os.close(fd)
-    assert received[0] == wire.Listeners(tuple(range(count)))
-    assert len(set(received[1])) == count
+    assert message == wire.Listeners(tuple(range(count)))
+    assert len(set(fds)) == count
 
 
 def test_one_more_than_the_kernel_takes_is_refused(
@@ -124,13 +126,13 @@ def test_one_more_than_the_kernel_takes_is_refused(
 def test_the_largest_message_goes_through(channel: tuple[socket.socket, socket.socket]) -> None:
     message = wire.Listen(1, 20, tuple(range(1, 65536)))
     send(channel[0], message)
-    assert receive(channel[1]) == (message, [])
+    assert take(channel[1]) == (message, [])
 
 
 def test_end_of_file_is_none(channel: tuple[socket.socket, socket.socket]) -> None:
     send(channel[0], wire.Quit())
     channel[0].close()
-    assert receive(channel[1]) == (wire.Quit(), [])
+    assert take(channel[1]) == (wire.Quit(), [])
     assert receive(channel[1]) is None
 
 
@@ -157,11 +159,10 @@ def test_a_peer_that_is_behind_raises_blocking_and_nothing_is_half_sent(
     with pytest.raises(BlockingIOError):
         send_on_and_on()
     for expected in range(sent):
-        received = receive(channel[1])
-        assert received is not None
-        for fd in received[1]:
+        message, fds = take(channel[1])
+        for fd in fds:
             os.close(fd)
-        assert received[0] == wire.Listen(expected, 20, tuple(range(1000)))
+        assert message == wire.Listen(expected, 20, tuple(range(1000)))
     channel[1].setblocking(False)
     with pytest.raises(BlockingIOError):
         receive(channel[1])
@@ -173,6 +174,31 @@ def test_sending_to_a_closed_peer_raises_and_does_not_kill(
     channel[1].close()
     with pytest.raises(BrokenPipeError):
         send(channel[0], wire.Quit())
+
+
+def test_descriptors_that_nobody_takes_are_closed_at_the_end_of_the_block(
+    channel: tuple[socket.socket, socket.socket], file: int
+) -> None:
+    before = copies(file)
+    send(channel[0], wire.Adopted(), [file] * 3)
+    delivery = receive(channel[1])
+    assert delivery is not None
+    with pytest.raises(ZeroDivisionError), delivery:
+        raise ZeroDivisionError
+    assert copies(file) == before
+
+
+def test_what_is_no_socket_cannot_be_taken_as_one_and_is_closed(
+    channel: tuple[socket.socket, socket.socket], file: int
+) -> None:
+    before = copies(file)
+    for take_one in (Delivery.take_socket, Delivery.take_connection):
+        send(channel[0], wire.Adopted(), [file] * 3)
+        delivery = receive(channel[1])
+        assert delivery is not None
+        with pytest.raises(OSError, match="non-socket"), delivery:
+            take_one(delivery)
+        assert copies(file) == before
 
 
 @pytest.mark.parametrize("data", [b"Z", b"L\x00", b"Qx", b"F\xff", b"A\x00\x01half"], ids=repr)

@@ -1,0 +1,105 @@
+"""The relay: descriptors that nobody expects are closed, whoever sends them."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.unit.sockets import copies, run_until
+from tproxy.relay import wire
+from tproxy.relay.channel import pair, receive, send
+from tproxy.relay.relay import Relay
+
+PEER = bytes(wire.PEER_BYTES)
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+def take_over(*messages: tuple[wire.Message, list[int]]) -> Relay:
+    """A relay that has taken over from one that said this."""
+    relay = Relay()
+    ours, theirs = pair()
+    for message, fds in messages:
+        send(theirs, message, fds)
+    theirs.shutdown(socket.SHUT_WR)
+    with theirs:
+        relay.take_over(ours)
+    return relay
+
+
+def test_a_successor_gets_the_listening_sockets(listener: socket.socket) -> None:
+    relay = take_over((wire.Listeners((80, 81)), [listener.fileno()] * 2))
+    assert relay._listening.ports == (80, 81)
+    assert copies(listener.fileno()) == 3
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_another_number_of_listening_sockets_than_of_ports_is_refused_and_closed(
+    listener: socket.socket, count: int
+) -> None:
+    relay = take_over((wire.Listeners((80, 81)), [listener.fileno()] * count))
+    assert relay._listening.ports == ()
+    assert copies(listener.fileno()) == 1
+
+
+def test_a_successor_keeps_what_came_before_a_message_that_it_refuses(listener: socket.socket) -> None:
+    fd = listener.fileno()
+    relay = take_over(
+        (wire.Listeners((80,)), [fd]), (wire.Adopted(), [fd, fd]), (wire.Listeners((81,)), [fd])
+    )
+    assert relay._listening.ports == (80,)
+
+
+def test_guests_that_are_handed_over_twice_are_refused_and_closed(listener: socket.socket) -> None:
+    first, second = ([listener.fileno()] * count for count in (1, 2))
+    relay = take_over((wire.Accepted(80, (PEER,)), first), (wire.Accepted(80, (PEER, PEER)), second))
+    assert relay._waiting is not None
+    relay._waiting.close()
+    assert copies(listener.fileno()) == 1
+
+
+def test_what_is_no_tcp_socket_is_not_listened_on_and_closed() -> None:
+    with socket.socket(socket.AF_UNIX) as other:
+        relay = take_over((wire.Listeners((80, 81)), [other.fileno()] * 2))
+        assert relay._listening.ports == ()
+        assert copies(other.fileno()) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "kept"),
+    [(wire.Listen(1, 40, ()), True), (wire.Adopted(), False), (wire.Hello(1, 1), False)],
+    ids=["what is expected", "what only the daemon gets", "what only the daemon gets, with a proof"],
+)
+def test_descriptors_that_come_from_the_daemon_are_closed(
+    listener: socket.socket, message: wire.Message, kept: bool
+) -> None:
+    relay = Relay()
+    daemon, channel = pair()
+    with daemon:
+        relay._greet(channel)
+        send(daemon, message, [listener.fileno()] * 5)
+        run_until(relay._loop, lambda: relay._report is None and not heard(daemon) if kept else gone(relay))
+        assert copies(listener.fileno()) == 1
+        assert (relay._channel is not None) == kept
+
+
+def heard(daemon: socket.socket) -> bool:
+    """Whether there is something left to hear on this channel."""
+    daemon.setblocking(False)
+    try:
+        delivery = receive(daemon)
+    except BlockingIOError:
+        return False
+    assert delivery is not None
+    with delivery:
+        return True
+
+
+def gone(relay: Relay) -> bool:
+    return relay._channel is None

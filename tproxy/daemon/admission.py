@@ -1,0 +1,63 @@
+"""Admission: how many connections may be open at once, and whether there is room for more.
+
+The daemon has two descriptors for each connection. Before they run out, it hears of no more guests: relays
+then do not accept, and guests wait in the backlog, in the kernel, until connections have ended.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sized
+
+from tproxy.datapath.splice import MAX_PIPES
+from tproxy.kernel.loop import Loop
+from tproxy.relay.listening import BATCH
+
+log = logging.getLogger(__name__)
+
+# Descriptors for everything that is not a connection: logs, netlink, clients, one for each relay.
+RESERVE = 512
+
+# Seconds between two looks for room.
+LOOK = 0.1
+
+
+def most_connections(descriptors: int) -> int:
+    """Return how many connections may be open in a process that may have so many descriptors."""
+    # Of few descriptors, only half are kept for other uses: it is unlikely that all of these come together.
+    kept = min(RESERVE + 2 * MAX_PIPES, descriptors // 2)
+    return max((descriptors - kept) // 2, BATCH)  # with less, no message of a relay could be taken
+
+
+class Admission:
+    """Says whether there is room for another full message of a relay.
+
+    ``connections`` are those that are open. ``changed`` is called whenever ``full`` has changed.
+    """
+
+    def __init__(self, loop: Loop, most: int, connections: Sized, changed: Callable[[], None]) -> None:
+        self._loop = loop
+        self._most = most
+        self._connections = connections
+        self._changed = changed
+        self.full = False
+
+    def check(self) -> None:
+        """Look whether there is room left; to be called when connections have been added."""
+        if not self.full and self._is_full():
+            log.warning("%d connections are open: no more for now", len(self._connections))
+            self._set(full=True)
+            self._loop.call_later(LOOK, self._look_for_room)
+
+    def _look_for_room(self) -> None:
+        if self._is_full():
+            self._loop.call_later(LOOK, self._look_for_room)
+        else:
+            self._set(full=False)
+
+    def _is_full(self) -> bool:
+        return len(self._connections) + BATCH > self._most
+
+    def _set(self, *, full: bool) -> None:
+        self.full = full
+        self._changed()
