@@ -1,46 +1,68 @@
-"""The first steps of the daemon's process: its spawner first, while little is loaded.
+"""The first steps of the daemon's process: it forks its spawner first, while little is loaded.
 
 ``python -m tproxy.daemon [--replace] [--stay] [--log-level N] [--watch FILE] [--ready FD] [--lock FD]``,
-started by ``process`` or ``foreground`` in the directory of ``instance``.
+started by ``daemon.launcher`` or ``process.service_manager`` in the run directory
+(``process.run_directory``).
+
+``tproxy.daemon`` is a stable name: a running daemon of an older version goes on as the installed code by this
+name (``service_manager.execute_daemon``), so it must stay, with these options, when modules are moved.
 """
 
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import sys
 
+from tproxy.kernel.limits import raise_descriptor_limit
 from tproxy.relay.spawner import Spawner
+from tproxy.typed import TYPE_CHECKING
 
-# Seconds. One that hangs while it starts, and so holds the host's lock, is ended by who started it; if that
-# was killed, by itself.
+if TYPE_CHECKING:
+    import argparse
+
+    from tproxy.daemon.daemon import Daemon
+
+# Seconds. A daemon that hangs while it starts holds the host's lock. The command that started it ends it; if
+# that command was killed, the daemon ends itself after this time.
 START_TIMEOUT = 60
 
 
 def main() -> None:
-    os.umask(0o077)
-    # Whoever called may have blocked some, and hands that down (execve(2)).
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    # All descriptors that may be had, for this process and for relays: whoever called may have kept to few.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _shed_what_the_caller_set()
+    raise_descriptor_limit()
     spawner = Spawner()
+    # Everything else is imported only now: relays carry what is loaded when the spawner is forked.
+    arguments = _arguments()
+    daemon = _start(spawner, arguments)
+    _run(daemon)
 
-    # Only now: relays carry what is loaded when they are forked.
+
+def _shed_what_the_caller_set() -> None:
+    """Set the file mode mask and the blocked signals, which a hook's caller may hand down (execve(2))."""
+    os.umask(0o077)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _arguments() -> argparse.Namespace:
     import argparse
     import logging
 
-    from tproxy.log import output
-
     parser = argparse.ArgumentParser(prog="tproxy.daemon")
-    parser.add_argument("--replace", action="store_true", help="replace relays that are there")
+    parser.add_argument("--replace", action="store_true", help="replace the relays of an older daemon")
     parser.add_argument("--stay", action="store_true", help="do not end when no map is left")
     parser.add_argument("--log-level", type=int, default=logging.INFO)
-    parser.add_argument("--watch", default="", help="configuration file for a watcher to keep")
-    parser.add_argument("--ready", type=int, help="descriptor that is told when commands are taken")
-    parser.add_argument("--lock", type=int, help="descriptor of the host's lock, which is let go then")
-    arguments = parser.parse_args()
+    parser.add_argument("--watch", default="", help="configuration file for which to keep a watcher")
+    parser.add_argument("--ready", type=int, help="descriptor to write to when commands are taken")
+    parser.add_argument("--lock", type=int, help="descriptor of the host's lock, which is closed then")
+    return parser.parse_args()
+
+
+def _start(spawner: Spawner, arguments: argparse.Namespace) -> Daemon:
+    """Make the daemon and report that commands are taken; if it fails, report why and exit."""
+    import logging
+
+    from tproxy.log import output
 
     output.to_file(output.DAEMON_LOG, arguments.log_level)
     if arguments.lock is not None:
@@ -62,9 +84,15 @@ def main() -> None:
     if arguments.lock is not None:
         signal.alarm(0)
         os.close(arguments.lock)
+    return daemon
+
+
+def _run(daemon: Daemon) -> None:
     try:
         daemon.run()
     except Exception:
+        import logging
+
         logging.getLogger("tproxy.daemon").exception("the daemon ends on an unexpected error")
         sys.exit(1)
 

@@ -17,23 +17,16 @@ from tproxy.process.run_directory import Lock
 
 
 def launch(settings: Settings, lock: Lock, *, replace: bool) -> None:
-    """Start a daemon and return when it takes commands."""
+    """Start a daemon and return when it takes commands; ``replace``: it replaces the relays that it finds.
+
+    Raises ProcessError when the daemon cannot be started, ends, or hangs; then no process of it is left.
+    """
     children.can_be_waited_for()
     home = run_directory.prepare()
+    options = [*arguments(settings), *(["--replace"] if replace else [])]
     reader, writer = os.pipe()
-    command = [sys.executable, "-m", "tproxy.daemon", *arguments(settings)]
-    # The daemon holds the lock too until it is ready: if this process is killed, the next one still waits.
-    command += ["--ready", str(writer), "--lock", str(lock.fileno()), *(["--replace"] if replace else [])]
     try:
-        daemon = subprocess.Popen(
-            command,
-            cwd=home,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            pass_fds=[writer, lock.fileno()],
-        )
+        daemon = _start(options, home, ready=writer, lock=lock.fileno())
     except OSError as error:  # EAGAIN: there are as many processes as there may be
         os.close(reader)
         raise ProcessError(f"the daemon cannot be started: {error.strerror}") from None
@@ -42,18 +35,18 @@ def launch(settings: Settings, lock: Lock, *, replace: bool) -> None:
     try:
         expect_ready(reader)
     except ProcessError:
-        daemon.kill()  # the one that hangs; others have ended
+        daemon.kill()  # if it hangs; otherwise it has ended
         daemon.wait()
         raise
 
 
 def arguments(settings: Settings) -> list[str]:
-    """What ``launch``, the module, is to be told."""
+    """Return the options that tell a daemon its settings."""
     return ["--log-level", str(settings.log_level or DEFAULT_LEVEL), "--watch", settings.watch_file or ""]
 
 
 def expect_ready(reader: int) -> None:
-    """Return when the daemon takes commands; it tells so, or why not, by this pipe."""
+    """Wait until the daemon writes "ready" to this pipe; raises ProcessError when it does not."""
     poll = select.poll()
     poll.register(reader, select.POLLIN)
     said = poll.poll(ANSWER_TIMEOUT * 1000)
@@ -61,3 +54,17 @@ def expect_ready(reader: int) -> None:
     os.close(reader)
     if answer != "ready":
         raise ProcessError(f"the daemon cannot start: {answer or 'it died'}")
+
+
+def _start(options: list[str], home: str, *, ready: int, lock: int) -> subprocess.Popen[bytes]:
+    # The daemon holds the lock too until it is ready: if this process is killed, the next command still
+    # waits.
+    return subprocess.Popen(
+        [sys.executable, "-m", "tproxy.daemon", *options, "--ready", str(ready), "--lock", str(lock)],
+        cwd=home,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        pass_fds=[ready, lock],
+    )
