@@ -1,15 +1,14 @@
-"""What the guards at the bridge let through, with real frames."""
+"""Which frames the guards at a bridge let through, with real frames."""
 
 from __future__ import annotations
 
 import struct
 import subprocess
-import sys
-import time
 from itertools import takewhile
 
 import pytest
 
+from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
@@ -45,46 +44,26 @@ def net(hypervisor: Hypervisor) -> Net:
     return Net(hypervisor)
 
 
-SNIFF = """
-import select, socket, sys
-# All frames up to the end of input, and a line for each that concerns the service: its address or our MAC.
-address, mac = socket.inet_aton(sys.argv[1]), bytes.fromhex(sys.argv[2].replace(':', ''))
-sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-sock.bind((sys.argv[3], 0))
-print('ready', flush=True)
-while sock in select.select([sock, sys.stdin], [], [])[0]:
-    frame, (_, _, kind, *_) = sock.recvfrom(65535)
-    if kind != socket.PACKET_OUTGOING and (address in frame or mac in frame):
-        print(frame[:60].hex(), flush=True)
-"""
-
-# Frames are written by hand: no tool lies as well as a guest can.
-SEND = """
-import socket, sys
-sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-sock.bind(('eth0', 0))
-for _ in range(3):
-    sock.send(bytes.fromhex(sys.argv[1]))
-"""
-
-
 class Sniffer:
+    """Records the frames at a guest's link that concern the service."""
+
     def __init__(self, guest: Guest, link: str = "eth0") -> None:
         self._process = guest.popen(
-            *(sys.executable, "-c", SNIFF, SERVICE_ADDRESS, SERVICE_MAC, link),
+            *program("frame_sniffer", SERVICE_ADDRESS, SERVICE_MAC, link),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
 
-    def seen(self) -> list[str]:
-        """The frames that concern the service, up to now."""
-        time.sleep(0.3)  # what is under way arrives
-        return self._process.communicate()[0].split()
+    def seen(self, after: Guest) -> list[str]:
+        """The frames that concern the service, up to one that the guest ``after`` sends now."""
+        marker = broadcast(after)
+        send(after, marker)
+        return self.seen_before(marker)
 
     def seen_before(self, marker: str) -> list[str]:
-        """The frames that concern the service, up to the first that is this one."""
+        """The frames that concern the service, up to this one."""
         assert self._process.stdout is not None
         frames = map(str.strip, self._process.stdout)
         return list(takewhile(lambda frame: frame != marker, frames))
@@ -127,30 +106,35 @@ def ipv4(source_mac: str, source_ip: str, target_mac: str, target_ip: str) -> st
 
 
 def experiment(source_mac: str, target_mac: str) -> str:
-    """A frame of a protocol that nobody speaks, with our MAC in it, so that sniffers tell of it."""
+    """A frame of a protocol that nobody speaks. It holds our MAC, so that sniffers record it."""
     return hexmac(target_mac) + hexmac(source_mac) + "88b5" + hexmac(SERVICE_MAC) + "00" * 40
 
 
+def broadcast(sender: Guest) -> str:
+    """A frame that every port of the bridge gets, and that no guard concerns."""
+    return experiment(mac_of(sender), "ff:" * 6)
+
+
 def send(guest: Guest, frame: str) -> None:
-    guest.run(sys.executable, "-c", SEND, frame)
+    guest.run(*program("frame_sender", frame))
 
 
-def test_arp_requests_for_the_service_reach_our_veth_only(net: Net) -> None:
+def test_arp_requests_for_the_service_reach_only_our_veth(net: Net) -> None:
     sniffers = [Sniffer(net.other), Sniffer(net.neighbour)]
     assert net.guest.get(SERVICE_ADDRESS, 5030) == "hello"
     for sniffer in sniffers:
-        # The neighbour and the other guest may see who is asked for by us, which is no secret;
-        # the service itself and what is asked of it, they do not.
-        assert [frame for frame in sniffer.seen() if hexip(SERVICE_ADDRESS) == frame[76:84]] == []
+        # Both may see for which guests the service asks, but no request for the service.
+        frames = sniffer.seen(net.guest)
+        assert [frame for frame in frames if hexip(SERVICE_ADDRESS) == frame[76:84]] == []
 
 
-def test_a_port_that_is_too_new_for_the_guards_does_not_ask_an_uplink_either(net: Net) -> None:
-    # Where the kernel does not tell a frame's bridge, the guards know ports, and follow them a moment later.
+def test_requests_from_a_port_that_the_guards_do_not_know_yet_reach_no_uplink(net: Net) -> None:
+    # On a kernel without meta ibrname the guards match ports, and the daemon adds a new port a moment later.
     element = f'guarded {{ "{net.guest.port}" }}'
     net.host.run("nft", f"delete element bridge one_tproxy {element}", check=False)
     sniffer = Sniffer(net.neighbour)
     assert net.guest.get(SERVICE_ADDRESS, 5030) == "hello"
-    assert sniffer.seen() == []
+    assert sniffer.seen(net.guest) == []
 
 
 def test_nothing_of_ours_leaves_through_an_uplink(net: Net) -> None:
@@ -159,30 +143,30 @@ def test_nothing_of_ours_leaves_through_an_uplink(net: Net) -> None:
     net.host.run("ip", "neigh", "flush", "all", netns="one_tproxy_br0")  # so it asks for the guest
     assert net.guest.get(SERVICE_ADDRESS, 5030) == "hello"
     assert net.other.get(SERVICE_ADDRESS, 5030) == "hello"
-    assert sniffer.seen() == []
+    assert sniffer.seen(net.other) == []
 
 
-def test_an_uplink_does_not_reach_the_service(net: Net) -> None:
+def test_an_uplink_cannot_reach_the_service(net: Net) -> None:
     with pytest.raises(ProcessError, match=r"EHOSTUNREACH|ETIMEDOUT"):
         net.neighbour.get(SERVICE_ADDRESS, 5030, timeout=4)
     net.neighbour.ip(f"neigh replace {SERVICE_ADDRESS} lladdr {SERVICE_MAC} dev eth0")
     with pytest.raises(ProcessError, match=r"ETIMEDOUT"):
         net.neighbour.get(SERVICE_ADDRESS, 5030, timeout=1)
-    # That it gets no answer is not all.
+    # The request itself did not arrive either: the service has not learnt the neighbour's MAC.
     assert "10.0.0.7" not in net.host.run("ip", "neigh", netns="one_tproxy_br0").stdout
 
 
-def addressed_to_us(sender: Guest) -> list[str]:
-    """Frames that only their Ethernet header sends to the service."""
+def addressed_to_the_service(sender: Guest) -> list[str]:
+    """Frames that are for the service by their Ethernet header only."""
     mac = mac_of(sender)
     return [ipv4(mac, sender.address, SERVICE_MAC, "10.0.0.99"), experiment(mac, SERVICE_MAC)]
 
 
-def test_nothing_from_an_uplink_reaches_our_mac_whatever_it_is(net: Net) -> None:
+def test_no_frame_of_any_protocol_from_an_uplink_reaches_our_mac(net: Net) -> None:
     sniffer = Sniffer(Guest(net.host, "one_tproxy_br0", "br0", "br0b", SERVICE_ADDRESS), "br0a")
     for sender in (net.guest, net.neighbour):
-        marker = experiment(mac_of(sender), "ff:" * 6)
-        frames = addressed_to_us(sender)
+        marker = broadcast(sender)
+        frames = addressed_to_the_service(sender)
         for frame in (*frames, marker):
             send(sender, frame)
         seen = {frame[:84] for frame in sniffer.seen_before(marker)}  # br_netfilter cuts the padding off
@@ -190,12 +174,12 @@ def test_nothing_from_an_uplink_reaches_our_mac_whatever_it_is(net: Net) -> None
         assert arrived == (frames if sender is net.guest else [])
 
 
-def test_what_is_for_our_mac_goes_nowhere_else_though_the_bridge_does_not_know_where_that_is(
+def test_frames_for_our_mac_are_not_flooded_while_the_bridge_does_not_know_its_port(
     net: Net,
 ) -> None:
     sniffers = [Sniffer(net.other), Sniffer(net.neighbour)]
-    marker = experiment(mac_of(net.guest), "ff:" * 6)
-    for frame in addressed_to_us(net.guest):
+    marker = broadcast(net.guest)
+    for frame in addressed_to_the_service(net.guest):
         net.host.ip("link set br0b type bridge_slave fdb_flush")
         send(net.guest, frame)
     send(net.guest, marker)
@@ -203,7 +187,7 @@ def test_what_is_for_our_mac_goes_nowhere_else_though_the_bridge_does_not_know_w
         assert sniffer.seen_before(marker) == []
 
 
-def test_an_uplink_that_is_named_for_other_bridges_too_stays_one(net: Net) -> None:
+def test_an_uplink_that_is_also_named_for_other_bridges_stays_guarded(net: Net) -> None:
     """A site's hook may name the same uplinks for every bridge."""
     net.host.add_bridge("br1")
     listing = net.host.run("nft", "list", "set", "bridge", "one_tproxy", "uplinks").stdout
@@ -230,11 +214,11 @@ def test_nobody_else_can_claim_the_service(net: Net, sender: str) -> None:
     send(liar, ipv4(mac, SERVICE_ADDRESS, mac_of(net.guest), "10.0.0.5"))
     # The service itself may ask whether the guest is still there.
     genuine = arp(1, SERVICE_MAC, SERVICE_ADDRESS, "10.0.0.5")[12:84]
-    assert [frame for frame in sniffer.seen() if frame[12:84] != genuine] == []
+    assert [frame for frame in sniffer.seen(liar) if frame[12:84] != genuine] == []
     assert net.guest.get(SERVICE_ADDRESS, 5030) == "hello"
 
 
-def test_the_sniffer_sees_what_the_guards_would_stop(net: Net) -> None:
+def test_without_guards_the_sniffer_sees_the_forged_frames(net: Net) -> None:
     net.host.run("nft", "delete", "table", "bridge", "one_tproxy")
     sniffer = Sniffer(net.guest)
     mac = mac_of(net.other)
@@ -245,7 +229,7 @@ def test_the_sniffer_sees_what_the_guards_would_stop(net: Net) -> None:
     ]
     for frame in frames:
         send(net.other, frame)
-    assert {frame[24:60] for frame in sniffer.seen()} >= {frame[24:60] for frame in frames}
+    assert {frame[24:60] for frame in sniffer.seen(net.other)} >= {frame[24:60] for frame in frames}
 
 
 def test_a_guest_with_only_a_default_gateway_reaches_the_service(net: Net) -> None:
@@ -253,15 +237,15 @@ def test_a_guest_with_only_a_default_gateway_reaches_the_service(net: Net) -> No
     kept_current(net, late.port)
     sniffer = Sniffer(net.other)  # the gateway
     assert late.get(SERVICE_ADDRESS, 5030) == "hello"
-    assert [frame for frame in sniffer.seen() if hexip(SERVICE_ADDRESS) == frame[60:68]] == []
+    assert [frame for frame in sniffer.seen(late) if hexip(SERVICE_ADDRESS) == frame[60:68]] == []
 
 
-def test_ports_that_come_later_are_guarded_too(net: Net) -> None:
+def test_ports_that_are_added_later_are_guarded_too(net: Net) -> None:
     late = net.host.add_guest("late", "br0", "10.0.0.8/24")
     kept_current(net, late.port)
     sniffer = Sniffer(net.guest)
     send(late, arp(2, mac_of(late), SERVICE_ADDRESS, "10.0.0.5"))
-    assert sniffer.seen() == []
+    assert sniffer.seen(late) == []
     net.host.ip(f"link del {late.port}")
     for _ in eventually():
         if late.port not in ports_set(net):
@@ -269,7 +253,7 @@ def test_ports_that_come_later_are_guarded_too(net: Net) -> None:
 
 
 def test_other_bridges_are_not_touched(net: Net) -> None:
-    """A network that we do not serve may use the address as it likes."""
+    """A network that we do not serve may use the service address itself."""
     net.host.add_bridge("br1")
     asking = net.host.add_guest("asking", "br1", "10.0.0.5/24")
     answering = net.host.add_guest("answering", "br1", f"{SERVICE_ADDRESS}/32", route=False)
@@ -283,7 +267,7 @@ def test_frames_between_guests_pass(net: Net) -> None:
     assert net.guest.run("ping", "-c1", "-W20", "10.0.0.7").returncode == 0
 
 
-def test_a_firewall_of_the_host_that_eats_bridged_packets_is_named(hypervisor: Hypervisor) -> None:
+def test_a_host_firewall_that_drops_bridged_packets_causes_a_warning(hypervisor: Hypervisor) -> None:
     switch = hypervisor.path("/proc/sys/net/bridge/bridge-nf-call-iptables")
     if not switch.exists():
         pytest.skip("this kernel has no br_netfilter")
@@ -304,7 +288,7 @@ def ports_set(net: Net) -> str:
 
 
 def kept_current(net: Net, port: str) -> None:
-    """Wait until the guards know a new port; where the kernel tells the bridge, there is nothing to know."""
+    """Wait until the guards know a new port, if they match ports: with ``meta ibrname`` they do not."""
     for _ in eventually():
         listing = ports_set(net)
         if "meta ibrname" in listing or f'"{port}"' in listing:

@@ -1,4 +1,4 @@
-"""netlink: what is heard of each change, with the kernel's own messages."""
+"""What ``kernel/netlink`` reports of each change, with the kernel's own messages."""
 
 from __future__ import annotations
 
@@ -11,45 +11,22 @@ from typing import Any
 
 import pytest
 
+from tests.netns.program import program
 from tproxy.lab.hypervisor import Hypervisor
 from tproxy.model import TABLE
-
-HEAR = """
-import json, subprocess, sys
-from tproxy.kernel.loop import Loop
-from tproxy.kernel.netlink import LinkEvents, RulesetEvents
-
-# Of each line of input, a command: all that is heard of it. The kernel tells before the command ends.
-def links_touched(names, masters):
-    heard.append(["links", sorted(names), sorted(masters)])
-
-def ruleset_touched(told):
-    heard.append(["ruleset", sorted(told.names), sorted(told.comments), told.maps_deleted])
-
-loop = Loop()
-LinkEvents(loop, links_touched, lambda: heard.append(["links lost"]))
-RulesetEvents(loop, ruleset_touched, lambda: heard.append(["ruleset lost"]))
-print("ready", flush=True)
-for line in sys.stdin:
-    heard = []
-    subprocess.run(line, shell=True, check=True)
-    loop.call_later(0, loop.stop)
-    loop.run()
-    print(json.dumps(heard), flush=True)
-"""
 
 Hear = Callable[..., list[Any]]
 
 
 @pytest.fixture
 def hear(hypervisor: Hypervisor) -> Hear:
-    """``hear("nft add table ip one_tproxy")``: what is told of that; of what was done before, nothing."""
+    """``hear("nft add table ip one_tproxy")`` returns what is reported of that command."""
     return listener(hypervisor)
 
 
 def listener(host: Hypervisor, *by: str) -> Hear:
     process = host.popen(
-        *by, sys.executable, "-c", HEAR, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1
+        *by, *program("netlink_listener"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1
     )
     assert process.stdin
     assert process.stdout
@@ -66,12 +43,12 @@ def listener(host: Hypervisor, *by: str) -> Hear:
 
 
 def changes(count: int) -> str:
-    """As many changes of one link, which stay unheard until the last is made."""
+    """A command that makes ``count`` changes of one link, which are read only after the last one."""
     lines = f"for i in $(seq {count // 2}); do echo link set br0 mtu 1400; echo link set br0 mtu 1401; done"
     return f"{lines} | ip -batch -"
 
 
-def test_of_a_link_its_name_is_told_and_its_masters(hear: Hear) -> None:
+def test_a_changed_link_is_reported_with_its_name_and_its_master(hear: Hear) -> None:
     assert hear("ip link add br0 type bridge") == [["links", ["br0"], []]]
     ((_, names, masters),) = hear("ip link add x0 type veth peer name x1")
     assert ({"x0", "x1"} - {*names}, masters) == (set(), [])
@@ -79,31 +56,31 @@ def test_of_a_link_its_name_is_told_and_its_masters(hear: Hear) -> None:
     assert ("x0" in names, masters) == (True, ["br0"])
     ((_, names, masters),) = hear("ip link set x1 mtu 1400; ip link set x0 mtu 1400")
     assert ({"x0", "x1"} - {*names}, masters) == (set(), ["br0"])
-    # A master that is gone when one asks for its name is told of by itself.
+    # A master that is gone when its name is looked up is reported by its own message.
     ((_, names, masters),) = hear("ip link set x0 mtu 1300; ip link del br0")
     assert ({"br0", "x0"} - {*names}, masters) == (set(), [])
     ((_, names, _),) = hear("ip link del x0")
     assert {"x0", "x1"} <= {*names}
 
 
-def test_a_name_may_be_of_any_bytes(hear: Hear) -> None:
+def test_a_link_name_may_hold_any_bytes(hear: Hear) -> None:
     assert hear(r"ip link add $(printf 'x\377') type bridge") == [
         ["links", ["x\N{REPLACEMENT CHARACTER}"], []]
     ]
 
 
-# struct nlmsghdr, RTM_NEWLINK, and struct ifinfomsg: any root may say so to all who listen to links.
+# struct nlmsghdr, RTM_NEWLINK, and struct ifinfomsg: root may send such a message to all who listen to links.
 NAMELESS = (
     "import socket as s, struct; "
     "s.socket(s.AF_NETLINK, s.SOCK_RAW).sendto(struct.pack('=IHHII16x', 32, 16, 0, 0, 0), (0, 1))"
 )
 
 
-def test_a_message_without_a_name_is_about_no_link(hear: Hear) -> None:
+def test_a_message_without_a_name_reports_no_link(hear: Hear) -> None:
     assert hear(shlex.join([sys.executable, "-c", NAMELESS])) == [["links", [], []]]
 
 
-def test_of_our_tables_what_was_changed_is_told(hear: Hear) -> None:
+def test_changes_of_our_tables_are_reported_by_name(hear: Hear) -> None:
     def told(command: str) -> list[Any]:
         return hear(f"nft '{command}'")
 
@@ -118,13 +95,13 @@ def test_of_our_tables_what_was_changed_is_told(hear: Hear) -> None:
     assert told(f"delete map ip {TABLE} ep_br0") == [["ruleset", ["ep_br0"], [], False]]
 
 
-def test_of_guards_the_comments_of_elements_are_told_too(hear: Hear) -> None:
+def test_changed_elements_of_guards_are_reported_with_their_comments(hear: Hear) -> None:
     def told(command: str) -> list[Any]:
         return hear(f"nft '{command}'")
 
     assert told(f"add table bridge {TABLE}") == [["ruleset", [""], [], False]]
     assert told(f"add chain bridge {TABLE} ch_br0") == [["ruleset", ["ch_br0"], [], False]]
-    # Whose it is says the chain, not what a comment has.
+    # The chain's name says which bridge a rule belongs to, so a rule's comment is not reported.
     rule = f'rule bridge {TABLE} ch_br0 drop comment "bridge=br1"'
     assert told(f"add {rule}") == [["ruleset", ["ch_br0"], [], False]]
     assert told(f"flush chain bridge {TABLE} ch_br0") == [["ruleset", ["ch_br0"], [], False]]
@@ -135,28 +112,30 @@ def test_of_guards_the_comments_of_elements_are_told_too(hear: Hear) -> None:
         assert told(f"{verb} {element}") == [["ruleset", ["veths"], ["bridge=br%3a0", "named=yes"], False]]
 
 
-def test_that_the_table_of_maps_went_is_told_and_not_that_another_did(hear: Hear) -> None:
+def test_only_the_deletion_of_the_table_of_maps_is_reported_as_such(hear: Hear) -> None:
     for family, is_ours in (("bridge", False), ("ip", True)):
         hear(f"nft add table {family} {TABLE}")
         assert hear(f"nft delete table {family} {TABLE}") == [["ruleset", [""], [], is_ours]]
-    # Also among others, of which the last is not ours, or not of maps.
+    # Also when other tables are deleted together with it, and the last of them is not ours.
     hear(f"nft 'add table ip {TABLE}; add table bridge {TABLE}; add table ip6 z'")
     assert hear("nft flush ruleset") == [["ruleset", [""], [], True]]
 
 
-def test_of_many_changes_at_once_none_is_lost_and_of_too_many_that_some_were(hear: Hear) -> None:
+def test_a_thousand_changes_at_once_are_all_reported_and_a_loss_is_reported_as_such(hear: Hear) -> None:
     hear("ip link add br0 type bridge")
     assert hear(changes(1000)) == [["links", ["br0"], []]]
     assert hear(changes(10000)) == [["links", ["br0"], []], ["links lost"]]
     assert hear("ip link set br0 mtu 1300") == [["links", ["br0"], []]]
 
 
-def test_where_the_kernel_gives_no_more_room_there_is_less(hypervisor: Hypervisor) -> None:
-    """Root of a container is nobody on the machine, and may not have what the machine's may."""
+def test_a_smaller_receive_buffer_is_used_where_the_kernel_allows_no_larger_one(
+    hypervisor: Hypervisor,
+) -> None:
+    """Root in a container has no privileges on the machine, and may not enlarge the buffer."""
     hear = listener(hypervisor, "unshare", "--user", "--map-root-user", "--net")
     assert hear("ip link add br0 type bridge") == [["links", ["br0"], []]]
     hear(f"nft 'add table ip {TABLE}; add map ip {TABLE} ep_br0 {{ type mark : mark; }}'")
-    # Each few enough that nft itself, who has as little room, is not in need of more.
+    # Few elements in each round, because nft itself has the same small buffer.
     elements = f'for i in $(seq 999); do echo "add element ip {TABLE} ep_br0 {{ $round$i : 1 }}"; done'
     assert hear(f"for round in 1 2 3 4 5 6 7 8 9; do ({elements}) | nft -f -; done") == [
         ["ruleset", ["ep_br0"], [], False],

@@ -1,15 +1,15 @@
-"""The hook on real bridges: builds what SPEC section 2 says, repairs it, and takes it away."""
+"""The hook on real bridges: builds the names of docs/contract.md, Names on the host; repairs and removes them."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-import time
 from typing import Any
 
 import pytest
 
+from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tproxy.lab.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, BridgeNames
@@ -43,7 +43,7 @@ def ip_json(host: Hypervisor, *arguments: str, netns: str | None = None) -> Any:
 
 
 def state(host: Hypervisor) -> dict[str, str]:
-    """All that tproxy could have changed on the host, as text."""
+    """Everything that tproxy could have changed on the host, as text."""
     return {
         "links": host.run("ip", "-br", "link").stdout,
         "namespaces": host.run("ip", "netns", "list").stdout,
@@ -54,7 +54,7 @@ def state(host: Hypervisor) -> dict[str, str]:
 
 
 def subscriptions(host: Hypervisor, netns: str | None = None) -> int:
-    """How many sockets are told of what changes there, netlink(7)."""
+    """How many sockets are subscribed to the kernel's messages about changes, netlink(7)."""
     # Columns: socket, protocol, port id, groups, ...
     lines = host.run("cat", "/proc/net/netlink", netns=netns).stdout.splitlines()[1:]
     return sum(int(line.split()[3], 16) != 0 for line in lines)
@@ -95,15 +95,28 @@ def test_up_builds_what_the_contract_names(hypervisor: Hypervisor, bridge: str) 
     assert hypervisor.run("nft", "list", "ruleset").stdout == ""
 
 
+def wait_for_link_states(host: Hypervisor) -> None:
+    """Wait until the kernel has reported the last event that ``up`` causes: that the new links are up.
+
+    The kernel determines a link's operational state after the change that causes it, from a work queue
+    (linkwatch), at most once a second, and on a busy machine later. The event comes with the new state.
+    """
+    for _ in eventually():
+        links = [ip_json(host, "link", "show", name)[0] for name in ("br0", "br0b")]
+        links += ip_json(host, "link", "show", "br0a", netns="one_tproxy_br0")
+        if [link["operstate"] for link in links] == ["UP"] * 3:
+            return
+
+
 def test_up_on_a_healthy_bridge_changes_nothing(hypervisor: Hypervisor, config: str) -> None:
-    # IPv6 finds its addresses to be unique at some later time, which is an event as well.
+    # Otherwise IPv6 causes an event some seconds later, when it has found its addresses to be unique.
     hypervisor.run(
         "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"
     )
     hypervisor.add_bridge("br0")
     up(hypervisor, "br0", config, "--network", "blue", "--network-id", "0", "--uplink", "eth9")
     before = hypervisor.tproxy("status").stdout
-    time.sleep(2)  # the kernel tells of a link's last state changes up to a second later
+    wait_for_link_states(hypervisor)
     others = subscriptions(hypervisor)  # the daemon's
     watchers = [
         hypervisor.popen(*command, stdout=subprocess.PIPE)
@@ -116,8 +129,8 @@ def test_up_on_a_healthy_bridge_changes_nothing(hypervisor: Hypervisor, config: 
         if subscriptions(hypervisor) == others + 2 and subscriptions(hypervisor, "one_tproxy_br0") == 1:
             break
     up(hypervisor, "br0", config, "--network", "blue", "--network-id", "0", "--uplink", "eth9")
-    time.sleep(0.2)
-    # Proof that they do watch: this they are told of.
+    assert hypervisor.tproxy("status").stdout == before
+    # The first event of each must be the one of this change, which also proves that all of them work.
     hypervisor.ip("link add seen type bridge")
     hypervisor.run("nft", "add table ip seen")
     hypervisor.ip("link add seen type bridge", netns="one_tproxy_br0")
@@ -126,11 +139,10 @@ def test_up_on_a_healthy_bridge_changes_nothing(hypervisor: Hypervisor, config: 
         line = watcher.stdout.readline()
         assert "seen" in line, f"the second hook caused: {line}"
         watcher.kill()
-    assert hypervisor.tproxy("status").stdout == before
 
 
 def killed(title: str) -> str:
-    """A command that returns when the process has ended, which is some time after the signal."""
+    """A shell command that kills a process, and returns when it has ended."""
     return f"pid=$(pgrep -f '^{title} *$') && kill -9 $pid && while [ -e /proc/$pid ]; do sleep 0.01; done"
 
 
@@ -160,7 +172,7 @@ DAMAGES = {
     "all of nftables flushed": "nft flush ruleset",
     "relay killed": killed("one_tproxy_br0"),
     "daemon killed": killed("one_tproxy"),
-    # In this order: each that is left would end by itself once the next one is gone, and kill would miss it.
+    # In this order: after the next one is killed, each of them would end by itself, before kill finds it.
     "all killed": """
         for each in one_tproxy_br0 tproxy-spawner one_tproxy; do kill -9 $(pgrep -f "^$each *$"); done""",
 }
@@ -212,9 +224,7 @@ def test_twelve_hooks_at_once_for_six_bridges(hypervisor: Hypervisor, config: st
     assert titles == ["one_tproxy", *(f"one_tproxy_{bridge}" for bridge in bridges)]
 
 
-def test_a_hardened_host_does_not_keep_the_namespace_from_answering(
-    hypervisor: Hypervisor, config: str
-) -> None:
+def test_the_namespace_answers_on_a_hardened_host_too(hypervisor: Hypervisor, config: str) -> None:
     for scope in ("all", "default"):
         for key, value in {"arp_ignore": 2, "rp_filter": 1, "arp_filter": 1, "proxy_arp": 1}.items():
             hypervisor.run("sysctl", "-qw", f"net.ipv4.conf.{scope}.{key}={value}")
@@ -227,7 +237,7 @@ def test_a_hardened_host_does_not_keep_the_namespace_from_answering(
     assert hypervisor.run("cat", "/proc/sys/net/ipv4/ip_forward", netns="one_tproxy_br0").stdout == "0\n"
 
 
-def test_whatever_was_inherited_or_set_in_the_namespace_is_put_right(
+def test_sysctls_that_were_inherited_or_changed_in_the_namespace_are_corrected(
     hypervisor: Hypervisor, config: str
 ) -> None:
     keys = ["arp_announce", "arp_filter", "proxy_arp", "rp_filter", "route_localnet"]
@@ -258,7 +268,7 @@ def test_the_mtu_follows_the_bridge(hypervisor: Hypervisor, config: str) -> None
         assert link["mtu"] == 9000
 
 
-def test_a_file_is_read_again_when_it_has_changed_and_not_before(hypervisor: Hypervisor, config: str) -> None:
+def test_an_unchanged_file_is_not_parsed_again(hypervisor: Hypervisor, config: str) -> None:
     hypervisor.add_bridge("br0")
 
     def reads_yaml() -> bool:
@@ -273,14 +283,14 @@ def test_a_file_is_read_again_when_it_has_changed_and_not_before(hypervisor: Hyp
     assert "8081" in hypervisor.run("nft", "list", "ruleset").stdout
 
 
-def test_up_where_no_entry_applies_does_nothing(hypervisor: Hypervisor) -> None:
+def test_up_does_nothing_where_no_entry_applies(hypervisor: Hypervisor) -> None:
     config = hypervisor.write("/run/tproxy.yaml", CONFIG + "  networks: [other]\n")
     hypervisor.add_bridge("br0")
     before = state(hypervisor)
     done = up(hypervisor, "br0", config, "--network", "blue")
     assert (done.stdout, done.stderr) == ("", "")
     assert state(hypervisor) == before
-    # An operator who is surprised finds out why.
+    # The log tells an operator who is surprised by that.
     (line,) = hypervisor.path("/var/log/one_tproxy.log").read_text().splitlines()
     assert line.endswith("bridge br0: no entry of '/run/tproxy.yaml' applies to network 'blue', id ''")
 
@@ -321,7 +331,7 @@ def assert_nothing_left(host: Hypervisor) -> None:
         "true",
     ],
 )
-def test_down_leaks_nothing_after(hypervisor: Hypervisor, config: str, damage: str) -> None:
+def test_down_removes_everything_also_after(hypervisor: Hypervisor, config: str, damage: str) -> None:
     hypervisor.add_bridge("br0")
     up(hypervisor, "br0", config)
     hypervisor.run("sh", "-c", damage)
@@ -331,8 +341,10 @@ def test_down_leaks_nothing_after(hypervisor: Hypervisor, config: str, damage: s
     assert_nothing_left(hypervisor)
 
 
-def test_down_right_after_somebody_removed_the_namespace(hypervisor: Hypervisor, config: str) -> None:
-    """The kernel takes the veth away some time later, perhaps between our look and our deleting it."""
+def test_down_works_while_the_kernel_still_removes_the_veth_of_a_deleted_namespace(
+    hypervisor: Hypervisor, config: str
+) -> None:
+    """The kernel removes the veth some time later, perhaps after we saw it and before we delete it."""
     hypervisor.add_bridge("br0")
     command = f"ip netns del one_tproxy_br0; {sys.executable} -m tproxy hook down --bridge br0"
     for _ in range(5):
@@ -342,29 +354,15 @@ def test_down_right_after_somebody_removed_the_namespace(hypervisor: Hypervisor,
     assert_nothing_left(hypervisor)
 
 
-# Asks, as every hook does before it waits for the lock, while somebody takes the bridge down.
-REQUIRE = """
-import subprocess, sys
-from tproxy.bridge import plumbing
-
-def take_down(frame, event, called):
-    if event == "c_call" and called.__name__ == sys.argv[1]:
-        subprocess.run(["ip", "link", "del", "br0b"])
-
-sys.setprofile(take_down)
-plumbing.require_bridge("br0")
-"""
-
-
-@pytest.mark.parametrize("look", ["ioctl", "readlink"])  # at its kind, and at the bridge that it is a port of
-def test_a_port_may_go_while_it_is_looked_at(hypervisor: Hypervisor, look: str) -> None:
+@pytest.mark.parametrize("function", ["ioctl", "readlink"])  # these read the link's kind, and its bridge
+def test_a_port_may_be_deleted_while_it_is_checked(hypervisor: Hypervisor, function: str) -> None:
     hypervisor.add_bridge("br0")
     hypervisor.ip("link add br0b type veth peer name br0a", "link set br0b master br0")
-    hypervisor.run(sys.executable, "-c", REQUIRE, look)
+    hypervisor.run(*program("require_bridge", function))
     assert hypervisor.run("ip", "link", "show", "br0b", check=False).returncode != 0
 
 
-def test_down_of_one_bridge_leaves_the_others_and_foreign_maps(hypervisor: Hypervisor, config: str) -> None:
+def test_down_leaves_other_bridges_alone(hypervisor: Hypervisor, config: str) -> None:
     hypervisor.add_endpoint(ENDPOINT, 8080, "hello")
     for bridge in ("br0", "br1"):
         hypervisor.add_bridge(bridge)
@@ -376,9 +374,7 @@ def test_down_of_one_bridge_leaves_the_others_and_foreign_maps(hypervisor: Hyper
     assert "br0" not in hypervisor.run("nft", "list", "ruleset").stdout
 
 
-def test_up_adds_a_port_and_changes_an_endpoint_and_keeps_the_rest(
-    hypervisor: Hypervisor, config: str
-) -> None:
+def test_up_adds_a_port_and_changes_an_endpoint(hypervisor: Hypervisor, config: str) -> None:
     hypervisor.add_bridge("br0")
     guest = hypervisor.add_guest("guest", "br0")
     hypervisor.add_endpoint(ENDPOINT, 8080, "one")
@@ -426,13 +422,13 @@ def test_bad_input_is_one_line_and_changes_nothing(hypervisor: Hypervisor, confi
     assert state(hypervisor) == before
 
 
-def test_any_bytes_in_a_network_name_come_through(hypervisor: Hypervisor, config: str) -> None:
+def test_a_network_name_may_hold_any_bytes(hypervisor: Hypervisor, config: str) -> None:
     hypervisor.add_bridge("br0")
     name = "a\"b'c; drop } # \udcff é\t" + "x" * 300
     up(hypervisor, "br0", config, "--network", "q\"';} {\udcff é", "--network-id", "7")
     listing = hypervisor.run("nft", "list", "ruleset").stdout
     hypervisor.write("/run/listing.nft", "flush ruleset\n" + listing)
-    hypervisor.run("nft", "-f", "/run/listing.nft")  # what we wrote can be loaded again
+    hypervisor.run("nft", "-f", "/run/listing.nft")  # nft can load what we wrote again
     status = json.loads(hypervisor.tproxy("status", "--json").stdout)
     assert status["daemon"]["bridges"]["br0"]["network"] == "q\"';} {\udcff é"
     up(hypervisor, "br0", config, "--network", name)  # too long for a comment: left out
@@ -441,7 +437,9 @@ def test_any_bytes_in_a_network_name_come_through(hypervisor: Hypervisor, config
     assert hypervisor.run("nft", "list", "ruleset").stdout == before
 
 
-def test_a_port_that_is_taken_fails_the_hook_and_is_undone(hypervisor: Hypervisor, config: str) -> None:
+def test_a_hook_that_finds_a_port_in_use_fails_and_undoes_its_changes(
+    hypervisor: Hypervisor, config: str
+) -> None:
     hypervisor.add_bridge("br0")
     guest = hypervisor.add_guest("guest", "br0")
     hypervisor.add_endpoint(ENDPOINT, 8080, "hello")
@@ -458,7 +456,7 @@ def test_a_port_that_is_taken_fails_the_hook_and_is_undone(hypervisor: Hyperviso
     assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
 
 
-def test_without_libnftables_it_says_so_and_changes_nothing(hypervisor: Hypervisor, config: str) -> None:
+def test_a_hook_without_libnftables_fails_and_changes_nothing(hypervisor: Hypervisor, config: str) -> None:
     hypervisor.add_bridge("br0")
     before = state(hypervisor)
     command = [sys.executable, "-m", "tproxy", "hook", "up", "--bridge", "br0", "--config", config]
@@ -473,12 +471,12 @@ def test_without_libnftables_it_says_so_and_changes_nothing(hypervisor: Hypervis
     assert state(hypervisor) == before
 
 
-def test_a_missing_libnftables_is_not_taken_for_maps_that_are_gone(
+def test_a_missing_libnftables_does_not_count_as_a_host_without_maps(
     hypervisor: Hypervisor, config: str
 ) -> None:
     hypervisor.add_bridge("br0")
     up(hypervisor, "br0", config)
-    for _ in eventually():  # a bridge is up some time after its first port is
+    for _ in eventually():  # the kernel sets a bridge's state some time after that of its first port
         if "UNKNOWN" not in hypervisor.run("ip", "-br", "link", "show", "br0").stdout:
             break
     before = state(hypervisor)
@@ -489,7 +487,7 @@ def test_a_missing_libnftables_is_not_taken_for_maps_that_are_gone(
     done = hypervisor.run(sys.executable, "-m", "tproxy", "start", check=False, env={"PYTHONPATH": path})
     assert done.returncode == 1
     assert "libnftables" in done.stderr
-    assert state(hypervisor) == before  # with its processes: without maps, start would end them
+    assert state(hypervisor) == before  # the processes too: on a host without maps, start would end them
 
 
 def _source() -> str:
@@ -498,7 +496,7 @@ def _source() -> str:
     return tproxy.__path__[0].rpartition("/")[0]
 
 
-def test_debug_says_more_wherever_it_stands(hypervisor: Hypervisor, config: str) -> None:
+def test_debug_works_before_and_after_the_command(hypervisor: Hypervisor, config: str) -> None:
     hypervisor.add_bridge("br0")
     hook = ("hook", "up", "--bridge", "br0", "--config", config)
     said = hypervisor.tproxy("--debug", *hook).stderr
@@ -507,7 +505,7 @@ def test_debug_says_more_wherever_it_stands(hypervisor: Hypervisor, config: str)
     assert "create namespace one_tproxy_br0" in said
 
 
-def test_a_networks_name_is_what_the_file_has_in_any_locale(hypervisor: Hypervisor, config: str) -> None:
+def test_a_network_name_matches_the_files_in_any_locale(hypervisor: Hypervisor, config: str) -> None:
     hypervisor.add_bridge("br0")
     hypervisor.write("/run/büro.yaml", f"{CONFIG}  networks: [Büro]\n")
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # ISO 8859-1 does the same

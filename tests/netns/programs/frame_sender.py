@@ -1,0 +1,20 @@
+"""Send a frame three times from eth0: ``frame_sender.py HEX``.
+
+The frame is sent as it is given, because no tool forges frames as freely as a guest can.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+
+def send(frame: bytes) -> None:
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    sock.bind(("eth0", 0))
+    for _ in range(3):
+        sock.send(frame)
+
+
+if __name__ == "__main__":
+    send(bytes.fromhex(sys.argv[1]))
