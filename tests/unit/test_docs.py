@@ -89,3 +89,15 @@ def test_code_cites_pages_and_headings_that_exist() -> None:
 
 def test_the_readme_stays_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_the_messages_that_troubleshooting_quotes_are_those_of_the_code() -> None:
+    """First cells have symptoms. What is quoted there, holds a blank and is no command is a message."""
+    rows = re.findall(r"^\| (.+?) \|", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE)
+    quoted = [each for row in rows for each in re.findall(r"`([^`]+)`", row) if " " in each]
+    messages = [each for each in quoted if not each.startswith(("hook ", "nft ", "tproxy ", "networks: "))]
+    modules = [*(ROOT / "tproxy").rglob("*.py"), *(ROOT / "drivers").rglob("*.py")]
+    code = "\n".join(path.read_text() for path in modules)
+    unknown = [each for each in messages if any(part.strip() not in code for part in each.split("…"))]
+    assert messages
+    assert not unknown
