@@ -45,7 +45,9 @@ class Admission:
     def check(self) -> None:
         """Look whether there is room left; to be called when connections have been added."""
         if not self.full and self._is_full():
-            log.warning("%d connections are open: no more for now", len(self._connections))
+            log.warning(
+                "%d connections are open: no more are accepted until some have ended", len(self._connections)
+            )
             self._set(full=True)
             self._loop.call_later(LOOK, self._look_for_room)
 

@@ -1,4 +1,4 @@
-"""What the daemon knows of services while it runs: where each leads, and what became of it."""
+"""The catalog: the services of all bridges, as their maps were when the daemon last read them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tproxy.model import Network, ServiceMap
 
 
 class Catalog:
-    """The services by bridge and port, as the maps said when they were last read."""
+    """Targets by bridge and service port. A port that stays keeps its target, and so its counts."""
 
     def __init__(self) -> None:
         self._bridges: dict[str, dict[int, Target]] = {}
@@ -22,35 +22,36 @@ class Catalog:
     def find(self, bridge: str, port: int) -> Target | None:
         return self._bridges.get(bridge, {}).get(port)
 
-    def entries(self, bridge: str) -> Iterable[Target]:
+    def targets(self, bridge: str) -> Iterable[Target]:
         return self._bridges.get(bridge, {}).values()
 
     def ports(self, bridge: str) -> tuple[int, ...]:
         return tuple(sorted(self._bridges.get(bridge, ())))
 
     def apply(self, wanted: ServiceMap) -> list[str]:
-        """Take a bridge's map as it is now; returns what changed, a line each, for the log."""
+        """Take over a bridge's map as it is now; return a line for the log for each change."""
         bridge = wanted.bridge
         self.networks[bridge] = wanted.network
         before = self._bridges.get(bridge, {})
         after: dict[int, Target] = {}
         changes = []
         for port, service in wanted.services.items():
-            entry = before.get(port)
-            if entry is None:
-                entry = Target(bridge, service)
+            target = before.get(port)
+            if target is None:
+                target = Target(bridge, service)
                 changes.append(f"port {port} leads to {service.endpoint}")
-            elif entry.service != service:
-                if entry.service.endpoint != service.endpoint:
+            elif target.service != service:
+                if target.service.endpoint != service.endpoint:
                     changes.append(
-                        f"port {port} leads to {service.endpoint}, no longer to {entry.service.endpoint}"
+                        f"port {port} leads to {service.endpoint}, no longer to {target.service.endpoint}"
                     )
-                entry.service = service
-            after[port] = entry
+                target.service = service
+            after[port] = target
         changes += [f"port {port} is gone" for port in before if port not in after]
         self._bridges[bridge] = after
         return changes
 
     def remove(self, bridge: str) -> None:
+        """Forget a bridge that has no map any more; does nothing if it is unknown."""
         self._bridges.pop(bridge, None)
         self.networks.pop(bridge, None)

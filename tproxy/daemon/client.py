@@ -1,7 +1,7 @@
-"""Requests to the running daemon: one JSON line there, one JSON document back (``server`` is its side).
+"""Requests to the running daemon: the client sends one JSON line, the daemon answers with one JSON document.
 
-The socket lies in the run directory, which only root can enter. A hook asks at every VM start, so what
-only a daemon that has to be started needs is in ``launcher``.
+``server`` is the daemon's side. The socket is in the run directory, which only root can enter. A hook sends a
+request at every start of a VM, so this module imports little: what starts a daemon is in ``launcher``.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Json = dict[str, Any]
 
 
 def ask(request: Json, timeout: float) -> Json:
-    """Send one request and return the answer.
+    """Send one request and return the answer. ``timeout`` is in seconds.
 
-    ``timeout`` is in seconds. Raises NotRunning when no daemon listens, and ProcessError when it does not
-    answer in time or answers with an error.
+    Raises NotRunning when no daemon listens, and ProcessError when it does not answer in time, ends before it
+    has answered, or answers with an error.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout)
@@ -43,18 +43,18 @@ def ask(request: Json, timeout: float) -> Json:
         except TimeoutError:
             raise ProcessError(f"the daemon did not answer within {timeout:g} s") from None
         except OSError as error:
-            raise ProcessError(f"the daemon went away: {error.strerror}") from None
+            raise ProcessError(f"the daemon ended before it answered: {error.strerror}") from None
     try:
         answer: Json = json.loads(data)
     except ValueError:  # nothing, or only a part of it
-        raise ProcessError("the daemon went away without an answer") from None
+        raise ProcessError("the daemon ended before it answered") from None
     if "error" in answer:
         raise ProcessError(answer["error"])
     return answer
 
 
 def ping() -> Json | None:
-    """Return the daemon's short answer (``stays``, ``watch``); None when none answers."""
+    """Return whether the daemon ``stays`` without maps, and its ``watch`` file; None when none answers."""
     try:
         return ask({"op": "ping"}, PING_TIMEOUT)
     except ProcessError:
@@ -66,7 +66,7 @@ def daemon_answers() -> bool:
 
 
 def status() -> Json | None:
-    """Return the daemon's full status; None when none runs. Raises ProcessError when that is unknown."""
+    """Return the daemon's full status; None when none runs. Raises ProcessError when one does not answer."""
     try:
         return ask({"op": "status"}, PING_TIMEOUT)
     except NotRunning:
@@ -74,20 +74,20 @@ def status() -> Json | None:
 
 
 def ensure_daemon(settings: Settings, lock: Lock) -> None:
-    """Start a daemon with these settings unless one answers."""
+    """Start a daemon with these settings unless one answers. The caller holds the host's lock."""
     if not daemon_answers():
         from tproxy.daemon import launcher
         from tproxy.process.table import find, terminate
 
-        terminate(list(find().daemons))  # one that does not answer is of no use
+        terminate(list(find().daemons))  # a daemon that does not answer serves nobody
         launcher.launch(settings, lock, replace=False)
 
 
 def apply(bridges: list[str] | None, settings: Settings, *, reopen_logs: bool = False) -> list[str]:
-    """Make the maps of these bridges, or of all, take effect; return one line for each problem.
+    """Make the maps of these bridges, or of all (None), take effect; return one line for each problem.
 
-    Afterwards every port listens or is named in a line. With no map left the daemon is gone, unless it
-    keeps a watcher.
+    When this returns, every service port listens or is named in a line. If no map is left, all processes have
+    ended; but a daemon stays that keeps a watcher or is a service. Raises ProcessError as ``ask`` does.
     """
     request: Json = {"op": "apply", "reopen_logs": reopen_logs}
     if bridges is not None:
@@ -106,13 +106,13 @@ def apply(bridges: list[str] | None, settings: Settings, *, reopen_logs: bool = 
 
 
 def leave_word(bridge: str) -> None:
-    """Queue a request for a daemon that hangs: when it goes on, it looks at the bridge's map."""
-    with suppress(ProcessError):  # no daemon runs, or it does not answer at once, as expected
+    """Queue a request for a daemon that hangs: when it runs again, it reads the bridge's map."""
+    with suppress(ProcessError):  # no daemon runs; or, as expected, it does not answer at once
         ask({"op": "apply", "bridges": [bridge]}, 0)
 
 
 def _connect(sock: socket.socket, path: str, timeout: float) -> None:
-    """Connect; wait while the daemon's backlog is full (listen(2)), since it is busy and not dead."""
+    """Connect. While the daemon's backlog is full (listen(2)), wait: it is busy, not dead."""
     end = time.monotonic() + timeout
     while True:
         try:

@@ -272,22 +272,22 @@ class Daemon:
     def _bridge_status(self, bridge: str, live: dict[Target, list[int]]) -> dict[str, Any]:
         network = self._catalog.networks[bridge]
         services = []
-        for entry in sorted(self._catalog.entries(bridge), key=lambda each: each.service.port):
-            sums = live.get(entry, [0, 0])
-            problem = self._relays.problem(bridge, entry.service.port)
+        for target in sorted(self._catalog.targets(bridge), key=lambda each: each.service.port):
+            sums = live.get(target, [0, 0])
+            problem = self._relays.problem(bridge, target.service.port)
             services.append(
                 {
-                    "port": entry.service.port,
-                    "name": entry.service.name,
-                    "endpoint": str(entry.service.endpoint),
+                    "port": target.service.port,
+                    "name": target.service.name,
+                    "endpoint": str(target.service.endpoint),
                     "listening": not problem,
                     "problem": problem,
-                    "open": entry.open,
-                    "total": entry.total,
-                    "bytes_to_endpoint": entry.to_endpoint + sums[0],
-                    "bytes_to_guest": entry.to_guest + sums[1],
-                    "last_error": entry.last_error,
-                    "last_error_at": entry.last_error_at or None,
+                    "open": target.open,
+                    "total": target.total,
+                    "bytes_to_endpoint": target.to_endpoint + sums[0],
+                    "bytes_to_guest": target.to_guest + sums[1],
+                    "last_error": target.last_error,
+                    "last_error_at": target.last_error_at or None,
                 }
             )
         return {

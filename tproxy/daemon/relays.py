@@ -224,21 +224,25 @@ class Relays:
             why = f"cannot listen: {os.strerror(number)}"
             if before.get(port) != number:
                 log.error("bridge %s: port %d %s", link.bridge, port, why)
-            entry = self._catalog.find(link.bridge, port)
-            if entry is not None:
-                entry.failed(why)
+            target = self._catalog.find(link.bridge, port)
+            if target is not None:
+                target.failed(why)
         self._on_change()
 
     def connected(self, link: Link, port: int, peers: tuple[bytes, ...], delivery: Delivery) -> None:
-        entry = self._catalog.find(link.bridge, port)
+        target = self._catalog.find(link.bridge, port)
         for peer in peers:
             guest = delivery.take_connection()
-            if entry is None or not link.owns(guest):
-                log.warning("bridge %s: a connection to port %d is not for here", link.bridge, port)
+            if target is None or not link.owns(guest):
+                log.warning(
+                    "bridge %s: connection to port %d reset: another namespace's, or no such service",
+                    link.bridge,
+                    port,
+                )
                 tcp.reset_on_close(guest)
                 guest.close()
                 continue
-            self._connections.accept(entry, guest, peer)
+            self._connections.accept(target, guest, peer)
         self._admission.check()
 
     def ended(self, link: Link, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""The daemon's side of ``control``: takes questions while it serves, and answers when it can."""
+"""The daemon's side of ``client``: receives requests, and sends each answer when the daemon has it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,25 @@ from tproxy.kernel.loop import READ, WRITE, Loop
 
 log = logging.getLogger(__name__)
 
-# A request is a few words; whoever sends more without a line end is not one of ours.
+# Bytes. A request is a few words: a client that sends more without a line end is not one of ours.
 MAX_REQUEST = 64 * 1024
 
-# When there is no descriptor for who asks: so many seconds until the next try.
+# Seconds until clients are accepted again, after there was no descriptor for one.
 PAUSE = 0.2
 
 
 class Server:
-    """Takes requests for the daemon; each may be answered later, from anywhere in its loop."""
+    """Listens on the control socket and calls ``handle`` with each request and its client.
+
+    ``handle`` need not answer at once: the client may be answered later, from anywhere in the loop.
+    """
 
     def __init__(self, loop: Loop, directory: str, handle: Callable[[Json, Client], None]) -> None:
         self._loop = loop
         self._path = f"{directory}/{SOCKET}"
         self._handle = handle
-        # A socket file that nobody listens behind is what a crash leaves. The caller holds the
-        # host's lock and has sent an older daemon away, so the file is nobody's.
+        # A crash leaves a socket file on which nobody listens. That it is such a file is known: who starts a
+        # daemon holds the host's lock, and has ended or retired the daemon before it.
         _remove(self._path)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._listener.bind(self._path)
@@ -42,25 +45,25 @@ class Server:
             client, _ = self._listener.accept()
         except BlockingIOError:
             return
-        except OSError as error:  # EMFILE: trying again at once would only spin
-            log.warning("nobody can be answered for now: %s", error.strerror)
+        except OSError as error:  # EMFILE: another try right away would only spin
+            log.warning("no request can be accepted for now: %s", error.strerror)
             self._loop.modify(fd, 0)
             self._loop.call_later(PAUSE, self._resume)
             return
         Client(self._loop, client, self._handle)
 
     def _resume(self) -> None:
-        with suppress(OSError, ValueError):  # it may be closed by now
+        with suppress(OSError, ValueError):  # the listener may be closed by now
             self._loop.modify(self._listener.fileno(), READ)
 
     def close(self) -> None:
-        """Leave the place to a successor."""
+        """Listen no more, and let a successor make its socket file in this place."""
         _remove(self._path)
         self._loop.close_later(self._listener)
 
 
 class Client:
-    """One question under way."""
+    """The connection of one client: it sends one request, and gets one answer."""
 
     def __init__(self, loop: Loop, sock: socket.socket, handle: Callable[[Json, Client], None]) -> None:
         self._loop = loop
@@ -72,8 +75,9 @@ class Client:
         loop.add(sock.fileno(), READ, self)
 
     def answer(self, answer: Json) -> None:
+        """Send the answer, and close the connection when it is sent."""
         self._outgoing = memoryview(json.dumps(answer).encode())
-        with suppress(OSError, ValueError):  # it may have left meanwhile
+        with suppress(OSError, ValueError):  # the client may have left meanwhile
             self._loop.modify(self._sock.fileno(), WRITE)
 
     def on_event(self, fd: int, mask: int) -> None:

@@ -84,7 +84,7 @@ def receive(channel: socket.socket) -> Delivery | None:
     fds = _descriptors(ancillary)
     try:
         if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
-            raise ProtocolError("a message was cut short: out of descriptors?")
+            raise ProtocolError("a message was cut short; are there too few descriptors?")
         if not size:
             if fds:
                 raise ProtocolError("descriptors without a message")

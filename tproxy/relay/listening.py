@@ -99,7 +99,7 @@ class Listening:
             # The loop closes it after the report has been sent; from now on it does not listen any more.
             listener.shutdown(socket.SHUT_RD)
             self._loop.close_later(listener)
-            self._log.info("port %d listens no longer", port)
+            self._log.info("port %d does not listen any more", port)
         problems = {}
         limit = descriptor_limit()
         most = max(limit - RESERVE, limit // 2)

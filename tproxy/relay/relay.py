@@ -97,14 +97,14 @@ class Relay:
                     with delivery:
                         self._inherit(delivery)
             except (OSError, ProtocolError) as error:
-                log.warning("the relay before this one gave up half-way: %s", error)
+                log.warning("the relay before this one did not hand everything over: %s", error)
 
     def serve(self, channel: socket.socket) -> None:
         """Run until told to end. Raises KernelError when another relay serves this namespace."""
         try:
             self._rendezvous.bind(RENDEZVOUS)
         except OSError as error:
-            raise KernelError(f"another relay holds this namespace: {error.strerror}") from None
+            raise KernelError(f"another relay serves this namespace: {error.strerror}") from None
         self._rendezvous.listen()
         self._loop.add(self._rendezvous.fileno(), READ, self)
         # A batch process does not interrupt a running one when it wakes up (sched(7)). On a busy
@@ -174,7 +174,7 @@ class Relay:
     def _hear(self, channel: socket.socket) -> None:
         delivery = receive(channel)
         if delivery is None:
-            self._forget_daemon("gone")
+            self._forget_daemon("it has ended")
             return
         with delivery:  # closes descriptors that came although none were expected
             match delivery.message:
@@ -199,7 +199,7 @@ class Relay:
         self._settle()
 
     def _forget_daemon(self, why: str) -> None:
-        log.warning("daemon lost (%s); guests wait", why)
+        log.warning("daemon lost: %s; guests wait", why)
         if self._channel is not None:
             self._loop.close_later(self._channel)
             self._channel = None
@@ -238,7 +238,7 @@ class Relay:
                 with delivery:
                     match delivery.message:
                         case wire.Adopt():
-                            self._forget_daemon("a new one is here")
+                            self._forget_daemon("a new one has come")
                             self._greet(visitor)
                             return
                         case wire.Takeover():
@@ -246,7 +246,7 @@ class Relay:
                         case _:
                             raise _unexpected(delivery)
         except (OSError, ProtocolError) as error:
-            log.warning("a visitor was turned away: %s", error)
+            log.warning("a visitor at the rendezvous was refused: %s", error)
         visitor.close()
 
     def _hand_over(self, successor: socket.socket) -> None:

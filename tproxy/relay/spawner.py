@@ -1,10 +1,12 @@
-"""Makes relays by forking a small, warm process, so that a relay costs a megabyte and a half.
+"""The spawner: a small process that starts relays by forking itself, so that a relay costs 1.5 megabytes.
 
-The daemon forks its spawner before it imports or opens anything large. A relay forked from here
-shares the interpreter and all modules with its siblings, but for the pages that it writes to; and in
-Python using an object writes to it. So what is loaded before counts twice: nothing that a relay can do
-without (``tests/unit/test_imports.py``). The spawner ends when the daemon's end of the socket closes;
-when it is killed, the next relay that is wanted brings another one.
+The daemon forks its spawner before it imports or opens anything large. A relay that is forked from the
+spawner shares the interpreter and all modules with the other relays, except for the pages that it writes to;
+and in Python, to use an object is to write to it. So the spawner loads nothing that a relay can do without
+(tests/unit/test_imports.py). It ends when the daemon's end of their socket is closed. When it was killed, the
+daemon starts another one as soon as a relay is wanted: ``python -m tproxy.relay.spawner FD``. That is a
+stable name: a running daemon of an older version starts the installed code by it, so it must stay, with its
+one argument, when modules are moved.
 """
 
 import gc
@@ -12,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from tproxy.log.lazy import logger
 from tproxy.process.title import set_title
@@ -22,19 +24,22 @@ from tproxy.typed import NamedTuple
 
 log = logger(__name__)  # the daemon's
 
-# Not "one_tproxy...": it is neither a relay nor the daemon, and status does not list it.
+# The process title. Not "one_tproxy...": the spawner is neither a relay nor the daemon, and status does not
+# list it.
 TITLE = "tproxy-spawner"
 
 
 class Order(NamedTuple):
-    """A relay to be made; beside it travels the relay's end of its channel to the daemon."""
+    """A relay to be started. Beside the order comes the relay's end of its channel to the daemon."""
 
     bridge: str
     replace: bool
     log_level: int
 
     def encode(self) -> bytes:
-        return f"{self.bridge} {self.replace:d} {self.log_level}".encode()  # no name has a space
+        return (
+            f"{self.bridge} {self.replace:d} {self.log_level}".encode()
+        )  # names of bridges have no spaces (model)
 
     @classmethod
     def decode(cls, data: bytes) -> "Order":
@@ -52,7 +57,7 @@ class Spawner:
             if self._pid == 0:
                 status = 1
                 try:
-                    # Nothing of the launching process is carried into relays.
+                    # Relays must not keep anything open that the process before had open.
                     for fd in map(int, os.listdir("/proc/self/fd")):
                         if fd > 2 and fd != theirs.fileno():
                             with suppress(OSError):  # the listing's own
@@ -63,29 +68,32 @@ class Spawner:
                     os._exit(status)
 
     def spawn(self, order: Order) -> socket.socket:
-        """Start a relay; returns the channel on which it says Hello, Adopted or Failed."""
+        """Start a relay; return the channel on which it says Hello, Adopted or Failed. Raises OSError."""
         ours, theirs = pair()
-        with theirs:
+        with theirs, ExitStack() as owned:
+            owned.enter_context(ours)
             try:
                 self._send(order, theirs)
             except (BrokenPipeError, ConnectionResetError):
                 log.warning("the spawner is gone; starting another")
                 self._start_anew()
                 self._send(order, theirs)
-        ours.setblocking(False)
+            ours.setblocking(False)
+            owned.pop_all()
         return ours
 
     def _send(self, order: Order, channel: socket.socket) -> None:
         socket.send_fds(self._orders, [order.encode()], [channel.fileno()])
 
     def _start_anew(self) -> None:
-        """Have another spawner. Not by a fork: the daemon is large by now, and full of connections."""
+        """Start another spawner. Not by a fork: the daemon is large by now, and has connections open."""
         import subprocess
 
-        self._orders.close()
-        with suppress(ChildProcessError):  # a service's are waited for already
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._orders.close()  # only now: without it, the next attempt would not notice that the spawner is gone
+        self._orders = ours
+        with suppress(ChildProcessError):  # a daemon that is a service has waited for it already
             os.waitpid(self._pid, 0)
-        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-m", "tproxy.relay.spawner", str(theirs.fileno())],
@@ -97,16 +105,16 @@ class Spawner:
         self._pid = process.pid
 
     def close(self) -> None:
-        """Let the spawner end; its relays live on."""
+        """Let the spawner end; its relays stay."""
         self._orders.close()
 
 
 def _obey(orders: socket.socket) -> None:
     set_title(TITLE)
-    # Its end is the end of the daemon; a terminal's Ctrl-C or a stop of the service is not.
+    # The spawner ends with the daemon, not by Ctrl-C in a terminal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the relays, sigaction(2)
-    # Collected objects would be written to by the next collection, and their pages copied.
+    # The garbage collector writes to all objects that it looks at; frozen ones stay in shared pages.
     gc.collect()
     gc.freeze()
     while True:
@@ -121,7 +129,7 @@ def _obey(orders: socket.socket) -> None:
 
 
 def _become_relay(order: Order, channel: socket.socket) -> None:
-    """Never returns: the child of a fork must not unwind into its parent's code."""
+    """Be a relay, and never return: a forked child must not go on in its parent's code."""
     status = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -137,5 +145,5 @@ def _become_relay(order: Order, channel: socket.socket) -> None:
         os._exit(status)
 
 
-if __name__ == "__main__":  # one that takes the place of another, see Spawner
+if __name__ == "__main__":  # started in place of a spawner that was killed, see Spawner._start_anew
     _obey(socket.socket(fileno=int(sys.argv[1])))

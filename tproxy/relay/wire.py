@@ -1,8 +1,8 @@
-"""What relay and daemon say to each other, as bytes. Pure: nothing here touches a socket.
+"""The messages between relay and daemon, as values and as bytes. Pure: nothing here touches a socket.
 
-One message is one SOCK_SEQPACKET datagram: a byte that says which, then a fixed layout in network
-order. Descriptors travel beside it (``channel``). All is stated as wanted state, never as a change
-to it, so a repeated or skipped message does no harm.
+One message is one SOCK_SEQPACKET datagram: a byte for its kind, then a fixed layout in network order.
+Descriptors travel beside it (``channel``). Messages state what is wanted, never a change to it, so a repeated
+or skipped message does no harm.
 """
 
 import struct
@@ -10,7 +10,7 @@ import struct
 from tproxy.errors import ProtocolError
 from tproxy.typed import NamedTuple
 
-# Told in Hello; a daemon replaces a relay that speaks another version.
+# Of this protocol; a relay names it in Hello. A daemon replaces a relay that has another version.
 VERSION = 1
 
 # The kernel takes at most SCM_MAX_FD descriptors in one message, <net/scm.h>.
@@ -18,8 +18,8 @@ MAX_DESCRIPTORS = 253
 
 PEER_BYTES = 6
 
-# The largest message is Report with all 65,535 ports, each of which may fail for one of the reasons
-# there are; below the default net.core.wmem_default.
+# The largest message is Report when all 65,535 ports have failed, for up to 256 different reasons. It is
+# smaller than the default of net.core.wmem_default, so it can be sent.
 MAX_BYTES = 1 + 4 + 2 * 65535 + 4 * 256
 
 _HELLO = struct.Struct("!HI")
@@ -30,14 +30,14 @@ _PROBLEM = struct.Struct("!HH")  # errno, and how many ports follow
 
 
 class Hello(NamedTuple):
-    """Relay to daemon, first; beside it one socket made in the namespace, which proves where."""
+    """Relay to daemon, first. Beside it: a socket made in its namespace, as proof of where the relay is."""
 
     version: int
     pid: int
 
 
 class Listen(NamedTuple):
-    """Daemon to relay: exactly these ports, from now on. ``log_level`` as in ``logging``."""
+    """Daemon to relay: listen on exactly these ports. ``log_level`` as in ``logging``."""
 
     generation: int
     log_level: int
@@ -45,16 +45,16 @@ class Listen(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Relay to daemon: what became of Listen; ports that are not in ``problems`` (errno) listen."""
+    """Relay to daemon, after Listen: all ports listen, except for ``problems`` (errno by port)."""
 
     generation: int
     problems: dict[int, int]
 
 
 class Accepted(NamedTuple):
-    """Relay to daemon: connections of one service port; a socket beside it for each peer.
+    """Relay to daemon: guests have connected to a service port. Beside it: a socket for each of ``peers``.
 
-    A peer is PEER_BYTES long: address and port in network order. It is only for the log.
+    A peer is PEER_BYTES long, address and port in network order. It is for the log only.
     """
 
     port: int
@@ -62,7 +62,7 @@ class Accepted(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """Instead of Hello: the relay could not be started, and why."""
+    """Relay to daemon, instead of Hello: why the relay could not start."""
 
     reason: str
 
@@ -72,19 +72,19 @@ class Quit(NamedTuple):
 
 
 class Adopt(NamedTuple):
-    """To a relay, from one who speaks for a new daemon: serve this connection instead."""
+    """New process to the relay that is there already: this connection leads to your new daemon."""
 
 
 class Adopted(NamedTuple):
-    """To the daemon: beside this, the connection of a relay that was alive already."""
+    """New process to daemon, instead of Hello. Beside it: a channel to the relay that was there already."""
 
 
 class Takeover(NamedTuple):
-    """To a relay, from its successor: hand over your listening sockets and end."""
+    """Successor to relay: hand over the listening sockets, and end."""
 
 
 class Listeners(NamedTuple):
-    """To the successor: beside this, listening sockets for these ports. The end of file ends them."""
+    """Relay to successor. Beside it: the sockets that listen on ``ports``. End of file follows the last."""
 
     ports: tuple[int, ...]
 
@@ -100,6 +100,7 @@ _EMPTY: dict[bytes, type[Quit | Adopt | Adopted | Takeover]] = {
 
 
 def encode(message: Message) -> bytes:
+    """Return the message as bytes, at most MAX_BYTES."""
     match message:
         case Accepted(port, peers):
             return b"A" + _PORT.pack(port) + b"".join(peers)
@@ -124,7 +125,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode(data: bytes) -> Message:
-    """The message in ``data``; raises ProtocolError for anything that ``encode`` cannot make."""
+    """Return the message in ``data``; raises ProtocolError for anything that ``encode`` cannot make."""
     kind, body = data[:1], data[1:]
     try:
         match kind:
@@ -152,7 +153,7 @@ def decode(data: bytes) -> Message:
 
 def _split_peers(data: bytes) -> tuple[bytes, ...]:
     if len(data) % PEER_BYTES:
-        raise ProtocolError("half a peer")
+        raise ProtocolError("the last peer of a message is incomplete")
     return tuple(data[start : start + PEER_BYTES] for start in range(0, len(data), PEER_BYTES))
 
 
@@ -165,7 +166,7 @@ def _unpack_ports(data: bytes) -> tuple[int, ...]:
 
 
 def _pack_problems(problems: dict[int, int]) -> bytes:
-    """Ports by errno: there are many ports, and few reasons."""
+    """Return the ports grouped by errno: there are many ports, and few reasons."""
     packed = b""
     for number in sorted(set(problems.values())):
         ports = tuple(port for port, each in problems.items() if each == number)
@@ -179,7 +180,7 @@ def _unpack_problems(data: bytes) -> dict[int, int]:
         number, count = _PROBLEM.unpack_from(data)
         end = _PROBLEM.size + 2 * count
         if len(data) < end:
-            raise ProtocolError("half a report")
+            raise ProtocolError("the report is incomplete")
         problems |= dict.fromkeys(_unpack_ports(data[_PROBLEM.size : end]), number)
         data = data[end:]
     return problems

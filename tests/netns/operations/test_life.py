@@ -1,4 +1,4 @@
-"""start, stop, restart, reload and status, to the letter of SPEC section 4."""
+"""``tproxy start``, ``stop``, ``restart``, ``reload`` and ``status``: docs/contract.md, Commands."""
 
 from __future__ import annotations
 
@@ -517,7 +517,7 @@ def test_a_daemon_that_has_no_descriptor_left_for_a_while_goes_on(echo: Lab) -> 
     echo.host.run(*prlimit, "--nofile=3:")
     asked = echo.host.popen(sys.executable, "-m", "tproxy", "status", "--json", stdout=subprocess.PIPE)
     for _ in eventually():
-        if "nobody can be answered for now: Too many open files" in log.read_text():
+        if "no request can be accepted for now: Too many open files" in log.read_text():
             break
     echo.host.add_guest("second", "br0", "10.0.0.6/24")
     for _ in eventually():
@@ -605,7 +605,7 @@ def test_a_guest_with_all_connections_there_can_be_keeps_no_other_bridge_from_co
     assert holder.stdout.readline() == "ready\n"
     log = lab.host.path("/var/log/one_tproxy.log")
     for _ in eventually():
-        if "connections are open: no more for now" in log.read_text():
+        if "connections are open: no more are accepted" in log.read_text():
             break
     lab.host.add_bridge("br1")
     lab.host.tproxy("hook", "up", "--bridge", "br1", "--config", lab.config)

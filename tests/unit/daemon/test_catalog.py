@@ -36,7 +36,7 @@ def test_after_each_map_there_is_what_the_last_one_says(maps: list[dict[int, End
     for each in maps:
         catalog.apply(a_map(each))
         assert catalog.ports("br0") == tuple(sorted(each))
-        assert {e.service.port: e.service.endpoint for e in catalog.entries("br0")} == each
+        assert {e.service.port: e.service.endpoint for e in catalog.targets("br0")} == each
 
 
 @given(services, services)
@@ -108,7 +108,7 @@ def test_removing_a_bridge_leaves_the_others_and_may_be_done_twice() -> None:
         assert catalog.bridges == {"br1"} == set(catalog.networks)
         assert catalog.find("br0", 80) is None
         assert catalog.ports("br0") == ()
-        assert list(catalog.entries("br0")) == []
+        assert list(catalog.targets("br0")) == []
 
 
 def test_an_emptied_map_is_a_bridge_without_ports_not_an_unknown_bridge() -> None:

@@ -242,7 +242,7 @@ def test_a_daemon_that_dies_meanwhile_is_an_error(tmp_path: Path) -> None:
         asking = Asking({})
         dying.accept()[0].close()
         asking.join(PATIENCE)
-    assert asking.error.startswith("the daemon went away")
+    assert asking.error.startswith("the daemon ended before it answered")
 
 
 def test_half_an_answer_is_an_error_and_not_a_traceback(tmp_path: Path) -> None:
@@ -254,4 +254,4 @@ def test_half_an_answer_is_an_error_and_not_a_traceback(tmp_path: Path) -> None:
             sock.recv(1000)
             sock.send(b'{"bridges": {"br')
         asking.join(PATIENCE)
-    assert asking.error.startswith("the daemon went away")
+    assert asking.error.startswith("the daemon ended before it answered")
