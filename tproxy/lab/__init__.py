@@ -1,1 +1,1 @@
-"""A stand-in hypervisor in namespaces, for `tproxy lab`, tests and benchmarks. Needs only the top level."""
+"""A stand-in hypervisor in namespaces, for `tproxy lab`, tests and benchmarks. Imports the top level only."""

@@ -1,15 +1,16 @@
-"""A stand-in hypervisor: a host of its own inside this one, for the lab, the tests and the benchmark.
+"""A stand-in hypervisor: a host inside this one, for the lab, the tests and the benchmark.
 
-tproxy's names on a host are fixed, so each experiment gets a host where all of them are free: own
-network, process, mount and UTS namespaces, with an empty /run and /var/log. The rest of the file
-system is this machine's, so programs and the virtual environment are there.
+tproxy's names on a host are fixed, so each experiment gets a host where all of them are free. It has network,
+process, mount and UTS namespaces of its own, with an empty /run and /var/log. The rest of the file system is
+this machine's, so programs and the virtual environment are there.
 
-Theory of operation. All hangs on one process, the stand-in's process 1 (``_init``). When it dies,
-the kernel kills every process of its process namespace, and with the last one the namespaces, links,
-tables and files are gone. It dies when its owner does: it reads from a pipe, the lifeline, of which
-only the owner has the other end. (Not PR_SET_PDEATHSIG: that fires when the owner's *thread* ends.)
-A line on the lifeline makes it stay.
-Programs enter by nsenter(1) and die with it, so whoever kills the one kills the other.
+Theory of operation. The stand-in lives as long as one process, its process 1 (``_init``). When that ends, the
+kernel kills every process of its process namespace, and with the last of them the namespaces, links, tables
+and files disappear. Process 1 ends when its owner does: it reads from a pipe, the lifeline, and only the
+owner has the other end. (Not PR_SET_PDEATHSIG: that fires when the owner's *thread* ends.) A line on the
+lifeline makes it stay.
+
+Programs enter with nsenter(1), and the kernel kills them when their nsenter is killed.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from typing import Any
 from tproxy.errors import ProcessError
 from tproxy.model import SERVICE_ADDRESS
 
-# Generous, for a loaded machine; nothing here takes a second. Under emulation some things do.
-PATIENCE = float(os.environ.get("TPROXY_PATIENCE", "30"))  # seconds
+# Seconds to wait for what takes less than a second on an idle machine. Emulation takes longer.
+PATIENCE = float(os.environ.get("TPROXY_PATIENCE", "30"))
 
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8  # <sys/mount.h>
 
-# What the stand-in has of its own. /proc and /sys show the processes and links of the namespaces in
-# which they are mounted.
+# The file systems that the stand-in does not share with this machine. /proc and /sys show the processes and
+# links of the namespaces in which they are mounted.
 _MOUNTS = (
     ("proc", "/proc", None),
     ("sysfs", "/sys", None),
@@ -46,14 +47,14 @@ _MOUNTS = (
 
 
 class Hypervisor:
-    """A stand-in host: ``start`` and ``close``, or ``with``. It goes with its creator."""
+    """A stand-in host, from ``start`` to ``close``, or for a ``with`` block. It ends with its creator."""
 
     def __init__(self) -> None:
         self._unshare: subprocess.Popen[str] | None = None
         self._programs: list[subprocess.Popen[str]] = []
         self._guests = 0
         self._kept = False
-        self.pid = 0  # of its process 1, as seen from here
+        self.pid = 0  # of its process 1, in this process namespace
 
     def __enter__(self) -> Hypervisor:
         return self.start()
@@ -63,7 +64,7 @@ class Hypervisor:
             self.close()
 
     def start(self) -> Hypervisor:
-        """Bring it up: no link but lo, no process but its first. Raises ProcessError."""
+        """Start the stand-in, with the link lo and one process. Raises ProcessError."""
         unshare = ["unshare", "--fork", "--kill-child", "--pid", "--mount", "--net", "--uts"]
         self._unshare = subprocess.Popen(
             [*unshare, *_python("init")],
@@ -71,7 +72,7 @@ class Hypervisor:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # the terminal's Ctrl-C is the owner's affair
+            start_new_session=True,  # Ctrl-C on the terminal must reach the owner only
             cwd="/",
             env=_environment(None),
         )
@@ -84,7 +85,7 @@ class Hypervisor:
         return self
 
     def close(self) -> None:
-        """Remove all of it; returns when no process is left."""
+        """Remove the stand-in; return when it has no process left."""
         if self.pid:
             kill(self.pid)
             self.pid = 0
@@ -96,18 +97,18 @@ class Hypervisor:
         self._unshare = None
 
     def keep(self) -> None:
-        """Let it outlive ``with`` and its creator, until ``close``, or ``kill`` of its ``pid``."""
+        """Make the stand-in outlive ``with`` and its creator, until ``close``, or ``kill`` of its ``pid``."""
         assert self._unshare is not None
         assert self._unshare.stdin is not None
         print("stay", file=self._unshare.stdin, flush=True)
         self._kept = True
 
     def path(self, inside: str) -> Path:
-        """How a path of the stand-in is called from here."""
+        """Return the path by which this host reaches a path of the stand-in."""
         return Path(f"/proc/{self.pid}/root{inside}")
 
     def command(self, *argv: str, netns: str | None = None) -> list[str]:
-        """The command that runs ``argv`` inside, in its namespace ``netns`` if given."""
+        """Return the command that runs ``argv`` in the stand-in, and in its namespace ``netns`` if given."""
         net = f"={self.path('/run/netns')}/{netns}" if netns else ""
         enter = ["nsenter", f"--target={self.pid}", "--mount", "--pid", "--uts", f"--net{net}"]
         return [*enter, "setpriv", "--pdeathsig=KILL", *argv]
@@ -121,14 +122,17 @@ class Hypervisor:
         netns: str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program to its end; ``env`` adds to the environment. ``check`` raises ProcessError."""
+        """Run a program and wait for its end; ``env`` adds to the environment.
+
+        With ``check``, raises ProcessError when the exit code is not 0.
+        """
         done = subprocess.run(
             self.command(*argv, netns=netns),
             check=False,
             input=input,
             capture_output=True,
             encoding="utf-8",
-            errors="surrogateescape",  # tests hand over names of any bytes
+            errors="surrogateescape",  # tests use names of any bytes
             timeout=timeout,
             env=_environment(env),
         )
@@ -149,7 +153,7 @@ class Hypervisor:
     def serve(
         self, *argv: str, netns: str | None = None, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[str]:
-        """``popen`` a server, and return when it has printed ``ready``."""
+        """Start a server with ``popen``, and return when it has printed ``ready``."""
         process = self.popen(*argv, netns=netns, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         _ready(process, f"{' '.join(argv)} does not start")
         return process
@@ -161,25 +165,25 @@ class Hypervisor:
         return self.run(sys.executable, "-m", "tproxy", *arguments, check=check, env=env)
 
     def ip(self, *lines: str, netns: str | None = None) -> None:
-        """Carry out many ``ip`` commands in one process."""
+        """Run many ``ip`` commands in one process."""
         self.run("ip", "-batch", "-", input="\n".join(lines) + "\n", netns=netns)
 
     def write(self, path: str, text: str) -> str:
-        """Write a file below /run or /var/log, which are the stand-in's own; returns ``path``."""
+        """Write a file below /run or /var/log, which the stand-in does not share; return ``path``."""
         where = self.path(path)
         where.parent.mkdir(parents=True, exist_ok=True)
         where.write_text(text)
         return path
 
     def get(self, address: str, port: int, timeout: float = 20.0, netns: str | None = None) -> str:
-        """What HTTP answers there. Raises ProcessError with the reason, such as ECONNREFUSED."""
+        """Return the body of an HTTP answer. Raises ProcessError with the reason, such as ECONNREFUSED."""
         asked = self.run(*_python("ask", address, str(port), str(timeout)), check=False, netns=netns)
         if asked.returncode:
             raise ProcessError(asked.stderr.strip())
         return asked.stdout
 
     def add_bridge(self, name: str, mtu: int | None = None) -> None:
-        # With "name" and "dev", a bridge may be called like one of ip's own words.
+        # With "name" and "dev", a bridge can have a name that is a keyword of ip.
         self.ip(f"link add name {name} {f'mtu {mtu}' if mtu else ''} type bridge", f"link set dev {name} up")
 
     def add_guest(
@@ -191,7 +195,7 @@ class Hypervisor:
         route: bool = True,
         gateway: str | None = None,
     ) -> Guest:
-        """A namespace with one interface, eth0, on the bridge; ``route`` is the one guests need."""
+        """Make a namespace with one interface, eth0, on the bridge, and the ``route`` that guests need."""
         guest = Guest(self, name, bridge, f"vnet{self._guests}", address.partition("/")[0])
         self._guests += 1
         self.ip(
@@ -207,15 +211,15 @@ class Hypervisor:
         return guest
 
     def add_cable(self, other: Hypervisor, name: str) -> None:
-        """A link of that name on this host and one on the other; what enters one leaves the other."""
+        """Connect this host and the other by a veth pair whose ends both have this name."""
         self._link(f"add name {name} type veth peer name {name} netns {other.pid}")
         for host in (self, other):
             host.ip(f"link set dev {name} up")
 
     def take_over(self, guest: Guest, origin: Hypervisor, bridge: str) -> Guest:
-        """Live migration: the guest's port moves from its origin to a bridge here.
+        """Migrate a guest live: its port moves from the origin to a bridge of this host.
 
-        All else of the guest stays where it is, so it runs on with what it knows.
+        Everything else of the guest stays where it is, so its ARP cache and connections go on.
         """
         port = f"vnet{self._guests}"
         self._guests += 1
@@ -224,7 +228,7 @@ class Hypervisor:
         return replace(guest, bridge=bridge, port=port)
 
     def _link(self, line: str) -> None:
-        """``ip link`` on links of this host, with process numbers as seen from here."""
+        """Run ``ip link`` on the links of the stand-in, with process ids of this process namespace."""
         command = ["nsenter", f"--net=/proc/{self.pid}/ns/net", "ip", "link", *line.split()]
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PATIENCE)
         if done.returncode:
@@ -239,10 +243,10 @@ class Hypervisor:
         program: tuple[str, ...] = (),
         netns: str | None = None,
     ) -> subprocess.Popen[str]:
-        """A server on an address of its own, to which no guest has a route.
+        """Start a server on an address of its own, to which no guest has a route.
 
-        It answers HTTP with ``body``; or it is ``program``, which is given address and port, and
-        prints ``ready`` when it listens.
+        It answers HTTP with ``body``. Or it is ``program``, which gets address and port as its last
+        arguments, and prints ``ready`` when it listens.
         """
         self.ip(f"address replace {address}/32 dev lo", netns=netns)
         argv = [*program, address, str(port)] if program else _python("answer", address, str(port), body)
@@ -273,34 +277,34 @@ class Guest:
 
 
 def kill(pid: int) -> None:
-    """End a stand-in by its process 1; returns when no process is left in it."""
+    """End a stand-in by its process 1; return when it has no process left."""
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
         signal.pidfd_send_signal(fd, signal.SIGKILL)
-        # Ready when process 1 has ended, which waits for all others, pid_namespaces(7).
+        # The descriptor is readable when process 1 has ended, which waits for all others, pid_namespaces(7).
         select.select([fd], [], [])
     finally:
         os.close(fd)
 
 
 def _ready(process: subprocess.Popen[str], problem: str) -> str:
-    """Wait until a program prints ``ready``; returns the rest of the line."""
+    """Wait until a program prints ``ready``; return the rest of the line."""
     assert process.stdout is not None
     line = process.stdout.readline() if select.select([process.stdout], [], [], PATIENCE)[0] else "timeout"
     if not line.startswith("ready"):
-        raise ProcessError(f"{problem}: {line.strip() or 'it said nothing'}")
+        raise ProcessError(f"{problem}: {line.strip() or 'it printed nothing'}")
     return line.removeprefix("ready").strip()
 
 
 def _environment(added: Mapping[str, str] | None) -> dict[str, str]:
-    # Entering a mount namespace ends in its root directory; this source tree is what is to be run.
+    # Entering a mount namespace changes to its root directory, and the stand-in must run this source tree.
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **(added or {})}
 
 
-# What runs inside: python -m tproxy.hypervisor PROGRAM ARGUMENT...
+# The programs that run inside: python -m tproxy.lab.hypervisor PROGRAM ARGUMENT...
 
 
 def _python(program: str, *arguments: str) -> list[str]:
@@ -308,8 +312,8 @@ def _python(program: str, *arguments: str) -> list[str]:
 
 
 def _init() -> None:
-    """Process 1: make the host what it is, then hold it."""
-    pid = os.readlink("/proc/self")  # as the process namespace of this /proc calls us
+    """Run process 1: mount the stand-in's own file systems, then wait for the end of the owner."""
+    pid = os.readlink("/proc/self")  # the pid in the process namespace of this /proc, which is the owner's
     libc = ctypes.CDLL(None, use_errno=True)
     for kind, where, options in _MOUNTS:
         flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
@@ -323,7 +327,7 @@ def _init() -> None:
 
 
 def _answer(address: str, port: str, body: str) -> None:
-    """A small HTTP server."""
+    """Run a small HTTP server."""
     import socketserver
 
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body.encode())}\r\nConnection: close\r\n\r\n"
@@ -339,7 +343,7 @@ def _answer(address: str, port: str, body: str) -> None:
         daemon_threads = True
 
         def handle_error(self, *_: object) -> None:
-            """A client that resets is its own affair, and nobody reads what we print."""
+            """Ignore the error: a client may reset, and nobody reads our output."""
 
     with Server((address, int(port)), Answer) as server:
         print("ready", flush=True)
@@ -347,7 +351,7 @@ def _answer(address: str, port: str, body: str) -> None:
 
 
 def _ask(address: str, port: str, timeout: str) -> None:
-    """A small HTTP client: the body on stdout, or the reason on stderr."""
+    """Run a small HTTP client: print the body on stdout, or the reason of a failure on stderr."""
     try:
         with socket.create_connection((address, int(port)), float(timeout)) as connection:
             connection.sendall(f"GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())

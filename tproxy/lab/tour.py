@@ -1,8 +1,8 @@
-"""The lab: a stand-in hypervisor with two networks, on which the real hook does its work.
+"""The lab: a stand-in hypervisor with two networks, on which the real hook brings the bridges up.
 
-Everything shown is checked. That an address does not answer says little by itself, so everybody
-asks everybody: each address answers where it should and nowhere else. And guests have routes to all
-of them by way of the service address, the only way out that there could be.
+The lab checks everything that it shows. One address that does not answer proves little, so the hypervisor and
+each guest ask every address: each must answer where it should, and nowhere else. The guests have routes to
+all of them through the service address, which is the only possible way out.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from tproxy.lab.hypervisor import PATIENCE, Hypervisor, kill
 from tproxy.lab.view import Answer, Lane, Question, Run
 from tproxy.model import SERVICE_ADDRESS, TABLE, BridgeNames
 
-# The lab that was kept, on the real host; gone after a reboot, as the lab is.
+# Describes a lab that was kept. The file is on the real host, and a reboot removes it, like the lab.
 STATE = Path("/run/tproxy-lab.json")
 
-# Both guests have one address, as they may in two networks. By their second one they could find
-# each other.
+# Both guests have the same address, as guests of two networks may. Their second addresses differ, so they
+# could find each other.
 LANES = (
     Lane("blue", "lab0", "10.0.0.5", "10.0.0.51", "10.11.12.13"),
     Lane("green", "lab1", "10.0.0.5", "10.0.0.52", "10.21.22.23"),
@@ -38,7 +38,7 @@ PORT = 5030
 UNLISTED_PORT = 5031
 CONFIG = "/run/tproxy.yaml"
 
-# Seconds after which no answer is none. On one machine an answer takes a millisecond.
+# Seconds without an answer after which there will be none. On one machine an answer takes a millisecond.
 SILENCE = 1.0
 
 _PACKAGES = {
@@ -51,7 +51,7 @@ _PACKAGES = {
 
 
 def run_lab(keep: bool) -> int:
-    """Build the lab, show it, and remove it, or ``keep`` it; 0 when all was as it should be."""
+    """Build the lab, show it, and remove or ``keep`` it. Return 0 if all was as expected, else 1."""
     missing = [program for program in _PACKAGES if not shutil.which(program)]
     if missing:
         packages = sorted({_PACKAGES[program] for program in missing})
@@ -70,7 +70,7 @@ def run_lab(keep: bool) -> int:
 
 
 def lab_down() -> int:
-    """Remove the lab that was kept, if there is one."""
+    """Remove the lab that was kept, if there is one; return 0."""
     pid = _kept()
     if pid:
         kill(pid)
@@ -83,7 +83,7 @@ def lab_down() -> int:
 
 
 def _tour(host: Hypervisor) -> bool:
-    """Build, try and show everything; returns whether all was as it should be."""
+    """Build, try and show everything; return whether all was as expected."""
     view.topology(LANES, PORT)
     for lane in LANES:
         _build(host, lane)
@@ -104,7 +104,7 @@ def _tour(host: Hypervisor) -> bool:
         for lane in LANES
     ]
     questions = _questions()
-    with ThreadPoolExecutor(len(questions)) as pool:  # most of them wait for silence
+    with ThreadPoolExecutor(len(questions)) as pool:  # most questions get no answer, and wait for SILENCE
         answers = list(pool.map(partial(_ask, host), questions))
     view.answers(answers)
     runs += [
@@ -141,14 +141,14 @@ def _run(host: Hypervisor, *argv: str) -> Run:
 
 
 def _questions() -> list[Question]:
-    """Everybody asks everybody."""
+    """Return the questions: the hypervisor and each guest ask each address."""
     targets = [
         (SERVICE_ADDRESS, PORT),
         (SERVICE_ADDRESS, UNLISTED_PORT),
         *((lane.endpoint, PORT) for lane in LANES),
         *((lane.neighbour, PORT) for lane in LANES),
     ]
-    answer: dict[tuple[str | None, tuple[str, int]], str] = {}  # nobody else gets one
+    answer: dict[tuple[str | None, tuple[str, int]], str] = {}  # all other questions get no answer
     for lane in LANES:
         answer[lane.network, (SERVICE_ADDRESS, PORT)] = _endpoint(lane)
         answer[None, (lane.endpoint, PORT)] = _endpoint(lane)
@@ -180,17 +180,17 @@ def _remember(pid: int) -> None:
     try:
         with open(STATE, "x", encoding="ascii") as file:
             json.dump({"pid": pid, "started": _start_time(pid)}, file)
-    except FileExistsError:  # another one, kept while this one was being built
+    except FileExistsError:  # another lab was kept while this one was being built
         raise _already(_kept() or 0) from None
 
 
 def _kept() -> int | None:
-    """Process 1 of the lab that was kept; None when there is none, or it has ended."""
+    """Return the pid of process 1 of the lab that was kept; None without such a lab."""
     try:
         state = json.loads(STATE.read_text(encoding="ascii"))
     except FileNotFoundError:
         return None
-    # Numbers of processes are used again; a number with a start time is not.
+    # The kernel uses pids again, but not a pid together with a start time.
     if _start_time(state["pid"]) == state["started"]:
         return int(state["pid"])
     STATE.unlink(missing_ok=True)
@@ -198,12 +198,12 @@ def _kept() -> int | None:
 
 
 def _start_time(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None when there is no such process."""
+    """Return when a process started, in clock ticks since boot; None when there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # Field 22, proc(5); the second, a name in parentheses, can hold blanks.
+    # Field 22, proc(5). Field 2, a name in parentheses, can hold blanks.
     return int(stat.rpartition(")")[2].split()[19])
 
 
@@ -212,14 +212,14 @@ def _already(pid: int) -> ProcessError:
 
 
 def _own_command() -> str:
-    """The command tproxy, as it can be typed inside, where the working directory is another."""
+    """Return the command tproxy as one can type it in the lab, where the working directory is another."""
     called = Path(sys.argv[0]).absolute()
     return str(called) if called.name == "tproxy" else f"{sys.executable} -m tproxy"
 
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and a terminal that is closed unwind as Ctrl-C does, so that all is removed."""
+    """Make SIGTERM and a closed terminal raise an exception, as Ctrl-C does, so that the lab is removed."""
 
     def unwind(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)

@@ -1,4 +1,4 @@
-"""How the lab looks on a terminal: colours only there, and not with NO_COLOR (no-color.org)."""
+"""Prints the lab: with colours on a terminal, unless NO_COLOR is set (no-color.org)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Lane:
 
 @dataclass(frozen=True)
 class Run:
-    """A command that was run, with all that it said."""
+    """A command that was run, with its output."""
 
     command: str
     output: str
@@ -41,7 +41,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Question:
-    """Who asks (None: the hypervisor) which address, and who should answer (None: nobody)."""
+    """``who`` asks an address (None: the hypervisor), and ``wanted`` should answer (None: nobody)."""
 
     who: str | None
     address: str
@@ -51,7 +51,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a question: an answer, or the reason why there is none."""
+    """The result of a question: an answer, or the reason why there is none."""
 
     question: Question
     got: str | None
@@ -63,7 +63,7 @@ class Answer:
 
 
 def topology(lanes: Sequence[Lane], port: int) -> None:
-    """Draw the two lanes, and where they meet."""
+    """Draw the two lanes, and the daemon where they meet."""
     first, second = lanes
     name = max(len(lane.network) for lane in lanes)
     left = [f"{lane.guest} ──[{lane.bridge}]── {SERVICE_ADDRESS}:{port} ─" for lane in lanes]
@@ -79,7 +79,7 @@ def topology(lanes: Sequence[Lane], port: int) -> None:
 
 
 def run(done: Run) -> None:
-    """A command, as if it had been typed, and what it said."""
+    """Print a command as if it had been typed, and its output."""
     _say(f"  $ {done.command}  " + click.style(f"{done.seconds:.2f} s", dim=True))
     for line in done.output.expandtabs(4).strip().splitlines():
         _say(f"    {line}")
@@ -88,7 +88,7 @@ def run(done: Run) -> None:
 
 
 def answers(given: Sequence[Answer]) -> None:
-    """Who reaches what: a row for each address, a column for each who asks."""
+    """Print who reaches what: a row for each address, a column for each who asks."""
     columns = list(dict.fromkeys(answer.question.who for answer in given))
     rows = list(dict.fromkeys((answer.question.address, answer.question.port) for answer in given))
     cells = {(each.question.who, each.question.address, each.question.port): each for each in given}
@@ -105,14 +105,14 @@ def verdict(well: bool, *, removed: bool) -> None:
     mark, said, colour = (
         ("✓", "Each guest reaches its own service and nothing else.", "green")
         if well
-        else ("✗", "Not as it should be: see what is marked above.", "red")
+        else ("✗", "Something is not as expected: see the marks above.", "red")
     )
     _say()
     _say(click.style(f"{mark} {said}", fg=colour, bold=True) + (" The lab is removed." if removed else ""))
 
 
 def kept(pid: int, lane: Lane, port: int, tproxy: str) -> None:
-    """How to look around in a lab that stays."""
+    """Print how to look around in a lab that was kept."""
     _say()
     _say("The lab stays. A shell on its hypervisor, and what to try there:")
     for line in (
@@ -131,7 +131,7 @@ def removed(pid: int | None) -> None:
 
 
 def _coloured(lane: Lane, width: int) -> str:
-    # The networks of the lab are called by colours.
+    # The names of the networks are colours.
     return click.style(f"{lane.network:<{width}}", fg=lane.network, bold=True)
 
 
@@ -143,11 +143,11 @@ def _cell(answer: Answer) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    # Styled text is longer than it looks.
+    # Styled text holds more characters than it shows.
     padding = [" " * (20 - len(click.unstyle(cell))) for cell in cells]
     return "  " + "  ".join(cell + pad for cell, pad in zip(cells, padding, strict=True)).rstrip()
 
 
 def _say(line: str = "") -> None:
-    # None: colours on a terminal only.
+    # None: colours if this is a terminal.
     click.echo(line, color=False if os.environ.get("NO_COLOR") else None)
