@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Sets up one machine of the test bed, as root; can be repeated, also after a restart of the machine.
+# Sets up one machine of the test bed, as root. It can be repeated, and must be after a restart of the machine.
 #
-#   provision.sh front-end                          serves what guests are to reach, at port 8080
-#   provision.sh hypervisor FRONT_END UPLINK GUEST  a bridge with an uplink and a guest, and tproxy
+#   provision.sh front-end                          serves the files that guests fetch, at port 8080
+#   provision.sh hypervisor FRONT_END UPLINK GUEST  makes a bridge with uplink and guest, and runs tproxy
 #
-# FRONT_END is the front-end's address, UPLINK the MAC of the network card that joins the hypervisors'
-# guests, GUEST the address of the guest here with its prefix length. The guest is a network namespace.
+# FRONT_END is the address of the front-end. UPLINK is the MAC of the network card that connects the guests of the
+# hypervisors. GUEST is the address of the guest on this machine, with its prefix length. The guest is a network
+# namespace.
 set -euo pipefail
 
 checkout=$(realpath "$(dirname "${BASH_SOURCE[0]}")/..")
@@ -25,7 +26,7 @@ front_end() {
     if ! listens; then
         setsid python3 -m http.server --directory "$where" 8080 </dev/null >>"$log" 2>&1 &
         until listens; do
-            kill -0 $! # ends this script when that has ended
+            kill -0 $! # fails, and so ends this script, if the server has ended
             sleep 0.2
         done
     fi
@@ -39,7 +40,7 @@ listens() {
 link_with_mac() {
     local link
     for link in /sys/class/net/*; do
-        # A bridge has the MAC of a port of its.
+        # Only a card has a device: a bridge can have the same MAC, from its port.
         if [[ -e $link/device && $(<"$link/address") == "$1" ]]; then
             basename "$link"
             return
@@ -69,7 +70,7 @@ hypervisor() {
 tproxy:
 - {service_port: 5030, remote_addr: $front_end, remote_port: 8080, name: front-end}
 END
-    # The uplink is not named: it is recognised.
+    # tproxy recognises the uplink, so no option names it.
     tproxy hook up --bridge "$bridge" --network "$bridge"
     echo "the guest has its service: ip netns exec $guest curl http://169.254.16.9:5030/"
 }

@@ -1,12 +1,12 @@
-# Installed by tproxy; "tproxy uninstall opennebula" takes it away.
-"""What OpenNebula's network drivers hand to their hooks, to calls of ``tproxy hook``.
+# Installed by tproxy; "tproxy uninstall opennebula" removes it.
+"""Turns a call of OpenNebula's network drivers to their hooks into calls of ``tproxy hook``.
 
-Runs as oneadmin on hypervisors, on the standard library of whatever python3 they have, 3.8 or newer;
-so it imports nothing of tproxy. What needs root is behind ``sudo -n .../vnm/tproxy``.
+It runs as oneadmin on hypervisors, with their own python3, 3.8 or newer. So it needs only the standard
+library and imports nothing of tproxy. It runs as root only ``sudo -n .../vnm/tproxy``.
 
-The VM comes as one line of base64 XML. A driver is run for the NICs that have its name as VN_MAD, before
-(pre) and after (post) a VM starts and when it is gone (clean); so are its hooks. ATTACH=YES marks the one
-NIC, alias or PCI device that is attached or detached while the VM runs.
+The VM comes on stdin as one line of XML in base64. OpenNebula runs a driver for the NICs that have its name
+as VN_MAD: before (pre) and after (post) a VM starts, and when the VM is gone (clean). The driver then runs
+its hooks. ATTACH=YES marks the one NIC, alias or PCI device that is attached or detached while the VM runs.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from pathlib import Path
 from typing import IO, NamedTuple
 from xml.etree import ElementTree
 
-# A VM with a hundred NICs has 200 KB; what a user may put into a template is bounded by OpenNebula's own
-# database, a MEDIUMTEXT of 16 MiB, of which base64 makes a third more.
+# In bytes. A VM with a hundred NICs has 200 KB. OpenNebula's database limits what a user can put into a
+# template to a MEDIUMTEXT of 16 MiB, and base64 adds a third.
 LIMIT = 24 * 1024 * 1024
 
 DEVICES = ("NIC", "NIC_ALIAS", "PCI")
 PHASES = ("pre", "post", "clean")
 ON_OPEN_VSWITCH = ("ovswitch", "ovswitch_vxlan")
-# These put PHYDEV.VLAN_ID on the bridge, all others PHYDEV itself.
+# These drivers put PHYDEV.VLAN_ID on the bridge, all others PHYDEV itself.
 TAGGING = ("802.1Q", "vxlan")
 
-# DEVTYPE of ports that lead off this host, of which many networks do not say PHYDEV.
+# DEVTYPE of links that are uplinks. Many networks have such a port and no PHYDEV.
 UPLINK_TYPES = ("vlan", "vxlan", "geneve", "bond", "team", "gretap", "ip6gretap")
 
 MARK = b"Installed by tproxy"
@@ -44,17 +44,19 @@ SUDO = ("sudo", "-n", "--")
 
 
 class Problem(Exception):
-    """One line for the operator."""
+    """A reason, in one line, why a VM has no services."""
 
 
 class Settings(NamedTuple):
-    """etc/vnm/tproxy.conf of the remotes, which need not be there."""
+    """The content of etc/vnm/tproxy.conf in the remotes, which need not exist."""
 
     strict: bool = False
     config: str = ""
 
 
 class Nic(NamedTuple):
+    """A network device of a VM. A value that OpenNebula did not give is empty."""
+
     kind: str
     attached: bool
     driver: str
@@ -76,28 +78,30 @@ class Nic(NamedTuple):
 
 
 class _Devices:
-    """Takes a VM's network devices from the parser as it comes by them, and nothing else: no tree, whose
-    memory would be many times the text."""
+    """Collects the network devices of a VM from the parser.
+
+    It builds no tree, which would take many times the memory of the text.
+    """
 
     def __init__(self) -> None:
         self._path: list[str] = []
         self.found: list[tuple[str, dict[str, list[str]]]] = []
 
     def doctype(self, *_: object) -> None:
-        # Without one there are no entities, by which a small text could become a large one.
+        # Without a document type there are no entities, by which a small text could become a large one.
         raise Problem("the VM's XML has a document type, which OpenNebula never writes")
 
     def start(self, tag: str, _: object) -> None:
         self._path.append(tag)
         if len(self._path) == 1 and tag != "VM":
-            raise Problem(f"the XML on stdin is not of a VM, it begins with {tag}")
-        # TEMPLATE can be there several times. Not those further down: HISTORY_RECORDS can hold whole VMs.
+            raise Problem(f"the XML on stdin is not of a VM: it begins with {tag}")
+        # There can be several TEMPLATEs. Those further down do not count: HISTORY_RECORDS can hold whole VMs.
         if len(self._path) == 3 and self._path[1] == "TEMPLATE" and tag in DEVICES:
             self.found.append((tag, {}))
 
     def data(self, text: str) -> None:
         if len(self._path) == 4 and self._path[1] == "TEMPLATE" and self._path[2] in DEVICES:
-            # In pieces: there is one for each line, and a value may have any number of them.
+            # Joined later: the parser calls this for each line, and a value can have any number of lines.
             self.found[-1][1].setdefault(self._path[3], []).append(text)
 
     def end(self, _: str) -> None:
@@ -105,7 +109,7 @@ class _Devices:
 
 
 def read(stream: IO[bytes] | None) -> bytes:
-    """All of stdin, if that is not too much."""
+    """Return the bytes of stdin. Raises Problem when there are none, or more than LIMIT."""
     if stream is None:
         raise Problem("no VM on stdin: it is closed")
     data = stream.read(LIMIT + 1)
@@ -117,7 +121,7 @@ def read(stream: IO[bytes] | None) -> bytes:
 
 
 def parse(data: bytes) -> list[Nic]:
-    """The network devices of a VM, from what a driver hands over."""
+    """Return the network devices of the VM that a driver handed over. Raises Problem."""
     try:
         xml = base64.b64decode(b"".join(data.split()), validate=True)
     except binascii.Error as error:
@@ -127,7 +131,7 @@ def parse(data: bytes) -> list[Nic]:
     try:
         parser.feed(xml)
         parser.close()
-    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last two: encodings
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # ValueError, LookupError: encodings
         raise Problem(f"the VM on stdin is not XML: {error}") from None
     return [_nic(kind, attributes) for kind, attributes in devices.found]
 
@@ -150,20 +154,20 @@ def _nic(kind: str, attributes: dict[str, list[str]]) -> Nic:
 
 
 def concerned(nics: list[Nic], driver: str) -> list[Nic]:
-    """The NICs that a call of this driver is about.
+    """Return the NICs that a call of this driver is about.
 
-    An alias is another address on its parent's port, and a passed-through device has no port on a
-    bridge: they count only in that nothing else is meant when one of them is attached or detached.
+    If a device is marked as attached, the call is about that device alone. An alias is another address on the
+    port of its parent, and a passed-through device has no port, so a call about one of these concerns no NIC.
     """
     meant = [nic for nic in nics if nic.attached] or nics
     return [nic for nic in meant if nic.kind == "NIC" and nic.driver == driver and nic.bridge]
 
 
 def calls(phase: str, nics: list[Nic], config: str = "") -> dict[str, list[str]]:
-    """The arguments of ``tproxy``, for each bridge."""
+    """Return the arguments of the call of ``tproxy`` for each bridge."""
     made: dict[str, list[str]] = {}
     for nic in nics:
-        # Each with its value in one word: a name may begin with a dash.
+        # Option and value are one word, because a name may begin with a dash.
         if nic.bridge not in made:
             made[nic.bridge] = ["hook", "down" if phase == "clean" else "up", f"--bridge={nic.bridge}"]
             if phase != "clean":
@@ -176,36 +180,39 @@ def calls(phase: str, nics: list[Nic], config: str = "") -> dict[str, list[str]]
 
 
 def wants_own_service(conf: str) -> bool:
-    """Whether OpenNebulaNetwork.conf has a service under ``:tproxy:``.
+    """Return whether OpenNebulaNetwork.conf has a service under ``:tproxy:``.
 
-    Not by a YAML parser, which hypervisors do not have without tproxy: a key at the left margin, with a
-    value that is not an empty one.
+    python3 on a hypervisor has no YAML parser, so this looks for the key at the left margin, with a value
+    that is not empty.
     """
     found = re.search(r"^(['\"]?):?tproxy\1[ \t]*:(?=\s)(.*?)(?=^[^\s#-]|\Z)", conf, re.MULTILINE | re.DOTALL)
     value = re.sub(r"(^|\s)#.*", "", found.group(2)) if found else ""
     return value.strip() not in ("", "[]", "~", "null", "---", "...")
 
 
-def require_no_other(vnm: Path) -> None:
-    """Raise Problem where OpenNebula's own implementation would fight with us for the same bridges."""
+def require_no_own_service(vnm: Path) -> None:
+    """Raise Problem if OpenNebula's own implementation manages the same bridges."""
     command = vnm / "tproxy"
     try:
         ours = MARK in command.read_bytes()[:4096]
     except OSError as error:
-        raise Problem(f"{command}: {error.strerror}; tproxy install opennebula puts it there") from None
+        raise Problem(f"{command}: {error.strerror}; tproxy install opennebula installs it") from None
     if not ours:
-        raise Problem(f"{command} is OpenNebula's own: left to it; tproxy install opennebula replaces it")
+        raise Problem(
+            f"{command} is OpenNebula's own: nothing is done; tproxy install opennebula replaces it"
+        )
     conf = vnm.parent / "etc/vnm/OpenNebulaNetwork.conf"
-    # The library by which the drivers do it, and what makes them do it.
+    # OpenNebula's drivers serve the bridges if they have this library and a service in this file.
     if not (vnm / "tproxy.rb").exists() or not conf.exists():
         return
     if wants_own_service(conf.read_text(errors="replace")):
         raise Problem(
-            f"OpenNebula's own driver serves the bridges, because of :tproxy: in {conf}; left to it"
+            f"OpenNebula's own driver serves the bridges, because of :tproxy: in {conf}; nothing is done"
         )
 
 
 def settings(file: Path) -> Settings:
+    """Return the settings of the hooks; the defaults when there is no file. Raises Problem."""
     parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=("#",))
     try:
         parser.read(file)
@@ -218,13 +225,13 @@ def settings(file: Path) -> Settings:
 
 
 def uplinks(bridge: str, links: Path = Path("/sys/class/net")) -> list[str]:
-    """Ports of the bridge that are no guests' by their kind, as tproxy itself takes them."""
+    """Return the ports of a bridge that are uplinks by their kind, by the same rules as in tproxy."""
     if "/" in bridge:
         return []
     try:
         ports = sorted(os.listdir(links / bridge / "brif"))
     except OSError:
-        return []  # gone already, as it may be by then
+        return []  # the bridge can be gone already
     return [port for port in ports if _leads_off_host(links / port)]
 
 
@@ -239,12 +246,12 @@ def _leads_off_host(port: Path) -> bool:
 
 
 def carry_out(command: Path, arguments: list[str]) -> None:
-    """Call tproxy as root; raises Problem with what it, or sudo, said last."""
+    """Call tproxy as root. Raises Problem with the last line that tproxy or sudo printed."""
     words = [*(SUDO if os.geteuid() else ()), os.fspath(command), *arguments]
-    # A caller that ignores its own ended children hands that down (execve(2)): each would seem to succeed.
+    # A caller that ignores SIGCHLD passes that on (execve(2)). Then each child would seem to succeed.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        # In UTF-8 as it came, whatever locale ssh brought along.
+        # Encoded in UTF-8, as OpenNebula wrote it, in any locale that ssh passed on.
         done = subprocess.run(
             [word.encode() for word in words],
             check=False,
@@ -262,7 +269,7 @@ def carry_out(command: Path, arguments: list[str]) -> None:
 
 
 def work(hook: Path, given: Settings) -> list[str]:
-    """Do what a hook is called for; returns what could not be done, a line each."""
+    """Do what the hook was called for; return a line for each failure. Raises Problem."""
     phase, driver, vnm = hook.parent.name[: -len(".d")], hook.parents[1].name, hook.parents[2]
     if phase not in PHASES:
         raise Problem(f"{hook} is not in a folder pre.d, post.d or clean.d")
@@ -270,14 +277,14 @@ def work(hook: Path, given: Settings) -> list[str]:
     linux = [nic for nic in nics if not nic.on_open_vswitch]
     if phase == "pre":
         for bridge in sorted({nic.bridge for nic in nics} - {nic.bridge for nic in linux}):
-            # Never a failure: whether its network has services at all, nobody has asked yet.
+            # Not a failure: nothing is known yet of services for this network.
             report(f"bridge {bridge} is of Open vSwitch: tproxy serves Linux bridges only")
     if linux:
-        require_no_other(vnm)
+        require_no_own_service(vnm)
     problems = []
     for bridge, arguments in calls(phase, linux, given.config).items():
         if phase == "clean":
-            # `down` leaves a bridge alone for any port that is not named.
+            # `down` takes each port that is not named for a guest's, and leaves the bridge alone.
             arguments += [f"--uplink={port}" for port in uplinks(bridge)]
         try:
             carry_out(vnm / "tproxy", arguments)
@@ -287,8 +294,8 @@ def work(hook: Path, given: Settings) -> list[str]:
 
 
 def report(line: str, stream: IO[str] | None = None) -> None:
-    """One line, to where OpenNebula takes it from into the VM's log, and to the host's syslog."""
-    # What came from outside may hold anything, and be of any length.
+    """Print a line, which OpenNebula copies to the VM's log, and send it to the host's syslog."""
+    # The line can hold names from outside, with any characters and of any length.
     printable = "".join(c if c.isprintable() else " " for c in line)
     short = re.sub(r"(\S{80})\S{20,}", r"\1...", " ".join(printable.split()))[:800]
     line = short.encode("ascii", "backslashreplace").decode()
@@ -298,20 +305,20 @@ def report(line: str, stream: IO[str] | None = None) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """``arguments``: the hook's path, by which OpenNebula called it, and what it said."""
+    """Run the hook; return the exit code. ``arguments`` are its path and the arguments from OpenNebula."""
     strict = False
     try:
         if not arguments:
             raise Problem("called without the path of a hook")
         hook = Path(arguments[0]).absolute()
         given = settings(hook.parents[2].parent / "etc/vnm/tproxy.conf")
-        # A VM that is gone cannot be kept from starting.
+        # A failure of clean must not fail the end of a VM.
         strict = given.strict and hook.parent.name != "clean.d"
         problems = work(hook, given)
     except Problem as problem:
         problems = [str(problem)]
     except Exception as error:
-        # The last resort: whatever it is, a VM's start must not depend on it unless asked for.
+        # The last resort: only a strict hook may fail the start of a VM.
         problems = [f"internal error: {type(error).__name__}: {error}"]
     for problem_line in problems:
         # OpenNebula logs the stdout of a hook that succeeds, and the stderr of one that fails.

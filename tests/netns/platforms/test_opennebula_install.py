@@ -31,7 +31,7 @@ def test_hooks_leave_bridges_alone_that_opennebulas_own_driver_serves(node: Node
     done = node.hook("pre", vm(nic()))
     assert done.stdout == (
         "tproxy: OpenNebula's own driver serves the bridges, because of :tproxy: in "
-        f"{REMOTES}/etc/vnm/OpenNebulaNetwork.conf; left to it\n"
+        f"{REMOTES}/etc/vnm/OpenNebulaNetwork.conf; nothing is done\n"
     )
     assert done.returncode == 0
     assert node.state() == before
@@ -43,7 +43,7 @@ def test_hooks_leave_bridges_alone_when_the_command_is_opennebulas_own(node: Nod
     done = node.hook("pre", vm(nic()))
     assert done.returncode == 0
     assert done.stdout == (
-        f"tproxy: {REMOTES}/vnm/tproxy is OpenNebula's own: left to it; "
+        f"tproxy: {REMOTES}/vnm/tproxy is OpenNebula's own: nothing is done; "
         "tproxy install opennebula replaces it\n"
     )
 
@@ -189,5 +189,5 @@ def test_install_that_is_refused_takes_nothing_out_either(node: Node) -> None:
 def test_the_command_says_where_tproxy_should_be(bare_node: Node) -> None:
     bare_node.install("--command", "/opt/none/tproxy", "--sudoers", "/etc/sudoers.d")
     assert bare_node.hook("pre", vm(nic())).stdout == (
-        "tproxy: bridge onebr0: /opt/none/tproxy is not there: install tproxy on this host\n"
+        "tproxy: bridge onebr0: /opt/none/tproxy does not exist: install tproxy on this host\n"
     )
