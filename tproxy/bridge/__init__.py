@@ -1,1 +1,1 @@
-"""What one bridge has on the host: service map, guards, links, namespace. Observed, planned, carried out."""
+"""Observes, plans and changes what one bridge has on the host: service map, guards, links and namespace."""

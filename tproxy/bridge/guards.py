@@ -1,18 +1,24 @@
-"""The guards at the bridges, as text to load into nftables and as parsed JSON. Pure, as ``ruleset`` is.
+"""The guards of the bridges, as text to load into nftables and as parsed JSON. Pure, like ``service_map``.
 
-In words, for a frame that comes in at a port of a guarded bridge that is not our veth: drop it when
-it claims to be the service (its MAC, or the service address as an ARP or IPv4 sender); drop it when
-it comes from an uplink and asks for the service; otherwise send what is addressed to the service
-address to our MAC, so that a guest that would use its gateway arrives too. When forwarding: what is
-for the service goes to our veth and nowhere else, and nothing of ours leaves through an uplink.
+The rules for a frame that enters a guarded bridge at a port other than our veth:
 
-Every frame on the host passes every base chain, whichever bridge it is on. So two base chains serve
-all bridges, and what differs between bridges are elements of three sets, each with its bridge in the
-comment: what a frame costs does not grow with the number of bridges. The one base chain that each
-bridge must have (SPEC section 2) holds the ARP guard, and lets go at once of what is not ARP.
+- A frame that claims to come from the service is dropped: one with the service's MAC as its sender, or with
+  the service address as ARP or IPv4 sender.
+- A frame that comes from an uplink and asks for the service is dropped.
+- Any other frame for the service address gets our MAC as its destination. So a guest that would send it to
+  its gateway reaches the service too.
 
-Every rule carries a comment with a checksum of its text, by which it is recognised again: nft's
-listing of a rule differs between versions, the comment does not.
+When the bridge forwards a frame for the service, it goes to our veth and to no other port. No frame from the
+service leaves through an uplink.
+
+The kernel runs every base chain for every frame on the host, whichever bridge the frame is on. So two base
+chains serve all bridges, and what differs between bridges is in the elements of three sets. The comment of an
+element names its bridge. This way the cost of a frame does not grow with the number of bridges. Each bridge
+also has one base chain of its own, the ARP guard (docs/contract.md, Names on the host), whose only rule
+gives up after one comparison when the frame is no ARP request.
+
+Every rule has a comment with a checksum of its text, and is recognised by it: nft's listing of a rule differs
+between versions, the comment does not.
 """
 
 import socket
@@ -26,33 +32,35 @@ from tproxy.typed import Any, NamedTuple
 
 VETHS = "veths"  # our ports
 UPLINKS = "uplinks"
-GUARDED = "guarded"  # bridges, or, where the kernel does not tell a frame's bridge, their ports
+GUARDED = "guarded"  # bridges; on kernels without `meta ibrname` the ports of the bridges
 SETS = (VETHS, UPLINKS, GUARDED)
 
 PREROUTING = "guard_prerouting"
 FORWARD = "guard_forward"
-# What the two jump to, so that a frame which does not concern us costs a few comparisons.
+# The two jump to these, so that a frame which does not concern the service costs only a few comparisons.
 CLAIMING = "guard_claiming"
 ASKING = "guard_asking"
 FOR_SERVICE = "guard_for_service"
 ARP_GUARD_PREFIX = "ch_"
 
-# Bridge priority "dstnat": before the forwarding decision, which our rewrite is for.
+# Priority "dstnat" of the bridge family: the MAC is rewritten before the forwarding decision, which it changes.
 _BASE = {PREROUTING: ("prerouting", -300), FORWARD: ("forward", -200)}
 _ARP_GUARD = ("forward", -200)
 SHARED_CHAINS = (CLAIMING, ASKING, FOR_SERVICE, PREROUTING, FORWARD)
 
 Json = dict[str, Any]
 
-# Every frame on the host is compared with these, and with the ARP guard's as often as there are
-# bridges. So the first that is compared is a word at a fixed place of whatever the frame carries, which
-# the kernel reads in place (nft_payload_fast_eval); the few that agree are asked for their protocol.
+# Every frame on the host is compared with these, and with the ARP guard's once for each bridge. So each
+# begins with a word at a fixed place of the frame's payload, which the kernel reads without a copy
+# (nft_payload_fast_eval). Only the few frames that match it are compared with the protocol and the rest.
 _ADDRESS = f"0x{socket.inet_aton(SERVICE_ADDRESS).hex()}"
 _MAC_START = f"0x{SERVICE_MAC.replace(':', '')[:8]}"
 _FROM_MAC = f"ether saddr {SERVICE_MAC}"
 _FOR_MAC = f"ether daddr {SERVICE_MAC}"
 _ARP_FROM_MAC = f"@nh,64,32 {_MAC_START} arp saddr ether {SERVICE_MAC}"
-_ARP_FROM_ADDRESS = f"@nh,112,16 {_ADDRESS[:6]} arp saddr ip {SERVICE_ADDRESS}"  # unaligned, its half is not
+_ARP_FROM_ADDRESS = (
+    f"@nh,112,16 {_ADDRESS[:6]} arp saddr ip {SERVICE_ADDRESS}"  # all 32 bits are not aligned, 16 are
+)
 _ARP_FOR_ADDRESS = f"@nh,192,32 {_ADDRESS} arp daddr ip {SERVICE_ADDRESS}"
 _IP_FROM_ADDRESS = f"@nh,96,32 {_ADDRESS} ip saddr {SERVICE_ADDRESS}"
 _IP_FOR_ADDRESS = f"@nh,128,32 {_ADDRESS} ip daddr {SERVICE_ADDRESS}"
@@ -63,8 +71,8 @@ def _shared_rules(*, by_port: bool) -> dict[str, list[str]]:
     """The rules of the chains that serve all bridges."""
     if by_port:
         unguarded = elsewhere = f"iifname != @{GUARDED}"
-        # A frame is forwarded between ports of one bridge: either tells which. So what comes from
-        # a port that is too new for the set is kept from the uplinks all the same.
+        # A frame is forwarded between ports of one bridge, so either port tells which bridge. So frames from
+        # a port that is not in the set yet are kept from the uplinks too.
         elsewhere += f" oifname != @{GUARDED}"
     else:
         unguarded = elsewhere = f"meta ibrname != @{GUARDED}"
@@ -73,7 +81,7 @@ def _shared_rules(*, by_port: bool) -> dict[str, list[str]]:
     return {
         CLAIMING: [f"iifname @{VETHS} accept", f"{unguarded} return", "drop"],
         ASKING: [
-            f"{_FOR_MAC} iifname != @{UPLINKS} accept",  # nearly all
+            f"{_FOR_MAC} iifname != @{UPLINKS} accept",  # first, because nearly all frames match
             f"{unguarded} return",
             f"iifname @{UPLINKS} drop",
             f"{_IP_FOR_ADDRESS} ether daddr set {SERVICE_MAC} accept",
@@ -91,9 +99,11 @@ def _shared_rules(*, by_port: bool) -> dict[str, list[str]]:
 
 
 class Guard(NamedTuple):
-    """The guards of one bridge. ``ports`` is None where the kernel tells the bridge by itself.
+    """The guards that one bridge should have.
 
-    ``uplinks`` maps each uplink to whether the operator named it; others were recognised.
+    ``ports`` is None when the rules match a frame's bridge (``meta ibrname``). Otherwise they match these
+    ports.
+    ``uplinks`` maps each uplink to whether the operator named it; the others were recognised.
     """
 
     bridge: str
@@ -102,10 +112,12 @@ class Guard(NamedTuple):
 
     @property
     def shared_rules(self) -> dict[str, list[str]]:
+        """The rules of the shared chains, by chain."""
         return _shared_rules(by_port=self.ports is not None)
 
     @property
     def arp_rule(self) -> str:
+        """The rule of the ARP guard: no request for the service address leaves at another port than ours."""
         if self.ports is None:
             ours = BridgeNames(self.bridge).veth_bridge
             return f'{_ARP_FOR_ADDRESS} oifname != "{ours}" meta ibrname "{self.bridge}" drop'
@@ -122,39 +134,41 @@ class Guard(NamedTuple):
         }
 
     def rules_are_in(self, found: "ObservedGuard") -> bool:
-        """Whether the shared chains match frames in this guard's way."""
+        """Whether the shared chains have the rules of this kind of guard: by bridge, or by port."""
         return found.shared == {chain: _marks(rules) for chain, rules in self.shared_rules.items()}
 
 
 class ObservedGuard(NamedTuple):
-    """What is there of a bridge's guards, and of what all bridges share."""
+    """The guards that a bridge has, and what all bridges share."""
 
     bridge: str
-    shared: Mapping[str, list[str]] = {}  # comments of the rules, of chains with the right hook
-    arp_guard: list[str] | None = None  # likewise
-    sets: Mapping[str, Mapping[str, str]] = {}  # comments by name, of all bridges
+    shared: Mapping[str, list[str]] = {}  # comments of the rules, by chain; only chains with the right hook
+    arp_guard: list[str] | None = None  # comments of its rules; None without such a chain at the right hook
+    sets: Mapping[str, Mapping[str, str]] = {}  # by set: comments of the elements of all bridges, by element
 
     def own(self, name: str) -> dict[str, str]:
-        """This bridge's elements of a set."""
+        """This bridge's elements of the set ``name``, with their comments."""
         elements = self.sets.get(name, {})
         return {key: text for key, text in elements.items() if _words(text).get("bridge") == self.bridge}
 
     @property
     def named_uplinks(self) -> frozenset[str]:
+        """The uplinks of this bridge that the operator named."""
         own = self.own(UPLINKS)
         return frozenset(name for name, comment in own.items() if "named" in _words(comment))
 
     def named_or(self, remembered: frozenset[str]) -> frozenset[str]:
-        """The named uplinks, or those that are remembered when the elements are lost."""
+        """The named uplinks; the ``remembered`` ones when somebody deleted this bridge's elements."""
         return self.named_uplinks if self.own(VETHS) else remembered
 
     @property
     def anything(self) -> bool:
+        """Whether the bridge has any part of its guards."""
         return self.arp_guard is not None or any(map(self.own, SETS))
 
 
 def load(guard: Guard, found: ObservedGuard) -> list[str]:
-    """Commands that make the guards right, in one transaction; none when they are."""
+    """Return the commands of one transaction that turns what was ``found`` into ``guard``; none if equal."""
     commands = []
     if any(name not in found.sets for name in SETS):
         commands.append(f"add table bridge {TABLE}")
@@ -168,12 +182,12 @@ def load(guard: Guard, found: ObservedGuard) -> list[str]:
 
 
 def change_elements(guard: Guard, found: ObservedGuard) -> list[str]:
-    """The part of ``load`` that follows the bridge's ports."""
+    """Return the part of ``load`` that depends on the bridge's ports: the elements of the sets."""
     commands = []
     for name, wanted in guard.elements.items():
         there = found.sets.get(name, {})
         changed = {key for key, comment in wanted.items() if there.get(key) != comment}
-        # An element is not changed by adding it again: one that came from another bridge has to go.
+        # Adding an element again does not change its comment. One with another comment is deleted first.
         commands += _delete_elements(
             name, (changed & there.keys()) | (found.own(name).keys() - wanted.keys())
         )
@@ -184,7 +198,7 @@ def change_elements(guard: Guard, found: ObservedGuard) -> list[str]:
 
 
 def unload(found: ObservedGuard) -> list[str]:
-    """Commands after which the bridge has no guards; what is shared stays for the others."""
+    """Return commands after which the bridge has no guards. What all bridges share stays."""
     commands = [each for name in SETS for each in _delete_elements(name, found.own(name))]
     if found.arp_guard is not None:
         chain = f"chain bridge {TABLE} {BridgeNames(found.bridge).arp_guard}"
@@ -193,13 +207,13 @@ def unload(found: ObservedGuard) -> list[str]:
 
 
 def parse(listed: Iterable[Json]) -> dict[str, ObservedGuard]:
-    """All guards in the objects of ``nft -j list``, by bridge, and under "" what is shared alone."""
+    """Return the guards in the objects of ``nft -j list``, by bridge; under "" what all bridges share."""
     chains: dict[str, list[str]] = {}
     sets: dict[str, dict[str, str]] = {}
     for item in listed:
         if chain := item.get("chain"):
             where = chain.get("hook"), chain.get("prio")
-            # One that drops would cut off all bridges: every frame passes it.
+            # Every frame on the host passes the chain: with policy drop it would cut off all bridges.
             if where == _hook(chain["name"]) and chain.get("policy", "accept") == "accept":
                 chains[chain["name"]] = []
         elif rule := item.get("rule"):
@@ -221,10 +235,10 @@ def parse(listed: Iterable[Json]) -> dict[str, ObservedGuard]:
 
 
 def only_shared(listed: Iterable[Json]) -> bool:
-    """Whether a listing of the table holds nothing but what serves all bridges, and no bridge."""
+    """Whether a table, as listed, holds nothing of any bridge, and nothing that another program made."""
     for item in listed:
         ((kind, found),) = item.items()
-        if kind == "table" and found.get("flags"):  # as somebody made it; we do not
+        if kind == "table" and found.get("flags"):  # another program made it: we set no flags
             return False
         if kind in ("chain", "rule") and found.get("chain", found.get("name")) not in SHARED_CHAINS:
             return False
@@ -236,17 +250,17 @@ def only_shared(listed: Iterable[Json]) -> bool:
 
 
 def _hook(chain: str) -> tuple[str, int] | tuple[None, None]:
-    """Where frames come to a chain, and its priority; not those that are jumped to."""
+    """The hook and the priority of a base chain; None for a chain that others jump to."""
     if chain.startswith(ARP_GUARD_PREFIX):
         return _ARP_GUARD
     return _BASE.get(chain, (None, None))
 
 
 def _load_chains(chains: Mapping[str, Iterable[str]]) -> list[str]:
-    """Commands that make these chains anew; those that are jumped to come first."""
+    """Return commands that replace these chains. A chain must come before those that jump to it."""
     commands = []
-    # Added first, so that deleting never fails: one may be missing, or be at another hook. And all
-    # emptied before any is deleted, since what is jumped to cannot be.
+    # Each is added first, because deleting a missing chain fails; one at another hook exists already. All are
+    # flushed before any is deleted, because a chain cannot be deleted while a rule jumps to it.
     for verb in ("add", "flush", "delete"):
         commands += [f"{verb} chain bridge {TABLE} {name}" for name in chains]
     for name, rules in chains.items():

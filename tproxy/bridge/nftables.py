@@ -1,7 +1,8 @@
-"""nftables through libnftables: text transactions in, JSON listings out; no forked ``nft``.
+"""Reads and changes nftables through libnftables, without starting ``nft``.
 
-Text goes in because the JSON of libnftables 1.0 cannot express a map to a concatenation. That is
-safe because every word of it comes from ``ruleset``, which takes checked names and encoded values.
+Changes are text, because the JSON of libnftables 1.0 cannot express a map to a concatenation. That is safe,
+because all text comes from ``service_map`` and ``guards``, which take checked names and encode values.
+Listings are JSON. Reads raise NftError rather than return too little.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ _MAP_TYPE = "inet_service : ipv4_addr . inet_service"
 
 
 class Unsupported(NftError):
-    """The kernel knows no such family, hook or expression."""
+    """The kernel does not support a family, hook or expression of the command."""
 
 
 class _Absent(NftError):
-    """What a command names is not there."""
+    """An object that the command names does not exist."""
 
 
-# By what strerror(3) says.
+# By the text of strerror(3), which is all that libnftables reports.
 _KINDS = {"No such file or directory": _Absent, "Operation not supported": Unsupported}
 
 
@@ -48,16 +49,17 @@ def _library() -> Any:
 
 
 def transaction(commands: Iterable[str]) -> None:
-    """Carry out all commands at once, or none of them and raise NftError."""
+    """Carry out all commands in one transaction; raise NftError, having changed nothing, if one fails."""
     text = "\n".join(commands)
     if text:
         _command(text)
 
 
 def read_maps(bridges: Iterable[str] | None = None) -> list[ServiceMap]:
-    """The service maps as they are, all or of the named bridges; raises NftError if that is unknown.
+    """The service maps of these bridges, or all. Raises NftError when nftables cannot be read.
 
-    A map that is not there is left out; so is, of all maps, one of another type.
+    A bridge without a map is left out. When all maps are read, one of another type is left out with a
+    warning; when its bridge is named, it raises NftError.
     """
     if bridges is not None:
         return [each for bridge in bridges if (each := read_map(bridge)) is not None]
@@ -69,24 +71,29 @@ def read_maps(bridges: Iterable[str] | None = None) -> list[ServiceMap]:
 
 
 def read_map(bridge: str) -> ServiceMap | None:
-    """A bridge's map; raises NftError if it is not known, or is of a type that we cannot use."""
+    """The bridge's service map, None without one.
+
+    Raises NftError when nftables cannot be read, and for a map of another type, which we cannot use.
+    """
     name = BridgeNames(bridge).map
     for item in _list_or_nothing(f"list map ip {TABLE} {name}"):
         if "map" in item:
             parsed = _parse_map(item["map"])
             if parsed is None:
-                raise NftError(f"map {name} is not of type {_MAP_TYPE}: it is somebody else's; remove it")
+                raise NftError(
+                    f"map {name} is not of type {_MAP_TYPE}: it belongs to another program; remove it"
+                )
             return parsed
     return None
 
 
 def read_guards() -> dict[str, ObservedGuard]:
-    """The guards of all bridges, and under "" what they share."""
+    """The guards of all bridges, by bridge; under "" only what all bridges share. Raises NftError."""
     return guards.parse(_table("bridge"))
 
 
 def read_guard(bridge: str) -> ObservedGuard:
-    """The guards of one bridge, without listing the other bridges' chains."""
+    """The guards of one bridge. The other bridges' chains are not listed. Raises NftError."""
     chains = (*guards.SHARED_CHAINS, BridgeNames(bridge).arp_guard)
     objects = [f"chain bridge {TABLE} {each}" for each in chains]
     objects += [f"set bridge {TABLE} {each}" for each in guards.SETS]
@@ -95,21 +102,22 @@ def read_guard(bridge: str) -> ObservedGuard:
 
 
 def table_exists(family: str) -> bool:
+    """Whether our table of that family exists. Raises NftError."""
     return bool(_table(family))
 
 
 def empty_tables() -> list[str]:
-    """Commands that delete those of our tables that hold nothing of a bridge."""
+    """Return commands that delete those of our tables that hold nothing of any bridge. Raises NftError."""
     return [
         f"{verb} table {family} {TABLE}"
         for family in ("ip", "bridge")
         if (listed := _table(family)) and guards.only_shared(listed)
-        for verb in ("add", "delete")  # somebody may have flushed it since
+        for verb in ("add", "delete")  # "add" first: deleting fails if somebody has deleted it since
     ]
 
 
 def drops_forwarded() -> bool:
-    """Whether an ip or inet chain at the forward hook has policy drop."""
+    """Whether a chain of family ip or inet at the forward hook has policy drop. Raises NftError."""
     return any(
         chain.get("hook") == "forward" and chain.get("policy") == "drop"
         for family in ("ip", "inet")
@@ -122,13 +130,13 @@ def _parse_map(listed: dict[str, Any]) -> ServiceMap | None:
     parsed = service_map.parse_map(listed)
     if parsed is not None and len(parsed.services) < len(listed.get("elem", [])):
         for each in service_map.odd_elements(listed):
-            _warn(f"map {listed['name']}: {each} is not one port and its endpoint; left out")
+            _warn(f"map {listed['name']}: {each} is ignored: it is not one port and its endpoint")
     return parsed
 
 
 @cache
 def _warn(line: str) -> None:
-    """Once: a watcher reads every two seconds where no daemon runs."""
+    """Log a warning once in a process. A watcher reads every two seconds while no daemon runs."""
     log.warning("%s", line)
 
 
@@ -142,8 +150,8 @@ def _list(command: str) -> list[dict[str, Any]]:
 
 
 def _table(family: str) -> list[dict[str, Any]]:
-    """What is in our table, with the table itself; nothing where there is none."""
-    # Not after a look at `list tables`, for which libnftables reads all that is in all tables of the host.
+    """The objects of our table, and the table itself; none where there is no such table."""
+    # `list tables` would not be a cheaper check first: libnftables reads all tables of the host for it.
     return _list_or_nothing(f"list table {family} {TABLE}")
 
 
@@ -159,7 +167,7 @@ def _command(text: str) -> str:
     if status == 0:
         result: str = output
         return result
-    # The first line says it; the next ones quote the command and mark the place.
+    # The first line is the reason. The others quote the command and mark the place.
     reason = (error.strip().splitlines() or ["unknown error"])[0].removeprefix("Error: ")
     kind = next((kind for said, kind in _KINDS.items() if said in reason), NftError)
     raise kind(f"nftables: {reason}")

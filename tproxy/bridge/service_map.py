@@ -1,7 +1,8 @@
-"""The service maps, as text to load into nftables and as parsed JSON. Pure: ``nft`` talks to the kernel.
+"""The service maps, as text to load into nftables and as parsed JSON. Pure: ``nftables`` talks to the kernel.
 
-The map is the contract (SPEC section 3). Its comments carry what a service needs besides:
-``key=value`` words, percent-encoded, so that a listing can always be loaded again.
+The map is a contract with other programs (docs/contract.md, nftables is the database). Comments on the map
+and on its elements hold the network and the options of a service, as ``key=value`` words with percent-encoded
+values. So nft can always load its own listing again.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Json = dict[str, Any]
 
 
 def storable(wanted: ServiceMap) -> ServiceMap:
-    """What of a map can be kept: words that do not fit into a comment are gone.
+    """The map as it reads after it was loaded: without the words that do not fit into a comment.
 
     Only such a map can be compared with one that was read.
     """
@@ -47,7 +48,7 @@ def storable(wanted: ServiceMap) -> ServiceMap:
 
 
 def add_map(wanted: ServiceMap) -> list[str]:
-    """Commands that make a map which is not there yet."""
+    """Return commands that create the map."""
     names = BridgeNames(wanted.bridge)
     comment = _quoted(_network_comment(wanted.network))
     return [
@@ -58,10 +59,10 @@ def add_map(wanted: ServiceMap) -> list[str]:
 
 
 def change_map(observed: ServiceMap, wanted: ServiceMap) -> list[str]:
-    """Commands that turn the observed map into the wanted one; none when it is that already."""
+    """Return commands that turn the observed map into the wanted one; none when both are the same."""
     names = BridgeNames(wanted.bridge)
     if observed.network != wanted.network:
-        # A map's comment cannot be changed. In one transaction nobody sees it missing.
+        # A map's comment cannot be changed, so the map is replaced. One transaction does both.
         return [f"delete map ip {TABLE} {names.map}", *add_map(wanted)]
     gone = [each for port, each in observed.services.items() if wanted.services.get(port) != each]
     new = [each for port, each in wanted.services.items() if observed.services.get(port) != each]
@@ -69,13 +70,14 @@ def change_map(observed: ServiceMap, wanted: ServiceMap) -> list[str]:
 
 
 def delete_map(bridge: str) -> list[str]:
+    """Return the command that deletes the bridge's map."""
     return [f"delete map ip {TABLE} {BridgeNames(bridge).map}"]
 
 
 def parse_map(listed: Json) -> ServiceMap | None:
-    """A map of ``nft -j list``; None when it is not one of ours by name or type."""
+    """The service map in an object of ``nft -j list``; None when its name or type is another."""
     name, key, value = listed["name"], listed.get("type"), listed.get("map")
-    if isinstance(value, list):  # newer versions of nft list the parts
+    if isinstance(value, list):  # newer versions of nft list the parts of the type
         value = " . ".join(value)
     if not name.startswith(MAP_PREFIX) or (key, value) != ("inet_service", "ipv4_addr . inet_service"):
         return None
@@ -91,13 +93,13 @@ def parse_map(listed: Json) -> ServiceMap | None:
 
 
 def odd_elements(listed: Json) -> list[str]:
-    """Those of a map that ``parse_map`` leaves out, as nft's JSON has them."""
+    """The elements of a map that ``parse_map`` leaves out, each as the JSON text of nft."""
     elements = listed.get("elem", [])
     return [json.dumps(each) for each in elements if _parse_element(*each) is None]
 
 
 def _parse_element(left: Any, right: Any) -> Service | None:
-    """None where it is not one port and its endpoint: a range, nft's "*", port 0, at which nobody listens."""
+    """The service; None for anything but one port and its endpoint: a range, nft's "*", or port 0."""
     element = left.get("elem", left) if isinstance(left, dict) else {"val": left}
     try:
         port, (address, remote_port) = int(element["val"]), right["concat"]
@@ -128,8 +130,8 @@ def _elements(verb: str, names: BridgeNames, services: Iterable[Service]) -> lis
 
 
 def _network_comment(network: Network) -> str:
-    # The id first: it always fits. So does what stands for a longer name, by which a changed file still finds
-    # its network: without it, entries for that name would not apply any more.
+    # The id comes first, so that it always fits. A name that does not fit is replaced by a short stand-in,
+    # which always fits, and by which entries for that name still apply (Network.is_one_of).
     comment = encode_words({"id": network.id, "network": network.name})
     if network.name and "network" not in decode_words(comment):
         comment = encode_words({"id": network.id, "network": stand_in(network.name)})
@@ -147,9 +149,9 @@ def _quoted(comment: str) -> str:
 
 
 def encode_words(words: Mapping[str, str]) -> str:
-    """A comment of these words without the empty ones.
+    """Return a comment of these words, without the empty ones.
 
-    A word that does not fit any more is left out whole: half a name would be another name.
+    A word that does not fit is left out as a whole, because half a name would be another name.
     """
     text = ""
     for key, value in words.items():
@@ -160,12 +162,12 @@ def encode_words(words: Mapping[str, str]) -> str:
 
 
 def decode_words(comment: str) -> dict[str, str]:
-    """The words of a comment; whatever else somebody wrote there is ignored."""
+    """The words of a comment. Anything else in it is ignored."""
     pairs = (word.partition("=") for word in comment.split())
     return {key: _unescaped(value) for key, mark, value in pairs if mark}
 
 
-# Importing urllib takes milliseconds of a hook, and most names are plain.
+# urllib is imported only for names that need it: the import takes milliseconds, and most names are plain.
 
 
 def _escaped(value: str) -> str:
@@ -173,7 +175,7 @@ def _escaped(value: str) -> str:
         return value
     from urllib.parse import quote
 
-    # Not surrogateescape's "?": any bytes in a name come back as they were.
+    # With surrogateescape any bytes in a name come back as they were.
     return quote(value.encode(errors="surrogateescape"), safe="")
 
 

@@ -1,4 +1,4 @@
-"""The hook on real bridges: builds the names of docs/contract.md, Names on the host; repairs and removes them."""
+"""Hooks on real bridges build, repair and remove what docs/contract.md, Names on the host, lists."""
 
 from __future__ import annotations
 
