@@ -1,4 +1,4 @@
-"""sync: one configuration file to many hypervisors."""
+"""sync: send one configuration file to many hypervisors."""
 
 from __future__ import annotations
 
@@ -22,14 +22,21 @@ DEFAULT_PATH = "/etc/tproxy/tproxy.yaml"
 
 @click.command(epilog=example("tproxy sync --dry-run node1 node2", "tproxy sync --hosts hypervisors.txt"))
 @click.argument("hosts", nargs=-1)
-@click.option("--hosts", "hosts_file", metavar="FILE", help="File with a host a line, # for comments.")
+@click.option(
+    "--hosts",
+    "hosts_file",
+    metavar="FILE",
+    help="File with a host on each line; # begins a comment.",
+)
 @click.option("--config", "file", metavar="FILE", help="Configuration file to send.")
-@click.option("--remote-path", default=DEFAULT_PATH, show_default=True, help="Where it goes on the hosts.")
-@click.option("--ssh", default="ssh", show_default=True, help="The ssh command, with options of yours.")
-@click.option("--sudo", is_flag=True, help="Become root on the hosts by sudo -n.")
+@click.option("--remote-path", default=DEFAULT_PATH, show_default=True, help="Path of the file on the hosts.")
+@click.option("--ssh", default="ssh", show_default=True, help="The ssh command, with your own options.")
+@click.option("--sudo", is_flag=True, help="Run as root on the hosts by sudo -n.")
 @click.option("--command", default="tproxy", show_default=True, help="The tproxy command on the hosts.")
-@click.option("--jobs", "-j", default=8, show_default=True, type=click.IntRange(1, 256), help="At a time.")
-@click.option("--dry-run", is_flag=True, help="Check on the hosts, and say what would change.")
+@click.option(
+    "--jobs", "-j", default=8, show_default=True, type=click.IntRange(1, 256), help="Hosts at a time."
+)
+@click.option("--dry-run", is_flag=True, help="Check the file on the hosts and print what would change.")
 def sync(
     hosts: tuple[str, ...],
     hosts_file: str | None,
@@ -43,8 +50,8 @@ def sync(
 ) -> None:
     """Send the configuration file to HOSTS by ssh, and apply it there.
 
-    Each host checks it first, and keeps its old file if there is anything wrong. The exit code is 1 if
-    it failed on any host; the others have it all the same.
+    Each host checks the file first, and keeps its old file if the check finds a problem. A host that fails
+    does not stop the others. The exit code is 1 when any host failed.
     """
     named = list(dict.fromkeys([*hosts, *(syncing.hosts_in(Path(hosts_file)) if hosts_file else ())]))
     if not named:
@@ -74,11 +81,11 @@ def _words(ssh: str) -> list[str]:
 
 
 def _checked(path: str) -> bytes:
-    text = text_of(path)  # once: what is sent is what was checked, and a pipe has it but once
-    # Not the host names: what they are here says nothing about the hosts.
+    text = text_of(path)  # read once, so that the checked text is sent; and a pipe can be read only once
+    # Host names are not looked up: the answers here say nothing about those on the hosts.
     problems = check.problems(reader.parse(path, text), check.all_resolve)
     for problem in problems:
         say(problem.at(path))
     if problems:
-        raise TproxyError(f"{path} is not in order: nothing is sent")
+        raise TproxyError(f"{path} has problems: nothing was sent")
     return text.encode()

@@ -221,7 +221,7 @@ class _Reader:
         found: dict[str, Field] = {}
         try:
             for group in merging.groups(entry, self._counted):
-                found = self._known(label, group, parsers, found) | found
+                found |= self._known(label, group, parsers, found)
         except Unusable as fault:
             return found, [fault]
         return found, []
@@ -229,7 +229,7 @@ class _Reader:
     def _known(
         self, label: str, group: list[Field], parsers: values.Parsers, before: Mapping[str, Field]
     ) -> dict[str, Field]:
-        """Return the last field of each known key that no group before has; warn of all other fields."""
+        """Return the last field of each known key that is not in ``before``. Warn of all other fields."""
         last: dict[str, Field] = {}
         for field in group:
             if field.key not in parsers:

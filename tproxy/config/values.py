@@ -1,8 +1,8 @@
-"""Single values of the configuration file, judged as they are written.
+"""Parsers of single values of the configuration file, which judge a value as it is written.
 
-On the nodes that YAML composes, never as the objects it would construct: YAML 1.1 reads ``0123`` as 83,
-``1_000`` as 1000, ``yes`` as true and ``10.1`` as a number, and no network or address must match by such an
-accident.
+They read the nodes that YAML composes, never the objects that it would construct. YAML 1.1 constructs 83 from
+``0123``, 1000 from ``1_000``, true from ``yes`` and a number from ``10.1``, and no network or address must
+match by such an accident. A parser returns the value, or raises Unusable with the reason.
 """
 
 from __future__ import annotations
@@ -17,29 +17,30 @@ from tproxy.errors import BadName, quoted
 from tproxy.model import check_interface_name, is_ipv4, refused
 
 MAX_CONNECT_TIMEOUT = 300  # seconds; arbitrary, a guest's own connect() gives up after two minutes
-# Name and time-out share the comment of a map element, 127 bytes, and a character of the name can
-# take three. What does not fit would be missing from the map.
+# Characters. Name and time-out share the comment of a map element, 127 bytes, and a character of the name can
+# take three bytes. A longer name would be missing from the map.
 MAX_NAME = 32
 MAX_WATCH_GRACE = 86400  # seconds; arbitrary
 
 STR, INT, FLOAT, BOOL, NULL, MERGE = (
     f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "merge")
 )
-# Patterns are text, compiled when one is first used: that takes up to two milliseconds, and most
-# files need the simple ones only.
+# Patterns are text that ``re`` compiles at the first use: compiling one takes up to two milliseconds, and
+# most files need only the simple ones.
 _DECIMAL = r"0|[1-9][0-9]*"
 _TIME = r"(0|[1-9][0-9]*)(\.[0-9]{1,3})?"
-_BRIDGE_PATTERN = r"[A-Za-z0-9_.\-*?\[\]!]{1,64}"  # a name's characters, see model, and a pattern's
-_SECONDS = r"(0|[1-9][0-9]{0,2})(\.[0-9]{1,3})?"  # milliseconds: the map keeps no more
+# The characters of a bridge's name (see ``model``), and those of a pattern.
+_BRIDGE_PATTERN = r"[A-Za-z0-9_.\-*?\[\]!]{1,64}"
+_SECONDS = r"(0|[1-9][0-9]{0,2})(\.[0-9]{1,3})?"  # down to milliseconds: the map keeps no more
 # The last label must not look like a number: the resolver would take "10.1" or "0x7f.1" for an
-# address, as inet_aton(3) does. "_" is not for host names, but container engines use it in them.
+# address, as inet_aton(3) does. Host names have no "_" by the standard, but container engines use it.
 _HOST_NAME = r"(?ai)(?=.{1,253}\Z)([a-z0-9_-]{1,63}\.)*(?!([0-9]+|0x[0-9a-f]*)\.?\Z)[a-z0-9_-]{1,63}\.?"
 
 Parsers = Mapping[str, Callable[[yaml.Node], object]]
 
 
 class Unusable(Exception):
-    """Why a value cannot be used; ``node`` is where it stands in the file."""
+    """The reason why a value cannot be used. ``node`` is its place in the file, where the reason has one."""
 
     def __init__(self, reason: str, node: yaml.Node | None = None) -> None:
         super().__init__(reason)
@@ -48,7 +49,7 @@ class Unusable(Exception):
 
 def _port(node: yaml.Node) -> int:
     text = written(node, INT, STR)
-    # The length first: int() refuses some thousand digits with another error.
+    # The length is compared first, because int() raises another error for some thousand digits.
     if len(text) > 5 or not re.fullmatch(_DECIMAL, text) or not 1 <= int(text) <= 65535:
         raise Unusable("is not a port, 1 to 65535")
     return int(text)
@@ -93,6 +94,7 @@ def _connect_timeout(node: yaml.Node) -> float:
 
 
 def flag(node: yaml.Node) -> bool:
+    """Return a boolean that is written as true or false."""
     text = written(node, BOOL).lower()
     if text not in ("true", "false"):
         raise Unusable("is not true or false")
@@ -100,6 +102,7 @@ def flag(node: yaml.Node) -> bool:
 
 
 def grace(node: yaml.Node) -> float:
+    """Return a grace time in seconds."""
     text = written(node, INT, FLOAT, STR)
     if len(text) > 9 or not re.fullmatch(_TIME, text) or float(text) > MAX_WATCH_GRACE:
         raise Unusable(f"is not a time of 0 to {MAX_WATCH_GRACE} seconds")
@@ -142,17 +145,17 @@ BRIDGE: Parsers = {
 
 
 def written(node: yaml.Node, *tags: str) -> str:
-    """A scalar as it is written, if YAML takes it for one of these; "" otherwise."""
+    """Return a scalar as it is written when YAML gives it one of these tags; otherwise ""."""
     return node.value if isinstance(node, yaml.ScalarNode) and node.tag in tags else ""
 
 
 def line(at: Any) -> int:
-    """The line in which a node or an event of the parser starts."""
+    """Return the number of the line in which a node, or an event of the parser, starts."""
     return int(at.start_mark.line) + 1
 
 
 def shown(node: yaml.Node) -> str:
-    """A value for a message."""
+    """Return a value for a message."""
     if isinstance(node, yaml.CollectionNode):
         return "(a list)" if isinstance(node, yaml.SequenceNode) else "(a mapping)"
     return quoted(node.value)

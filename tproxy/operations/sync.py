@@ -1,10 +1,10 @@
-"""One configuration file to many hypervisors, over the system's ssh.
+"""Sends one configuration file to many hypervisors, over the system's ssh.
 
-Theory of operation. Each host gets one ssh session, with the file on its standard input and a small
-shell script as its command. The script tells on standard output which step it is at, so whatever
-ends it, a lost connection included, is put down to a step. Until the new file has been checked, by
-the host's own tproxy and with the host's own name server, the host's file is not touched; then it is
-replaced by rename(2), so that a hook reads the old one or the new one, never half of one.
+Theory of operation. Each host gets one ssh session, with the file on its standard input and a small shell
+script as its command. The script prints each step that it begins. So the result names the step at which a
+session ended, also when the connection was lost. The host's own tproxy checks the new file first, with the
+host's own name server; until then the old file is not touched. Then rename(2) replaces it, so that a hook
+reads the old file or the new one, never a half-written one.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from typing import NamedTuple
 
 from tproxy.errors import ConfigError
 
-# Whoever names others wins: ssh takes the first value that it is given. BatchMode because nobody can
-# answer several hosts' questions for passwords at once.
+# The operator's own options come first and win, because ssh takes the first value of an option. BatchMode
+# because nobody can answer the password prompts of several hosts at once.
 _SSH_OPTIONS = (
     "BatchMode=yes",
-    "LogLevel=ERROR",  # no notes on new hosts' keys among the reasons
+    "LogLevel=ERROR",  # keeps notes about new host keys out of the reasons
     "ConnectTimeout=10",
     "ServerAliveInterval=10",
     "ServerAliveCountMax=3",
 )
 
-# For a host that is reached and then does not come to an end, such as one whose disk hangs (seconds).
+# Seconds for one host. A host that is reached can hang, such as one whose disk does not answer.
 PATIENCE = 300.0
 
-_SSH_FAILED = 255  # of ssh itself, ssh(1)
+_SSH_FAILED = 255  # the exit status when ssh itself fails, ssh(1)
 
 FAILED = "failed"
 
-# POSIX shell and coreutils. The temporary file is beside the target: rename(2) needs one file system.
+# Needs a POSIX shell and coreutils. The temporary file is in the target's folder, because rename(2) works
+# only within one file system.
 _SCRIPT = """
 echo tproxy-sync begins >&2
 set -eu
@@ -68,7 +69,7 @@ else
     chmod 644 -- "$temp"
 fi
 sync -- "$temp"
-mv -fT -- "$temp" "$target"  # a target that is a directory is none to move it into
+mv -fT -- "$temp" "$target"  # -T: fail when the target is a directory, do not move into it
 sync -- "$directory"
 echo at refresh
 refreshed=$("$tproxy" refresh)
@@ -77,7 +78,7 @@ echo at verify
 echo "sum $(sum_of "$target")"
 """
 
-# What comes before it is of the host's shell, whose start-up files may complain of anything.
+# Standard error before this line is from the host's shell, whose start-up files may print anything.
 _BEGIN = "tproxy-sync begins\n"
 
 _STEPS = {
@@ -90,7 +91,7 @@ _STEPS = {
     "verify": "cannot verify the file",
 }
 
-# What ssh(1) prints when it cannot get a session, and what an operator would call it.
+# Patterns of what ssh(1) prints when it gets no session, and the reason in the words of an operator.
 _SSH_REASONS = (
     (r"Permission denied|Too many authentication failures", "authentication failed"),
     (r"Host key verification failed|IDENTIFICATION HAS CHANGED", "host key not known or changed"),
@@ -102,7 +103,7 @@ _SSH_REASONS = (
 
 
 class Plan(NamedTuple):
-    """What every host gets."""
+    """The file to send, and how to send it; the same for all hosts."""
 
     content: bytes
     path: str  # on the hosts
@@ -113,11 +114,12 @@ class Plan(NamedTuple):
 
     @property
     def sum(self) -> str:
+        """The SHA-256 of the file in hexadecimal digits."""
         return hashlib.sha256(self.content).hexdigest()
 
 
 class Result(NamedTuple):
-    """What became of one host."""
+    """The result for one host; a row of the table."""
 
     host: str
     result: str
@@ -129,7 +131,7 @@ class Result(NamedTuple):
 
 
 def hosts_in(path: Path) -> list[str]:
-    """The hosts of a file, one a line; what follows a # is a comment."""
+    """Return the hosts that a file names, one on each line, with comments after #. Raises ConfigError."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -138,19 +140,19 @@ def hosts_in(path: Path) -> list[str]:
 
 
 def to_all(plan: Plan, hosts: Iterable[str], jobs: int) -> Iterator[Result]:
-    """Bring the file to all hosts, some at a time; results come as they come."""
+    """Send the file to all hosts, ``jobs`` at a time. Yields each result as soon as it is known."""
     with ThreadPoolExecutor(jobs) as pool:
         try:
             for done in as_completed([pool.submit(to_host, plan, host) for host in hosts]):
                 yield done.result()
         except BaseException:
-            # Ctrl-C: sessions under way come to their end, and the pool shall not go on to all other hosts.
+            # Ctrl-C: the sessions under way finish, but the pool must not go on to the other hosts.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def to_host(plan: Plan, host: str) -> Result:
-    """Bring the file to one host. Never raises: a bad host does not stop the others."""
+    """Send the file to one host. Every failure is a Result: a bad host does not stop the others."""
     try:
         done = subprocess.run(
             session(plan, host),
@@ -158,10 +160,10 @@ def to_host(plan: Plan, host: str) -> Result:
             capture_output=True,
             timeout=PATIENCE,
             check=False,
-            start_new_session=True,  # the terminal's Ctrl-C shall not leave a host half-way
+            start_new_session=True,  # so that Ctrl-C at the terminal does not cut a session short
         )
     except subprocess.TimeoutExpired:
-        return Result(host, FAILED, f"not done after {PATIENCE:g} s")
+        return Result(host, FAILED, f"not finished after {PATIENCE:g} s")
     except OSError as error:
         return Result(host, FAILED, f"cannot run {plan.ssh[0]}: {error.strerror}")
     said, complained = (each.decode(errors="replace") for each in (done.stdout, done.stderr))
@@ -169,22 +171,22 @@ def to_host(plan: Plan, host: str) -> Result:
 
 
 def session(plan: Plan, host: str) -> list[str]:
-    """The command that is a session with the host."""
+    """Return the command line of a session with the host."""
     arguments = [plan.command, plan.path, plan.sum, "yes" if plan.dry_run else ""]
     remote = [*(("sudo", "-n") if plan.sudo else ()), "sh", "-c", _SCRIPT, "tproxy-sync", *arguments]
     options = [word for option in _SSH_OPTIONS for word in ("-o", option)]
-    # One word: ssh joins words with spaces, and the host's shell parts them again.
+    # The remote command is one quoted word: ssh joins words with spaces, and the host's shell splits them.
     return [*plan.ssh, *options, "--", host, shlex.join(remote)]
 
 
 def judge(plan: Plan, host: str, status: int, said: str, complained: str) -> Result:
-    """What a session means that has ended."""
+    """Return the result of a session that ended, from its exit status, standard output and error."""
     told = dict(line.partition(" ")[::2] for line in said.splitlines())
     step = told.get("at", "")
     ours = complained.rpartition(_BEGIN)[2]
     complaints = [_readable(line) for line in ours.splitlines() if line.strip()]
     if status == _SSH_FAILED:
-        where = f"connection lost while at {step}: " if step else ""
+        where = f"connection lost in step {step!r}: " if step else ""
         return Result(host, FAILED, where + _ssh_reason(complaints))
     if status != 0:
         return Result(host, FAILED, _reason(plan, step, told.get("temp", ""), complaints))
@@ -218,5 +220,5 @@ def _ssh_reason(complaints: list[str]) -> str:
 
 
 def _readable(text: str) -> str:
-    """A line from another host, which may hold what a terminal would obey."""
+    """Return a line of another host without control characters, which a terminal would obey."""
     return "".join(each if each.isprintable() else "?" for each in text.strip())

@@ -1,4 +1,4 @@
-"""``tproxy sync``: one file to many hosts, by real ssh to stand-in hypervisors."""
+"""``tproxy sync`` with real ssh: sends one file to several stand-in hypervisors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.netns import fleet as ssh
 from tests.netns.fleet import CONFIG, NEW, OLD, Fleet
 from tproxy.model import SERVICE_ADDRESS
 
-# In order wherever no name is looked up; no host resolves it, RFC 6761.
+# A file without problems where no name is looked up. No host resolves this name, RFC 6761.
 UNRESOLVABLE = "tproxy: [{remote_addr: endpoint.invalid, remote_port: 80}]\n"
 
 
@@ -24,7 +24,7 @@ def fleet(real_kernel: None) -> Iterator[Fleet]:
 
 
 def send(fleet: Fleet, text: str, *options: str, status: int = 0) -> dict[str, str]:
-    """Sync a file of that text; returns what the table says, by host."""
+    """Send a file of that text; return the result and detail of each host from the table."""
     fleet.workstation.write("/run/new.yaml", text)
     done = fleet.sync("--config", "/run/new.yaml", *options, check=False)
     assert done.returncode == status, done.stdout + done.stderr
@@ -32,7 +32,7 @@ def send(fleet: Fleet, text: str, *options: str, status: int = 0) -> dict[str, s
     return {host: " ".join(rest.split()) for host, rest in rows}
 
 
-def test_all_hosts_get_the_file_and_their_bridges_the_services(fleet: Fleet) -> None:
+def test_all_hosts_get_the_file_and_apply_it_to_their_bridges(fleet: Fleet) -> None:
     one, two = fleet.addresses
     guest = fleet.add_guest(one)
 
@@ -47,7 +47,7 @@ def test_all_hosts_get_the_file_and_their_bridges_the_services(fleet: Fleet) -> 
     assert again == {one: "unchanged bridges changed 0, unchanged 1, failed 0"}
 
 
-def test_a_host_that_refuses_the_file_keeps_its_old_one(fleet: Fleet) -> None:
+def test_a_host_that_finds_problems_in_the_file_keeps_its_old_one(fleet: Fleet) -> None:
     one, two = fleet.addresses
     results = send(fleet, UNRESOLVABLE, one, two, status=1)
     for result in results.values():
@@ -67,7 +67,7 @@ def test_a_bad_host_does_not_stop_the_others(fleet: Fleet) -> None:
     assert fleet.files() == [OLD, NEW]
 
 
-def test_hosts_that_let_nobody_in_are_named_as_such(fleet: Fleet) -> None:
+def test_refused_keys_and_changed_host_keys_are_told_apart(fleet: Fleet) -> None:
     one, two = fleet.addresses
     fleet.hosts[one].write("/run/ssh/authorized_keys", "")
     fleet.workstation.write("/run/ssh/known_hosts", f"[{two}]:{ssh.PORT} ssh-ed25519 {'A' * 68}\n")
@@ -80,7 +80,7 @@ def test_hosts_that_let_nobody_in_are_named_as_such(fleet: Fleet) -> None:
     assert fleet.files() == [OLD, OLD]
 
 
-def test_a_file_that_is_not_in_order_is_not_sent_at_all(fleet: Fleet) -> None:
+def test_a_file_with_problems_is_not_sent_to_any_host(fleet: Fleet) -> None:
     fleet.workstation.write("/run/new.yaml", "tproxy: [{remote_addr: 10.0.0.1, remote_port: 0}]\n")
     done = fleet.sync("--config", "/run/new.yaml", *fleet.addresses, check=False)
     assert (done.returncode, done.stdout) == (1, "")
@@ -88,7 +88,7 @@ def test_a_file_that_is_not_in_order_is_not_sent_at_all(fleet: Fleet) -> None:
     assert fleet.files() == [OLD, OLD]
 
 
-def test_a_file_that_comes_through_a_pipe_is_sent_as_it_was_checked(fleet: Fleet) -> None:
+def test_a_file_from_a_pipe_is_sent_as_it_was_checked(fleet: Fleet) -> None:
     fleet.workstation.write("/run/new.yaml", NEW)
     sync = f"cat /run/new.yaml | {sys.executable} -m tproxy sync --config /dev/stdin --remote-path {CONFIG}"
     hosts = " ".join(fleet.addresses)
@@ -96,7 +96,7 @@ def test_a_file_that_comes_through_a_pipe_is_sent_as_it_was_checked(fleet: Fleet
     assert fleet.files() == [NEW, NEW]
 
 
-def test_a_dry_run_says_what_would_change_and_changes_nothing(fleet: Fleet) -> None:
+def test_a_dry_run_reports_what_would_change_and_changes_nothing(fleet: Fleet) -> None:
     one, two = fleet.addresses
     fleet.hosts[two].write(CONFIG, NEW)
     assert send(fleet, NEW, "--dry-run", one, two) == {one: "would change", two: "unchanged"}
@@ -114,7 +114,7 @@ def test_a_host_that_uses_another_file_is_a_failure(fleet: Fleet) -> None:
     assert results[two].startswith("changed")
 
 
-def test_a_path_that_is_a_folder_is_a_failure_and_nothing_is_left_in_it(fleet: Fleet) -> None:
+def test_a_target_that_is_a_folder_is_a_failure_and_nothing_is_left_in_it(fleet: Fleet) -> None:
     one, _ = fleet.addresses
     folder = CONFIG.rpartition("/")[0]
     results = send(fleet, NEW, "--remote-path", f"{folder}/", one, status=1)
@@ -123,7 +123,7 @@ def test_a_path_that_is_a_folder_is_a_failure_and_nothing_is_left_in_it(fleet: F
     assert fleet.files() == [OLD, OLD]
 
 
-def test_owner_and_mode_of_the_old_file_stay(fleet: Fleet) -> None:
+def test_the_new_file_keeps_owner_and_mode_of_the_old_one(fleet: Fleet) -> None:
     one, two = fleet.addresses
     old = fleet.hosts[one].path(CONFIG)
     fleet.hosts[one].run("chown", "0:4", CONFIG)

@@ -169,7 +169,8 @@ def test_keys_of_a_merged_mapping_are_reported_once_for_all_entries(loaded: Load
 
 def test_an_overridden_value_is_not_judged(loaded: Load) -> None:
     found = loaded(
-        "base: &base {remote_addr: 10.1, remote_port: 80}\ntproxy: [{<<: *base, remote_addr: 10.0.0.1}]"
+        "base: &base {remote_addr: 10.1, remote_addr: 10.2, remote_port: 80}\n"
+        "tproxy: [{<<: *base, remote_addr: 10.0.0.1}]"
     )
     assert only_entry(found).remote_addr == "10.0.0.1"
 

@@ -28,6 +28,16 @@ def test_the_sample_is_valid_and_holds_what_it_says(loader: None) -> None:
     assert not warnings
 
 
+def test_the_merge_key_that_the_sample_shows_works(loaded: Load) -> None:
+    lines = SAMPLE.read_text().partition("#blue:")
+    found = loaded("".join(lines[1:]).partition("\n\n")[0].replace("#", ""))
+    assert not said(found)
+    assert [(each.remote_addr, each.remote_port, set(each.networks)) for each in found.entries] == [
+        ("10.11.12.14", 5031, {"blue"}),
+        ("10.11.12.14", 5032, {"blue"}),
+    ]
+
+
 @pytest.mark.parametrize("colon", ["", ":"])
 def test_keys_can_have_a_leading_colon(loaded: Load, colon: str) -> None:
     found = loaded(

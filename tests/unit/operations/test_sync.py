@@ -1,4 +1,4 @@
-"""What a session with a host means, and the command by which it is had."""
+"""The result of a session with a host, the command line of a session, and the file of hosts."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.netns.program import program
 from tproxy.errors import ConfigError
 from tproxy.operations import sync
 from tproxy.operations.sync import Plan, Result
@@ -26,11 +26,11 @@ def judge(status: int, said: str, complained: str = "", plan: Plan = PLAN) -> Re
     return sync.judge(plan, "host", status, said, complained)
 
 
-def test_the_file_is_there_when_the_host_says_its_sum() -> None:
+def test_the_checksum_from_the_host_proves_success() -> None:
     assert judge(0, f"{IN_PLACE}at verify\nsum {PLAN.sum}\n") == Result("host", "changed", "fine")
 
 
-def test_another_sum_is_a_failure() -> None:
+def test_another_checksum_is_a_failure() -> None:
     result = judge(0, f"{IN_PLACE}at verify\nsum {'0' * 64}\n")
     assert result == Result("host", "failed", "somebody else changed the file meanwhile")
 
@@ -40,12 +40,12 @@ def test_a_session_that_ends_early_is_never_a_success() -> None:
         assert judge(0, "\n".join(IN_PLACE.splitlines()[:lines])).failed
 
 
-def test_a_lost_connection_is_put_down_to_its_step() -> None:
+def test_a_lost_connection_is_reported_with_its_step() -> None:
     result = judge(255, "at find\nat copy\n", "client_loop: send disconnect: Broken pipe\r\n")
-    assert result.detail == "connection lost while at copy: client_loop: send disconnect: Broken pipe"
+    assert result.detail == "connection lost in step 'copy': client_loop: send disconnect: Broken pipe"
 
 
-def test_what_the_hosts_shell_complains_of_before_is_no_reason() -> None:
+def test_errors_of_the_hosts_shell_start_up_files_are_not_the_reason() -> None:
     shell = "echo 'manpath: cannot set locale' >&2; for last; do :; done; exec sh -c \"$last\""
     plan = PLAN._replace(ssh=("sh", "-c", shell), command="no-such-tproxy")
     missing = "tproxy is not installed there, or not in the PATH of ssh sessions"
@@ -70,11 +70,11 @@ def test_what_the_hosts_shell_complains_of_before_is_no_reason() -> None:
         ("", "ssh failed and did not say why"),
     ],
 )
-def test_the_reasons_of_ssh_in_an_operators_words(complaint: str, reason: str) -> None:
+def test_errors_of_ssh_are_reported_in_an_operators_words(complaint: str, reason: str) -> None:
     assert judge(255, "", complaint + "\n") == Result("host", "failed", reason)
 
 
-def test_problems_of_the_file_are_told_with_its_name_there_and_their_number() -> None:
+def test_the_first_problem_of_the_file_is_reported_with_the_target_path_and_the_number_of_others() -> None:
     said = "at find\nat copy\ntemp /etc/tproxy/.tproxy-sync.abc\nat check\n"
     file = "/etc/tproxy/.tproxy-sync.abc"
     complained = f"Welcome to host!\n{file}:3: entry 1: no\n{file}:4: entry 2: no\n"
@@ -83,15 +83,14 @@ def test_problems_of_the_file_are_told_with_its_name_there_and_their_number() ->
     )
 
 
-def test_what_a_host_says_cannot_speak_to_the_terminal() -> None:
+def test_control_characters_from_a_host_do_not_reach_the_terminal() -> None:
     assert judge(1, "at copy\n", "\x1b]0;owned\x07\x1b[31mno space\n").detail == (
         "cannot copy: ?]0;owned??[31mno space"
     )
 
 
-def test_a_host_cannot_be_taken_for_an_option_of_ssh(tmp_path: Path) -> None:
-    # The arguments after "--" are a host and a command, whatever they begin with. ssh says so itself, but
-    # would refuse our command as a host's name as well.
+def test_a_host_name_is_never_taken_as_an_option_of_ssh(tmp_path: Path) -> None:
+    # The arguments after "--" are a host and a command, whatever they begin with.
     assert sync.session(PLAN, "-v")[-3:-1] == ["--", "-v"]
     done = subprocess.run(
         sync.session(PLAN, f"-oProxyCommand=touch {tmp_path}/owned"), check=False, capture_output=True
@@ -100,7 +99,7 @@ def test_a_host_cannot_be_taken_for_an_option_of_ssh(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_hosts_shell_gets_the_arguments_as_they_are() -> None:
+def test_the_hosts_shell_gets_the_arguments_unchanged() -> None:
     path = "/etc/it's here; rm -rf $HOME/tproxy.yaml"
     command = sync.session(PLAN._replace(path=path, command="/opt/my tproxy", sudo=True), "host")
     remote = shlex.split(command[-1])
@@ -108,40 +107,19 @@ def test_the_hosts_shell_gets_the_arguments_as_they_are() -> None:
     assert remote[5:] == ["tproxy-sync", "/opt/my tproxy", path, PLAN.sum, ""]
 
 
-# The command, which makes a file when its pool is let go.
-NOTICING = """
-import pathlib, sys
-from concurrent.futures import ThreadPoolExecutor
-from tproxy.cli import main
-go, shutdown = pathlib.Path(sys.argv.pop(1)), ThreadPoolExecutor.shutdown
-
-def noticing(self, wait=True, **options):
-    if wait:
-        go.touch()
-    shutdown(self, wait, **options)
-    go.touch()
-
-ThreadPoolExecutor.shutdown = noticing
-main.run()
-"""
-
-
-def test_whoever_interrupts_it_keeps_the_file_from_the_hosts_whose_turn_has_not_come(tmp_path: Path) -> None:
+def test_an_interrupted_sync_does_not_start_sessions_with_further_hosts(tmp_path: Path) -> None:
     (tmp_path / "new.yaml").write_text("tproxy: []\n")
     ssh = tmp_path / "ssh"
-    # Sessions come to their end. This one goes on until the interruption has been noticed.
+    # Sessions under way finish. This one runs until sync has handled the interruption.
     waiting = f"while [ ! -e {tmp_path}/go ]; do sleep 0.1; done"
     ssh.write_text(f"#!/bin/sh\necho reached >>{tmp_path}/reached\n{waiting}\n")
     ssh.chmod(0o755)
     options = ["--jobs", "1", "--ssh", str(ssh), "--config", str(tmp_path / "new.yaml")]
-    # Whoever runs the tests in the background may have it ignored, and hands that down.
-    heeding = ["env", "--default-signal=INT"]
+    # A test run in the background may ignore SIGINT, and its children inherit that.
+    interruptible = ["env", "--default-signal=INT"]
     command = [
-        *heeding,
-        sys.executable,
-        "-c",
-        NOTICING,
-        str(tmp_path / "go"),
+        *interruptible,
+        *program("sync_that_notices", str(tmp_path / "go")),
         "sync",
         *options,
         "one",
@@ -156,7 +134,7 @@ def test_whoever_interrupts_it_keeps_the_file_from_the_hosts_whose_turn_has_not_
     assert (tmp_path / "reached").read_text() == "reached\n"
 
 
-def test_hosts_are_read_a_line_each_without_comments(tmp_path: Path) -> None:
+def test_a_file_of_hosts_has_one_on_each_line_and_comments(tmp_path: Path) -> None:
     file = tmp_path / "hosts"
     file.write_text("# rack 1\nroot@one\n\n two  # the second\n")
     assert sync.hosts_in(file) == ["root@one", "two"]
