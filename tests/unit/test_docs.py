@@ -7,13 +7,19 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+import click
 import pytest
+
+from tproxy.cli import commands
+from tproxy.cli.hook import FLAGS, VALUES
 
 ROOT = Path(__file__).parents[2]
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 # In backticks, a word that begins with a folder of this repository and holds no placeholder.
 PATH = re.compile(r"`((?:tproxy|tests|docs|bench|drivers|vagrant|etc|\.ci)/[a-z0-9_./-]*)`")
+# A call of the command in a page's code: its first word, and the rest up to the next command.
+CALL = re.compile(r"(?<![\w./-])tproxy (?:--debug )?([a-z]+)([^&;|\n]*)")
 # A page, and the heading behind it. What begins with a small letter can be the rest of a sentence.
 CITATION = re.compile(r"docs/([\w/-]+\.md)(?:, ([A-Z].{0,60}))?")
 
@@ -101,3 +107,29 @@ def test_the_messages_that_troubleshooting_quotes_are_those_of_the_code() -> Non
     unknown = [each for each in messages if any(part.strip() not in code for part in each.split("…"))]
     assert messages
     assert not unknown
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_and_options_that_a_page_shows_exist(page: Path) -> None:
+    text = page.read_text()
+    code = [*re.findall(r"`([^`\n]+)`", text), *re.findall(r"^    (.*)$", text, re.MULTILINE)]
+    unknown = []
+    for name, rest in CALL.findall(re.sub(r"(?m)(^|\s)#.*$", "", "\n".join(code))):
+        known = options(name, rest.split())
+        if known is None:
+            unknown.append(f"tproxy {name}")
+        else:
+            used = re.findall(r"(?<![\w-])--[a-z][a-z-]*", rest)
+            unknown += [f"tproxy {name} {each}" for each in used if each not in {*known, "--help"}]
+    assert not unknown
+
+
+def options(name: str, words: list[str]) -> set[str] | None:
+    """The options of a command; None when there is no such command."""
+    if name == "hook":
+        return {*FLAGS, *VALUES}
+    context = click.Context(commands.cli)
+    found = commands.cli.get_command(context, name)
+    if isinstance(found, click.Group) and words and words[0].islower():
+        found = found.get_command(context, words[0])
+    return {option for each in found.params for option in each.opts} if found else None
