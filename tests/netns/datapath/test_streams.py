@@ -1,18 +1,19 @@
-"""What guests see of a connection (SPEC section 7): both directions, their ends, and nothing else."""
+"""Connections as guests see them: both directions, their ends, and nothing else.
+
+docs/contract.md, What guests see.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import subprocess
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.netns.conftest import StartEndpoint
+from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tproxy.errors import ProcessError
 from tproxy.kernel import tcp
@@ -20,13 +21,15 @@ from tproxy.lab.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
 ENDPOINT = "10.11.12.13"
-STORM = Path(__file__).parents[1] / "programs/storm.py"
 
-Serve = Callable[..., "subprocess.Popen[str]"]
+
+def caller(behaviour: str, port: int, *arguments: str) -> tuple[str, ...]:
+    """The command of a guest's program that calls a service port."""
+    return program("caller", behaviour, SERVICE_ADDRESS, str(port), *arguments)
 
 
 class Phone:
-    """A bridge with a guest; ``serve`` gives it one more service."""
+    """A bridge with a guest. ``serve`` and ``dial`` add a service."""
 
     def __init__(self, host: Hypervisor, start_endpoint: StartEndpoint) -> None:
         self.host = host
@@ -46,40 +49,30 @@ class Phone:
         config = self.host.write("/run/tproxy.yaml", "tproxy:\n" + lines)
         self.host.tproxy("hook", "up", "--bridge", "br0", "--config", config)
 
-    def run(self, code: str, port: int, *arguments: str, timeout: float = 60) -> str:
-        """Run a guest's program; ``sock`` is connected to the port when it starts."""
-        program = GUEST + code
-        argv = [sys.executable, "-c", program, SERVICE_ADDRESS, str(port), *arguments]
-        return self.guest.run(*argv, timeout=timeout).stdout.strip()
+    def call(self, behaviour: str, port: int, *arguments: str) -> str:
+        """Run a guest's program (tests/netns/programs/caller.py) on a service port; return what it prints."""
+        return self.guest.run(*caller(behaviour, port, *arguments), timeout=60).stdout.strip()
+
+    def start_call(self, behaviour: str, port: int, *arguments: str) -> subprocess.Popen[str]:
+        return self.guest.popen(*caller(behaviour, port, *arguments), stdout=subprocess.PIPE)
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.host.tproxy("status", "--json").stdout)["daemon"]
+        return found
+
+    def service(self, port: int) -> dict[str, Any]:
+        """What the daemon says of one service."""
+        services = self.status()["bridges"]["br0"]["services"]
+        return next(each for each in services if each["port"] == port)
 
     def last_error(self, port: int) -> str:
-        status = json.loads(self.host.tproxy("status", "--json").stdout)
-        services = status["daemon"]["bridges"]["br0"]["services"]
-        return str(next(each["last_error"] for each in services if each["port"] == port))
+        return str(self.service(port)["last_error"])
 
     def daemon_memory(self) -> int:
         """Resident bytes of the daemon."""
         pid = self.host.tproxy("status").stdout.split()[1]
         status = self.host.path(f"/proc/{pid}/status").read_text()
         return int(status.partition("VmRSS:")[2].split()[0]) * 1024
-
-
-GUEST = """
-import errno, hashlib, socket, struct, sys, time
-def outcome(action):
-    # The bytes that came until the end, or the name of the error.
-    try:
-        action()
-        return b''.join(iter(lambda: sock.recv(65536), b'')).decode()
-    except OSError as error:
-        return errno.errorcode.get(error.errno or 0, str(error))
-try:
-    sock = socket.create_connection((sys.argv[1], int(sys.argv[2])), 10)
-except ConnectionResetError:
-    # The reset was quicker than the program: it belongs to a connection that was there.
-    sys.exit(print('ECONNRESET'))
-sock.settimeout(20)
-"""
 
 
 @pytest.fixture
@@ -89,47 +82,24 @@ def phone(hypervisor: Hypervisor, start_endpoint: StartEndpoint) -> Phone:
 
 def test_bytes_arrive_exactly_both_ways(phone: Phone) -> None:
     phone.serve(7, "echo")
-    answer = phone.run(
-        """
-import random, threading
-data = random.randbytes(8_000_000)
-def send():
-    rest = data
-    while rest:
-        size = random.choice([1, 100, 4096, 65536, 65537, 1_000_000])
-        sock.sendall(rest[:size]); rest = rest[size:]
-    sock.shutdown(socket.SHUT_WR)
-threading.Thread(target=send).start()
-print(b''.join(iter(lambda: sock.recv(65536), b'')) == data)
-""",
-        7,
-    )
-    assert answer == "True"
+    assert phone.call("echo", 7) == "True"
 
 
 def test_the_endpoint_can_speak_first(phone: Phone) -> None:
     phone.serve(21, "source", "--bytes", "5")
-    assert phone.run("print(outcome(lambda: None))", 21) == "xxxxx"
+    assert phone.call("hear", 21) == "xxxxx"
 
 
 def test_the_guest_can_end_its_direction_and_still_hear(phone: Phone) -> None:
     phone.serve(80, "digest")
     data = b"y" * 1_000_000
-    said = phone.run(
-        "print(outcome(lambda: (sock.sendall(b'y' * 1_000_000), sock.shutdown(socket.SHUT_WR))))", 80
-    )
+    said = phone.call("say_and_end", 80, "y", "1000000")
     assert said == f"{len(data)} {hashlib.sha256(data).hexdigest()}"
 
 
 def test_the_endpoint_can_end_its_direction_and_still_hear(phone: Phone) -> None:
     endpoint = phone.serve(80, "farewell", "--bytes", "100000", "--tell")
-    code = """
-print(len(b''.join(iter(lambda: sock.recv(65536), b''))))
-time.sleep(0.3)
-sock.sendall(b'z' * 200_000)
-sock.close()
-"""
-    assert phone.run(code, 80) == "100000"
+    assert phone.call("hear_then_say", 80, "z", "200000") == "100000"
     assert endpoint.stdout is not None
     how, count, digest = endpoint.stdout.readline().split()
     assert (how, count, digest) == ("eof", "200000", hashlib.sha256(b"z" * 200_000).hexdigest())
@@ -137,34 +107,26 @@ sock.close()
 
 def test_a_reset_of_the_endpoint_is_a_reset_for_the_guest(phone: Phone) -> None:
     phone.serve(80, "reset", "--bytes", "10")
-    assert phone.run("print(outcome(lambda: sock.sendall(b'0123456789')))", 80) == "ECONNRESET"
+    assert phone.call("say", 80, "0123456789") == "ECONNRESET"
     assert "reset by endpoint" in phone.last_error(80)
 
 
 def test_a_reset_of_the_guest_is_a_reset_for_the_endpoint(phone: Phone) -> None:
     endpoint = phone.serve(80, "echo", "--tell")
-    phone.run(
-        """
-sock.sendall(b'abc')
-sock.recv(3)
-sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
-sock.close()
-""",
-        80,
-    )
+    phone.call("reset", 80)
     assert endpoint.stdout is not None
     assert endpoint.stdout.readline().split()[0] == "ECONNRESET"
 
 
 def test_an_endpoint_that_refuses_is_a_reset_at_once(phone: Phone) -> None:
     phone.dial(81, "127.0.0.1")
-    assert phone.run("print(outcome(lambda: None))", 81) == "ECONNRESET"
+    assert phone.call("hear", 81) == "ECONNRESET"
     assert "refused" in phone.last_error(81)
 
 
 def test_an_endpoint_without_a_route_is_a_reset_at_once(phone: Phone, unreachable: str) -> None:
     phone.dial(82, unreachable)
-    assert phone.run("print(outcome(lambda: None))", 82) == "ECONNRESET"
+    assert phone.call("hear", 82) == "ECONNRESET"
     assert "unreachable" in phone.last_error(82)
 
 
@@ -173,51 +135,27 @@ def test_a_dead_endpoint_is_a_reset_after_the_connect_timeout_and_stops_nobody_e
 ) -> None:
     phone.serve(7, "echo")
     phone.dial(83, blackhole, "connect_timeout: 1.5")
-    waiting = [
-        phone.guest.popen(
-            sys.executable,
-            "-c",
-            GUEST + "print(outcome(lambda: None))",
-            SERVICE_ADDRESS,
-            "83",
-            stdout=subprocess.PIPE,
-        )
-        for _ in range(5)
-    ]
-    time.sleep(0.5)
-    assert phone.run("print(outcome(lambda: (sock.sendall(b'hi'), sock.shutdown(1))))", 7) == "hi"
+    waiting = [phone.start_call("hear", 83) for _ in range(5)]
+    for _ in eventually():
+        if phone.service(83)["total"] == 5:
+            break
+    assert phone.call("say_and_end", 7, "hi") == "hi"
     assert [each.communicate()[0].strip() for each in waiting] == ["ECONNRESET"] * 5
     assert "timed out" in phone.last_error(83)
 
 
 def test_a_guest_that_gives_up_while_it_is_dialled_leaves_nothing(phone: Phone, blackhole: str) -> None:
     phone.dial(83, blackhole, "connect_timeout: 1")
-    phone.run("sock.close()", 83)
+    phone.call("close", 83)
     for _ in eventually():
-        status = json.loads(phone.host.tproxy("status", "--json").stdout)
-        if status["daemon"]["connections"] == 0:
+        if phone.status()["connections"] == 0:
             break
 
 
-def test_who_does_not_read_slows_the_sender_and_costs_no_memory(phone: Phone) -> None:
+def test_an_endpoint_that_does_not_read_slows_its_guest_down_and_costs_no_memory(phone: Phone) -> None:
     phone.serve(80, "sink")
     before = phone.daemon_memory()
-    code = """
-socks = [sock, *(socket.create_connection((sys.argv[1], int(sys.argv[2])), 10) for _ in range(19))]
-total = 0
-for each in socks:
-    each.settimeout(1)
-    try:
-        while True:
-            total += each.send(bytes(1 << 20))
-    except TimeoutError:
-        pass
-print(total, flush=True)
-time.sleep(60)
-"""
-    sender = phone.guest.popen(
-        sys.executable, "-c", GUEST + code, SERVICE_ADDRESS, "80", stdout=subprocess.PIPE
-    )
+    sender = phone.start_call("flood", 80, "20")
     assert sender.stdout is not None
     assert int(sender.stdout.readline()) > 20 * 65536
     # Each of the twenty may hold one read of 64 KiB besides what the kernel's pipes hold.
@@ -227,44 +165,27 @@ time.sleep(60)
 
 def test_both_sides_have_keep_alive_and_are_not_paced(phone: Phone) -> None:
     phone.serve(7, "echo")
-    talker = phone.guest.popen(
-        sys.executable,
-        "-c",
-        GUEST + "sock.sendall(b'x'); sock.recv(1); print('on', flush=True); time.sleep(60)",
-        SERVICE_ADDRESS,
-        "7",
-        stdout=subprocess.PIPE,
-    )
+    talker = phone.start_call("hold", 7)
     assert talker.stdout is not None
     talker.stdout.readline()
     for netns, port in ((None, f"{ENDPOINT}:7"), ("one_tproxy_br0", f"{SERVICE_ADDRESS}:7")):
-        for _ in eventually():  # until the last byte is acknowledged, that is what the timer is for
+        for _ in eventually():  # the timer is another one until the last byte is acknowledged
             lines = phone.host.run("ss", "-HtnoiO", "state", "established", netns=netns).stdout.splitlines()
             if ours := [line for line in lines if port in line and "timer:(keepalive" in line]:
                 break
-        # Whatever the host's default is, which may be for peers far away.
+        # Also where the host's default is another congestion control, for peers far away.
         assert any(" reno " in line for line in ours), ours
 
 
-@pytest.mark.parametrize("way", ["up", "down"])
-def test_little_of_a_peer_nearby_waits_to_be_read_however_long_bulk_goes_on(phone: Phone, way: str) -> None:
-    """The kernel would let it grow to net.ipv4.tcp_rmem's 6 MB and more, which is cold when it moves."""
-    phone.serve(80, "discard" if way == "up" else "source", "--bytes", str(10**12))
-    move = "count += sock.send(block)" if way == "up" else "count += len(sock.recv(1 << 20))"
-    code = f"""
-block, count, told = bytes(1 << 20), 0, 0
-while True:
-    {move}
-    if count - told > 1 << 28:
-        told = count
-        print('on', flush=True)
-"""
-    command = [sys.executable, "-c", GUEST + code, SERVICE_ADDRESS, "80"]
-    mover = phone.guest.popen(*command, stdout=subprocess.PIPE)
+@pytest.mark.parametrize("way", ["upload", "download"])
+def test_the_receive_window_of_a_peer_nearby_stays_small_during_bulk(phone: Phone, way: str) -> None:
+    """The kernel would let it grow to 6 MB and more (net.ipv4.tcp_rmem), which do not fit into the caches."""
+    phone.serve(80, "discard" if way == "upload" else "source", "--bytes", str(10**12))
+    mover = phone.start_call(way, 80)
     assert mover.stdout is not None
-    # The daemon's end. What the other one calls its window, ss tells only since iproute2 5.16.
-    end = ("src", f"{SERVICE_ADDRESS}:80") if way == "up" else ("dst", f"{ENDPOINT}:80")
-    netns = "one_tproxy_br0" if way == "up" else None
+    # The daemon's end. ss shows the window that the other end announces only since iproute2 5.16.
+    end = ("src", f"{SERVICE_ADDRESS}:80") if way == "upload" else ("dst", f"{ENDPOINT}:80")
+    netns = "one_tproxy_br0" if way == "upload" else None
     windows = []
     for _ in range(6):
         mover.stdout.readline()
@@ -272,11 +193,11 @@ while True:
         windows += [int(word.partition(":")[2]) for word in shown.split() if word.startswith("rcv_ssthresh:")]
     mover.kill()
     assert len(windows) == 6
-    # The kernel lifts it now and then, until the next event; what it is mostly counts.
+    # The kernel raises it now and then, until the next event, so the median counts.
     assert sorted(windows)[3] <= tcp.NEAR_WINDOW, windows
 
 
-def test_two_networks_with_one_service_port_reach_each_their_own(hypervisor: Hypervisor) -> None:
+def test_guests_of_two_networks_reach_different_endpoints_at_the_same_port(hypervisor: Hypervisor) -> None:
     config = hypervisor.write(
         "/run/tproxy.yaml",
         """
@@ -307,7 +228,7 @@ def test_two_networks_with_one_service_port_reach_each_their_own(hypervisor: Hyp
         assert guests["green"].get(SERVICE_ADDRESS, 5030) == "of green"
 
 
-def test_guests_get_nothing_but_the_services(phone: Phone) -> None:
+def test_guests_reach_nothing_but_their_services(phone: Phone) -> None:
     phone.serve(7, "echo")
     host = phone.host
     host.add_bridge("br1")
@@ -330,8 +251,8 @@ def test_guests_get_nothing_but_the_services(phone: Phone) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_a_hundred_thousand_short_connections_without_an_error(phone: Phone) -> None:
-    """A closed descriptor's number is used again at once, within one batch of events."""
+def test_a_hundred_thousand_short_connections_leave_no_error_descriptor_or_memory(phone: Phone) -> None:
+    """The kernel uses the number of a closed descriptor again at once, within one batch of events."""
     phone.serve(80, "short")
     log = "tproxy_debug_level: 1\ntproxy: [{remote_addr: 10.11.12.13, remote_port: 80}]\n"
     phone.host.write("/run/tproxy.yaml", log)
@@ -339,15 +260,14 @@ def test_a_hundred_thousand_short_connections_without_an_error(phone: Phone) -> 
     pid = phone.host.tproxy("status").stdout.split()[1]
 
     def storm(connections: int) -> None:
-        argv = [sys.executable, str(STORM), "--connections", str(connections), SERVICE_ADDRESS, "80"]
+        argv = program("storm", "--connections", str(connections), SERVICE_ADDRESS, "80")
         result = json.loads(phone.guest.run(*argv, timeout=380).stdout)
         assert result["errors"] == {}
         assert result["completed"] == connections
 
     def settled() -> tuple[int, int]:
         for _ in eventually():
-            status = json.loads(phone.host.tproxy("status", "--json").stdout)
-            if not status["daemon"]["connections"]:
+            if phone.status()["connections"] == 0:
                 break
         descriptors = phone.host.run("ls", f"/proc/{pid}/fd").stdout.count("\n")
         return descriptors, phone.daemon_memory()

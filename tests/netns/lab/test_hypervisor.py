@@ -1,4 +1,4 @@
-"""The stand-in hypervisor is a host of its own, and leaves nothing on the real one."""
+"""The stand-in hypervisor: a host of its own, which leaves nothing on the real one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,22 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.netns.program import program
+from tests.netns.waiting import eventually
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import PATIENCE, Hypervisor, kill
 
-OWNER = """
-import time
-from tproxy.lab.hypervisor import Hypervisor
-host = Hypervisor().start()
-host.add_bridge("br0")
-host.add_guest("guest", "br0")
-host.add_endpoint("10.11.12.13", 5030)
-print("ready", host.pid, flush=True)
-"""
+SOURCE = Path(__file__).parents[3]
 
 
 def fill(host: Hypervisor) -> None:
-    """One of each thing that tproxy makes."""
+    """Make one of each thing that tproxy makes."""
     host.add_bridge("br0")
     host.add_guest("one_tproxy_br0", "br0")
     host.add_endpoint("10.11.12.13", 5030)
@@ -39,7 +32,7 @@ def fill(host: Hypervisor) -> None:
 
 
 def traces() -> list[str]:
-    """What the real host shows where tproxy and the stand-in leave things."""
+    """Return what the real host shows where tproxy or the stand-in could leave things."""
     said = [
         subprocess.run(command, capture_output=True, text=True, check=True).stdout
         for command in (["ip", "netns", "list"], ["nft", "list", "tables"], ["hostname"])
@@ -50,20 +43,20 @@ def traces() -> list[str]:
 
 
 def processes(host_pid: int) -> dict[int, int]:
-    """The processes of a stand-in, as the real host sees them, each with a hold on it (pidfd_open(2))."""
+    """Return the processes of a stand-in by their pids on the real host, each with a pidfd, pidfd_open(2)."""
     namespace = os.readlink(f"/proc/{host_pid}/ns/pid")
     found = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             if os.readlink(f"/proc/{pid}/ns/pid") == namespace:
                 found[int(pid)] = os.pidfd_open(int(pid))
-        except OSError:  # it has ended meanwhile, or is not even root's to see
+        except OSError:  # it has ended, or not even root may see it
             continue
     return found
 
 
 def all_end(held: dict[int, int]) -> bool:
-    """Whether all of them have ended, at last; lets go of them."""
+    """Wait for the end of all of them; return whether all have ended, and close the pidfds."""
     deadline = time.monotonic() + PATIENCE
     ended = [select.select([fd], [], [], max(0, deadline - time.monotonic()))[0] for fd in held.values()]
     for fd in held.values():
@@ -73,9 +66,9 @@ def all_end(held: dict[int, int]) -> bool:
 
 @pytest.fixture
 def owner(real_kernel: None, request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A process that has a stand-in, and the stand-in's process 1. Its code can be a parameter."""
-    code = OWNER + getattr(request, "param", "time.sleep(1000)")
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+    """A process that has a stand-in, and the pid of the stand-in's process 1. A parameter is its argument."""
+    command = program("lab_owner", *getattr(request, "param", ()))
+    with subprocess.Popen(command, cwd=SOURCE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         pid = int(process.stdout.readline().removeprefix("ready "))
         with os.fdopen(os.pidfd_open(pid)) as first:
@@ -95,7 +88,7 @@ def test_it_starts_as_an_empty_host(hypervisor: Hypervisor) -> None:
     assert hypervisor.run("ps", "-eo", "pid=,comm=").stdout.split()[::2][0] == "1"
 
 
-def test_nothing_in_it_shows_on_the_real_host(real_kernel: None) -> None:
+def test_the_real_host_shows_nothing_of_it(real_kernel: None) -> None:
     before = traces()
     with Hypervisor() as host:
         fill(host)
@@ -109,7 +102,7 @@ def test_closing_ends_every_process_of_it(real_kernel: None) -> None:
         host.run("sh", "-c", "setsid sleep 1000 </dev/null >/dev/null 2>&1 &")
         held = processes(host.pid)
         assert len(held) >= 3, "process 1, an endpoint and a daemon"
-    # At once, not at last: that is what close() says.
+    # Without waiting: close() returns when no process is left.
     assert all(select.select([fd], [], [], 0)[0] for fd in held.values())
     assert all_end(held)
 
@@ -124,8 +117,8 @@ def test_a_killed_owner_leaves_nothing(owner: tuple[subprocess.Popen[str], int])
     assert traces() == before
 
 
-@pytest.mark.parametrize("owner", ["host.keep()"], indirect=True)
-def test_one_that_is_kept_outlives_its_owner_until_it_is_killed(
+@pytest.mark.parametrize("owner", [("--keep",)], indirect=True)
+def test_a_stand_in_that_is_kept_outlives_its_owner_until_it_is_killed(
     owner: tuple[subprocess.Popen[str], int],
 ) -> None:
     process, pid = owner
@@ -138,7 +131,7 @@ def test_one_that_is_kept_outlives_its_owner_until_it_is_killed(
     assert all_end(held)
 
 
-def test_two_run_side_by_side_with_the_same_names(real_kernel: None) -> None:
+def test_two_stand_ins_can_have_the_same_names(real_kernel: None) -> None:
     with Hypervisor() as one, Hypervisor() as two:
         for host in (one, two):
             fill(host)
@@ -164,7 +157,7 @@ def test_guests_on_one_bridge_reach_each_other_and_no_others(hypervisor: Hypervi
         asker.get("10.0.0.6", 81)
 
 
-def test_programs_get_their_input_and_environment_and_say_how_they_ended(hypervisor: Hypervisor) -> None:
+def test_programs_get_input_and_environment_and_return_output_and_exit_code(hypervisor: Hypervisor) -> None:
     done = hypervisor.run(
         "sh", "-c", 'cat; echo "$WORD" >&2; exit 3', input="in", env={"WORD": "x"}, check=False
     )
@@ -173,7 +166,7 @@ def test_programs_get_their_input_and_environment_and_say_how_they_ended(hypervi
         hypervisor.run("sh", "-c", "echo why >&2; exit 3")
 
 
-def test_a_program_dies_with_the_entry_to_it(hypervisor: Hypervisor) -> None:
+def test_a_program_dies_with_its_nsenter(hypervisor: Hypervisor) -> None:
     program = hypervisor.serve("sh", "-c", "echo ready; exec sleep 1000")
     held = processes(hypervisor.pid)
     os.close(held.pop(hypervisor.pid))
@@ -184,11 +177,12 @@ def test_a_program_dies_with_the_entry_to_it(hypervisor: Hypervisor) -> None:
 
 def test_orphans_are_reaped(hypervisor: Hypervisor) -> None:
     hypervisor.run("sh", "-c", "(sleep 0.1 &)")
-    time.sleep(0.3)
-    assert "Z" not in hypervisor.run("ps", "-eo", "stat=").stdout
+    for _ in eventually():
+        if "sleep" not in hypervisor.run("ps", "-eo", "args=").stdout:  # a zombie is shown as [sleep]
+            break
 
 
-def test_what_cannot_be_built_is_one_line(
+def test_a_stand_in_that_cannot_be_built_is_an_error_of_one_line(
     real_kernel: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     refusing = tmp_path / "unshare"

@@ -1,4 +1,4 @@
-"""``tproxy lab``, run inside of a stand-in: a kept lab of the real host is none of the tests' business."""
+"""``tproxy lab``, run inside a stand-in, because a lab that is kept on the real host must stay untouched."""
 
 from __future__ import annotations
 
@@ -9,27 +9,19 @@ import sys
 
 import pytest
 
+from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tproxy.lab.hypervisor import Hypervisor
 from tproxy.lab.tour import STATE
 
-# Says which process it is, and becomes the lab. A shell starts what runs in the background, as a CI
-# may run these tests, with SIGINT ignored.
-ANNOUNCED = """
-import os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-print(os.getpid(), flush=True)
-os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-"""
-
 
 def processes(host: Hypervisor) -> list[str]:
-    """All of the host but process 1 and who is asking."""
+    """Return the processes of the host, without process 1 and ps."""
     lines = host.run("ps", "-eo", "pid=,args=").stdout.splitlines()
     return [line for line in lines if line.split()[0] != "1" and " ps -eo" not in line]
 
 
-def test_it_shows_each_guest_reaching_its_own_service(hypervisor: Hypervisor) -> None:
+def test_the_lab_shows_each_guest_reaching_its_own_service(hypervisor: Hypervisor) -> None:
     done = hypervisor.tproxy("lab")
     service = next(line for line in done.stdout.splitlines() if "169.254.16.9:5030  " in line)
     assert service.split("  ")[-1].strip() == "✓ green's endpoint"
@@ -40,7 +32,7 @@ def test_it_shows_each_guest_reaching_its_own_service(hypervisor: Hypervisor) ->
     assert "\x1b" not in done.stdout, "colours, and this is no terminal"
 
 
-def test_it_leaves_nothing(hypervisor: Hypervisor) -> None:
+def test_the_lab_leaves_nothing(hypervisor: Hypervisor) -> None:
     hypervisor.tproxy("lab")
     assert processes(hypervisor) == []
     assert hypervisor.run("ls", "/sys/class/net").stdout.split() == ["lo"]
@@ -49,9 +41,9 @@ def test_it_leaves_nothing(hypervisor: Hypervisor) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_it_leaves_nothing_when_it_is_interrupted(hypervisor: Hypervisor, number: signal.Signals) -> None:
+def test_the_lab_leaves_nothing_when_a_signal_ends_it(hypervisor: Hypervisor, number: signal.Signals) -> None:
     with hypervisor.popen(
-        sys.executable, "-c", ANNOUNCED, "-m", "tproxy", "lab", "--keep", stdout=subprocess.PIPE
+        *program("announced", "-m", "tproxy", "lab", "--keep"), stdout=subprocess.PIPE
     ) as lab:
         assert lab.stdout is not None
         pid = lab.stdout.readline().strip()
@@ -64,16 +56,16 @@ def test_it_leaves_nothing_when_it_is_interrupted(hypervisor: Hypervisor, number
     assert not hypervisor.path(str(STATE)).exists()
 
 
-def test_a_service_that_is_not_reached_fails_it(hypervisor: Hypervisor) -> None:
+def test_the_lab_fails_when_a_service_is_not_reached(hypervisor: Hypervisor) -> None:
     code = "from tproxy.lab import tour; tour._entry = lambda lane: ''; sys.exit(tour.run_lab(keep=False))"
     code = f"import sys; {code}"
     done = hypervisor.run(sys.executable, "-c", code, check=False)
     assert done.returncode == 1
     assert "not blue's endpoint" in done.stdout
-    assert "Not as it should be" in done.stdout
+    assert "Something is not as expected" in done.stdout
 
 
-def test_one_that_is_kept_can_be_entered_until_it_is_removed(hypervisor: Hypervisor) -> None:
+def test_a_lab_that_is_kept_can_be_entered_until_it_is_removed(hypervisor: Hypervisor) -> None:
     kept = hypervisor.tproxy("lab", "--keep")
     enter = next(line.split() for line in kept.stdout.splitlines() if line.strip().startswith("nsenter"))
     inside = hypervisor.run(*enter, "ip", "netns", "list").stdout
@@ -86,13 +78,13 @@ def test_one_that_is_kept_can_be_entered_until_it_is_removed(hypervisor: Hypervi
     assert len(second.stderr.splitlines()) == 1
 
     hypervisor.tproxy("lab", "--down")
-    for _ in eventually():  # unshare(1), which waits for the lab's process 1, ends right after it
+    for _ in eventually():  # unshare(1) waits for the lab's process 1, and ends right after it
         if processes(hypervisor) == []:
             break
     assert "nothing to remove" in hypervisor.tproxy("lab", "--down").stdout
 
 
-def test_a_process_that_got_the_number_of_a_lab_is_left_alone(hypervisor: Hypervisor) -> None:
+def test_a_process_that_got_the_pid_of_a_lab_is_left_alone(hypervisor: Hypervisor) -> None:
     bystander = hypervisor.serve("sh", "-c", "echo ready $$; exec sleep 1000")
     pid = int(processes(hypervisor)[0].split()[0])
     hypervisor.write(str(STATE), json.dumps({"pid": pid, "started": 1}))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.netns.opennebula_node import CONF, REMOTES, Node, furnish
+from tests.netns.program import program
 from tests.opennebula_vm import alias, line, nic, pci, vm, xml
 from tproxy.lab.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS
@@ -249,10 +249,8 @@ def test_a_strict_hook_fails_the_start_of_a_guest_but_not_its_end(node: Node) ->
     node.pre(vm(nic()))
 
 
-# As bash, which is /bin/sh on hosts of the RHEL kind, hands it down; dash does not.
-IGNORING_CHILDREN = """exec python3 -c '
-import os, signal, sys
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+# Unlike dash, bash passes ignored signals on to its children. It is /bin/sh on hosts of the RHEL kind.
+IGNORING_CHILDREN = """exec python3 -c 'import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 os.execvp("bash", ["bash", *sys.argv[1:]])' """
 
 
@@ -326,37 +324,16 @@ def test_with_another_file_for_the_services(node: Node) -> None:
     assert node.served() == ["onebr0"]
 
 
-# Takes what programs say to syslog, as journald and rsyslog do.
-SYSLOG = """
-import socket
-log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-log.bind("/dev/log")
-print("ready", flush=True)
-while True:
-    print(log.recv(65536).decode(), flush=True)
-"""
-
-
 def test_what_goes_wrong_is_in_the_hosts_syslog(node: Node) -> None:
     # In a /dev of its own: that of this machine is everybody's.
     devices = "mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9"
     node.host.run("sh", "-ec", f"mount -t tmpfs -o mode=755 none /dev; {devices}")
-    syslog = node.host.serve(sys.executable, "-c", SYSLOG)
+    syslog = node.host.serve(*program("syslog_socket"))
     node.host.run("chmod", "666", "/dev/log")
     assert node.hook("pre", vm(nic(BRIDGE="onebr9"))).returncode == 0
     assert syslog.stdout is not None
     ours = next(line for line in syslog.stdout if "one_tproxy: " in line)  # sudo has its say there as well
     assert ours.endswith("one_tproxy: bridge onebr9: bridge onebr9 does not exist\n")
-
-
-# A process of OpenNebula's own implementation: it has the title, and holds the port.
-THEIR_RELAY = """
-import socket, setproctitle
-setproctitle.setproctitle("one_tproxy_onebr0")
-listening = socket.create_server(("169.254.16.9", 5030))
-print("ready", flush=True)
-listening.accept()[0].sendall(b"theirs")
-"""
 
 
 def test_a_port_that_opennebulas_own_process_holds_stays_its(node: Node) -> None:
@@ -366,7 +343,7 @@ def test_a_port_that_opennebulas_own_process_holds_stays_its(node: Node) -> None
     node.host.ip(
         f"address add {SERVICE_ADDRESS}/32 dev onebr0a", "link set onebr0a up", netns="one_tproxy_onebr0"
     )
-    theirs = node.host.serve(sys.executable, "-c", THEIR_RELAY, netns="one_tproxy_onebr0")
+    theirs = node.host.serve(*program("foreign_relay", "onebr0", "5030"), netns="one_tproxy_onebr0")
     done = node.hook("pre", vm(nic()))
     assert done.stdout.count("\n") == 1
     assert "5030" in done.stdout
