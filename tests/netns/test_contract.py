@@ -1,0 +1,176 @@
+"""docs/contract.md as an operator's own tools show it: names, nftables, processes and files.
+
+Tests walk through the tables of that page, so that a row without a check fails. The sections Commands,
+Configuration file, Hook and What guests see have files of their own beside this one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.contract import quoted, table
+from tests.netns.contract import FILE, furnish, hook, shell
+from tests.netns.operations.test_hook import ENDPOINT
+from tests.netns.operations.test_life import Lab
+from tests.netns.waiting import eventually
+from tproxy.lab.hypervisor import Hypervisor
+from tproxy.model import SERVICE_ADDRESS
+
+
+@pytest.fixture
+def host(hypervisor: Hypervisor) -> Hypervisor:
+    return furnish(hypervisor)
+
+
+@pytest.fixture
+def lab(hypervisor: Hypervisor) -> Lab:
+    return Lab(hypervisor)
+
+
+# Names on the host
+
+# A shell script for each row of the table. It fails when the thing is not there, and prints what the row says
+# of it: each word in backticks.
+NAMES = {
+    "namespace": "ip netns list; ls -d /run/netns/one_tproxy_br0",
+    "veth, bridge side": "ip -d link show br0b",
+    "veth, namespace side": """
+        ip netns exec one_tproxy_br0 ip address show br0a
+        ip netns exec one_tproxy_br0 ip -4 route""",
+    "service map": "nft list map ip one_tproxy ep_br0",
+    "ARP guard": "nft list chain bridge one_tproxy ch_br0",
+    "shared guards": "nft list table bridge one_tproxy | grep 'chain guard_'",
+    "sets of the guards": "for each in veths uplinks guarded; do nft list set bridge one_tproxy $each; done",
+    "daemon": "PID=$(pgrep -f '^one_tproxy *$'); tr '\\0' '\\n' </proc/$PID/cmdline",
+    "relay": "PID=$(pgrep -f '^one_tproxy_br0 *$'); tr '\\0' '\\n' </proc/$PID/cmdline",
+    "daemon's log": "test -s /var/log/one_tproxy.log",
+    "relay's log": "test -s /var/log/one_tproxy_br0.log",
+    "run directory": "ls -d /run/tproxy/$(stat -Lc %i /proc/1/ns/net)",
+}
+
+
+@pytest.fixture(scope="module")
+def served(real_kernel: None) -> Iterator[Hypervisor]:
+    """A hypervisor whose bridge br0 is up. The tests of rows only look at it."""
+    with Hypervisor() as hypervisor:
+        hook(furnish(hypervisor))
+        yield hypervisor
+
+
+def test_each_name_of_the_contract_has_a_check() -> None:
+    assert list(NAMES) == table("Names on the host", "thing").column("thing")
+
+
+@pytest.mark.parametrize("thing", NAMES)
+def test_a_name_on_the_host_is_as_the_contract_says(served: Hypervisor, thing: str) -> None:
+    row = table("Names on the host", "thing").by_first_column()[thing]
+    shown = NAMES[thing] + shell(served, NAMES[thing])
+    inode = shell(served, "stat -Lc %i /proc/1/ns/net").strip()
+    said = f"{row['name']} {row['note']}"
+    for placeholder, text in (("<bridge>", "br0"), ("<inode>", inode), ("PID", "$PID"), ("_*`", "_`")):
+        said = said.replace(placeholder, text)
+    for word in quoted(said):
+        assert word in shown
+
+
+# Processes and files
+
+
+def test_processes_have_the_titles_of_the_contract(host: Hypervisor) -> None:
+    hook(host)
+    host.popen(sys.executable, "-m", "tproxy", "watch", "--config", FILE)
+    processes = table("Processes and files", "process", "title")
+    titles = [each.replace("<bridge>", "br0") for each in processes.column("title")]
+    lasting = {*titles} - {"tproxy-draining"}  # that one ends with its last connection
+    for _ in eventually():
+        running = {line.strip() for line in host.run("ps", "-eo", "args=").stdout.splitlines()}
+        if lasting <= running:
+            break
+    status = {line.partition(":")[0] for line in host.tproxy("status").stdout.splitlines()}
+    shown = dict(zip(titles, processes.column("shown by `status`"), strict=True))
+    assert status == {title for title, answer in shown.items() if answer == "yes"}
+
+
+def test_the_run_directory_holds_the_files_of_the_contract(host: Hypervisor) -> None:
+    hook(host)
+    found = shell(host, "cd /run/tproxy/[0-9]* && find . -type f -o -type s").split()
+    files = table("Processes and files", "file", "content").column("file")
+    wanted = {each.replace("<bridge>", "br0") for each in files} - {"watch.lock"}  # there is no watcher
+    assert {each.removeprefix("./") for each in found} == wanted
+
+
+# nftables is the database
+
+# What a driver of its own does; the three nft commands are those of the contract, to the letter.
+BY_HAND = """
+ip netns add one_tproxy_br0
+ip link add br0b type veth peer name br0a netns one_tproxy_br0
+ip link set br0b master br0 up
+ip -n one_tproxy_br0 link set br0a up
+ip -n one_tproxy_br0 address add 169.254.16.9/32 dev br0a
+ip -n one_tproxy_br0 route add default dev br0a scope link
+nft add table ip one_tproxy
+nft add map ip one_tproxy ep_br0 '{ type inet_service : ipv4_addr . inet_service; }'
+nft add element ip one_tproxy ep_br0 '{ 5030 : 10.11.12.13 . 5030 }'
+"""
+
+
+@pytest.mark.parametrize("verb", ["start", "reload", "restart"])
+def test_maps_alone_are_enough_without_hook_and_configuration(hypervisor: Hypervisor, verb: str) -> None:
+    hypervisor.add_bridge("br0")
+    hypervisor.add_endpoint(ENDPOINT, 5030, "hello")
+    guest = hypervisor.add_guest("guest", "br0")
+    shell(hypervisor, BY_HAND)
+    before = hypervisor.run("nft", "-a", "list", "ruleset").stdout
+    done = hypervisor.tproxy(verb)
+    assert (done.stdout, done.stderr) == ("", "")
+    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    hypervisor.tproxy("stop")
+    # Handles too: relays and daemon only read.
+    assert hypervisor.run("nft", "-a", "list", "ruleset").stdout == before
+
+
+ODD_ELEMENTS = {
+    "a range": ("flags interval; elements = { 6000-6010 : 10.11.12.13 . 5030 }", "6000"),
+    "any port": ("elements = { * : 10.11.12.13 . 5030 }", "*"),
+    "port 0": ("elements = { 0 : 10.11.12.13 . 5030 }", "0"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_ELEMENTS)
+def test_an_element_that_is_no_service_port_is_named_and_keeps_nobody_from_service(
+    hypervisor: Hypervisor, odd: str
+) -> None:
+    hypervisor.add_bridge("br0")
+    hypervisor.add_bridge("br1")
+    hypervisor.add_endpoint(ENDPOINT, 5030, "hello")
+    guest = hypervisor.add_guest("guest", "br0")
+    shell(hypervisor, BY_HAND)
+    elements, named = ODD_ELEMENTS[odd]
+    shell(hypervisor, BY_HAND.split("nft")[0].replace("br0", "br1"))
+    map_type = "type inet_service : ipv4_addr . inet_service"
+    shell(hypervisor, f"nft 'add map ip one_tproxy ep_br1 {{ {map_type}; {elements}; }}'")
+    for verb in ("start", "reload"):
+        done = hypervisor.tproxy(verb)
+        assert done.stderr.count("\n") == 1
+        assert "map ep_br1: " in done.stderr
+        assert named in done.stderr
+    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    assert shell(hypervisor, "ss -Hltn", netns="one_tproxy_br1") == ""
+    hypervisor.tproxy("hook", "down", "--bridge", "br1")
+    assert "ep_br1" not in hypervisor.run("nft", "list", "ruleset").stdout
+
+
+def test_comments_have_the_words_of_the_contract(host: Hypervisor) -> None:
+    entry = f"{{remote_addr: {ENDPOINT}, remote_port: 5030, name: with a space, connect_timeout: 2.5}}"
+    host.write(FILE, f"tproxy: [{entry}]\n")
+    host.ip("link add up0 type veth peer name up1", "link set up0 master br0")
+    hook(host, "br0", "--network", "vnet1", "--network-id", "0", "--uplink", "up0")
+    ruleset = host.run("nft", "list", "ruleset").stdout
+    for words in ("id=0 network=vnet1", "connect_timeout=2.5 name=with%20a%20space", "bridge=br0 named=yes"):
+        assert f'comment "{words}"' in ruleset
+    for key in table("Comments", "on", "key").column("key"):
+        assert f"{key}=" in ruleset

@@ -1,0 +1,343 @@
+"""docs/contract.md, section Commands: each row of its table, and what the commands have in common."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import tproxy
+from tests.contract import quoted, table
+from tests.netns.conftest import NOBODY
+from tests.netns.operations.test_life import Lab
+from tests.netns.waiting import eventually
+from tproxy.lab.hypervisor import PATIENCE, Hypervisor
+
+
+@pytest.fixture
+def lab(hypervisor: Hypervisor) -> Lab:
+    return Lab(hypervisor)
+
+
+ENDPOINT = "10.11.12.13"
+LIBVIRT = ("libvirt", "--hooks", "/run/hooks")
+DOMAIN = """<domain type='kvm'><name>web</name><devices>
+  <interface type='bridge'><mac address='52:54:00:00:00:01'/><source bridge='br1'/></interface>
+</devices></domain>"""
+
+Done = subprocess.CompletedProcess[str]
+
+
+def start(lab: Lab) -> list[Done]:
+    lab.host.run("pkill", "-KILL", "-f", "^one_tproxy_br0 *$")
+    done = lab.host.tproxy("start")
+    assert lab.ask() == "one"
+    lab.host.run("nft", "flush", "ruleset")
+    without_maps = lab.host.tproxy("start")
+    assert lab.pids() == {}
+    return [done, without_maps]
+
+
+def reload(lab: Lab) -> list[Done]:
+    lab.nft("flush map ip one_tproxy ep_br0", lab.element("add", 5030, 8081))
+    done = lab.host.tproxy("reload")
+    assert lab.ask() == "two"
+    lab.host.add_endpoint("169.254.16.9", 5031, netns="one_tproxy_br0")
+    lab.nft(lab.element("add", 5031))
+    taken = lab.host.tproxy("reload", check=False)
+    assert (taken.returncode, taken.stderr.count("\n")) == (1, 1)
+    return [done, taken]
+
+
+def restart(lab: Lab) -> list[Done]:
+    before = lab.pids()
+    done = lab.host.tproxy("restart")
+    assert not {*lab.pids().values()} & {*before.values()}
+    assert lab.ask() == "one"
+    return [done]
+
+
+def stop(lab: Lab) -> list[Done]:
+    done = lab.host.tproxy("stop")
+    assert lab.host.run("pgrep", "-af", "^one_tproxy|^tproxy-", check=False).stdout == ""
+    return [done]
+
+
+def status(lab: Lab) -> list[Done]:
+    before = lab.pids()
+    done = lab.host.tproxy("status")
+    assert re.fullmatch(r"one_tproxy: \d+\none_tproxy_br0: \d+\n", done.stdout)
+    assert lab.pids() == before
+    return [done]
+
+
+def refresh(lab: Lab) -> list[Done]:
+    lab.host.tproxy("hook", "up", "--bridge", "br0", "--network", "blue", "--config", lab.config)
+    file = lab.host.path(lab.config)
+    file.write_text(file.read_text().replace("8080", "8081"))
+    done = lab.host.tproxy("refresh", "--config", lab.config)
+    assert lab.ask() == "two"
+    return [done]
+
+
+def check(lab: Lab) -> list[Done]:
+    good = lab.host.tproxy("check", lab.config)
+    lab.host.write("/run/bad.yaml", "tproxy: 5\n")
+    lab.host.write("/run/odd.yaml", f"tproxy: [{{remote_addr: {ENDPOINT}, remote_port: 1, colour: red}}]\n")
+    bad, odd = (lab.host.tproxy("check", f"/run/{each}.yaml", check=False) for each in ("bad", "odd"))
+    assert (bad.returncode, odd.returncode) == (1, 3)
+    return [good, bad]
+
+
+def sync(lab: Lab) -> list[Done]:
+    """Hosts that can be reached are in operations/test_sync.py."""
+    arguments = ("--config", lab.config, "--ssh", "false", "node1")
+    done = lab.host.tproxy("sync", *arguments, check=False)
+    assert done.returncode == 1
+    return [done]
+
+
+def hook(lab: Lab) -> list[Done]:
+    lab.host.add_bridge("br1")
+    up = ("hook", "up", "--bridge", "br1", "--config", lab.config)
+    planned = lab.host.tproxy(*up, "--dry-run")
+    assert planned.stdout
+    return [lab.host.tproxy(*up), lab.host.tproxy("hook", "down", "--bridge", "br1")]
+
+
+def watch(lab: Lab) -> list[Done]:
+    log = lab.host.path("/var/log/one_tproxy.log")
+    lab.host.write(
+        "/run/watch.yaml", f"tproxy_bridges: [{{bridge: br0}}]\n{lab.host.path(lab.config).read_text()}"
+    )
+    end = ("pkill", "-TERM", "-f", "^tproxy-watch *$")
+    return [until(lab, lambda: "watching" in log.read_text(), end, "watch", "--config", "/run/watch.yaml")]
+
+
+def gc(lab: Lab) -> list[Done]:
+    lab.host.ip("link del br0")
+    done = lab.host.tproxy("gc", "--grace", "0")
+    assert lab.pids() == {}
+    assert "remove namespace one_tproxy_br0" in done.stdout.splitlines()
+    return [done]
+
+
+def install(lab: Lab) -> list[Done]:
+    done = lab.host.tproxy("install", *LIBVIRT)
+    changed = re.findall(r"/run/hooks/\S+", done.stdout)
+    assert changed
+    assert all(lab.host.path(each).exists() for each in changed)
+    return [done]
+
+
+def uninstall(lab: Lab) -> list[Done]:
+    lab.host.tproxy("install", *LIBVIRT)
+    done = lab.host.tproxy("uninstall", *LIBVIRT)
+    removed = re.findall(r"/run/hooks/\S+", done.stdout)
+    assert removed
+    assert not any(lab.host.path(each).exists() for each in removed)
+    return [done]
+
+
+def daemon(lab: Lab) -> list[Done]:
+    lab.host.tproxy("stop")
+    end = (sys.executable, "-m", "tproxy", "stop")
+    return [until(lab, lambda: "one_tproxy" in lab.pids(), end, "daemon")]
+
+
+def event(lab: Lab) -> list[Done]:
+    lab.host.add_bridge("br1")
+    command = (sys.executable, "-m", "tproxy", "event")
+    begin = ("libvirt", "qemu", "web", "prepare", "begin", "-")
+    done = lab.host.run(*command, *begin, input=DOMAIN, env={"TPROXY_CONFIG": lab.config})
+    assert "one_tproxy_br1" in lab.pids()
+    assert lab.host.run(*command, "nobody", check=False).returncode == 2
+    return [done]
+
+
+def until(lab: Lab, ready: Callable[[], bool], end: tuple[str, ...], *arguments: str) -> Done:
+    """Run a command that does not return by itself until it is ready; then end it by the command ``end``."""
+    command = (sys.executable, "-m", "tproxy", *arguments)
+    process = lab.host.popen(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for _ in eventually():
+        assert process.poll() is None
+        if ready():
+            break
+    lab.host.run(*end)
+    out, err = process.communicate(timeout=PATIENCE)
+    # Ended by its signal: this is no failure, systemd.service(5), SuccessExitStatus=.
+    code = 0 if process.returncode == -signal.SIGTERM else process.returncode
+    return subprocess.CompletedProcess(command, code, out, err)
+
+
+# Each does what its row of the table says, and returns how the commands ended. ``lab`` is in lab/test_lab.py.
+COMMANDS: dict[str, Callable[[Lab], list[Done]]] = {
+    each.__name__: each
+    for each in (
+        *(start, reload, restart, stop, status, refresh, check, sync, hook, watch, gc, install, uninstall),
+        *(daemon, event),
+    )
+}
+
+
+def test_each_command_of_the_contract_has_a_check() -> None:
+    assert [*COMMANDS, "lab"] == table("Commands", "command").column("command")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_does_and_prints_what_the_contract_says(lab: Lab, command: str) -> None:
+    row = table("Commands", "command").by_first_column()[command]
+    codes = set(map(int, re.findall(r"\b\d+\b", row["exit codes"])))
+    for done in COMMANDS[command](lab):
+        assert done.returncode in codes
+        if row["stdout"].startswith("nothing"):
+            assert done.stdout == ""
+        for form in quoted(row["stdout"]):
+            if form.startswith("FILE: ") and done.returncode == 0:
+                pattern = (
+                    re.escape(form).replace("FILE", r"\S+").replace("N", r"\d+").replace("ies", "(?:ies|y)")
+                )
+                assert re.fullmatch(pattern.replace("entries", "(entry|entries)"), done.stdout.strip())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ("status", 0),
+        ("hook up --bridge nobody --config /run/tproxy.yaml", 1),
+        ("check /nowhere", 1),
+        ("hook up", 2),
+        ("nonsense", 2),
+        ("event nonsense", 2),
+    ],
+)
+def test_an_exit_code_says_what_the_contract_says(lab: Lab, arguments: str, code: int) -> None:
+    assert str(code) in table("Commands", "exit code").column("exit code")
+    done = lab.host.tproxy(*arguments.split(), check=False)
+    assert done.returncode == code
+    assert done.stderr.count("\n") == (code != 0)
+
+
+def test_status_as_json_has_the_keys_of_the_contract_and_no_other(lab: Lab) -> None:
+    shown = json.loads(lab.host.tproxy("status", "--json").stdout)
+    keys = set(table("Output of `status`", "key", "value").column("key"))
+    assert keys_of(shown, names="daemon.bridges") - {"processes[].title", "processes[].pid"} == keys
+
+
+def keys_of(value: object, names: str, at: str = "") -> set[str]:
+    """The keys of a JSON value and of everything in it, such as ``daemon.bridges.*.relay``.
+
+    The keys of the object at ``names`` are names, and a ``*`` stands for each of them.
+    """
+    if isinstance(value, list):
+        return set().union(*(keys_of(each, names, f"{at}[]") for each in value))
+    if not isinstance(value, dict):
+        return set()
+    if at == names:
+        return set().union(*(keys_of(each, names, f"{at}.*") for each in value.values()))
+    inner = {f"{at}.{key}".removeprefix("."): each for key, each in value.items()}
+    return {*inner}.union(*(keys_of(each, names, path) for path, each in inner.items()))
+
+
+def test_without_any_map_every_command_is_quiet_and_succeeds(hypervisor: Hypervisor) -> None:
+    for verb in ("start", "reload", "restart", "stop", "status"):
+        done = hypervisor.tproxy(verb)
+        assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+    assert hypervisor.run("nft", "list", "ruleset").stdout == ""
+
+
+def test_the_commands_say_nothing_when_all_is_well(lab: Lab) -> None:
+    for verb in ("start", "reload", "restart", "stop", "start"):
+        done = lab.host.tproxy(verb)
+        assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_the_commands_take_no_argument_and_do_nothing_with_one(lab: Lab) -> None:
+    before = lab.pids()
+    for verb in ("start", "stop", "restart", "reload", "status"):
+        done = lab.host.tproxy(verb, "br0", check=False)
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert done.stderr.count("\n") == 1
+        assert "br0" in done.stderr
+    assert lab.pids() == before
+
+
+def test_an_unknown_command_or_option_is_one_line(hypervisor: Hypervisor) -> None:
+    for arguments in (
+        ["strat"],
+        ["status", "--jsn"],
+        ["--what"],
+        ["hook", "sideways"],
+        ["hook"],
+        ["hook", "up"],
+        ["hook", "up", "--bridge"],
+        ["hook", "up", "--bridge", "br0", "br1"],
+        ["hook", "up", "--bridge", "br0", "--force"],
+        ["hook", "up", "--bridge", "br0", "--two\nlines \udcff"],
+    ):
+        done = hypervisor.tproxy(*arguments, check=False)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+
+
+def test_the_commands_need_root_and_say_so(lab: Lab) -> None:
+    before = lab.pids()
+    hook_up = "hook up --bridge br0 --config /run/tproxy.yaml"
+    for verb in ("start", "stop", "restart", "reload", "status", hook_up, "hook down --bridge br0"):
+        done = lab.host.run(*NOBODY, sys.executable, "-m", "tproxy", *verb.split(), check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", "tproxy: must be run as root\n")
+    assert lab.pids() == before
+
+
+def test_a_traceback_comes_on_request_only(hypervisor: Hypervisor) -> None:
+    command = ["hook", "up", "--bridge", "none", "--config", "/none"]
+    plain = hypervisor.tproxy(*command, check=False)
+    assert plain.stderr.count("\n") == 1
+    for arguments, env in (([*command, "--debug"], {}), (command, {"TPROXY_DEBUG": "1"})):
+        told = hypervisor.tproxy(*arguments, check=False, env=env)
+        assert "Traceback" in told.stderr
+        assert told.stderr.endswith(plain.stderr)
+        assert told.returncode == plain.returncode == 1
+
+
+def test_status_shows_what_it_can_of_a_daemon_that_hangs_and_says_so(lab: Lab) -> None:
+    lines = lab.host.tproxy("status").stdout
+    lab.host.run("pkill", "-STOP", "-f", "^one_tproxy *$")
+    assert lab.host.tproxy("status").stdout == lines
+    told = lab.host.tproxy("status", "--verbose", check=False)
+    assert (told.returncode, told.stdout) == (1, lines)
+    assert told.stderr == "tproxy: the daemon did not answer within 5 s\n"
+
+
+def test_a_map_without_a_namespace_does_not_keep_the_old_daemon_alive_after_a_restart(lab: Lab) -> None:
+    lab.nft("add map ip one_tproxy ep_nons { type inet_service : ipv4_addr . inet_service; }")
+    for _ in range(2):
+        done = lab.host.tproxy("restart", check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert "nons" in done.stderr
+    for _ in eventually():
+        if "tproxy-draining" not in lab.host.run("ps", "-eo", "args=").stdout:
+            break
+    assert lab.ask() == "one"
+
+
+def test_restart_runs_the_code_that_is_installed_now(hypervisor: Hypervisor, tmp_path: Path) -> None:
+    lab = Lab(hypervisor)
+    shutil.copytree(tproxy.__path__[0], tmp_path / "tproxy", ignore=shutil.ignore_patterns("__pycache__"))
+    init = tmp_path / "tproxy/__init__.py"
+    init.write_text(init.read_text() + '\n__version__ = "99.9"\n')
+
+    def version() -> str:
+        return str(json.loads(hypervisor.tproxy("status", "--json").stdout)["daemon"]["version"])
+
+    assert version() == tproxy.__version__
+    hypervisor.run(sys.executable, "-m", "tproxy", "restart", env={"PYTHONPATH": str(tmp_path)})
+    assert version() == "99.9"
+    assert lab.ask() == "one"
