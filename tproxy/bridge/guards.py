@@ -43,7 +43,7 @@ ASKING = "guard_asking"
 FOR_SERVICE = "guard_for_service"
 ARP_GUARD_PREFIX = "ch_"
 
-# Priority "dstnat" of the bridge family: the MAC is rewritten before the forwarding decision, which it changes.
+# Priority "dstnat" of the bridge family: the MAC is rewritten before the decision where to forward.
 _BASE = {PREROUTING: ("prerouting", -300), FORWARD: ("forward", -200)}
 _ARP_GUARD = ("forward", -200)
 SHARED_CHAINS = (CLAIMING, ASKING, FOR_SERVICE, PREROUTING, FORWARD)

@@ -1,1 +1,1 @@
-"""One facility of the kernel a module: namespaces, links, netlink, epoll, TCP options, child processes."""
+"""Thin access to the kernel, a facility a module: namespaces, links, netlink, epoll, TCP, limits, children."""

@@ -1,8 +1,12 @@
-"""Children that can be waited for, whoever called us."""
+"""Makes sure that a process can wait for its children."""
 
 import signal
 
 
 def can_be_waited_for() -> None:
-    """Say so to the kernel: a caller that ignores its own ended children hands that down (execve(2))."""
+    """Restore the default handling of SIGCHLD.
+
+    The program that started us may ignore the signal, and we inherit that (execve(2)). Then the kernel
+    discards ended children, and waiting for one fails (wait(2)).
+    """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -1,8 +1,7 @@
-"""Links, addresses, routes and sysctls: what is there, and changes to it.
+"""Reads and changes links, addresses, routes and sysctls.
 
-Looking uses /sys, /proc and ioctl (netdevice(7)); changing uses rtnetlink through pyroute2. Two ways,
-because importing pyroute2 takes longer than all of a hook run that finds everything in order, which
-is what nearly every VM start is.
+Reading uses /sys, /proc and ioctl (netdevice(7)). Changing uses rtnetlink through pyroute2, whose import
+takes longer than a whole hook run that finds everything in order. Nearly every VM start is such a run.
 """
 
 import errno
@@ -28,7 +27,7 @@ _SIOCGIFMTU, _SIOCGIFHWADDR, _SIOCGIFINDEX, _SIOCETHTOOL = 0x8921, 0x8927, 0x893
 _ETHTOOL_GDRVINFO = 0x3  # <linux/ethtool.h>
 _DRVINFO_SIZE = 196
 
-# DEVTYPE of links that lead off this host, see uevent in sysfs; guests are on tap or veth ports.
+# DEVTYPE, in the file uevent in sysfs, of links that lead off this host. Guests are on tap or veth ports.
 _UPLINK_TYPES = frozenset({"vlan", "vxlan", "geneve", "bond", "team", "gretap", "ip6gretap", "wlan"})
 
 
@@ -53,12 +52,15 @@ class InnerLink(NamedTuple):
     default_route: bool
 
 
-# Looking
+# Reading
 
 
 def exists(name: str) -> bool:
-    """Whether this network namespace has a link of that name."""
-    for _ in range(3):  # one that comes or goes is for some microseconds in one of the two only
+    """Whether this network namespace has a link of that name.
+
+    Raises KernelError when /sys belongs to another network namespace.
+    """
+    for _ in range(3):  # a link that comes or goes is for some microseconds in only one of the two
         try:
             index = socket.if_nametoindex(name)
         except OSError:
@@ -66,11 +68,12 @@ def exists(name: str) -> bool:
         if str(index or "") == _read(f"{_SYS}/{name}/ifindex"):
             return index != 0
         time.sleep(0.01)
-    # All else that is read there would be another host's.
+    # Everything that this module reads below /sys would be wrong.
     raise KernelError("/sys shows another network namespace than this process is in; mount it anew")
 
 
 def is_bridge(name: str) -> bool:
+    """Whether the link exists and is a bridge."""
     return os.path.isdir(f"{_SYS}/{name}/bridge")
 
 
@@ -80,6 +83,7 @@ def bridges() -> list[str]:
 
 
 def mtu(name: str) -> int:
+    """The link's MTU in bytes; 0 when it does not exist."""
     return int(_read(f"{_SYS}/{name}/mtu") or 0)
 
 
@@ -100,6 +104,7 @@ def leads_off_host(port: str) -> bool:
 
 
 def outer_link(name: str) -> OuterLink | None:
+    """The state of a veth on a bridge; None when no such link exists."""
     if not exists(name):
         return None
     found = OuterLink(
@@ -109,12 +114,15 @@ def outer_link(name: str) -> OuterLink | None:
         master=_master(name),
         peer=int(_read(f"{_SYS}/{name}/iflink") or 0),
     )
-    # One that went meanwhile, as with its namespace, is not one of another kind.
+    # A link that was deleted since, with its peer's namespace, must not look like one of another kind.
     return found if found.veth or exists(name) else None
 
 
 def inner_link(name: str) -> InnerLink | None:
-    """A link of the namespace this thread is in, without a sysfs of that namespace."""
+    """The state of a link in this thread's namespace, read without /sys, which is another namespace's.
+
+    None when no such link exists.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
             index = struct.unpack_from("i", _ask(sock, _SIOCGIFINDEX, name))[0]
@@ -131,7 +139,7 @@ def inner_link(name: str) -> InnerLink | None:
 
 
 def sysctls(paths: Iterable[str]) -> dict[str, str]:
-    """The values of sysctls below net, by path, in this thread's namespace; without unknown ones."""
+    """The values of sysctls in this thread's namespace, by path below net. Unknown ones are left out."""
     return {path: value for path in paths if (value := _read(f"{SYSCTL}/{path}"))}
 
 
@@ -140,7 +148,7 @@ def _address(sock: socket.socket, name: str) -> str:
         address = socket.inet_ntoa(_ask(sock, _SIOCGIFADDR, name)[4:8])
         mask = _ask(sock, _SIOCGIFNETMASK, name)[4:8]
     except OSError:
-        return ""  # EADDRNOTAVAIL: it has none
+        return ""  # EADDRNOTAVAIL: the link has no address
     return f"{address}/{int.from_bytes(mask, 'big').bit_count()}"
 
 
@@ -164,7 +172,7 @@ def _master(name: str) -> str:
 
 def _driver(name: str) -> str:
     buffer = bytearray(struct.pack("I", _ETHTOOL_GDRVINFO).ljust(_DRVINFO_SIZE, b"\0"))
-    # struct ifreq holds a pointer here, so the answer lands in the buffer.
+    # For this request struct ifreq holds a pointer: the kernel writes the answer into the buffer.
     import array
 
     cells = array.array("B", buffer)
@@ -183,7 +191,7 @@ def _read(path: str) -> str:
             return file.read().strip()
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise  # unknown is not nothing
+            raise  # this process has no descriptor left, which says nothing about the file
         return ""
 
 
@@ -191,7 +199,7 @@ def _read(path: str) -> str:
 
 
 def create_veth(outer: str, inner: str, namespace: str, mac: str, mtu: int) -> None:
-    """Make a veth pair, both ends down: ``outer`` here, ``inner`` in the namespace."""
+    """Create a veth pair, both ends down: ``outer`` here, ``inner`` in the namespace. Raises KernelError."""
     with _rtnl("create veth pair", outer) as rtnl:
         fd = os.open(netns.path(namespace), os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -202,18 +210,19 @@ def create_veth(outer: str, inner: str, namespace: str, mac: str, mtu: int) -> N
 
 
 def delete(name: str) -> None:
+    """Delete a link. Raises KernelError, but not when the link is gone."""
     try:
         with _rtnl("delete link", name) as rtnl:
             rtnl.link("del", index=socket.if_nametoindex(name))
     except KernelError:
-        # A veth goes with its peer's namespace, which may be some time after that was removed.
+        # The kernel deletes a veth with its peer's namespace, some time after that namespace was removed.
         if exists(name):
             raise
 
 
 def attach(name: str, bridge: str, mtu: int) -> None:
-    """Make a link a port of the bridge, and up."""
-    # A port needs no address of its own, and must not announce one to the guests.
+    """Make a link a port of the bridge, and set it up. Raises KernelError."""
+    # A port needs no IPv6 address, and must not announce one to the guests.
     write_sysctl(f"ipv6/conf/{name}/disable_ipv6", "1")
     with _rtnl("attach link", name) as rtnl:
         index, master = socket.if_nametoindex(name), socket.if_nametoindex(bridge)
@@ -223,7 +232,10 @@ def attach(name: str, bridge: str, mtu: int) -> None:
 
 
 def configure(name: str, mac: str, mtu: int) -> None:
-    """Give the namespace's link (in this thread's namespace) its MAC, address, route, and up."""
+    """Give a link in this thread's namespace its MAC, the service address and the default route; set it up.
+
+    Raises KernelError.
+    """
     with _rtnl("configure link", name) as rtnl:
         index = socket.if_nametoindex(name)
         rtnl.link("set", index=index, address=mac, mtu=mtu)
@@ -234,7 +246,7 @@ def configure(name: str, mac: str, mtu: int) -> None:
 
 
 def write_sysctl(path: str, value: str) -> None:
-    """Set a sysctl below net in this thread's namespace; one that the kernel lacks is nothing to set."""
+    """Set a sysctl below net in this thread's namespace, if the kernel has it. Raises KernelError."""
     try:
         with open(f"{SYSCTL}/{path}", "w") as file:
             file.write(value)

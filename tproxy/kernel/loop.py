@@ -1,16 +1,16 @@
 """The event loop: epoll, timers, signals, and closing descriptors at the right moment.
 
-Theory of operation. One batch of events can name a descriptor that an earlier event of the same
-batch closed; if its number was given out again in between, the stale event would reach a stranger.
-So nothing that is registered here is closed while a batch is worked on: ``close_later`` forgets the
-handler at once and closes when the batch is done. Polling is level-triggered: a handler that leaves
-something unread is simply called again.
+Theory of operation. One batch of events can contain an event for a descriptor that the handler of an earlier
+event in the batch closed. If the kernel has given the number to a new descriptor since, the old event would
+reach the new handler. So no registered descriptor is closed while a batch is handled: ``close_later`` forgets
+the handler at once, and closes after the batch. Polling is level-triggered: a handler that leaves something
+unread is called again.
 
-A processor that goes to sleep takes long to wake: tens of microseconds, as much as an endpoint nearby needs
-for its answer. So a loop may be told to be alert: as long as events come one by one and within ``alert``
-seconds of each other, it looks for them that long before it sleeps, and lets whoever else is ready run in
-between. After a longer silence it sleeps at once, so what comes now and then costs no more; and when several
-came together the processors have enough to do, and sleeping lets more of them gather.
+A sleeping processor needs tens of microseconds to wake up, as long as an endpoint nearby needs to answer. So
+a loop can be alert: while single events follow each other within ``alert`` seconds, it polls for that long
+before it sleeps, and yields the processor between two polls. After a longer pause it sleeps at once, so rare
+events cost no more processor time. It also sleeps after a batch of several events: then the processors are
+busy, and while the loop sleeps more events gather for the next batch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tproxy.typed import Protocol
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
-PEER_CLOSED = select.EPOLLRDHUP  # a hint that the end of file is behind the data
+PEER_CLOSED = select.EPOLLRDHUP  # a hint that the data to be read ends with the end of file
 ERROR = select.EPOLLERR
 HANGUP = select.EPOLLHUP
 
@@ -37,6 +37,8 @@ EVENTS_PER_BATCH = 256
 
 
 class Handler(Protocol):
+    """Is called when something happens at its descriptor."""
+
     def on_event(self, fd: int, mask: int) -> None:
         """Called with the registered descriptor and the epoll mask of what happened."""
 
@@ -47,7 +49,7 @@ class Closable(Protocol):
 
 
 class Timer:
-    """A call that is due once; ``cancel`` makes it never happen."""
+    """A call that happens once, unless it is cancelled before."""
 
     __slots__ = ("call", "due")
 
@@ -62,7 +64,8 @@ class Timer:
 class Loop:
     """Runs handlers until ``stop`` is called. Not thread-safe; one loop a process.
 
-    ``alert``: seconds to look for events before sleeping, while they come that fast.
+    ``alert`` is the time in seconds to poll before sleeping, while events come that fast; 0 always sleeps.
+    ``clock`` returns the time in seconds by which timers are due.
     """
 
     def __init__(self, alert: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -92,10 +95,10 @@ class Loop:
         del self._handlers[fd]
 
     def close_later(self, closable: Closable, *, shared: bool = False) -> None:
-        """Forget the descriptor now, close it after the batch (see the module's docstring).
+        """Forget the descriptor now, and close it after the batch (see the module's docstring).
 
-        ``shared``: another process may have a copy. Epoll forgets a descriptor by itself only
-        when the last copy is closed (epoll(7), Q6).
+        ``shared`` says that another process may have a copy: epoll forgets a descriptor by itself only when
+        the last copy is closed (epoll(7), Q6).
         """
         fd = closable.fileno()
         if self._handlers.pop(fd, None) is not None and shared:
@@ -105,12 +108,13 @@ class Loop:
     # Timers and signals
 
     def call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
+        """Call ``call`` once, this many seconds from now."""
         timer = Timer(self._clock() + seconds, call)
         heapq.heappush(self._timers, (timer.due, next(self._sequence), timer))
         return timer
 
     def on_signal(self, number: int, call: Callable[[], None]) -> None:
-        """Call ``call`` from the loop, not from the signal handler, when the signal arrives."""
+        """Call ``call`` when the signal arrives: from the loop, not from the signal handler."""
         if not self._signals:
             reader, writer = socket.socketpair()
             reader.setblocking(False)
@@ -119,15 +123,16 @@ class Loop:
             self._wakeup = _Wakeup(reader, writer, self._signals)
             self.add(reader.fileno(), READ, self._wakeup)
         self._signals[number] = call
-        signal.signal(number, lambda *_: None)  # the wake-up descriptor does the work
+        signal.signal(number, lambda *_: None)  # Python writes the number to the wake-up descriptor
 
     # Running
 
     def run(self) -> None:
+        """Wait for events and call handlers and timers, until ``stop`` is called."""
         self._running = True
         while self._running:
             for fd, mask in self._wait():
-                # Only missing when an earlier event of this batch ended it.
+                # A handler of an earlier event in this batch may have ended it.
                 handler = self._handlers.get(fd)
                 if handler is not None:
                     handler.on_event(fd, mask)
@@ -135,10 +140,11 @@ class Loop:
             self._close_now()
 
     def stop(self) -> None:
+        """Make ``run`` return after the current batch."""
         self._running = False
 
     def close(self) -> None:
-        """Release the loop's own descriptors; a forked child calls this on its parent's loop."""
+        """Close the loop's own descriptors. A forked child calls this on its parent's loop."""
         self._close_now()
         self._epoll.close()
         if self._signals:
@@ -181,7 +187,7 @@ class Loop:
 
 
 class _Wakeup:
-    """Turns the bytes that Python's own signal handler wrote back into calls."""
+    """Reads the signal numbers that Python's signal handler wrote, and makes the calls."""
 
     def __init__(
         self, reader: socket.socket, writer: socket.socket, calls: dict[int, Callable[[], None]]
@@ -191,7 +197,7 @@ class _Wakeup:
         self._calls = calls
 
     def on_event(self, fd: int, mask: int) -> None:
-        # A signal that came many times is one, as it is to the kernel while it is blocked.
+        # A signal that arrived many times causes one call, as the kernel delivers a blocked signal once.
         for number in dict.fromkeys(os.read(fd, 4096)):
             call = self._calls.get(number)
             if call is not None:

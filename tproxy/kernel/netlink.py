@@ -1,11 +1,11 @@
-"""What the kernel tells of links and of nftables while they change: which names, and nothing else.
+"""Reports the names of links and of nftables objects that change, from the kernel's netlink messages.
 
-Of a message only so much is read as says what to look at; what is there now is looked up by whoever
-wants to know. So it does not matter when messages come late, twice or together, and when some were
-lost (the kernel says so) everything is looked at. rtnetlink(7), <linux/netfilter/nf_tables.h>.
+Only the names are read from a message. The receiver looks up the current state itself. So it does no harm
+when messages come late, twice or together. When messages were lost, which the kernel reports, the receiver
+has to look at everything. Sources: rtnetlink(7), <linux/netfilter/nf_tables.h>.
 
-Not by pyroute2: it decodes all of a message, and two attributes are wanted of each; nor does it know
-what nested attributes of nftables' messages hold, where comments are.
+pyroute2 is not used: it decodes whole messages, of which only two attributes are needed, and it cannot decode
+the nested attributes of nftables messages that hold comments.
 """
 
 from __future__ import annotations
@@ -33,27 +33,30 @@ _IFINFOMSG, _NFGENMSG = 16, 4  # sizes
 
 _IFLA_IFNAME, _IFLA_MASTER = 3, 10  # <linux/if_link.h>
 _NFT_DELTABLE = 10 << 8 | 2  # subsystem and message
-# The table's name is attribute 1 of all messages; chains have their name in 3, all else that
-# interests here in 2.
+# The table's name is attribute 1 of every message. A chain or rule has the chain's name in attribute 3; maps
+# and sets have their name in attribute 2.
 _NFT_CHAINS = (10 << 8 | 3, 10 << 8 | 5)
 _NFT_SET_ELEMENTS = (10 << 8 | 12, 10 << 8 | 14)
 _TABLE_NAME, _NAME, _CHAIN_NAME = 1, 2, 3
 
-_RECEIVE = 256 * 1024  # no message is larger
-# Room for what a thousand guests that start together bring about.
+_RECEIVE = 256 * 1024  # bytes; no message is larger
+# Bytes: enough for the messages that a thousand guests cause when they start together.
 _BUFFER = 4 << 20
 
 
 class Ruleset(NamedTuple):
-    """What was changed in our tables: names of chains, maps and sets, and comments of elements."""
+    """The objects that were changed in our tables."""
 
-    names: frozenset[str]
-    comments: frozenset[str]
-    maps_deleted: bool  # the table of maps, as a whole
+    names: frozenset[str]  # of chains, maps and sets; "" for a table
+    comments: frozenset[str]  # words of the comments of set elements
+    maps_deleted: bool  # the table of the maps was deleted as a whole
 
 
 class LinkEvents:
-    """Calls ``touched`` with the names of links that came, went or changed, and those of their masters."""
+    """Calls ``touched`` with the names of links that were added, deleted or changed, and of their masters.
+
+    Calls ``lost`` when the kernel has dropped messages.
+    """
 
     def __init__(
         self, loop: Loop, touched: Callable[[set[str], set[str]], None], lost: Callable[[], None]
@@ -64,7 +67,7 @@ class LinkEvents:
         self._socket = _subscribe(loop, self, socket.NETLINK_ROUTE, _RTMGRP_LINK)
 
     def close(self) -> None:
-        """Call nobody any more."""
+        """End the subscription: no more calls."""
         self._loop.close_later(self._socket)
 
     def on_event(self, fd: int, mask: int) -> None:
@@ -84,7 +87,7 @@ class LinkEvents:
 
 
 class RulesetEvents:
-    """Calls ``touched`` when somebody changed our tables in nftables."""
+    """Calls ``touched`` with what was changed in our nftables tables; ``lost`` when messages were dropped."""
 
     def __init__(self, loop: Loop, touched: Callable[[Ruleset], None], lost: Callable[[], None]) -> None:
         self._touched = touched
@@ -112,7 +115,7 @@ class RulesetEvents:
 
 
 def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and body of each message; a piece that is cut short is left out."""
+    """The type and the body of each message in ``data``. One that is cut short is left out."""
     at = 0
     while at + _HEADER.size <= len(data):
         length, kind, *_ = _HEADER.unpack_from(data, at)
@@ -123,7 +126,7 @@ def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def attributes(body: bytes, offset: int) -> dict[int, bytes]:
-    """The attributes behind a message's fixed part, by type."""
+    """The attributes of a message, by type. ``offset`` is the size of the fixed part before them."""
     found = {}
     while offset + _ATTRIBUTE.size <= len(body):
         length, kind = _ATTRIBUTE.unpack_from(body, offset)
@@ -136,7 +139,7 @@ def attributes(body: bytes, offset: int) -> dict[int, bytes]:
 
 def _subscribe(loop: Loop, handler: LinkEvents | RulesetEvents, protocol: int, groups: int) -> socket.socket:
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
-    with suppress(OSError):  # without CAP_NET_ADMIN of the machine, in a container: as large as may be
+    with suppress(OSError):  # in a container without the machine's CAP_NET_ADMIN the buffer stays smaller
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
     sock.bind((0, groups))
     loop.add(sock.fileno(), READ, handler)
@@ -144,7 +147,7 @@ def _subscribe(loop: Loop, handler: LinkEvents | RulesetEvents, protocol: int, g
 
 
 def _received(sock: socket.socket) -> Iterator[bytes | None]:
-    """All that is there to be read; None stands for messages that were lost."""
+    """Everything that can be read now. None stands for messages that were lost."""
     while True:
         try:
             yield sock.recv(_RECEIVE)
@@ -158,12 +161,12 @@ def _received(sock: socket.socket) -> Iterator[bytes | None]:
 
 def _link_names(indexes: set[int]) -> Iterator[str]:
     for index in indexes:
-        with suppress(OSError):  # gone as well, which is told by itself
+        with suppress(OSError):  # it is gone too, and another message reports that
             yield socket.if_indextoname(index)
 
 
 def _words(body: bytes) -> Iterator[str]:
-    """The words of comments somewhere in a message: nested four levels deep, and clearly ours."""
+    """The ``key=value`` words anywhere in a message: they are in comments, nested four levels deep."""
     return (match.decode() for match in re.findall(rb"[a-z]+=[!-~]+", body))
 
 

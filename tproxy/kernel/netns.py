@@ -1,8 +1,8 @@
-"""Network namespaces by name: tell, enter, make, remove. Entering happens here and nowhere else.
+"""Identifies, enters, creates and removes named network namespaces. No other module enters one.
 
-A name is a file in /run/netns onto which a namespace is mounted (ip-netns(8)). The file can be
-there without a namespace (a crash between two steps, a stray file); such a name is not a namespace.
-A namespace made again under a name is another namespace, so it is known by device and inode.
+A name is a file in /run/netns onto which a namespace is mounted (ip-netns(8)). The file can exist without a
+namespace, after a crash between two steps or as a stray file; such a name is not a namespace. A namespace
+that is created again under the same name is another one, so device and inode identify a namespace.
 """
 
 import ctypes
@@ -21,26 +21,28 @@ DIRECTORY = "/run/netns"
 
 CLONE_NEWNET = 0x40000000  # <linux/sched.h>
 _NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
-_SIOCGSKNS = 0x894C  # <linux/sockios.h>: the namespace of a socket, as a descriptor
-_SO_NETNS_COOKIE = 71  # <asm-generic/socket.h>, Linux 5.14: never given out twice
+_SIOCGSKNS = 0x894C  # <linux/sockios.h>: returns a descriptor of the socket's namespace
+_SO_NETNS_COOKIE = 71  # <asm-generic/socket.h>, Linux 5.14: a number that is never used twice
 
-# Seconds. A busy host with hundreds of namespaces may take some to make another, more than pyroute2 waits.
+# Seconds. A busy host with hundreds of namespaces may need longer to create one than pyroute2's default.
 CREATION_TIMEOUT = 30
 
 
 class NamespaceId(NamedTuple):
+    """The identity of a network namespace, as long as it exists."""
+
     device: int
     inode: int
 
 
 def current() -> NamespaceId:
-    """The namespace that this thread is in."""
+    """The namespace of this thread."""
     status = os.stat("/proc/thread-self/ns/net")
     return NamespaceId(status.st_dev, status.st_ino)
 
 
 def identify(name: str) -> NamespaceId | None:
-    """The namespace behind ``name``; None where there is none, whatever the file is."""
+    """The namespace that is mounted on ``name``; None for no file, and for a file that is no namespace."""
     try:
         fd = os.open(path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
@@ -57,7 +59,7 @@ def identify(name: str) -> NamespaceId | None:
 
 
 def names() -> list[str]:
-    """All names that are taken."""
+    """All names in use, whether for a namespace or a stray file."""
     try:
         return os.listdir(DIRECTORY)
     except FileNotFoundError:
@@ -65,17 +67,17 @@ def names() -> list[str]:
 
 
 def path(name: str) -> str:
-    """The file that bears the name, if there is one."""
+    """The path of the name's file, which need not exist."""
     return f"{DIRECTORY}/{name}"
 
 
 def name_taken(name: str) -> bool:
-    """Whether a file of that name is there, be it a namespace or a stray file."""
+    """Whether the name is in use, whether for a namespace or a stray file."""
     return os.path.lexists(path(name))
 
 
 def of_socket(fd: int) -> NamespaceId:
-    """The namespace that a socket belongs to, as the kernel knows it. Needs CAP_NET_ADMIN."""
+    """The namespace of a socket, from the kernel. Needs CAP_NET_ADMIN. Raises OSError."""
     namespace = fcntl.ioctl(fd, _SIOCGSKNS)
     try:
         status = os.fstat(namespace)
@@ -85,7 +87,7 @@ def of_socket(fd: int) -> NamespaceId:
 
 
 def cookie(sock: socket.SocketType) -> int | None:
-    """A number that stands for the socket's namespace; None where the kernel is too old."""
+    """The unique number of the socket's namespace; None when the kernel is older than 5.14."""
     try:
         value: int = struct.unpack("Q", sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0]
     except OSError:
@@ -94,7 +96,7 @@ def cookie(sock: socket.SocketType) -> int | None:
 
 
 def enter(name: str) -> None:
-    """Move this thread into a namespace for good; raises KernelError. Never creates one."""
+    """Move this thread into a namespace, for good. Never creates one. Raises KernelError."""
     try:
         fd = os.open(path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -109,7 +111,7 @@ def enter(name: str) -> None:
 
 @contextmanager
 def inside(name: str) -> Iterator[None]:
-    """Run the body in a namespace, on this thread, and come back."""
+    """Run the body in a namespace, on this thread, and return to the former one. Raises KernelError."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         enter(name)
@@ -122,28 +124,34 @@ def inside(name: str) -> Iterator[None]:
 
 
 def create(name: str) -> None:
-    """Make a namespace and name it. The caller holds the lock: /run/netns may be mounted first."""
-    # Imported where it is needed: pyroute2 takes longer to import than a healthy hook runs.
+    """Create a namespace with a name. Raises KernelError.
+
+    The caller holds the host's lock, because the first namespace on a host also mounts /run/netns.
+    """
+    # Imported here, because importing pyroute2 takes longer than a hook that finds everything in order.
     from pyroute2 import config, netns
 
     from tproxy.kernel import children
 
     children.can_be_waited_for()
-    config.default_communicate_timeout = CREATION_TIMEOUT  # of the child that makes it
+    config.default_communicate_timeout = CREATION_TIMEOUT  # for the child process that creates it
     try:
         netns.create(path(name))
-    except Exception as error:  # it comes back from a child process in whatever type
-        with suppress(KernelError):  # what could not be made is what there is to say
+    except Exception as error:  # pyroute2 passes on whatever its child process raised
+        with suppress(KernelError):  # the first error is the one to report
             remove(name)
         reason = _reason(error) if isinstance(error, OSError) else str(error)
         raise KernelError(f"cannot create namespace {name}: {reason}") from error
 
 
 def remove(name: str) -> None:
-    """Remove the name, whatever has it; the namespace goes with its last process and socket."""
+    """Remove the name's file, whatever it is. The namespace lives until its last process and socket are gone.
+
+    Raises KernelError. A name that is not in use is no error.
+    """
     file = path(name)
     libc = ctypes.CDLL(None, use_errno=True)
-    # As often as something is mounted there: two racing creations can stack.
+    # Repeated, because two programs that create the name at once mount on it twice.
     while libc.umount2(os.fsencode(file), 2) == 0:  # MNT_DETACH, umount(2)
         pass
     try:
@@ -158,7 +166,7 @@ def remove(name: str) -> None:
 
 
 def _setns(fd: int) -> None:
-    # os.setns exists from Python 3.12 only.
+    # Python has os.setns only from 3.12 on.
     if ctypes.CDLL(None, use_errno=True).setns(fd, CLONE_NEWNET) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

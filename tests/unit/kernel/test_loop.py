@@ -1,4 +1,4 @@
-"""loop: events reach whom they are for, timers come in order, signals become calls."""
+"""The loop calls the right handlers, calls timers in order, and turns signals into calls."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.unit.sockets import descriptors, run_until, wait_for
+from tests.unit.sockets import descriptors, run_until
 from tproxy.kernel.loop import PEER_CLOSED, READ, WRITE, Loop
 
 
 class Noted:
-    """A handler that notes what it is called with, and does ``then``."""
+    """A handler that records its events, and then calls ``then``."""
 
     def __init__(self, then: Callable[[int], None] = lambda fd: None) -> None:
         self.events: list[tuple[int, int]] = []
@@ -54,7 +54,7 @@ Pair = Callable[[], tuple[socket.socket, socket.socket]]
 
 
 def one_batch(loop: Loop) -> None:
-    """Run until what is pending now has been handled."""
+    """Run until everything that is pending now is handled."""
     loop.call_later(0, loop.stop)
     loop.run()
 
@@ -71,7 +71,7 @@ def test_a_handler_gets_its_descriptor_and_what_happened(loop: Loop, sockets: Pa
     assert handler.events == [(one.fileno(), READ)]
 
 
-def test_what_is_left_unread_is_reported_again(loop: Loop, sockets: Pair) -> None:
+def test_data_that_is_left_unread_causes_another_event(loop: Loop, sockets: Pair) -> None:
     one, other = sockets()
     handler = Noted()
     loop.add(one.fileno(), READ, handler)
@@ -79,7 +79,7 @@ def test_what_is_left_unread_is_reported_again(loop: Loop, sockets: Pair) -> Non
     run_until(loop, lambda: len(handler.events) >= 3)
 
 
-def test_the_mask_can_be_changed(loop: Loop, sockets: Pair) -> None:
+def test_the_mask_of_a_descriptor_can_be_changed(loop: Loop, sockets: Pair) -> None:
     one, other = sockets()
     handler = Noted()
     loop.add(one.fileno(), READ, handler)
@@ -94,7 +94,7 @@ def test_the_mask_can_be_changed(loop: Loop, sockets: Pair) -> None:
     assert len(handler.events) == 1
 
 
-def test_the_end_of_file_comes_with_its_hint(loop: Loop, sockets: Pair) -> None:
+def test_the_end_of_file_is_reported_as_peer_closed(loop: Loop, sockets: Pair) -> None:
     one, other = sockets()
     handler = Noted(lambda fd: loop.stop())
     loop.add(one.fileno(), READ | PEER_CLOSED, handler)
@@ -130,12 +130,12 @@ def test_adding_a_descriptor_that_cannot_be_watched_leaves_no_handler(loop: Loop
 
 
 class Looks:
-    """Stands before a loop's epoll and notes the timeout of each look; the kernel answers."""
+    """Wraps a loop's epoll, and records the timeout of each poll."""
 
     def __init__(self, loop: Loop) -> None:
         self._epoll = loop._epoll
         self.timeouts: list[float] = []
-        loop._epoll = self  # type: ignore[assignment]  # what the loop uses of it while it runs
+        loop._epoll = self  # type: ignore[assignment]  # has what a running loop uses
 
     def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
         self.timeouts.append(timeout)
@@ -155,7 +155,7 @@ def alert() -> Iterator[Loop]:
     made.close()
 
 
-def test_events_that_come_one_by_one_and_fast_are_looked_for_without_sleep(
+def test_an_alert_loop_polls_without_sleeping_while_single_events_come_fast(
     alert: Loop, sockets: Pair
 ) -> None:
     one, other = sockets()
@@ -173,18 +173,18 @@ def test_events_that_come_one_by_one_and_fast_are_looked_for_without_sleep(
     alert.run()
 
     assert len(handler.events) == 5
-    # It may sleep before the first, does not for the other four, and does again in the silence behind them.
+    # It may sleep before the first event, polls for the other four, and sleeps again when no more come.
     assert looks.timeouts[0] > 0
     assert looks.timeouts[1:5] == [0] * 4
     assert sum(each > 0 for each in looks.timeouts) <= 3
     assert looks.timeouts[-1] > 0
 
 
-def test_events_that_come_together_are_slept_for(alert: Loop, sockets: Pair) -> None:
+def test_an_alert_loop_sleeps_after_several_events_at_once(alert: Loop, sockets: Pair) -> None:
     handler = Noted(lambda fd: alert.stop() if len(handler.events) >= 6 else None)
     for _ in range(2):
         one, other = sockets()
-        alert.add(one.fileno(), READ, handler)  # what it leaves unread comes again at once
+        alert.add(one.fileno(), READ, handler)  # it reads nothing, so the event comes again at once
         other.send(b"x")
     looks = Looks(alert)
     alert.run()
@@ -192,7 +192,7 @@ def test_events_that_come_together_are_slept_for(alert: Loop, sockets: Pair) -> 
     assert looks.timeouts == [-1] * 3
 
 
-def test_a_loop_that_was_not_told_to_be_alert_never_looks_without_sleeping(sockets: Pair) -> None:
+def test_a_loop_that_is_not_alert_always_sleeps(sockets: Pair) -> None:
     loop = Loop()
     one, other = sockets()
     handler = Noted(lambda fd: loop.stop() if len(handler.events) == 5 else None)
@@ -246,7 +246,9 @@ def test_a_descriptor_closed_earlier_in_the_batch_gets_no_event(
     assert sorted(one.fileno() == -1 for one, _ in pairs) == [False, True, True, True, True]
 
 
-def test_a_number_is_not_given_out_again_while_events_for_it_are_under_way(loop: Loop, sockets: Pair) -> None:
+def test_a_descriptor_number_is_not_reused_while_the_batch_may_hold_events_for_it(
+    loop: Loop, sockets: Pair
+) -> None:
     pairs = [sockets(), sockets()]
     quiet, _ = sockets()
     stranger = Noted()
@@ -256,7 +258,7 @@ def test_a_number_is_not_given_out_again_while_events_for_it_are_under_way(loop:
         (other,) = (one for one, _ in pairs if one.fileno() != fd)
         number = other.fileno()
         loop.close_later(other)
-        # The lowest free number from there on: the very same one, were it closed by now.
+        # The lowest free number from this one on: the same one, if it were closed by now.
         strangers.append(fcntl.fcntl(quiet, fcntl.F_DUPFD_CLOEXEC, number))
         loop.add(strangers[0], READ, stranger)
         loop.stop()
@@ -288,7 +290,7 @@ def test_closing_happens_after_the_batch_and_before_the_next_wait(loop: Loop, so
     assert other.recv(1) == b""
 
 
-def test_what_a_timer_closes_is_closed_without_another_event(loop: Loop, sockets: Pair) -> None:
+def test_a_descriptor_that_a_timer_closes_is_closed_without_another_event(loop: Loop, sockets: Pair) -> None:
     one, other = sockets()
     loop.add(one.fileno(), READ, Noted())
     loop.call_later(0, lambda: loop.close_later(one))
@@ -296,7 +298,7 @@ def test_what_a_timer_closes_is_closed_without_another_event(loop: Loop, sockets
     assert other.recv(1) == b""
 
 
-def test_what_was_closed_before_the_loop_runs_is_closed_without_an_event(loop: Loop, sockets: Pair) -> None:
+def test_close_later_before_the_loop_runs_needs_no_event(loop: Loop, sockets: Pair) -> None:
     one, other = sockets()
     loop.close_later(one)
     loop.add(other.fileno(), READ, Noted(lambda fd: loop.stop()))  # sees the end of file
@@ -304,7 +306,7 @@ def test_what_was_closed_before_the_loop_runs_is_closed_without_an_event(loop: L
     assert one.fileno() == -1
 
 
-def test_each_is_closed_once(loop: Loop, sockets: Pair) -> None:
+def test_a_descriptor_is_closed_only_once(loop: Loop, sockets: Pair) -> None:
     one, _ = sockets()
     closed: list[int] = []
 
@@ -338,7 +340,7 @@ def test_a_shared_descriptor_is_forgotten_although_a_copy_stays_open(loop: Loop,
     loop.close_later(one, shared=True)
     one_batch(loop)
     other.send(b"x")
-    # A stranger under the old number must not get what happens to the copy.
+    # The new descriptor with the old number must get no event of the copy.
     os.dup2(quiet.fileno(), number)
     stranger = Noted()
     loop.add(number, READ, stranger)
@@ -356,7 +358,7 @@ def test_timers_come_when_due_in_order_and_once(loop: Loop, monkeypatch: pytest.
     calls: list[str] = []
     now = time.monotonic()
     with monkeypatch.context() as patch:
-        patch.setattr("tproxy.kernel.loop.time.monotonic", lambda: now)  # however long these lines take
+        patch.setattr(loop, "_clock", lambda: now)  # however long these lines take
         loop.call_later(0.004, lambda: calls.append("third"))
         loop.call_later(0.000, lambda: calls.append("first"))
         loop.call_later(0.002, lambda: calls.append("second"))
@@ -370,7 +372,7 @@ def test_timers_of_one_moment_come_in_the_order_they_were_set(
 ) -> None:
     calls: list[int] = []
     with monkeypatch.context() as patch:
-        patch.setattr("tproxy.kernel.loop.time.monotonic", lambda: 0.0)
+        patch.setattr(loop, "_clock", lambda: 0.0)
         for number in range(20):
             loop.call_later(0, lambda number=number: calls.append(number))  # type: ignore[misc]  # no type
     one_batch(loop)
@@ -380,7 +382,7 @@ def test_timers_of_one_moment_come_in_the_order_they_were_set(
 def test_a_cancelled_timer_never_calls(loop: Loop) -> None:
     calls: list[str] = []
     loop.call_later(0, lambda: calls.append("cancelled")).cancel()
-    # By another one that is due in the same moment, too.
+    # Also when another timer cancels it that is due at the same moment.
     loop.call_later(0, lambda: victim.cancel())  # noqa: PLW0108 - it does not exist yet
     victim = loop.call_later(0, lambda: calls.append("cancelled by another"))
     loop.call_later(0.001, loop.stop)
@@ -437,7 +439,7 @@ def usual_signals() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("usual_signals")
-def test_a_signal_is_a_call_from_the_loop_and_not_from_its_handler(loop: Loop) -> None:
+def test_the_call_for_a_signal_comes_from_the_loop_and_not_from_the_signal_handler(loop: Loop) -> None:
     calls: list[str] = []
     loop.on_signal(signal.SIGUSR1, lambda: calls.append("signal"))
     os.kill(os.getpid(), signal.SIGUSR1)
@@ -470,7 +472,7 @@ def test_signals_that_come_together_all_arrive(loop: Loop) -> None:
 
 
 @pytest.mark.usefixtures("usual_signals")
-def test_a_signal_ends_a_wait_that_has_no_end(loop: Loop) -> None:
+def test_a_signal_wakes_a_loop_that_has_no_timer(loop: Loop) -> None:
     loop.on_signal(signal.SIGUSR1, loop.stop)
     main = threading.main_thread().ident
     assert main is not None
@@ -481,7 +483,7 @@ def test_a_signal_ends_a_wait_that_has_no_end(loop: Loop) -> None:
 
 
 @pytest.mark.usefixtures("usual_signals")
-def test_a_storm_of_signals_is_survived(loop: Loop) -> None:
+def test_thousands_of_signals_do_no_harm(loop: Loop) -> None:
     calls: list[int] = []
     loop.on_signal(signal.SIGUSR1, lambda: calls.append(1))
     for _ in range(3000):
@@ -492,7 +494,7 @@ def test_a_storm_of_signals_is_survived(loop: Loop) -> None:
 # Ending
 
 
-def test_stop_lets_the_rest_of_the_batch_have_its_events(loop: Loop, sockets: Pair) -> None:
+def test_stop_lets_the_rest_of_the_batch_be_handled(loop: Loop, sockets: Pair) -> None:
     handlers = []
     for _ in range(3):
         one, other = sockets()
@@ -509,7 +511,7 @@ def test_a_stopped_loop_can_run_again(loop: Loop) -> None:
 
 
 @pytest.mark.usefixtures("usual_signals")
-def test_close_leaves_no_descriptor_and_no_wake_up_behind(sockets: Pair) -> None:
+def test_close_leaves_no_descriptor_open_and_restores_the_wake_up_descriptor(sockets: Pair) -> None:
     one, _ = sockets()
     before = descriptors()
     loop = Loop()
@@ -523,7 +525,7 @@ def test_close_leaves_no_descriptor_and_no_wake_up_behind(sockets: Pair) -> None
     assert signal.set_wakeup_fd(-1) == -1
 
 
-def test_an_error_in_a_handler_is_not_swallowed(loop: Loop, sockets: Pair) -> None:
+def test_an_error_in_a_handler_ends_run(loop: Loop, sockets: Pair) -> None:
     one, other = sockets()
 
     def fail(fd: int) -> None:
@@ -535,7 +537,7 @@ def test_an_error_in_a_handler_is_not_swallowed(loop: Loop, sockets: Pair) -> No
         loop.run()
 
 
-def test_an_error_condition_is_reported_without_having_been_asked_for(loop: Loop, sockets: Pair) -> None:
+def test_hang_up_is_reported_although_the_mask_does_not_name_it(loop: Loop, sockets: Pair) -> None:
     one, other = sockets()
     handler = Noted(lambda fd: loop.stop())
     loop.add(one.fileno(), 0, handler)
@@ -544,12 +546,8 @@ def test_an_error_condition_is_reported_without_having_been_asked_for(loop: Loop
     assert handler.events[0][1] & select.EPOLLHUP
 
 
-def test_wait_for_gives_up_only_on_conditions_that_never_hold() -> None:
-    wait_for(lambda: True)
-
-
 @pytest.mark.usefixtures("usual_signals")
-def test_a_storm_of_signals_is_one_call_of_each(loop: Loop) -> None:
+def test_many_signals_of_one_kind_cause_one_call(loop: Loop) -> None:
     calls = []
     loop.on_signal(signal.SIGUSR1, lambda: calls.append("signal"))
     loop.on_signal(signal.SIGUSR2, loop.stop)

@@ -1,4 +1,4 @@
-"""netlink: messages and their attributes are found in any bytes, and no more of them than is whole."""
+"""``kernel/netlink`` finds messages and attributes in any bytes, and leaves out what is cut short."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def attribute(kind: int, value: bytes) -> bytes:
 
 
 @given(st.lists(st.tuples(kinds, small)))
-def test_messages_that_come_together_are_told_apart(told: list[tuple[int, bytes]]) -> None:
+def test_several_messages_in_one_read_are_separated(told: list[tuple[int, bytes]]) -> None:
     assert list(messages(b"".join(message(kind, body) for kind, body in told))) == told
 
 
@@ -38,22 +38,20 @@ def test_a_message_that_is_cut_short_is_left_out(body: bytes, missing: int) -> N
     assert list(messages(whole + cut[:-missing])) == [(1, b"whole")]
 
 
-def test_a_message_that_is_shorter_than_its_header_ends_them() -> None:
+def test_a_message_that_is_shorter_than_its_header_ends_the_list() -> None:
     whole = message(1, b"")
     for length in (0, 15):
         assert list(messages(whole + struct.pack("=IHHII", length, 2, 0, 0, 0) + whole)) == [(1, b"")]
 
 
 @given(small, st.dictionaries(kinds, small))
-def test_attributes_are_found_by_their_type_whatever_flags_it_has(
-    fixed: bytes, values: dict[int, bytes]
-) -> None:
+def test_attributes_are_found_by_type_whatever_its_flags(fixed: bytes, values: dict[int, bytes]) -> None:
     for flags in (0, NESTED):
         body = fixed + b"".join(attribute(kind | flags, value) for kind, value in values.items())
         assert attributes(body, len(fixed)) == values
 
 
-def test_an_attribute_that_is_shorter_than_its_header_ends_them() -> None:
+def test_an_attribute_that_is_shorter_than_its_header_ends_the_list() -> None:
     whole = attribute(1, b"")
     for length in (0, 3):
         assert attributes(whole + struct.pack("=HH", length, 2) + attribute(3, b""), 0) == {1: b""}
@@ -61,7 +59,7 @@ def test_an_attribute_that_is_shorter_than_its_header_ends_them() -> None:
 
 
 @given(st.binary())
-def test_noise_ends(noise: bytes) -> None:
+def test_parsing_random_bytes_ends(noise: bytes) -> None:
     for _, body in messages(noise):
         attributes(body, 0)
     attributes(noise, 0)
