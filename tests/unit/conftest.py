@@ -1,4 +1,4 @@
-"""What all unit tests share: no example of hypothesis is timed, since the machine may be busy."""
+"""Settings and fixtures of all unit tests. hypothesis times no example, since the machine may be busy."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from hypothesis import settings
 settings.register_profile("tproxy", deadline=None)
 settings.load_profile("tproxy")
 
-WORK = 20  # seconds of the processor
+WORK = 20  # seconds of processor time
 
 
 @pytest.fixture
 def bounded_work() -> Iterator[None]:
-    """Fail the test when it computes for long, however long it has to wait for the processor."""
+    """Fail the test when it uses more than WORK; waiting for the processor does not count."""
     before = signal.signal(signal.SIGVTALRM, lambda *_: pytest.fail(f"computed for more than {WORK} s"))
     signal.setitimer(signal.ITIMER_VIRTUAL, WORK)
     yield

@@ -1,4 +1,4 @@
-"""Real sockets and a loop that stops on a condition, for tests of what moves bytes."""
+"""Real sockets, and a loop that stops on a condition, for tests of the data path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from tproxy.kernel.loop import Loop
 
-# A watchdog against hanging for ever, not a measurement.
+# Seconds after which a test that hangs fails.
 PATIENCE = 20.0
 
 
@@ -31,7 +31,7 @@ def reset(sock: socket.socket) -> None:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until the kernel has brought about what ``condition`` looks for."""
+    """Wait until the condition holds."""
     end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -39,7 +39,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def run_until(loop: Loop, condition: Callable[[], bool]) -> None:
-    """Run the loop until the condition holds; it is looked at between batches."""
+    """Run the loop until the condition holds, which is checked between batches of events."""
     end = time.monotonic() + PATIENCE
 
     def look() -> None:
@@ -54,12 +54,12 @@ def run_until(loop: Loop, condition: Callable[[], bool]) -> None:
 
 
 def noise(size: int) -> bytes:
-    """Bytes in which a lost, doubled or moved block shows."""
+    """Return bytes in which a lost, repeated or moved block is noticed."""
     return random.Random(size).randbytes(size)
 
 
 def descriptors() -> set[str]:
-    """What this process has open now, without the descriptor that looks."""
+    """Return the open descriptors of this process, without that of the listing itself."""
     return {f"{fd}: {target}" for fd in os.listdir("/proc/self/fd") if (target := _target(fd))}
 
 

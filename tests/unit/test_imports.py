@@ -1,4 +1,4 @@
-"""What a module may import, and what a process that starts often may load."""
+"""What packages may import, and what processes that start often may load."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import sys
 
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 
-# What starts often has tproxy.typed instead, where that can be: see there.
+# Processes that start often use tproxy.typed instead, where Python allows it.
 TYPING = {"typing"} if sys.version_info < (3, 14) else set()
 
 
 def test_packages_import_only_what_is_below_them() -> None:
-    """pyproject.toml has the layers ([tool.importlinter]); the failure names each import that breaks them."""
+    """pyproject.toml has the layers ([tool.importlinter]). A failure prints each import that breaks them."""
     assert lint_imports(no_cache=True) == EXIT_STATUS_SUCCESS
 
 
-def test_what_relays_are_forked_from_carries_nothing_large() -> None:
-    """Each relay has a share of it, and copies of what it touches: dataclasses alone is a megabyte."""
+def test_the_process_that_relays_are_forked_from_imports_nothing_large() -> None:
+    """Each relay shares its memory, and copies pages when it writes: dataclasses alone is a megabyte."""
     loaded = loaded_with("tproxy.daemon.__main__")
     assert "tproxy.relay.relay" in loaded
     large = {"argparse", "asyncio", "dataclasses", "inspect", "nftables", "pathlib", "pyroute2", "yaml"}
@@ -26,8 +26,8 @@ def test_what_relays_are_forked_from_carries_nothing_large() -> None:
     assert not loaded & (large if TYPING else large - loaded_with("typing"))
 
 
-def test_a_hook_that_finds_everything_in_order_needs_nothing_slow() -> None:
-    """What it needs of these otherwise, it imports then."""
+def test_a_hook_that_finds_everything_in_order_imports_nothing_slow() -> None:
+    """A hook that has something to change imports these when it needs them."""
     loaded = loaded_with("tproxy.cli.hook")
     assert "tproxy.bridge.plumbing" in loaded
     slow = {"argparse", "asyncio", "click", "dataclasses", "hashlib", "inspect", "ipaddress", "logging"}
@@ -36,6 +36,6 @@ def test_a_hook_that_finds_everything_in_order_needs_nothing_slow() -> None:
 
 
 def loaded_with(module: str) -> set[str]:
-    """All modules of a process that imports this one."""
+    """Return all modules of a process that imports this one."""
     command = [sys.executable, "-c", f"import sys, {module}; print(*sys.modules)"]
     return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())

@@ -1,4 +1,4 @@
-"""Names and nouns: what a bridge's name gives, and what no bridge may be called."""
+"""The names derived from a bridge, and which names and addresses are refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from tproxy.model import (
     BridgeNames,
     Endpoint,
     Network,
-    Service,
     check_interface_name,
 )
 
@@ -51,7 +50,7 @@ def test_a_bridge_of_14_bytes_leaves_room_for_one_letter() -> None:
 def test_a_bridge_of_15_bytes_gets_derived_veth_names_and_keeps_the_rest() -> None:
     bridge = "onebr-tenant-42"
     names = BridgeNames(bridge)
-    # Spelled out: these names are in use on hosts, and another version has to find them again.
+    # As literals: these names are in use on hosts, and another version must find them again.
     assert names.veth_bridge == "tp2c62f03f4191b"
     assert names.veth_namespace == "tp2c62f03f4191a"
     assert names.namespace == f"one_tproxy_{bridge}"
@@ -68,7 +67,7 @@ def test_veth_names_always_fit_an_interface_and_differ(bridge: str) -> None:
 
 
 @given(st.lists(longest_bridges, unique=True, min_size=2, max_size=2))
-def test_long_bridges_that_share_all_but_a_letter_do_not_share_veths(pair: list[str]) -> None:
+def test_bridges_with_different_long_names_have_different_veths(pair: list[str]) -> None:
     one, other = map(BridgeNames, pair)
     assert one.veth_bridge != other.veth_bridge
 
@@ -88,19 +87,19 @@ def test_long_bridges_that_share_all_but_a_letter_do_not_share_veths(pair: list[
         'br"0',
         "br\x00",
         "brü",
-        "br٣",  # a digit, but not of ours
+        "br٣",  # a digit, but not an ASCII one
         "a" * 16,
         "ü" * 8,  # 8 characters, 16 bytes
         "br\udc80",
     ],
 )
-def test_a_name_that_kernel_or_nftables_could_not_hold_is_refused_in_one_line(name: str) -> None:
+def test_a_name_that_the_kernel_or_nftables_does_not_allow_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(BadName) as refusal:
         BridgeNames(name)
     assert re.fullmatch(r"[ -~]+", str(refusal.value))
 
 
-def test_a_refusal_says_what_the_name_was_for() -> None:
+def test_a_refusal_says_what_has_the_name() -> None:
     with pytest.raises(BadName, match="uplink name"):
         check_interface_name("eth 0", "uplink")
 
@@ -123,19 +122,10 @@ def test_the_mac_is_unicast_locally_administered_and_carries_the_service_address
     assert ".".join(map(str, octets[2:])) == SERVICE_ADDRESS
 
 
-def test_a_changed_endpoint_is_another_service() -> None:
-    assert Service(80, Endpoint("10.0.0.1", 80)) != Service(80, Endpoint("10.0.0.2", 80))
-
-
-def test_a_network_is_known_by_what_stands_for_its_long_name() -> None:
+def test_a_network_is_recognised_by_the_stand_in_of_its_long_name() -> None:
     name = "Внутренняя сеть отдела продаж"
-    # Spelled out: it is in maps on hosts, and another version has to know it again.
+    # As a literal: it is in maps on hosts, and another version must recognise it.
     network = Network("blake2s:6de4b5185f752d0bf04e3b14", "7")
     assert network.is_one_of(frozenset({"red", name}))
     assert network.is_one_of(frozenset({"7"}))
     assert not network.is_one_of(frozenset({"red", name + "!"}))
-
-
-def test_nouns_cannot_be_changed() -> None:
-    with pytest.raises(AttributeError):
-        Network("vnet1").name = "vnet2"  # type: ignore[misc]  # that is the test

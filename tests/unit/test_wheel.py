@@ -1,4 +1,4 @@
-"""What users install: a wheel holds all that a checkout has, the files for platforms included."""
+"""The wheel that users install: it holds all modules, and the files for platforms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHECKOUT = Path(tproxy.__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # Of a copy: building leaves folders behind, and other tests may do the same.
+    # From a copy: building leaves folders behind, and another test may build at the same time.
     copy = tmp_path_factory.mktemp("checkout")
     for name in ("tproxy", "drivers"):
         clutter = shutil.ignore_patterns("__pycache__")
@@ -30,7 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_it_holds_all_modules_and_all_drivers(wheel: Path) -> None:
+def test_the_wheel_holds_all_modules_and_all_drivers(wheel: Path) -> None:
     names = set(ZipFile(wheel).namelist())
     modules = {os.fspath(each.relative_to(CHECKOUT)) for each in (CHECKOUT / "tproxy").rglob("*.py")}
     assert modules - names == set()
@@ -40,7 +40,7 @@ def test_it_holds_all_modules_and_all_drivers(wheel: Path) -> None:
     assert drivers - names == set()
 
 
-def test_what_it_holds_can_be_installed_into_a_platform(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_can_install_a_platform(wheel: Path, tmp_path: Path) -> None:
     (tmp_path / "vnm/bridge").mkdir(parents=True)
     subprocess.run(
         [sys.executable, "-m", "tproxy", "install", "opennebula", "--remotes", tmp_path],

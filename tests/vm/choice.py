@@ -21,28 +21,28 @@ KERNEL = (
 
 # What happens to guests, as each platform tells it; and where no platform tells anything.
 OPENNEBULA = (
-    "platforms/test_opennebula.py::test_deploy_and_shut_down[802.1Q-eth1.100]",
-    "platforms/test_opennebula.py::test_poweroff_and_resume",
+    "platforms/test_opennebula.py::test_a_guest_is_served_from_deploy_to_shutdown[802.1Q-eth1.100]",
+    "platforms/test_opennebula.py::test_poweroff_takes_the_bridge_down_and_resume_brings_it_up",
     "platforms/test_opennebula.py::test_attach_and_detach_concern_one_bridge",
-    "platforms/test_opennebula.py::test_live_migration",
+    "platforms/test_opennebula.py::test_a_migrated_guest_is_served_and_leaves_nothing_on_the_source",
     "platforms/test_opennebula.py::"
     "test_after_a_failed_migration_the_source_serves_and_the_target_can_be_cleaned",
     "platforms/test_opennebula.py::"
-    "test_after_a_crash_without_clean_the_next_guest_finds_all_in_order_and_takes_it_away",
+    "test_after_a_crash_without_clean_the_next_guest_is_served_and_its_clean_removes_all",
 )
 LIBVIRT = (
-    "platforms/test_libvirt.py::test_a_guest_on_a_network_starts_and_shuts_down_and_the_network_goes",
-    "platforms/test_libvirt.py::test_save_and_restore_and_migration_in_and_out",
-    "platforms/test_libvirt.py::test_a_nic_is_attached_to_a_running_guest_and_detached",
+    "platforms/test_libvirt.py::test_a_guest_on_a_network_starts_and_shuts_down_and_the_network_stops",
+    "platforms/test_libvirt.py::test_a_guest_is_served_after_restore_and_after_migration",
+    "platforms/test_libvirt.py::test_attaching_a_nic_brings_its_bridge_up_and_detaching_takes_it_down",
     "platforms/test_libvirt.py::test_a_migration_that_fails_leaves_nothing",
-    "platforms/test_libvirt.py::test_a_guest_that_ends_by_itself_and_one_that_crashes",
+    "platforms/test_libvirt.py::test_a_guest_that_shuts_down_or_crashes_leaves_nothing",
 )
 PROXMOX = (
     "platforms/test_proxmox.py::test_a_virtual_machine_starts_and_stops",
-    "platforms/test_proxmox.py::test_migration_in_and_out",
+    "platforms/test_proxmox.py::test_a_migrated_guest_is_served_here_and_leaves_nothing_when_it_leaves",
     "platforms/test_proxmox.py::test_a_migration_that_fails_leaves_nothing",
-    "platforms/test_proxmox.py::test_a_guest_that_shut_down_from_inside_without_a_post_stop_is_collected",
-    "platforms/test_proxmox.py::test_a_crash_and_a_start_again",
+    "platforms/test_proxmox.py::test_gc_removes_what_a_guest_without_post_stop_leaves",
+    "platforms/test_proxmox.py::test_a_guest_is_served_when_it_starts_again_after_a_crash",
 )
 HOOKLESS = ("watch/test_watcher.py::test_a_bridge_is_up_while_it_has_guests",)
 

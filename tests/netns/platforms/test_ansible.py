@@ -81,7 +81,7 @@ def play(fleet: Fleet, text: str, *options: str, hosts: list[str] | None = None)
     return Play(fleet.workstation.run(program, *arguments, check=False, env=ENVIRONMENT, timeout=250))
 
 
-def test_hosts_get_the_file_and_their_bridges_the_services_once(fleet: Fleet) -> None:
+def test_hosts_get_the_file_bridges_get_the_services_and_a_second_run_changes_nothing(fleet: Fleet) -> None:
     one, two = fleet.addresses
     guest = fleet.add_guest(one)
 
@@ -99,7 +99,7 @@ def test_hosts_get_the_file_and_their_bridges_the_services_once(fleet: Fleet) ->
     assert (again.ok, again.changed) == (True, {one: 0, two: 0}), again.text
 
 
-def test_a_host_that_fails_keeps_its_old_file_and_stops_no_other(fleet: Fleet) -> None:
+def test_a_host_that_fails_keeps_its_old_file_and_does_not_stop_the_others(fleet: Fleet) -> None:
     one, two = fleet.addresses
     # One where no name is looked up: for it the file is in order.
     script = fleet.hosts[two].path("/run/bin/tproxy")

@@ -160,7 +160,7 @@ def test_a_guest_on_a_bridge_starts_and_shuts_down(libvirt: Libvirt, kind: str) 
     assert served(libvirt.host) == []
 
 
-def test_a_guest_on_a_network_starts_and_shuts_down_and_the_network_goes(libvirt: Libvirt) -> None:
+def test_a_guest_on_a_network_starts_and_shuts_down_and_the_network_stops(libvirt: Libvirt) -> None:
     host = libvirt.host
     host.add_bridge("virbr0")
     libvirt.call("network", "blue", "start", "begin", "-", xml=NETWORK)
@@ -185,7 +185,7 @@ def test_a_guest_on_a_network_starts_and_shuts_down_and_the_network_goes(libvirt
     assert list(host.path("/run/tproxy/libvirt").iterdir()) == []
 
 
-def test_a_network_with_a_long_name(libvirt: Libvirt) -> None:
+def test_a_network_with_a_long_name_is_served(libvirt: Libvirt) -> None:
     host, name = libvirt.host, "внутренняя сеть " * 7 + "x"  # 211 bytes: room for it in libvirt's own folder
     host.write("/run/tproxy.yaml", CONFIG.replace("networks: blue", f"networks: '{name}'"))
     host.add_bridge("virbr0")
@@ -198,7 +198,7 @@ def test_a_network_with_a_long_name(libvirt: Libvirt) -> None:
     assert served(host) == []
 
 
-def test_a_network_that_ran_before_the_hooks_were_installed(libvirt: Libvirt) -> None:
+def test_a_network_that_ran_before_the_hooks_were_installed_is_served(libvirt: Libvirt) -> None:
     host = libvirt.host
     host.add_bridge("virbr0")
     libvirt.guest("prepare", domain(on_network("blue")))  # nobody has told its bridge
@@ -207,7 +207,7 @@ def test_a_network_that_ran_before_the_hooks_were_installed(libvirt: Libvirt) ->
     assert_fetches(guest, "blue")
 
 
-def test_a_network_that_ends_under_its_guests_takes_the_services_along(libvirt: Libvirt) -> None:
+def test_a_network_that_stops_under_its_guests_loses_its_services(libvirt: Libvirt) -> None:
     host = libvirt.host
     host.add_bridge("virbr0")
     libvirt.network("started", "blue", "virbr0")
@@ -218,7 +218,7 @@ def test_a_network_that_ends_under_its_guests_takes_the_services_along(libvirt: 
     assert served(host) == []
 
 
-def test_two_nics_and_the_second_guest_keeps_the_bridge(libvirt: Libvirt) -> None:
+def test_a_bridge_stays_up_for_its_second_guest(libvirt: Libvirt) -> None:
     host = libvirt.host
     host.add_bridge("virbr0")
     libvirt.network("started", "blue", "virbr0")
@@ -231,7 +231,7 @@ def test_two_nics_and_the_second_guest_keeps_the_bridge(libvirt: Libvirt) -> Non
     assert_fetches(other, "br0")
 
 
-def test_a_guest_that_starts_while_the_last_one_goes_has_its_services(libvirt: Libvirt) -> None:
+def test_a_guest_that_starts_while_the_last_one_ends_has_its_services(libvirt: Libvirt) -> None:
     first = libvirt.start("br0", lambda tap: domain(on_bridge("br0", tap)))
     libvirt.guest("prepare", domain(on_bridge("br0"), name="next"), name="next")
     unplug(first)
@@ -241,7 +241,7 @@ def test_a_guest_that_starts_while_the_last_one_goes_has_its_services(libvirt: L
     assert_fetches(second, "br0")
 
 
-def test_save_and_restore_and_migration_in_and_out(libvirt: Libvirt) -> None:
+def test_a_guest_is_served_after_restore_and_after_migration(libvirt: Libvirt) -> None:
     for operation, reason in (("restore", "saved"), ("migrate", "migrated")):
         libvirt.guest(operation, domain(on_bridge("br0")))
         guest = libvirt.start("br0", lambda tap: domain(on_bridge("br0", tap)), name=operation)
@@ -252,7 +252,7 @@ def test_save_and_restore_and_migration_in_and_out(libvirt: Libvirt) -> None:
         assert served(libvirt.host) == []
 
 
-def test_a_nic_is_attached_to_a_running_guest_and_detached(libvirt: Libvirt) -> None:
+def test_attaching_a_nic_brings_its_bridge_up_and_detaching_takes_it_down(libvirt: Libvirt) -> None:
     host = libvirt.host
     host.add_bridge("virbr0")
     guest = libvirt.start("br0", lambda tap: domain(on_bridge("br0", tap)))
@@ -280,7 +280,7 @@ def test_a_migration_that_fails_leaves_nothing(libvirt: Libvirt) -> None:
     assert served(libvirt.host) == []
 
 
-def test_a_guest_that_ends_by_itself_and_one_that_crashes(libvirt: Libvirt) -> None:
+def test_a_guest_that_shuts_down_or_crashes_leaves_nothing(libvirt: Libvirt) -> None:
     for reason in ("shutdown", "crashed"):
         guest = libvirt.start("br0", lambda tap: domain(on_bridge("br0", tap)), name=reason)
         unplug(guest)
@@ -289,7 +289,7 @@ def test_a_guest_that_ends_by_itself_and_one_that_crashes(libvirt: Libvirt) -> N
         assert served(libvirt.host) == []
 
 
-def test_a_tap_that_libvirt_does_not_manage_stays_and_keeps_nothing(libvirt: Libvirt) -> None:
+def test_a_tap_that_stays_after_its_guest_does_not_keep_the_bridge_up(libvirt: Libvirt) -> None:
     guest = libvirt.start("br0", lambda tap: domain(on_bridge("br0", tap)))
     guest.ip("link set eth0 down")  # nobody is behind the port any more
     for operation in ("stopped", "release"):
@@ -297,13 +297,13 @@ def test_a_tap_that_libvirt_does_not_manage_stays_and_keeps_nothing(libvirt: Lib
     assert served(libvirt.host) == []
 
 
-def test_a_tap_that_is_another_guests_by_now_keeps_the_bridge(libvirt: Libvirt) -> None:
+def test_a_tap_that_another_guest_has_by_now_keeps_the_bridge_up(libvirt: Libvirt) -> None:
     guest = libvirt.start("br0", lambda tap: domain(on_bridge("br0", tap)))
     libvirt.guest("release", domain(on_bridge("br0", guest.port), name="former"), name="former")
     assert_fetches(guest, "br0")
 
 
-def test_libvirts_daemon_reconnects_and_what_was_lost_is_mended(libvirt: Libvirt) -> None:
+def test_a_reconnect_of_libvirts_daemon_repairs_what_is_missing(libvirt: Libvirt) -> None:
     guest = libvirt.start("br0", lambda tap: domain(on_bridge("br0", tap)))
     running = domain(on_bridge("br0", guest.port))
     libvirt.guest("reconnect", running)
@@ -313,7 +313,7 @@ def test_libvirts_daemon_reconnects_and_what_was_lost_is_mended(libvirt: Libvirt
     assert_fetches(guest, "br0")
 
 
-def test_operations_and_guests_that_do_not_concern_us_do_nothing(libvirt: Libvirt) -> None:
+def test_other_operations_and_guests_without_bridges_change_nothing(libvirt: Libvirt) -> None:
     for operation in ("stopped", "unheard-of", ""):
         libvirt.guest(operation, "not even XML")
     libvirt.network("unheard-of", "blue", "br0")
@@ -323,7 +323,7 @@ def test_operations_and_guests_that_do_not_concern_us_do_nothing(libvirt: Libvir
     assert served(libvirt.host) == []
 
 
-def test_open_vswitch_is_refused_in_one_line_and_fails_nobody(libvirt: Libvirt) -> None:
+def test_open_vswitch_is_refused_in_one_line_and_stops_no_guest(libvirt: Libvirt) -> None:
     host = libvirt.host
     host.tproxy("install", "libvirt", "--hooks", HOOKS, "--strict")
     port = "<virtualport type='openvswitch'/>"
@@ -374,7 +374,7 @@ HOSTILE = (
 )
 
 
-def test_bad_xml_is_one_line_and_changes_nothing(libvirt: Libvirt) -> None:
+def test_bad_xml_is_an_error_of_one_line_and_changes_nothing(libvirt: Libvirt) -> None:
     before = state(libvirt.host)
     for case, (xml, reason) in BAD_XML.items():
         operation = "release" if case == "truncated" else "prepare"
@@ -387,7 +387,7 @@ def test_bad_xml_is_one_line_and_changes_nothing(libvirt: Libvirt) -> None:
     assert state(libvirt.host) == before
 
 
-def test_hostile_names_are_one_line_and_change_nothing(libvirt: Libvirt) -> None:
+def test_a_hostile_name_is_an_error_of_one_line_and_changes_nothing(libvirt: Libvirt) -> None:
     before = state(libvirt.host)
     for name in HOSTILE:
         xml = domain(on_bridge(name), on_network(name))
@@ -398,7 +398,7 @@ def test_hostile_names_are_one_line_and_change_nothing(libvirt: Libvirt) -> None
     assert state(libvirt.host) == before
 
 
-def test_a_network_may_be_called_like_anything(libvirt: Libvirt) -> None:
+def test_a_network_can_have_any_name(libvirt: Libvirt) -> None:
     host = libvirt.host
     names = ("..", "../../../etc/passwd", "a b --force", "ü" * 20, "network:x", "$(reboot)", "x" * 300)
     for name in names:
@@ -419,7 +419,7 @@ def test_a_guests_name_cannot_forge_a_line_of_the_log(libvirt: Libvirt) -> None:
     assert "\x1b" not in log + done.stderr
 
 
-def test_a_call_that_is_not_as_it_should_be_is_one_line_and_stops_nobody(libvirt: Libvirt) -> None:
+def test_a_wrong_call_is_an_error_of_one_line_and_stops_no_guest(libvirt: Libvirt) -> None:
     host, hook = libvirt.host, f"{HOOKS}/qemu.d/tproxy"
     calls = {
         hook: "without the name",
@@ -437,7 +437,7 @@ def test_a_call_that_is_not_as_it_should_be_is_one_line_and_stops_nobody(libvirt
     assert state(host) == before
 
 
-def test_all_is_tried_although_one_bridge_cannot_be_had(libvirt: Libvirt) -> None:
+def test_the_other_bridges_are_served_when_one_fails(libvirt: Libvirt) -> None:
     xml = domain(on_bridge("none"), on_bridge("br0"), on_bridge("lo"))
     done = libvirt.call("qemu", "web", "start", "begin", "-", xml=xml)
     assert done.returncode == 0
@@ -447,7 +447,7 @@ def test_all_is_tried_although_one_bridge_cannot_be_had(libvirt: Libvirt) -> Non
     assert "bridge none does not exist" in libvirt.host.path("/var/log/one_tproxy.log").read_text()
 
 
-def test_strict_hooks_stop_what_can_be_stopped_and_never_kill_a_guest(libvirt: Libvirt) -> None:
+def test_a_strict_hook_stops_a_starting_guest_and_never_kills_a_running_one(libvirt: Libvirt) -> None:
     host = libvirt.host
     host.tproxy("install", "libvirt", "--hooks", HOOKS, "--strict")
     libvirt.guest("prepare", GOOD)  # all is well
@@ -461,7 +461,7 @@ def test_strict_hooks_stop_what_can_be_stopped_and_never_kill_a_guest(libvirt: L
     assert libvirt.call("qemu", "web", "start", "begin", "-", xml=GOOD).returncode == 0
 
 
-def test_hooks_that_outlive_tproxy_stop_nobody(libvirt: Libvirt) -> None:
+def test_hooks_without_tproxy_stop_no_guest(libvirt: Libvirt) -> None:
     hook = libvirt.host.path(f"{HOOKS}/qemu.d/tproxy")
     text = hook.read_text()
     (line,) = (line for line in text.splitlines() if line.startswith("python="))
@@ -470,7 +470,7 @@ def test_hooks_that_outlive_tproxy_stop_nobody(libvirt: Libvirt) -> None:
         assert libvirt.call("qemu", "web", "start", "begin", "-", xml=GOOD).returncode == 0
 
 
-def test_install_and_uninstall_are_exact(libvirt: Libvirt) -> None:
+def test_install_and_uninstall_leave_files_of_others_alone(libvirt: Libvirt) -> None:
     host = libvirt.host
     others = f"{HOOKS}/qemu.d/50-mine"
     host.write(others, "#!/bin/sh\n")

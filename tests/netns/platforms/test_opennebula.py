@@ -32,7 +32,7 @@ def other_node(real_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> I
 @pytest.mark.parametrize(
     ("driver", "uplink"), [("bridge", ""), ("fw", "eth1"), ("802.1Q", "eth1.100"), ("vxlan", "eth1.100")]
 )
-def test_deploy_and_shut_down(node: Node, driver: str, uplink: str) -> None:
+def test_a_guest_is_served_from_deploy_to_shutdown(node: Node, driver: str, uplink: str) -> None:
     before = node.state()
     machine = vm(nic(VN_MAD=driver, VLAN_ID="100", PHYDEV="eth1" if uplink else ""))
     node.pre(machine, uplink=uplink, driver=driver)
@@ -48,7 +48,7 @@ def test_deploy_and_shut_down(node: Node, driver: str, uplink: str) -> None:
     assert node.state() == before
 
 
-def test_an_uplink_that_the_network_does_not_name_keeps_no_bridge_up(node: Node) -> None:
+def test_an_uplink_that_the_network_does_not_name_does_not_keep_a_bridge_up(node: Node) -> None:
     """As on bridges that administrators make, with a card or a tunnel on them."""
     node.host.add_bridge("onebr0")
     node.host.ip("link add tunnel type vxlan id 7 dev lo dstport 4789", "link set tunnel master onebr0 up")
@@ -61,7 +61,7 @@ def test_an_uplink_that_the_network_does_not_name_keeps_no_bridge_up(node: Node)
     assert node.served() == []
 
 
-def test_poweroff_and_resume(node: Node) -> None:
+def test_poweroff_takes_the_bridge_down_and_resume_brings_it_up(node: Node) -> None:
     before = node.state()
     for _ in range(2):
         node.pre(vm(nic()))
@@ -92,7 +92,7 @@ def test_a_bridge_goes_with_its_last_guest_only(node: Node) -> None:
     assert node.state() == before
 
 
-def test_after_a_crash_without_clean_the_next_guest_finds_all_in_order_and_takes_it_away(node: Node) -> None:
+def test_after_a_crash_without_clean_the_next_guest_is_served_and_its_clean_removes_all(node: Node) -> None:
     before = node.state()
     node.pre(vm(nic()))
     node.shut_down(node.boot())  # crashed, perhaps before post
@@ -105,7 +105,7 @@ def test_after_a_crash_without_clean_the_next_guest_finds_all_in_order_and_takes
     assert node.state() == before
 
 
-def test_a_guest_that_boots_while_another_one_is_cleaned_away_has_its_services_after_post(node: Node) -> None:
+def test_a_guest_that_boots_during_the_clean_of_another_has_its_services_after_post(node: Node) -> None:
     node.pre(vm(nic()))
     node.shut_down(node.boot("old"))
     node.pre(vm(nic()))
@@ -139,7 +139,9 @@ def test_attach_and_detach_concern_one_bridge(node: Node) -> None:
     assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
 
 
-def test_live_migration(node: Node, other_node: Node) -> None:
+def test_a_migrated_guest_is_served_and_leaves_nothing_on_the_source(
+    node: Node, other_node: Node
+) -> None:
     source, target, machine = node, other_node, vm(nic())
     untouched = source.state()
     source.pre(machine)
@@ -180,7 +182,7 @@ def test_after_a_failed_migration_the_source_serves_and_the_target_can_be_cleane
         assert target.state() == untouched
 
 
-def test_open_vswitch_is_refused_in_the_log_and_never_stops_a_guest(node: Node) -> None:
+def test_open_vswitch_is_refused_in_the_log_and_stops_no_guest(node: Node) -> None:
     before = node.state()
     node.install("--strict")
     machine = vm(nic(VN_MAD="ovswitch", BRIDGE_TYPE="openvswitch"))
@@ -210,7 +212,7 @@ BAD_INPUT = {
 }
 
 
-def test_bad_input_is_one_line_and_stops_no_guest(node: Node) -> None:
+def test_bad_input_is_an_error_of_one_line_and_stops_no_guest(node: Node) -> None:
     node.host.add_bridge("onebr0")
     before = node.state()
     for case, (stdin, reason) in BAD_INPUT.items():
@@ -224,13 +226,13 @@ def test_bad_input_is_one_line_and_stops_no_guest(node: Node) -> None:
         assert node.state() == before, case
 
 
-def test_a_networks_name_may_hold_anything(node: Node) -> None:
+def test_the_name_of_a_network_can_hold_any_characters(node: Node) -> None:
     node.pre(vm(nic(NETWORK=HOSTILE)))
     assert node.served() == ["onebr0"]
     assert not list(node.host.path(REMOTES).rglob("x"))
 
 
-def test_one_bad_nic_does_not_keep_the_others_from_their_services(node: Node) -> None:
+def test_the_other_bridges_are_served_when_one_fails(node: Node) -> None:
     node.host.add_bridge("onebr0")
     done = node.hook("pre", vm(nic(0, BRIDGE="onebr9"), nic(1)))
     assert done.stdout.startswith("tproxy: bridge onebr9: ")
@@ -261,7 +263,7 @@ def test_a_strict_hook_fails_also_where_its_caller_ignores_ended_children(node: 
     assert done.stderr.startswith("tproxy: bridge onebr9: ")
 
 
-def test_settings_that_cannot_be_read_are_one_line(node: Node) -> None:
+def test_settings_that_cannot_be_read_are_an_error_of_one_line(node: Node) -> None:
     (node.host.path(REMOTES) / "etc/vnm/tproxy.conf").write_text("strict: perhaps\n")
     done = node.hook("pre", vm(nic()))
     assert (done.returncode, done.stderr) == (0, "")
@@ -269,7 +271,7 @@ def test_settings_that_cannot_be_read_are_one_line(node: Node) -> None:
     assert done.stdout.count("\n") == 1
 
 
-def test_when_the_configuration_goes_meanwhile_a_bridge_still_goes_with_its_guest(node: Node) -> None:
+def test_a_bridge_goes_down_with_its_guest_although_the_configuration_file_is_gone(node: Node) -> None:
     before = node.state()
     node.pre(vm(nic()))
     guest = node.boot()
@@ -291,7 +293,7 @@ SURROUNDINGS = {
 
 
 @pytest.mark.parametrize("case", SURROUNDINGS)
-def test_in_bad_surroundings_it_says_why_not(node: Node, case: str) -> None:
+def test_without_stdin_or_python_the_hook_prints_the_reason(node: Node, case: str) -> None:
     prepare, reason = SURROUNDINGS[case]
     before = node.state()
     done = node.hook("pre", vm(nic()), shell=prepare)
@@ -300,7 +302,7 @@ def test_in_bad_surroundings_it_says_why_not(node: Node, case: str) -> None:
     assert node.state() == before
 
 
-def test_without_the_sudoers_snippet_it_names_the_snippet(node: Node) -> None:
+def test_without_the_sudoers_snippet_the_hook_names_the_snippet(node: Node) -> None:
     node.host.add_bridge("onebr0")
     before = node.state()
     node.host.run("rm", "/etc/sudoers.d/tproxy")
@@ -312,7 +314,7 @@ def test_without_the_sudoers_snippet_it_names_the_snippet(node: Node) -> None:
     assert node.state() == before
 
 
-def test_with_another_file_for_the_services(node: Node) -> None:
+def test_services_can_come_from_another_file(node: Node) -> None:
     remotes = node.host.path(REMOTES)
     node.host.write("/run/ours.yaml", CONF)
     (remotes / "etc/vnm/OpenNebulaNetwork.conf").write_text(":vxlan_ttl: 16\n")
@@ -324,7 +326,7 @@ def test_with_another_file_for_the_services(node: Node) -> None:
     assert node.served() == ["onebr0"]
 
 
-def test_what_goes_wrong_is_in_the_hosts_syslog(node: Node) -> None:
+def test_errors_go_to_the_syslog_of_the_host(node: Node) -> None:
     # In a /dev of its own: that of this machine is everybody's.
     devices = "mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9"
     node.host.run("sh", "-ec", f"mount -t tmpfs -o mode=755 none /dev; {devices}")
@@ -336,7 +338,7 @@ def test_what_goes_wrong_is_in_the_hosts_syslog(node: Node) -> None:
     assert ours.endswith("one_tproxy: bridge onebr9: bridge onebr9 does not exist\n")
 
 
-def test_a_port_that_opennebulas_own_process_holds_stays_its(node: Node) -> None:
+def test_a_port_that_opennebulas_own_process_holds_is_left_to_it(node: Node) -> None:
     node.host.add_bridge("onebr0")
     node.host.ip("link add onebr0b master onebr0 type veth peer name onebr0a", "netns add one_tproxy_onebr0")
     node.host.ip("link set onebr0b up", "link set onebr0a netns one_tproxy_onebr0")

@@ -23,7 +23,7 @@ def node(bare_node: Node) -> Node:
     return bare_node
 
 
-def test_hooks_leave_bridges_alone_that_opennebulas_own_driver_serves(node: Node) -> None:
+def test_hooks_do_nothing_where_opennebulas_own_driver_serves_the_bridges(node: Node) -> None:
     remotes = node.host.path(REMOTES)
     (remotes / "vnm/tproxy.rb").write_text("module VNMMAD\n")  # an upgrade of OpenNebula brought it
     node.host.add_bridge("onebr0")
@@ -37,7 +37,7 @@ def test_hooks_leave_bridges_alone_that_opennebulas_own_driver_serves(node: Node
     assert node.state() == before
 
 
-def test_hooks_leave_bridges_alone_when_the_command_is_opennebulas_own(node: Node) -> None:
+def test_hooks_do_nothing_where_the_command_is_opennebulas_own(node: Node) -> None:
     remotes = node.host.path(REMOTES)
     (remotes / "vnm/tproxy").write_text(THEIR_COMMAND)  # an upgrade of OpenNebula brought it back
     done = node.hook("pre", vm(nic()))
@@ -48,7 +48,7 @@ def test_hooks_leave_bridges_alone_when_the_command_is_opennebulas_own(node: Nod
     )
 
 
-def test_in_the_place_of_opennebulas_command(bare_node: Node) -> None:
+def test_opennebulas_own_driver_can_use_our_command(bare_node: Node) -> None:
     node, host, driver = bare_node, bare_node.host, OwnDriver(bare_node)
     (host.path(REMOTES) / "vnm/tproxy.rb").write_text("module VNMMAD\n")
     node.install("--drop-in", "--sudoers", "/etc/sudoers.d")
@@ -91,7 +91,7 @@ def tree(host: Hypervisor, *folders: str) -> str:
     return host.run("sh", "-c", '"$@" | sort', "find", *find).stdout
 
 
-def test_uninstall_leaves_what_was_there_before_install(bare_node: Node) -> None:
+def test_uninstall_restores_what_was_there_before_install(bare_node: Node) -> None:
     host, folders = bare_node.host, (REMOTES, "/etc/sudoers.d")
     vnm = host.path(REMOTES) / "vnm"
     (vnm / "bridge/pre.d").mkdir()  # OpenNebula's own, though empty
@@ -131,7 +131,7 @@ def test_an_older_version_of_ours_is_replaced_and_opennebulas_newer_command_is_k
     assert (vnm / "tproxy").read_text() == THEIR_COMMAND + "# of a later release\n"
 
 
-def test_what_became_of_the_tree_meanwhile_is_left_as_it_is(node: Node) -> None:
+def test_uninstall_leaves_later_changes_of_the_tree_alone(node: Node) -> None:
     vnm = node.host.path(REMOTES) / "vnm"
     (vnm / "tproxy").write_text(THEIR_COMMAND + "# of a later release\n")
     (vnm / "bridge/pre.d/firecracker").write_text("#!/bin/sh\n")
@@ -142,7 +142,7 @@ def test_what_became_of_the_tree_meanwhile_is_left_as_it_is(node: Node) -> None:
     assert (vnm / "tproxy").read_text() == THEIR_COMMAND + "# of a later release\n"
 
 
-def test_drop_in_takes_the_hooks_out_again(node: Node) -> None:
+def test_install_with_drop_in_removes_hooks_of_an_earlier_install(node: Node) -> None:
     node.install("--strict")
     node.install("--drop-in")
     assert not (node.host.path(REMOTES) / "etc/vnm/tproxy.conf").exists()
@@ -178,7 +178,7 @@ def test_install_refuses_in_one_line_and_changes_nothing(bare_node: Node, case: 
     assert tree(bare_node.host, REMOTES) == before
 
 
-def test_install_that_is_refused_takes_nothing_out_either(node: Node) -> None:
+def test_a_refused_install_removes_nothing(node: Node) -> None:
     node.install("--strict")
     (node.host.path(REMOTES) / "vnm/bridge/post.d/tproxy").write_text("#!/bin/sh\n# somebody else's\n")
     before = tree(node.host, REMOTES)
@@ -186,7 +186,7 @@ def test_install_that_is_refused_takes_nothing_out_either(node: Node) -> None:
     assert tree(node.host, REMOTES) == before
 
 
-def test_the_command_says_where_tproxy_should_be(bare_node: Node) -> None:
+def test_the_installed_command_names_the_path_where_tproxy_should_be(bare_node: Node) -> None:
     bare_node.install("--command", "/opt/none/tproxy", "--sudoers", "/etc/sudoers.d")
     assert bare_node.hook("pre", vm(nic())).stdout == (
         "tproxy: bridge onebr0: /opt/none/tproxy does not exist: install tproxy on this host\n"

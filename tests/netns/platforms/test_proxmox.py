@@ -114,7 +114,7 @@ def test_a_virtual_machine_starts_and_stops(proxmox: Proxmox) -> None:
     assert served(proxmox.host) == []
 
 
-def test_a_container_behind_its_firewall_and_its_port_that_lingers(proxmox: Proxmox) -> None:
+def test_a_port_of_the_firewall_that_stays_does_not_keep_the_bridge_up(proxmox: Proxmox) -> None:
     host = proxmox.host
     proxmox.phase(200, "pre-start")
     host.add_bridge("fwbr200i0")
@@ -131,7 +131,7 @@ def test_a_container_behind_its_firewall_and_its_port_that_lingers(proxmox: Prox
     assert served(host) == []
 
 
-def test_two_guests_and_the_second_keeps_the_bridge(proxmox: Proxmox) -> None:
+def test_a_bridge_stays_up_for_its_second_guest(proxmox: Proxmox) -> None:
     first, second = proxmox.start(100, "tap100i0"), proxmox.start(200, "veth200i0")
     proxmox.unplug(first)
     proxmox.phase(100, "post-stop")
@@ -156,7 +156,7 @@ def test_a_vlan_on_a_plain_bridge_has_a_bridge_and_services_of_its_own(proxmox: 
     assert served(host) == []
 
 
-def test_a_vlan_of_a_vlan_aware_bridge_is_refused_in_one_line_and_fails_nobody(proxmox: Proxmox) -> None:
+def test_a_vlan_of_a_vlan_aware_bridge_is_refused_in_one_line_and_stops_no_guest(proxmox: Proxmox) -> None:
     host = proxmox.host
     host.tproxy("install", "proxmox", "--snippets", SNIPPETS, "--strict")
     host.write(f"{HERE}/qemu-server/100.conf", MACHINE.format(more=",tag=100"))
@@ -175,7 +175,9 @@ def test_a_vlan_of_a_vlan_aware_bridge_is_refused_in_one_line_and_fails_nobody(p
     assert guest.get(SERVICE_ADDRESS, 80) == "hello"
 
 
-def test_migration_in_and_out(proxmox: Proxmox) -> None:
+def test_a_migrated_guest_is_served_here_and_leaves_nothing_when_it_leaves(
+    proxmox: Proxmox,
+) -> None:
     host = proxmox.host
     mine, theirs = (host.path(f"{node}/qemu-server/100.conf") for node in (HERE, ELSEWHERE))
     mine.rename(theirs)  # it comes with the guest, at the end
@@ -202,7 +204,7 @@ def test_a_migration_that_fails_leaves_nothing(proxmox: Proxmox) -> None:
     assert served(host) == []
 
 
-def test_a_guest_that_shut_down_from_inside_without_a_post_stop_is_collected(proxmox: Proxmox) -> None:
+def test_gc_removes_what_a_guest_without_post_stop_leaves(proxmox: Proxmox) -> None:
     host = proxmox.host
     proxmox.unplug(proxmox.start(100, "tap100i0"))
     assert served(host) == ["vmbr0"]
@@ -214,7 +216,7 @@ def test_a_guest_that_shut_down_from_inside_without_a_post_stop_is_collected(pro
     assert served(host) == []
 
 
-def test_a_crash_and_a_start_again(proxmox: Proxmox) -> None:
+def test_a_guest_is_served_when_it_starts_again_after_a_crash(proxmox: Proxmox) -> None:
     proxmox.unplug(proxmox.start(100, "tap100i0"))
     guest = proxmox.start(100, "tap100i0")
     assert guest.get(SERVICE_ADDRESS, 80) == "hello"
@@ -239,7 +241,7 @@ BAD_NICS = {
 }
 
 
-def test_bad_input_is_one_line_and_stops_nobody_and_changes_nothing(proxmox: Proxmox) -> None:
+def test_bad_input_is_an_error_of_one_line_stops_no_guest_and_changes_nothing(proxmox: Proxmox) -> None:
     host = proxmox.host
     for words, reason in BAD_CALLS.items():
         done = proxmox.call(*words.split())
@@ -277,7 +279,7 @@ def test_a_strict_hookscript_stops_the_guest(proxmox: Proxmox) -> None:
     assert served(host) == []
 
 
-def test_install_and_uninstall_are_exact(proxmox: Proxmox) -> None:
+def test_uninstall_leaves_files_of_others_alone(proxmox: Proxmox) -> None:
     host = proxmox.host
     host.write(f"{SNIPPETS}/mine.yaml", "#cloud-config\n")
     host.tproxy("uninstall", "proxmox", "--snippets", SNIPPETS)

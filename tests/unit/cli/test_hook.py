@@ -1,4 +1,4 @@
-"""The hook's command line: what it takes is what it says it takes."""
+"""The command line of the hook: its help, its options and its errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OPTION = re.compile(r"^  (--[a-z-]+)(?: ([A-Z]+))?", re.MULTILINE)
 @pytest.mark.parametrize(
     "arguments", [["-h"], ["--help"], ["up", "--help"], ["down", "--bridge", "br0", "-h"]]
 )
-def test_help_is_shown_wherever_it_is_asked_for(
+def test_help_is_shown_for_its_option_at_any_place(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -30,7 +30,7 @@ def test_the_help_names_all_options_and_no_others() -> None:
     assert {name for name, value in told if not value} == set(hook.FLAGS)
 
 
-def test_the_last_value_counts_and_all_uplinks() -> None:
+def test_the_last_value_of_an_option_counts_and_uplinks_add_up() -> None:
     options = hook.parse(
         "up",
         [
@@ -62,13 +62,13 @@ def test_the_last_value_counts_and_all_uplinks() -> None:
         ("up", ["--bridge", "br0", "--dry-run=1"], "unexpected argument '--dry-run=1'"),
         ("up", ["--bridge", "br0", "--"], "unexpected argument '--'"),
         ("up", ["--bridge"], "--bridge needs a value"),
-        # What an empty variable leaves, where a driver does not quote it.
+        # An empty variable of a driver that does not quote it.
         ("up", ["--bridge", "br0", "--uplink", "--dry-run"], "--uplink needs a value"),
         ("down", ["--bridge", "br0", "--uplink", "--force"], "--uplink needs a value"),
         ("up", ["--bridge", "br0", "--network", "--network-id=5"], "--network needs a value"),
     ],
 )
-def test_nothing_is_guessed(
+def test_a_wrong_argument_is_a_usage_error_of_one_line(
     command: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -1,4 +1,4 @@
-"""What status shows, from what the daemon said."""
+"""The views of ``tproxy status``, from the daemon's answer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def daemon(*services: dict[str, Any], network: str = "", network_id: str = "") -
 
 
 def rows(text: str) -> list[list[str]]:
-    """The table's rows, each cut into columns by the line under the heading."""
+    """Return the rows of the table, each cut into columns by the line under the heading."""
     lines = text.splitlines()
     (ruler,) = [i for i, line in enumerate(lines) if line.startswith("--")]
     ends = [0]
@@ -54,7 +54,7 @@ def test_the_table_starts_with_the_lines_of_the_contract() -> None:
     assert text.endswith("\n\n3 open connections")
 
 
-def test_each_service_has_a_row_with_all_that_is_known() -> None:
+def test_each_service_has_a_row() -> None:
     busy = service(
         name="web", open=2, total=17, bytes_to_endpoint=999, bytes_to_guest=5 * 1024**3, last_error=""
     )
@@ -74,13 +74,13 @@ def test_each_service_has_a_row_with_all_that_is_known() -> None:
     }
 
 
-def test_a_port_that_does_not_listen_says_why() -> None:
+def test_a_port_that_does_not_listen_shows_the_reason() -> None:
     stuck = service(listening=False, problem="Address already in use")
     head, row = rows(report.as_table(PROCESSES, daemon(stuck)))
     assert row[head.index("state")] == "Address already in use"
 
 
-def test_an_error_comes_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_shown_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "UTC")
     import time
 
@@ -93,7 +93,7 @@ def test_an_error_comes_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "number", "shown"),
     [("", "", ""), ("blue", "", "blue"), ("", "7", "(7)"), ("blue", "0", "blue (0)")],
 )
-def test_a_network_is_shown_by_what_is_known_of_it(name: str, number: str, shown: str) -> None:
+def test_a_network_is_shown_by_its_name_and_id_as_far_as_known(name: str, number: str, shown: str) -> None:
     head, row = rows(report.as_table(PROCESSES, daemon(service(), network=name, network_id=number)))
     assert row[head.index("network")] == shown
 
@@ -116,7 +116,7 @@ def test_bytes_are_shown_in_the_unit_that_fits(count: int, shown: str) -> None:
 
 
 def test_numbers_and_names_are_shown_as_they_are() -> None:
-    """A network called 1e5 or 007 is no number."""
+    """A network called 1e5 or 007 is not shown as a number."""
     head, row = rows(report.as_table(PROCESSES, daemon(service(name="007"), network="1e5")))
     assert (row[head.index("network")], row[head.index("name")]) == ("1e5", "007")
 
@@ -126,7 +126,7 @@ def test_without_a_daemon_only_the_processes_are_shown() -> None:
     assert report.as_table([], None) == "nothing is running"
 
 
-def test_json_has_all_of_it_and_null_for_a_daemon_that_is_away() -> None:
+def test_json_shows_everything_and_null_without_a_daemon() -> None:
     said = daemon(service(name="q\"'é"))
     assert json.loads(report.as_json(PROCESSES, said)) == {
         "processes": [{"title": "one_tproxy", "pid": 16803}, {"title": "one_tproxy_br0", "pid": 16809}],
@@ -136,7 +136,7 @@ def test_json_has_all_of_it_and_null_for_a_daemon_that_is_away() -> None:
 
 
 @pytest.mark.parametrize("name", ["two\nlines", "\x1b[2J", "\udcff", "tab\there"])
-def test_a_hostile_name_stays_on_its_line_and_harmless_to_a_terminal(name: str) -> None:
+def test_a_hostile_name_is_escaped_and_stays_on_its_line(name: str) -> None:
     plain = report.as_table(PROCESSES, daemon(service(), network="x"))
     text = report.as_table(PROCESSES, daemon(service(name=name), network=name))
     text.encode()  # can be printed

@@ -1,4 +1,4 @@
-"""flow: the rules of the module's docstring, as tables."""
+"""The rules of one direction: when it reads, when FIN is due, and what its sockets are polled for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tproxy.datapath.flow import Direction, interest
 
 READ = select.EPOLLIN | select.EPOLLRDHUP
 WRITE = select.EPOLLOUT
-UNASKED = select.EPOLLET  # resets and hang-ups, told once
+UNASKED = select.EPOLLET  # only resets and hang-ups, each reported once
 
 
 def direction(*, held: int = 0, ended: bool = False, fin_sent: bool = False) -> Direction:
@@ -79,8 +79,3 @@ def test_interest_follows_from_the_two_directions(
 def test_the_end_of_one_direction_does_not_end_the_other() -> None:
     assert interest(fresh, done) == READ
     assert interest(done, holding) == WRITE
-
-
-def test_a_direction_begins_with_nothing() -> None:
-    made = Direction()
-    assert (made.held, made.moved, made.ended, made.fin_sent) == (0, 0, False, False)

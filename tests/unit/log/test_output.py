@@ -1,4 +1,4 @@
-"""The log files: where lines go, from which level on, and what happens when a file is moved or cannot be."""
+"""Log files: where lines go, which levels are written, rotation, and files that cannot be written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger("tproxy.somewhere")
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A /var/log of the test's own; the process's logging is put back as it was."""
+    """A directory in place of /var/log; afterwards the logging of this process is restored."""
     monkeypatch.setattr("tproxy.log.file.DIRECTORY", tmp_path)
     monkeypatch.setattr(output, "_handler", None)
     ours = logging.getLogger("tproxy")
@@ -35,7 +35,7 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines()
 
 
-def test_a_line_tells_when_who_and_how_bad(directory: Path) -> None:
+def test_a_line_shows_time_pid_and_level(directory: Path) -> None:
     output.to_file("one_tproxy.log", logging.INFO)
     log.info("port %d listens", 5030)
     (line,) = lines(directory / "one_tproxy.log")
@@ -43,7 +43,7 @@ def test_a_line_tells_when_who_and_how_bad(directory: Path) -> None:
     assert re.fullmatch(rf"{when} {os.getpid()} INFO port 5030 listens", line)
 
 
-def test_lines_are_appended_to_what_is_there(directory: Path) -> None:
+def test_lines_are_appended_to_an_existing_file(directory: Path) -> None:
     (directory / "one_tproxy.log").write_text("from before\n")
     output.to_file("one_tproxy.log", logging.INFO)
     log.info("now")
@@ -52,7 +52,7 @@ def test_lines_are_appended_to_what_is_there(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("level", [logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG])
-def test_only_lines_from_the_level_on_are_written(directory: Path, level: int) -> None:
+def test_only_lines_of_the_level_or_above_are_written(directory: Path, level: int) -> None:
     output.to_file("one_tproxy.log", logging.CRITICAL)
     output.set_level(level)
     assert output.level() == level
@@ -72,7 +72,7 @@ WRITERS: dict[str, Writer] = {
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_after_a_rotation_lines_go_to_a_new_file_once_it_is_reopened(directory: Path, writer: str) -> None:
+def test_after_a_rotation_and_a_reopen_lines_go_to_a_new_file(directory: Path, writer: str) -> None:
     to_file, info, reopen = WRITERS[writer]
     to_file("one_tproxy.log", logging.INFO)
     path, old = directory / "one_tproxy.log", directory / "one_tproxy.log.1"
@@ -85,7 +85,7 @@ def test_after_a_rotation_lines_go_to_a_new_file_once_it_is_reopened(directory: 
     assert [line.split()[-1] for line in lines(path)] == ["three"]
 
 
-def test_reopening_before_there_is_a_log_is_nothing(directory: Path) -> None:
+def test_reopening_before_a_log_is_opened_does_nothing(directory: Path) -> None:
     output.reopen()
     relays = Log()
     relays.reopen()
@@ -93,7 +93,7 @@ def test_reopening_before_there_is_a_log_is_nothing(directory: Path) -> None:
     assert list(directory.iterdir()) == []
 
 
-def test_where_no_file_can_be_work_goes_on_and_the_file_comes_when_it_can(
+def test_without_a_directory_lines_are_lost_until_a_reopen_finds_one(
     directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("tproxy.log.file.DIRECTORY", directory / "missing")
@@ -106,7 +106,7 @@ def test_where_no_file_can_be_work_goes_on_and_the_file_comes_when_it_can(
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_full_disk_is_silent(
+def test_a_full_disk_loses_lines_and_raises_nothing(
     directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("tproxy.log.file.DIRECTORY", Path("/dev"))
@@ -115,28 +115,28 @@ def test_a_full_disk_is_silent(
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_line_that_cannot_be_formatted_ends_nobody(
+def test_a_log_call_with_wrong_arguments_raises_nothing(
     directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(logging, "raiseExceptions", True)
     output.to_file("one_tproxy.log", logging.INFO)
     log.info("port %d listens", "http")
-    assert "port %d listens" in capsys.readouterr().err  # whoever made the mistake can find it
+    assert "port %d listens" in capsys.readouterr().err  # the mistake in our code can be found
     output.for_command(logging.INFO, debug=False)
     log.info("port %d listens", "http")
     log.info("all is well")
-    assert capsys.readouterr() == ("", "")  # and an operator is told nothing of it
+    assert capsys.readouterr() == ("", "")  # operators do not see it
     assert [line.split()[-1] for line in lines(directory / "one_tproxy.log")] == ["well"]
 
 
-def test_bytes_that_are_no_text_are_written_as_escapes(directory: Path) -> None:
+def test_bytes_that_are_not_utf_8_are_written_as_escapes(directory: Path) -> None:
     output.to_file("one_tproxy.log", logging.INFO)
     log.info("network %s", "\udcff é")
     assert lines(directory / "one_tproxy.log")[0].endswith(r"network \udcff é")
 
 
-def test_a_second_file_takes_the_place_of_the_first(directory: Path) -> None:
-    """As in a relay, which is forked from a process that has a log."""
+def test_a_second_file_replaces_the_first(directory: Path) -> None:
+    """A relay does this: it is forked from a process that has a log."""
     output.to_file("one_tproxy.log", logging.INFO)
     output.to_file("one_tproxy_br0.log", logging.INFO)
     log.info("of the relay")
@@ -144,19 +144,21 @@ def test_a_second_file_takes_the_place_of_the_first(directory: Path) -> None:
     assert len(lines(directory / "one_tproxy_br0.log")) == 1
 
 
-def test_a_command_says_warnings_to_the_operator_and_logs_all(
+def test_a_command_prints_warnings_on_stderr_and_logs_all_lines(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output.for_command(logging.INFO, debug=False)
     log.debug("d")
     log.info("i")
     output.warn("100% of w")
-    log.error("e, which ends the command and is said by who catches it")
+    log.error("e, which ends the command, and is printed where it is caught")
     assert capsys.readouterr() == ("", "tproxy: 100% of w\n")
     assert [line.split()[2] for line in lines(directory / "one_tproxy.log")] == ["INFO", "WARNING", "ERROR"]
 
 
-def test_a_command_with_debug_says_and_logs_all(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_with_debug_prints_and_logs_all_lines(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output.for_command(logging.ERROR, debug=True)
     log.debug("d")
     log.info("i")
@@ -170,7 +172,7 @@ def test_libraries_do_not_write_into_our_log(directory: Path) -> None:
     assert lines(directory / "one_tproxy.log") == []
 
 
-def test_a_relay_writes_as_all_others_do(directory: Path) -> None:
+def test_a_relay_writes_lines_in_the_format_of_logging(directory: Path) -> None:
     output.to_file("one_tproxy.log", logging.INFO)
     relays = Log()
     relays.open("one_tproxy_br0.log", logging.INFO)
@@ -185,7 +187,7 @@ def test_a_relay_writes_as_all_others_do(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("level", [logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG])
-def test_a_relay_writes_from_its_level_on(directory: Path, level: int) -> None:
+def test_a_relay_writes_lines_of_its_level_or_above(directory: Path, level: int) -> None:
     relays = Log()
     relays.open("one_tproxy_br0.log", logging.CRITICAL)
     relays.level = level
@@ -195,11 +197,11 @@ def test_a_relay_writes_from_its_level_on(directory: Path, level: int) -> None:
     assert names == [logging.getLevelName(each) for each in (40, 30, 20) if each >= level]
 
 
-def test_reopening_needs_no_further_descriptor_and_leaves_none(directory: Path) -> None:
+def test_reopening_works_at_the_limit_of_descriptors(directory: Path) -> None:
     relays = Log()
     relays.open("one_tproxy_br0.log", logging.INFO)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    spare = os.open("/dev/null", os.O_RDONLY)  # the lowest that is free; what is above is refused
+    spare = os.open("/dev/null", os.O_RDONLY)  # the lowest free number; the limit refuses all above it
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 1, hard))
         with pytest.raises(OSError, match="Too many open files"):

@@ -1,4 +1,4 @@
-"""Files of ours in a platform's folders: whatever cuts an installation off, nothing of theirs is lost."""
+"""Installing files into a platform's folders: an interruption loses no file of the platform."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from tproxy.platforms.install import MARK, Piece, put, take_out
 OURS = f"# {MARK}\n"
 THEIRS = "theirs\n"
 
-# What Python's audit events call a change of a file system, sys.addaudithook.
+# The audit events of Python for changes of a file system, sys.addaudithook.
 CHANGES = ("open", "os.mkdir", "os.chmod", "os.chown", "os.rename", "os.remove", "os.rmdir")
 
 
 @pytest.fixture
 def pieces(tmp_path: Path) -> list[Piece]:
-    """The platform's own command to replace, and a hook in a folder to make."""
+    """A piece that replaces the platform's own command, and a hook in a folder that does not exist."""
     (tmp_path / "command").write_text(THEIRS)
     return [Piece(tmp_path / "command", OURS, replaces=True), Piece(tmp_path / "hooks/ours", OURS)]
 
 
 def files(folder: Path) -> dict[str, str]:
-    """All files, without the marks of folders."""
+    """Return all files with their text, without the marks of folders."""
     found = (each for each in folder.rglob("*") if each.is_file() and each.name != ".made-by-tproxy")
     return {str(each.relative_to(folder)): each.read_text() for each in found}
 
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """No file may grow; Python ignores the signal that comes with it."""
+    """Let no file grow. Python ignores SIGXFSZ, so write(2) fails with EFBIG."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
     try:
@@ -48,7 +48,7 @@ def full_disk() -> Iterator[None]:
 
 
 def killed_before(step: int, action: Callable[[], object]) -> bool:
-    """Carry it out in a process that dies before so many changes; returns whether there were as many."""
+    """Run the action in a process that dies at the change with this number; return whether there was one."""
     pid = os.fork()
     if pid == 0:
 
@@ -70,7 +70,7 @@ def test_a_full_disk_leaves_the_platforms_file_in_its_place(tmp_path: Path, piec
     assert files(tmp_path) == {"command": THEIRS}
 
 
-def test_wherever_installing_is_cut_off_uninstalling_brings_back_what_was_there(
+def test_uninstalling_restores_everything_wherever_installing_was_interrupted(
     tmp_path: Path, pieces: list[Piece]
 ) -> None:
     step = 0
@@ -81,7 +81,7 @@ def test_wherever_installing_is_cut_off_uninstalling_brings_back_what_was_there(
     assert step > 5
 
 
-def test_installing_and_uninstalling_at_once_fail_nobody_and_lose_nothing(
+def test_installing_and_uninstalling_at_once_neither_fail_nor_lose_a_file(
     tmp_path: Path, pieces: list[Piece]
 ) -> None:
     children = []
@@ -103,7 +103,7 @@ def test_installing_and_uninstalling_at_once_fail_nobody_and_lose_nothing(
 
 
 @pytest.mark.parametrize("option", ["--command", "--config"])
-def test_a_path_on_the_hypervisors_is_a_whole_one(tmp_path: Path, option: str) -> None:
+def test_a_path_on_the_hypervisors_must_be_absolute(tmp_path: Path, option: str) -> None:
     (tmp_path / "vnm").mkdir()
     arguments = ["install", "opennebula", "--remotes", str(tmp_path), option, "tproxy"]
     done = CliRunner().invoke(cli, arguments)

@@ -1,4 +1,4 @@
-"""What libvirt's XML says, and what its operations ask for."""
+"""libvirt: the NICs and networks in its XML, and the calls that its operations ask for."""
 
 from __future__ import annotations
 
@@ -79,17 +79,17 @@ def test_nics_on_bridges_are_found(xml: str, found: Nic) -> None:
         "<controller type='usb'/>",
     ],
 )
-def test_other_devices_are_none_of_ours(xml: str) -> None:
+def test_devices_without_a_port_on_a_bridge_are_left_out(xml: str) -> None:
     assert interfaces(xml) == []
 
 
 @pytest.mark.parametrize("operation", sorted(GUEST_UP))
-def test_guests_that_come_have_their_bridges_up(operation: str) -> None:
+def test_a_starting_guest_brings_its_bridges_up(operation: str) -> None:
     assert calls(operation, ON_BRIDGE, PLUGGED) == [Up("br0", "br0"), Up("virbr0", "blue")]
     assert calls(operation, ON_NETWORK, blue="virbr0") == [Up("virbr0", "blue")]
 
 
-def test_a_bridge_is_called_by_its_network_whoever_names_it() -> None:
+def test_the_network_of_a_bridge_is_known_also_when_the_nic_names_only_the_bridge() -> None:
     assert calls("start", ON_BRIDGE, blue="br0") == [Up("br0", "blue")]
 
 
@@ -102,7 +102,7 @@ def test_a_network_without_a_known_bridge_is_a_fault_only_when_its_guest_is_plug
 
 
 @pytest.mark.parametrize("operation", sorted(GUEST_DOWN))
-def test_guests_that_go_release_their_bridges_and_only_remnants_of_theirs_do_not_count(
+def test_an_ended_guest_takes_its_bridges_down_and_its_closed_ports_do_not_count(
     operation: str,
 ) -> None:
     assert calls(operation, ON_BRIDGE, PLUGGED, remnants=frozenset({"vnet1", "vnet9"})) == [
@@ -118,7 +118,7 @@ def test_open_vswitch_is_refused_once_for_each_start() -> None:
     assert isinstance(calls("start", ON_OPEN_VSWITCH)[0], Refusal)
 
 
-def test_a_network_tells_its_bridge_or_its_port_does() -> None:
+def test_the_bridge_comes_from_the_network_or_from_its_port() -> None:
     assert network("<network><name>n</name><bridge name='virbr0'/></network>") == ("n", "virbr0", False)
     plug = "<networkport><plug type='bridge' bridge='br0'/></networkport>"
     assert network(f"<network><name>n</name></network>{plug}") == ("n", "br0", False)
@@ -151,7 +151,7 @@ def test_ports_of_networks_bring_bridges_up_and_down() -> None:
 
 
 @given(st.binary(max_size=200) | st.text("<>/&;!DOCTYPEdomain[]'\" =", max_size=80).map(str.encode))
-def test_any_bytes_are_a_document_or_refused_in_words(data: bytes) -> None:
+def test_any_bytes_are_a_document_or_refused_with_a_reason(data: bytes) -> None:
     with suppress(BadDocument):  # and nothing else
         assert document.parse(data, "domain").tag == "domain"
 

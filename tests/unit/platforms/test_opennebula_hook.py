@@ -1,4 +1,4 @@
-"""OpenNebula's adapter: what a VM's XML means, and what is no VM's XML."""
+"""OpenNebula's hook: the NICs in a VM's XML, the calls for them, and input that is refused."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ def only_call(phase: str, element: str, driver: str) -> list[str]:
     return arguments
 
 
-def test_networks_come_from_the_vm_itself_not_from_its_history_or_its_user() -> None:
+def test_nics_come_from_the_templates_of_the_vm_not_from_its_history_or_its_user() -> None:
     assert bridges(vm(nic(BRIDGE="onebr0"))) == ["onebr0"]
 
 
-def test_all_templates_count() -> None:
+def test_nics_of_all_templates_count() -> None:
     second = f"<TEMPLATE>{nic(1, BRIDGE='onebr1')}</TEMPLATE>"
     assert bridges(line(xml(nic(), templates=second))) == ["onebr0", "onebr1"]
 
 
-def test_a_driver_sees_its_own_nics_only() -> None:
+def test_a_driver_handles_only_its_own_nics() -> None:
     mixed = vm(nic(0), nic(1, BRIDGE="onebr.7", VN_MAD="vxlan"))
     assert bridges(mixed, "bridge") == ["onebr0"]
     assert bridges(mixed, "vxlan") == ["onebr.7"]
     assert bridges(mixed, "fw") == []
 
 
-def test_on_attach_and_detach_only_the_nic_it_is_about_counts() -> None:
+def test_on_attach_and_detach_only_the_marked_nic_counts() -> None:
     assert bridges(vm(nic(0), nic(1, BRIDGE="onebr1", attach=True))) == ["onebr1"]
 
 
 @pytest.mark.parametrize("device", [alias(1, 0, attach=True), pci(1, attach=True)])
-def test_attaching_what_has_no_port_concerns_no_bridge(device: str) -> None:
+def test_attaching_a_device_without_a_port_concerns_no_bridge(device: str) -> None:
     assert bridges(vm(nic(0), device)) == []
 
 
@@ -61,26 +61,26 @@ def test_a_nic_without_a_bridge_is_left_out() -> None:
     ("driver", "uplink"),
     [("bridge", "eth1"), ("fw", "eth1"), ("802.1Q", "eth1.100"), ("vxlan", "eth1.100")],
 )
-def test_the_uplink_is_called_as_the_driver_calls_it(driver: str, uplink: str) -> None:
+def test_the_uplink_has_the_name_that_the_driver_gives_it(driver: str, uplink: str) -> None:
     element = nic(VN_MAD=driver, PHYDEV="eth1", VLAN_ID="100")
     assert only_call("pre", element, driver)[-1] == f"--uplink={uplink}"
     assert only_call("clean", element, driver)[-1] == f"--uplink={uplink}"
 
 
-def test_before_and_after_the_start_services_come_and_at_the_end_they_go() -> None:
+def test_pre_and_post_bring_the_bridge_up_and_clean_takes_it_down() -> None:
     come = ["hook", "up", "--bridge=onebr0", "--network=blue", "--network-id=0"]
     assert only_call("pre", nic(), "bridge") == come
     assert only_call("post", nic(), "bridge") == come
     assert only_call("clean", nic(), "bridge") == ["hook", "down", "--bridge=onebr0"]
 
 
-def test_a_bridge_with_several_nics_is_one_call_with_all_uplinks() -> None:
+def test_several_nics_on_a_bridge_make_one_call_with_all_uplinks() -> None:
     both = vm(nic(0, PHYDEV="eth1"), nic(1, PHYDEV="eth2"))
     calls = hook.calls("clean", hook.concerned(hook.parse(both.encode()), "bridge"))
     assert calls == {"onebr0": ["hook", "down", "--bridge=onebr0", "--uplink=eth1", "--uplink=eth2"]}
 
 
-def test_another_configuration_file_is_handed_on() -> None:
+def test_the_configuration_file_of_the_settings_is_passed_on() -> None:
     calls = hook.calls("pre", hook.parse(vm(nic()).encode()), "/etc/tproxy/tproxy.yaml")
     assert calls["onebr0"][-1] == "--config=/etc/tproxy/tproxy.yaml"
 
@@ -124,37 +124,37 @@ LAUGHS = '<!DOCTYPE VM [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]>' + xml(nic(NET
         (line('<!DOCTYPE VM SYSTEM "file:///etc/shadow">' + xml()), "document type"),
     ],
 )
-def test_what_is_no_vm_is_refused_in_words(text: str, reason: str) -> None:
+def test_input_that_is_not_a_vm_is_refused_with_a_reason(text: str, reason: str) -> None:
     with pytest.raises(hook.Problem, match=reason):
         hook.parse(hook.read(io.BytesIO(text.encode())))
 
 
-def test_what_is_too_large_is_not_even_read_to_its_end() -> None:
+def test_input_that_is_too_large_is_not_read_to_its_end() -> None:
     stream = io.BytesIO(b"A" * (hook.LIMIT + 1000))
     with pytest.raises(hook.Problem, match="larger than"):
         hook.read(stream)
     assert stream.tell() == hook.LIMIT + 1
 
 
-def test_depth_costs_no_more_than_length() -> None:
+def test_deep_xml_takes_no_more_work_than_its_length() -> None:
     deep = b"<VM>" + b"<TEMPLATE>" * 100_000
     with pytest.raises(hook.Problem, match="not XML"):
         hook.parse(line(deep).encode())
     assert hook.parse(line(deep + b"</TEMPLATE>" * 100_000 + b"</VM>").encode()) == []
 
 
-def test_a_value_of_many_lines_costs_no_more_than_its_length() -> None:
-    lines = "\n" * 2_000_000  # by the square of it, this would take minutes
+def test_a_value_of_many_lines_takes_no_more_work_than_its_length() -> None:
+    lines = "\n" * 2_000_000  # with quadratic work this would take minutes
     (device,) = hook.parse(line(xml(nic(NETWORK=f"a{lines}b", MODEL=lines))).encode())
     assert device.network == f"a{lines}b"
 
 
-def test_it_is_python_that_older_hypervisors_understand() -> None:
+def test_the_hook_is_valid_in_python_3_8() -> None:
     ast.parse(Path(hook.__file__).read_text(), feature_version=(3, 8))
 
 
 @given(st.binary(max_size=300))
-def test_no_input_gets_further_than_a_problem(data: bytes) -> None:
+def test_any_input_is_a_vm_or_a_problem(data: bytes) -> None:
     for text in (data, line(data).encode(), line(b"<VM>" + data + b"</VM>").encode()):
         try:
             assert isinstance(hook.parse(text), list)
@@ -162,7 +162,7 @@ def test_no_input_gets_further_than_a_problem(data: bytes) -> None:
             assert str(problem)  # noqa: PT017 - both outcomes are right, nothing else is
 
 
-def test_settings_are_read_as_the_readme_writes_them(tmp_path: Path) -> None:
+def test_settings_can_have_comments_and_indentation(tmp_path: Path) -> None:
     file = tmp_path / "tproxy.conf"
     assert hook.settings(file) == hook.Settings()
     file.write_text("[hooks]\n  strict = yes    # so that\nconfig = /etc/tproxy/tproxy.yaml   # instead\n")
@@ -198,6 +198,6 @@ def test_settings_that_cannot_be_read_are_refused(tmp_path: Path, text: str) -> 
         "",
     ],
 )
-def test_whether_opennebula_serves_itself_is_read_as_yaml_would_be(conf: str) -> None:
+def test_services_in_opennebulas_own_file_are_found_as_yaml_finds_them(conf: str) -> None:
     read = yaml.safe_load(conf) or {}
     assert hook.wants_own_service(conf) == bool(read.get(":tproxy") or read.get("tproxy"))

@@ -1,4 +1,4 @@
-"""What a guest's configuration in Proxmox VE says, and what phases ask for."""
+"""Proxmox VE: the NICs in a guest's configuration, and the calls that phases ask for."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ def test_nics_of_a_configuration(line: str, found: list[Nic]) -> None:
     assert nics(f"memory: 512\n{line}\nname: web\n") == found
 
 
-def test_pending_changes_and_snapshots_are_not_the_guest() -> None:
+def test_pending_changes_and_snapshots_do_not_count() -> None:
     assert nics("net0: bridge=vmbr0\n\n[PENDING]\nnet1: bridge=vmbr1\n[snap]\nnet2: bridge=vmbr2\n") == [
         Nic(0, "vmbr0", "")
     ]
 
 
 @given(st.text())
-def test_any_text_is_a_configuration(text: str) -> None:
+def test_any_text_can_be_read_as_a_configuration(text: str) -> None:
     assert all(nic.bridge for nic in nics(text))
     assert all(nic.bridge for nic in nics(f"net0: {text}"))
 
 
-def test_each_phase_asks_for_its_own() -> None:
+def test_starting_phases_bring_bridges_up_and_post_stop_takes_them_down() -> None:
     nic = Nic(0, "vmbr0", "")
     assert calls("pre-start", nic) == [Up("vmbr0", "vmbr0")]
     assert calls("post-start", nic) == [Up("vmbr0", "vmbr0")]
     assert calls("post-stop", nic) == [Down("vmbr0", frozenset({"tap100i0", "veth100i0", "fwpr100p0"}))]
 
 
-def test_none_of_a_guests_own_ports_keeps_its_bridge() -> None:
+def test_ports_of_the_ended_guest_itself_do_not_keep_its_bridges_up() -> None:
     (first, second) = calls("post-stop", Nic(0, "vmbr0", ""), Nic(3, "vmbr1", ""))
     assert isinstance(first, Down)
     assert isinstance(second, Down)
@@ -62,11 +62,11 @@ def test_none_of_a_guests_own_ports_keeps_its_bridge() -> None:
     assert {"tap100i0", "tap100i3"} < first.gone
 
 
-def test_a_vlan_on_a_plain_bridge_is_a_bridge_that_comes_with_the_guest() -> None:
+def test_a_vlan_on_a_plain_bridge_has_its_own_bridge_which_proxmox_makes_after_pre_start() -> None:
     nic = Nic(0, "vmbr0", "100")
     assert calls("pre-start", nic, vmbr0v100=Kind.MISSING) == []
     assert calls("pre-start", nic) == [Up("vmbr0v100", "vmbr0v100")]
-    # Now it must be there; the hook will say that it is not.
+    # Now the bridge must exist, and the call will report that it does not.
     assert calls("post-start", nic, vmbr0v100=Kind.MISSING) == [Up("vmbr0v100", "vmbr0v100")]
 
 
@@ -96,5 +96,5 @@ def test_open_vswitch_is_refused_once_for_each_start() -> None:
         Nic(0, "n" * 13, "10"),
     ],
 )
-def test_a_nic_that_cannot_be_is_a_fault_and_the_others_are_served(nic: Nic) -> None:
+def test_an_invalid_nic_is_a_fault_and_the_others_are_served(nic: Nic) -> None:
     assert [type(call) for call in calls("pre-start", nic, Nic(1, "vmbr1", ""))] == [Fault, Up]
