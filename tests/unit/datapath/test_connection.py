@@ -1,4 +1,4 @@
-"""connection: guest and endpoint talk through it as if it were not there, and it leaves nothing behind."""
+"""A connection: bytes, ends and resets pass between guest and endpoint, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Far:
 
 
 class Site:
-    """A daemon's part in small: a loop with connections, and an endpoint that listens on loopback."""
+    """A loop with connections, as in the daemon, and an endpoint that listens on loopback."""
 
     def __init__(self) -> None:
         self.loop = Loop()
@@ -83,7 +83,7 @@ class Site:
         return Target("br0", Service(5030, Endpoint(*server.getsockname()), connect_timeout=timeout))
 
     def guest(self, target: Target | None = None, *, first: bytes = b"") -> Far:
-        """A guest connects, and perhaps sends at once; the relay has accepted it."""
+        """Return a guest whose connection was accepted; it has sent ``first`` by then."""
         far, near = tcp_pair()
         self.opened.append(far)
         if first:
@@ -93,7 +93,7 @@ class Site:
         return Far(far)
 
     def endpoint(self) -> Far:
-        """What the endpoint's server accepts."""
+        """Accept a connection at the endpoint's server."""
         accepted: list[socket.socket] = []
 
         def accept() -> bool:
@@ -150,20 +150,20 @@ def test_what_the_guest_sent_before_the_dial_reaches_the_endpoint_first(site: Si
 
 
 def test_what_the_guest_has_sent_already_goes_out_with_the_handshake(site: Site) -> None:
-    """An endpoint on this host has it before the loop turns."""
+    """An endpoint on this host has the bytes before the loop runs."""
     site.guest(first=b"early")
     (connection,) = site.connections
     assert (connection.dialing, connection.to_endpoint.held) == (False, 0)
     assert site.endpoint().has(b"early")
 
 
-def test_a_server_that_speaks_first_is_heard(site: Site) -> None:
+def test_the_guest_hears_a_server_that_speaks_first(site: Site) -> None:
     guest, endpoint = site.both()
     endpoint.sock.send(b"220 ready\r\n")
     site.until(lambda: guest.has(b"220 ready\r\n"))
 
 
-def test_a_guest_that_sends_all_and_its_end_before_the_dial_gets_its_answer(site: Site) -> None:
+def test_a_guest_that_has_sent_everything_and_fin_before_the_dial_gets_its_answer(site: Site) -> None:
     far, near = tcp_pair()
     site.opened.append(far)
     far.sendall(b"all I have to say")
@@ -177,7 +177,7 @@ def test_a_guest_that_sends_all_and_its_end_before_the_dial_gets_its_answer(site
     site.until_over()
 
 
-def test_a_guest_that_only_ends_before_the_dial_passes_its_end_on(site: Site) -> None:
+def test_a_guest_that_has_sent_only_fin_before_the_dial_ends_the_endpoints_stream(site: Site) -> None:
     far, near = tcp_pair()
     site.opened.append(far)
     far.shutdown(socket.SHUT_WR)
@@ -188,7 +188,7 @@ def test_a_guest_that_only_ends_before_the_dial_passes_its_end_on(site: Site) ->
 
 
 @pytest.mark.parametrize("max_pipes", [0, 256], ids=["copying", "by pipe"])
-def test_bulk_both_ways_at_once_arrives_whole(
+def test_bulk_both_ways_at_once_arrives_complete(
     site: Site, max_pipes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(splice, "MAX_PIPES", max_pipes)
@@ -217,7 +217,7 @@ def test_bulk_both_ways_at_once_arrives_whole(
 
 @settings(deadline=None, max_examples=15)
 @given(st.lists(st.binary(min_size=1, max_size=3000) | st.integers(60_000, 300_000).map(noise), max_size=5))
-def test_any_messages_are_echoed_as_they_were(messages: list[bytes]) -> None:
+def test_any_messages_are_echoed_unchanged(messages: list[bytes]) -> None:
     site = Site()
     guest, endpoint = site.both()
     for message in messages:
@@ -255,7 +255,7 @@ def test_a_guest_that_does_not_read_slows_its_endpoint_down_and_loses_nothing(si
     site.until(stuffed)
     (connection,) = site.connections
     assert connection.to_guest.held <= max(splice.SMALL, splice.PIPE_BYTES)
-    # What passes the other way is not held up by it.
+    # The other direction is not delayed.
     guest.sock.send(b"wait a moment")
     site.until(lambda: endpoint.has(b"wait a moment"))
 
@@ -267,10 +267,10 @@ def test_a_guest_that_does_not_read_slows_its_endpoint_down_and_loses_nothing(si
     assert guest.arrived == (_PATTERN * (sent // len(_PATTERN) + 1))[:sent]
 
 
-def test_what_did_not_fit_is_tried_again_before_it_is_waited_for(
+def test_bytes_that_did_not_fit_are_tried_again_before_the_socket_is_polled(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a peer on this host has taken makes room while send(2) still works."""
+    """A peer on this host takes bytes while send(2) still runs, which makes room for more."""
     guest, endpoint = site.both()
     (connection,) = site.connections
     connection.to_guest.destination.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -289,7 +289,7 @@ def test_what_did_not_fit_is_tried_again_before_it_is_waited_for(
 
 
 class Watch:
-    """Notes the events that connections get."""
+    """Records the events that connections get."""
 
     def __init__(self, site: Site, patch: pytest.MonkeyPatch) -> None:
         self.site = site
@@ -309,11 +309,11 @@ class Watch:
         return not self.events
 
     def comes_to_rest(self) -> bool:
-        # Not at once: the kernel lets buffers grow for a while. A loop that spins never does.
+        # It takes a while, because the kernel lets buffers grow. A loop that spins never comes to rest.
         return any(self.quiet() for _ in range(100))
 
     def stuff(self, sender: Far, mover: Mover) -> None:
-        """Send until the connection holds what nobody reads, and little more."""
+        """Send until the connection holds bytes that nobody reads."""
         while not mover.held:
             with suppress(BlockingIOError):
                 sender.sock.send(bytes(65536))
@@ -335,7 +335,7 @@ def test_waiting_for_either_side_costs_no_events(site: Site, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("who", ["guest", "endpoint"])
-def test_a_side_that_is_done_costs_no_events_while_its_last_bytes_wait(
+def test_a_side_that_has_ended_costs_no_events_while_its_last_bytes_wait(
     site: Site, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
     guest, endpoint = site.both()
@@ -347,7 +347,7 @@ def test_a_side_that_is_done_costs_no_events_while_its_last_bytes_wait(
     site.until(done.is_at_end)
     watch.stuff(done, mover)
     done.sock.shutdown(socket.SHUT_WR)
-    # The kernel sees the socket closed both ways, and would say so for ever.
+    # The socket is closed in both directions, which a level-triggered poll would report for ever.
     poll = select.poll()
     poll.register(mover.source, 0)
     wait_for(lambda: bool(poll.poll(0)))
@@ -360,7 +360,7 @@ def test_a_side_that_is_done_costs_no_events_while_its_last_bytes_wait(
 # Ends
 
 
-def test_the_end_from_the_guest_leaves_the_way_back_open(site: Site) -> None:
+def test_fin_from_the_guest_leaves_the_other_direction_open(site: Site) -> None:
     guest, endpoint = site.both()
     guest.sock.send(b"request")
     guest.sock.shutdown(socket.SHUT_WR)
@@ -375,7 +375,7 @@ def test_the_end_from_the_guest_leaves_the_way_back_open(site: Site) -> None:
     assert site.target.last_error == ""
 
 
-def test_the_end_from_the_endpoint_leaves_the_way_forth_open(site: Site) -> None:
+def test_fin_from_the_endpoint_leaves_the_other_direction_open(site: Site) -> None:
     guest, endpoint = site.both()
     endpoint.sock.send(b"only this")
     endpoint.sock.shutdown(socket.SHUT_WR)
@@ -410,7 +410,7 @@ def test_a_reset_by_the_endpoint_is_a_reset_for_the_guest(site: Site) -> None:
 
 
 @pytest.mark.parametrize("who", ["guest", "endpoint"])
-def test_a_reset_is_noticed_while_bulk_waits_for_who_has_ended_and_does_not_read(
+def test_a_reset_is_noticed_while_its_bulk_waits_for_a_side_that_ended_and_does_not_read(
     site: Site, who: str
 ) -> None:
     guest, endpoint = site.both()
@@ -430,10 +430,10 @@ def test_a_reset_is_noticed_while_bulk_waits_for_who_has_ended_and_does_not_read
     site.until_over()
     poll = select.poll()
     poll.register(other.sock, 0)
-    wait_for(lambda: bool(poll.poll(0)))  # without a read: what it has not read would come first
+    wait_for(lambda: bool(poll.poll(0)))  # a read would return the unread bytes first
 
 
-def test_a_guest_that_has_reset_already_is_ended_at_once(site: Site) -> None:
+def test_a_connection_that_the_guest_has_reset_already_ends_at_once(site: Site) -> None:
     far, near = tcp_pair()
     reset(far)
     wait_for(lambda: bool(select.select([near], [], [], 0)[0]))
@@ -442,7 +442,7 @@ def test_a_guest_that_has_reset_already_is_ended_at_once(site: Site) -> None:
     assert site.target.open == 0
 
 
-def test_what_the_endpoint_said_before_its_reset_arrives_when_a_write_meets_it_first(site: Site) -> None:
+def test_bytes_before_a_reset_of_the_endpoint_arrive_although_a_write_fails_first(site: Site) -> None:
     guest, endpoint = site.both()
     guest.sock.send(b"upload, part 1")
     turns = iter(range(3))
@@ -454,7 +454,7 @@ def test_what_the_endpoint_said_before_its_reset_arrives_when_a_write_meets_it_f
     site.until(guest.is_reset)
 
 
-def test_what_an_endpoint_says_that_resets_before_its_dial_is_noticed_arrives(site: Site) -> None:
+def test_bytes_before_a_reset_arrive_although_the_dial_was_not_noticed_yet(site: Site) -> None:
     guest = site.guest()
     wait_for(lambda: bool(select.select([site.server], [], [], 0)[0]))
     endpoint, _ = site.server.accept()
@@ -466,7 +466,7 @@ def test_what_an_endpoint_says_that_resets_before_its_dial_is_noticed_arrives(si
 
 @pytest.mark.parametrize("who", ["guest", "endpoint"])
 def test_bulk_goes_on_behind_an_urgent_byte(site: Site, who: str) -> None:
-    """splice(2) ends there as if the stream did. The byte itself is lost, as on all who do not ask for it."""
+    """splice(2) returns 0 at an urgent byte. The byte is lost, as for any program that does not read it."""
     guest, endpoint = site.both()
     (connection,) = site.connections
     sender, receiver = (guest, endpoint) if who == "guest" else (endpoint, guest)
@@ -479,7 +479,7 @@ def test_bulk_goes_on_behind_an_urgent_byte(site: Site, who: str) -> None:
     sender.sock.send(b"!", socket.MSG_OOB)
     sender.sock.sendall(data)
     sender.sock.shutdown(socket.SHUT_WR)
-    # Only when all of it is there to be read, to the end, does splice say 0.
+    # splice(2) returns 0 only if all bytes have arrived, with FIN.
     wait_for(lambda: source.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == CLOSE_WAIT)
     site.until(receiver.is_at_end)
     assert receiver.arrived == data * 2
@@ -494,7 +494,7 @@ def test_a_reset_after_a_half_close_still_arrives(site: Site, who: str) -> None:
     other.eof = False
     reset(ends.sock)
     site.until_over()
-    # The other end's stream was complete, so the reset shows when it writes.
+    # The other end has read FIN already, so only a write fails.
     with pytest.raises(OSError, match=r"reset|[Bb]roken pipe"):
         write_until_error(other.sock)
 
@@ -505,7 +505,7 @@ def write_until_error(sock: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("sender", ["guest", "endpoint"])
-def test_a_reset_with_bytes_under_way_leaves_no_pipe_lent(site: Site, sender: str) -> None:
+def test_a_reset_with_bytes_in_a_pipe_gives_the_pipe_back(site: Site, sender: str) -> None:
     guest, endpoint = site.both()
     sends, resets = (guest, endpoint) if sender == "guest" else (endpoint, guest)
     turns = iter(range(50))
@@ -523,8 +523,7 @@ def test_a_reset_with_bytes_under_way_leaves_no_pipe_lent(site: Site, sender: st
     assert site.connections.pipes.lent == 0
 
 
-# finds a bug: Connection.on_event meets ERROR before it reads, so what arrived ahead of a reset is lost
-def test_what_the_endpoint_sent_before_its_reset_still_reaches_the_guest(site: Site) -> None:
+def test_bytes_that_the_endpoint_sent_before_its_reset_reach_the_guest(site: Site) -> None:
     guest, endpoint = site.both()
     guest.sock.send(b"an upload too large")
     site.until(lambda: bool(select.select([endpoint.sock], [], [], 0)[0]))
@@ -540,7 +539,7 @@ def test_what_the_endpoint_sent_before_its_reset_still_reaches_the_guest(site: S
 
 
 def test_an_endpoint_that_refuses_resets_the_guest_at_once(site: Site) -> None:
-    # Bound, so that nobody else gets the port, and not listening.
+    # The socket is bound, so that no other program gets the port, but does not listen.
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         target = site.target_for(closed, timeout=3600)
@@ -562,7 +561,7 @@ def test_an_endpoint_that_refuses_resets_a_guest_that_has_sent_and_ended(site: S
         site.until(Far(far).is_reset)
 
 
-def test_an_endpoint_that_cannot_be_dialed_at_all_resets_the_guest(site: Site) -> None:
+def test_an_endpoint_that_connect_refuses_to_dial_resets_the_guest(site: Site) -> None:
     # A broadcast address: connect(2) itself fails, and nothing is sent.
     target = Target("br0", Service(5030, Endpoint("255.255.255.255", 9)))
     guest = site.guest(target)
@@ -597,15 +596,15 @@ def test_an_endpoint_that_does_not_answer_in_time_resets_the_guest(site: Site, s
 
 
 @pytest.mark.parametrize("ticks", [0.1, 1.5])
-def test_timeouts_are_noticed_again_and_again(site: Site, silent: socket.socket, ticks: float) -> None:
+def test_connect_timeouts_are_noticed_one_after_the_other(
+    site: Site, silent: socket.socket, ticks: float
+) -> None:
     target = site.target_for(silent, timeout=ticks * Connections.TICK)
     for _ in range(2):
         site.until(site.guest(target).is_reset)
 
 
-def test_each_connection_has_its_own_timeout_and_a_silent_endpoint_holds_up_nobody(
-    site: Site, silent: socket.socket
-) -> None:
+def test_each_connection_has_its_own_timeout_and_delays_no_other(site: Site, silent: socket.socket) -> None:
     patient = site.guest(site.target_for(silent, timeout=3600))
     hasty = site.guest(site.target_for(silent, timeout=0.01))
     served, endpoint = site.both()
@@ -617,9 +616,7 @@ def test_each_connection_has_its_own_timeout_and_a_silent_endpoint_holds_up_nobo
     assert len(site.connections) == 2
 
 
-def test_what_the_guest_has_sent_waits_for_an_endpoint_that_takes_its_time(
-    site: Site, silent: socket.socket
-) -> None:
+def test_bytes_of_the_guest_wait_for_an_endpoint_that_answers_late(site: Site, silent: socket.socket) -> None:
     site.guest(site.target_for(silent, timeout=3600), first=b"early")
     (connection,) = site.connections
     assert (connection.dialing, connection.to_endpoint.held) == (True, 5)
@@ -634,7 +631,7 @@ def test_what_the_guest_has_sent_waits_for_an_endpoint_that_takes_its_time(
     assert connection.to_endpoint.held == 0
 
 
-def test_a_refusal_is_met_at_once_when_the_guest_has_sent_already(site: Site) -> None:
+def test_a_refusal_is_noticed_at_once_if_the_guest_has_sent_already(site: Site) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         target = site.target_for(closed)
     guest = site.guest(target, first=b"early")
@@ -654,10 +651,10 @@ def test_a_dialed_connection_is_not_ended_by_its_connect_timeout(site: Site) -> 
     site.until(lambda: guest.has(b"still here"))
 
 
-def test_a_dial_that_succeeded_while_the_daemon_stood_still_has_not_timed_out(site: Site) -> None:
+def test_a_dial_that_succeeded_while_the_process_was_stopped_has_not_timed_out(site: Site) -> None:
     guest = site.guest(site.target_for(site.server, timeout=0.001))
     time.sleep(0.01)
-    site.connections._expire()  # as in a turn of the loop whose events were fetched before
+    site.connections._expire()  # as in a turn of the loop that fetched its events before
     endpoint = site.endpoint()
     guest.sock.send(b"x")
     site.until(lambda: endpoint.has(b"x"))
@@ -671,7 +668,7 @@ def test_a_guest_that_resets_during_the_dial_is_noticed_after_it(site: Site) -> 
     site.until_over()
 
 
-def test_a_guest_that_gives_up_while_a_silent_endpoint_is_dialed_is_let_go_in_time(
+def test_a_guest_that_gives_up_during_the_dial_of_a_silent_endpoint_is_closed_at_the_timeout(
     site: Site, silent: socket.socket
 ) -> None:
     guest = site.guest(site.target_for(silent, timeout=0.01))
@@ -690,14 +687,14 @@ def test_a_guest_that_gives_up_while_a_silent_endpoint_is_dialed_is_let_go_in_ti
         (errno.EACCES, "Permission denied"),
     ],
 )
-def test_why_a_dial_failed_in_words(number: int, words: str) -> None:
+def test_the_reason_of_a_failed_dial_is_in_words(number: int, words: str) -> None:
     assert dial_failure(number) == words
 
 
-# The books
+# Counts
 
 
-def test_an_entry_counts_connections_and_bytes_of_those_that_ended(site: Site) -> None:
+def test_a_target_counts_connections_and_the_bytes_of_those_that_ended(site: Site) -> None:
     guest, endpoint = site.both()
     assert (site.target.open, site.target.total) == (1, 1)
     guest.sock.send(b"12345")
@@ -714,7 +711,7 @@ def test_an_entry_counts_connections_and_bytes_of_those_that_ended(site: Site) -
     assert (site.target.to_endpoint, site.target.to_guest) == (5, 3)
 
 
-def test_a_changed_endpoint_is_for_the_next_connection(site: Site) -> None:
+def test_a_changed_endpoint_is_dialled_by_the_next_connection(site: Site) -> None:
     guest, endpoint = site.both()
     (connection,) = site.connections
     with socket.create_server(("127.0.0.1", 0)) as moved:
@@ -739,14 +736,14 @@ def test_aborting_a_bridge_resets_its_connections_and_no_others(site: Site) -> N
     assert (site.target.open, other_target.open) == (0, 1)
 
 
-def test_aborting_all_includes_those_that_are_being_dialed(site: Site, silent: socket.socket) -> None:
+def test_aborting_all_includes_connections_that_are_being_dialled(site: Site, silent: socket.socket) -> None:
     target = site.target_for(silent, timeout=Connections.TICK / 2)
     guest, endpoint = site.both()
-    dialing = site.guest(target)  # last: the loop does not run any more, so it cannot time out before
+    dialing = site.guest(target)  # last: the loop does not run before the abort, so it cannot time out
     site.connections.abort_all("stopped")
     for far in (dialing, guest, endpoint):
         site.until(far.is_reset)
-    # Nor does its timeout come later.
+    # Its connect timeout must not fire later.
     end = time.monotonic() + 2 * Connections.TICK
     site.until(lambda: time.monotonic() > end)
     assert target.last_error == ""
@@ -772,18 +769,18 @@ def congestion_control(sock: socket.SocketType) -> str:
     return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode()
 
 
-def test_an_endpoint_on_this_host_is_talked_to_without_a_look_at_the_path(site: Site) -> None:
+def test_a_connection_to_an_endpoint_on_this_host_is_not_paced(site: Site) -> None:
     site.both()
     (connection,) = site.connections
     assert connection.to_guest.near
     assert congestion_control(connection.to_guest.source) == "reno"
 
 
-def test_only_this_hosts_addresses_are_near_and_are_asked_for_again_after_a_reload(site: Site) -> None:
+def test_addresses_of_this_host_are_near_and_are_looked_up_again_after_a_reload(site: Site) -> None:
     connections = site.connections
     assert connections.is_near("127.0.0.1")
     assert not connections.is_near("192.0.2.1")
-    connections._near["192.0.2.1"] = True  # as if it had moved away since
+    connections._near["192.0.2.1"] = True  # as if the address had moved to another host since
     assert connections.is_near("192.0.2.1")
     connections.forget_addresses()
     assert not connections.is_near("192.0.2.1")
@@ -829,7 +826,7 @@ def test_500_connections_leave_no_descriptor_behind(site: Site, silent: socket.s
     assert sum(each.total for each in entries) == 500
 
 
-def test_no_descriptor_for_the_endpoint_resets_the_guest_and_is_told(site: Site) -> None:
+def test_a_missing_descriptor_for_the_endpoint_resets_the_guest_and_is_reported(site: Site) -> None:
     far, near = tcp_pair()
     site.opened.append(far)
     guest = socket.SocketType(fileno=near.detach())

@@ -1,4 +1,4 @@
-"""splice: bytes arrive whole and in order, by copying or by pipe, and FIN comes behind the last one."""
+"""One direction: all bytes arrive in order, copied or spliced, and FIN comes after the last byte."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Pair = Callable[[], tuple[socket.socket, socket.socket]]
 
 
 class Recorder(socket.socket):
-    """A socket that notes how it is used; all goes on to the kernel."""
+    """A socket that records the calls made on it, and passes them on to the kernel."""
 
     calls: list[str]
 
@@ -70,7 +70,7 @@ class Rig:
         self.mover.pump(self.pool, peer_closed)
 
     def drain(self, most: int = 1 << 30) -> None:
-        """Let the receiver read what is there."""
+        """Let the receiver read all that has arrived, but not more than ``most`` bytes."""
         try:
             while most > 0 and (data := self.receiver.recv(min(most, 1 << 20))):
                 self.arrived += data
@@ -96,7 +96,7 @@ class Rig:
         return int(count)
 
     def stuff(self) -> int:
-        """Send and pump without anyone reading, until neither sender nor mover gets anything off."""
+        """Send and pump, without reading, until nothing can be sent any more. Return the bytes sent."""
         sent = 0
         for _ in range(10_000):
             before = sent, self.mover.moved, self.mover.held
@@ -179,14 +179,14 @@ def test_a_small_message_goes_by_one_recv_and_one_send_and_no_pipe(rig: Rig) -> 
     assert (rig.mover.moved, rig.mover.held) == (18, 0)
 
 
-def test_nothing_to_read_changes_nothing(rig: Rig) -> None:
+def test_pumping_with_nothing_to_read_changes_nothing(rig: Rig) -> None:
     rig.pump()
     assert rig.source.calls == ["recv"]
     assert rig.destination.calls == []
     assert rig.mover.wants_read
 
 
-def test_a_message_that_is_all_there_is_passes_by_the_shortest_way(rig: Rig) -> None:
+def test_a_single_message_is_passed_on_with_one_recv_and_one_send(rig: Rig) -> None:
     rig.have_queued(b"a message")
     assert rig.mover.pass_on(rig.pool)
     assert rig.source.calls + rig.destination.calls == ["recv", "send"]
@@ -196,7 +196,7 @@ def test_a_message_that_is_all_there_is_passes_by_the_shortest_way(rig: Rig) -> 
 
 
 @pytest.mark.parametrize("what", ["nothing", "the end", "bulk", "a full destination"])
-def test_what_is_more_than_a_message_is_left_to_pump_and_nothing_is_lost(rig: Rig, what: str) -> None:
+def test_everything_but_a_single_message_is_left_to_pump_and_no_byte_is_lost(rig: Rig, what: str) -> None:
     before, expected = 0, b""
     if what == "bulk":
         expected = noise(splice.SMALL + 1000)
@@ -212,7 +212,7 @@ def test_what_is_more_than_a_message_is_left_to_pump_and_nothing_is_lost(rig: Ri
         rig.sender.sendall(expected)
         wait_for(rig.source_readable)
     assert not rig.mover.pass_on(rig.pool)
-    # A message of a few bytes more than the buffer holds is bulk already: not copied twice.
+    # A message of a few bytes more than the buffer holds is bulk already, and is not copied twice.
     assert rig.pool.lent == (what == "bulk")
     rig.pump()
     assert rig.mover.fin_sent == (what == "the end")
@@ -234,13 +234,13 @@ def test_with_the_end_of_file_announced_one_pump_moves_message_and_fin(rig: Rig)
 
 
 def await_end(sock: socket.socket) -> None:
-    """The FIN of TCP is behind the data, and RDHUP tells when it is there."""
+    """Wait until FIN has arrived behind the data, which EPOLLRDHUP tells."""
     with select.epoll() as watch:
         watch.register(sock, select.EPOLLRDHUP)
         wait_for(lambda: bool(watch.poll(0)))
 
 
-def test_the_last_words_and_fin_go_in_one_packet(tcp_rig: Rig) -> None:
+def test_the_last_bytes_and_fin_go_in_one_packet(tcp_rig: Rig) -> None:
     tcp_rig.sender.sendall(b"last words")
     tcp_rig.sender.shutdown(socket.SHUT_WR)
     await_end(tcp_rig.source)
@@ -252,12 +252,12 @@ def test_the_last_words_and_fin_go_in_one_packet(tcp_rig: Rig) -> None:
 
 
 def segments_received(sock: socket.socket) -> int:
-    """``tcpi_segs_in`` of struct tcp_info in <linux/tcp.h>."""
+    """Return ``tcpi_segs_in`` of struct tcp_info, <linux/tcp.h>."""
     return int(struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256), 140)[0])
 
 
-def test_last_words_before_a_reset_in_place_of_the_end_arrive(tcp_rig: Rig) -> None:
-    """FIN and then a reset: the words must not wait in the destination for a FIN that never comes."""
+def test_bytes_before_a_reset_in_place_of_the_end_of_file_arrive(tcp_rig: Rig) -> None:
+    """The bytes, sent with MSG_MORE, must not wait in the destination for a FIN that never comes."""
     tcp_rig.sender.sendall(b"last words")
     wait_for(tcp_rig.source_readable)
     reset(tcp_rig.sender)
@@ -268,7 +268,7 @@ def test_last_words_before_a_reset_in_place_of_the_end_arrive(tcp_rig: Rig) -> N
     assert tcp_rig.receiver.recv(100) == b"last words"
 
 
-def test_what_the_destination_does_not_take_of_a_message_is_kept_and_sent_first(rig: Rig) -> None:
+def test_the_rest_of_a_message_that_does_not_fit_is_kept_and_sent_first(rig: Rig) -> None:
     message = noise(20_000)
     sent = 0
     with pytest.MonkeyPatch.context() as patch:
@@ -294,11 +294,11 @@ def test_what_the_destination_does_not_take_of_a_message_is_kept_and_sent_first(
 # Bulk
 
 
-def test_bulk_goes_by_pipe_and_the_pipe_returns_when_the_source_runs_dry(rig: Rig) -> None:
+def test_bulk_uses_a_pipe_and_gives_it_back_when_the_source_has_no_more(rig: Rig) -> None:
     data = noise(2 * splice.SMALL)
     rig.have_queued(data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(splice, "ROUNDS", 1)  # to look in between
+        patch.setattr(splice, "ROUNDS", 1)  # to see the state in between
         rig.pump()
     assert rig.pool.lent == 1
 
@@ -309,7 +309,7 @@ def test_bulk_goes_by_pipe_and_the_pipe_returns_when_the_source_runs_dry(rig: Ri
 
     wait_for(step)
     assert rig.arrived == data
-    # The same pipe is ready for the next.
+    # The same pipe is lent again.
     before = descriptors()
     pipe = rig.pool.take()
     assert pipe is not None
@@ -327,7 +327,7 @@ def test_bulk_is_copied_once_and_spliced_from_then_on(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("near", [True, False])
-def test_only_of_a_peer_nearby_is_the_window_bounded_and_only_for_bulk(tcp_rig: Rig, near: bool) -> None:
+def test_the_receive_window_is_bounded_only_for_bulk_of_a_peer_nearby(tcp_rig: Rig, near: bool) -> None:
     def clamp() -> int:
         return tcp_rig.source.getsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP)
 
@@ -337,7 +337,7 @@ def test_only_of_a_peer_nearby_is_the_window_bounded_and_only_for_bulk(tcp_rig: 
     wait_for(tcp_rig.source_readable)
     tcp_rig.pump()
     assert clamp() > tcp.NEAR_WINDOW
-    # Again and again: the kernel's own tuning lifts the bound.
+    # Three times, because the kernel's own tuning raises the bound.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splice, "ROUNDS", 1)
         for _ in range(3):
@@ -356,12 +356,12 @@ def test_a_message_that_just_fills_the_buffer_leaves_no_pipe_lent(rig: Rig) -> N
     assert rig.pool.lent == 0
 
 
-def test_one_pump_leaves_the_others_their_turn(tcp_rig: Rig) -> None:
+def test_one_pump_ends_after_so_many_rounds(tcp_rig: Rig) -> None:
     rig = tcp_rig
     rounds = 0
 
     class Endless(Recorder):
-        """Always has a full buffer, and counts."""
+        """Always fills the buffer, and counts the reads."""
 
         def recv_into(self, *arguments) -> int:  # type: ignore[no-untyped-def]  # as socket takes them
             nonlocal rounds
@@ -381,7 +381,7 @@ def test_one_pump_leaves_the_others_their_turn(tcp_rig: Rig) -> None:
         each.close()
 
 
-def test_with_no_pipe_left_bulk_is_copied_and_still_whole(rig: Rig) -> None:
+def test_bulk_is_copied_when_all_pipes_are_lent(rig: Rig) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splice, "MAX_PIPES", 0)
         data = noise(3_000_000)
@@ -390,7 +390,7 @@ def test_with_no_pipe_left_bulk_is_copied_and_still_whole(rig: Rig) -> None:
     assert rig.pool.lent == 0
 
 
-def test_with_no_descriptor_left_for_a_pipe_bulk_is_copied(rig: Rig) -> None:
+def test_bulk_is_copied_when_no_descriptor_is_left_for_a_pipe(rig: Rig) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
     try:
@@ -415,7 +415,7 @@ def test_with_no_descriptor_left_for_a_pipe_bulk_is_copied(rig: Rig) -> None:
     max_pipes=st.sampled_from([0, 1]),
     make=st.sampled_from([socket.socketpair, tcp_pair]),
 )
-def test_any_bytes_in_any_pieces_arrive_as_they_were(
+def test_any_bytes_in_any_pieces_arrive_unchanged(
     sizes: list[int], reads: list[int], max_pipes: int, make: Pair
 ) -> None:
     rig = Rig(make)
@@ -437,7 +437,7 @@ def test_any_bytes_in_any_pieces_arrive_as_they_were(
             pass
         rig.pump()
         assert rig.mover.held <= max(splice.SMALL, splice.PIPE_BYTES)
-        # Slow and uneven at first, then all.
+        # At first the receiver reads little, then everything.
         rig.drain(reads[turn] if turn < len(reads) else 1 << 30)
         return rig.arrived_eof
 
@@ -455,7 +455,7 @@ def test_any_bytes_in_any_pieces_arrive_as_they_were(
 
 
 @pytest.mark.parametrize("pipes", [0, 1], ids=["copying", "by pipe"])
-def test_a_destination_that_is_not_read_bounds_what_is_held_and_loses_nothing(rig: Rig, pipes: int) -> None:
+def test_a_destination_that_takes_nothing_limits_the_bytes_held(rig: Rig, pipes: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splice, "MAX_PIPES", pipes)
         sent = rig.stuff()
@@ -475,7 +475,7 @@ def test_a_destination_that_is_not_read_bounds_what_is_held_and_loses_nothing(ri
     assert rig.mover.held == 0
 
 
-def test_the_end_of_file_waits_behind_what_is_held(rig: Rig) -> None:
+def test_fin_is_sent_after_the_bytes_held(rig: Rig) -> None:
     sent = rig.stuff()
     rig.sender.shutdown(socket.SHUT_WR)
     rig.pump(peer_closed=True)
@@ -495,7 +495,7 @@ def test_the_end_of_file_waits_behind_what_is_held(rig: Rig) -> None:
 # Half-close
 
 
-def test_fin_goes_out_once_however_often_it_is_pumped(rig: Rig) -> None:
+def test_fin_is_sent_once_however_often_pump_is_called(rig: Rig) -> None:
     rig.sender.sendall(b"all there is")
     rig.sender.shutdown(socket.SHUT_WR)
 
@@ -536,7 +536,7 @@ def test_fin_of_one_direction_leaves_the_other_open(rig: Rig) -> None:
     assert not back.ended
 
 
-def test_fin_behind_bulk_gives_the_pipe_back(rig: Rig) -> None:
+def test_the_pipe_is_given_back_at_the_end_of_bulk(rig: Rig) -> None:
     data = noise(2_000_000)
     move_all(rig, data)
     assert rig.arrived == data
@@ -544,7 +544,7 @@ def test_fin_behind_bulk_gives_the_pipe_back(rig: Rig) -> None:
     assert rig.pool.lent == 0
 
 
-def test_fin_to_a_destination_that_is_gone_raises_nothing(tcp_rig: Rig) -> None:
+def test_fin_to_a_destination_that_has_reset_raises_nothing(tcp_rig: Rig) -> None:
     rig = tcp_rig
     reset(rig.receiver)
     poll = select.poll()
@@ -562,7 +562,7 @@ def test_fin_to_a_destination_that_is_gone_raises_nothing(tcp_rig: Rig) -> None:
 # Reading ahead
 
 
-def test_what_was_read_ahead_is_held_and_goes_out_first(rig: Rig) -> None:
+def test_bytes_read_ahead_are_held_and_sent_first(rig: Rig) -> None:
     rig.sender.sendall(b"one ")
     wait_for(rig.source_readable)
     rig.mover.read_ahead()
@@ -578,7 +578,7 @@ def test_what_was_read_ahead_is_held_and_goes_out_first(rig: Rig) -> None:
     assert rig.arrived == b"one two"
 
 
-def test_reading_ahead_of_nothing_is_harmless(rig: Rig) -> None:
+def test_reading_ahead_with_nothing_to_read_changes_nothing(rig: Rig) -> None:
     rig.mover.read_ahead()
     assert (rig.mover.held, rig.mover.ended, rig.mover.wants_read) == (0, False, True)
 
@@ -693,7 +693,7 @@ def test_releasing_twice_gives_back_once(tcp_rig: Rig) -> None:
     assert tcp_rig.pool.lent == 0
 
 
-def test_a_pool_lends_no_more_than_its_limit_and_again_when_one_is_back() -> None:
+def test_a_pool_lends_no_more_than_its_limit_until_a_pipe_is_given_back() -> None:
     pool = PipePool()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splice, "MAX_PIPES", 2)
@@ -708,7 +708,7 @@ def test_a_pool_lends_no_more_than_its_limit_and_again_when_one_is_back() -> Non
     two.close()
 
 
-def test_a_pool_keeps_only_so_many_spare_pipes() -> None:
+def test_a_pool_keeps_no_more_spare_pipes_than_its_limit() -> None:
     before = descriptors()
     pool = PipePool()
     with pytest.MonkeyPatch.context() as patch:
