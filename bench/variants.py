@@ -65,8 +65,8 @@ VARIANTS: Mapping[str, Sequence[Change]] = {
     "pipes of 1 MiB": constant("datapath/splice", "PIPE_BYTES", "512 * 1024", "1024 * 1024"),
     "no pool of pipes": constant("datapath/splice", "SPARE_PIPES", "32", "0"),
     "one round a direction": constant("datapath/splice", "ROUNDS", "8", "1"),
-    "accepting one by one": constant("relay/relay", "BATCH", "64", "1"),
-    "accepting at most 16": constant("relay/relay", "BATCH", "64", "16"),
+    "accepting one by one": constant("relay/listening", "BATCH", "64", "1"),
+    "accepting at most 16": constant("relay/listening", "BATCH", "64", "16"),
     "relay not a batch process": [Change("relay/relay", "os.SCHED_BATCH", "os.SCHED_OTHER")],
     "no reading before dialling": [Change("datapath/connection", "self.to_endpoint.read_ahead()", "pass")],
     "no holding back of the ACK": [
