@@ -1,1 +1,1 @@
-"""Thin access to the kernel, a facility a module: namespaces, links, netlink, epoll, TCP, limits, children."""
+"""Thin access to the kernel, a facility a module: namespaces, links, netlink, epoll, TCP, processes."""

@@ -1,7 +1,7 @@
 """Security groups and anti-spoofing on a guest's port, together with our guards (docs/security.md).
 
-Each dialect is what a platform writes for a port: OpenNebula's chains and sets, libvirt's filter
-"clean-traffic", and the same as nftables in the bridge and in the netdev family.
+Each dialect is a way in which a platform writes the rules of a port: OpenNebula's chains and sets, libvirt's
+filter "clean-traffic", and nftables rules in the bridge and in the netdev family.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ tproxy:
 - {{service_port: {OTHER}, remote_addr: {ENDPOINT}, remote_port: 8080}}
 """
 
-# An answer takes milliseconds.
-SWALLOWED = 1.0  # seconds
+# Seconds without an answer after which a packet counts as dropped. An answer takes milliseconds.
+DROPPED = 1.0
 
 
 class Net:
-    """A bridge with a guest that has a group, another that has none, and a gateway of theirs."""
+    """A bridge with a guest in a security group, another guest in none, and their gateway."""
 
     def __init__(self, host: Hypervisor) -> None:
         self.host = host
         host.add_bridge("br0")
-        # No route for the service: its packets are addressed to the gateway's MAC, and rewritten.
+        # Without a route to the service it sends to the gateway's MAC, which our guards rewrite.
         self.guest = host.add_guest("guest", "br0", "10.0.0.5/24", route=False, gateway="10.0.0.1")
         self.other = host.add_guest("other", "br0", "10.0.0.6/24")
         self.gateway = host.add_guest("gateway", "br0", "10.0.0.1/24", route=False)
@@ -58,13 +58,13 @@ def mac(guest: Guest) -> str:
     return address
 
 
-# What platforms write. Loaded again, a group replaces what was there.
+# The rules that platforms write. Each function replaces the rules that it wrote before.
 
 
 def opennebula(guest: Guest, ports: list[int]) -> None:
     """VM 3, NIC 0, security group 100, with FILTER_MAC_SPOOFING and FILTER_IP_SPOOFING.
 
-    As written by security_groups_iptables.rb, whose rules see bridged packets by br_netfilter.
+    As OpenNebula writes them (security_groups_iptables.rb). They see bridged packets through br_netfilter.
     """
     host = guest.hypervisor
     host.run("sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1")
@@ -105,11 +105,11 @@ COMMIT
 
 
 def bridge_nftables(guest: Guest, ports: list[int]) -> None:
-    """In the bridge family, at the priority that our forward chain has as well."""
+    """Rules in the bridge family, at the same priority as our forward chain."""
     host, port = guest.hypervisor, guest.port
     probe = "table bridge probe { chain c { ct state established accept; }; }\n"
     stateful = host.run("nft", "--check", "-f", "-", input=probe, check=False).returncode == 0
-    # Without bridge conntrack in the kernel: what is no new connection, is an answer.
+    # On a kernel without bridge conntrack every packet that opens no connection counts as an answer.
     answer = "ct state established,related" if stateful else "tcp flags & (syn | ack) != syn"
     allowed = " ".join(f"ip daddr {SERVICE_ADDRESS} tcp dport {each} accept;" for each in ports)
     host.run(
@@ -140,8 +140,8 @@ table bridge sg {{
 
 
 def netdev_nftables(guest: Guest, ports: list[int]) -> None:
-    """On the port itself, before and behind the bridge: it sees no frame that we have rewritten."""
-    answer = "tcp flags & (syn | ack) != syn"  # there is no conntrack there
+    """Rules on the port itself, before and behind the bridge, where no rewritten frame passes."""
+    answer = "tcp flags & (syn | ack) != syn"  # conntrack does not exist in this family
     allowed = " ".join(f"ip daddr {SERVICE_ADDRESS} tcp dport {each} accept;" for each in ports)
     guest.hypervisor.run(
         "nft",
@@ -170,7 +170,7 @@ table netdev sg {{
 
 
 def ebtables(guest: Guest, ports: list[int]) -> None:
-    """libvirt's "clean-traffic", in table nat at our prerouting chain's own priority, and a drop."""
+    """libvirt's "clean-traffic", in table nat at the priority of our prerouting chain, and a final drop."""
     host = guest.hypervisor
     allowed = "\n".join(
         f"-A out -p IPv4 --ip-dst {SERVICE_ADDRESS} --ip-proto tcp --ip-dport {port} -j ACCEPT"
@@ -207,10 +207,10 @@ def load(request: pytest.FixtureRequest) -> Dialect:
     return dialect
 
 
-def assert_swallowed(guest: Guest, port: int) -> None:
-    # A kernel whose question for the MAC stays without an answer as well, says so after three seconds.
+def assert_dropped(guest: Guest, port: int) -> None:
+    # EHOSTUNREACH: the ARP request was dropped too, which the kernel reports after three seconds.
     with pytest.raises(ProcessError, match=r"ETIMEDOUT|EHOSTUNREACH"):
-        guest.get(SERVICE_ADDRESS, port, SWALLOWED)
+        guest.get(SERVICE_ADDRESS, port, DROPPED)
 
 
 @pytest.mark.parametrize("first", ["group", "hook"])
@@ -222,23 +222,23 @@ def test_a_guest_reaches_the_service_ports_that_its_group_allows_and_no_others(
     load(net.guest, [])
     if first == "group":
         net.up()
-    assert_swallowed(net.guest, ALLOWED)
+    assert_dropped(net.guest, ALLOWED)
     load(net.guest, [ALLOWED])
     assert net.guest.get(SERVICE_ADDRESS, ALLOWED) == "hello"
-    assert_swallowed(net.guest, OTHER)
-    assert net.other.get(SERVICE_ADDRESS, OTHER) == "hello"  # which has no group
+    assert_dropped(net.guest, OTHER)
+    assert net.other.get(SERVICE_ADDRESS, OTHER) == "hello"  # this guest is in no group
 
 
-def test_a_guest_that_pretends_to_be_another_reaches_nothing(net: Net, load: Dialect) -> None:
+def test_a_guest_with_a_forged_address_reaches_nothing(net: Net, load: Dialect) -> None:
     net.up()
     load(net.guest, [ALLOWED])
     own = mac(net.guest)
     for address, link in (("10.0.0.77", own), (net.guest.address, "02:00:00:00:00:77")):
         become(net.guest, address, link)
-        assert_swallowed(net.guest, ALLOWED)
+        assert_dropped(net.guest, ALLOWED)
     become(net.guest, net.guest.address, own)
     assert net.guest.get(SERVICE_ADDRESS, ALLOWED) == "hello"
-    # Without a group that would have worked.
+    # The guest without a group may do that.
     become(net.other, "10.0.0.78", "02:00:00:00:00:78")
     assert net.other.get(SERVICE_ADDRESS, ALLOWED) == "hello"
 
@@ -250,13 +250,15 @@ def become(guest: Guest, address: str, link: str) -> None:
         f"address add {address}/24 dev eth0",
         "route replace default via 10.0.0.1",
     )
-    # Who was heard of at another MAC a moment ago is answered there for a second, arp(7).
+    # For a second the service would still answer to the MAC that it has learnt before, arp(7).
     guest.hypervisor.ip("neigh flush dev br0a", netns="one_tproxy_br0")
 
 
-@pytest.mark.parametrize("first", ["stranger", "hook"])
-def test_a_strangers_chains_that_accept_everything_do_not_switch_our_guards_off(net: Net, first: str) -> None:
-    # Our own priorities among them: of two chains with one priority, the newer is asked first.
+@pytest.mark.parametrize("first", ["chains", "hook"])
+def test_another_programs_chains_that_accept_everything_do_not_disable_our_guards(
+    net: Net, first: str
+) -> None:
+    # With our own priorities too: of two chains with one priority the kernel runs the newer one first.
     chains = "".join(
         f"chain {hook}{-priority} {{ type filter hook {hook} priority {priority}; accept; }}\n"
         for hook in ("prerouting", "forward")
@@ -265,15 +267,15 @@ def test_a_strangers_chains_that_accept_everything_do_not_switch_our_guards_off(
     if first == "hook":
         net.up()
     net.host.run("nft", "-f", "-", input=f"table bridge stranger {{\n{chains}}}\n")
-    if first == "stranger":
+    if first == "chains":
         net.up()
-    # By way of a gateway that, with a route of its own, would take what is meant for the service.
+    # The guest sends to its gateway's MAC. Without our guards the packets would go there.
     assert net.guest.get(SERVICE_ADDRESS, ALLOWED) == "hello"
     assert net.other.get(SERVICE_ADDRESS, ALLOWED) == "hello"
     claim_the_service(net.guest)
     assert neighbour(net.other) == SERVICE_MAC
     net.host.run("nft", "delete", "table", "bridge", "one_tproxy")
-    for _ in eventually():  # a kernel that has just learnt where the service is does not unlearn it at once
+    for _ in eventually():  # the kernel keeps a MAC that it has just learnt for some time
         claim_the_service(net.guest)
         if neighbour(net.other) == mac(net.guest):
             break

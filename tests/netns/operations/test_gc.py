@@ -1,4 +1,4 @@
-"""tproxy gc: what hooks left behind is shown and removed, and nothing else is."""
+"""``tproxy gc`` shows and removes what hooks built for bridges that nobody needs, and nothing else."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def gc(host: Hypervisor, *options: str) -> list[str]:
 
 
 def about(lines: list[str], bridge: str) -> list[str]:
-    """What of a bridge is named, without process numbers."""
+    """The lines that name the bridge, without process numbers."""
     return [line.partition(", process")[0] for line in lines if bridge in line]
 
 
@@ -51,23 +51,23 @@ def removal(bridge: str, *, links: bool = True) -> list[str]:
 
 
 def left(host: Hypervisor) -> str:
-    # Not the state of links, which the kernel finds out a little later.
+    # Without the state of links, which the kernel determines a little later.
     commands = (
         "nft list ruleset; ip -o link | sed 's/ state [A-Z]*//'; ip netns list; find /run/tproxy | sort"
     )
     return host.run("sh", "-c", commands).stdout + host.tproxy("status").stdout
 
 
-def test_what_is_left_of_bridges_without_guests_goes_and_all_else_stays(host: Hypervisor) -> None:
+def test_gc_removes_bridges_without_guests_and_nothing_else(host: Hypervisor) -> None:
     up(host, "used0", "gone0", "empty0", "named0")
     guest = host.add_guest("guest", "used0")
     host.ip("link add up0 type veth peer name far", "link set up0 master named0 up", "link del gone0")
-    # Not ours: the namespace and map of another program, a file, a namespace of somebody.
+    # Not ours: the namespace and the map of another program, a file, and an unrelated namespace.
     host.add_bridge("other0")
     host.ip("netns add one_tproxy_other0", "netns add one_tproxy_none0", "netns add red")
     host.write("/run/netns/one_tproxy_x;y", "")
     host.run("nft", "add map ip one_tproxy ep_other0 { type inet_service : ipv4_addr . inet_service; }")
-    # The daemon notices a bit later that the last of these ports has come, and with it the others.
+    # The daemon adds new ports to the guards a little later. When the last one is there, all are.
     last = host.add_guest("last", "used0", "10.0.0.6/24").port
     for _ in eventually():
         ruleset = host.run("nft", "list ruleset").stdout
@@ -91,7 +91,7 @@ def test_what_is_left_of_bridges_without_guests_goes_and_all_else_stays(host: Hy
     assert gc(host) == []
 
 
-def test_a_bridge_that_a_hook_wanted_just_now_is_left_alone(host: Hypervisor) -> None:
+def test_a_bridge_for_which_a_hook_just_ran_is_left_alone(host: Hypervisor) -> None:
     up(host, "br0")
     assert gc(host, "--grace", "60") == []
     for _ in eventually():
@@ -101,7 +101,7 @@ def test_a_bridge_that_a_hook_wanted_just_now_is_left_alone(host: Hypervisor) ->
     assert "one_tproxy" not in host.run("nft", "list", "ruleset").stdout
 
 
-def test_what_was_left_after_nftables_was_flushed_and_the_daemon_died(host: Hypervisor) -> None:
+def test_gc_removes_the_rest_after_nftables_was_flushed_and_the_daemon_killed(host: Hypervisor) -> None:
     up(host, "br0")
     pids = [line.split(": ")[1] for line in host.tproxy("status").stdout.splitlines()]
     host.run("nft", "flush", "ruleset")
@@ -111,7 +111,7 @@ def test_what_was_left_after_nftables_was_flushed_and_the_daemon_died(host: Hype
     assert "one_tproxy" not in host.run("ip", "netns", "list").stdout
 
 
-def test_a_bridge_that_cannot_be_looked_at_keeps_no_other_from_being_tidied(host: Hypervisor) -> None:
+def test_a_bridge_that_cannot_be_read_does_not_stop_gc(host: Hypervisor) -> None:
     up(host, "aa0", "zz0")
     host.run("nft", "delete map ip one_tproxy ep_aa0")
     host.run("nft", "add map ip one_tproxy ep_aa0 { type ipv4_addr : inet_service; }")
@@ -122,7 +122,7 @@ def test_a_bridge_that_cannot_be_looked_at_keeps_no_other_from_being_tidied(host
     assert "one_tproxy_zz0" not in host.run("ip", "netns", "list").stdout
 
 
-def test_a_broken_configuration_is_said_and_nothing_is_removed(host: Hypervisor) -> None:
+def test_with_a_broken_configuration_nothing_is_removed(host: Hypervisor) -> None:
     up(host, "br0")
     before = left(host)
     host.write(CONFIG, "tproxy: {")

@@ -14,7 +14,7 @@ ENDPOINT = "10.11.12.13"
 
 
 class Site:
-    """A bridge that is up for network vnet1, and its guest."""
+    """A bridge that a hook brought up for network vnet1, and its guest."""
 
     def __init__(self, host: Hypervisor) -> None:
         self.host = host
@@ -48,7 +48,7 @@ def site(hypervisor: Hypervisor) -> Site:
     return Site(hypervisor)
 
 
-def test_a_changed_file_takes_effect_by_name_and_id(site: Site) -> None:
+def test_refresh_finds_the_entries_for_a_network_by_name_and_by_id(site: Site) -> None:
     site.configure(
         "{service_port: 80, remote_port: 8081, networks: vnet1}",
         "{service_port: 81, remote_port: 8080, networks: 7}",
@@ -61,14 +61,14 @@ def test_a_changed_file_takes_effect_by_name_and_id(site: Site) -> None:
         site.ask(82)
 
 
-def test_nothing_new_changes_nothing_and_keeps_the_uplinks_that_were_named(site: Site) -> None:
+def test_an_unchanged_file_changes_nothing_and_keeps_the_named_uplinks(site: Site) -> None:
     before = site.ruleset()
     assert '"eth7"' in before
     site.refresh(unchanged=1)
     assert site.ruleset() == before
 
 
-def test_services_go_and_come_back_with_the_file(site: Site) -> None:
+def test_services_disappear_and_return_with_their_entries(site: Site) -> None:
     site.configure()
     site.refresh(changed=1)
     with pytest.raises(ProcessError, match="ECONNREFUSED"):
@@ -78,8 +78,8 @@ def test_services_go_and_come_back_with_the_file(site: Site) -> None:
     assert site.ask() == "two"
 
 
-def test_a_network_keeps_its_services_however_long_its_name(site: Site) -> None:
-    name = "Внутренняя сеть отдела продаж"  # no room for it in a comment of nftables
+def test_a_network_with_a_long_name_keeps_its_services(site: Site) -> None:
+    name = "Внутренняя сеть отдела продаж"  # too long for a comment in nftables
     site.configure(f"{{service_port: 80, remote_port: 8080, networks: [{name}]}}")
     for options in (("--network", name), ("--network", name, "--network-id", "7")):
         site.up("br0", *options)
@@ -95,7 +95,7 @@ def test_a_network_keeps_its_services_however_long_its_name(site: Site) -> None:
         site.ask()
 
 
-def test_maps_of_others_are_left_alone(site: Site) -> None:
+def test_a_map_without_a_network_is_left_alone(site: Site) -> None:
     site.host.add_bridge("br1")
     site.up("br1")  # for no network in particular
     site.host.run("nft", f"add element ip one_tproxy ep_br1 {{ 99 : {ENDPOINT} . 8081 }}")
@@ -115,11 +115,14 @@ def test_a_file_that_cannot_be_used_changes_nothing(site: Site) -> None:
     assert site.ruleset() == before
 
 
-def test_a_file_that_says_nothing_of_services_takes_none_away(site: Site) -> None:
+def test_a_file_without_the_key_tproxy_removes_no_service(site: Site) -> None:
     site.host.write(CONFIG, ":vxlan_ttl: 16\n")  # OpenNebula's, where hooks use --config FILE
     done = site.host.tproxy("refresh", "--config", CONFIG, check=False)
     assert done.returncode == 1
-    assert done.stderr == f"tproxy: {CONFIG}: there is no key tproxy, so nothing is changed: give --config FILE\n"
+    assert (
+        done.stderr
+        == f"tproxy: {CONFIG}: there is no key tproxy, so nothing is changed: give --config FILE\n"
+    )
     assert site.ask() == "one"
 
 
@@ -135,7 +138,7 @@ def test_a_bridge_that_is_gone_does_not_stop_the_others(site: Site) -> None:
     assert site.ask() == "two"
 
 
-def test_what_concerns_the_processes_takes_effect_too(site: Site) -> None:
+def test_log_level_and_watcher_take_effect_too(site: Site) -> None:
     text = site.host.path(CONFIG).read_text()
     site.host.write(CONFIG, "tproxy_debug_level: 1\ntproxy_watch: true\n" + text)
     site.refresh(unchanged=1)
@@ -145,5 +148,5 @@ def test_what_concerns_the_processes_takes_effect_too(site: Site) -> None:
     log = site.host.path("/var/log/one_tproxy.log")
     before = log.read_text()
     assert site.ask() == "one"
-    site.host.tproxy("stop")  # what it had to say, it has said
-    assert "bridge=br0" not in log.read_text()[len(before) :]  # connections are told of at INFO
+    site.host.tproxy("stop")  # all its lines are written now
+    assert "bridge=br0" not in log.read_text()[len(before) :]  # connections are logged at INFO

@@ -1,4 +1,4 @@
-"""The guards as text for nftables: what is right is left alone, what is wrong is put right, and only that."""
+"""The guards as text for nftables: commands change exactly what differs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tproxy.bridge.guards import (
 )
 from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, BridgeNames
 
-# Examples are some milliseconds each, and there is little that they can differ in.
+# An example takes some milliseconds, and there are few ways in which examples can differ.
 few = settings(max_examples=25)
 
 ARP_WORD = "@nh,192,32 0xa9fe1009"  # bytes 24 to 27 of what an ARP frame carries: the address asked for
@@ -42,7 +42,7 @@ def a_guard(draw: st.DrawFn, bridge: str = "br0", ports: Iterable[str] = PORTS) 
 
 
 def as_listed(*present: Guard) -> list[dict[str, Any]]:
-    """What ``nft -j list table`` (1.0.6) says when these guards are there, all of one kind."""
+    """What ``nft -j list table`` (1.0.6) returns when these guards, all of one kind, are loaded."""
     commands = guards.load(present[0], ObservedGuard(present[0].bridge))
     rules: dict[str, list[str]] = {}
     items: list[dict[str, Any]] = [{"metainfo": {}}, {"table": {"family": "bridge", "name": "one_tproxy"}}]
@@ -81,14 +81,14 @@ def elements_of(commands: Iterable[str], verb: str) -> set[tuple[str, str]]:
 
 @few
 @given(a_guard())
-def test_nothing_is_done_to_guards_that_are_right(guard: Guard) -> None:
+def test_guards_in_order_need_no_command(guard: Guard) -> None:
     assert guards.load(guard, observed(guard)) == []
     assert guard.rules_are_in(observed(guard))
 
 
 @few
 @given(a_guard())
-def test_what_was_loaded_is_recognised_as_this_bridges(guard: Guard) -> None:
+def test_loaded_guards_are_recognised_as_this_bridges(guard: Guard) -> None:
     found = observed(guard)
     assert found.anything
     for name in SETS:
@@ -98,7 +98,7 @@ def test_what_was_loaded_is_recognised_as_this_bridges(guard: Guard) -> None:
 
 @few
 @given(a_guard(), a_guard())
-def test_a_change_of_ports_touches_what_differs_and_no_rule(before: Guard, after: Guard) -> None:
+def test_a_change_of_ports_changes_elements_and_no_rule(before: Guard, after: Guard) -> None:
     if (before.ports is None) != (after.ports is None):
         return  # other rules: another test
     commands = guards.load(after, observed(before))
@@ -133,7 +133,7 @@ def test_two_bridges_share_rules_and_neither_touches_the_others_elements(one: Gu
 
 @few
 @given(a_guard())
-def test_after_unloading_only_what_is_shared_is_left(guard: Guard) -> None:
+def test_after_unloading_only_the_shared_parts_are_left(guard: Guard) -> None:
     listed = as_listed(guard)
     assert not guards.only_shared(listed)
     commands = guards.unload(observed(guard))
@@ -151,7 +151,7 @@ def test_after_unloading_only_what_is_shared_is_left(guard: Guard) -> None:
     assert guards.unload(guards.parse(left)[""]) == []
 
 
-STRANGERS: dict[str, dict[str, Any]] = {
+FOREIGN: dict[str, dict[str, Any]] = {
     "table that is switched off": {"table": {"flags": "dormant"}},
     "chain": {"chain": {"name": "ch_br9"}},
     "rule": {"rule": {"chain": "mine"}},
@@ -162,15 +162,15 @@ STRANGERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", STRANGERS)
-def test_a_table_with_something_of_a_stranger_in_it_is_not_only_shared(kind: str) -> None:
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_table_with_an_object_of_another_program_is_not_deleted(kind: str) -> None:
     assert guards.only_shared([{"metainfo": {}}, {"table": {}}])
-    assert not guards.only_shared([{"metainfo": {}}, {"table": {}}, STRANGERS[kind]])
+    assert not guards.only_shared([{"metainfo": {}}, {"table": {}}, FOREIGN[kind]])
 
 
 @few
 @given(a_guard(), st.data())
-def test_a_chain_that_lost_a_rule_or_moved_is_loaded_anew(guard: Guard, data: st.DataObject) -> None:
+def test_a_missing_chain_or_one_without_a_rule_is_loaded_again(guard: Guard, data: st.DataObject) -> None:
     listed = as_listed(guard)
     kinds = ["rule", "chain"]
     at = data.draw(st.sampled_from([i for i, item in enumerate(listed) if any(k in item for k in kinds)]))
@@ -187,7 +187,7 @@ def test_a_chain_that_lost_a_rule_or_moved_is_loaded_anew(guard: Guard, data: st
     "wrong", [{"hook": "input"}, {"prio": 0}, {"hook": None, "prio": None}, {"policy": "drop"}]
 )
 @pytest.mark.parametrize("chain", [PREROUTING, FORWARD, "ch_br0"])
-def test_a_chain_at_another_hook_or_that_drops_is_not_taken_for_ours(
+def test_a_chain_at_another_hook_or_with_policy_drop_is_replaced(
     chain: str, wrong: Mapping[str, Any]
 ) -> None:
     guard = Guard("br0", None, {})
@@ -200,13 +200,13 @@ def test_a_chain_at_another_hook_or_that_drops_is_not_taken_for_ours(
 
 @few
 @given(a_guard())
-def test_rules_of_the_other_kind_of_kernel_are_replaced(guard: Guard) -> None:
+def test_rules_for_the_other_kind_of_kernel_are_replaced(guard: Guard) -> None:
     other = guard._replace(ports=frozenset({"br0b"}) if guard.ports is None else None)
     assert not other.rules_are_in(observed(guard))
     assert f"delete chain bridge one_tproxy {PREROUTING}" in guards.load(other, observed(guard))
 
 
-def test_chains_that_are_jumped_to_come_before_and_go_after_who_jumps() -> None:
+def test_a_chain_is_created_before_and_deleted_after_the_rules_that_jump_to_it() -> None:
     commands = guards.load(Guard("br0", None, {}), ObservedGuard("br0"))
     made = [c.split()[4] for c in commands if c.startswith("add chain") and "{" in c]
     for command in commands:
@@ -221,7 +221,7 @@ def test_chains_that_are_jumped_to_come_before_and_go_after_who_jumps() -> None:
     assert flushed < deleted
 
 
-def test_a_port_that_moved_here_from_another_bridge_changes_its_owner() -> None:
+def test_the_element_of_a_port_that_came_from_another_bridge_changes_its_owner() -> None:
     before = Guard("br1", frozenset({"br1b", "vnet0"}), {})
     after = Guard("br0", frozenset({"br0b", "vnet0"}), {})
     found = guards.parse(as_listed(before))["br1"]._replace(bridge="br0")
@@ -232,7 +232,7 @@ def test_a_port_that_moved_here_from_another_bridge_changes_its_owner() -> None:
 
 @few
 @given(a_guard())
-def test_the_arp_guard_is_the_one_of_the_contract(guard: Guard) -> None:
+def test_the_arp_guard_is_as_the_contract_says(guard: Guard) -> None:
     commands = guards.load(guard, ObservedGuard("br0"))
     base = "add chain bridge one_tproxy ch_br0 { type filter hook forward priority -200; policy accept; }"
     assert base in commands
@@ -241,8 +241,8 @@ def test_the_arp_guard_is_the_one_of_the_contract(guard: Guard) -> None:
 
 
 @pytest.mark.parametrize("by_port", [True, False])
-def test_a_frame_that_does_not_concern_the_service_meets_no_set(by_port: bool) -> None:
-    """What every frame on the host pays: fixed comparisons, whatever the number of bridges."""
+def test_a_frame_that_does_not_concern_the_service_costs_no_set_lookup(by_port: bool) -> None:
+    """Every frame on the host passes these rules. Their cost must not grow with the number of bridges."""
     guard = Guard("br0", frozenset({"br0b"}) if by_port else None, {})
     for chain in (PREROUTING, FORWARD):
         for rule in guard.shared_rules[chain]:
@@ -253,7 +253,7 @@ def test_a_frame_that_does_not_concern_the_service_meets_no_set(by_port: bool) -
 
 @few
 @given(st.sampled_from(["br0", "a.b-c.10", "onebr0.1234", "fifteen.bytes-x"]))
-def test_any_bridges_elements_come_back_under_its_name(bridge: str) -> None:
+def test_elements_are_found_under_the_name_of_any_bridge(bridge: str) -> None:
     guard = Guard(bridge, None, {"eth0": True})
     found = guards.parse(as_listed(guard))
     assert set(found) == {"", bridge}
@@ -267,7 +267,7 @@ def test_an_empty_host_has_nothing_of_ours() -> None:
     assert guards.unload(nothing) == []
 
 
-def test_elements_of_strangers_are_neither_owned_nor_unloaded() -> None:
+def test_elements_of_other_programs_are_not_deleted() -> None:
     sets = [
         {"set": {"name": UPLINKS, "elem": ["eth0", {"elem": {"val": "eth1", "comment": "keep me"}}]}},
         {"set": {"name": "mine", "elem": [{"range": [1, 9]}]}},
@@ -278,7 +278,7 @@ def test_elements_of_strangers_are_neither_owned_nor_unloaded() -> None:
 
 
 @pytest.mark.parametrize("kept", ["chain", "set"])
-def test_whatever_is_left_of_a_bridges_guards_is_found_and_unloaded(kept: str) -> None:
+def test_any_remaining_part_of_a_bridges_guards_is_found_and_deleted(kept: str) -> None:
     left = [item for item in as_listed(Guard("br0", None, {})) if kept in item]
     found = guards.parse(left)["br0"]
     assert found.anything

@@ -15,11 +15,11 @@ from tproxy.bridge import service_map
 from tproxy.config.values import MAX_NAME
 from tproxy.model import DEFAULT_CONNECT_TIMEOUT, Endpoint, Network, Service, ServiceMap, stand_in
 
-# Any bytes a driver may hand over, as Python gives them to us: surrogates stand for undecodable ones.
+# Any bytes that a driver may pass, as Python decodes them: surrogates stand for undecodable bytes.
 names = st.binary(max_size=40).map(lambda raw: raw.decode(errors="surrogateescape"))
 ports = st.integers(1, 65535)
 endpoints = st.builds(Endpoint, st.ip_addresses(v=4).map(str), ports)
-# As the configuration allows them; more digits than %g writes do not come back.
+# As the configuration allows them. Digits beyond those that %g writes would be lost.
 timeouts = st.sampled_from([0.1, 1.5, 4.0, DEFAULT_CONNECT_TIMEOUT, 30.0, 300.0])
 
 
@@ -60,12 +60,12 @@ def listing(commands: list[str]) -> dict[str, Any]:
 
 
 @given(maps())
-def test_a_map_that_was_loaded_reads_as_what_could_be_stored_of_it(wanted: ServiceMap) -> None:
+def test_a_loaded_map_reads_as_the_storable_part_of_it(wanted: ServiceMap) -> None:
     assert service_map.parse_map(listing(service_map.add_map(wanted))) == service_map.storable(wanted)
 
 
 @given(maps())
-def test_what_can_be_stored_is_stored_whole(wanted: ServiceMap) -> None:
+def test_the_storable_part_of_a_map_keeps_ports_and_endpoints(wanted: ServiceMap) -> None:
     stored = service_map.storable(wanted)
     assert service_map.storable(stored) == stored
     assert {p: s.endpoint for p, s in stored.services.items()} == {
@@ -78,14 +78,14 @@ def test_what_can_be_stored_is_stored_whole(wanted: ServiceMap) -> None:
 
 
 @pytest.mark.parametrize("timeout", [0.001, 1.0, 299.999])
-def test_all_that_a_file_may_say_of_a_service_is_stored(timeout: float) -> None:
+def test_everything_that_a_file_may_say_about_a_service_is_stored(timeout: float) -> None:
     service = Service(65535, Endpoint("255.255.255.254", 65535), "%" * MAX_NAME, timeout)
     wanted = ServiceMap("br0", {65535: service})
     assert service_map.storable(wanted) == wanted
 
 
 @given(maps())
-def test_no_name_gets_out_of_its_comment(wanted: ServiceMap) -> None:
+def test_no_name_can_end_its_comment_early(wanted: ServiceMap) -> None:
     for command in service_map.add_map(wanted):
         assert command.isascii()
         assert "\n" not in command
@@ -96,7 +96,7 @@ def test_no_name_gets_out_of_its_comment(wanted: ServiceMap) -> None:
 
 
 @given(maps())
-def test_nothing_is_done_to_a_map_that_is_right(wanted: ServiceMap) -> None:
+def test_a_map_in_order_needs_no_command(wanted: ServiceMap) -> None:
     stored = service_map.storable(wanted)
     assert service_map.change_map(stored, stored) == []
 
@@ -117,7 +117,7 @@ def test_a_change_deletes_and_adds_exactly_what_differs(observed: ServiceMap, wa
     assert after == {p: s.endpoint for p, s in wanted.services.items()}
 
 
-def test_another_network_is_a_new_map_in_the_same_transaction() -> None:
+def test_for_another_network_the_map_is_replaced_in_one_transaction() -> None:
     service = Service(80, Endpoint("10.0.0.1", 80))
     before = ServiceMap("br0", {80: service}, Network("blue", "1"))
     after = before._replace(network=Network("green", "2"))
@@ -126,7 +126,7 @@ def test_another_network_is_a_new_map_in_the_same_transaction() -> None:
     assert service_map.parse_map(listing(commands[1:])) == after
 
 
-def test_the_text_is_the_one_of_the_contract() -> None:
+def test_the_commands_are_those_of_the_contract() -> None:
     service = Service(5030, Endpoint("10.11.12.13", 5030))
     table, add, element = service_map.add_map(ServiceMap("br0", {5030: service}))
     assert table == "add table ip one_tproxy"
@@ -160,7 +160,7 @@ def test_a_map_without_any_comment_is_valid() -> None:
     ],
     ids=str,
 )
-def test_maps_of_others_are_not_ours(odd: Mapping[str, Any]) -> None:
+def test_maps_with_another_name_or_type_are_not_ours(odd: Mapping[str, Any]) -> None:
     assert service_map.parse_map({**PLAIN, **odd}) is None
 
 
@@ -176,7 +176,7 @@ def test_maps_of_others_are_not_ours(odd: Mapping[str, Any]) -> None:
     ],
     ids=str,
 )
-def test_an_element_that_is_no_service_port_is_left_out_and_named(odd: list[Any]) -> None:
+def test_an_element_that_is_no_service_port_is_left_out_and_reported(odd: list[Any]) -> None:
     listed = {**PLAIN, "elem": [odd, [80, {"concat": ["10.0.0.1", 80]}]]}
     parsed = service_map.parse_map(listed)
     assert parsed is not None
@@ -185,12 +185,12 @@ def test_an_element_that_is_no_service_port_is_left_out_and_named(odd: list[Any]
     assert json.loads(text) == odd
 
 
-def test_newer_versions_of_nft_list_the_types_apart() -> None:
+def test_the_type_is_also_read_as_the_list_that_newer_versions_of_nft_print() -> None:
     assert service_map.parse_map({**PLAIN, "map": ["ipv4_addr", "inet_service"]}) == ServiceMap("br0", {})
 
 
 @given(st.text(max_size=150))
-def test_whatever_somebody_wrote_into_a_comment_is_harmless(comment: str) -> None:
+def test_any_text_in_a_comment_is_harmless(comment: str) -> None:
     element = {"elem": {"val": 80, "comment": comment}}
     parsed = service_map.parse_map(
         {**PLAIN, "comment": comment, "elem": [[element, {"concat": ["10.0.0.1", 80]}]]}
@@ -201,7 +201,7 @@ def test_whatever_somebody_wrote_into_a_comment_is_harmless(comment: str) -> Non
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "nan", "inf", "1e400", "five", "1,5"])
-def test_a_timeout_that_is_none_is_the_default(text: str) -> None:
+def test_an_unusable_timeout_is_read_as_the_default(text: str) -> None:
     element = {"elem": {"val": 80, "comment": f"connect_timeout={text}"}}
     parsed = service_map.parse_map({**PLAIN, "elem": [[element, {"concat": ["10.0.0.1", 80]}]]})
     assert parsed is not None
@@ -209,18 +209,18 @@ def test_a_timeout_that_is_none_is_the_default(text: str) -> None:
 
 
 @given(st.dictionaries(st.sampled_from(["id", "network", "name"]), names))
-def test_words_come_back_as_they_were_or_not_at_all(words: dict[str, str]) -> None:
+def test_words_read_back_unchanged_or_not_at_all(words: dict[str, str]) -> None:
     text = service_map.encode_words(words)
     assert len(text) <= service_map.MAX_COMMENT
     assert service_map.decode_words(text).items() <= {k: v for k, v in words.items() if v}.items()
 
 
-def test_a_word_that_does_not_fit_is_left_out_whole_and_the_next_may_still_come() -> None:
+def test_a_word_that_does_not_fit_is_left_out_and_the_next_may_still_fit() -> None:
     text = service_map.encode_words({"id": "7", "network": "x" * service_map.MAX_COMMENT, "name": "web"})
     assert service_map.decode_words(text) == {"id": "7", "name": "web"}
 
 
-def test_the_longest_comment_that_nftables_takes_is_used() -> None:
+def test_comments_may_have_the_full_length_that_nftables_accepts() -> None:
     room = service_map.MAX_COMMENT - len("id=7 ") - len("network=")
     for length, fits in ((room, True), (room + 1, False)):
         words = {"id": "7", "network": "x" * length}
