@@ -44,7 +44,7 @@ VALUES = ("--bridge", "--network", "--network-id", "--config", "--uplink")
 
 
 class Options:
-    """The options of the command line, with their defaults. An option that must be given is None without."""
+    """The options of the command line. None, or an empty text or set, stands for a missing option."""
 
     def __init__(self) -> None:
         self.bridge: str | None = None
