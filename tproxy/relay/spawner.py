@@ -90,7 +90,7 @@ class Spawner:
         import subprocess
 
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._orders.close()  # only now: without it, the next attempt would not notice that the spawner is gone
+        self._orders.close()  # only now: if the line above fails, the next attempt still finds a broken pipe
         self._orders = ours
         with suppress(ChildProcessError):  # a daemon that is a service has waited for it already
             os.waitpid(self._pid, 0)

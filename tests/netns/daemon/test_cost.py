@@ -1,6 +1,6 @@
-"""What must not grow, counted: system calls, wake-ups, descriptors, pipes. No clock decides here.
+"""Costs that must not grow, counted and not timed: system calls, wake-ups, descriptors, pipes.
 
-What a hundred thousand connections leave behind is counted in test_streams.py.
+test_streams.py counts what a hundred thousand connections leave behind.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import pytest
 
 from bench import costs
 from tests.netns.conftest import StartEndpoint
+from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tproxy.datapath import splice
 from tproxy.lab.hypervisor import Guest, Hypervisor
@@ -34,29 +35,6 @@ BULK = 20_000_000
 CONFIG = "tproxy_debug_level: 1\ntproxy:\n" + "".join(
     f"- {{remote_addr: {ENDPOINT}, remote_port: {port}}}\n" for port in (ECHO, SHORT, SOURCE)
 )
-
-# One connection, messages and their answers one after the other.
-TALK = """
-import socket, sys
-sock = socket.create_connection((sys.argv[1], int(sys.argv[2])), 10)
-for _ in range(int(sys.argv[3])):
-    sock.sendall(b"x" * 100)
-    assert sock.recv(4096) == b"x" * 100
-"""
-
-# Many connections at once that read to the end of what is said, but do not end their own direction.
-READ = """
-import socket, sys, threading
-def read(sock):
-    while sock.recv(1 << 18):
-        pass
-socks = [socket.create_connection((sys.argv[1], int(sys.argv[2])), 10) for _ in range(int(sys.argv[3]))]
-readers = [threading.Thread(target=read, args=[sock]) for sock in socks]
-for each in readers: each.start()
-for each in readers: each.join()
-print("ready", flush=True)
-sys.stdin.read()
-"""
 
 
 class Host:
@@ -81,8 +59,7 @@ class Host:
         return costs.titled(self.hypervisor, "one_tproxy", "tproxy-")
 
     def talk(self, messages: int) -> None:
-        argv = [sys.executable, "-c", TALK, SERVICE_ADDRESS, str(ECHO), str(messages)]
-        self.guest.run(*argv, timeout=100)
+        self.guest.run(*program("ping_pong", SERVICE_ADDRESS, str(ECHO), str(messages)), timeout=100)
 
     def storm(self, connections: int, at_once: int) -> None:
         counts = ["--connections", str(connections), "--at-once", str(at_once), "--timeout", "60"]
@@ -93,8 +70,8 @@ class Host:
 
     @contextmanager
     def bulk(self, connections: int) -> Iterator[None]:
-        """Connections on which the endpoint has said much; the guest's direction is still open."""
-        argv = [sys.executable, "-c", READ, SERVICE_ADDRESS, str(SOURCE), str(connections)]
+        """Connections whose endpoint has sent BULK bytes and ended; the guest's direction is still open."""
+        argv = program("bulk_reader", SERVICE_ADDRESS, str(SOURCE), str(connections))
         reader = self.guest.popen(*argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert reader.stdout is not None
         assert reader.stdout.readline() == "ready\n"
@@ -117,7 +94,7 @@ class Host:
         return [target for each in folder.iterdir() if (target := os.readlink(each)).startswith(kind)]
 
     def wake_ups(self) -> dict[int, int]:
-        """How often each process has been given a core: it asks the kernel for nothing in between."""
+        """How often each process has been scheduled since it started (proc(5), context switches)."""
         counts = {}
         for pid in self.processes():
             lines = self.hypervisor.path(f"/proc/{pid}/status").read_text().splitlines()
@@ -133,7 +110,7 @@ def host(hypervisor: Hypervisor, start_endpoint: StartEndpoint) -> Host:
 
 
 def system_calls(host: Host, pid: int, job: Callable[[], None]) -> Counter[str]:
-    """What a process asks of the kernel while the job is done, by name."""
+    """The system calls of a process while the job is done, counted by name."""
     table = "/run/strace.out"
     strace = host.hypervisor.popen(
         "sh", "-c", f"echo $$; exec strace -c -f -p {pid} -o {table} 2>&1", stdout=subprocess.PIPE
@@ -148,16 +125,16 @@ def system_calls(host: Host, pid: int, job: Callable[[], None]) -> Counter[str]:
     rows = [line.split() for line in host.hypervisor.path(table).read_text().splitlines()]
     counted = [row for row in rows if len(row) > 4 and row[3].isdigit() and row[-1] != "total"]
     calls = Counter({row[-1]: int(row[3]) for row in counted})
-    # Each look that finds nothing, before the daemon sleeps, gives the core to whoever wants it: as many
-    # as there is time for, on a core that has nothing else to do.
+    # Before the daemon sleeps it looks for events without waiting, and yields the core after each look that
+    # finds none (ALERT in daemon.py). How often depends on the time that it has; so neither call is counted.
     calls["epoll_wait"] -= calls.pop("sched_yield", 0)
     return calls
 
 
-# Of one message each way, the daemon: wait, receive, send, for each of the two directions.
+# Of the daemon for one message each way: wait, receive and send, for each direction.
 CALLS_OF_AN_ANSWER = 6
 
-# Of one short connection: measured 26 for the daemon and 5 for the relay, where each comes alone.
+# For one short connection that comes alone. Measured: 26 of the daemon, 5 of the relay.
 CALLS_OF_A_CONNECTION, CALLS_OF_AN_ACCEPT = 30, 6
 
 
@@ -167,7 +144,7 @@ def test_a_request_and_its_answer_cost_the_daemon_six_system_calls_and_the_relay
     daemon = system_calls(host, host.daemon, lambda: host.talk(messages))
     relay = system_calls(host, host.relay, lambda: host.talk(messages))
 
-    # One connection has its own cost; and a status can be asked for meanwhile.
+    # The connection itself has a cost too, and 20 are for a status request meanwhile.
     assert daemon.total() <= CALLS_OF_AN_ANSWER * messages + CALLS_OF_A_CONNECTION + 20
     assert relay.total() <= CALLS_OF_AN_ACCEPT
 
@@ -187,8 +164,8 @@ def test_connections_that_come_together_share_the_work_of_relay_and_daemon(host:
 
     relay = system_calls(host, host.relay, lambda: host.storm(connections, 32))
 
-    # Alone, each would be a message to the daemon and a wake-up of its own. How many share one
-    # depends on the machine's moment; strace holds the relay up, so here some always do.
+    # A connection that comes alone takes a message to the daemon and a wake-up. How many connections share
+    # these depends on the load of the machine; strace slows the relay down, so here some always do.
     assert relay["sendmsg"] < connections
     assert relay["epoll_wait"] < connections
 
@@ -200,18 +177,18 @@ def test_bulk_is_moved_inside_the_kernel_in_large_pieces(host: Host) -> None:
 
     calls = system_calls(host, host.daemon, read)
 
-    # Only until a direction is known to be bulk are its bytes copied to the daemon, 64 KiB at a time; and
-    # again whenever the source has run dry: 16 to 46 reads, more on a busy machine. Without splice it is
-    # all bytes, 1,220 reads.
+    # Bytes are copied to the daemon, 64 KiB at a time, until a direction is known to be bulk, and again
+    # whenever the source has run dry. Measured: 16 to 46 reads, more on a busy machine. Without splice(2) all
+    # bytes are read, which takes 1,220 reads.
     assert calls["recvfrom"] + calls["recvmsg"] <= 4 * BULK / splice.SMALL / 2, calls
     assert 0 < calls["splice"] <= 4 * 2 * BULK / 64_000, calls
 
 
-def test_who_serves_nobody_is_never_woken_up(host: Host) -> None:
+def test_processes_that_serve_nobody_never_run(host: Host) -> None:
     host.storm(100, 10)
     host.settled()
 
-    # What is left to do is done soon; whoever has a timer that goes on would never be asleep so long.
+    # What is left to do is done soon. A process with a timer that repeats would run in every two seconds.
     for _ in eventually():
         before, busy = host.wake_ups(), costs.cpu(host.hypervisor, host.processes())
         time.sleep(2)
@@ -221,7 +198,7 @@ def test_who_serves_nobody_is_never_woken_up(host: Host) -> None:
     assert len(before) == 3  # daemon, relay, spawner
 
 
-def test_pipes_come_back_when_bulk_is_over_and_only_a_pool_of_them_is_kept(host: Host) -> None:
+def test_only_a_pool_of_pipes_is_kept_when_bulk_is_over(host: Host) -> None:
     at_rest = host.settled()
 
     with host.bulk(40):
@@ -229,7 +206,7 @@ def test_pipes_come_back_when_bulk_is_over_and_only_a_pool_of_them_is_kept(host:
     after = host.settled()
     kept = len(host.descriptors(host.daemon, "pipe:"))
 
-    # All that is open has been sent and read: these connections hold no pipe, only the pool does.
+    # Everything has been sent and read: the open connections hold no pipe, only the pool does.
     assert idle <= kept <= 2 * splice.SPARE_PIPES
     assert after[host.daemon] - at_rest[host.daemon] <= 2 * splice.SPARE_PIPES
     assert after[host.relay] == at_rest[host.relay]

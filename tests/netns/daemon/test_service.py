@@ -1,4 +1,4 @@
-"""``tproxy daemon``: the daemon as a service manager runs it, in the foreground and with its process id."""
+"""``tproxy daemon``: the daemon as a service manager runs it, in the foreground and with one process id."""
 
 from __future__ import annotations
 
@@ -11,32 +11,19 @@ from contextlib import closing
 
 import pytest
 
+from tests.netns.asking import Asking
 from tests.netns.conftest import ENDPOINTS
+from tests.netns.program import program
 from tests.netns.talk import Talk
 from tests.netns.waiting import eventually
 from tproxy.lab.hypervisor import PATIENCE, Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 from tproxy.process.service_manager import LEAVE_SIGNAL
 
 CONFIG = "tproxy: [{remote_addr: 10.11.12.13, remote_port: 80}]\n"
 
-# One connection after the other, until there is the file; any that is refused or cut ends it.
-CROWD = """
-import os, socket, sys
-served = 0
-while not os.path.exists('/run/enough'):
-    with socket.create_connection((sys.argv[1], int(sys.argv[2])), 30) as sock:
-        sock.sendall(b'hello')
-        assert sock.recv(100) == b'hello'
-    served += 1
-    if served == 1:
-        print('ready', flush=True)
-print(served)
-"""
-
 
 class Manager:
-    """What a service manager does: starts the daemon, and learns that it is ready, sd_notify(3)."""
+    """Does what a service manager does: starts the daemon, and is told when it is ready (sd_notify(3))."""
 
     def __init__(self, host: Hypervisor) -> None:
         self._host = host
@@ -45,9 +32,9 @@ class Manager:
         self._socket.settimeout(PATIENCE)
 
     def start(self, python: str = sys.executable) -> subprocess.Popen[str]:
-        """Returns when the daemon has said that it is ready."""
+        """Return when the daemon has reported that it is ready."""
         environment = {"NOTIFY_SOCKET": "/run/notify", "TPROXY_CONFIG": "/run/tproxy.yaml"}
-        # Wherever this Python is: what it imports.
+        # A Python at another path has other directories to import from.
         environment["PYTHONPATH"] = ":".join([str(ENDPOINTS.parents[3]), *filter(None, sys.path)])
         unit = self._host.popen(python, "-m", "tproxy", "daemon", env=environment)
         assert self._socket.recv(100) == b"READY=1"
@@ -65,7 +52,7 @@ def manager(hypervisor: Hypervisor) -> Iterator[Manager]:
 
 @pytest.fixture
 def guest(hypervisor: Hypervisor) -> Guest:
-    """On a bridge that is not up yet, with an endpoint that echoes."""
+    """A guest on a bridge that is not up yet; the configuration names an endpoint that echoes."""
     hypervisor.write("/run/tproxy.yaml", CONFIG)
     hypervisor.add_bridge("br0")
     hypervisor.add_endpoint("10.11.12.13", 80, program=(sys.executable, str(ENDPOINTS), "echo"))
@@ -93,12 +80,12 @@ def wait_for_the_end_of_draining(host: Hypervisor) -> None:
     for _ in eventually():
         if "tproxy-draining" not in titles(host):
             break
-    for _ in eventually():  # nor is it left unburied
+    for _ in eventually():  # and it has been waited for
         if not [line for line in titles(host).splitlines() if line.startswith("Z")]:
             break
 
 
-def test_it_is_there_without_maps_and_whatever_comes_and_goes(
+def test_the_service_stays_without_maps_and_through_all_commands(
     hypervisor: Hypervisor, manager: Manager, guest: Guest
 ) -> None:
     unit = manager.start()
@@ -118,14 +105,14 @@ def test_it_is_there_without_maps_and_whatever_comes_and_goes(
     assert unit.poll() is None
 
 
-def test_it_takes_over_from_a_daemon_that_a_hook_started(
+def test_the_service_takes_over_from_a_daemon_that_a_hook_started(
     hypervisor: Hypervisor, manager: Manager, guest: Guest
 ) -> None:
     up(hypervisor)
     before = pids(hypervisor)
     talk = Talk(guest)
     manager.start()
-    assert_served(guest)  # it listens when it says that it is ready
+    assert_served(guest)  # the service ports listen when the service is ready
     after = pids(hypervisor)
     assert after.keys() == before.keys()
     assert not set(after.values()) & set(before.values())
@@ -159,34 +146,29 @@ def test_the_managers_restart_refuses_no_guest_and_cuts_no_connection(
     unit = manager.start()
     up(hypervisor)
     talk = Talk(guest)
-    crowd = guest.popen(sys.executable, "-c", CROWD, SERVICE_ADDRESS, "80", stdout=subprocess.PIPE)
-    assert crowd.stdout is not None
-    assert crowd.stdout.readline() == "ready\n"
+    asking = Asking(guest, 80)
     for _ in range(2):
         hypervisor.run("kill", f"-{LEAVE_SIGNAL.name[3:]}", str(pids(hypervisor)["one_tproxy"]))
         assert unit.wait(30) == 0
         unit = manager.start()
     assert talk.say("still there") == "still there"
-    hypervisor.write("/run/enough", "")
-    served = crowd.stdout.read().split()
-    assert crowd.wait(30) == 0
-    assert int(served[0]) > 0
+    asking.go_on(1)
+    assert asking.end() == []
     talk.end()
     wait_for_the_end_of_draining(hypervisor)
 
 
-def test_where_its_python_is_gone_it_ends_and_one_process_only_finishes_what_is_open(
+def test_if_its_python_is_gone_the_service_ends_and_one_process_finishes_the_connections(
     hypervisor: Hypervisor, manager: Manager, guest: Guest
 ) -> None:
-    """As after an upgrade to another place. The manager then starts what is there now."""
+    """As after an upgrade that moved the program. The service manager then starts the new one."""
     python = hypervisor.path("/run/python3")
     python.symlink_to(os.path.realpath(sys.executable))
     unit = manager.start("/run/python3")
     up(hypervisor)
     talk = Talk(guest)
     python.unlink()
-    drain = "client.ask({'op': 'drain'}, 5)"
-    hypervisor.run(sys.executable, "-c", f"from tproxy.daemon import client; {drain}")
+    hypervisor.run(*program("drain_request"))
     assert unit.wait(30) == 1
     log = hypervisor.path("/var/log/one_tproxy.log").read_text()
     assert "the installed code cannot be started: " in log
@@ -199,7 +181,9 @@ def test_where_its_python_is_gone_it_ends_and_one_process_only_finishes_what_is_
     wait_for_the_end_of_draining(hypervisor)
 
 
-def test_a_killed_one_finds_its_relays_again(hypervisor: Hypervisor, manager: Manager, guest: Guest) -> None:
+def test_a_killed_service_finds_its_relays_again(
+    hypervisor: Hypervisor, manager: Manager, guest: Guest
+) -> None:
     unit = manager.start()
     up(hypervisor)
     hypervisor.run("kill", "-KILL", str(pids(hypervisor)["one_tproxy"]))
@@ -211,7 +195,9 @@ def test_a_killed_one_finds_its_relays_again(hypervisor: Hypervisor, manager: Ma
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "tproxy stop"])
-def test_it_ends_in_good_order(hypervisor: Hypervisor, manager: Manager, guest: Guest, how: str) -> None:
+def test_the_service_ends_with_success(
+    hypervisor: Hypervisor, manager: Manager, guest: Guest, how: str
+) -> None:
     unit = manager.start()
     up(hypervisor)
     talk = Talk(guest)
@@ -234,7 +220,7 @@ def test_a_hook_starts_a_daemon_where_the_service_was_stopped(
     assert_served(guest)
 
 
-def test_there_is_only_one(hypervisor: Hypervisor, manager: Manager) -> None:
+def test_a_second_service_is_refused(hypervisor: Hypervisor, manager: Manager) -> None:
     manager.start()
     before = pids(hypervisor)
     done = hypervisor.tproxy("daemon", check=False)

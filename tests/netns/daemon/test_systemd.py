@@ -1,7 +1,7 @@
-"""The units in etc/systemd, in the hands of a real systemd.
+"""The units in etc/systemd, run by a real systemd.
 
-It is process 1 of process, mount and control group namespaces inside a stand-in hypervisor, whose network it
-shares. What it could write to is its own or read-only.
+systemd is process 1 of process, mount and control group namespaces inside a stand-in hypervisor, and shares
+the stand-in's network. Everything that it could write to is its own or read-only.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -32,29 +31,8 @@ tproxy: [{remote_addr: 10.11.12.13, remote_port: 80}]
 tproxy_bridges: [{bridge: "watched*"}]
 """
 
-CANNOT = 77
-
-# In a control group of its own, which the namespace then takes for the root of all.
-BOOT = f"""
-set -e
-mkdir -p /run/cgroup
-mount -t cgroup2 cgroup2 /run/cgroup || exit {CANNOT}
-mkdir "/run/cgroup/$1"
-echo $$ >"/run/cgroup/$1/cgroup.procs"
-exec unshare --fork --kill-child --pid --mount --ipc --cgroup sh -c '
-    set -e
-    mount -o remount,bind,ro /
-    mount -t proc proc /proc
-    for each in fs kernel vm; do mount -o bind,ro "/proc/sys/$each" "/proc/sys/$each"; done
-    mount -t cgroup2 cgroup2 /sys/fs/cgroup
-    for each in /usr/local/sbin /etc/systemd; do mount -t tmpfs -o mode=755 tmpfs $each; done
-    mkdir -p /etc/systemd/system /run/lock
-    cp /run/units/* /etc/systemd/system
-    cp /run/tproxy.sh /usr/local/sbin/tproxy
-    exec env -i container=test SYSTEMD_UNIT_PATH=/etc/systemd/system \\
-        PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin \\
-        {SYSTEMD} --system --unit=test.target --log-target=console --show-status=no'
-"""
+BOOT = SOURCE / "tests/netns/programs/boot_systemd.sh"
+CANNOT = 77  # its exit code where there are no control groups
 
 TPROXY = f"""#!/bin/sh
 export PYTHONPATH={SOURCE} TPROXY_CONFIG=/run/tproxy.yaml
@@ -63,24 +41,24 @@ exec {sys.executable} -m tproxy "$@"
 
 
 class Machine:
-    """A hypervisor that systemd runs."""
+    """A stand-in hypervisor in which systemd runs."""
 
     def __init__(self, host: Hypervisor) -> None:
         self.host = host
         for unit in UNITS.glob("*.service"):
             host.write(f"/run/units/{unit.name}", unit.read_text())
-        # Nothing of this machine's own is to be started: only what any unit asks for by default.
+        # Targets that every unit needs by default; nothing else of this machine is to be started.
         for target in ("test", "sysinit", "basic", "shutdown"):
             host.write(f"/run/units/{target}.target", "[Unit]\nDefaultDependencies=no\n")
         host.write("/run/tproxy.sh", TPROXY)
         host.path("/run/tproxy.sh").chmod(0o755)
         host.write("/run/tproxy.yaml", CONFIG)
-        self.pid = 0  # of its process 1, as seen from here
+        self.pid = 0  # of systemd, as seen from here; 0 until it is found
         self._group = f"tproxy-test-{host.pid}"
-        self._boot = host.popen("sh", "-c", BOOT, "boot", self._group)
+        self._boot = host.popen("sh", os.fspath(BOOT), self._group, SYSTEMD)
 
     def wait(self) -> None:
-        """Return when it is up."""
+        """Return when systemd is up."""
         for _ in eventually():
             if self._boot.poll() == CANNOT:
                 pytest.skip("control groups (cgroup2) cannot be mounted here")
@@ -90,7 +68,7 @@ class Machine:
                 return
 
     def _find(self) -> int:
-        with suppress(psutil.Error):  # of one that ends meanwhile
+        with suppress(psutil.Error):  # a process ends meanwhile
             for process in psutil.Process(self._boot.pid).children(recursive=True):
                 if process.exe() == os.path.realpath(SYSTEMD):
                     return process.pid
@@ -101,7 +79,7 @@ class Machine:
             kill(self.pid)
         self._boot.kill()
         self._boot.wait()
-        # The groups that systemd made are in the one hierarchy that all of the machine shares.
+        # Remove the control groups that systemd made: there is one hierarchy of them for the whole machine.
         root = f"/run/cgroup/{self._group}"
         for _ in eventually():
             done = self.host.run(
@@ -134,7 +112,7 @@ class Machine:
 
 
 def needs(program: str) -> None:
-    """Skip where systemd is not installed; in CI that is a failure, or it would never be noticed."""
+    """Skip if systemd is not installed; in CI fail, or nobody would notice."""
     if shutil.which(program) is None:
         reason = f"needs {program} (package systemd)"
         if os.environ.get("CI") == "true":
@@ -152,7 +130,7 @@ def machine(hypervisor: Hypervisor) -> Iterator[Machine]:
 
 @pytest.fixture
 def guest(machine: Machine) -> Guest:
-    """On bridge br0, which is up, with an endpoint that echoes."""
+    """A guest on bridge br0; the configuration names an endpoint that echoes."""
     machine.host.add_bridge("br0")
     machine.host.add_endpoint("10.11.12.13", 80, program=(sys.executable, str(ENDPOINTS), "echo"))
     return machine.host.add_guest("guest", "br0")
@@ -169,15 +147,15 @@ def test_systemd_finds_nothing_wrong_with_the_units(hypervisor: Hypervisor) -> N
     assert hypervisor.run("systemd-analyze", "verify", *paths).stderr == ""
 
 
-def test_start_reload_restart_and_stop_are_what_operators_expect(machine: Machine, guest: Guest) -> None:
+def test_systemctl_does_what_the_unit_promises(machine: Machine, guest: Guest) -> None:
     machine.tproxy("hook", "up", "--bridge", "br0")
     talk = Talk(guest)
-    hooks_own = machine.pids()
+    by_hook = machine.pids()
 
-    machine.systemctl("start", "tproxy")  # takes over from the hook's
+    machine.systemctl("start", "tproxy")  # takes over from the daemon that the hook started
     started = machine.pids()
-    assert started.keys() == hooks_own.keys()
-    assert started["one_tproxy"] == machine.show("MainPID") != hooks_own["one_tproxy"]
+    assert started.keys() == by_hook.keys()
+    assert started["one_tproxy"] == machine.show("MainPID") != by_hook["one_tproxy"]
     assert talk.say("after start") == "after start"
 
     machine.systemctl("reload", "tproxy")
@@ -205,9 +183,9 @@ def test_start_reload_restart_and_stop_are_what_operators_expect(machine: Machin
     assert Talk(guest).say("new") == "new"
 
 
-def test_a_killed_daemon_comes_back_and_the_relays_have_stayed(machine: Machine, guest: Guest) -> None:
+def test_systemd_restarts_a_killed_daemon_and_its_relays_stay(machine: Machine, guest: Guest) -> None:
     machine.systemctl("start", "tproxy")
-    machine.tproxy("hook", "up", "--bridge", "br0")  # a namespace that is younger than the unit
+    machine.tproxy("hook", "up", "--bridge", "br0")  # its namespace is made after the service has started
     group = machine.run("cat", f"/proc/{machine.pids()['one_tproxy_br0']}/cgroup").stdout
     assert group.strip().endswith("/tproxy.service")
     listening = machine.run("ss", "-Hltne", "-N", "one_tproxy_br0").stdout.split("ino:")[1].split()[0]
@@ -220,7 +198,7 @@ def test_a_killed_daemon_comes_back_and_the_relays_have_stayed(machine: Machine,
     assert Talk(guest).say("new") == "new"
 
 
-def test_tproxy_stop_ends_the_service_and_systemd_leaves_it_so(machine: Machine, guest: Guest) -> None:
+def test_systemd_does_not_restart_a_service_that_tproxy_stop_ended(machine: Machine, guest: Guest) -> None:
     machine.systemctl("start", "tproxy")
     machine.tproxy("hook", "up", "--bridge", "br0")
     machine.tproxy("stop")
@@ -234,7 +212,7 @@ def test_tproxy_stop_ends_the_service_and_systemd_leaves_it_so(machine: Machine,
     assert machine.pids()["one_tproxy"] == machine.show("MainPID")
 
 
-def test_the_watcher_brings_up_what_its_file_names(machine: Machine) -> None:
+def test_the_watcher_unit_brings_up_the_bridges_of_its_configuration_file(machine: Machine) -> None:
     machine.systemctl("start", "tproxy-watch")
     main = machine.systemctl("show", "--value", "--property=MainPID", "tproxy-watch").strip()
     machine.host.add_bridge("watched0")
@@ -242,7 +220,7 @@ def test_the_watcher_brings_up_what_its_file_names(machine: Machine) -> None:
     for _ in eventually():
         if "one_tproxy_watched0" in machine.pids():
             break
-    assert machine.pids()["one_tproxy"] == machine.show("MainPID")  # it came with the unit tproxy
+    assert machine.pids()["one_tproxy"] == machine.show("MainPID")  # the daemon runs as the unit tproxy
     machine.systemctl("restart", "tproxy-watch")
     assert machine.systemctl("show", "--value", "--property=MainPID", "tproxy-watch").strip() != main
     assert machine.pids().keys() == {"one_tproxy", "one_tproxy_watched0"}
@@ -251,5 +229,9 @@ def test_the_watcher_brings_up_what_its_file_names(machine: Machine) -> None:
 def test_a_watcher_that_was_just_started_can_be_reloaded(machine: Machine) -> None:
     machine.systemctl("start", "tproxy-watch")
     machine.systemctl("reload", "tproxy-watch")
-    time.sleep(1)
-    assert machine.systemctl("is-active", "tproxy-watch") == "active\n"
+    machine.host.add_bridge("watched0")
+    machine.host.add_guest("guest", "watched0")
+    for _ in eventually():
+        if "one_tproxy_watched0" in machine.pids():
+            break
+    assert machine.systemctl("show", "--value", "--property=NRestarts", "tproxy-watch") == "0\n"

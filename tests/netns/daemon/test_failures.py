@@ -1,0 +1,119 @@
+"""Processes of tproxy that die or hang: guests wait, and are served again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.netns.one_bridge import OneBridge
+from tests.netns.program import program
+from tests.netns.waiting import eventually
+from tproxy.lab.hypervisor import Hypervisor
+from tproxy.model import SERVICE_ADDRESS
+
+
+@pytest.fixture
+def lab(hypervisor: Hypervisor) -> OneBridge:
+    return OneBridge(hypervisor)
+
+
+def kill_spawner(host: Hypervisor) -> None:
+    """Kill the spawner, and return when it has ended, which is some time after the signal."""
+    title = ("-f", "^tproxy-spawner *$")
+    host.run("pkill", "-KILL", *title)
+    for _ in eventually():
+        if not host.run("pgrep", *title, check=False).stdout:
+            break
+
+
+def test_a_relay_that_dies_is_replaced(lab: OneBridge) -> None:
+    before = lab.pids()
+    lab.host.run("kill", "-9", str(before["one_tproxy_br0"]))
+    for _ in eventually():
+        if lab.pids().get("one_tproxy_br0", before["one_tproxy_br0"]) != before["one_tproxy_br0"]:
+            break
+    for _ in eventually():
+        if lab.listeners():
+            break
+    assert lab.pids()["one_tproxy"] == before["one_tproxy"]
+    assert lab.ask() == "one"
+
+
+def test_a_spawner_that_is_killed_is_replaced_when_a_relay_is_wanted(lab: OneBridge) -> None:
+    """The kernel may kill it when memory is short. Bridges must get relays all the same."""
+    before = lab.pids()
+    kill_spawner(lab.host)
+    lab.add_bridge("br1")
+    kill_spawner(lab.host)
+    lab.host.run("kill", "-9", str(before["one_tproxy_br0"]))
+    for _ in eventually():
+        after = lab.pids()
+        if len(after) == 3 and after["one_tproxy_br0"] != before["one_tproxy_br0"] and lab.listeners():
+            break
+    assert lab.ask() == "one"
+    assert lab.pids()["one_tproxy"] == before["one_tproxy"]
+    assert "[tproxy-spawner] <defunct>" not in lab.host.run("ps", "-ef").stdout
+    lab.host.tproxy("stop")
+    assert lab.titles() == []
+
+
+def test_guests_wait_while_the_daemon_is_away(lab: OneBridge) -> None:
+    lab.host.run("kill", "-9", str(lab.pids()["one_tproxy"]))
+    asker = lab.guest.popen(
+        *(sys.executable, "-m", "tproxy.lab.hypervisor", "ask", SERVICE_ADDRESS, "5030", "20"),
+        stdout=subprocess.PIPE,
+    )
+    established = ("ss", "-Htn", "state", "established", "sport", "=", ":5030")
+    for _ in eventually():
+        assert asker.poll() is None, "it was refused instead of waiting"
+        if lab.host.run(*established, netns="one_tproxy_br0").stdout:
+            break
+    lab.host.tproxy("start")
+    assert asker.communicate()[0] == "one"
+
+
+@pytest.mark.parametrize("lost", ["daemon killed", "restart cut short"])
+def test_the_next_hook_for_any_bridge_serves_all_of_them_again(lab: OneBridge, lost: str) -> None:
+    lab.host.add_bridge("br1")
+    hook = ("--bridge", "br1", "--config", lab.config)
+    lab.host.tproxy("hook", "up", *hook)
+    before = lab.pids()
+    if lost == "daemon killed":
+        lab.host.run("kill", "-9", str(before["one_tproxy"]))
+    else:
+        lab.host.run(*program("restart_cut_short"))
+    lab.host.tproxy("hook", "up", *hook)
+    assert lab.ask() == "one"
+    for _ in eventually():
+        after = lab.pids()
+        if lost == "daemon killed" or not set(after.values()) & set(before.values()):
+            break
+    lab.host.tproxy("hook", "down", *hook)
+    assert lab.ask() == "one"
+    assert lab.pids().items() >= {"one_tproxy": after["one_tproxy"]}.items()
+
+
+def test_a_relay_that_hangs_when_the_daemon_comes_back_is_replaced(lab: OneBridge) -> None:
+    before = lab.pids()
+    directory = lab.host.run("readlink", f"/proc/{before['one_tproxy']}/cwd").stdout.strip()
+    lab.host.run("kill", "-STOP", str(before["one_tproxy_br0"]))
+    lab.host.run("kill", "-KILL", str(before["one_tproxy"]))
+    lab.host.popen("sh", "-c", f"cd {directory}; exec {' '.join(program('impatient_daemon'))} --stay")
+    lab.await_in_log(" started\n", times=2)
+    done = lab.host.tproxy("start", check=False)
+    assert (done.returncode, done.stderr) == (1, "tproxy: bridge br0: relay did not answer\n")
+    lab.host.tproxy("start")
+    assert lab.ask() == "one"
+    assert lab.pids()["one_tproxy_br0"] != before["one_tproxy_br0"]
+
+
+def test_the_error_that_ends_the_daemon_is_in_its_log(lab: OneBridge) -> None:
+    directory = lab.host.run("readlink", f"/proc/{lab.pids()['one_tproxy']}/cwd").stdout.strip()
+    lab.host.tproxy("stop")
+    broken = lab.host.popen("sh", "-c", f"cd {directory}; exec {' '.join(program('broken_daemon'))} --stay")
+    lab.await_in_log(" started\n", times=2)
+    lab.host.run("kill", "-HUP", str(lab.pids()["one_tproxy"]))
+    assert broken.wait(30) == 1
+    assert "ZeroDivisionError" in lab.log()
