@@ -80,6 +80,8 @@ def left_alone(bridge: str, guests: frozenset[str]) -> str:
 
 
 def _log_as(call: Call, level: int) -> None:
+    """Say where lines of the log go. ``logging`` is loaded only when there is one."""
+
     def set_up() -> None:
         from tproxy.log import output
 
@@ -92,5 +94,6 @@ def _log_as(call: Call, level: int) -> None:
 
 
 def _log_nothing(call: Call, read: Config) -> None:
+    """Tell the operator why the bridge gets no service."""
     where = call.bridge, str(read.path), call.network.name, call.network.id
     log.info("bridge %s: no entry of %a applies to network %a, id %a", *where)

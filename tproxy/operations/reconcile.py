@@ -133,7 +133,7 @@ def down(bridge: str, uplinks: frozenset[str], *, force: bool) -> frozenset[str]
         guests = plan.guests(bridge, observed, uplinks)
         if guests and not force:
             return guests
-        remove(bridge, observed)
+        _remove(bridge, observed)
     return frozenset()
 
 
@@ -147,7 +147,7 @@ def collect(bridge: str, uplinks: frozenset[str], unused_for: float) -> bool:
         observed = plumbing.observe(bridge)
         if not left_behind(bridge, observed, uplinks, unused_for):
             return False
-        remove(bridge, observed)
+        _remove(bridge, observed)
     return True
 
 
@@ -164,7 +164,7 @@ def left_behind(bridge: str, observed: plan.Observed, uplinks: frozenset[str], u
     return ours and not guests and (used is None or not 0 <= used < unused_for)
 
 
-def remove(bridge: str, observed: plan.Observed) -> None:
+def _remove(bridge: str, observed: plan.Observed) -> None:
     """Remove everything of ours from the bridge. The caller holds the lock. Raises TproxyError."""
 
     def unload(now: plan.Observed) -> list[plan.Action]:
@@ -202,7 +202,7 @@ def _reconcile(
         _apply(bridge, settings)
     except TproxyError as error:
         log.error("bridge %s cannot be brought up, the changes are undone: %s", bridge, error)
-        _restore(bridge, before)
+        _undo(bridge, before)
         raise
     return bool(actions)
 
@@ -226,18 +226,19 @@ def _taken_down(bridge: str) -> bool:
 
 
 def _apply(bridge: str, settings: Settings) -> None:
+    """Make the bridge's map take effect; raise ProcessError when a port cannot listen."""
     # The configuration file of this hook does not decide about a watcher: another file may want it.
     problems = client.apply([bridge], settings._replace(watch_file=None))
     if problems:
         raise ProcessError("; ".join(problems))
 
 
-def _restore(bridge: str, before: plan.Observed) -> None:
+def _undo(bridge: str, before: plan.Observed) -> None:
     """Undo a failed ``up``: remove what it added to a bridge that had no map, otherwise load the old map."""
     with suppress(TproxyError):  # the caller raises the first error, which says what is wrong
         now = plumbing.observe(bridge)
         if before.map is None:
-            remove(bridge, now.added_since(before))
+            _remove(bridge, now.added_since(before))
         elif now.map is not None and before.map != now.map:
             nftables.transaction(service_map.change_map(now.map, before.map))
             client.apply([bridge], Settings())
