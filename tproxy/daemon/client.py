@@ -100,7 +100,7 @@ def apply(bridges: list[str] | None, settings: Settings, *, reopen_logs: bool = 
     if answer["ending"]:
         from tproxy.process.table import find, terminate
 
-        terminate(find().all)
+        terminate(find().serving)
     problems: list[str] = answer["problems"]
     return problems
 

@@ -19,7 +19,7 @@ from tproxy.log.lazy import logger
 from tproxy.model import Settings
 from tproxy.process import service_manager
 from tproxy.process.run_directory import Lock
-from tproxy.process.table import find, send, terminate
+from tproxy.process.table import find, send_signal, terminate
 
 log = logger(__name__)
 
@@ -47,7 +47,7 @@ def become_daemon(settings: Settings) -> NoReturn:
     if (client.ping() or {}).get("stays"):
         raise ProcessError("the daemon runs as a service already: see tproxy restart")
     nftables.read_maps()  # if they cannot be read, this raises before anything has changed
-    send(signal.SIGUSR2, find().watchers)  # they replace themselves
+    send_signal(signal.SIGUSR2, find().watchers)  # they replace themselves
     _retire_daemon()
     reader, writer = os.pipe()
     daemon = os.getpid()
@@ -72,7 +72,7 @@ def start(settings: Settings, lock: Lock, *, reopen_logs: bool = False) -> list[
     such a file nor a map, daemon and relays end; a watcher that an operator started goes on.
     """
     if reopen_logs:
-        send(signal.SIGHUP, find().watchers)
+        send_signal(signal.SIGHUP, find().watchers)
     if not _needed(settings.watch_file):
         _end_serving()
         return []
@@ -82,7 +82,7 @@ def start(settings: Settings, lock: Lock, *, reopen_logs: bool = False) -> list[
 
 def restart(settings: Settings, lock: Lock) -> list[str]:
     """Replace all processes; return a line for each problem. The old daemon finishes its open connections."""
-    send(signal.SIGUSR2, find().watchers)  # they replace themselves
+    send_signal(signal.SIGUSR2, find().watchers)  # they replace themselves
     if not _needed(settings.watch_file):
         _end_serving()
         return []
@@ -138,7 +138,7 @@ def _end_serving() -> None:
     running = find()
     # The daemon first: one that still runs would start a relay that ends again.
     terminate([*running.daemons, *running.auxiliary])
-    terminate(find().all)
+    terminate(find().serving)
 
 
 def _apply_all(settings: Settings, *, reopen_logs: bool) -> list[str]:

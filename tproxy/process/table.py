@@ -37,7 +37,7 @@ class Running(NamedTuple):
     watchers: tuple[Process, ...] = ()
 
     @property
-    def all(self) -> list[Process]:
+    def serving(self) -> list[Process]:
         """All processes but the watchers, which serve no connection."""
         return [*self.daemons, *(process for _, process in self.relays), *self.auxiliary]
 
@@ -78,7 +78,7 @@ def find() -> Running:
     return Running(tuple(daemons), tuple(relays), tuple(auxiliary), tuple(watchers))
 
 
-def send(number: signal.Signals, processes: Iterable[Process]) -> None:
+def send_signal(number: signal.Signals, processes: Iterable[Process]) -> None:
     """Send a signal to those processes that have not ended."""
     import psutil
 
@@ -91,11 +91,11 @@ def terminate(processes: Sequence[Process]) -> None:
     """Ask processes to end, kill those that do not, and return when all have ended. Raises ProcessError."""
     if not processes:
         return
-    send(signal.SIGTERM, processes)
+    send_signal(signal.SIGTERM, processes)
     alive = _left_after(END_TIMEOUT, processes)
     for process in alive:
         log.warning("process %d does not end, and is killed", process.pid)
-    send(signal.SIGKILL, alive)
+    send_signal(signal.SIGKILL, alive)
     alive = _left_after(END_TIMEOUT, alive)
     if alive:
         raise ProcessError(f"process {alive[0].pid} cannot be ended")
