@@ -1,7 +1,8 @@
-"""The hook where not all is as it should be: it works all the same, or says why not and leaves no trace."""
+"""The hook in bad surroundings: it works all the same, or it says why not and leaves no trace."""
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.netns.etc import private_etc
+from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import PATIENCE, Hypervisor
@@ -20,9 +22,10 @@ CONFIG = f"""
 tproxy:
 - {{service_port: 5030, remote_addr: {ENDPOINT}, remote_port: 8080}}
 """
-# The installed command, as drivers call it: it needs nothing of the environment.
+# The installed command, as drivers call it. It needs nothing from the environment.
 TPROXY = Path(sys.executable).with_name("tproxy")
-UP = f"{TPROXY} hook up --bridge br0 --config /run/tproxy.yaml"
+ARGUMENTS = "hook up --bridge br0 --config /run/tproxy.yaml"
+UP = f"{TPROXY} {ARGUMENTS}"
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ def host(hypervisor: Hypervisor) -> Hypervisor:
 
 
 def state(host: Hypervisor) -> list[str]:
-    """What a hook could have left on the host."""
+    """Return everything that a hook could have left on the host."""
     looks = (
         ("ip", "-br", "link"),
         ("nft", "list", "ruleset"),
@@ -45,20 +48,13 @@ def state(host: Hypervisor) -> list[str]:
 
 
 def answer(host: Hypervisor) -> str:
-    """What a guest of the bridge gets. It comes after the hook, so it needs no /run/netns before."""
+    """Return the answer that a guest gets. It is added after the hook, because it makes /run/netns."""
     guest = host.add_guest("guest", "br0")
     return guest.get(SERVICE_ADDRESS, 5030)
 
 
-# Not by a shell's trap: dash sets this one anew.
-IGNORING_CHILDREN = f"""
-import os, signal
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-argv = "{UP}".split()
-os.execv(argv[0], argv)"""
-
 WORKS = {
-    # Logs are for operators; a VM's start does not wait for them.
+    # A guest starts even when no log can be written.
     "disk full": f"mount -t tmpfs -o size=64k none /var/log; cat /dev/zero >/var/log/x 2>/dev/null; {UP}",
     "log read-only": f"mount -o remount,ro /var/log; {UP}",
     "no /var/log": f"mount -t tmpfs none /var; {UP}",
@@ -69,7 +65,7 @@ WORKS = {
     "an empty directory for the namespace": f"mkdir -p /run/netns/one_tproxy_br0; {UP}",
     "a dangling link for the namespace": f"mkdir /run/netns; ln -s /none /run/netns/one_tproxy_br0; {UP}",
     "stray entries for others": f"mkdir -p /run/netns/one_tproxy_br7; touch /run/netns/one_tproxy_; {UP}",
-    # What the caller hands down, or does not.
+    # What the caller hands down to the hook, or fails to.
     "no stdin": f"exec {UP} <&-",
     "no stdin, no stdout": f"exec {UP} <&- >&-",
     "no descriptors": f"exec {UP} <&- >&- 2>&-",
@@ -78,28 +74,21 @@ WORKS = {
     "no programs": f"PATH=/none; exec {UP}",
     "directory deleted": f"mkdir /run/gone; cd /run/gone; rmdir /run/gone; exec {UP}",
     "nothing may be read by anybody": f"umask 777; {UP}",
-    "ended children are ignored": f"exec {sys.executable} -c '{IGNORING_CHILDREN}'",
+    "ended children are ignored": f"exec {shlex.join(program('signals', 'ignored'))} {UP}",
     "few descriptors for the hook": f"ulimit -Sn 32; {UP}",
 }
 
 
 @pytest.mark.parametrize("surroundings", WORKS)
-def test_the_hook_works_with(host: Hypervisor, surroundings: str) -> None:
+def test_the_hook_works_although(host: Hypervisor, surroundings: str) -> None:
     done = host.run("sh", "-c", WORKS[surroundings])
     assert done.stderr == ""
     assert done.stdout == ""
     assert answer(host) == "hello"
 
 
-# As a thread of a caller does that leaves signals to another thread, and makes us.
-BLOCKING_SIGNALS = IGNORING_CHILDREN.replace(
-    "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
-    "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())",
-)
-
-
-def test_daemon_and_relays_obey_signals_that_the_hooks_caller_blocked(host: Hypervisor) -> None:
-    host.run(sys.executable, "-c", BLOCKING_SIGNALS)
+def test_daemon_and_relays_obey_signals_that_the_caller_of_the_hook_blocked(host: Hypervisor) -> None:
+    host.run(*program("signals", "blocked", *UP.split()))
     assert answer(host) == "hello"
     log = host.path("/var/log/one_tproxy_br0.log")
     log.rename(log.with_suffix(".1"))
@@ -107,30 +96,30 @@ def test_daemon_and_relays_obey_signals_that_the_hooks_caller_blocked(host: Hype
     for _ in eventually():
         if log.exists():
             break
-    assert host.tproxy("stop").stderr == ""  # none had to be killed
+    assert host.tproxy("stop").stderr == ""  # no process had to be killed
 
 
-def test_logs_can_be_changed_by_root_only(host: Hypervisor) -> None:
+def test_only_root_can_write_to_the_logs(host: Hypervisor) -> None:
     host.run("sh", "-c", f"umask 0; exec {UP}")
     modes = host.run("sh", "-c", "stat -c %a /var/log/one_tproxy*.log").stdout.split()
     assert len(modes) == 2
     assert not any(int(mode, 8) & 0o022 for mode in modes)
 
 
-def test_down_of_a_bridge_in_use_succeeds_where_it_cannot_say_so(host: Hypervisor) -> None:
+def test_down_of_a_bridge_in_use_succeeds_when_stderr_is_full(host: Hypervisor) -> None:
     host.run("sh", "-c", UP)
     answer(host)  # there is a guest
     assert host.run("sh", "-c", f"exec {TPROXY} hook down --bridge br0 2>/dev/full").returncode == 0
 
 
-def test_what_is_for_a_closed_stderr_does_not_come_on_stdout(host: Hypervisor) -> None:
+def test_an_error_is_not_printed_to_stdout_when_stderr_is_closed(host: Hypervisor) -> None:
     done = host.run("sh", "-c", f"exec {UP.replace('br0', 'none')} 2>&-", check=False)
     assert (done.returncode, done.stdout) == (1, "")
 
 
 def test_a_kernel_that_is_slow_to_make_a_namespace_is_waited_for(host: Hypervisor) -> None:
     host.add_bridge("br1")
-    host.run("sh", "-c", UP.replace("br0", "br1"))  # brings the daemon, which is not to be traced
+    host.run("sh", "-c", UP.replace("br0", "br1"))  # starts the daemon, which must not be traced
     slow = "strace -f -qq -o /dev/null -e trace=unshare -e inject=unshare:delay_enter=2500000"
     host.run("sh", "-c", f"{slow} {UP}")
     assert answer(host) == "hello"
@@ -170,7 +159,7 @@ REFUSES = {
 
 
 @pytest.mark.parametrize("surroundings", REFUSES)
-def test_the_hook_refuses_in_one_line_and_leaves_no_trace(host: Hypervisor, surroundings: str) -> None:
+def test_the_hook_fails_with_one_line_and_leaves_no_trace_when(host: Hypervisor, surroundings: str) -> None:
     prepare, reason = REFUSES[surroundings]
     host.run("sh", "-c", prepare)
     before = state(host)
@@ -181,7 +170,7 @@ def test_the_hook_refuses_in_one_line_and_leaves_no_trace(host: Hypervisor, surr
     assert state(host) == before
 
 
-def test_where_no_more_processes_may_be_the_hook_says_so_and_leaves_no_trace(host: Hypervisor) -> None:
+def test_the_hook_leaves_no_trace_when_no_process_can_be_started(host: Hypervisor) -> None:
     before = state(host)
     refuse = "strace -qq -o /dev/null -e trace=clone,vfork -e inject=vfork:error=EAGAIN"
     refuse += " -e inject=clone:error=EAGAIN:when=2+"  # the first is to make the namespace
@@ -190,39 +179,19 @@ def test_where_no_more_processes_may_be_the_hook_says_so_and_leaves_no_trace(hos
     assert done.stderr == "tproxy: the daemon cannot be started: Resource temporarily unavailable\n"
     links, *others = state(host)
     assert others == before[1:]
-    assert "br0b" not in links  # the bridge has lost the address of its last port, as any bridge does
+    assert "br0b" not in links  # links differ: a bridge loses its MAC with its last port
 
 
-# libnftables, on a kernel that has all but CONFIG_NF_TABLES_BRIDGE: adding such a table is refused as by that
-# kernel (nft_supported_family), which takes the whole transaction with it.
-WITHOUT_BRIDGE_TABLES = """
-import importlib.machinery, importlib.util, sys
-here = __spec__.origin.rpartition("/")[0]
-spec = importlib.machinery.PathFinder.find_spec("nftables", [path for path in sys.path if path != here])
-real = importlib.util.module_from_spec(spec)
-sys.modules["nftables"] = real  # by which its parts find each other
-spec.loader.exec_module(real)
-
-def cmd(self, text, cmd=real.Nftables.cmd):
-    if "add table bridge" in text or "add chain bridge" in text:
-        return 1, "", "Error: Could not process rule: Operation not supported"
-    return cmd(self, text)
-
-real.Nftables.cmd = cmd
-"""
-
-
-def test_a_kernel_without_bridge_tables_is_named_and_nothing_is_left(host: Hypervisor) -> None:
-    host.write("/run/old/nftables.py", WITHOUT_BRIDGE_TABLES)
+def test_the_hook_leaves_no_trace_on_a_kernel_without_bridge_tables(host: Hypervisor) -> None:
     before = state(host)
-    done = host.run("sh", "-c", f"PYTHONPATH=/run/old {UP}", check=False)
+    done = host.run(*program("hook_without_bridge_tables", *ARGUMENTS.split()), check=False)
     assert done.returncode == 1
     assert "this kernel has no nftables bridge tables" in done.stderr
     assert done.stderr.count("\n") == 1
     assert state(host) == before
 
 
-NO_NAMES = (
+NOT_NAMES = (
     "",
     ".",
     "..",
@@ -241,7 +210,7 @@ NO_NAMES = (
 def test_a_name_that_no_link_can_have_is_refused_in_one_line(host: Hypervisor, arguments: str) -> None:
     more = ["--config", "/run/tproxy.yaml"]
     before = state(host)
-    for name in NO_NAMES:
+    for name in NOT_NAMES:
         *options, last = arguments.split()
         done = host.tproxy("hook", *options, last + name, *more, check=False)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
@@ -257,14 +226,14 @@ def test_a_network_name_cannot_forge_a_line_of_the_log(host: Hypervisor) -> None
         assert "all is lost" not in log.read_text()
 
 
-def test_a_disk_that_fills_up_costs_log_lines_and_nothing_else(host: Hypervisor) -> None:
+def test_a_full_disk_costs_log_lines_and_nothing_else(host: Hypervisor) -> None:
     host.run("mount", "-t", "tmpfs", "-o", "size=128k", "none", "/var/log")
     host.run("sh", "-c", UP)
     guest = host.add_guest("guest", "br0")
     log, filler = host.path("/var/log/one_tproxy.log"), host.path("/var/log/filler")
     host.run("sh", "-c", "cat /dev/zero >/var/log/filler", check=False)
     size = log.stat().st_size
-    for _ in range(30):  # a line each: more than is left of the log's last page
+    for _ in range(30):  # a log line each: more than fits into the log's last page
         assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
     assert host.run("sh", "-c", UP).stderr == ""
     filler.unlink()
@@ -274,7 +243,7 @@ def test_a_disk_that_fills_up_costs_log_lines_and_nothing_else(host: Hypervisor)
             break
 
 
-def test_a_configuration_that_is_deleted_and_written_meanwhile_never_leaves_half_of_it(
+def test_a_configuration_that_is_rewritten_meanwhile_is_never_applied_by_half(
     host: Hypervisor,
 ) -> None:
     host.run("sh", "-c", UP)
@@ -296,23 +265,21 @@ def test_a_configuration_that_is_deleted_and_written_meanwhile_never_leaves_half
             break
 
 
-def test_a_name_server_that_is_dead_is_waited_for_once_however_many_names_there_are(
-    host: Hypervisor, blackhole: str
-) -> None:
+def test_many_names_wait_for_a_dead_name_server_at_the_same_time(host: Hypervisor, blackhole: str) -> None:
     names = "".join(f"- {{remote_addr: host{n}.example, remote_port: {n}}}\n" for n in range(1, 9))
     host.write("/run/tproxy.yaml", CONFIG + names)
     dead = f"nameserver {blackhole}\noptions timeout:4 attempts:1\n"
     private_etc(host, resolv_conf=dead, nsswitch_conf="hosts: dns\n")
     before = time.monotonic()
     said = host.run("sh", "-c", UP, timeout=100).stderr
-    assert time.monotonic() - before < 8 * 4  # one after the other
+    assert time.monotonic() - before < 8 * 4  # seconds, if one name waited after the other
     assert said.count("does not resolve") == 8
     assert answer(host) == "hello"
 
 
 @pytest.fixture
 def known_hosts(host: Hypervisor, blackhole: str) -> Path:
-    """Names that are known, in a file; for all others no name server answers."""
+    """The /etc/hosts of a stand-in; for names that are not in it no name server answers."""
     dead = f"nameserver {blackhole}\noptions timeout:1 attempts:1\n"
     hosts = f"{ENDPOINT} api.example\n"
     private_etc(host, hosts=hosts, resolv_conf=dead, nsswitch_conf="hosts: files dns\n")
@@ -335,7 +302,7 @@ def test_guests_keep_a_service_by_name_while_no_name_server_answers(
 
 
 @pytest.mark.parametrize("network", ["vnet2", "v" * 200])
-def test_while_no_name_server_answers_a_network_gets_nothing_of_another(
+def test_while_no_name_server_answers_no_network_gets_a_service_of_another(
     host: Hypervisor, known_hosts: Path, network: str
 ) -> None:
     entries = "".join(
@@ -369,7 +336,7 @@ def test_a_daemon_that_hangs_does_not_keep_a_guest_from_starting(host: Hyperviso
     assert answer(host) == "hello"
 
 
-def test_a_daemon_that_hung_learns_that_a_bridge_was_taken_down_meanwhile(host: Hypervisor) -> None:
+def test_a_daemon_that_hung_notices_that_a_bridge_was_taken_down_meanwhile(host: Hypervisor) -> None:
     host.add_bridge("br1")
     for bridge in ("br0", "br1"):
         host.run("sh", "-c", UP.replace("br0", bridge))
@@ -382,18 +349,8 @@ def test_a_daemon_that_hung_learns_that_a_bridge_was_taken_down_meanwhile(host: 
     assert "one_tproxy_br1" in host.tproxy("status").stdout
 
 
-# The hook, killed when it has started the daemon.
-KILLED = """
-import os, signal
-from tproxy.cli import main
-from tproxy.daemon import launcher
-launcher.expect_ready = lambda _: os.kill(os.getpid(), signal.SIGKILL)
-main.run()
-"""
-
-
-def test_a_daemon_that_comes_late_for_a_hook_that_was_killed_takes_nobodys_place(host: Hypervisor) -> None:
-    host.run(sys.executable, "-c", KILLED, *UP.split()[1:], check=False)
+def test_a_late_daemon_of_a_killed_hook_gives_way_to_the_one_that_runs(host: Hypervisor) -> None:
+    host.run(*program("hook_killed_at_start", *ARGUMENTS.split()), check=False)
     late = ("-f", "^[^ ]*python[^ ]* -m tproxy[.]daemon ")
     host.run("pkill", "-STOP", *late, check=False)
     with host.popen(*UP.split()) as second:
@@ -407,48 +364,18 @@ def test_a_daemon_that_comes_late_for_a_hook_that_was_killed_takes_nobodys_place
     assert answer(host) == "hello"
 
 
-# A daemon that hangs while it starts, and has the host's lock from a hook that is gone.
-HANGING = """
-import os, signal, sys
-from tproxy.daemon import daemon
-from tproxy.daemon import __main__
-__main__.START_TIMEOUT = 1
-daemon.Daemon = lambda *_, **__: signal.pause()
-sys.argv += ["--lock", str(os.open("/dev/null", os.O_RDONLY))]
-__main__.main()
-"""
-
-
-def test_a_daemon_that_hangs_when_its_hook_was_killed_ends_itself(host: Hypervisor) -> None:
-    assert host.run(sys.executable, "-c", HANGING, check=False).returncode == -signal.SIGALRM
+def test_a_daemon_that_hangs_in_its_start_after_its_hook_was_killed_ends_by_itself(host: Hypervisor) -> None:
+    assert host.run(*program("hanging_daemon"), check=False).returncode == -signal.SIGALRM
     assert host.tproxy("status").stdout == ""
 
 
-# The command, with an `nft flush ruleset` right before one of its transactions.
-FLUSHING = """
-import subprocess, sys
-from tproxy.cli import main
-from tproxy.bridge import nftables
-left, transaction = int(sys.argv.pop(1)), nftables.transaction
-def flushing(commands):
-    global left
-    commands, left = list(commands), left - 1
-    if left == 0:
-        subprocess.run(["nft", "flush", "ruleset"], check=True)
-        print("flushed")
-    transaction(commands)
-nftables.transaction = flushing
-main.run()
-"""
-
-
 @pytest.mark.parametrize("transaction", [1, 2])
-def test_a_flush_while_a_hook_is_at_work_is_no_failure(host: Hypervisor, transaction: int) -> None:
+def test_a_flush_of_nftables_in_the_middle_of_a_hook_is_repaired(host: Hypervisor, transaction: int) -> None:
     nothing = state(host)[2:]
     host.add_bridge("br1")
     host.run(*UP.replace("br0", "br1").split())
-    flushing = (sys.executable, "-c", FLUSHING, str(transaction))
-    assert "flushed" in host.run(*flushing, *UP.split()[1:]).stdout
+    flushing = program("hook_with_flush", str(transaction))
+    assert "flushed" in host.run(*flushing, *ARGUMENTS.split()).stdout
     assert answer(host) == "hello"
     host.run(str(TPROXY), "hook", "down", "--bridge", "br1")
     assert "flushed" in host.run(*flushing, "hook", "down", "--bridge", "br0", "--force").stdout
@@ -456,17 +383,8 @@ def test_a_flush_while_a_hook_is_at_work_is_no_failure(host: Hypervisor, transac
     assert state(host)[2:] == nothing
 
 
-# As a watcher of many bridges, which starts a daemon that was killed.
-WITH_MANY_DESCRIPTORS = """
-import os
-from tproxy.cli import main
-held = [os.open("/dev/null", os.O_RDONLY) for _ in range(200)]
-main.run()
-"""
-
-
-def test_relays_carry_nothing_of_who_started_the_daemon(host: Hypervisor) -> None:
-    host.run(sys.executable, "-c", WITH_MANY_DESCRIPTORS, *UP.split()[1:])
+def test_relays_inherit_no_descriptors_of_what_started_the_daemon(host: Hypervisor) -> None:
+    host.run(*program("hook_with_many_descriptors", *ARGUMENTS.split()))
     for title in ("tproxy-spawner", "one_tproxy_br0"):
         pid = host.run("pgrep", "-f", f"^{title} *$").stdout.strip()
         held = [str(fd.readlink()) for fd in host.path(f"/proc/{pid}/fd").iterdir()]

@@ -1,4 +1,4 @@
-"""The files in etc/ for other programs of a host, read by those programs themselves."""
+"""The files in etc/ that configure other programs of a host, as those programs read them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ETC = SOURCE / "etc"
 NETWORKD = "/lib/systemd/systemd-networkd"
 CONFIG = "tproxy: [{remote_addr: 10.11.12.13, remote_port: 80}]\n"
 
-# What takes any veth, as an operator's file for containers might.
+# A file that matches any veth, as an operator's file for containers might.
 GREEDY = """
 [Match]
 Driver=veth
@@ -51,9 +51,7 @@ def address_of(host: Hypervisor, link: str) -> str:
 
 
 @pytest.mark.parametrize("bridge", ["br0", "fifteen.bytes-x"])
-def test_our_port_is_known_by_its_address_and_the_bridge_keeps_its_own(
-    hypervisor: Hypervisor, bridge: str
-) -> None:
+def test_our_port_has_its_fixed_mac_and_the_bridge_keeps_its_own(hypervisor: Hypervisor, bridge: str) -> None:
     hypervisor.add_bridge(bridge)
     hypervisor.add_guest("guest", bridge)
     before = address_of(hypervisor, bridge)
@@ -66,7 +64,7 @@ def test_our_port_is_known_by_its_address_and_the_bridge_keeps_its_own(
     "file",
     ["systemd/network/05-tproxy.network", "systemd/network/05-tproxy.link", "udev/rules.d/84-tproxy.rules"],
 )
-def test_the_files_name_that_address(file: str) -> None:
+def test_the_files_match_our_port_by_its_mac(file: str) -> None:
     rules = [line for line in (ETC / file).read_text().splitlines() if not line.startswith("#")]
     assert PORT_MAC in "\n".join(rules)
 
@@ -80,7 +78,7 @@ def test_networkd_leaves_our_port_alone_and_no_other_link(hypervisor: Hypervisor
     ours = (ETC / "systemd/network/05-tproxy.network").read_text()
     hypervisor.write("/run/systemd/network/05-tproxy.network", ours)
     hypervisor.write("/run/systemd/network/20-greedy.network", GREEDY)
-    # It waits for a udevd to have seen each link, sd_device_get_is_initialized(3): here one has.
+    # networkd waits until udevd has seen each link, sd_device_get_is_initialized(3): this says so.
     for link in json.loads(hypervisor.run("ip", "-j", "link").stdout):
         hypervisor.write(f"/run/udev/data/n{link['ifindex']}", "I:1\n")
     hypervisor.popen(NETWORKD, stderr=subprocess.DEVNULL)
@@ -105,7 +103,7 @@ def test_networkd_leaves_our_port_alone_and_no_other_link(hypervisor: Hypervisor
 
 @pytest.fixture
 def rotate(hypervisor: Hypervisor) -> str:
-    """The command that rotates the logs at once."""
+    """Return the command that rotates the logs at once."""
     needs("/usr/sbin/logrotate", "logrotate")
     hypervisor.path("/run/bin").mkdir()
     hypervisor.run("mount", "-t", "tmpfs", "tmpfs", "/run/bin")  # /run itself is mounted noexec
@@ -115,7 +113,7 @@ def rotate(hypervisor: Hypervisor) -> str:
     return f"PATH=/run/bin:$PATH /usr/sbin/logrotate --force --state /run/logrotate.state {snippet}"
 
 
-def test_logs_go_on_in_new_files_after_a_rotation(hypervisor: Hypervisor, rotate: str) -> None:
+def test_processes_write_to_new_log_files_after_a_rotation(hypervisor: Hypervisor, rotate: str) -> None:
     hypervisor.add_bridge("br0")
     guest = hypervisor.add_guest("guest", "br0")
     hypervisor.add_endpoint("10.11.12.13", 80, "hello")
@@ -138,7 +136,7 @@ def test_logs_go_on_in_new_files_after_a_rotation(hypervisor: Hypervisor, rotate
     assert ".log.1" not in held
 
 
-def test_a_rotation_does_not_start_what_was_stopped(hypervisor: Hypervisor, rotate: str) -> None:
+def test_a_rotation_starts_no_process_that_was_stopped(hypervisor: Hypervisor, rotate: str) -> None:
     hypervisor.add_bridge("br0")
     up(hypervisor, "br0")
     hypervisor.tproxy("stop")

@@ -1,20 +1,20 @@
-"""Two hypervisors, one layer 2: each guest is answered by its own host, and nothing of it crosses.
+"""Two hypervisors on one layer 2: each guest is answered by its own host, and no frame of that crosses.
 
-The uplinks are what hosts have: a named port of any kind (here a cable), or a tunnel, which the hook
-recognises by itself. A tap on the uplink sees every frame that crosses.
+The uplinks are what hosts have: a port of any kind that is named to the hook (here a cable), or a tunnel,
+which the hook recognises by itself. A tap on the uplink sees every frame that crosses.
 """
 
 from __future__ import annotations
 
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
 
+from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
@@ -23,71 +23,9 @@ from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC
 ENDPOINT = "10.11.12.13"
 UNDERLAY = {"left": "192.0.2.1", "right": "192.0.2.2"}
 
-# Keeps the frames on a link that hold one of the given byte strings; prints them, with their direction,
-# at the end of its input.
-TAP = """
-import select, socket, sys
-wanted = [bytes.fromhex(each) for each in sys.argv[2:]]
-seen = []
-sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
-sock.bind((sys.argv[1], 0))
-print('ready', flush=True)
-while True:
-    ready = select.select([sock, sys.stdin], [], [])[0]
-    if sock in ready:
-        frame, (_, _, kind, *_) = sock.recvfrom(65535)
-        if any(each in frame for each in wanted):
-            seen.append(('out ' if kind == socket.PACKET_OUTGOING else 'in ') + frame.hex())
-    elif ready:
-        print(*seen, sep='\\n')
-        break
-"""
-
-# Sends frames over and over, a thousand times a second; it is ready when many are there.
-FLOOD = """
-import itertools, socket, sys, time
-sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-sock.bind((sys.argv[1], 0))
-frames = [bytes.fromhex(each) for each in sys.argv[2:]]
-for rounds in itertools.count():
-    for frame in frames:
-        sock.send(frame)
-    if rounds == 100:
-        print('ready', flush=True)
-    time.sleep(0.001)
-"""
-
-# A connection on which the endpoint never stops talking, and the guest only speaks when told to.
-TICKER = """
-import socket, sys, threading, time
-def serve(sock):
-    with sock:
-        while True:
-            sock.sendall(b'tick ')
-            time.sleep(0.05)
-with socket.create_server((sys.argv[1], int(sys.argv[2]))) as listener:
-    print('ready', flush=True)
-    while True:
-        threading.Thread(target=serve, args=listener.accept()[:1], daemon=True).start()
-"""
-TALKER = """
-import errno, socket, sys
-with socket.create_connection((sys.argv[1], int(sys.argv[2])), 20) as sock:
-    print('ready', sock.recv(4).decode(), flush=True)
-    for line in sys.stdin:
-        try:
-            sock.sendall(line.encode())
-            while sock.recv(65536):
-                pass
-            print('end of file', flush=True)
-        except OSError as error:
-            print(errno.errorcode.get(error.errno, 'timeout'), flush=True)
-"""
-
 
 class Host(NamedTuple):
-    """One side."""
+    """One of the two hypervisors, with its guest."""
 
     name: str
     hypervisor: Hypervisor
@@ -124,7 +62,7 @@ def net(real_kernel: None, request: pytest.FixtureRequest) -> Iterator[Net]:
             uplink = "wire" if medium == "cable" else "tunnel"
             hypervisor.ip(f"link set dev {uplink} master br0")
             hypervisor.add_endpoint(ENDPOINT, 8080, name)
-            hypervisor.add_endpoint(ENDPOINT, 9000, program=(sys.executable, "-c", TICKER))
+            hypervisor.add_endpoint(ENDPOINT, 9000, program=program("ticking_endpoint"))
             services = "".join(
                 f"- {{service_port: {port}, remote_addr: {ENDPOINT}, remote_port: {remote}}}\n"
                 for port, remote in {5030: 8080, 7: 9000}.items()
@@ -144,12 +82,12 @@ def add_tunnel(hypervisor: Hypervisor, name: str) -> None:
 
 
 class Tap:
-    """Listens on a link for frames that hold any of these addresses."""
+    """A recorder of the frames at a link that contain one of some addresses."""
 
     def __init__(self, hypervisor: Hypervisor, link: str, *holding: bytes, netns: str | None = None) -> None:
         wanted = [each.hex() for each in holding or (ADDRESS, MAC)]
         self._process = hypervisor.popen(
-            *(sys.executable, "-c", TAP, link, *wanted),
+            *program("frame_recorder", link, *wanted),
             netns=netns,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -159,8 +97,8 @@ class Tap:
         assert self._process.stdout.readline() == "ready\n"
 
     def seen(self, direction: str = "") -> list[str]:
-        """The frames up to now."""
-        time.sleep(0.3)  # what is under way arrives
+        """End the recording; return the frames, or those of one direction, ``in`` or ``out``."""
+        time.sleep(0.3)  # for frames that are under way: nothing tells that there are none
         out, _ = self._process.communicate()
         return [
             frame for way, frame in map(str.split, filter(None, out.splitlines())) if direction in ("", way)
@@ -173,20 +111,20 @@ EVERYBODY = b"\xff" * 6
 
 
 def arp(operation: int, sender_mac: bytes, sender: bytes, target: bytes, *, source: bytes = b"") -> str:
-    """An ARP frame to everybody, RFC 826."""
+    """Return an ARP frame to everybody in hexadecimal, RFC 826."""
     head = EVERYBODY + (source or sender_mac) + bytes.fromhex("0806000108000604")
     body = operation.to_bytes(2, "big") + sender_mac + sender + b"\0" * 6 + target
     return (head + body).ljust(60, b"\0").hex()
 
 
 def learnt(guest: Guest) -> str:
-    """The MAC that the guest has in its ARP cache for the service."""
+    """Return the MAC that the guest has in its ARP cache for the service."""
     words = guest.run("ip", "neigh", "show", SERVICE_ADDRESS).stdout.split()
     return words[words.index("lladdr") + 1] if "lladdr" in words else ""
 
 
 def exercise(host: Host) -> None:
-    """All that may be said about the service on one host."""
+    """Let guest and namespace of one host send everything that they ever say about the service."""
     flush = ("ip", "neigh", "flush", "all")
     for _ in range(3):
         host.guest.run(*flush)
@@ -194,7 +132,7 @@ def exercise(host: Host) -> None:
         assert host.guest.get(SERVICE_ADDRESS, 5030) == host.name
     arping = ("arping", "-c", "2", "-w", "20")
     assert "Received 2" in host.guest.run(*arping, "-I", "eth0", SERVICE_ADDRESS).stdout
-    for gratuitous in ("-U", "-A"):  # a request, a reply; nobody answers
+    for gratuitous in ("-U", "-A"):  # a request and a reply, to which nobody answers
         host.hypervisor.run(
             *arping[:3], gratuitous, "-I", "br0a", SERVICE_ADDRESS, netns="one_tproxy_br0", check=False
         )
@@ -212,8 +150,8 @@ def test_each_guest_is_answered_by_its_own_host_and_nothing_crosses(net: Net) ->
     assert len(proof.seen()) >= 4, "an ARP and a ping must have crossed, and been seen"
 
 
-def test_without_guards_it_would_cross(net: Net) -> None:
-    """So that the silence of the taps means something."""
+def test_without_guards_frames_about_the_service_cross(net: Net) -> None:
+    """The proof that the taps would see such frames."""
     net.hook_up()
     for host in (net.left, net.right):
         host.hypervisor.run("nft", "delete", "table", "bridge", "one_tproxy")
@@ -224,8 +162,8 @@ def test_without_guards_it_would_cross(net: Net) -> None:
     assert right, "it arrives, and is answered from over there"
 
 
-def test_a_gateway_over_there_gets_nothing_that_is_for_the_service(net: Net) -> None:
-    """A guest without a route for the service sends to its gateway's MAC, which is on the other host."""
+def test_a_gateway_on_the_other_host_gets_no_packet_for_the_service(net: Net) -> None:
+    """A guest without a route for the service sends to the MAC of its gateway, which is on the other host."""
     net.hook_up()
     guest = net.left.hypervisor.add_guest("plain", "br0", "10.0.0.8/24", route=False, gateway="10.0.0.6")
     net.hook_up()  # as at every VM start
@@ -237,7 +175,7 @@ def test_a_gateway_over_there_gets_nothing_that_is_for_the_service(net: Net) -> 
 
 @pytest.mark.parametrize("pretender", ["without tproxy", "with tproxy"])
 def test_a_flood_of_false_answers_from_the_other_host_changes_nothing(net: Net, pretender: str) -> None:
-    """Its guests or its operator may send what they like: over here it ends at the uplink."""
+    """The other host's guests and operator may send anything: this host drops it at the uplink."""
     net.hook_up()
     right = net.right.hypervisor
     liar = right.add_guest("liar", "br0", f"{SERVICE_ADDRESS}/32", route=False)
@@ -254,12 +192,12 @@ def test_a_flood_of_false_answers_from_the_other_host_changes_nothing(net: Net, 
     flood = [
         arp(2, mac, ADDRESS, asked),  # "I am the service"
         arp(1, mac, ADDRESS, ADDRESS),  # gratuitous
-        arp(1, MAC, socket.inet_aton("10.0.0.9"), asked),  # our MAC: a bridge would learn it is over there
+        arp(1, MAC, socket.inet_aton("10.0.0.9"), asked),  # our MAC: the bridge must not learn it there
         arp(2, MAC, ADDRESS, asked, source=mac),
     ]
     arrives = Tap(net.left.hypervisor, net.left.uplink)
     inside = Tap(net.left.hypervisor, "eth0", mac, netns=net.left.guest.name)
-    with right.serve(sys.executable, "-c", FLOOD, link, *flood, netns=sender) as flooding:
+    with right.serve(*program("frame_flood", link, *flood), netns=sender) as flooding:
         for _ in range(10):
             net.left.guest.run("ip", "neigh", "flush", "all")
             assert net.left.guest.get(SERVICE_ADDRESS, 5030) == "left"
@@ -270,15 +208,15 @@ def test_a_flood_of_false_answers_from_the_other_host_changes_nothing(net: Net, 
     assert [frame for frame in inside.seen() if frame[24:28] in ("0806", "0800")] == []
 
 
-def test_our_answers_to_a_flood_of_requests_stay_here(net: Net) -> None:
+def test_answers_to_a_flood_of_requests_do_not_leave_the_host(net: Net) -> None:
     net.hook_up()
     mac = bytes.fromhex("0200000000aa")
     request = arp(1, mac, socket.inet_aton("10.0.0.9"), ADDRESS)
     tap = Tap(net.left.hypervisor, net.left.uplink)
-    with net.right.hypervisor.serve(sys.executable, "-c", FLOOD, net.right.uplink, request) as flooding:
+    flood = program("frame_flood", net.right.uplink, request)
+    with net.right.hypervisor.serve(*flood) as flooding:
         exercise(net.left)
         flooding.kill()
-    time.sleep(0.3)
     assert tap.seen("out") == []
 
 
@@ -287,17 +225,18 @@ class Migration:
 
     def __init__(self, net: Net) -> None:
         self.net, self.guest = net, net.left.guest
-        # A virtual NIC stays up while its machine moves. Our guest's loses its carrier for a moment,
-        # for which the kernel would forget its neighbours.
+        # A virtual network card stays up while its machine moves. The one of our guest loses its carrier for
+        # a moment, and the kernel would forget its neighbours.
         self.guest.run("sysctl", "-qw", "net.ipv4.conf.eth0.arp_evict_nocarrier=0")
 
     def go(self) -> None:
-        """What drivers do: hook on the target, move, hook on the target again, hook on the source."""
+        """Call the hook on the target and move the guest, as drivers do."""
         left, right = self.net.left, self.net.right
         self.net.hook_up()
         self.guest = right.hypervisor.take_over(self.guest, left.hypervisor, "br0")
 
-    def ends(self) -> None:
+    def finish(self) -> None:
+        """Call the hooks that drivers call after a migration, on the source and on the target."""
         self.net.left.hook("down", *(("--uplink", self.net.left.uplink) if self.net.named else ()))
         self.net.hook_up()
 
@@ -308,7 +247,7 @@ def migration(net: Net) -> Migration:
     return Migration(net)
 
 
-def test_a_migrated_guest_is_answered_at_once_and_does_not_even_ask_who(migration: Migration) -> None:
+def test_a_migrated_guest_is_answered_at_once_without_an_arp_request(migration: Migration) -> None:
     guest, net = migration.guest, migration.net
     assert guest.get(SERVICE_ADDRESS, 5030) == "left"
     assert learnt(guest) == SERVICE_MAC
@@ -320,23 +259,23 @@ def test_a_migrated_guest_is_answered_at_once_and_does_not_even_ask_who(migratio
     assert learnt(guest) == SERVICE_MAC
     assert [frame for frame in asked.seen("out") if ADDRESS.hex() in frame] == []
     assert [tap.seen() for tap in taps] == [[], []]
-    migration.ends()
+    migration.finish()
     assert guest.get(SERVICE_ADDRESS, 5030) == "right"
 
 
-def test_connections_open_at_migration_end_in_a_reset_and_what_was_left_behind_stays_there(
+def test_migration_resets_open_connections_and_the_old_host_sends_nothing_of_them_out(
     migration: Migration,
 ) -> None:
     guest, net = migration.guest, migration.net
     talker = guest.popen(
-        sys.executable, "-c", TALKER, SERVICE_ADDRESS, "7", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        *program("ticking_guest", SERVICE_ADDRESS, "7"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert talker.stdout is not None
     assert talker.stdin is not None
     assert talker.stdout.readline() == "ready tick\n"
     taps = [Tap(host.hypervisor, host.uplink) for host in (net.left, net.right)]
     migration.go()
-    # The old host still talks to a guest that is not there any more.
+    # The old host still sends to a guest that is not there any more.
     print("hello?", file=talker.stdin, flush=True)
     assert talker.stdout.readline() == "ECONNRESET\n"
     assert [tap.seen() for tap in taps] == [[], []]
@@ -350,11 +289,13 @@ def test_a_guest_that_comes_back_is_answered_by_the_first_host_again(migration: 
     assert back.get(SERVICE_ADDRESS, 5030) == "left"
 
 
-def test_an_open_connection_of_a_guest_that_left_is_ended_when_its_bridge_goes(migration: Migration) -> None:
-    """The source's `clean` takes the service away with the last guest: nothing hangs over there."""
+def test_taking_the_bridge_down_ends_the_open_connection_of_a_migrated_guest(
+    migration: Migration,
+) -> None:
+    """A driver calls ``down`` on the source, where this was the last guest: no connection hangs there."""
     guest, net = migration.guest, migration.net
     talker = guest.popen(
-        sys.executable, "-c", TALKER, SERVICE_ADDRESS, "7", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        *program("ticking_guest", SERVICE_ADDRESS, "7"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert talker.stdout is not None
     assert talker.stdout.readline() == "ready tick\n"
