@@ -13,8 +13,8 @@ import pytest
 
 from tests.contract import quoted, table
 from tests.netns.contract import FILE, furnish, hook, shell
+from tests.netns.one_bridge import OneBridge
 from tests.netns.operations.test_hook import ENDPOINT
-from tests.netns.operations.test_life import Lab
 from tests.netns.waiting import eventually
 from tproxy.lab.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS
@@ -26,8 +26,8 @@ def host(hypervisor: Hypervisor) -> Hypervisor:
 
 
 @pytest.fixture
-def lab(hypervisor: Hypervisor) -> Lab:
-    return Lab(hypervisor)
+def lab(hypervisor: Hypervisor) -> OneBridge:
+    return OneBridge(hypervisor)
 
 
 # Names on the host

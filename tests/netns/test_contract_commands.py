@@ -16,14 +16,14 @@ import pytest
 import tproxy
 from tests.contract import quoted, table
 from tests.netns.conftest import NOBODY
-from tests.netns.operations.test_life import Lab
+from tests.netns.one_bridge import OneBridge
 from tests.netns.waiting import eventually
 from tproxy.lab.hypervisor import PATIENCE, Hypervisor
 
 
 @pytest.fixture
-def lab(hypervisor: Hypervisor) -> Lab:
-    return Lab(hypervisor)
+def lab(hypervisor: Hypervisor) -> OneBridge:
+    return OneBridge(hypervisor)
 
 
 ENDPOINT = "10.11.12.13"
@@ -35,7 +35,7 @@ DOMAIN = """<domain type='kvm'><name>web</name><devices>
 Done = subprocess.CompletedProcess[str]
 
 
-def start(lab: Lab) -> list[Done]:
+def start(lab: OneBridge) -> list[Done]:
     lab.host.run("pkill", "-KILL", "-f", "^one_tproxy_br0 *$")
     done = lab.host.tproxy("start")
     assert lab.ask() == "one"
@@ -45,7 +45,7 @@ def start(lab: Lab) -> list[Done]:
     return [done, without_maps]
 
 
-def reload(lab: Lab) -> list[Done]:
+def reload(lab: OneBridge) -> list[Done]:
     lab.nft("flush map ip one_tproxy ep_br0", lab.element("add", 5030, 8081))
     done = lab.host.tproxy("reload")
     assert lab.ask() == "two"
@@ -56,7 +56,7 @@ def reload(lab: Lab) -> list[Done]:
     return [done, taken]
 
 
-def restart(lab: Lab) -> list[Done]:
+def restart(lab: OneBridge) -> list[Done]:
     before = lab.pids()
     done = lab.host.tproxy("restart")
     assert not {*lab.pids().values()} & {*before.values()}
@@ -64,13 +64,13 @@ def restart(lab: Lab) -> list[Done]:
     return [done]
 
 
-def stop(lab: Lab) -> list[Done]:
+def stop(lab: OneBridge) -> list[Done]:
     done = lab.host.tproxy("stop")
     assert lab.host.run("pgrep", "-af", "^one_tproxy|^tproxy-", check=False).stdout == ""
     return [done]
 
 
-def status(lab: Lab) -> list[Done]:
+def status(lab: OneBridge) -> list[Done]:
     before = lab.pids()
     done = lab.host.tproxy("status")
     assert re.fullmatch(r"one_tproxy: \d+\none_tproxy_br0: \d+\n", done.stdout)
@@ -78,7 +78,7 @@ def status(lab: Lab) -> list[Done]:
     return [done]
 
 
-def refresh(lab: Lab) -> list[Done]:
+def refresh(lab: OneBridge) -> list[Done]:
     lab.host.tproxy("hook", "up", "--bridge", "br0", "--network", "blue", "--config", lab.config)
     file = lab.host.path(lab.config)
     file.write_text(file.read_text().replace("8080", "8081"))
@@ -87,7 +87,7 @@ def refresh(lab: Lab) -> list[Done]:
     return [done]
 
 
-def check(lab: Lab) -> list[Done]:
+def check(lab: OneBridge) -> list[Done]:
     good = lab.host.tproxy("check", lab.config)
     lab.host.write("/run/bad.yaml", "tproxy: 5\n")
     lab.host.write("/run/odd.yaml", f"tproxy: [{{remote_addr: {ENDPOINT}, remote_port: 1, colour: red}}]\n")
@@ -96,7 +96,7 @@ def check(lab: Lab) -> list[Done]:
     return [good, bad]
 
 
-def sync(lab: Lab) -> list[Done]:
+def sync(lab: OneBridge) -> list[Done]:
     """Hosts that can be reached are in operations/test_sync.py."""
     arguments = ("--config", lab.config, "--ssh", "false", "node1")
     done = lab.host.tproxy("sync", *arguments, check=False)
@@ -104,7 +104,7 @@ def sync(lab: Lab) -> list[Done]:
     return [done]
 
 
-def hook(lab: Lab) -> list[Done]:
+def hook(lab: OneBridge) -> list[Done]:
     lab.host.add_bridge("br1")
     up = ("hook", "up", "--bridge", "br1", "--config", lab.config)
     planned = lab.host.tproxy(*up, "--dry-run")
@@ -112,7 +112,7 @@ def hook(lab: Lab) -> list[Done]:
     return [lab.host.tproxy(*up), lab.host.tproxy("hook", "down", "--bridge", "br1")]
 
 
-def watch(lab: Lab) -> list[Done]:
+def watch(lab: OneBridge) -> list[Done]:
     log = lab.host.path("/var/log/one_tproxy.log")
     lab.host.write(
         "/run/watch.yaml", f"tproxy_bridges: [{{bridge: br0}}]\n{lab.host.path(lab.config).read_text()}"
@@ -121,7 +121,7 @@ def watch(lab: Lab) -> list[Done]:
     return [until(lab, lambda: "watching" in log.read_text(), end, "watch", "--config", "/run/watch.yaml")]
 
 
-def gc(lab: Lab) -> list[Done]:
+def gc(lab: OneBridge) -> list[Done]:
     lab.host.ip("link del br0")
     done = lab.host.tproxy("gc", "--grace", "0")
     assert lab.pids() == {}
@@ -129,7 +129,7 @@ def gc(lab: Lab) -> list[Done]:
     return [done]
 
 
-def install(lab: Lab) -> list[Done]:
+def install(lab: OneBridge) -> list[Done]:
     done = lab.host.tproxy("install", *LIBVIRT)
     changed = re.findall(r"/run/hooks/\S+", done.stdout)
     assert changed
@@ -137,7 +137,7 @@ def install(lab: Lab) -> list[Done]:
     return [done]
 
 
-def uninstall(lab: Lab) -> list[Done]:
+def uninstall(lab: OneBridge) -> list[Done]:
     lab.host.tproxy("install", *LIBVIRT)
     done = lab.host.tproxy("uninstall", *LIBVIRT)
     removed = re.findall(r"/run/hooks/\S+", done.stdout)
@@ -146,13 +146,13 @@ def uninstall(lab: Lab) -> list[Done]:
     return [done]
 
 
-def daemon(lab: Lab) -> list[Done]:
+def daemon(lab: OneBridge) -> list[Done]:
     lab.host.tproxy("stop")
     end = (sys.executable, "-m", "tproxy", "stop")
     return [until(lab, lambda: "one_tproxy" in lab.pids(), end, "daemon")]
 
 
-def event(lab: Lab) -> list[Done]:
+def event(lab: OneBridge) -> list[Done]:
     lab.host.add_bridge("br1")
     command = (sys.executable, "-m", "tproxy", "event")
     begin = ("libvirt", "qemu", "web", "prepare", "begin", "-")
@@ -162,7 +162,7 @@ def event(lab: Lab) -> list[Done]:
     return [done]
 
 
-def until(lab: Lab, ready: Callable[[], bool], end: tuple[str, ...], *arguments: str) -> Done:
+def until(lab: OneBridge, ready: Callable[[], bool], end: tuple[str, ...], *arguments: str) -> Done:
     """Run a command that does not return by itself until it is ready; then end it by the command ``end``."""
     command = (sys.executable, "-m", "tproxy", *arguments)
     process = lab.host.popen(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -178,7 +178,7 @@ def until(lab: Lab, ready: Callable[[], bool], end: tuple[str, ...], *arguments:
 
 
 # Each does what its row of the table says, and returns how the commands ended. ``lab`` is in lab/test_lab.py.
-COMMANDS: dict[str, Callable[[Lab], list[Done]]] = {
+COMMANDS: dict[str, Callable[[OneBridge], list[Done]]] = {
     each.__name__: each
     for each in (
         *(start, reload, restart, stop, status, refresh, check, sync, hook, watch, gc, install, uninstall),
@@ -192,7 +192,7 @@ def test_each_command_of_the_contract_has_a_check() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_does_and_prints_what_the_contract_says(lab: Lab, command: str) -> None:
+def test_a_command_does_and_prints_what_the_contract_says(lab: OneBridge, command: str) -> None:
     row = table("Commands", "command").by_first_column()[command]
     codes = set(map(int, re.findall(r"\b\d+\b", row["exit codes"])))
     for done in COMMANDS[command](lab):
@@ -218,14 +218,14 @@ def test_a_command_does_and_prints_what_the_contract_says(lab: Lab, command: str
         ("event nonsense", 2),
     ],
 )
-def test_an_exit_code_says_what_the_contract_says(lab: Lab, arguments: str, code: int) -> None:
+def test_an_exit_code_says_what_the_contract_says(lab: OneBridge, arguments: str, code: int) -> None:
     assert str(code) in table("Commands", "exit code").column("exit code")
     done = lab.host.tproxy(*arguments.split(), check=False)
     assert done.returncode == code
     assert done.stderr.count("\n") == (code != 0)
 
 
-def test_status_as_json_has_the_keys_of_the_contract_and_no_other(lab: Lab) -> None:
+def test_status_as_json_has_the_keys_of_the_contract_and_no_other(lab: OneBridge) -> None:
     shown = json.loads(lab.host.tproxy("status", "--json").stdout)
     keys = set(table("Output of `status`", "key", "value").column("key"))
     assert keys_of(shown, names="daemon.bridges") - {"processes[].title", "processes[].pid"} == keys
@@ -253,13 +253,13 @@ def test_without_any_map_every_command_is_quiet_and_succeeds(hypervisor: Hypervi
     assert hypervisor.run("nft", "list", "ruleset").stdout == ""
 
 
-def test_the_commands_say_nothing_when_all_is_well(lab: Lab) -> None:
+def test_the_commands_say_nothing_when_all_is_well(lab: OneBridge) -> None:
     for verb in ("start", "reload", "restart", "stop", "start"):
         done = lab.host.tproxy(verb)
         assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_the_commands_take_no_argument_and_do_nothing_with_one(lab: Lab) -> None:
+def test_the_commands_take_no_argument_and_do_nothing_with_one(lab: OneBridge) -> None:
     before = lab.pids()
     for verb in ("start", "stop", "restart", "reload", "status"):
         done = lab.host.tproxy(verb, "br0", check=False)
@@ -287,7 +287,7 @@ def test_an_unknown_command_or_option_is_one_line(hypervisor: Hypervisor) -> Non
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
 
 
-def test_the_commands_need_root_and_say_so(lab: Lab) -> None:
+def test_the_commands_need_root_and_say_so(lab: OneBridge) -> None:
     before = lab.pids()
     hook_up = "hook up --bridge br0 --config /run/tproxy.yaml"
     for verb in ("start", "stop", "restart", "reload", "status", hook_up, "hook down --bridge br0"):
@@ -307,7 +307,7 @@ def test_a_traceback_comes_on_request_only(hypervisor: Hypervisor) -> None:
         assert told.returncode == plain.returncode == 1
 
 
-def test_status_shows_what_it_can_of_a_daemon_that_hangs_and_says_so(lab: Lab) -> None:
+def test_status_shows_what_it_can_of_a_daemon_that_hangs_and_says_so(lab: OneBridge) -> None:
     lines = lab.host.tproxy("status").stdout
     lab.host.run("pkill", "-STOP", "-f", "^one_tproxy *$")
     assert lab.host.tproxy("status").stdout == lines
@@ -316,7 +316,7 @@ def test_status_shows_what_it_can_of_a_daemon_that_hangs_and_says_so(lab: Lab) -
     assert told.stderr == "tproxy: the daemon did not answer within 5 s\n"
 
 
-def test_a_map_without_a_namespace_does_not_keep_the_old_daemon_alive_after_a_restart(lab: Lab) -> None:
+def test_a_map_without_a_namespace_does_not_keep_the_old_daemon_alive_after_a_restart(lab: OneBridge) -> None:
     lab.nft("add map ip one_tproxy ep_nons { type inet_service : ipv4_addr . inet_service; }")
     for _ in range(2):
         done = lab.host.tproxy("restart", check=False)
@@ -329,7 +329,7 @@ def test_a_map_without_a_namespace_does_not_keep_the_old_daemon_alive_after_a_re
 
 
 def test_restart_runs_the_code_that_is_installed_now(hypervisor: Hypervisor, tmp_path: Path) -> None:
-    lab = Lab(hypervisor)
+    lab = OneBridge(hypervisor)
     shutil.copytree(tproxy.__path__[0], tmp_path / "tproxy", ignore=shutil.ignore_patterns("__pycache__"))
     init = tmp_path / "tproxy/__init__.py"
     init.write_text(init.read_text() + '\n__version__ = "99.9"\n')

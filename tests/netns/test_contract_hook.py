@@ -8,10 +8,12 @@ import sys
 
 import pytest
 
+from tests.netns.conftest import ENDPOINTS
 from tests.netns.contract import FILE, furnish, hook, shell
+from tests.netns.one_bridge import OneBridge
 from tests.netns.operations.test_hook import CONFIG, ENDPOINT, assert_as_specified, assert_nothing_left, down
-from tests.netns.operations.test_life import ECHO, Conversation, Lab
 from tests.netns.program import program
+from tests.netns.talk import Talk
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS
@@ -23,8 +25,8 @@ def host(hypervisor: Hypervisor) -> Hypervisor:
 
 
 @pytest.fixture
-def lab(hypervisor: Hypervisor) -> Lab:
-    return Lab(hypervisor)
+def lab(hypervisor: Hypervisor) -> OneBridge:
+    return OneBridge(hypervisor)
 
 
 # Hook
@@ -86,13 +88,13 @@ def test_twelve_ups_and_downs_at_once_end_as_if_one_after_another(host: Hypervis
     assert_nothing_left(host)
 
 
-def test_starting_a_guest_cuts_nobody_elses_connection(lab: Lab) -> None:
-    lab.host.add_endpoint(ENDPOINT, 9000, program=(sys.executable, "-c", ECHO))
+def test_starting_a_guest_cuts_nobody_elses_connection(lab: OneBridge) -> None:
+    lab.host.add_endpoint(ENDPOINT, 9000, program=(sys.executable, str(ENDPOINTS), "echo"))
     entries = f"{{remote_addr: {ENDPOINT}, remote_port: 8080, service_port: 5030}}"
     entries += f", {{remote_addr: {ENDPOINT}, remote_port: 9000}}"
     lab.host.write(FILE, f"tproxy: [{entries}]\n")
     hook(lab.host)
-    conversation = Conversation(lab, 9000)
+    conversation = Talk(lab.guest, 9000)
     pids = lab.pids()
     assert conversation.say("hello") == "hello"
     lab.host.add_guest("second", "br0", "10.0.0.6/24")

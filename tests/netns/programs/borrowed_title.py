@@ -1,4 +1,4 @@
-"""A process with the daemon's title that is not the daemon. Prints ``ready``, and stays until it is killed."""
+"""A process with the daemon's title that is not the daemon. Prints ``ready`` and stays until it is killed."""
 
 from __future__ import annotations
 
