@@ -48,17 +48,13 @@ class _Commands(click.Group):
         return found
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        width = formatter.width - 6 - max(map(len, COMMANDS))
+        longest = max(map(len, COMMANDS))
+        room = formatter.width - longest - 4  # beside the name, its indent and the gap behind it
         for group, names in GROUPS.items():
             commands = [(name, self.get_command(context, name)) for name in names]
+            rows = [(name.ljust(longest), each.get_short_help_str(room)) for name, each in commands if each]
             with formatter.section(group):
-                formatter.write_dl(
-                    [
-                        (f"{name:<{max(map(len, COMMANDS))}}", command.get_short_help_str(width))
-                        for name, command in commands
-                        if command is not None
-                    ]
-                )
+                formatter.write_dl(rows)
 
 
 @click.group(
