@@ -25,7 +25,7 @@ log = logger(__name__)
 
 # Seconds. A healthy daemon answers a drain request at once; one that does not answer is ended.
 DRAIN_TIMEOUT = 5.0
-# Seconds until a daemon that a service manager starts again takes commands.
+# Seconds until a daemon that replaces itself takes commands again.
 RETURN_TIMEOUT = 30.0
 
 
@@ -91,7 +91,7 @@ def restart(settings: Settings, lock: Lock) -> list[str]:
 
 
 def settings_from(read: Config | None) -> Settings:
-    """The settings to apply. ``read`` is the configuration from the usual place, None when it has none.
+    """Return the settings to apply. ``read`` is the configuration from the usual place, None without a usable one.
 
     Hooks may be given a file of their own, so the file that wants a watcher can be another one.
     """
@@ -99,6 +99,7 @@ def settings_from(read: Config | None) -> Settings:
 
 
 def _watch_file(read: Config | None) -> str | None:
+    """The file that wants a watcher: ``read``, or the one for which the daemon keeps a watcher now."""
     if read is not None and read.watch_file:
         return read.watch_file
     other: str | None = (client.ping() or {}).get("watch")  # "" for no watcher, None when no daemon answers
@@ -128,20 +129,22 @@ def _retire_daemon() -> bool:
 
 def stop() -> None:
     """End all processes of this network namespace's tproxy. They are gone when this returns."""
-    # Watchers first: one that still runs would start a daemon that ends again.
+    # Watchers first: one that still runs would start the daemon again.
     terminate([*find().watchers])
     _end_serving()
     terminate([*find().watchers])  # one that the daemon started in the meantime
 
 
 def _end_serving() -> None:
+    """End all processes except watchers."""
     running = find()
-    # The daemon first: one that still runs would start a relay that ends again.
+    # The daemon first: one that still runs would start its relays again.
     terminate([*running.daemons, *running.auxiliary])
     terminate(find().serving)
 
 
 def _apply_all(settings: Settings, *, reopen_logs: bool) -> list[str]:
+    """Make all maps take effect; return a line for each problem."""
     problems = client.apply(None, settings, reopen_logs=reopen_logs)
     # A daemon that crashed may have left relays of bridges whose maps are gone by now.
     status = client.status()
@@ -156,5 +159,5 @@ def _wait_for_daemon() -> None:
     deadline = time.monotonic() + RETURN_TIMEOUT
     while not client.daemon_answers():
         if time.monotonic() > deadline:
-            raise ProcessError(f"the daemon did not come back within {RETURN_TIMEOUT:g} s")
+            raise ProcessError(f"the new daemon takes no commands after {RETURN_TIMEOUT:g} s")
         time.sleep(0.02)
