@@ -110,3 +110,29 @@ def test_a_path_on_the_hypervisors_must_be_absolute(tmp_path: Path, option: str)
     assert done.exit_code == 2
     assert f"{option} must begin with /" in done.output
     assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("platform", "option", "hooks"),
+    [
+        ("libvirt", "--hooks", ["qemu.d/tproxy", "lxc.d/tproxy", "network.d/tproxy"]),
+        ("proxmox", "--snippets", ["tproxy"]),
+    ],
+)
+def test_install_and_uninstall_print_the_files_that_they_change(
+    tmp_path: Path, platform: str, option: str, hooks: list[str]
+) -> None:
+    def run(command: str, *options: str) -> str:
+        done = CliRunner().invoke(cli, [command, platform, option, str(tmp_path), *options])
+        assert done.exit_code == 0
+        return done.output
+
+    paths = "".join(f"{tmp_path / hook}\n" for hook in hooks)
+    assert run("install") == paths
+    assert run("install") == "everything is in place\n"
+    assert "strict=no" in files(tmp_path)[hooks[0]]
+    assert run("install", "--strict") == paths
+    assert "strict=yes" in files(tmp_path)[hooks[0]]
+    assert run("uninstall") == paths
+    assert run("uninstall") == "nothing of ours is there\n"
+    assert files(tmp_path) == {}
