@@ -126,7 +126,7 @@ class _Reader:
         ours: dict[str, Field] = {}
         for field in group:
             if field.key in ours:
-                # With and without a colon, or twice: half of what somebody wrote would be off.
+                # Written twice, or with and without a colon: one of the two would be ignored in silence.
                 reason = f"{field.key} is there already, in line {values.line(ours[field.key].node)}"
                 raise self._error(reason, values.line(field.node))
             if field.key in _FILE_KEYS:

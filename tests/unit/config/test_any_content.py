@@ -1,4 +1,4 @@
-"""Whatever a file holds, it is used or refused, and each message is one line."""
+"""A file of any content is used or refused, and each message about it is one line."""
 
 from __future__ import annotations
 
@@ -17,60 +17,15 @@ from tproxy.config.reader import load
 from tproxy.errors import ConfigError
 from tproxy.model import Service
 
-# A machine that is busy with other tests is slow, and no reason to fail.
+# A test must not fail because the machine is busy with other tests.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-WORDS = st.sampled_from(
-    [
-        *("tproxy:", ":tproxy:", "tproxy_debug_level:", "service_port:", "remote_addr:", "remote_port:"),
-        *(
-            ":networks:",
-            "name:",
-            "connect_timeout:",
-            "- ",
-            "\n- ",
-            "\n  ",
-            "\n",
-            " ",
-            "? ",
-            ": ",
-            ", ",
-            "[",
-            "]",
-        ),
-        *(
-            "{",
-            "}",
-            "&a ",
-            "*a",
-            "<<: ",
-            "!!str ",
-            "!!int ",
-            "!x ",
-            "|\n",
-            ">-\n",
-            "'",
-            '"',
-            "\\",
-            "#",
-            "---\n",
-        ),
-        *(
-            "...\n",
-            "%YAML 1.1\n",
-            "%TAG ! x\n",
-            "10.0.0.1",
-            "one.example",
-            "80",
-            "0123",
-            "yes",
-            "~",
-            "\t",
-            "\r",
-        ),
-        *("\x00", "\x85", "\u2028", "\ufeff", "ü", "\U0001f600", "\\ud800", "\\0"),
-    ]
-)
+KEYS = "tproxy: :tproxy: tproxy_debug_level: service_port: remote_addr: remote_port: :networks: name:"
+MARKS = "connect_timeout: [ ] { } *a <<: ' \" \\ # 10.0.0.1 one.example 80 0123 yes ~ \\ud800 \\0"
+SPACED = ["- ", "\n- ", "\n  ", "\n", " ", "? ", ": ", ", ", "&a ", "!!str ", "!!int ", "!x ", "|\n", ">-\n"]
+LINES = ["---\n", "...\n", "%YAML 1.1\n", "%TAG ! x\n"]
+CHARACTERS = ["\t", "\r", "\x00", "\x85", "\u2028", "\ufeff", "ü", "\U0001f600"]
+WORDS = st.sampled_from([*KEYS.split(), *MARKS.split(), *SPACED, *LINES, *CHARACTERS])
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates() | st.binary()
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(SCALARS, inner), max_leaves=10)
 PORTS = st.integers(-1, 70000) | st.integers(1, 65535).map(str) | VALUES

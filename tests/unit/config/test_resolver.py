@@ -41,7 +41,7 @@ def test_a_name_keeps_its_address_while_no_name_server_answers(
     after, (problem,) = services_for(found, VNET1, unanswered, before.get)
     assert after == (before if kept else {})
     assert problem.text.endswith(": 10.0.0.2:80 as before" if kept else ": entry skipped")
-    # Not what is another service by now.
+    # A port that is another service by now does not keep its endpoint.
     assert services_for(found, VNET1, unanswered)[0] == {}
     other = {80: Service(80, Endpoint("10.0.0.2", 81))}
     assert services_for(found, VNET1, unanswered, other.get)[0] == {}
@@ -81,7 +81,7 @@ def test_a_name_is_looked_up_once(loaded: Load) -> None:
 
 
 def test_the_resolver_returns_ipv4_addresses_or_raises_oserror() -> None:
-    # What needs no name server, and not even a hosts file.
+    # An address needs no name server, and not even a hosts file.
     assert resolve_ipv4("10.0.0.1") == ["10.0.0.1"]
     with pytest.raises(socket.gaierror):
         resolve_ipv4("::1")

@@ -1,11 +1,48 @@
-"""Which of several entries a network gets for a service port."""
+"""The entries that a network gets, and which one of several wins a service port."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.unit.config.files import Load, said, services
+from tests.unit.config.files import VNET1, Load, said, services
+from tproxy.config.services import Config, Entry, NoAddress, Problem, choose, host_names
 from tproxy.model import Endpoint, Network, Service
+
+CONFIG = Config(
+    "file",
+    20,
+    (
+        Entry(1, 2, 80, "one.example", 8080),
+        Entry(2, 3, 81, "10.0.0.1", 81),
+        Entry(3, 4, 82, "one.example", 82),
+        Entry(4, 5, 83, "other.example", 83, frozenset({"vnet2"})),
+    ),
+    (),
+)
+
+
+def test_only_host_names_of_the_networks_entries_are_looked_up_each_once() -> None:
+    assert host_names(CONFIG, VNET1) == ["one.example"]
+    assert host_names(CONFIG, Network("vnet2")) == ["one.example", "other.example"]
+
+
+def test_services_are_chosen_without_any_look_up() -> None:
+    chosen, problems = choose(CONFIG, VNET1, {"one.example": "10.0.0.9"})
+    endpoints = {port: str(service.endpoint) for port, service in chosen.items()}
+    assert endpoints == {80: "10.0.0.9:8080", 81: "10.0.0.1:81", 82: "10.0.0.9:82"}
+    assert problems == []
+
+
+@pytest.mark.parametrize("certain", [True, False])
+def test_a_service_without_an_address_goes_where_it_went_unless_that_is_certain(certain: bool) -> None:
+    before = {80: Service(80, Endpoint("10.0.0.2", 8080)), 82: Service(82, Endpoint("10.0.0.2", 9))}
+    chosen, problems = choose(CONFIG, VNET1, {"one.example": NoAddress("no answer", certain)}, before.get)
+    assert chosen.keys() == ({81} if certain else {80, 81})
+    outcome = "entry skipped" if certain else "10.0.0.2:8080 as before"
+    assert problems == [
+        Problem(2, f"entry 1: no answer: {outcome}"),
+        Problem(4, "entry 3: no answer: entry skipped"),
+    ]
 
 
 def test_a_network_without_name_and_id_gets_only_entries_for_every_network(loaded: Load) -> None:

@@ -1,4 +1,4 @@
-"""Which values of the configuration are taken, and that nothing is guessed of all others."""
+"""The values that the configuration may hold. Nothing is guessed: an entry with another value is skipped."""
 
 from __future__ import annotations
 
