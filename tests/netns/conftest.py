@@ -1,6 +1,6 @@
 """Fixtures of tests on a real kernel: each test has a stand-in hypervisor of its own.
 
-Whatever a test does to it, or leaves in it, is gone afterwards (tproxy/lab/hypervisor.py).
+Everything that a test does or leaves there is gone with the stand-in (tproxy/lab/hypervisor.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ENDPOINTS = Path(__file__).with_name("programs") / "endpoints.py"
 
 PROGRAMS = ("ip", "nft", "nsenter", "setpriv", "ss", "sysctl", "unshare")
 
-# How to be a user who is nobody, but may read this checkout and its Python, wherever they are.
+# The command that runs another one as nobody, who may still read this checkout and its Python.
 _MAY_READ = "+dac_read_search"
 NOBODY = (
     *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
@@ -32,7 +32,7 @@ StartEndpoint = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture(scope="session")
 def real_kernel() -> None:
-    """Skip where the kernel cannot be had; in CI that is a failure, or it would never be noticed."""
+    """Skip the test without root or without a program. In CI it fails: nobody would notice the skip."""
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     reason = "needs root" if os.geteuid() else f"needs {', '.join(missing)}" if missing else ""
     if reason and os.environ.get("CI") == "true":
@@ -49,7 +49,7 @@ def hypervisor(real_kernel: None) -> Iterator[Hypervisor]:
 
 @pytest.fixture
 def start_endpoint(hypervisor: Hypervisor) -> StartEndpoint:
-    """``start_endpoint("echo", "10.11.12.13", 8080, *options)``: see tests/netns/programs/endpoints.py."""
+    """Return ``start(behaviour, address, port, *options)``, which starts programs/endpoints.py."""
 
     def start(behaviour: str, address: str, port: int, *options: str) -> subprocess.Popen[str]:
         program = (sys.executable, str(ENDPOINTS), behaviour, *options)
@@ -60,7 +60,7 @@ def start_endpoint(hypervisor: Hypervisor) -> StartEndpoint:
 
 @pytest.fixture
 def blackhole(hypervisor: Hypervisor) -> str:
-    """An address at which every packet vanishes, as behind a firewall that drops."""
+    """Return an address at which every packet vanishes, as behind a firewall that drops."""
     hypervisor.ip(
         "link add void type veth peer name nobody",  # not every kernel has dummy links
         "address add 10.99.0.254/24 dev void",
@@ -73,7 +73,7 @@ def blackhole(hypervisor: Hypervisor) -> str:
 
 @pytest.fixture
 def unreachable(hypervisor: Hypervisor) -> str:
-    """An address that the kernel says at once it cannot reach."""
+    """Return an address for which the kernel says at once that it is unreachable."""
     hypervisor.ip("route add unreachable 10.98.0.1")
     return "10.98.0.1"
 
@@ -82,7 +82,7 @@ def unreachable(hypervisor: Hypervisor) -> str:
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show the logs of the stand-in with a failure: they are gone after it."""
+    """Show the logs of the stand-in with a failure, because they are gone afterwards."""
     report = yield
     host = getattr(item, "funcargs", {}).get("hypervisor")
     if report.when == "call" and report.failed and host is not None and host.pid:

@@ -1,4 +1,4 @@
-"""An /etc of a stand-in's own, for what decides how names are resolved."""
+"""An /etc of a stand-in's own: its files decide how the stand-in resolves names."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ DIRECTORY = "/run/etc"
 
 
 def private_etc(host: Hypervisor, **files: str) -> None:
-    """Give the stand-in an /etc with ``hosts`` and such, and with what programs need there.
+    """Give the stand-in an /etc with the given files and those that programs need.
 
-    Not a mount for each file: resolv.conf can be a link to nowhere, which older versions of mount refuse.
+    In a file's name ``_`` stands for a dot: ``resolv_conf="nameserver ..."``. There is one mount for all
+    files, because resolv.conf can be a link to nowhere, over which older versions of mount do not mount.
     """
     for name, content in files.items():
         host.write(f"{DIRECTORY}/{name.replace('_', '.')}", content)

@@ -1,7 +1,7 @@
-"""Stand-in hypervisors that are reached by ssh, each with an sshd of its own, and who reaches them.
+"""A stand-in workstation, and stand-in hypervisors that it reaches by ssh; each has an sshd of its own.
 
-Nothing of this machine's ssh is read or written: keys, configurations and known hosts are below /run,
-which each stand-in has of its own. (sshd needs the user sshd, which Debian's package makes.)
+This machine's ssh files are neither read nor written: keys, configurations and known hosts are below /run,
+and each stand-in has its own /run. (sshd needs the user sshd, which Debian's package makes.)
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ SSHD = "/usr/sbin/sshd"
 SSH_CONFIG = "/run/ssh/config"
 PORT = 2222
 CONFIG = "/run/etc/tproxy.yaml"  # the configuration file of each host
-# What it says, and what it is to say: the service of port 80 at another endpoint.
+# Its content before and after a test: the service of port 80 gets another endpoint.
 OLD = "tproxy: [{remote_addr: 10.11.12.13, remote_port: 80}]\n"
 NEW = "tproxy: [{remote_addr: 10.11.12.14, remote_port: 80}]\n"
 SOURCE = Path(__file__).parents[2]
 
-# What a session there finds as tproxy: this source tree, with the search order's first file.
+# The command tproxy of a session there: it runs this source tree.
 _TPROXY = f"""#!/bin/sh
 export PYTHONPATH={SOURCE} TPROXY_CONFIG=${{TPROXY_CONFIG-{CONFIG}}}
 exec {sys.executable} -m tproxy "$@"
@@ -62,7 +62,7 @@ Host *
 
 
 def require_sshd() -> None:
-    """Skip where there is no sshd; in CI that is a failure, or it would never be noticed."""
+    """Skip the test without sshd. In CI it fails: there nobody would notice that it was skipped."""
     if shutil.which(SSHD) is None:
         reason = "needs sshd (package openssh-server)"
         if os.environ.get("CI") == "true":
@@ -71,7 +71,7 @@ def require_sshd() -> None:
 
 
 class Fleet:
-    """A workstation, and hosts that it reaches by their addresses."""
+    """A workstation, and hosts that it reaches by their addresses, which are the keys of ``hosts``."""
 
     def __init__(self, workstation: Hypervisor, hosts: dict[str, Hypervisor]) -> None:
         self.workstation = workstation
@@ -82,13 +82,13 @@ class Fleet:
         return list(self.hosts)
 
     def files(self) -> list[str]:
-        """The hosts' configuration files; nothing else must be beside them."""
+        """Return the content of each host's configuration file; no other file may be beside it."""
         for host in self.hosts.values():
             assert [each.name for each in host.path(CONFIG).parent.iterdir()] == [Path(CONFIG).name]
         return [host.path(CONFIG).read_text() for host in self.hosts.values()]
 
     def add_guest(self, address: str) -> Guest:
-        """A guest on a bridge of that host, and the endpoints of both files."""
+        """Add a guest on a bridge of that host, and the endpoints of both contents of the file."""
         host = self.hosts[address]
         host.add_bridge("br0")
         guest = host.add_guest("guest", "br0")
@@ -105,7 +105,7 @@ class Fleet:
 
 @contextmanager
 def fleet(count: int) -> Iterator[Fleet]:
-    """So many hosts, up and reachable."""
+    """Build a workstation and ``count`` hosts; sshd listens on each."""
     require_sshd()
     with ExitStack() as stack:
         workstation = stack.enter_context(Hypervisor())
@@ -134,7 +134,7 @@ def _start_sshd(host: Hypervisor, public_key: str) -> None:
     host.path("/run/bin/tproxy").chmod(0o755)
     host.path("/run/sshd").mkdir()  # sshd's own chroot, empty
     host.path(CONFIG).parent.mkdir()
-    # Not in the background: without -D it returns when it listens.
+    # Without -D this command returns when sshd listens.
     host.run(SSHD, "-f", "/run/ssh/sshd_config", "-E", "/run/ssh/log")
 
 

@@ -1,4 +1,4 @@
-"""Waiting for what happens soon, but not at a known time."""
+"""Waiting for an event that comes soon, at a time that is not known."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from tproxy.lab.hypervisor import PATIENCE
 
 
 def eventually(patience: float = PATIENCE) -> Iterator[None]:
-    """Tries: the body breaks, or returns, when it has happened; otherwise the test fails."""
+    """Yield again and again; the body of the loop breaks or returns when it sees the event.
+
+    The test fails after ``patience`` seconds, which is a guard against hanging.
+    """
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         yield

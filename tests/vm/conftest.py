@@ -1,4 +1,4 @@
-"""What tests with machines have in common: whether they can run, and file systems that they start from."""
+"""Fixtures of tests with machines: whether machines can run here, and the kernels that they boot."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tests.netns.conftest import pytest_runtest_makereport as pytest_runtest_mak
 from tests.netns.conftest import real_kernel as real_kernel
 from tests.vm import machine
 
-# Those are run by a machine, not here.
+# Tests that run inside a machine, see test_kernel.py.
 collect_ignore = [] if os.environ.get("TPROXY_MACHINE") else ["inside"]
 
 
 @pytest.fixture(scope="session")
 def emulator(real_kernel: None) -> None:
-    """Skip where machines cannot be had: that a package cannot be downloaded is no fault of the code."""
+    """Skip the test where QEMU is missing: that a package cannot be downloaded is no fault of the code."""
     missing = [program for program in machine.PROGRAMS if shutil.which(program) is None]
     if missing:
         pytest.skip(f"needs {', '.join(missing)}: run `make test-vm` as root")

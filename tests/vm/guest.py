@@ -1,6 +1,6 @@
-"""A guest as users have them: a virtual machine with Debian's cloud kernel, on a tap of a bridge.
+"""A guest as users have it: a virtual machine with Debian's cloud kernel, on a tap of a bridge.
 
-It is started, carries out a script, and powers itself off.
+The machine boots, carries out a script, and powers itself off.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ MAC = "02:00:00:00:00:05"
 
 _MARK = "@result"
 
-# For scripts: ``say NAME COMMAND...`` tells how a command ended and what it printed, if it did within
-# some seconds. (busybox's wget has a time-out of its own, and crashes with it.)
+# For scripts: ``say NAME COMMAND...`` prints how a command ended and what it printed. A command that takes
+# more than ``patience`` seconds is ended. (busybox's wget has a time-out of its own, and crashes with it.)
 _TOOLS = f"""
 ip link set lo up
 ip link set eth0 up
@@ -51,7 +51,7 @@ class GuestMachine:
         )
 
     def results(self) -> dict[str, Result]:
-        """Wait until it has powered itself off; what ``say`` has told, by name."""
+        """Wait until the guest has powered itself off; return what ``say`` printed, by name."""
         console, _ = self._process.communicate()
         if self._process.returncode != 0 or "Power down" not in console:
             pytest.fail(f"the guest did not power itself off ({self._process.returncode}):\n{console}")

@@ -1,8 +1,8 @@
-"""A hypervisor as users have them: a virtual machine with Debian's plain kernel, and this machine's files.
+"""A hypervisor as users have it: a virtual machine with Debian's plain kernel, and this machine's files.
 
-Its root file system is this machine's, which it cannot write to, below one in memory that it can. So all
-programs and this checkout are there. It runs one command; what that prints comes out through a directory
-that both share.
+Its root file system is an overlay: this machine's file system, read-only, below one in memory that can be
+written to. So all programs and this checkout are there. The machine runs one command, and writes what the
+command prints into a directory that both machines share.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tests.vm import machine
 # 9p for the shares. The rest is loaded from the root file system.
 _EARLY = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 
-# What tests use, so that they need not know which program would have loaded it.
+# Modules that tests use; on a real host the programs that need them would have loaded them.
 MODULES = ("nf_tables", "bridge", "nft_meta_bridge", "veth", "8021q", "vxlan", "sch_netem", "br_netfilter")
 
-# What a root file system on disk would be, and process 1 hands over to the one there. Not by chroot
-# alone: who enters a mount namespace gets the root that this has.
+# Builds that root file system and hands over to process 1 there. Not by chroot(2) alone: a process that
+# enters a mount namespace gets the root directory of the namespace.
 _ENTER = """
 share() {{ mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,$3 $1 $2; }}
 mkdir /files /memory /host
@@ -47,7 +47,7 @@ exec switch_root /host /bin/sh /run/inside
 _INSIDE = """
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
 export CI=true TPROXY_MACHINE=yes TPROXY_PATIENCE=200
-# Compiling is slow here, and what is written goes to memory.
+# Compiling is slow here, and files that are written take memory.
 export PYTHONDONTWRITEBYTECODE=
 cd {root}
 ip link set lo up
@@ -86,7 +86,7 @@ class HostMachine:
         cards: Iterable[str] = (),
         memory: int = 1024,
     ) -> list[str]:
-        """What starts it; all its output is the console."""
+        """Return the command that starts the machine; its output is the console."""
         texts = {
             "script": _ENTER.format(modules=shlex.quote(str(self._kernel.modules.parent))),
             "inside": _INSIDE.format(
@@ -104,7 +104,7 @@ class HostMachine:
         return machine.command(self._kernel, archive, *shares, *cards, memory=memory, cpus=2, seconds=seconds)
 
     def outcome(self, console: str) -> Outcome:
-        """What came of it, when it has ended."""
+        """Return how the machine's command ended, when the machine has ended."""
         status, output = (self._results / f"{self._name}.{each}" for each in ("status", "output"))
         return Outcome(
             int(status.read_text()) if status.exists() else None,
@@ -114,7 +114,7 @@ class HostMachine:
 
 
 def run_pytest(kernel: machine.Kernel, results: Path, arguments: Iterable[str], seconds: int) -> Outcome:
-    """Start a hypervisor, run pytest there, and end it."""
+    """Start a hypervisor, run pytest there, and return how that ended."""
     host = HostMachine(kernel, results)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=600", *arguments]
     done = subprocess.run(

@@ -1,7 +1,7 @@
-"""A stand-in hypervisor with libvirt's own daemon on it, which starts real machines and calls our hooks.
+"""A stand-in hypervisor with libvirt's own daemon, which starts real machines and calls our hooks.
 
-`.ci/setup vm` unpacks libvirt below build/vm/libvirt. It is laid over the stand-in's /usr; what it would
-write to /etc and /var/lib goes to memory.
+`.ci/setup vm` unpacks libvirt below build/vm/libvirt. Overlays put it over the stand-in's /usr; what libvirt
+writes to /etc and /var/lib stays in memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ getent group libvirt-qemu || echo libvirt-qemu:x:64055: >>/etc/group
 getent group kvm || echo kvm:x:64056: >>/etc/group
 """
 
-# All as root, without helpers; migration over TCP. Two hosts on one machine must have different UUIDs.
+# Everything runs as root and without helper processes; migration goes over TCP. Two hosts on one machine must
+# have different UUIDs.
 _LIBVIRTD = """
 auth_unix_rw = "none"
 listen_tls = 0
@@ -88,7 +89,7 @@ class Libvirtd:
         return self.host.run("virsh", "-c", URI, *arguments, check=check, timeout=90)
 
     def restart(self, meanwhile: str = "true") -> None:
-        """The daemon goes and comes, as when it is upgraded; guests run on."""
+        """End the daemon and start it again, as an upgrade does; guests run on."""
         self.host.run("pkill", "-x", "libvirtd")
         self._daemon.wait()
         self.host.run("sh", "-c", meanwhile)
@@ -100,13 +101,13 @@ class Libvirtd:
         self.virsh("net-start", name)
 
     def define(self, name: str, kernel: machine.Kernel, initrd: Path, **nics: str) -> None:
-        """A guest with NICs by the names of bridges and networks: ``bridge="br0", network="blue"``."""
+        """Define a guest with network cards on bridges and networks: ``bridge="br0", network="blue"``."""
         interfaces = "".join(_INTERFACE.format(kind=kind, name=each) for kind, each in nics.items())
         xml = _DOMAIN.format(name=name, kernel=kernel.image, initrd=initrd, interfaces=interfaces)
         self.virsh("define", self.host.write(f"/mnt/{name}.xml", xml))
 
     def console(self, name: str) -> str:
-        """What a guest has said on this host."""
+        """Return what a guest has printed to its console on this host."""
         path = self.host.path(f"/mnt/{name}.log")
         return path.read_text(errors="replace") if path.exists() else ""
 

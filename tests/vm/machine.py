@@ -2,9 +2,9 @@
 
 Theory of operation. `.ci/setup vm` unpacks the kernels below build/vm. A machine gets a kernel and an
 initramfs: busybox, the modules it needs before it has a root file system, and a script that process 1
-runs. What the script says goes over the serial console, which is all of QEMU's output, and the machine
-ends when the script does. KVM is not used: it is not to be had in most places where tests run, and
-where it seems to be it may not work.
+runs. What the script prints goes to the serial console, which is QEMU's whole output. The machine ends
+when the script does. KVM is not used: most places where tests run do not have it, and where it seems to be
+there it may not work.
 
 Emulation makes Python and forking 20 to 35 times slower, so nothing in a machine has a tight time-out.
 """
@@ -23,7 +23,7 @@ KERNELS = ROOT / "build/vm"
 
 PROGRAMS = ("qemu-system-x86_64", "busybox", "cpio", "modprobe", "timeout")
 
-# Process 1, which runs the script itself, so that this can hand over to another process 1.
+# Process 1. It runs the script in the same shell, so that the script can hand over to another process 1.
 _INIT = """#!/bin/sh
 /bin/busybox --install -s /bin
 mkdir -p /proc /sys /dev /tmp
@@ -36,20 +36,20 @@ for module in $(cat /modules/order); do insmod /modules/$module; done
 poweroff -f
 """
 
-# With these options it has no network card and no disk unless given, and a panic ends it. (Not microvm:
-# that has one clock, and on a busy host the kernel fails to measure it and waits for ever.)
+# With these options the machine has no network card and no disk unless they are given, and a panic ends it.
+# (Not microvm: it has one clock, and on a busy host the kernel fails to measure it and waits for ever.)
 _QEMU = (
     *("qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "Nehalem-v1"),
     *("-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"),
 )
-# Mitigations cost a flush of the emulator's tables at each system call: without them twice as quick. The
-# timer's check can fail on a busy host, where ticks come late.
+# Mitigations cost a flush of the emulator's tables at each system call: without them the machine is twice as
+# fast. The kernel's check of its timer can fail on a busy host, where ticks come late.
 _CMDLINE = "console=ttyS0 quiet panic=-1 no_timer_check mitigations=off init_on_alloc=0 audit=0"
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One of Debian's, unpacked: ``cloud-amd64`` for guests, ``amd64``, which has more, for hosts."""
+    """An unpacked kernel of Debian's: ``cloud-amd64`` for guests; ``amd64``, with more modules, for hosts."""
 
     flavour: str
 
@@ -75,7 +75,7 @@ class Kernel:
         return self.tree / "lib/modules" / self.version
 
     def files_of(self, *modules: str) -> list[Path]:
-        """The files of these modules and of what they need, in the order in which they can be loaded."""
+        """Return the files of these modules and of those they need, in the order in which they load."""
         command = ["modprobe", "-d", str(self.tree), "-S", self.version, "--show-depends", "-a", *modules]
         listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         loads = [line.split()[1] for line in listed.splitlines() if line.startswith("insmod ")]
@@ -109,7 +109,7 @@ def initramfs(where: Path, kernel: Kernel, modules: Sequence[str], files: Mappin
 def command(
     kernel: Kernel, archive: Path, *options: str, memory: int = 256, cpus: int = 1, seconds: int = 120
 ) -> list[str]:
-    """What starts a machine, and ends it after some ``seconds``."""
+    """Return the command that starts a machine, and ends it after ``seconds``."""
     return [
         *("timeout", "--kill-after=5", str(seconds), *_QEMU, "-m", str(memory), "-smp", str(cpus)),
         *("-kernel", str(kernel.image), "-initrd", str(archive), "-append", _CMDLINE, *options),
@@ -117,7 +117,7 @@ def command(
 
 
 def network_card(tap: str, mac: str, number: int = 0) -> list[str]:
-    """A network card on a tap of the network namespace that QEMU is started in."""
+    """Return the options for a network card on a tap of the network namespace in which QEMU runs."""
     return [
         *("-netdev", f"tap,id=net{number},ifname={tap},script=no,downscript=no"),
         *("-device", f"virtio-net-pci,netdev=net{number},mac={mac},romfile="),

@@ -1,7 +1,7 @@
 """Vagrant's test bed without Vagrant: its three machines, set up by its script, on emulated networks.
 
-Here the hook works on machines of its own, not on stand-ins: with their process 1, /run and /var/log,
-and with a network card as the uplink.
+The hook runs on machines, not on stand-ins: each has its own process 1, /run and /var/log, and a network card
+as the uplink.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tproxy.lab.hypervisor import Hypervisor
 MINUTES = 12
 pytestmark = pytest.mark.timeout(MINUTES * 60 + 60)
 
-# For what udev would find. All else the kernel has to load when it is asked for it, as with users.
+# The module that udev would load. The kernel loads all others when they are needed, as on users' hosts.
 MODULES = ("virtio_net",)
 
 FRONT_END = "192.168.56.10"
@@ -63,15 +63,15 @@ echo @end
 
 
 def parts(outcome: Outcome) -> dict[str, str]:
-    """What was printed after each ``@mark``."""
+    """Return what was printed after each ``@mark``."""
     words = re.split(r"^@([\w-]+)(.*)$", outcome.output, flags=re.MULTILINE)
     return {mark: text.strip() for mark, text in zip(words[1::3], words[3::3], strict=True)}
 
 
-def test_vagrants_machines_and_what_their_guests_reach(
+def test_guests_of_the_two_hypervisors_reach_the_service_and_each_other(
     hypervisor: Hypervisor, host_kernel: Kernel, tmp_path: Path
 ) -> None:
-    """The stand-in is the cables: a bridge for the hosts' network, one for the guests'."""
+    """The stand-in is the cables: it has a bridge for the hosts' network, and one for the guests'."""
     for bridge in ("hosts", "guests"):
         hypervisor.add_bridge(bridge)
     machines: dict[str, tuple[HostMachine, subprocess.Popen[str]]] = {}
@@ -108,11 +108,11 @@ def test_vagrants_machines_and_what_their_guests_reach(
         assert "1 received" in said["ping"], "the guests are on one layer 2"
         assert re.fullmatch(r"one_tproxy: \d+\none_tproxy_br0: \d+", said["status"])
         assert 'elements = { "eth1" comment "bridge=br0" }' in said["guards"], "the card is known as uplink"
-        assert said["down"] == "guest", "that is all that is left"
+        assert said["down"] == "guest", "nothing else is left"
 
 
 def plug(hypervisor: Hypervisor, bridge: str, number: int) -> str:
-    """A tap on a bridge of the stand-in."""
+    """Return a new tap on a bridge of the stand-in."""
     tap = f"{bridge}{number}"
     hypervisor.ip(f"tuntap add dev {tap} mode tap", f"link set dev {tap} master {bridge} up")
     return tap

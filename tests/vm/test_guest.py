@@ -1,7 +1,7 @@
 """A real guest, from power-on to power-off: it reaches its service, and nothing else.
 
-The hypervisor is a stand-in, in whose network namespace QEMU runs; tap, bridge and hook are as drivers
-have them.
+The hypervisor is a stand-in, and QEMU runs in its network namespace. The tests handle tap, bridge and hook
+as a network driver does.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from tests.vm.machine import Kernel
 from tproxy.lab.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
-# More than a machine is given, on a loaded host.
+# Seconds: more than a machine is given.
 pytestmark = pytest.mark.timeout(300)
 
 ENDPOINT = "10.11.12.13"
 SERVICE = f"http://{SERVICE_ADDRESS}:5030/"
 
-# More than one segment, one pipe, one buffer of anybody's.
+# Longer than a segment, a pipe and any buffer on the way.
 BODY = "".join(f"line {number}: the answer of the endpoint\n" for number in range(3000))
 
 
 class Driver:
-    """What a network driver does with a bridge, a tap and our hook."""
+    """A network driver's part: taps of a bridge, and calls of our hook."""
 
     def __init__(self, host: Hypervisor) -> None:
         self.host = host
@@ -51,7 +51,7 @@ class Driver:
 
 
 def traces(host: Hypervisor) -> dict[str, str]:
-    """All that the hook can have left on a host."""
+    """Return everything that the hook can have left on a host."""
     looks = {
         "links": ("ip", "-brief", "link", "show", "type", "veth"),
         "namespaces": ("ip", "netns", "list"),
@@ -72,7 +72,7 @@ def driver(hypervisor: Hypervisor) -> Driver:
 
 
 def run(driver: Driver, kernel: Kernel, where: Path, script: str) -> dict[str, Result]:
-    """A guest's life, as a driver accompanies it."""
+    """Run a guest from start to end, with what a driver does before and after."""
     driver.hook("up")
     driver.attach("tap0")
     results = GuestMachine(driver.host, kernel, where, "tap0", script).results()
@@ -107,7 +107,7 @@ ip route add {SERVICE_ADDRESS} dev eth0
 {FETCH}
 say neighbour wget -q -O - http://10.0.0.1/
 patience=3
-# The only way out that there could be.
+# The only way out that a guest could try.
 ip route add default via {SERVICE_ADDRESS} dev eth0 onlink
 say other_port wget -q -O - http://{SERVICE_ADDRESS}:5031/
 say endpoint wget -q -O - http://{ENDPOINT}:8080/
@@ -117,8 +117,8 @@ say again wget -q -O /body {SERVICE}
 """,
     )
     assert fetched_well(results)
-    assert results["neighbour"] == (0, "neighbour"), "silence elsewhere must mean something"
-    assert results["again"].status == 0, "so must silence at the end"
+    assert results["neighbour"] == (0, "neighbour"), "the guest's network works"
+    assert results["again"].status == 0, "it still works at the end"
     for name in ("other_port", "endpoint", "loopback"):
         assert results[name].status != 0, name
         assert results[name].output == "", name
@@ -140,10 +140,12 @@ say cache ip neighbour
 """,
     )
     assert fetched_well(results)
-    assert SERVICE_ADDRESS not in results["cache"].output, "it asked its gateway, and no one else"
+    assert SERVICE_ADDRESS not in results["cache"].output, (
+        "the guest sent to its gateway, and asked for no other MAC"
+    )
 
 
-def test_when_the_guest_is_gone_the_hook_takes_everything_away(
+def test_down_removes_everything_when_the_last_guest_is_gone(
     driver: Driver, guest_kernel: Kernel, tmp_path: Path
 ) -> None:
     results = run(
@@ -154,11 +156,13 @@ def test_when_the_guest_is_gone_the_hook_takes_everything_away(
     )
     assert fetched_well(results)
     log = driver.host.path("/var/log/one_tproxy.log")
-    for _ in eventually():  # the guest's last segments are not the daemon's last line
+    for _ in eventually():  # the daemon logs a connection some time after its last segment
         if "10.0.0.5" in log.read_text():
             break
     driver.hook("down")
-    assert "one_tproxy_br0" in traces(driver.host)["namespaces"], "the neighbour is a guest as well"
+    assert "one_tproxy_br0" in traces(driver.host)["namespaces"], (
+        "the neighbour is still a guest of the bridge"
+    )
     driver.host.ip("link del vnet0")
     driver.hook("down")
     after = traces(driver.host)
@@ -167,7 +171,7 @@ def test_when_the_guest_is_gone_the_hook_takes_everything_away(
     assert after == driver.before
 
 
-def test_with_watch_and_no_hook_the_bridge_is_up_while_the_guest_is_there(
+def test_the_watcher_brings_a_bridge_up_while_a_guest_is_there(
     driver: Driver, guest_kernel: Kernel, tmp_path: Path
 ) -> None:
     host = driver.host
@@ -182,12 +186,12 @@ def test_with_watch_and_no_hook_the_bridge_is_up_while_the_guest_is_there(
     for _ in eventually():
         if log.exists() and "watching bridges" in log.read_text():
             break
-    assert traces(host)["namespaces"] == driver.before["namespaces"], "no guest, nothing to do"
+    assert traces(host)["namespaces"] == driver.before["namespaces"], "there is no guest yet"
     driver.attach("tap1", "br1")
     script = f"ip address add 10.0.0.5/24 dev eth0\nip route add {SERVICE_ADDRESS} dev eth0\n{FETCH}"
     results = GuestMachine(host, guest_kernel, tmp_path, "tap1", script).results()
     assert fetched_well(results)
-    assert "one_tproxy_br1" in host.tproxy("status").stdout, "until the tap is gone it may come again"
+    assert "one_tproxy_br1" in host.tproxy("status").stdout, "the bridge stays up as long as the tap is there"
     driver.detach("tap1")
     for _ in eventually():
         if traces(host)["namespaces"] == driver.before["namespaces"]:

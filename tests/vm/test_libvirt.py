@@ -25,7 +25,7 @@ tproxy:
 - {service_port: 81, remote_addr: 10.11.12.14, remote_port: 8080}
 """
 
-# It says what its service answers, again and again, until the other service is there.
+# The guest prints what its service answers, again and again, until the other service answers.
 SCRIPT = f"""
 ip link set eth0 up
 ip address add 10.0.0.5/24 dev eth0
@@ -44,7 +44,7 @@ def initrd(guest_kernel: Kernel, tmp_path: Path) -> Path:
     )
 
 
-def made(host: Hypervisor, number: int) -> Libvirtd:
+def build(host: Hypervisor, number: int) -> Libvirtd:
     if not TREE.exists():
         pytest.skip("libvirt could not be downloaded: run `make test-vm`")
     host.add_bridge("br0")
@@ -57,7 +57,7 @@ def made(host: Hypervisor, number: int) -> Libvirtd:
 
 @pytest.fixture
 def libvirt(hypervisor: Hypervisor, guest_kernel: Kernel, initrd: Path) -> Libvirtd:
-    libvirt = made(hypervisor, 1)
+    libvirt = build(hypervisor, 1)
     libvirt.define("web", guest_kernel, initrd, bridge="br0", network="blue")
     return libvirt
 
@@ -69,11 +69,11 @@ def other(libvirt: Libvirtd, real_kernel: None) -> Iterator[Libvirtd]:
         libvirt.host.add_cable(host, "cable")
         libvirt.host.ip("address add 10.50.0.1/24 dev cable")
         host.ip("address add 10.50.0.2/24 dev cable")
-        yield made(host, 2)
+        yield build(host, 2)
 
 
 def await_answer(libvirt: Libvirtd, answer: str = "host 1") -> None:
-    """Until the guest has said once more what its service answers on this host."""
+    """Wait until the guest has printed once more what its service answers on this host."""
     before = libvirt.console("web").count(answer)
     for _ in eventually(BOOT):
         if libvirt.console("web").count(answer) > before:
@@ -81,14 +81,14 @@ def await_answer(libvirt: Libvirtd, answer: str = "host 1") -> None:
 
 
 def await_end(libvirt: Libvirtd) -> None:
-    """Until libvirt has noticed that the guest is gone; then nothing of ours is left either."""
+    """Wait until libvirt has noticed that the guest is gone, and nothing of ours is left."""
     for _ in eventually():
         if libvirt.state("web") == "shut off":
             break
     await_served(libvirt.host)
 
 
-def test_a_guest_starts_and_fetches_and_shuts_down_from_inside(libvirt: Libvirtd) -> None:
+def test_a_guest_is_served_from_its_start_to_its_shutdown_from_inside(libvirt: Libvirtd) -> None:
     assert served(libvirt.host) == []
     libvirt.virsh("start", "web")
     assert served(libvirt.host) == ["br0", "virbr7"]
@@ -99,7 +99,7 @@ def test_a_guest_starts_and_fetches_and_shuts_down_from_inside(libvirt: Libvirtd
     assert list(libvirt.host.path("/run/tproxy/libvirt").iterdir()) == []
 
 
-def test_the_daemon_comes_back_and_mends_what_was_lost_meanwhile(libvirt: Libvirtd) -> None:
+def test_the_hooks_repair_what_was_lost_when_libvirts_daemon_comes_back(libvirt: Libvirtd) -> None:
     libvirt.virsh("start", "web")
     await_answer(libvirt)
     libvirt.restart(meanwhile="nft flush ruleset; ip link del br0b; rm -r /run/tproxy/libvirt")
@@ -109,7 +109,7 @@ def test_the_daemon_comes_back_and_mends_what_was_lost_meanwhile(libvirt: Libvir
     assert served(libvirt.host) == []
 
 
-def test_a_guest_is_saved_and_restored_and_crashes(libvirt: Libvirtd) -> None:
+def test_a_guest_is_served_after_a_restore_and_a_crash_leaves_nothing(libvirt: Libvirtd) -> None:
     libvirt.virsh("start", "web")
     await_answer(libvirt)
     libvirt.virsh("managedsave", "web")
@@ -120,10 +120,10 @@ def test_a_guest_is_saved_and_restored_and_crashes(libvirt: Libvirtd) -> None:
     await_end(libvirt)
 
 
-def test_a_nic_is_plugged_into_a_guest_and_out_of_it(libvirt: Libvirtd) -> None:
+def test_attaching_a_network_card_brings_its_bridge_up_and_detaching_takes_it_down(libvirt: Libvirtd) -> None:
     libvirt.add_network("green", "virbr8")
     libvirt.virsh("start", "web")
-    await_answer(libvirt)  # it has booted, and knows what to do when something is plugged in
+    await_answer(libvirt)  # the guest has booted, and handles a card that is plugged in
     nic = ("web", "network", "--mac", "52:54:00:00:00:09", "--live")
     libvirt.virsh("attach-interface", *nic[:2], "green", *nic[2:], "--model", "virtio")
     assert served(libvirt.host) == ["br0", "virbr7", "virbr8"]
@@ -132,7 +132,7 @@ def test_a_nic_is_plugged_into_a_guest_and_out_of_it(libvirt: Libvirtd) -> None:
     await_answer(libvirt)
 
 
-def test_a_guest_migrates_and_the_host_it_is_on_serves_it(libvirt: Libvirtd, other: Libvirtd) -> None:
+def test_a_migrated_guest_is_served_by_the_host_it_runs_on(libvirt: Libvirtd, other: Libvirtd) -> None:
     migrate = ("migrate", "--live", "web", "qemu+tcp://10.50.0.2/system")
     there = ("--migrateuri", "tcp://10.50.0.2:49152", "--unsafe")
     libvirt.virsh("start", "web")
@@ -155,7 +155,7 @@ def test_a_guest_migrates_and_the_host_it_is_on_serves_it(libvirt: Libvirtd, oth
     assert served(other.host) == []
 
 
-def test_a_guest_without_its_services_starts_unless_hooks_are_strict(libvirt: Libvirtd) -> None:
+def test_a_guest_without_its_services_starts_unless_the_hooks_are_strict(libvirt: Libvirtd) -> None:
     libvirt.host.write("/etc/tproxy/tproxy.yaml", "tproxy: [")
     libvirt.virsh("start", "web")
     libvirt.virsh("destroy", "web")
@@ -168,4 +168,4 @@ def test_a_guest_without_its_services_starts_unless_hooks_are_strict(libvirt: Li
     libvirt.virsh("start", "web")
     libvirt.host.write("/etc/tproxy/tproxy.yaml", "tproxy: [")
     libvirt.restart()
-    await_answer(libvirt)  # it was not killed
+    await_answer(libvirt)  # the guest was not killed

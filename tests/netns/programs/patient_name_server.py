@@ -1,4 +1,4 @@
-"""A name server that answers once it was asked for COUNT names: ``patient_name_server.py COUNT ADDRESS PORT``.
+"""A name server that answers when COUNT names were asked: ``patient_name_server.py COUNT ADDRESS PORT``.
 
 Then each name has the address 10.11.12.13, RFC 1035. A program that asks for one name after the other gets no
 answer. Prints ``ready`` when it listens.

@@ -1,4 +1,4 @@
-"""Fixtures of tests that need a kernel as users have it: they run on one, see tests/vm/test_kernel.py."""
+"""Fixtures of tests that run in a machine with Debian's kernel, see tests/vm/test_kernel.py."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""What small kernels lack and those of distributions have: tproxy makes use of it, or is not confused."""
+"""Features that small kernels lack and distributions' kernels have: tproxy uses them, or is not confused."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import psutil
 import pytest
 
 from tests.netns.conftest import StartEndpoint
+from tests.netns.program import program
 from tests.netns.test_two_hosts import ADDRESS, MAC, Tap
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
@@ -26,7 +26,7 @@ LOG = "/var/log/one_tproxy.log"
 
 @pytest.fixture
 def host(hypervisor: Hypervisor) -> Hypervisor:
-    """With an endpoint and a configuration for all networks."""
+    """A hypervisor with an endpoint, and a configuration for all networks."""
     return configured(hypervisor, "hello")
 
 
@@ -37,7 +37,7 @@ def configured(host: Hypervisor, body: str) -> Hypervisor:
 
 
 def up(host: Hypervisor, bridge: str) -> str:
-    """Run the hook; returns what it said."""
+    """Run the hook, and return what it printed to stderr."""
     return host.tproxy("hook", "up", "--bridge", bridge, "--config", CONFIG).stderr
 
 
@@ -46,7 +46,7 @@ def ask(guest: Guest) -> str:
 
 
 def ruleset(host: Hypervisor) -> str:
-    """With handles, which change when a rule is loaded again."""
+    """Return the rules with handles, which change when a rule is loaded again."""
     return host.run("nft", "-a", "list", "ruleset").stdout
 
 
@@ -63,11 +63,11 @@ def test_guards_match_by_the_bridges_name_and_need_no_change_when_ports_come(hos
     assert "match by port names" not in host.path(LOG).read_text()
 
     plain = host.add_guest("plain", "br0", "10.0.0.8/24", route=False, gateway=gateway.address)
-    assert ask(plain) == "hello", "its frames for the gateway are brought home"
+    assert ask(plain) == "hello", "rules on the bridge redirect its frames for the gateway"
     other = host.add_guest("other", "br1", "10.0.0.8/24")
     assert ask(other) == "hello"
 
-    # A network that we do not serve may use the address as it likes.
+    # A network that is not served may use the address for itself.
     asking = host.add_guest("asking", "foreign", "10.0.0.5/24")
     answering = host.add_guest("answering", "foreign", f"{SERVICE_ADDRESS}/32", route=False)
     answering.ip("route add default dev eth0")
@@ -84,8 +84,8 @@ def test_guards_match_by_the_bridges_name_and_need_no_change_when_ports_come(hos
     assert "one_tproxy" not in ruleset(host)
 
 
-def test_nobody_on_a_bridge_known_by_name_can_claim_the_service(host: Hypervisor) -> None:
-    """Also not from a port that came a moment ago: there is nothing to keep current."""
+def test_no_guest_can_claim_the_service_on_a_bridge_that_guards_match_by_name(host: Hypervisor) -> None:
+    """Not from a port that came a moment ago either: these guards have no list of ports to keep current."""
     host.add_bridge("br0")
     guest = host.add_guest("guest", "br0", "10.0.0.5/24")
     up(host, "br0")
@@ -95,14 +95,14 @@ def test_nobody_on_a_bridge_known_by_name_can_claim_the_service(host: Hypervisor
     tap = Tap(host, "eth0", ADDRESS, netns=guest.name)
     for gratuitous in ("-U", "-A"):
         liar.run("arping", "-c", "2", gratuitous, "-I", "eth0", SERVICE_ADDRESS, check=False)
-    # The only one that speaks with this address and another MAC is the liar.
+    # Only the liar sends with this address and another MAC.
     assert [frame for frame in tap.seen("in") if frame[12:24] != MAC.hex()] == []
     assert ask(guest) == "hello"
 
 
 @pytest.mark.parametrize("vlan", ["default", "by the driver"])
-def test_a_bridge_that_filters_vlans(host: Hypervisor, vlan: str) -> None:
-    """Our port gets the bridge's default VLAN; where a driver has put the guests on another, ours too."""
+def test_a_guest_is_served_on_a_bridge_that_filters_vlans(host: Hypervisor, vlan: str) -> None:
+    """Our port gets the bridge's default VLAN. A driver that puts guests on another adds our port to it."""
     default = 1 if vlan == "default" else 0
     host.ip(
         f"link add name br0 type bridge vlan_filtering 1 vlan_default_pvid {default}",
@@ -126,8 +126,10 @@ def neighbour(real_kernel: None) -> Iterator[Hypervisor]:
         yield configured(other, "neighbour")
 
 
-def test_networks_on_vlans_of_one_cable(host: Hypervisor, neighbour: Hypervisor) -> None:
-    """802.1Q as drivers build it: a bridge for each VLAN, named after it, with a VLAN link as uplink."""
+def test_networks_on_vlans_of_one_cable_are_served_by_their_hosts(
+    host: Hypervisor, neighbour: Hypervisor
+) -> None:
+    """802.1Q as drivers build it: a bridge for each VLAN, with a VLAN link as uplink."""
     host.add_cable(neighbour, "wire")
     guests = {}
     for number, side in enumerate((host, neighbour)):
@@ -142,7 +144,7 @@ def test_networks_on_vlans_of_one_cable(host: Hypervisor, neighbour: Hypervisor)
     assert ask(guests[host]) == "hello"
     assert ask(guests[neighbour]) == "neighbour"
     guests[host].run("ping", "-c", "1", "-W", "60", "10.0.0.6")
-    assert proof.seen() != [], "what crosses is seen"
+    assert proof.seen() != [], "the taps see frames that cross"
     assert [tap.seen() for tap in taps] == [[], []]
 
 
@@ -151,7 +153,7 @@ HARDENED = {"arp_ignore": 2, "arp_announce": 2, "arp_filter": 1, "rp_filter": 1,
 
 @pytest.fixture
 def hardened(real_kernel: None) -> Iterator[None]:
-    """As an administrator does it. New namespaces inherit this machine's own values, whoever makes them."""
+    """Set sysctls as a hardened host has them. Every new namespace inherits the values of the machine."""
     before = {}
     for scope in ("all", "default"):
         for key, value in HARDENED.items():
@@ -163,7 +165,7 @@ def hardened(real_kernel: None) -> Iterator[None]:
         file.write_text(text)
 
 
-def test_a_hardened_host(hardened: None, hypervisor: Hypervisor) -> None:
+def test_a_guest_is_served_on_a_host_with_hardened_sysctls(hardened: None, hypervisor: Hypervisor) -> None:
     host = configured(hypervisor, "hello")
     host.add_bridge("br0")
     guest = host.add_guest("guest", "br0")
@@ -173,19 +175,9 @@ def test_a_hardened_host(hardened: None, hypervisor: Hypervisor) -> None:
     assert ask(guest) == "hello"
 
 
-LEADER = """
-import os, time
-os.setsid()
-if os.fork() == 0:
-    time.sleep(1000)
-print('ready', flush=True)
-time.sleep(1000)
-"""
-
-
-def test_a_process_has_ended_although_its_session_goes_on() -> None:
-    """As with a daemon and its relays: these kernels then say that its number is no argument."""
-    with subprocess.Popen([sys.executable, "-c", LEADER], stdout=subprocess.PIPE) as leader:
+def test_terminate_takes_a_process_for_ended_although_its_session_goes_on() -> None:
+    """A daemon and its relays are such a session; pidfd_open(2) then fails with EINVAL on these kernels."""
+    with subprocess.Popen(program("session_leader"), stdout=subprocess.PIPE) as leader:
         assert leader.stdout is not None
         assert leader.stdout.readline() == b"ready\n"
         process = psutil.Process(leader.pid)
@@ -198,24 +190,6 @@ def test_a_process_has_ended_although_its_session_goes_on() -> None:
             table.terminate([process])
         finally:
             child.kill()
-
-
-UPLOAD = """
-import hashlib, socket, sys
-with socket.create_connection((sys.argv[1], int(sys.argv[2])), 100) as sock:
-    block = bytes(range(256)) * 256
-    for _ in range(int(sys.argv[3])):
-        sock.sendall(block)
-    sock.shutdown(socket.SHUT_WR)
-    print(b''.join(iter(lambda: sock.recv(65536), b'')).decode())
-"""
-
-DOWNLOAD = """
-import socket, sys
-with socket.create_connection((sys.argv[1], int(sys.argv[2])), 100) as sock:
-    sock.shutdown(socket.SHUT_WR)
-    print(sum(map(len, iter(lambda: sock.recv(65536), b''))))
-"""
 
 
 def test_a_stream_arrives_whole_over_a_bad_line(
@@ -236,9 +210,9 @@ def test_a_stream_arrives_whole_over_a_bad_line(
     guest.run("tc", "-batch", "-", input=f"qdisc add dev eth0 {bad}\n")
     hypervisor.run("tc", "-batch", "-", input=f"qdisc add dev {guest.port} {bad}\n")
     digest = hashlib.sha256(bytes(range(256)) * 256 * blocks).hexdigest()
-    uploaded = guest.run(sys.executable, "-c", UPLOAD, SERVICE_ADDRESS, "7001", str(blocks))
+    uploaded = guest.run(*program("bulk", "upload", SERVICE_ADDRESS, "7001", str(blocks)))
     assert uploaded.stdout.strip() == f"{size} {digest}"
-    downloaded = guest.run(sys.executable, "-c", DOWNLOAD, SERVICE_ADDRESS, "7002")
+    downloaded = guest.run(*program("bulk", "download", SERVICE_ADDRESS, "7002"))
     assert downloaded.stdout.strip() == str(size)
     dropped = guest.run("tc", "-s", "qdisc", "show", "dev", "eth0").stdout
-    assert "dropped 0," not in dropped, "the line was bad"
+    assert "dropped 0," not in dropped, "the line has lost packets"
