@@ -1,4 +1,4 @@
-"""The catalog: what a bridge's map gives, and which counts outlive a reload."""
+"""The catalog: what it has after a bridge's map changed, and which counts go on."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def a_map(of: Mapping[int, Endpoint], bridge: str = "br0", network: str = "") ->
 
 
 def found(catalog: Catalog, port: int, bridge: str = "br0") -> Target:
-    entry = catalog.find(bridge, port)
-    assert entry is not None
-    return entry
+    target = catalog.find(bridge, port)
+    assert target is not None
+    return target
 
 
 ONE, TWO = Endpoint("10.0.0.1", 80), Endpoint("10.0.0.2", 81)
 
 
 @given(st.lists(services, min_size=1, max_size=4))
-def test_after_each_map_there_is_what_the_last_one_says(maps: list[dict[int, Endpoint]]) -> None:
+def test_the_catalog_has_what_the_last_map_says(maps: list[dict[int, Endpoint]]) -> None:
     catalog = Catalog()
     for each in maps:
         catalog.apply(a_map(each))
@@ -40,15 +40,15 @@ def test_after_each_map_there_is_what_the_last_one_says(maps: list[dict[int, End
 
 
 @given(services, services)
-def test_a_port_that_stays_keeps_its_entry_and_so_its_counts(
+def test_a_port_that_stays_keeps_its_target_and_so_its_counts(
     before: dict[int, Endpoint], after: dict[int, Endpoint]
 ) -> None:
     catalog = Catalog()
     catalog.apply(a_map(before))
-    entries = {port: found(catalog, port) for port in before}
+    targets = {port: found(catalog, port) for port in before}
     catalog.apply(a_map(after))
     for port in after:
-        assert (found(catalog, port) is entries.get(port)) == (port in before)
+        assert (found(catalog, port) is targets.get(port)) == (port in before)
 
 
 @given(services, services)
@@ -64,14 +64,14 @@ def test_the_log_gets_a_line_for_each_port_that_changed_and_none_for_others(
     assert catalog.apply(a_map(after)) == []
 
 
-def test_the_lines_say_where_a_port_leads_and_led() -> None:
+def test_the_lines_name_the_new_and_the_old_endpoint() -> None:
     catalog = Catalog()
     assert catalog.apply(a_map({80: ONE})) == ["port 80 leads to 10.0.0.1:80"]
     assert catalog.apply(a_map({80: TWO})) == ["port 80 leads to 10.0.0.2:81, no longer to 10.0.0.1:80"]
     assert catalog.apply(a_map({})) == ["port 80 is gone"]
 
 
-def test_a_port_that_came_back_counts_anew() -> None:
+def test_a_port_that_was_removed_and_added_again_counts_from_zero() -> None:
     catalog = Catalog()
     catalog.apply(a_map({80: ONE}))
     found(catalog, 80).total = 7
@@ -80,7 +80,7 @@ def test_a_port_that_came_back_counts_anew() -> None:
     assert found(catalog, 80).total == 0
 
 
-def test_a_changed_timeout_is_taken_without_a_line_about_the_endpoint() -> None:
+def test_a_changed_timeout_takes_effect_without_a_line_about_the_endpoint() -> None:
     catalog = Catalog()
     catalog.apply(a_map({80: ONE}))
     assert catalog.apply(ServiceMap("br0", {80: Service(80, ONE, connect_timeout=1.0)})) == []
@@ -111,7 +111,7 @@ def test_removing_a_bridge_leaves_the_others_and_may_be_done_twice() -> None:
         assert list(catalog.targets("br0")) == []
 
 
-def test_an_emptied_map_is_a_bridge_without_ports_not_an_unknown_bridge() -> None:
+def test_a_bridge_with_an_empty_map_is_still_known() -> None:
     catalog = Catalog()
     catalog.apply(a_map({80: ONE}))
     catalog.apply(a_map({}))
@@ -119,9 +119,9 @@ def test_an_emptied_map_is_a_bridge_without_ports_not_an_unknown_bridge() -> Non
 
 
 def test_a_failure_is_kept_with_its_time() -> None:
-    entry = Target("br0", Service(80, ONE))
-    assert (entry.last_error, entry.last_error_at) == ("", 0.0)
+    target = Target("br0", Service(80, ONE))
+    assert (target.last_error, target.last_error_at) == ("", 0.0)
     before = time.time()
-    entry.failed("refused")
-    assert entry.last_error == "refused"
-    assert before <= entry.last_error_at <= time.time()
+    target.failed("refused")
+    assert target.last_error == "refused"
+    assert before <= target.last_error_at <= time.time()

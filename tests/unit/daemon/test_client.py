@@ -1,4 +1,4 @@
-"""Questions to the daemon: who asks gets an answer, or a line that says why not, whatever was sent."""
+"""Requests to the daemon: every client gets an answer, or an error that says why not, whatever it sent."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import errno
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.unit.sockets import descriptors, run_until
+from tproxy.daemon import client
 from tproxy.daemon.client import SOCKET, Json, ask
 from tproxy.daemon.server import MAX_REQUEST, Client, Server
 from tproxy.errors import ProcessError, ProtocolError
@@ -28,7 +31,7 @@ def run_directory_of_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 class Asking(threading.Thread):
-    """``ask`` blocks, as a command does; the loop runs meanwhile."""
+    """Calls ``ask``, which blocks, in a thread: the daemon's loop runs meanwhile."""
 
     def __init__(self, request: Json, timeout: float = PATIENCE) -> None:
         super().__init__(daemon=True)
@@ -64,7 +67,7 @@ def echo(request: Json, client: Client) -> None:
 
 
 def exchange(loop: Loop, directory: Path, raw: bytes) -> bytes:
-    """Send bytes as they are, and the end; returns all that comes back."""
+    """Send these bytes as they are; return all that comes back."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(directory / SOCKET))
         sock.setblocking(False)
@@ -90,14 +93,14 @@ def exchange(loop: Loop, directory: Path, raw: bytes) -> bytes:
 @pytest.mark.parametrize(
     "question", [{}, {"do": "status"}, {"name": "q\"'\n\udcff é", "of": [1, None, {"x": True}]}], ids=str
 )
-def test_a_question_arrives_as_it_was_asked_and_so_does_the_answer(tmp_path: Path, question: Json) -> None:
+def test_requests_and_answers_arrive_unchanged(tmp_path: Path, question: Json) -> None:
     with serving(tmp_path, echo) as loop:
         asking = Asking(question)
         run_until(loop, lambda: asking.done)
     assert asking.answer == {"you said": question}
 
 
-def test_many_may_ask_at_once_and_be_answered_in_another_order(tmp_path: Path) -> None:
+def test_clients_may_be_answered_in_another_order_than_they_asked(tmp_path: Path) -> None:
     waiting: list[tuple[Json, Client]] = []
     with serving(tmp_path, lambda request, client: waiting.append((request, client))) as loop:
         asking = [Asking({"number": number}) for number in range(20)]
@@ -108,7 +111,10 @@ def test_many_may_ask_at_once_and_be_answered_in_another_order(tmp_path: Path) -
     assert [each.answer for each in asking] == [{"number": number} for number in range(20)]
 
 
-def test_who_comes_when_too_many_ask_waits_for_its_turn(tmp_path: Path) -> None:
+def test_a_client_waits_while_the_backlog_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = threading.Event()
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: tried.set())
+    monkeypatch.setattr(client, "time", clock)  # it sleeps between two tries to connect
     with serving(tmp_path, echo) as loop, ExitStack() as crowd:
         number = 0
         while number == 0:
@@ -117,7 +123,7 @@ def test_who_comes_when_too_many_ask_waits_for_its_turn(tmp_path: Path) -> None:
             number = sock.connect_ex(str(tmp_path / SOCKET))
         assert number == errno.EAGAIN
         one_more = Asking({"op": "ping"})
-        one_more.join(0.5)  # time to be turned away
+        assert tried.wait(PATIENCE)
         run_until(loop, lambda: one_more.done)
     assert one_more.answer == {"you said": {"op": "ping"}}
 
@@ -130,7 +136,7 @@ def test_an_answer_larger_than_any_buffer_arrives_whole(tmp_path: Path) -> None:
     assert asking.answer == large
 
 
-def test_an_error_is_the_line_that_the_daemon_said(tmp_path: Path) -> None:
+def test_an_error_in_the_answer_is_raised(tmp_path: Path) -> None:
     with serving(tmp_path, lambda _, client: client.answer({"error": "no such bridge"})) as loop:
         asking = Asking({})
         run_until(loop, lambda: asking.done)
@@ -142,7 +148,7 @@ def test_an_error_is_the_line_that_the_daemon_said(tmp_path: Path) -> None:
     [b"\n", b"{\n", b"\xff\xfe\n", b"[1, 2\n", b'{"a": \n', b"x" * 1000 + b"\n", b"[" * 50_000 + b"\n"],
     ids=lambda raw: repr(raw[:9]),
 )
-def test_what_is_no_question_is_answered_with_an_error(tmp_path: Path, raw: bytes) -> None:
+def test_a_malformed_request_is_answered_with_an_error(tmp_path: Path, raw: bytes) -> None:
     with serving(tmp_path, echo) as loop:
         answer = json.loads(exchange(loop, tmp_path, raw))
         assert answer["error"].startswith("bad request: ")
@@ -154,7 +160,7 @@ def test_what_is_no_question_is_answered_with_an_error(tmp_path: Path, raw: byte
 @pytest.mark.parametrize(
     "problem", [KeyError("do"), TypeError("x"), ValueError("x"), ProtocolError("x")], ids=repr
 )
-def test_a_question_that_cannot_be_understood_does_not_end_the_daemon(
+def test_a_request_that_cannot_be_handled_is_answered_with_an_error(
     tmp_path: Path, problem: Exception
 ) -> None:
     def refuse(request: Json, client: Client) -> None:
@@ -166,12 +172,12 @@ def test_a_question_that_cannot_be_understood_does_not_end_the_daemon(
     assert asking.error.startswith("bad request: ")
 
 
-def test_who_sends_without_end_is_not_kept(tmp_path: Path) -> None:
+def test_a_client_that_sends_too_much_without_a_line_end_is_disconnected(tmp_path: Path) -> None:
     with serving(tmp_path, echo) as loop:
         assert exchange(loop, tmp_path, b"x" * (MAX_REQUEST + 1)) == b""
 
 
-def test_a_question_in_single_bytes_is_a_question(tmp_path: Path) -> None:
+def test_a_request_may_arrive_byte_by_byte(tmp_path: Path) -> None:
     with serving(tmp_path, echo) as loop, socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(tmp_path / SOCKET))
         for byte in b'{"a": 1}\n':
@@ -192,7 +198,7 @@ def test_a_question_in_single_bytes_is_a_question(tmp_path: Path) -> None:
     assert json.loads(got) == {"you said": {"a": 1}}
 
 
-def test_who_leaves_early_costs_nothing(tmp_path: Path) -> None:
+def test_clients_that_leave_early_leave_no_descriptor(tmp_path: Path) -> None:
     clients: list[Client] = []
     with serving(tmp_path, lambda _, client: clients.append(client)) as loop:
         before = descriptors()
@@ -208,7 +214,7 @@ def test_who_leaves_early_costs_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", ["nothing", "a socket", "a file"])
-def test_where_no_daemon_listens_that_is_what_is_said(tmp_path: Path, left: str) -> None:
+def test_asking_raises_when_no_daemon_listens(tmp_path: Path, left: str) -> None:
     if left == "a socket":
         with socket.socket(socket.AF_UNIX) as crashed:
             crashed.bind(str(tmp_path / SOCKET))
@@ -219,8 +225,8 @@ def test_where_no_daemon_listens_that_is_what_is_said(tmp_path: Path, left: str)
 
 
 @pytest.mark.parametrize("left", ["a socket", "a file"])
-def test_what_a_crash_left_is_replaced(tmp_path: Path, left: str) -> None:
-    test_where_no_daemon_listens_that_is_what_is_said(tmp_path, left)
+def test_the_socket_file_that_a_crash_left_is_replaced(tmp_path: Path, left: str) -> None:
+    test_asking_raises_when_no_daemon_listens(tmp_path, left)
     with serving(tmp_path, echo) as loop:
         asking = Asking({})
         run_until(loop, lambda: asking.done)
@@ -228,14 +234,14 @@ def test_what_a_crash_left_is_replaced(tmp_path: Path, left: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_daemon_that_does_not_answer_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+def test_asking_raises_when_the_daemon_does_not_answer_in_time(tmp_path: Path) -> None:
     with serving(tmp_path, lambda *_: None) as loop:
         asking = Asking({}, timeout=0.05)
         run_until(loop, lambda: asking.done)
     assert asking.error == "the daemon did not answer within 0.05 s"
 
 
-def test_a_daemon_that_dies_meanwhile_is_an_error(tmp_path: Path) -> None:
+def test_asking_raises_when_the_daemon_dies_meanwhile(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dying:
         dying.bind(str(tmp_path / SOCKET))
         dying.listen()
@@ -245,7 +251,7 @@ def test_a_daemon_that_dies_meanwhile_is_an_error(tmp_path: Path) -> None:
     assert asking.error.startswith("the daemon ended before it answered")
 
 
-def test_half_an_answer_is_an_error_and_not_a_traceback(tmp_path: Path) -> None:
+def test_asking_raises_when_the_answer_is_incomplete(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dying:
         dying.bind(str(tmp_path / SOCKET))
         dying.listen()

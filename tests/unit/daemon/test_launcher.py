@@ -1,4 +1,4 @@
-"""What becomes of the start of a daemon that does not come: a line, in time, and no process."""
+"""The launcher, when the daemon does not start: an error says why, in time, and no process is left."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ STARTS = {
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_a_daemon_that_does_not_come(start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_daemon_that_does_not_start_is_an_error_and_leaves_no_process(
+    start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script, reason = STARTS[start]
     instead = tmp_path / "python"
     find_fd = 'while [ "$1" != --ready ]; do shift; done; fd=$2'

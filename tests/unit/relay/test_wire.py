@@ -1,4 +1,4 @@
-"""wire: every message survives the way, and nothing but ProtocolError comes of garbage."""
+"""The wire format: every message survives encoding and decoding, and garbage raises ProtocolError only."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ messages: st.SearchStrategy[wire.Message] = st.one_of(
 
 @settings(deadline=None)
 @given(messages)
-def test_every_message_comes_back_as_it_was(message: wire.Message) -> None:
+def test_every_message_survives_encoding_and_decoding(message: wire.Message) -> None:
     assert wire.decode(wire.encode(message)) == message
 
 
@@ -58,13 +58,13 @@ def test_every_message_comes_back_as_it_was(message: wire.Message) -> None:
     ],
     ids=repr,
 )
-def test_round_trip_of_each_kind(message: wire.Message) -> None:
+def test_each_kind_of_message_survives_encoding_and_decoding(message: wire.Message) -> None:
     decoded = wire.decode(wire.encode(message))
     assert decoded == message
     assert type(decoded) is type(message)
 
 
-def test_no_two_kinds_look_alike() -> None:
+def test_each_kind_of_message_has_a_first_byte_of_its_own() -> None:
     kinds: list[wire.Message] = [
         wire.Hello(1, 1),
         wire.Listen(1, 1, ()),
@@ -80,12 +80,12 @@ def test_no_two_kinds_look_alike() -> None:
     assert len({wire.encode(each)[:1] for each in kinds}) == len(kinds)
 
 
-def test_a_reason_with_undecodable_bytes_still_arrives() -> None:
-    # What a file name from the operating system can hold (PEP 383).
+def test_a_reason_with_undecodable_bytes_arrives_escaped() -> None:
+    # File names from the operating system can hold such characters (PEP 383).
     assert wire.decode(wire.encode(wire.Failed("no \udcff"))) == wire.Failed("no \\udcff")
 
 
-def test_the_largest_message_is_all_ports_and_fits() -> None:
+def test_the_largest_message_is_a_report_of_all_ports() -> None:
     ports = range(1, 65536)
     listen = wire.Listen(2**32 - 1, 255, tuple(ports))
     report = wire.Report(2**32 - 1, {port: port % 256 for port in ports})  # each reason there may be
