@@ -1,12 +1,13 @@
-# The whole interface of this checkout: make venv | demo | test | test-vm | bench | lint | clean
+# All commands of this checkout: make venv | demo | test | test-vm | bench | lint | clean
 
-# Tests wait for processes and the kernel more than they compute: more of them than cores.
+# Tests that run at the same time. They wait for processes and the kernel more than they compute, so this is
+# more than there are cores.
 WORKERS ?= 4
 
 SOURCES := $(wildcard tproxy drivers tests bench)
-# Those of them that hold Python, since mypy refuses a directory without.
+# The folders with Python files: mypy refuses one without.
 PYTHON_SOURCES = $(shell find $(SOURCES) -name '*.py' | cut -d / -f 1 | sort -u)
-# Hooks have no extension: known by their first line.
+# Shell scripts, by their first line: hooks have no extension.
 SHELL_SOURCES = $(shell find .ci $(SOURCES) $(wildcard vagrant) -type f -not -name '*.py' \
 	-exec awk 'FNR == 1 && /^\#!.*[\/ ](ba|da)?sh( |$$)/ { print FILENAME } { nextfile }' {} +)
 
@@ -20,14 +21,16 @@ venv:
 demo: venv
 	.venv/bin/tproxy lab
 
-# Seconds until what hangs is ended: a noisy machine may be ten times slower, and is still right.
+# Seconds after which a test ends a program that hangs. A machine under load may be ten times slower, and its
+# tests still pass.
 test test-vm: export TPROXY_PATIENCE ?= 100
 
 .PHONY: test
 test: venv
 	.venv/bin/python -m pytest -n $(WORKERS) $(wildcard tests/unit tests/netns)
 
-# Virtual machines, under emulation: takes minutes. VM_TESTS=tests/vm/test_guest.py: only those.
+# Tests with virtual machines. They are emulated, which takes minutes. VM_TESTS=tests/vm/test_guest.py runs only
+# those of that file.
 VM_TESTS ?= tests/vm
 
 .PHONY: test-vm
@@ -35,7 +38,7 @@ test-vm:
 	@.ci/setup vm
 	.venv/bin/python -m pytest -n 2 --maxschedchunk=1 -rs $(VM_TESTS)
 
-# Bytecode is what users have: pip writes it, and environments may tell Python not to.
+# Users have bytecode, because pip writes it. Here an environment variable may keep Python from writing it.
 .PHONY: bench
 bench:
 	@.ci/setup bench
