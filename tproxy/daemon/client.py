@@ -105,7 +105,7 @@ def apply(bridges: list[str] | None, settings: Settings, *, reopen_logs: bool = 
     return problems
 
 
-def leave_word(bridge: str) -> None:
+def queue_apply(bridge: str) -> None:
     """Queue a request for a daemon that hangs: when it runs again, it reads the bridge's map."""
     with suppress(ProcessError):  # no daemon runs; or, as expected, it does not answer at once
         ask({"op": "apply", "bridges": [bridge]}, 0)

@@ -1,11 +1,15 @@
 """A link: the channel between the daemon and one relay, and what is known of the relay behind it.
 
-Theory of operation. A relay begins with Hello, which brings a socket that was made in the relay's namespace.
-The kernel tells which namespace that is; it must be the bridge's own. Every socket that comes later must
-belong to that same namespace. Or the first message is Adopted: it brings a channel to a relay that was alive
-already, which replaces the link's own, and on which that relay says Hello. From then on the daemon sends
-Listen with all ports that are wanted, and the relay answers each with Report. Accepted brings guests'
-connections. A link has no opinion on what to do next: it tells its owner (``Owner``).
+Theory of operation. Messages come in this order (``relay.wire``):
+
+1. Hello, with a socket that was made in the relay's namespace. The kernel tells which namespace that is; it
+   must be the bridge's own, and every socket that comes later must belong to it.
+   Or Adopted, with a channel to a relay that was there already: the link goes on with that channel instead of
+   its own, and Hello comes there.
+2. The daemon sends Listen with all wanted ports whenever these change. The relay answers with Report.
+3. Accepted, with the sockets of guests, at any time after Hello.
+
+Anything else ends the link. A link decides nothing more: it reports to its owner (``Owner``).
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred, unix(7)
 
 
 class Owner(Protocol):
-    """Whom a link tells what has happened (``relays.Relays``)."""
+    """Gets the reports of a link (``relays.Relays``)."""
 
     def greeted(self, link: Link) -> None:
         """The relay has proved that it is in the bridge's namespace, and waits for Listen."""
@@ -54,15 +58,15 @@ class Owner(Protocol):
 
 
 class Link:
-    """One relay. ``admission`` says whether to hear of guests now."""
+    """One relay as the daemon sees it. ``admission`` says whether there is room for more guests."""
 
     def __init__(
         self, loop: Loop, bridge: str, channel: socket.socket, owner: Owner, admission: Admission
     ) -> None:
         self.bridge = bridge
         self.since = time.monotonic()
-        self.pid = 0  # until the relay is known
-        self.version = 0  # that it speaks; as told by Hello
+        self.pid = 0  # until Hello or Adopted
+        self.version = 0  # of its protocol, from Hello
         self.namespace: NamespaceId | None = None
         self.leaving = False
         self._loop = loop
@@ -104,9 +108,9 @@ class Link:
         """Return whether the kernel says that the socket is of this link's namespace."""
         if self._cookie is not None:
             return netns.cookie(sock) == self._cookie
-        with suppress(OSError):  # it takes a descriptor to ask
+        with suppress(OSError):  # EMFILE: this question takes a descriptor
             return netns.of_socket(sock.fileno()) == self.namespace
-        return False  # the kernel has not said so
+        return False  # not proved
 
     # What the relay is told
 
@@ -185,7 +189,7 @@ class Link:
             cookie = netns.cookie(proof)
         self.version, self.pid, self.namespace, self._cookie = version, pid, namespace, cookie
         if self.leaving:
-            self._send(wire.Quit())  # again: before it was adopted, nobody heard that
+            self._send(wire.Quit())  # again: the relay has not got what was sent on the channel before
         else:
             self._owner.greeted(self)
 
@@ -194,7 +198,7 @@ class Link:
         with ExitStack() as owned:
             channel = owned.enter_context(delivery.take_socket())
             channel.setblocking(False)
-            # The kernel's word on who listened there: that relay may never say it by itself.
+            # From the kernel, as the relay may hang and never say Hello: then it is killed by this pid.
             peer = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
             self._loop.add(channel.fileno(), self._mask(), self)
             owned.pop_all()
@@ -222,7 +226,8 @@ class Link:
         self._send(self._asked)
 
     def _send(self, message: wire.Message) -> None:
-        # If the relay is gone or does not read, its channel and a timer of the owner's tell.
+        # If the relay is gone, the end of its channel shows it; if it does not read, a timer of the owner
+        # does.
         with suppress(OSError):
             send(self._channel, message)
 

@@ -1,8 +1,9 @@
 """All relays: each bridge that has a map gets one, which is started, replaced when it ends, and dismissed.
 
-Theory of operation. A relay is known by its link (``link``), at most one for a bridge that is not leaving. A
-link whose channel ends is replaced: at once when it lived for long, otherwise later and later (``Absence``).
-A link whose bridge has got another namespace under the same name is let go and replaced.
+Theory of operation. The daemon knows a relay by its link (``link``). A bridge has one link; links that are
+told to end are kept apart until they have ended. When the channel of a link ends, another relay is started:
+at once if the relay lived for long, otherwise after a delay that doubles (``Absence``). When a bridge has got
+another namespace under the same name, its relay is told to end, and another one is started.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class Absence:
 class Relays:
     """The relays of all bridges; the owner of all links.
 
-    ``on_change`` is called whenever one of the questions below may have a new answer. ``most_connections``
-    may be open at once.
+    ``on_change`` is called whenever one of the questions below may have a new answer. ``most_connections`` is
+    how many may be open at once.
     """
 
     def __init__(

@@ -32,8 +32,8 @@ class Server:
         self._loop = loop
         self._path = f"{directory}/{SOCKET}"
         self._handle = handle
-        # A crash leaves a socket file on which nobody listens. That it is such a file is known: who starts a
-        # daemon holds the host's lock, and has ended or retired the daemon before it.
+        # A crash leaves a socket file on which nobody listens. It can be removed without a check: the command
+        # that starts a daemon holds the host's lock, and has ended or retired the daemon before.
         _remove(self._path)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._listener.bind(self._path)

@@ -176,7 +176,7 @@ def _remove(bridge: str, observed: plan.Observed) -> None:
     if client.daemon_answers():
         _apply(bridge, Settings())
     else:
-        client.leave_word(bridge)
+        client.queue_apply(bridge)
     from tproxy.process import table  # not above: `up` does not need it, nor what it imports
 
     table.end_relay(bridge)  # a crashed daemon may have left one that the new daemon does not know
