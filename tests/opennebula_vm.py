@@ -6,18 +6,18 @@ import base64
 
 
 def nic(number: int = 0, *, attach: bool = False, **attributes: str) -> str:
-    """An element NIC; attributes that are given take the place of usual ones."""
+    """Return an element NIC; given attributes replace the usual ones."""
     return device("NIC", NIC_ID=str(number), TARGET=f"one-7-{number}", **_attached(attach), **attributes)
 
 
 def alias(number: int, parent: int, *, attach: bool = False, **attributes: str) -> str:
-    """An element NIC_ALIAS: another address on the port of NIC ``parent``."""
+    """Return an element NIC_ALIAS: another address on the port of NIC ``parent``."""
     more = {"ALIAS_ID": "0", "PARENT": f"NIC{parent}", "PARENT_ID": str(parent)}
     return device("NIC_ALIAS", NIC_ID=str(number), **more, **_attached(attach), **attributes)
 
 
 def pci(number: int, *, attach: bool = False, **attributes: str) -> str:
-    """An element PCI: a passed-through network card, with a network driver's name all the same."""
+    """Return an element PCI: a passed-through network card, which names a network driver too."""
     more = {"PCI_ID": "0", "ADDRESS": "0000:05:10:1", "SHORT_ADDRESS": "05:10.1", "TYPE": "NIC"}
     return device("PCI", NIC_ID=str(number), **more, **_attached(attach), **attributes)
 
@@ -45,7 +45,7 @@ def device(kind: str, **given: str) -> str:
 
 
 def xml(*devices: str, templates: str = "", root: str = "VM") -> str:
-    """The VM; ``templates`` are further children of it."""
+    """Return the XML of a VM; ``templates`` are further children of it."""
     rest = "".join(
         _element(name, f"<![CDATA[{value}]]>")
         for name, value in (("CPU", "1"), ("MEMORY", "768"), ("TEMPLATE_ID", "3"), ("VMID", "7"))
@@ -55,10 +55,10 @@ def xml(*devices: str, templates: str = "", root: str = "VM") -> str:
         for name, value in (("PROTOCOL", "ALL"), ("RULE_TYPE", "outbound"), ("SECURITY_GROUP_ID", "0"))
     )
     template = _element("TEMPLATE", rest + "".join(devices) + _element("SECURITY_GROUP_RULE", rule))
-    # What the user wrote may look like anything, a document type included.
+    # A user can write anything here, also a document type.
     user = _element("USER_TEMPLATE", _element("DESCRIPTION", "<![CDATA[<!DOCTYPE html><NIC>]]>"))
     history = _element("HOSTNAME", "node1") + _element("HID", "0") + _element("VM_MAD", "<![CDATA[kvm]]>")
-    # A record can hold the VM as it was at that time, with the networks of that time.
+    # A record can hold the VM as it was earlier, with the networks that it had.
     past = _element("VM", _element("TEMPLATE", nic(BRIDGE="of-the-past")))
     records = _element("HISTORY_RECORDS", _element("HISTORY", _element("OID", "7") + history + past))
     head = "<ID>7</ID><UID>0</UID><GID>0</GID><UNAME>oneadmin</UNAME><NAME>guest-7</NAME><STATE>3</STATE>"
@@ -66,7 +66,7 @@ def xml(*devices: str, templates: str = "", root: str = "VM") -> str:
 
 
 def line(text: str | bytes) -> str:
-    """Base64, as it comes on stdin."""
+    """Return the line of base64 that comes on stdin."""
     return base64.b64encode(text if isinstance(text, bytes) else text.encode()).decode() + "\n"
 
 

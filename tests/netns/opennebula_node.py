@@ -1,7 +1,7 @@
-"""A stand-in hypervisor as OpenNebula sets one up, and what its network drivers do on it.
+"""A stand-in hypervisor set up like a hypervisor of OpenNebula, and the work of its network drivers.
 
-Everything is where it is on a real one, under /var/tmp/one; and hooks run as oneadmin, with sudo and the
-sudoers snippet as the only way to root.
+All files are at their usual paths below /var/tmp/one. Hooks run as oneadmin, and become root only with sudo
+and the sudoers snippet.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TPROXY = Path(sys.executable).with_name("tproxy")
 
 
 class Node(NamedTuple):
-    """A hypervisor as OpenNebula sets one up, and what its drivers do on it."""
+    """A hypervisor of OpenNebula, and the work of its network drivers."""
 
     host: Hypervisor
 
@@ -42,13 +42,13 @@ class Node(NamedTuple):
     def hook(
         self, phase: str, stdin: str, *arguments: str, driver: str = "bridge", shell: str = "exec"
     ) -> subprocess.CompletedProcess[str]:
-        """The hook of a driver, as vnm_driver.rb runs it: by a shell, with the VM on stdin, as oneadmin."""
+        """Run the hook of a driver as vnm_driver.rb does: with a shell, with the VM on stdin, as oneadmin."""
         command = f"{shell} {REMOTES}/vnm/{driver}/{phase}.d/tproxy {' '.join(arguments)}"
         user = ("setpriv", f"--reuid={ONEADMIN}", f"--regid={ONEADMIN}", "--clear-groups")
         return self.host.run(*user, "sh", "-c", command, input=stdin, check=False)
 
     def pre(self, stdin: str, bridge: str = "onebr0", uplink: str = "", driver: str = "bridge") -> None:
-        """The driver makes the bridge and puts the uplink on it, then its hooks are run."""
+        """Run pre: the driver makes the bridge and puts the uplink on it, and then runs its hooks."""
         if f" {bridge}: " not in self.host.run("ip", "-o", "link", "show", "type", "bridge").stdout:
             self.host.add_bridge(bridge)
         if uplink:
@@ -60,7 +60,7 @@ class Node(NamedTuple):
         self.silent(self.hook("post", stdin, "one-7", host, driver=driver))
 
     def clean(self, stdin: str, bridge: str = "onebr0", uplink: str = "", driver: str = "bridge") -> None:
-        """The driver removes uplink and bridge when no guest is left, then its hooks are run."""
+        """Run clean: the driver removes uplink and bridge if no guest is left, and then runs its hooks."""
         ours = BridgeNames(bridge).veth_bridge
         ports = self.host.run("ls", f"/sys/class/net/{bridge}/brif").stdout.split()
         if set(ports) <= {uplink, ours}:
@@ -72,7 +72,7 @@ class Node(NamedTuple):
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
     def state(self) -> list[str]:
-        """All that hooks may have left on the host."""
+        """Return everything that hooks could leave on the host."""
         looks = (
             ("ls", "/sys/class/net"),
             ("nft", "list", "ruleset"),
@@ -82,7 +82,7 @@ class Node(NamedTuple):
         return [self.host.run(*look, check=False).stdout for look in looks]
 
     def served(self) -> list[str]:
-        """The bridges that have services: a map, a namespace and a relay each."""
+        """Return the bridges that have services. Each must have a map, a namespace and a relay."""
         maps = self.host.run("sh", "-c", "nft list maps ip | sed -n 's/.*map ep_\\(.*\\) {/\\1/p'").stdout
         spaces = self.host.run(
             "sh", "-c", "cd /run/netns 2>/dev/null && ls -d one_tproxy_*", check=False
@@ -103,7 +103,7 @@ class Node(NamedTuple):
 
 
 def furnish(host: Hypervisor, remotes: Path, conf: str = CONF) -> Node:
-    """What OpenNebula's packages and onehost sync have put on a hypervisor."""
+    """Set a stand-in up with the files of OpenNebula's packages and of onehost sync."""
     for driver in STOCK_DRIVERS:
         (remotes / "vnm" / driver).mkdir(parents=True)
     (remotes / "vnm/tproxy").write_text(THEIR_COMMAND)
@@ -120,7 +120,7 @@ def furnish(host: Hypervisor, remotes: Path, conf: str = CONF) -> Node:
         "mount --bind /run/sudoers.d /etc/sudoers.d",
         "mount --bind /run/passwd /etc/passwd",
         "mount --bind /run/hosts /etc/hosts",
-        # Nothing of this machine's own.
+        # Hide the configuration of this machine.
         "[ ! -d /etc/tproxy ] || mount -t tmpfs none /etc/tproxy",
     )
     host.run("sh", "-ec", "\n".join(mounts))
@@ -129,7 +129,7 @@ def furnish(host: Hypervisor, remotes: Path, conf: str = CONF) -> Node:
 
 
 class OwnDriver(NamedTuple):
-    """What OpenNebula's own driver does with links and maps (tproxy.rb), before it calls the command."""
+    """OpenNebula's own driver (tproxy.rb): it makes links and maps, and calls the command ``tproxy``."""
 
     node: Node
 
@@ -153,7 +153,8 @@ class OwnDriver(NamedTuple):
         host.run("nft", f"add {chain} {{ type filter hook forward priority filter; policy accept; }}")
         guard = f'meta ibrname "{bridge}" oifname != "{bridge}b" arp operation request arp daddr ip'
         rule = f"{chain.removeprefix('chain ')} {guard} {SERVICE_ADDRESS} drop"
-        # Kernels without ibrname refuse it. OpenNebula's driver fails there; we go on without.
+        # A kernel without ibrname refuses this rule. OpenNebula's driver would fail; the test goes on
+        # without.
         host.run("nft", f"flush {chain}; add rule {rule}", check=False)
         services = f"map ip one_tproxy ep_{bridge}"
         host.run("nft", "add table ip one_tproxy")
@@ -173,7 +174,7 @@ class OwnDriver(NamedTuple):
         self.call("reload")
 
     def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """The command, as the driver and its operators call it."""
+        """Call the command as the driver and operators do."""
         return self.node.host.run(
             *("setpriv", f"--reuid={ONEADMIN}", f"--regid={ONEADMIN}", "--clear-groups"),
             *("sudo", "-n", f"{REMOTES}/vnm/tproxy", *arguments),

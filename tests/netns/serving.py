@@ -1,4 +1,4 @@
-"""Which bridges of a stand-in are served: by namespace, veth, map and relay, not by a part of them."""
+"""The bridges of a stand-in that are served: each has namespace, veth, map and relay."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tproxy.lab.hypervisor import Hypervisor
 
 
 def served(host: Hypervisor) -> list[str]:
-    """The bridges that have all they need; fails when one has only a part."""
+    """Return the bridges that are served. Fails when a bridge has only a part of what it needs."""
     relays = host.run("pgrep", "-af", "^one_tproxy_", check=False).stdout.splitlines()
     bridges = sorted(relay.split()[1].removeprefix("one_tproxy_") for relay in relays)
     names = host.run("find", "/run/netns", "-name", "one_tproxy_*", "-printf", "%f ", check=False).stdout
@@ -28,7 +28,7 @@ def served(host: Hypervisor) -> list[str]:
 
 
 def await_served(host: Hypervisor, *bridges: str) -> None:
-    """Until exactly these are served, and none by half."""
+    """Wait until exactly these bridges are served."""
     for _ in eventually():
         with suppress(AssertionError):
             if served(host) == list(bridges):

@@ -1,4 +1,4 @@
-"""The Ansible role, run by real ansible-playbook over real ssh against stand-in hypervisors."""
+"""The Ansible role, run by ansible-playbook over ssh on stand-in hypervisors."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tproxy.model import SERVICE_ADDRESS
 PLAYBOOK = SOURCE / "drivers/ansible/site.yml"
 NEW_FILE = "/run/new.yaml"
 
-# In order wherever no name is looked up; no host resolves it, RFC 6761.
+# This file passes a check without name look-ups; no host resolves the name, RFC 6761.
 UNRESOLVABLE = "tproxy: [{remote_addr: endpoint.invalid, remote_port: 80}]\n"
 
 CHECK = "tproxy : Check the configuration, and put it in place of the old one"
 
-# All of it below /run, which each stand-in has of its own.
+# All paths are below /run, which each stand-in has to itself.
 ENVIRONMENT = {
     "ANSIBLE_HOME": "/run/ansible",
     "ANSIBLE_REMOTE_TEMP": "/run/ansible-remote",
@@ -46,12 +46,12 @@ def fleet(real_kernel: None) -> Iterator[Fleet]:
 
 
 class Play:
-    """What a run of the playbook came to."""
+    """The result of a run of the playbook."""
 
     def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
         self.text = done.stdout + done.stderr
         self.ok = done.returncode == 0
-        # By host: the task at which it failed, with what was said of it.
+        # For each host that failed: the task, and the message.
         self.failures: dict[str, str] = {}
         self.changed: dict[str, int] = {}
         task = ""
@@ -62,11 +62,11 @@ class Play:
                 self.failures[failed[1]] = f"{task}: {failed[2]}"
             elif recap := re.match(r"(\S+) +: ok=\d+ +changed=(\d+)", line):
                 self.changed[recap[1]] = int(recap[2])
-        assert self.changed, self.text  # it came to its end
+        assert self.changed, self.text  # the playbook ran to its end
 
 
 def play(fleet: Fleet, text: str, *options: str, hosts: list[str] | None = None) -> Play:
-    """Run the playbook, which brings a file of that text."""
+    """Run the playbook with a configuration file of this text."""
     program = shutil.which("ansible-playbook", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert program, "needs ansible-core (make venv)"
     fleet.workstation.write(NEW_FILE, text)
@@ -74,7 +74,7 @@ def play(fleet: Fleet, text: str, *options: str, hosts: list[str] | None = None)
         "ansible_python_interpreter": sys.executable,
         "tproxy_config_src": NEW_FILE,
         "tproxy_config_path": CONFIG,
-        "ansible_become": False,  # they are root, and a stand-in has no sudo of its own
+        "ansible_become": False,  # ssh logs in as root, and a stand-in has no sudo of its own
     }
     inventory = ",".join([*(hosts or fleet.addresses), ""])
     arguments = ["-i", inventory, "-e", json.dumps(variables), *options, str(PLAYBOOK)]
@@ -101,7 +101,7 @@ def test_hosts_get_the_file_bridges_get_the_services_and_a_second_run_changes_no
 
 def test_a_host_that_fails_keeps_its_old_file_and_does_not_stop_the_others(fleet: Fleet) -> None:
     one, two = fleet.addresses
-    # One where no name is looked up: for it the file is in order.
+    # This host looks no name up, so it finds nothing wrong with the file.
     script = fleet.hosts[two].path("/run/bin/tproxy")
     lenient = 'if [ "$1" = check ]; then shift; set -- check --no-resolve "$@"; fi\nexec'
     script.write_text(script.read_text().replace("exec", lenient))

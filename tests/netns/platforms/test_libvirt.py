@@ -1,6 +1,7 @@
-"""libvirt's events, as its daemons call hooks, replayed through the installed hooks against real bridges.
+"""Events of libvirt, replayed through the installed hooks on real bridges.
 
-Order and XML are as recorded with libvirt 9.0 and QEMU; tests/vm/test_libvirt.py has the real ones.
+The order of calls and the XML were recorded with libvirt 9.0 and QEMU. tests/vm/test_libvirt.py uses libvirt
+itself.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ tproxy:
 - {service_port: 90, remote_addr: 10.11.12.14, remote_port: 8080, networks: blue}
 - {service_port: 90, remote_addr: 10.11.12.15, remote_port: 8080, networks: br0}
 """
-HOOKS = "/mnt/hooks"  # /mnt becomes a file system of the stand-in's own
+HOOKS = "/mnt/hooks"  # the tests mount a file system of their own on /mnt
 
-# What `virsh dumpxml` shows of a running guest; hooks get the same.
+# The XML that `virsh dumpxml` prints for a running guest; hooks get the same.
 DOMAIN = """<domain type='kvm' id='7'>
   <name>{name}</name>
   <uuid>c7a5fdbd-edaf-9455-926a-d65c16db1809</uuid>
@@ -72,14 +73,14 @@ def on_bridge(bridge: str, tap: str = "") -> str:
 
 
 def on_network(network: str, bridge: str = "", tap: str = "") -> str:
-    """With the bridge from `start` until before `stopped`; without at all other times."""
+    """An interface on a network. The XML names the bridge only from `start` until before `stopped`."""
     actual = f" portid='5d744f21-ba4a-4d6e-bdb2-30a35ff3207d' bridge='{bridge}'" if bridge else ""
     target = f"<target dev='{tap}'/>" if tap else ""
     return INTERFACE.format(kind="network", source=f"network='{network}'{actual}", more=target)
 
 
 class Libvirt:
-    """What libvirt's daemons do with hooks. Whatever they call leaves stdout empty."""
+    """libvirt's daemons: calls of hooks, which must leave stdout empty."""
 
     def __init__(self, host: Hypervisor) -> None:
         self.host = host
@@ -98,7 +99,7 @@ class Libvirt:
     def guest(
         self, operation: str, xml: str, extra: str = "-", *, kind: str = "qemu", name: str = "web"
     ) -> None:
-        """An operation that has nothing to complain of."""
+        """Call a hook for an operation that must succeed without an error message."""
         sub = "end" if operation in ("stopped", "release") else "begin"
         done = self.call(kind, name, operation, sub, extra, xml=xml)
         assert done.returncode == 0
@@ -113,7 +114,7 @@ class Libvirt:
         assert done.stderr == "" or "left alone" in done.stderr
 
     def start(self, bridge: str, xml: Callable[[str], str], kind: str = "qemu", name: str = "web") -> Guest:
-        """Start a guest on a bridge that is known from the first; ``xml`` is given its tap."""
+        """Start a guest on a bridge that its XML names from the first; ``xml`` makes the XML for its tap."""
         self.guest("prepare", xml(""), kind=kind, name=name)
         guest = self.host.add_guest(name, bridge)
         for operation in ("start", "started"):
@@ -138,7 +139,7 @@ def libvirt(host: Hypervisor) -> Libvirt:
 
 
 def unplug(guest: Guest) -> None:
-    """The guest's tap goes, as it does when QEMU ends."""
+    """Remove the guest's tap, as when QEMU ends."""
     guest.hypervisor.ip(f"link del {guest.port}")
 
 
@@ -150,7 +151,7 @@ def assert_fetches(guest: Guest, own: str) -> None:
 @pytest.mark.parametrize("kind", ["qemu", "lxc"])
 def test_a_guest_on_a_bridge_starts_and_shuts_down(libvirt: Libvirt, kind: str) -> None:
     libvirt.guest("prepare", domain(on_bridge("br0")), kind=kind)
-    assert served(libvirt.host) == ["br0"]  # before the guest is there
+    assert served(libvirt.host) == ["br0"]  # before the guest exists
     guest = libvirt.start("br0", lambda tap: domain(on_bridge("br0", tap)), kind=kind)
     assert_fetches(guest, "br0")
     unplug(guest)
@@ -186,7 +187,7 @@ def test_a_guest_on_a_network_starts_and_shuts_down_and_the_network_stops(libvir
 
 
 def test_a_network_with_a_long_name_is_served(libvirt: Libvirt) -> None:
-    host, name = libvirt.host, "внутренняя сеть " * 7 + "x"  # 211 bytes: room for it in libvirt's own folder
+    host, name = libvirt.host, "внутренняя сеть " * 7 + "x"  # 211 bytes, which libvirt allows
     host.write("/run/tproxy.yaml", CONFIG.replace("networks: blue", f"networks: '{name}'"))
     host.add_bridge("virbr0")
     libvirt.network("started", name, "virbr0")
@@ -201,7 +202,7 @@ def test_a_network_with_a_long_name_is_served(libvirt: Libvirt) -> None:
 def test_a_network_that_ran_before_the_hooks_were_installed_is_served(libvirt: Libvirt) -> None:
     host = libvirt.host
     host.add_bridge("virbr0")
-    libvirt.guest("prepare", domain(on_network("blue")))  # nobody has told its bridge
+    libvirt.guest("prepare", domain(on_network("blue")))  # the bridge of the network is not known yet
     guest = host.add_guest("web", "virbr0")
     libvirt.guest("start", domain(on_network("blue", "virbr0", guest.port)))
     assert_fetches(guest, "blue")
@@ -258,7 +259,7 @@ def test_attaching_a_nic_brings_its_bridge_up_and_detaching_takes_it_down(libvir
     guest = libvirt.start("br0", lambda tap: domain(on_bridge("br0", tap)))
     libvirt.network("port-created", "blue", "virbr0")
     assert served(host) == ["br0", "virbr0"]
-    # The same guest in truth; here a namespace has one interface.
+    # This stands for a second NIC of the same guest: guests of the stand-in have one interface.
     nic = host.add_guest("nic", "virbr0")
     assert_fetches(nic, "blue")
     unplug(nic)
@@ -291,7 +292,7 @@ def test_a_guest_that_shuts_down_or_crashes_leaves_nothing(libvirt: Libvirt) -> 
 
 def test_a_tap_that_stays_after_its_guest_does_not_keep_the_bridge_up(libvirt: Libvirt) -> None:
     guest = libvirt.start("br0", lambda tap: domain(on_bridge("br0", tap)))
-    guest.ip("link set eth0 down")  # nobody is behind the port any more
+    guest.ip("link set eth0 down")  # the other end of the port is closed
     for operation in ("stopped", "release"):
         libvirt.guest(operation, domain(on_bridge("br0", guest.port)))
     assert served(libvirt.host) == []
@@ -336,7 +337,7 @@ def test_open_vswitch_is_refused_in_one_line_and_stops_no_guest(libvirt: Libvirt
 
 
 def state(host: Hypervisor) -> list[str]:
-    """All that a hook could have left."""
+    """Return everything that a hook could leave on the host."""
     looks = (
         ("ip", "-br", "link"),
         ("nft", "list", "ruleset"),
@@ -450,7 +451,7 @@ def test_the_other_bridges_are_served_when_one_fails(libvirt: Libvirt) -> None:
 def test_a_strict_hook_stops_a_starting_guest_and_never_kills_a_running_one(libvirt: Libvirt) -> None:
     host = libvirt.host
     host.tproxy("install", "libvirt", "--hooks", HOOKS, "--strict")
-    libvirt.guest("prepare", GOOD)  # all is well
+    libvirt.guest("prepare", GOOD)  # a call that succeeds
     host.write("/run/tproxy.yaml", "tproxy: [")
     failing = ("prepare", "start", "started", "migrate", "restore", "reconnect")
     done = {each: libvirt.call("qemu", "web", each, "begin", "-", xml=GOOD) for each in failing}

@@ -1,4 +1,4 @@
-"""OpenNebula's events, as its drivers call the hooks, on real bridges: each ends in the right state."""
+"""Events of OpenNebula, replayed through the installed hooks on real bridges."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_guest_is_served_from_deploy_to_shutdown(node: Node, driver: str, upli
     machine = vm(nic(VN_MAD=driver, VLAN_ID="100", PHYDEV="eth1" if uplink else ""))
     node.pre(machine, uplink=uplink, driver=driver)
     guest = node.boot()
-    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"  # at once: it may ask before `post`
+    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"  # a guest may ask before `post`
     node.post(machine, driver=driver)
     assert node.served() == ["onebr0"]
     uplinks = node.host.run("nft", "list", "set", "bridge", "one_tproxy", "uplinks").stdout
@@ -49,7 +49,7 @@ def test_a_guest_is_served_from_deploy_to_shutdown(node: Node, driver: str, upli
 
 
 def test_an_uplink_that_the_network_does_not_name_does_not_keep_a_bridge_up(node: Node) -> None:
-    """As on bridges that administrators make, with a card or a tunnel on them."""
+    """An administrator can make a bridge with a card or a tunnel on it."""
     node.host.add_bridge("onebr0")
     node.host.ip("link add tunnel type vxlan id 7 dev lo dstport 4789", "link set tunnel master onebr0 up")
     node.pre(vm(nic()))
@@ -74,7 +74,7 @@ def test_poweroff_takes_the_bridge_down_and_resume_brings_it_up(node: Node) -> N
 
 
 def test_a_bridge_goes_with_its_last_guest_only(node: Node) -> None:
-    """Also when a guest was shut down from inside: OpenNebula then calls clean later, or not at all."""
+    """If a guest is shut down from inside, OpenNebula calls clean later, or not at all."""
     first, second = vm(nic()), vm(nic(IP="10.0.0.6", MAC="02:00:0a:00:00:06"))
     before = node.state()
     node.pre(first)
@@ -95,7 +95,7 @@ def test_a_bridge_goes_with_its_last_guest_only(node: Node) -> None:
 def test_after_a_crash_without_clean_the_next_guest_is_served_and_its_clean_removes_all(node: Node) -> None:
     before = node.state()
     node.pre(vm(nic()))
-    node.shut_down(node.boot())  # crashed, perhaps before post
+    node.shut_down(node.boot())  # the guest crashed, perhaps before post
     node.pre(vm(nic()))
     guest = node.boot()
     node.post(vm(nic()))
@@ -109,7 +109,7 @@ def test_a_guest_that_boots_during_the_clean_of_another_has_its_services_after_p
     node.pre(vm(nic()))
     node.shut_down(node.boot("old"))
     node.pre(vm(nic()))
-    # The bridge is there still: the driver's clean and this pre took turns.
+    # The bridge still exists, because the clean of the old guest and the pre of the new one overlap.
     node.silent(node.hook("clean", vm(nic()), "node1"))
     assert node.served() == []
     guest = node.boot("new")
@@ -128,7 +128,7 @@ def test_attach_and_detach_concern_one_bridge(node: Node) -> None:
     node.post(both)
     assert node.served() == ["onebr0", "onebr1"]
     assert second.get(SERVICE_ADDRESS, 5030) == "hello"
-    # Another address on a port, or a card of its own, is not a guest's coming or going.
+    # An alias or a passed-through card has no port, so attaching one changes no bridge.
     for other in (alias(2, 0, attach=True), pci(2, attach=True)):
         node.silent(node.hook("clean", vm(nic(0), nic(1, BRIDGE="onebr1"), other), "node1"))
         assert node.served() == ["onebr0", "onebr1"]
@@ -139,9 +139,7 @@ def test_attach_and_detach_concern_one_bridge(node: Node) -> None:
     assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
 
 
-def test_a_migrated_guest_is_served_and_leaves_nothing_on_the_source(
-    node: Node, other_node: Node
-) -> None:
+def test_a_migrated_guest_is_served_and_leaves_nothing_on_the_source(node: Node, other_node: Node) -> None:
     source, target, machine = node, other_node, vm(nic())
     untouched = source.state()
     source.pre(machine)
@@ -152,7 +150,7 @@ def test_a_migrated_guest_is_served_and_leaves_nothing_on_the_source(
     guest = target.host.take_over(guest, source.host, "onebr0")
     source.host.run("ip", "netns", "list")
     source.clean(machine)
-    target.post(machine, host="node1")  # which is the source: not what this hook is about
+    target.post(machine, host="node1")  # OpenNebula passes the name of the source, which the hook ignores
     assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
     assert target.served() == ["onebr0"]
     assert source.served() == []
@@ -170,7 +168,7 @@ def test_after_a_failed_migration_the_source_serves_and_the_target_can_be_cleane
     guest = source.boot()
     source.post(machine)
     for clean in ("gc", "the next guest"):
-        target.pre(machine)  # and nothing more: OpenNebula calls no hook for what failed
+        target.pre(machine)  # and no more calls: OpenNebula calls no hook for a failed migration
         assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
         assert target.served() == ["onebr0"]
         if clean == "gc":
@@ -318,7 +316,7 @@ def test_services_can_come_from_another_file(node: Node) -> None:
     remotes = node.host.path(REMOTES)
     node.host.write("/run/ours.yaml", CONF)
     (remotes / "etc/vnm/OpenNebulaNetwork.conf").write_text(":vxlan_ttl: 16\n")
-    (remotes / "vnm/tproxy.rb").write_text("module VNMMAD\n")  # of use for nothing, without :tproxy:
+    (remotes / "vnm/tproxy.rb").write_text("module VNMMAD\n")  # it does nothing without :tproxy:
     node.pre(vm(nic()))
     assert node.served() == []
     node.install("--config", "/run/ours.yaml")
@@ -327,14 +325,14 @@ def test_services_can_come_from_another_file(node: Node) -> None:
 
 
 def test_errors_go_to_the_syslog_of_the_host(node: Node) -> None:
-    # In a /dev of its own: that of this machine is everybody's.
+    # The stand-in shares /dev with this machine, so this test needs a /dev of its own.
     devices = "mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9"
     node.host.run("sh", "-ec", f"mount -t tmpfs -o mode=755 none /dev; {devices}")
     syslog = node.host.serve(*program("syslog_socket"))
     node.host.run("chmod", "666", "/dev/log")
     assert node.hook("pre", vm(nic(BRIDGE="onebr9"))).returncode == 0
     assert syslog.stdout is not None
-    ours = next(line for line in syslog.stdout if "one_tproxy: " in line)  # sudo has its say there as well
+    ours = next(line for line in syslog.stdout if "one_tproxy: " in line)  # sudo writes to syslog too
     assert ours.endswith("one_tproxy: bridge onebr9: bridge onebr9 does not exist\n")
 
 

@@ -1,4 +1,4 @@
-"""tproxy install and uninstall opennebula; and OpenNebula's own implementation beside ours."""
+"""tproxy install opennebula, uninstall opennebula, and OpenNebula's own implementation beside ours."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_opennebulas_own_driver_can_use_our_command(bare_node: Node) -> None:
     assert two.get(SERVICE_ADDRESS, 5030) == "other"
     titles = [each.partition(":")[0] for each in driver.call("status").stdout.splitlines()]
     assert titles == ["one_tproxy", "one_tproxy_onebr0", "one_tproxy_onebr1"]
-    # Another guest of the bridge: the driver does it all again, to the same processes and connections.
+    # For another guest of the bridge the driver does the same again; the processes stay.
     running = driver.call("status").stdout
     driver.enable("onebr0")
     assert driver.call("status").stdout == running
@@ -86,7 +86,7 @@ def test_opennebulas_own_driver_can_use_our_command(bare_node: Node) -> None:
 
 
 def tree(host: Hypervisor, *folders: str) -> str:
-    """All that is there: names, owners, modes, and what is in the files."""
+    """Return the names, owners, modes and contents of all files in the folders."""
     find = ("find", *folders, "-printf", "%p %u %g %m %y %l\\n", "-type", "f", "-exec", "md5sum", "{}", ";")
     return host.run("sh", "-c", '"$@" | sort', "find", *find).stdout
 
@@ -94,7 +94,7 @@ def tree(host: Hypervisor, *folders: str) -> str:
 def test_uninstall_restores_what_was_there_before_install(bare_node: Node) -> None:
     host, folders = bare_node.host, (REMOTES, "/etc/sudoers.d")
     vnm = host.path(REMOTES) / "vnm"
-    (vnm / "bridge/pre.d").mkdir()  # OpenNebula's own, though empty
+    (vnm / "bridge/pre.d").mkdir()  # an empty folder of OpenNebula
     (vnm / "bridge/clean.d").mkdir()
     (vnm / "bridge/clean.d/firecracker").write_text("#!/bin/sh\n")
     host.run("chown", "-R", f"{ONEADMIN}:{ONEADMIN}", REMOTES)
@@ -107,7 +107,7 @@ def test_uninstall_restores_what_was_there_before_install(bare_node: Node) -> No
             "find", *folders, "-name", "tproxy*", "-not", "-name", "*.before-tproxy", "-type", "f"
         ).stdout.split()
     )
-    # onehost sync runs as oneadmin: it must be able to read, and a later one to replace, all of it.
+    # onehost sync runs as oneadmin, which must be able to read all files, and to replace them later.
     assert host.run("find", REMOTES, "-not", "-user", str(ONEADMIN)).stdout == ""
     assert host.run("find", "/etc/sudoers.d", "-type", "f", "-perm", "440", "-user", "root").stdout
     assert bare_node.install(*options).stdout == "everything is in place\n"

@@ -1,4 +1,4 @@
-"""Proxmox VE's phases, as it calls hookscripts, replayed through the installed one against real bridges."""
+"""Phases of Proxmox VE, replayed through the installed hookscript on real bridges."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ tproxy:
 - {service_port: 80, remote_addr: 10.11.12.13, remote_port: 8080, networks: [vmbr0, vmbr0v100]}
 - {service_port: 90, remote_addr: 10.11.12.14, remote_port: 8080, networks: vmbr0v100}
 """
-SNIPPETS = "/mnt/snippets"  # /mnt becomes a file system of the stand-in's own
+SNIPPETS = "/mnt/snippets"  # the tests mount a file system of their own on /mnt
 ROOT = "/mnt/pve"
 HERE, ELSEWHERE = f"{ROOT}/nodes/pve1", f"{ROOT}/nodes/pve2"
 
@@ -61,13 +61,13 @@ class Proxmox:
         return done
 
     def phase(self, vmid: int, phase: str, env: Mapping[str, str] | None = None) -> None:
-        """A phase that has nothing to complain of."""
+        """Call the hookscript for a phase that must succeed without an error message."""
         done = self.call(str(vmid), phase, env=env)
         assert done.returncode == 0
         assert done.stderr == "" or "left alone" in done.stderr
 
     def plug(self, port: str, bridge: str) -> Guest:
-        """A guest's port, called as Proxmox calls it, with the guest behind it."""
+        """Make a guest whose port has the name that Proxmox gives it."""
         guest = self.host.add_guest(port, bridge)
         self.host.ip(f"link set dev {guest.port} down", f"link set dev {guest.port} name {port} up")
         return replace(guest, port=port)
@@ -97,14 +97,14 @@ def proxmox(hypervisor: Hypervisor) -> Proxmox:
     hypervisor.write(f"{HERE}/qemu-server/100.conf", MACHINE.format(more=",firewall=0"))
     hypervisor.write(f"{HERE}/lxc/200.conf", CONTAINER)
     hypervisor.add_bridge("vmbr0")
-    # An uplink, as vmbr0 always has one. It is never a guest.
+    # An uplink, which vmbr0 has on every Proxmox host. It must never be taken for a guest.
     hypervisor.ip("link add uplink type vxlan id 5 dstport 4789", "link set uplink master vmbr0 up")
     return Proxmox(hypervisor)
 
 
 def test_a_virtual_machine_starts_and_stops(proxmox: Proxmox) -> None:
     proxmox.phase(100, "pre-start")
-    assert served(proxmox.host) == ["vmbr0"]  # before the machine is there
+    assert served(proxmox.host) == ["vmbr0"]  # before the machine exists
     guest = proxmox.start(100, "tap100i0")
     assert guest.get(SERVICE_ADDRESS, 80) == "hello"
     proxmox.phase(100, "pre-stop")
@@ -127,7 +127,7 @@ def test_a_port_of_the_firewall_that_stays_does_not_keep_the_bridge_up(proxmox: 
     proxmox.phase(200, "post-start")
     assert served(host) == ["vmbr0"]
     assert guest.get(SERVICE_ADDRESS, 80) == "hello"
-    proxmox.phase(200, "post-stop")  # what it leaves on vmbr0 is fwpr200p0
+    proxmox.phase(200, "post-stop")  # the port fwpr200p0 is still on vmbr0
     assert served(host) == []
 
 
@@ -160,7 +160,7 @@ def test_a_vlan_of_a_vlan_aware_bridge_is_refused_in_one_line_and_stops_no_guest
     host = proxmox.host
     host.tproxy("install", "proxmox", "--snippets", SNIPPETS, "--strict")
     host.write(f"{HERE}/qemu-server/100.conf", MACHINE.format(more=",tag=100"))
-    # This kernel may have no such bridges: what tells them is put over its sysfs.
+    # The kernel may lack VLAN filtering, so a file in place of its sysfs says that the bridge has it.
     host.run("mount", "-t", "tmpfs", "none", "/sys/class/net/vmbr0/bridge")
     host.write("/sys/class/net/vmbr0/bridge/vlan_filtering", "1\n")
     done = [proxmox.call("100", phase) for phase in ("pre-start", "post-start", "post-stop")]
@@ -169,7 +169,7 @@ def test_a_vlan_of_a_vlan_aware_bridge_is_refused_in_one_line_and_stops_no_guest
     assert "VLAN-aware" in done[0].stderr
     assert "VLAN-aware" in host.path("/var/log/one_tproxy.log").read_text()
     assert served(host) == []
-    # Untagged guests of such a bridge are in its own VLAN, as our port is.
+    # A guest without a tag is in the same VLAN of such a bridge as our port, so it is served.
     host.write(f"{HERE}/qemu-server/100.conf", MACHINE.format(more=""))
     guest = proxmox.start(100, "tap100i0")
     assert guest.get(SERVICE_ADDRESS, 80) == "hello"
@@ -180,14 +180,14 @@ def test_a_migrated_guest_is_served_here_and_leaves_nothing_when_it_leaves(
 ) -> None:
     host = proxmox.host
     mine, theirs = (host.path(f"{node}/qemu-server/100.conf") for node in (HERE, ELSEWHERE))
-    mine.rename(theirs)  # it comes with the guest, at the end
+    mine.rename(theirs)  # the configuration arrives at the end of the migration
     coming = {"PVE_MIGRATED_FROM": "pve2"}
     proxmox.phase(100, "pre-start", env=coming)
     guest = proxmox.plug("tap100i0", "vmbr0")
     proxmox.phase(100, "post-start", env=coming)
     theirs.rename(mine)
     assert guest.get(SERVICE_ADDRESS, 80) == "hello"
-    # Out again: the configuration has gone before the guest is stopped here.
+    # On the way out the configuration has moved before the guest is stopped here.
     mine.rename(theirs)
     proxmox.unplug(guest)
     proxmox.phase(100, "post-stop")
@@ -210,7 +210,7 @@ def test_gc_removes_what_a_guest_without_post_stop_leaves(proxmox: Proxmox) -> N
     assert served(host) == ["vmbr0"]
     other = proxmox.start(200, "veth200i0")
     host.tproxy("gc", "--grace", "0")
-    assert other.get(SERVICE_ADDRESS, 80) == "hello"  # not while there is another
+    assert other.get(SERVICE_ADDRESS, 80) == "hello"  # gc leaves a bridge with a guest alone
     proxmox.unplug(other)
     host.tproxy("gc", "--grace", "0")
     assert served(host) == []
