@@ -1,4 +1,4 @@
-"""Which bridges the watcher brings up, and how long they stay without guests. Pure."""
+"""The bridges that the watcher brings up, and the time for which they stay up without guests. Pure."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from tproxy.config.services import Config, WatchedBridge
 from tproxy.errors import BadName
 from tproxy.model import check_interface_name
 
-# Seconds for which a bridge that only hooks bring up may wait for its guest: longer than a driver takes
-# from its first call to the guest's port, since nobody would bring it up again.
+# Seconds for which a bridge that only hooks bring up may wait for its guest. Longer than a driver takes from
+# its first call to the guest's port, because nobody would bring the bridge up again.
 HOOKED_GRACE = 600.0
 
 
 def watched(bridge: str, bridges: Iterable[WatchedBridge]) -> WatchedBridge | None:
-    """What the configuration says of a bridge: the first entry that names it."""
+    """Return the first entry of tproxy_bridges whose pattern matches the bridge; None without one."""
     try:
         check_interface_name(bridge)
     except BadName:
@@ -24,6 +24,9 @@ def watched(bridge: str, bridges: Iterable[WatchedBridge]) -> WatchedBridge | No
 
 
 def grace(entry: WatchedBridge | None, config: Config, *, exists: bool) -> float:
-    """How long a bridge without guests keeps its services, in seconds."""
+    """Return for how many seconds a bridge without guests keeps its services.
+
+    ``entry`` is the bridge's entry of tproxy_bridges. ``exists`` is false when the bridge itself is gone.
+    """
     hooked = exists and entry is None
     return max(config.watch_grace, HOOKED_GRACE) if hooked else config.watch_grace

@@ -1,1 +1,1 @@
-"""The watcher: one process that brings bridges up and down with their guests and repairs what breaks."""
+"""The watcher: one process that brings bridges up and down with their guests, and repairs what breaks."""

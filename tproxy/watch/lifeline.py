@@ -1,4 +1,4 @@
-"""Notices at once when the daemon ends: a connection to it, on which nothing is ever said."""
+"""A connection to the daemon that tells at once when the daemon ends. Nothing is ever sent on it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from tproxy.process import run_directory
 
 
 class Lifeline:
+    """Calls ``ended`` when the daemon to which it is connected has ended."""
+
     def __init__(self, loop: Loop, ended: Callable[[], None]) -> None:
         self._loop = loop
         self._ended = ended
         self._socket: socket.socket | None = None
-        self._place = 0  # of the daemon's socket
+        self._inode = 0  # of the daemon's socket: a new daemon has a new one
 
     def connected(self) -> bool:
-        """Whether there is a daemon; looks for one if there was none, or is another."""
+        """Whether this is connected to the running daemon; connects first, if it is not."""
         path = f"{run_directory.directory()}/{client.SOCKET}"
-        with suppress(OSError):  # none there: it is being replaced, or ended, and that is told
-            if self._socket is not None and os.stat(path).st_ino != self._place:
-                self._leave()  # one that only finishes what is open
+        with suppress(
+            OSError
+        ):  # no socket: the daemon is being replaced or has ended, which this hears anyway
+            if self._socket is not None and os.stat(path).st_ino != self._inode:
+                self._disconnect()  # the old daemon only finishes its open connections
         if self._socket is None:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             try:
-                self._place = os.stat(path).st_ino
+                self._inode = os.stat(path).st_ino
                 sock.connect(path)
             except OSError:
                 sock.close()
@@ -38,10 +42,10 @@ class Lifeline:
         return True
 
     def on_event(self, fd: int, mask: int) -> None:
-        self._leave()
+        self._disconnect()
         self._ended()
 
-    def _leave(self) -> None:
+    def _disconnect(self) -> None:
         assert self._socket is not None
         self._loop.close_later(self._socket)
         self._socket = None

@@ -1,7 +1,7 @@
-"""Tells cheaply whether a bridge's namespace is still the one it was, with the sysctls it had.
+"""A cheap test whether a bridge still has the same namespace, with the same sysctls.
 
-The kernel announces neither. Opening a sysctl file costs thirty times as much as reading it once more,
-so the files stay open; they do not keep the namespace alive, and reading fails when it is gone.
+The kernel announces neither change. Opening a sysctl file costs thirty times as much as reading it once
+more, so the files stay open. They do not keep the namespace alive: reading fails when it is gone.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ from contextlib import suppress
 
 from tproxy.kernel import links, netns
 
-_LONGEST = 64  # bytes; each of the values is one number
+_LONGEST = 64  # bytes; each value is one number
 
 
 class Probe:
-    """Of a namespace as it is now; raises KernelError when there is none. ``close`` it."""
+    """A namespace and its sysctls as they are now.
+
+    ``sysctls`` are paths below /proc/sys. Raises KernelError when there is no such namespace. The owner
+    calls ``close``.
+    """
 
     def __init__(self, namespace: str, sysctls: list[str]) -> None:
         self._path = netns.path(namespace)
@@ -24,7 +28,7 @@ class Probe:
             with netns.inside(namespace):
                 self._identity = netns.current()
                 for path in sysctls:
-                    with suppress(FileNotFoundError):  # the kernel lacks it
+                    with suppress(FileNotFoundError):  # this kernel does not have it
                         self._files.append(os.open(f"{links.SYSCTL}/{path}", os.O_RDONLY | os.O_CLOEXEC))
             self._values = self._read()
         except BaseException:
@@ -33,6 +37,7 @@ class Probe:
 
     @property
     def changed(self) -> bool:
+        """Whether the namespace, or one of its sysctls, is not as it was."""
         try:
             status = os.stat(self._path)
             return (status.st_dev, status.st_ino) != self._identity or self._read() != self._values

@@ -29,7 +29,7 @@ follow the ports. So both have a state of their own that lasts for one more look
 | MAP_MISSING | LINKS_WRONG   | MAP_MISSING |                              |
 | MAP_MISSING | RETRY_DUE     | MAP_MISSING |                              |
 | BROKEN      | MAP_RESTORED  | BROKEN      |                              |
-| BROKEN      | REPAIRED      | IN_ORDER    | LOOK_AGAIN                   |
+| BROKEN      | REPAIRED      | IN_ORDER    | EXAMINE_LINKS, LOOK_AGAIN    |
 | BROKEN      | REPAIR_FAILED | FAILED      | RETRY_LATER                  |
 | BROKEN      | RETRY_DUE     | BROKEN      |                              |
 | FAILED      | MAP_RESTORED  | BROKEN      | QUEUE_REPAIR                 |
@@ -72,7 +72,7 @@ class Step(Enum):
     """One thing to do because of an event."""
 
     REMEMBER = auto()  # its map and its uplinks, as they are now
-    EXAMINE_LINKS = auto()  # in the same look
+    EXAMINE_LINKS = auto()  # in this look, or in the next one after a repair
     LOOK_AGAIN = auto()  # at its map and its guards, a little later
     QUEUE_REPAIR = auto()
     RETRY_LATER = auto()
@@ -104,8 +104,8 @@ TABLE: dict[tuple[State, Event], tuple[State, tuple[Step, ...]]] = {
     (_S.MAP_MISSING, _E.LINKS_WRONG): (_S.MAP_MISSING, ()),
     (_S.MAP_MISSING, _E.RETRY_DUE): (_S.MAP_MISSING, ()),
     (_S.BROKEN, _E.MAP_RESTORED): (_S.BROKEN, ()),
-    # Its map may have been deleted while it was broken.
-    (_S.BROKEN, _E.REPAIRED): (_S.IN_ORDER, (_D.LOOK_AGAIN,)),
+    # Its map may have been deleted while it was broken, and its namespace may have never been seen in order.
+    (_S.BROKEN, _E.REPAIRED): (_S.IN_ORDER, (_D.EXAMINE_LINKS, _D.LOOK_AGAIN)),
     (_S.BROKEN, _E.REPAIR_FAILED): (_S.FAILED, (_D.RETRY_LATER,)),
     (_S.BROKEN, _E.RETRY_DUE): (_S.BROKEN, ()),
     (_S.FAILED, _E.MAP_RESTORED): (_S.BROKEN, (_D.QUEUE_REPAIR,)),

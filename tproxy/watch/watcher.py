@@ -42,9 +42,7 @@ class Watcher:
     ProcessError when another watcher runs.
     """
 
-    def __init__(
-        self, config: Config, kept_by: int | None, *, debug: bool = False, loop: Loop | None = None
-    ) -> None:
+    def __init__(self, config: Config, kept_by: int | None, *, debug: bool, loop: Loop | None = None) -> None:
         self._config = config
         self._kept_by = kept_by
         self._debug = debug
@@ -167,8 +165,10 @@ class Watcher:
         service_manager.execute_module("tproxy", *arguments, "--lock", str(lock.fileno()), keep=lock.fileno())
 
 
-def run(path: str, kept_by: int | None, lock: int | None, *, debug: bool) -> None:
-    """Be the watcher for the configuration file ``path``; for ``kept_by`` and ``lock`` see Watcher.
+def run(
+    path: str, kept_by: int | None, lock: int | None, *, debug: bool = False, loop: Loop | None = None
+) -> None:
+    """Be the watcher for the configuration file ``path``; for the other arguments see Watcher.
 
     Raises ConfigError when the file cannot be used, ProcessError when another watcher runs.
     """
@@ -182,4 +182,4 @@ def run(path: str, kept_by: int | None, lock: int | None, *, debug: bool) -> Non
     output.for_command(read.log_level, debug=debug)
     for warning in read.warnings:
         output.warn(warning.at(read.path))
-    Watcher(read, kept_by, debug=debug).run(lock)
+    Watcher(read, kept_by, debug=debug, loop=loop).run(lock)

@@ -2,7 +2,7 @@
 
 Prints ``ready`` and its pid. Then each line of its input is one request, in JSON: what to do, and after how
 many steps to stop (0: when nothing is left to do). What to do is a shell command, or a list of a function's
-name in ``FUNCTIONS`` and its arguments. The answer, one line of JSON, lists what the repairer logged and
+name (``functions`` below) and its arguments. The answer, one line of JSON, lists what the repairer logged and
 what the function returned.
 
 Whatever is due at some time is due in the next step. Only repairs that failed wait until they are told to

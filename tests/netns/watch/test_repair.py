@@ -189,6 +189,15 @@ def test_what_was_broken_before_the_start_is_repaired(host: Host) -> None:
     assert port.startswith(repaired("br1", "create veth br1b"))
 
 
+def test_a_namespace_that_was_broken_at_the_start_is_watched_after_its_repair(host: Host) -> None:
+    change = "ip netns exec one_tproxy_br0 sysctl -qw net.ipv4.conf.all.arp_ignore=2"
+    host.hypervisor.run("sh", "-c", change)
+    line = repaired("br0", "set sysctls in namespace one_tproxy_br0: ipv4/conf/all/arp_ignore=1")
+    assert host.start() == [line]
+    assert host.after(change) + host.call("check_namespaces") == [line]
+    assert host.settle() == []
+
+
 def test_changes_whose_messages_were_lost_are_found_by_a_look_at_everything(host: Host) -> None:
     def said(command: str) -> str:
         """What is logged at a look at everything, of a change whose messages were lost."""

@@ -1,4 +1,4 @@
-"""Which bridges the watcher brings up and takes down, and when."""
+"""The bridges that the watcher brings up, and the time for which they stay up without guests."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ REST = WatchedBridge("onebr*")
         ("onebr2", REST),
         ("Onebr2", None),
         ("xonebr1", None),
-        ("onebr;2", None),  # no bridge of ours can be called so
+        ("onebr;2", None),  # we refuse that name
         ("onebr1234567890ab", None),
     ],
 )
-def test_the_first_entry_that_names_a_bridge_counts(bridge: str, entry: WatchedBridge | None) -> None:
+def test_the_first_entry_whose_pattern_matches_counts(bridge: str, entry: WatchedBridge | None) -> None:
     assert watched(bridge, (BLUE, REST)) == entry
 
 

@@ -92,7 +92,7 @@ def test_a_bridge_is_queued_for_repair_once() -> None:
 def test_a_failed_repair_is_tried_again_later_and_its_success_looked_at() -> None:
     assert run(Event.REPAIR_FAILED, Event.RETRY_DUE, Event.REPAIRED, state=State.BROKEN) == (
         State.IN_ORDER,
-        [Step.RETRY_LATER, Step.QUEUE_REPAIR, Step.LOOK_AGAIN],
+        [Step.RETRY_LATER, Step.QUEUE_REPAIR, Step.EXAMINE_LINKS, Step.LOOK_AGAIN],
     )
 
 
