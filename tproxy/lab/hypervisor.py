@@ -4,23 +4,20 @@ tproxy's names on a host are fixed, so each experiment gets a host where all of 
 process, mount and UTS namespaces of its own, with an empty /run and /var/log. The rest of the file system is
 this machine's, so programs and the virtual environment are there.
 
-Theory of operation. The stand-in lives as long as one process, its process 1 (``_init``). When that ends, the
-kernel kills every process of its process namespace, and with the last of them the namespaces, links, tables
-and files disappear. Process 1 ends when its owner does: it reads from a pipe, the lifeline, and only the
-owner has the other end. (Not PR_SET_PDEATHSIG: that fires when the owner's *thread* ends.) A line on the
-lifeline makes it stay.
+Theory of operation. The stand-in lives as long as one process, its process 1 (``inside.init``). When that
+ends, the kernel kills every process of its process namespace, and with the last of them the namespaces,
+links, tables and files disappear. Process 1 ends when its owner does: it reads from a pipe, the lifeline, and
+only the owner has the other end. (Not PR_SET_PDEATHSIG: that fires when the owner's *thread* ends.) A line on
+the lifeline makes it stay.
 
 Programs enter with nsenter(1), and the kernel kills them when their nsenter is killed.
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -33,17 +30,6 @@ from tproxy.model import SERVICE_ADDRESS
 
 # Seconds to wait for what takes less than a second on an idle machine. Emulation takes longer.
 PATIENCE = float(os.environ.get("TPROXY_PATIENCE", "30"))
-
-_MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8  # <sys/mount.h>
-
-# The file systems that the stand-in does not share with this machine. /proc and /sys show the processes and
-# links of the namespaces in which they are mounted.
-_MOUNTS = (
-    ("proc", "/proc", None),
-    ("sysfs", "/sys", None),
-    ("tmpfs", "/run", b"mode=755"),
-    ("tmpfs", "/var/log", b"mode=755"),
-)
 
 
 class Hypervisor:
@@ -67,7 +53,7 @@ class Hypervisor:
         """Start the stand-in, with the link lo and one process. Raises ProcessError."""
         unshare = ["unshare", "--fork", "--kill-child", "--pid", "--mount", "--net", "--uts"]
         self._unshare = subprocess.Popen(
-            [*unshare, *_python("init")],
+            [*unshare, *_program("init")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -177,7 +163,7 @@ class Hypervisor:
 
     def get(self, address: str, port: int, timeout: float = 20.0, netns: str | None = None) -> str:
         """Return the body of an HTTP answer. Raises ProcessError with the reason, such as ECONNREFUSED."""
-        asked = self.run(*_python("ask", address, str(port), str(timeout)), check=False, netns=netns)
+        asked = self.run(*_program("ask", address, str(port), str(timeout)), check=False, netns=netns)
         if asked.returncode:
             raise ProcessError(asked.stderr.strip())
         return asked.stdout
@@ -249,7 +235,7 @@ class Hypervisor:
         arguments, and prints ``ready`` when it listens.
         """
         self.ip(f"address replace {address}/32 dev lo", netns=netns)
-        argv = [*program, address, str(port)] if program else _python("answer", address, str(port), body)
+        argv = [*program, address, str(port)] if program else _program("answer", address, str(port), body)
         return self.serve(*argv, netns=netns)
 
 
@@ -304,71 +290,12 @@ def _environment(added: Mapping[str, str] | None) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **(added or {})}
 
 
-# The programs that run inside: python -m tproxy.lab.hypervisor PROGRAM ARGUMENT...
-
-
-def _python(program: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", __spec__.name, program, *arguments]
-
-
-def _init() -> None:
-    """Run process 1: mount the stand-in's own file systems, then wait for the end of the owner."""
-    pid = os.readlink("/proc/self")  # the pid in the process namespace of this /proc, which is the owner's
-    libc = ctypes.CDLL(None, use_errno=True)
-    for kind, where, options in _MOUNTS:
-        flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
-        if libc.mount(kind.encode(), where.encode(), kind.encode(), flags, options) != 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), where)
-    socket.sethostname("hypervisor")
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps orphans, sigaction(2)
-    print("ready", pid, flush=True)
-    while sys.stdin.readline():
-        signal.pause()
-
-
-def _answer(address: str, port: str, body: str) -> None:
-    """Run a small HTTP server."""
-    import socketserver
-
-    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body.encode())}\r\nConnection: close\r\n\r\n"
-
-    class Answer(socketserver.StreamRequestHandler):
-        def handle(self) -> None:
-            while self.rfile.readline().strip():
-                pass
-            self.wfile.write((head + body).encode())
-
-    class Server(socketserver.ThreadingTCPServer):
-        allow_reuse_address = True
-        daemon_threads = True
-
-        def handle_error(self, *_: object) -> None:
-            """Ignore the error: a client may reset, and nobody reads our output."""
-
-    with Server((address, int(port)), Answer) as server:
-        print("ready", flush=True)
-        server.serve_forever()
-
-
-def _ask(address: str, port: str, timeout: str) -> None:
-    """Run a small HTTP client: print the body on stdout, or the reason of a failure on stderr."""
-    try:
-        with socket.create_connection((address, int(port)), float(timeout)) as connection:
-            connection.sendall(f"GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
-            answer = b"".join(iter(lambda: connection.recv(65536), b""))
-    except OSError as error:
-        sys.exit(errno.errorcode.get(error.errno or 0, "ETIMEDOUT"))
-    _, blank, body = answer.partition(b"\r\n\r\n")
-    if not blank:
-        sys.exit("closed without an answer")
-    sys.stdout.buffer.write(body)
+def _program(name: str, *arguments: str) -> list[str]:
+    """Return the command of a program of ``inside``."""
+    return [sys.executable, "-m", "tproxy.lab.inside", name, *arguments]
 
 
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["init"]:
-            _init()
-        case ["answer", address, port, body]:
-            _answer(address, port, body)
-        case ["ask", address, port, timeout]:
-            _ask(address, port, timeout)
+    import runpy
+
+    runpy.run_module("tproxy.lab.inside", run_name="__main__")

@@ -62,7 +62,7 @@ def test_a_spawner_that_is_killed_is_replaced_when_a_relay_is_wanted(lab: OneBri
 def test_guests_wait_while_the_daemon_is_away(lab: OneBridge) -> None:
     lab.host.run("kill", "-9", str(lab.pids()["one_tproxy"]))
     asker = lab.guest.popen(
-        *(sys.executable, "-m", "tproxy.lab.hypervisor", "ask", SERVICE_ADDRESS, "5030", "20"),
+        *(sys.executable, "-m", "tproxy.lab.inside", "ask", SERVICE_ADDRESS, "5030", "20"),
         stdout=subprocess.PIPE,
     )
     established = ("ss", "-Htn", "state", "established", "sport", "=", ":5030")

@@ -1,0 +1,84 @@
+"""Programs that run inside a stand-in hypervisor: ``python -m tproxy.lab.inside PROGRAM ARGUMENT...``."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import signal
+import socket
+import sys
+
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8  # <sys/mount.h>
+
+# The file systems that the stand-in does not share with this machine. /proc and /sys show the processes and
+# links of the namespaces in which they are mounted.
+_MOUNTS = (
+    ("proc", "/proc", None),
+    ("sysfs", "/sys", None),
+    ("tmpfs", "/run", b"mode=755"),
+    ("tmpfs", "/var/log", b"mode=755"),
+)
+
+
+def init() -> None:
+    """Run process 1: mount the stand-in's own file systems, then wait for the end of the owner."""
+    pid = os.readlink("/proc/self")  # the pid in the process namespace of this /proc, which is the owner's
+    libc = ctypes.CDLL(None, use_errno=True)
+    for kind, where, options in _MOUNTS:
+        flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+        if libc.mount(kind.encode(), where.encode(), kind.encode(), flags, options) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), where)
+    socket.sethostname("hypervisor")
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps orphans, sigaction(2)
+    print("ready", pid, flush=True)
+    while sys.stdin.readline():
+        signal.pause()
+
+
+def answer(address: str, port: str, body: str) -> None:
+    """Run a small HTTP server."""
+    import socketserver
+
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body.encode())}\r\nConnection: close\r\n\r\n"
+
+    class Answer(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while self.rfile.readline().strip():
+                pass
+            self.wfile.write((head + body).encode())
+
+    class Server(socketserver.ThreadingTCPServer):
+        allow_reuse_address = True
+        daemon_threads = True
+
+        def handle_error(self, *_: object) -> None:
+            """Ignore the error: a client may reset, and nobody reads our output."""
+
+    with Server((address, int(port)), Answer) as server:
+        print("ready", flush=True)
+        server.serve_forever()
+
+
+def ask(address: str, port: str, timeout: str) -> None:
+    """Run a small HTTP client: print the body on stdout, or the reason of a failure on stderr."""
+    try:
+        with socket.create_connection((address, int(port)), float(timeout)) as connection:
+            connection.sendall(f"GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    except OSError as error:
+        sys.exit(errno.errorcode.get(error.errno or 0, "ETIMEDOUT"))
+    _, blank, body = answer.partition(b"\r\n\r\n")
+    if not blank:
+        sys.exit("closed without an answer")
+    sys.stdout.buffer.write(body)
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["init"]:
+            init()
+        case ["answer", address, port, body]:
+            answer(address, port, body)
+        case ["ask", address, port, timeout]:
+            ask(address, port, timeout)
