@@ -293,9 +293,3 @@ def _environment(added: Mapping[str, str] | None) -> dict[str, str]:
 def _program(name: str, *arguments: str) -> list[str]:
     """Return the command of a program of ``inside``."""
     return [sys.executable, "-m", "tproxy.lab.inside", name, *arguments]
-
-
-if __name__ == "__main__":
-    import runpy
-
-    runpy.run_module("tproxy.lab.inside", run_name="__main__")
