@@ -91,9 +91,10 @@ def restart(settings: Settings, lock: Lock) -> list[str]:
 
 
 def settings_from(read: Config | None) -> Settings:
-    """Return the settings to apply. ``read`` is the configuration from the usual place, None without a usable one.
+    """Return the settings to apply.
 
-    Hooks may be given a file of their own, so the file that wants a watcher can be another one.
+    ``read`` is the configuration from the usual place, None when there is none, or it cannot be used. Hooks
+    may be given a file of their own, so the file that wants a watcher can be another one.
     """
     return Settings(read.log_level if read is not None else None, _watch_file(read))
 
