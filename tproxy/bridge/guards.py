@@ -157,7 +157,7 @@ class ObservedGuard(NamedTuple):
         own = self.own(UPLINKS)
         return frozenset(name for name, comment in own.items() if "named" in _words(comment))
 
-    def named_or(self, remembered: frozenset[str]) -> frozenset[str]:
+    def named_uplinks_or(self, remembered: frozenset[str]) -> frozenset[str]:
         """The named uplinks; the ``remembered`` ones when somebody deleted this bridge's elements."""
         return self.named_uplinks if self.own(VETHS) else remembered
 

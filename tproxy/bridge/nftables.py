@@ -106,14 +106,14 @@ def table_exists(family: str) -> bool:
     return bool(_table(family))
 
 
-def empty_tables() -> list[str]:
-    """Return commands that delete those of our tables that hold nothing of any bridge. Raises NftError."""
-    return [
+def delete_empty_tables() -> None:
+    """Delete those of our tables that hold nothing of any bridge. Raises NftError."""
+    transaction(
         f"{verb} table {family} {TABLE}"
         for family in ("ip", "bridge")
         if (listed := _table(family)) and guards.only_shared(listed)
         for verb in ("add", "delete")  # "add" first: deleting fails if somebody has deleted it since
-    ]
+    )
 
 
 def drops_forwarded() -> bool:
@@ -129,7 +129,7 @@ def drops_forwarded() -> bool:
 def _parse_map(listed: dict[str, Any]) -> ServiceMap | None:
     parsed = service_map.parse_map(listed)
     if parsed is not None and len(parsed.services) < len(listed.get("elem", [])):
-        for each in service_map.odd_elements(listed):
+        for each in service_map.unusable_elements(listed):
             _warn(f"map {listed['name']}: {each} is ignored: it is not one port and its endpoint")
     return parsed
 

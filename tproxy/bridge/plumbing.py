@@ -70,11 +70,6 @@ def carry_out(actions: Iterable[plan.Action], *, quiet: bool = False) -> None:
         _do(action)
 
 
-def delete_empty_tables() -> None:
-    """Delete those of our tables that hold nothing of any bridge."""
-    nftables.transaction(nftables.empty_tables())
-
-
 def warn_of_host_firewall(bridge: str) -> None:
     """Log a warning when the host's firewall drops bridged packets.
 

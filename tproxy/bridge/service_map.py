@@ -92,7 +92,7 @@ def parse_map(listed: Json) -> ServiceMap | None:
     return ServiceMap(bridge, services, Network(words.get("network", ""), words.get("id", "")))
 
 
-def odd_elements(listed: Json) -> list[str]:
+def unusable_elements(listed: Json) -> list[str]:
     """The elements of a map that ``parse_map`` leaves out, each as the JSON text of nft."""
     elements = listed.get("elem", [])
     return [json.dumps(each) for each in elements if _parse_element(*each) is None]

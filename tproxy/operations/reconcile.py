@@ -109,7 +109,7 @@ def repair(
         found = plumbing.observe(bridge)
         if found.map is None:
             return []  # somebody has taken it down
-        named = found.guard.named_or(uplinks) if found.guard else uplinks
+        named = found.guard.named_uplinks_or(uplinks) if found.guard else uplinks
         if foreign_mac is not None:
             actions = plan.up_foreign(bridge, found, foreign_mac)
         else:
@@ -172,7 +172,7 @@ def _remove(bridge: str, observed: plan.Observed) -> None:
         return plan.unload(bridge, there)
 
     _carry_out(bridge, observed, unload)
-    plumbing.delete_empty_tables()
+    nftables.delete_empty_tables()
     if client.daemon_answers():
         _apply(bridge, Settings())
     else:

@@ -264,7 +264,7 @@ def _guards_broken(guard: ObservedGuard, uplinks: frozenset[str]) -> bool:
     ports = links.ports(guard.bridge)
     recognised = frozenset(filter(links.leads_off_host, ports))
     observed = plan.Observed(ports=ports, recognised_uplinks=recognised, guard=guard)
-    return plan.guards_broken(guard.bridge, observed, guard.named_or(uplinks))
+    return plan.guards_broken(guard.bridge, observed, guard.named_uplinks_or(uplinks))
 
 
 def _links_broken(record: Bridge) -> bool:

@@ -95,7 +95,7 @@ def main(seed: int) -> None:
         walk.unload_guard(bridge)
     for bridge in list(walk.maps):
         walk.delete_map(bridge)
-    nftables.transaction(nftables.empty_tables())
+    nftables.delete_empty_tables()
     assert nftables._list("list ruleset")[1:] == []
 
 

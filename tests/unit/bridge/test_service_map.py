@@ -181,7 +181,7 @@ def test_an_element_that_is_no_service_port_is_left_out_and_reported(odd: list[A
     parsed = service_map.parse_map(listed)
     assert parsed is not None
     assert list(parsed.services) == [80]
-    (text,) = service_map.odd_elements(listed)
+    (text,) = service_map.unusable_elements(listed)
     assert json.loads(text) == odd
 
 
