@@ -44,7 +44,7 @@ PROXMOX = (
     "platforms/test_proxmox.py::test_gc_removes_what_a_guest_without_post_stop_leaves",
     "platforms/test_proxmox.py::test_a_guest_is_served_when_it_starts_again_after_a_crash",
 )
-HOOKLESS = ("watch/test_watcher.py::test_a_bridge_is_up_while_it_has_guests",)
+HOOKLESS = ("watch/test_guests.py::test_a_bridge_is_up_while_it_has_guests",)
 
 
 def missing() -> list[str]:

@@ -127,7 +127,7 @@ class Watcher:
             read = reader.load(self._config.path)
         except TproxyError as error:
             if str(error) != self._file_problem:
-                log.warning("%s; what it said last stays in force", error)
+                log.warning("%s; the version that was read last stays in force", error)
             self._file_problem = str(error)
             return None
         self._file_problem = ""

@@ -555,3 +555,22 @@ def test_many_signals_of_one_kind_cause_one_call(loop: Loop) -> None:
         os.kill(os.getpid(), number)
     loop.run()
     assert calls == ["signal"]
+
+
+def test_timers_are_due_by_the_clock_that_the_loop_was_given() -> None:
+    now = 0.0
+    loop = Loop(clock=lambda: now)
+    calls = []
+
+    def go_on() -> None:
+        nonlocal now
+        now += 1
+        calls.append("clock")
+        loop.call_later(0, go_on)
+
+    loop.call_later(3600, lambda: calls.append("timer"))
+    loop.call_later(3601, loop.stop)
+    go_on()
+    loop.run()
+    loop.close()
+    assert calls.index("timer") == 3600
