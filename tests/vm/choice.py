@@ -14,7 +14,7 @@ KERNEL = (
     "operations/test_hook.py::test_up_builds_what_the_contract_names[a.b-c.10]",
     "operations/test_hook.py::test_up_on_a_healthy_bridge_changes_nothing",
     "bridge/test_guards.py::test_nothing_of_ours_leaves_through_an_uplink",
-    "bridge/test_guards.py::test_a_firewall_of_the_host_that_eats_bridged_packets_is_named",
+    "bridge/test_guards.py::test_a_host_firewall_that_drops_bridged_packets_causes_a_warning",
     "test_two_hosts.py::test_each_guest_is_answered_by_its_own_host_and_nothing_crosses[tunnel, recognised]",
     "operations/test_life.py::test_a_program_that_only_loads_maps_gets_its_service",
 )
