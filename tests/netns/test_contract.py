@@ -76,6 +76,82 @@ def test_a_name_on_the_host_is_as_the_contract_says(served: Hypervisor, thing: s
         assert word in shown
 
 
+def test_ip_shows_the_namespace_and_the_veth_pair_and_nothing_else(host: Hypervisor) -> None:
+    hook(host)
+    assert host.run("ip", "netns", "list").stdout.split()[0] == "one_tproxy_br0"
+    outer = host.run("ip", "-o", "link", "show", "br0b").stdout
+    assert " master br0 " in outer
+    assert ",UP,LOWER_UP" in outer
+    netns = "one_tproxy_br0"
+    links = [line.split()[1] for line in host.run("ip", "-o", "link", netns=netns).stdout.splitlines()]
+    assert [name.partition("@")[0].strip(":") for name in links] == ["lo", "br0a"]
+    (address,) = host.run("ip", "-o", "-4", "address", "show", "br0a", netns=netns).stdout.splitlines()
+    assert "inet 169.254.16.9/32 scope" in address
+    assert host.run("ip", "-4", "route", netns=netns).stdout == "default dev br0a scope link \n"
+    assert host.run("ip", "-6", "address", netns=netns).stdout == ""
+    assert host.run("ip", "-6", "route", netns=netns).stdout == ""
+
+
+def test_nft_shows_map_and_chain_under_their_names(host: Hypervisor) -> None:
+    hook(host)
+    listing = host.run("nft", "list", "map", "ip", "one_tproxy", "ep_br0").stdout
+    assert [line.strip() for line in listing.splitlines()] == [
+        "table ip one_tproxy {",
+        "map ep_br0 {",
+        "type inet_service : ipv4_addr . inet_service",
+        f"elements = {{ 5030 : {ENDPOINT} . 8080 }}",
+        "}",
+        "}",
+    ]
+    chain = host.run("nft", "list", "chain", "bridge", "one_tproxy", "ch_br0").stdout
+    assert "type filter hook forward priority filter; policy accept;" in chain
+
+
+def test_processes_are_found_by_title_and_leave_no_pid_file(host: Hypervisor) -> None:
+    hook(host)
+    titles = host.run("ps", "-eo", "args=").stdout.splitlines()
+    assert titles.count("one_tproxy") == titles.count("one_tproxy_br0") == 1
+    relay = host.run("pgrep", "-f", "^one_tproxy_br0 *$").stdout.strip()
+    inside = host.run("stat", "-Lc", "%i", f"/proc/{relay}/ns/net", "/run/netns/one_tproxy_br0").stdout
+    assert len(set(inside.split())) == 1
+    assert host.run("find", "/run", "/var/log", "-iname", "*pid*").stdout == ""
+
+
+def test_both_logs_are_appended_to_and_reopened_after_a_rotation(lab: OneBridge) -> None:
+    logs = [lab.host.path(f"/var/log/{name}.log") for name in ("one_tproxy", "one_tproxy_br0")]
+    for log in logs:
+        log.write_text("what was there before\n" + log.read_text())
+    lab.host.tproxy("restart")
+    for log in logs:
+        assert log.read_text().startswith("what was there before\n")
+        assert log.read_text().count(" started\n") == 2
+        log.rename(log.with_suffix(".1"))
+    lab.host.tproxy("reload")
+    for log in logs:
+        for _ in eventually():  # the relay does so when it handles the signal
+            if log.exists():
+                break
+    lab.nft(lab.element("add", 5031, 8081))
+    lab.host.tproxy("start")
+    for log in logs:
+        for _ in eventually():
+            if log.exists() and "port 5031" in log.read_text():
+                break
+
+
+def test_sysctls_are_set_for_a_bridge_with_dots_in_its_name(host: Hypervisor) -> None:
+    for scope in ("all", "default"):
+        shell(host, f"sysctl -qw net.ipv4.conf.{scope}.arp_ignore=2 net.ipv4.conf.{scope}.rp_filter=1")
+    host.add_bridge("a.b-c.10")
+    guest = host.add_guest("guest", "a.b-c.10")
+    hook(host, "a.b-c.10")
+    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    conf = "/proc/sys/net/ipv4/conf/a.b-c.10a/arp_ignore"
+    shell(host, f"echo 2 >{conf}", netns="one_tproxy_a.b-c.10")
+    hook(host, "a.b-c.10")
+    assert shell(host, f"cat {conf}", netns="one_tproxy_a.b-c.10") == "1\n"
+
+
 # Processes and files
 
 
@@ -84,7 +160,7 @@ def test_processes_have_the_titles_of_the_contract(host: Hypervisor) -> None:
     host.popen(sys.executable, "-m", "tproxy", "watch", "--config", FILE)
     processes = table("Processes and files", "process", "title")
     titles = [each.replace("<bridge>", "br0") for each in processes.column("title")]
-    lasting = {*titles} - {"tproxy-draining"}  # that one ends with its last connection
+    lasting = {*titles} - {"tproxy-draining"}  # this process ends with its last connection
     for _ in eventually():
         running = {line.strip() for line in host.run("ps", "-eo", "args=").stdout.splitlines()}
         if lasting <= running:
@@ -104,7 +180,7 @@ def test_the_run_directory_holds_the_files_of_the_contract(host: Hypervisor) -> 
 
 # nftables is the database
 
-# What a driver of its own does; the three nft commands are those of the contract, to the letter.
+# A driver that needs no hook does this. The three nft commands are those of the contract, to the letter.
 BY_HAND = """
 ip netns add one_tproxy_br0
 ip link add br0b type veth peer name br0a netns one_tproxy_br0
@@ -129,7 +205,7 @@ def test_maps_alone_are_enough_without_hook_and_configuration(hypervisor: Hyperv
     assert (done.stdout, done.stderr) == ("", "")
     assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
     hypervisor.tproxy("stop")
-    # Handles too: relays and daemon only read.
+    # With handles, which change when an object is loaded again: relays and daemon only read.
     assert hypervisor.run("nft", "-a", "list", "ruleset").stdout == before
 
 
@@ -141,7 +217,7 @@ ODD_ELEMENTS = {
 
 
 @pytest.mark.parametrize("odd", ODD_ELEMENTS)
-def test_an_element_that_is_no_service_port_is_named_and_keeps_nobody_from_service(
+def test_an_element_that_is_no_service_port_is_left_out_with_a_warning(
     hypervisor: Hypervisor, odd: str
 ) -> None:
     hypervisor.add_bridge("br0")

@@ -172,12 +172,12 @@ def until(lab: OneBridge, ready: Callable[[], bool], end: tuple[str, ...], *argu
             break
     lab.host.run(*end)
     out, err = process.communicate(timeout=PATIENCE)
-    # Ended by its signal: this is no failure, systemd.service(5), SuccessExitStatus=.
+    # Ended by SIGTERM: for a service manager this is success, systemd.service(5), SuccessExitStatus=.
     code = 0 if process.returncode == -signal.SIGTERM else process.returncode
     return subprocess.CompletedProcess(command, code, out, err)
 
 
-# Each does what its row of the table says, and returns how the commands ended. ``lab`` is in lab/test_lab.py.
+# A check for each row of the table: it returns how the commands ended. lab/test_lab.py checks ``lab``.
 COMMANDS: dict[str, Callable[[OneBridge], list[Done]]] = {
     each.__name__: each
     for each in (
@@ -232,7 +232,7 @@ def test_status_as_json_has_the_keys_of_the_contract_and_no_other(lab: OneBridge
 
 
 def keys_of(value: object, names: str, at: str = "") -> set[str]:
-    """The keys of a JSON value and of everything in it, such as ``daemon.bridges.*.relay``.
+    """Return the keys of a JSON value and of everything in it, such as ``daemon.bridges.*.relay``.
 
     The keys of the object at ``names`` are names, and a ``*`` stands for each of them.
     """
@@ -253,7 +253,7 @@ def test_without_any_map_every_command_is_quiet_and_succeeds(hypervisor: Hypervi
     assert hypervisor.run("nft", "list", "ruleset").stdout == ""
 
 
-def test_the_commands_say_nothing_when_all_is_well(lab: OneBridge) -> None:
+def test_commands_that_succeed_print_nothing(lab: OneBridge) -> None:
     for verb in ("start", "reload", "restart", "stop", "start"):
         done = lab.host.tproxy(verb)
         assert (done.stdout, done.stderr) == ("", "")
@@ -270,7 +270,7 @@ def test_the_commands_take_no_argument_and_do_nothing_with_one(lab: OneBridge) -
     assert lab.pids() == before
 
 
-def test_an_unknown_command_or_option_is_one_line(hypervisor: Hypervisor) -> None:
+def test_an_unknown_command_or_option_is_refused_in_one_line(hypervisor: Hypervisor) -> None:
     for arguments in (
         ["strat"],
         ["status", "--jsn"],
@@ -307,7 +307,7 @@ def test_a_traceback_comes_on_request_only(hypervisor: Hypervisor) -> None:
         assert told.returncode == plain.returncode == 1
 
 
-def test_status_shows_what_it_can_of_a_daemon_that_hangs_and_says_so(lab: OneBridge) -> None:
+def test_status_of_a_daemon_that_hangs_shows_the_processes_and_fails(lab: OneBridge) -> None:
     lines = lab.host.tproxy("status").stdout
     lab.host.run("pkill", "-STOP", "-f", "^one_tproxy *$")
     assert lab.host.tproxy("status").stdout == lines

@@ -22,10 +22,10 @@ def host(hypervisor: Hypervisor) -> Hypervisor:
     return furnish(hypervisor)
 
 
-# Of names that are not in this file, the resolver says that they do not exist.
+# The /etc/hosts: a name that is not in it does not exist.
 HOSTS = "127.0.0.1 localhost\n192.0.2.10 several\n192.0.2.9 several\n"
 
-# A row that needs a name server which does not answer is in test_bad_surroundings.py.
+# The row for which a name server must not answer; test_bad_surroundings.py checks it.
 UNANSWERED = "host name for which no name server answers"
 
 
@@ -40,7 +40,7 @@ def configured(real_kernel: None) -> Iterator[Hypervisor]:
 
 
 def services(host: Hypervisor) -> dict[int, str]:
-    """The endpoints in the service map of br0 by service port; nothing when there is no map."""
+    """Return the endpoints in the service map of br0 by service port; none when there is no map."""
     listing = host.run("nft", "list", "map", "ip", "one_tproxy", "ep_br0", check=False).stdout
     found = re.findall(r"(\d+)(?: comment \"[^\"]*\")? : ([\d.]+) \. (\d+)", listing)
     return {int(port): f"{address}:{remote}" for port, address, remote in found}
@@ -52,7 +52,7 @@ def test_the_hook_loads_what_the_contract_says_of_a_case(configured: Hypervisor,
     host = configured
     for text, expected in CASES[case]:
         host.tproxy("hook", "down", "--bridge", "br0")
-        before = shell(host, "nft list ruleset; ip -br link")
+        before = shell(host, "nft list ruleset; ls /sys/class/net")
         host.write(FILE, text)
         done = up(host, "br0", FILE, "--network", "vnet1", "--network-id", "0", check=False)
         lines = done.stderr.splitlines()
@@ -64,11 +64,11 @@ def test_the_hook_loads_what_the_contract_says_of_a_case(configured: Hypervisor,
             assert all(re.match(rf"(?:tproxy: )?{FILE}:\d+: ", line) for line in lines)
             assert services(host) == expected.endpoints
         if expected is None or not expected.endpoints:
-            assert shell(host, "nft list ruleset; ip -br link") == before
+            assert shell(host, "nft list ruleset; ls /sys/class/net") == before
 
 
 @pytest.mark.parametrize("content", ["missing", "a folder", "too large", "not UTF-8"])
-def test_a_file_that_cannot_be_read_is_one_line(configured: Hypervisor, content: str) -> None:
+def test_a_file_that_cannot_be_read_is_reported_in_one_line(configured: Hypervisor, content: str) -> None:
     make = {
         "missing": "true",
         "a folder": "mkdir unusable",
@@ -108,7 +108,7 @@ TABLE = f"""
 """
 
 
-def test_what_cannot_apply_is_named_and_the_rest_applies(host: Hypervisor) -> None:
+def test_entries_that_cannot_apply_are_skipped_with_a_warning(host: Hypervisor) -> None:
     host.write("/run/tproxy.yaml", TABLE)
     guest = host.add_guest("guest", "br0")
     done = hook(host, "br0", "--network", "blue", "--network-id", "7")
@@ -135,9 +135,7 @@ def test_what_cannot_apply_is_named_and_the_rest_applies(host: Hypervisor) -> No
         ("head -c 99 /dev/urandom >/run/tproxy.yaml", "/run/tproxy.yaml"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_one_line_and_leaves_what_is_up(
-    host: Hypervisor, prepare: str, said: str
-) -> None:
+def test_a_file_that_cannot_be_used_changes_nothing(host: Hypervisor, prepare: str, said: str) -> None:
     guest = host.add_guest("guest", "br0")
     hook(host)
     before = host.run("nft", "-a", "list", "ruleset").stdout
@@ -150,7 +148,7 @@ def test_a_file_that_cannot_be_used_is_one_line_and_leaves_what_is_up(
     assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
 
 
-def test_the_search_order_and_names_that_this_hypervisor_resolves(host: Hypervisor) -> None:
+def test_files_are_found_in_the_search_order(host: Hypervisor) -> None:
     hosts = f"127.0.0.1 localhost\n{ENDPOINT} endpoint.of.mine\n"
     private_etc(host, hosts=hosts, nsswitch_conf="hosts: files\n")
     shell(host, "mount -t tmpfs none /var/tmp")

@@ -1,4 +1,4 @@
-"""docs/contract.md, sections Hook and What guests see: what no test of one of their parts looks at."""
+"""docs/contract.md, sections Hook and What guests see: statements that no other test checks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def lab(hypervisor: Hypervisor) -> OneBridge:
 
 
 def steps(host: Hypervisor, *arguments: str) -> int:
-    """How many calls a command takes; it is carried out."""
+    """Carry out a command, and return how many calls of functions it takes."""
     return int(host.run(*program("kill_at", "0", *arguments)).stdout)
 
 
@@ -50,7 +50,7 @@ def test_hooks_killed_at_any_point_are_completed_by_the_next(host: Hypervisor, p
     calls = {"up": steps(host, "hook", "up", *arguments)}
     calls["down"] = steps(host, "hook", "down", *arguments, "--force")
     for point in (part, part + 4):
-        share = 0.2 + 0.1 * point  # before, it reads options and the configuration only
+        share = 0.2 + 0.1 * point  # earlier calls only read options and the configuration
         kill_at(host, int(calls["up"] * share), "hook", "up", *arguments)
         hook(host)
         assert_as_specified(host, "br0")
@@ -60,7 +60,7 @@ def test_hooks_killed_at_any_point_are_completed_by_the_next(host: Hypervisor, p
         assert_nothing_left(host)
 
 
-def test_twelve_ups_and_downs_at_once_end_as_if_one_after_another(host: Hypervisor) -> None:
+def test_twelve_hooks_at_once_leave_each_bridge_whole_or_down(host: Hypervisor) -> None:
     bridges = ["br0", "br1", "br2"]
     for bridge in bridges[1:]:
         host.add_bridge(bridge)
@@ -77,7 +77,7 @@ def test_twelve_ups_and_downs_at_once_end_as_if_one_after_another(host: Hypervis
         assert [(each.communicate()[1], each.returncode) for each in hooks] == [("", 0)] * 12
         up_now = {line.partition(":")[0] for line in host.tproxy("status").stdout.splitlines()}
         for bridge in bridges:
-            # Whole or not at all, whichever came last.
+            # Whole or not at all, whichever hook was the last.
             if f"one_tproxy_{bridge}" in up_now:
                 assert_as_specified(host, bridge)
             else:
@@ -115,7 +115,7 @@ def test_starting_a_guest_cuts_nobody_elses_connection(lab: OneBridge) -> None:
     assert lab.pids() == pids
 
 
-def test_down_with_an_emptied_configuration_still_asks_whether_guests_are_there(host: Hypervisor) -> None:
+def test_down_with_an_emptied_configuration_leaves_a_bridge_with_guests_alone(host: Hypervisor) -> None:
     guest = host.add_guest("guest", "br0")
     hook(host)
     host.write(FILE, "tproxy: []\n")

@@ -134,7 +134,9 @@ def exercise(host: Host) -> None:
     assert "Received 2" in host.guest.run(*arping, "-I", "eth0", SERVICE_ADDRESS).stdout
     for gratuitous in ("-U", "-A"):  # a request and a reply, to which nobody answers
         host.hypervisor.run(
-            *arping[:3], gratuitous, "-I", "br0a", SERVICE_ADDRESS, netns="one_tproxy_br0", check=False
+            *("arping", "-c", "1", gratuitous, "-I", "br0a", SERVICE_ADDRESS),
+            netns="one_tproxy_br0",
+            check=False,
         )
     host.guest.run("ping", "-c", "1", "-W", "20", SERVICE_ADDRESS)
 
