@@ -161,7 +161,7 @@ def test_the_managers_restart_refuses_no_guest_and_cuts_no_connection(
 def test_if_its_python_is_gone_the_service_ends_and_one_process_finishes_the_connections(
     hypervisor: Hypervisor, manager: Manager, guest: Guest
 ) -> None:
-    """As after an upgrade that moved the program. The service manager then starts the new one."""
+    """An upgrade may move the program. The service manager then starts the new one."""
     python = hypervisor.path("/run/python3")
     python.symlink_to(os.path.realpath(sys.executable))
     unit = manager.start("/run/python3")

@@ -29,7 +29,7 @@ def test_status_prints_a_line_for_each_process_daemon_first(lab: OneBridge) -> N
         assert cmdline.rstrip("\0") == title
 
 
-def test_status_of_nothing_prints_nothing(hypervisor: Hypervisor) -> None:
+def test_status_prints_nothing_when_nothing_runs(hypervisor: Hypervisor) -> None:
     done = hypervisor.tproxy("status")
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
 

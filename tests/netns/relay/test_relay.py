@@ -20,19 +20,19 @@ from tproxy.lab.hypervisor import Hypervisor
     ],
     ids=["a guest goes to the successor only", "a report waits", "a guest that waits is reset"],
 )
-def test_while_the_daemon_is_behind(hypervisor: Hypervisor, happens: str, expected: Any) -> None:
+def test_a_relay_whose_daemon_is_behind(hypervisor: Hypervisor, happens: str, expected: Any) -> None:
     done = hypervisor.run(*program("relay_behind", happens))
     assert json.loads(done.stdout) == expected
 
 
-def test_a_taken_port_is_tried_once_a_period_however_many_reloads_there_were(hypervisor: Hypervisor) -> None:
+def test_a_taken_port_is_not_tried_more_often_after_many_reloads(hypervisor: Hypervisor) -> None:
     hypervisor.ip("netns add one_tproxy_br0")
     before, after = json.loads(hypervisor.run(*program("taken_port")).stdout)
     assert before >= 20
     assert 1 <= after <= 10
 
 
-def test_when_the_last_room_is_taken_no_other_relay_is_heard_that_spoke_at_the_same_moment(
+def test_relays_that_send_at_the_same_moment_are_heard_one_by_one_when_there_is_room_for_one(
     hypervisor: Hypervisor,
 ) -> None:
     hypervisor.ip(*(f"netns add one_tproxy_br{number}" for number in range(4)))

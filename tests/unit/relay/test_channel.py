@@ -116,7 +116,7 @@ def test_so_many_descriptors_go_in_one_message(
     assert len(set(fds)) == count
 
 
-def test_one_more_than_the_kernel_takes_is_refused(
+def test_more_descriptors_than_the_kernel_takes_are_refused(
     channel: tuple[socket.socket, socket.socket], file: int
 ) -> None:
     with pytest.raises(OSError, match="Invalid argument"):
@@ -188,7 +188,7 @@ def test_descriptors_that_nobody_takes_are_closed_at_the_end_of_the_block(
     assert copies(file) == before
 
 
-def test_what_is_no_socket_cannot_be_taken_as_one_and_is_closed(
+def test_a_descriptor_that_is_not_a_socket_cannot_be_taken_as_one_and_is_closed(
     channel: tuple[socket.socket, socket.socket], file: int
 ) -> None:
     before = copies(file)

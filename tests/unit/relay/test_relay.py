@@ -64,7 +64,7 @@ def test_guests_that_are_handed_over_twice_are_refused_and_closed(listener: sock
     assert copies(listener.fileno()) == 1
 
 
-def test_what_is_no_tcp_socket_is_not_listened_on_and_closed() -> None:
+def test_a_socket_that_is_not_tcp_is_closed_and_not_listened_on() -> None:
     with socket.socket(socket.AF_UNIX) as other:
         relay = take_over((wire.Listeners((80, 81)), [other.fileno()] * 2))
         assert relay._listening.ports == ()
