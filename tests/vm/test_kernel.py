@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(MINUTES * 60 + 60)
         pytest.param([f"tests/netns/{each}" for each in choice.LIBVIRT], id="what libvirt tells"),
         pytest.param(
             [f"tests/netns/{each}" for each in choice.PROXMOX + choice.HOOKLESS],
-            id="what Proxmox tells, and nobody",
+            id="what Proxmox tells, and a host without hooks",
         ),
     ],
 )
