@@ -4,52 +4,21 @@ from __future__ import annotations
 
 import shlex
 import signal
-import sys
-from pathlib import Path
 
 import pytest
 
-from tests.netns.etc import private_etc
+from tests.netns.contract import furnish
+from tests.netns.operations.test_hook import CONFIG, ENDPOINT
 from tests.netns.program import program
+from tests.netns.surroundings import ARGUMENTS, TPROXY, UP, answer, traces
 from tests.netns.waiting import eventually
-from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import PATIENCE, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
-
-ENDPOINT = "10.11.12.13"
-CONFIG = f"""
-tproxy:
-- {{service_port: 5030, remote_addr: {ENDPOINT}, remote_port: 8080}}
-"""
-# The installed command, as drivers call it. It needs nothing from the environment.
-TPROXY = Path(sys.executable).with_name("tproxy")
-ARGUMENTS = "hook up --bridge br0 --config /run/tproxy.yaml"
-UP = f"{TPROXY} {ARGUMENTS}"
 
 
 @pytest.fixture
 def host(hypervisor: Hypervisor) -> Hypervisor:
-    hypervisor.add_bridge("br0")
-    hypervisor.add_endpoint(ENDPOINT, 8080, "hello")
-    hypervisor.write("/run/tproxy.yaml", CONFIG)
-    return hypervisor
-
-
-def state(host: Hypervisor) -> list[str]:
-    """Return everything that a hook could have left on the host."""
-    looks = (
-        ("ip", "-br", "link"),
-        ("nft", "list", "ruleset"),
-        ("find", "/run/netns", "-mindepth", "1", "-printf", "%p %y\n"),
-        ("pgrep", "-af", "^one_tproxy|^tproxy-"),
-    )
-    return [host.run(*look, check=False).stdout for look in looks]
-
-
-def answer(host: Hypervisor) -> str:
-    """Return the answer that a guest gets. It is added after the hook, because it makes /run/netns."""
-    guest = host.add_guest("guest", "br0")
-    return guest.get(SERVICE_ADDRESS, 5030)
+    return furnish(hypervisor)
 
 
 WORKS = {
@@ -161,33 +130,33 @@ REFUSES = {
 def test_the_hook_fails_with_one_line_and_leaves_no_trace_when(host: Hypervisor, surroundings: str) -> None:
     prepare, reason = REFUSES[surroundings]
     host.run("sh", "-c", prepare)
-    before = state(host)
+    before = traces(host)
     done = host.run("sh", "-c", UP, check=False)
     assert done.returncode == 1
     assert reason in done.stderr
     assert done.stderr.count("\n") == 1
-    assert state(host) == before
+    assert traces(host) == before
 
 
 def test_the_hook_leaves_no_trace_when_no_process_can_be_started(host: Hypervisor) -> None:
-    before = state(host)
+    before = traces(host)
     refuse = "strace -qq -o /dev/null -e trace=clone,vfork -e inject=vfork:error=EAGAIN"
     refuse += " -e inject=clone:error=EAGAIN:when=2+"  # the first is to make the namespace
     done = host.run("sh", "-c", f"{refuse} {UP}", check=False)
     assert done.returncode == 1
     assert done.stderr == "tproxy: the daemon cannot be started: Resource temporarily unavailable\n"
-    links, *others = state(host)
+    links, *others = traces(host)
     assert others == before[1:]
     assert "br0b" not in links  # links differ: a bridge loses its MAC with its last port
 
 
 def test_the_hook_leaves_no_trace_on_a_kernel_without_bridge_tables(host: Hypervisor) -> None:
-    before = state(host)
+    before = traces(host)
     done = host.run(*program("hook_without_bridge_tables", *ARGUMENTS.split()), check=False)
     assert done.returncode == 1
     assert "this kernel has no nftables bridge tables" in done.stderr
     assert done.stderr.count("\n") == 1
-    assert state(host) == before
+    assert traces(host) == before
 
 
 NOT_NAMES = (
@@ -208,13 +177,13 @@ NOT_NAMES = (
 @pytest.mark.parametrize("arguments", ["up --bridge=", "up --bridge=br0 --uplink=", "down --bridge="])
 def test_a_name_that_no_link_can_have_is_refused_in_one_line(host: Hypervisor, arguments: str) -> None:
     more = ["--config", "/run/tproxy.yaml"]
-    before = state(host)
+    before = traces(host)
     for name in NOT_NAMES:
         *options, last = arguments.split()
         done = host.tproxy("hook", *options, last + name, *more, check=False)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
         assert "name" in done.stderr
-    assert state(host) == before
+    assert traces(host) == before
 
 
 def test_a_network_name_cannot_forge_a_line_of_the_log(host: Hypervisor) -> None:
@@ -262,76 +231,6 @@ def test_a_configuration_that_is_rewritten_meanwhile_is_never_applied_by_half(
         assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
         if len(outcomes) >= 10 and {*outcomes} == {0, 1}:
             break
-
-
-def test_entries_are_skipped_while_no_name_server_answers(host: Hypervisor, blackhole: str) -> None:
-    names = "".join(f"- {{remote_addr: host{n}.example, remote_port: {n}}}\n" for n in range(1, 9))
-    host.write("/run/tproxy.yaml", CONFIG + names)
-    dead = f"nameserver {blackhole}\noptions timeout:1 attempts:1\n"
-    private_etc(host, resolv_conf=dead, nsswitch_conf="hosts: dns\n")
-    assert host.run("sh", "-c", UP).stderr.count("does not resolve") == 8
-    assert answer(host) == "hello"
-
-
-def test_all_names_are_looked_up_at_the_same_time(host: Hypervisor) -> None:
-    names = "".join(f"- {{remote_addr: host{n}.example, remote_port: {n}}}\n" for n in range(1, 9))
-    host.write("/run/tproxy.yaml", CONFIG + names)
-    host.add_endpoint("10.11.12.53", 53, program=program("patient_name_server", "8"))
-    patient = "nameserver 10.11.12.53\noptions timeout:30 attempts:1\n"
-    private_etc(host, resolv_conf=patient, nsswitch_conf="hosts: dns\n")
-    assert host.run("sh", "-c", UP).stderr == ""
-    services = host.run("nft", "list", "map", "ip", "one_tproxy", "ep_br0").stdout
-    assert services.count(f" : {ENDPOINT} . ") == 1 + 8
-
-
-@pytest.fixture
-def known_hosts(host: Hypervisor, blackhole: str) -> Path:
-    """The /etc/hosts of a stand-in; for names that are not in it no name server answers."""
-    dead = f"nameserver {blackhole}\noptions timeout:1 attempts:1\n"
-    hosts = f"{ENDPOINT} api.example\n"
-    private_etc(host, hosts=hosts, resolv_conf=dead, nsswitch_conf="hosts: files dns\n")
-    return host.path("/etc/hosts")
-
-
-def test_guests_keep_a_service_by_name_while_no_name_server_answers(
-    host: Hypervisor, known_hosts: Path
-) -> None:
-    entry = "- {service_port: 5030, remote_addr: api.example, remote_port: 8080}\n"
-    host.write("/run/tproxy.yaml", f"tproxy:\n- {{remote_addr: {ENDPOINT}, remote_port: 22}}\n{entry}")
-    assert host.run("sh", "-c", f"{UP} --network vnet1").stderr == ""
-    guest = host.add_guest("guest", "br0")
-    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
-    known_hosts.write_text("")
-    for command in (f"{UP} --network vnet1", f"{TPROXY} refresh --config /run/tproxy.yaml"):
-        said = host.run("sh", "-c", command).stderr
-        assert said.endswith(f"Temporary failure in name resolution: {ENDPOINT}:8080 as before\n")
-        assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
-
-
-@pytest.mark.parametrize("network", ["vnet2", "v" * 200])
-def test_while_no_name_server_answers_no_network_gets_a_service_of_another(
-    host: Hypervisor, known_hosts: Path, network: str
-) -> None:
-    entries = "".join(
-        f"- {{service_port: 5030, remote_addr: {name}, remote_port: 8080, networks: [{each}]}}\n"
-        for name, each in (("api.example", "vnet1"), ("other.example", network))
-    )
-    own = f"- {{service_port: 5031, remote_addr: {ENDPOINT}, remote_port: 8080}}\n"
-    host.write("/run/tproxy.yaml", f"tproxy:\n{entries}{own}")
-    host.run("sh", "-c", f"{UP} --network vnet1")
-    guest = host.add_guest("guest", "br0")
-    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
-    known_hosts.write_text("")
-    assert "entry skipped" in host.run("sh", "-c", f"{UP} --network {network}").stderr
-    with pytest.raises(ProcessError, match="ECONNREFUSED"):
-        guest.get(SERVICE_ADDRESS, 5030)
-    assert guest.get(SERVICE_ADDRESS, 5031) == "hello"
-
-    known_hosts.write_text(f"{ENDPOINT} other.example\n")
-    host.run("sh", "-c", f"{UP} --network {network}")
-    known_hosts.write_text("")
-    assert "as before" in host.run("sh", "-c", f"{UP} --network {network}").stderr
-    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
 
 
 def test_a_daemon_that_hangs_does_not_keep_a_guest_from_starting(host: Hypervisor) -> None:
@@ -384,7 +283,7 @@ def test_a_daemon_that_hangs_in_its_start_after_its_hook_was_killed_ends_by_itse
 
 @pytest.mark.parametrize("transaction", [1, 2])
 def test_a_flush_of_nftables_in_the_middle_of_a_hook_is_repaired(host: Hypervisor, transaction: int) -> None:
-    nothing = state(host)[2:]
+    nothing = traces(host)[2:]
     host.add_bridge("br1")
     host.run(*UP.replace("br0", "br1").split())
     flushing = program("hook_with_flush", str(transaction))
@@ -393,7 +292,7 @@ def test_a_flush_of_nftables_in_the_middle_of_a_hook_is_repaired(host: Hyperviso
     host.run(str(TPROXY), "hook", "down", "--bridge", "br1")
     assert "flushed" in host.run(*flushing, "hook", "down", "--bridge", "br0", "--force").stdout
     host.run("ip", "netns", "delete", "guest")
-    assert state(host)[2:] == nothing
+    assert traces(host)[2:] == nothing
 
 
 def test_relays_inherit_no_descriptors_of_what_started_the_daemon(host: Hypervisor) -> None:

@@ -25,7 +25,7 @@ def host(hypervisor: Hypervisor) -> Hypervisor:
 # The /etc/hosts: a name that is not in it does not exist.
 HOSTS = "127.0.0.1 localhost\n192.0.2.10 several\n192.0.2.9 several\n"
 
-# The row for which a name server must not answer; test_bad_surroundings.py checks it.
+# The row for which a name server must not answer; config/test_name_servers.py checks it.
 UNANSWERED = "host name for which no name server answers"
 
 
