@@ -10,14 +10,14 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tproxy.errors import ProcessError
-from tproxy.lab.hypervisor import Guest, Hypervisor
+from tproxy.lab.hypervisor import PATIENCE, Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC
 
 ENDPOINT = "10.11.12.13"
@@ -130,14 +130,16 @@ def exercise(host: Host) -> None:
         host.guest.run(*flush)
         host.hypervisor.run(*flush, netns="one_tproxy_br0")
         assert host.guest.get(SERVICE_ADDRESS, 5030) == host.name
-    arping = ("arping", "-c", "2", "-w", "20")
-    assert "Received 2" in host.guest.run(*arping, "-I", "eth0", SERVICE_ADDRESS).stdout
-    for gratuitous in ("-U", "-A"):  # a request and a reply, to which nobody answers
-        host.hypervisor.run(
-            *("arping", "-c", "1", gratuitous, "-I", "br0a", SERVICE_ADDRESS),
-            netns="one_tproxy_br0",
-            check=False,
-        )
+    namespace: dict[str, Any] = {"netns": "one_tproxy_br0", "stdout": subprocess.DEVNULL}
+    # Gratuitous ARP, a request and a reply. Nobody answers, and each takes a second.
+    gratuitous = [
+        host.hypervisor.popen("arping", "-c", "1", kind, "-I", "br0a", SERVICE_ADDRESS, **namespace)
+        for kind in ("-U", "-A")
+    ]
+    asked = host.guest.run("arping", "-c", "2", "-w", "20", "-I", "eth0", SERVICE_ADDRESS)
+    assert "Received 2" in asked.stdout
+    for each in gratuitous:
+        each.wait(PATIENCE)
     host.guest.run("ping", "-c", "1", "-W", "20", SERVICE_ADDRESS)
 
 
