@@ -106,6 +106,7 @@ class Daemon:
             self._loop.on_signal(signal.SIGCHLD, service_manager.reap_children)
         log.info("daemon %s started", __version__)
         self._loop.run()
+        self._connections.lines.summarize()
         log.info("daemon ended")
 
     # Requests
@@ -158,7 +159,7 @@ class Daemon:
                 self._catalog.remove(bridge)
                 self._relays.dismiss(bridge)
                 self._connections.abort_bridge(bridge, "bridge removed")
-        self._connections.forget_addresses()
+        self._connections.host.forget()
         self._guards.look()
         self._replace = False  # all relays from before this daemon are being replaced now
         self._ending = not (self._catalog.bridges or self._watcher.file or self._stay)

@@ -9,7 +9,6 @@ directions.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import select
 import socket
@@ -17,13 +16,13 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 
+from tproxy.datapath.ended_lines import EndedLines
 from tproxy.datapath.flow import interest
 from tproxy.datapath.splice import Mover, PipePool, SideLost
 from tproxy.datapath.target import Target
+from tproxy.datapath.this_host import ThisHost, met_itself
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import ERROR, HANGUP, PEER_CLOSED, READ, WRITE, Loop
-
-log = logging.getLogger(__name__)
 
 _TO_READ = READ | PEER_CLOSED | HANGUP | ERROR
 
@@ -75,7 +74,7 @@ class Connection:
             socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         )
         self.to_endpoint = Mover(guest, self._endpoint, near=True)
-        self.to_guest = Mover(self._endpoint, guest, near=keeper.is_near(self.dialed.address))
+        self.to_guest = Mover(self._endpoint, guest, near=keeper.host.has(self.dialed.address))
         self._guest_mask = self._endpoint_mask = 0  # not polled yet
 
     @property
@@ -101,6 +100,14 @@ class Connection:
         number = self._endpoint.connect_ex((self.dialed.address, self.dialed.port))
         if number not in (0, errno.EINPROGRESS):
             self._dial_failed(number)
+            return
+        # The kernel has chosen the socket's own address and port by now, whatever it says of the handshake.
+        if (
+            self.to_guest.near
+            and self._keeper.host.chooses(self.dialed.port)
+            and met_itself(self._endpoint.getsockname(), self.dialed)
+        ):
+            self._dial_failed(errno.ECONNREFUSED)
             return
         if self.to_endpoint.held:
             # The handshake with an endpoint on this host is over by now, although connect(2) said
@@ -226,18 +233,7 @@ class Connection:
         keeper.loop.close_later(self._guest, shared=True)
         keeper.loop.close_later(self._endpoint)
         keeper.ended(self)
-        if log.isEnabledFor(logging.INFO):
-            log.info(
-                "bridge=%s guest=%s port=%d endpoint=%s to_endpoint=%d to_guest=%d seconds=%.3f end=%s",
-                self.target.bridge,
-                self.guest_name,
-                self.target.service.port,
-                self.dialed,
-                self.to_endpoint.moved,
-                self.to_guest.moved,
-                time.monotonic() - self.started,
-                how.replace(" ", "_"),
-            )
+        keeper.lines.write(self, how)
 
 
 class Connections:
@@ -249,11 +245,12 @@ class Connections:
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self.pipes = PipePool()
+        self.host = ThisHost()
+        self.lines = EndedLines(loop)
         self._open: set[Connection] = set()
         # In the order of dialling, and not of deadlines: each target has its own timeout.
         self._dialing: dict[Connection, None] = {}
         self._ticking = False
-        self._near: dict[str, bool] = {}
 
     def __len__(self) -> int:
         return len(self._open)
@@ -277,17 +274,6 @@ class Connections:
         if connection.dialing:
             self._dialing[connection] = None
             self._tick()
-
-    def is_near(self, address: str) -> bool:
-        """Return whether an address is one of this host. The answer is kept until the next reload."""
-        near = self._near.get(address)
-        if near is None:
-            near = self._near[address] = tcp.on_this_host(address)
-        return near
-
-    def forget_addresses(self) -> None:
-        """Ask again which addresses are of this host: a reload may come with moved addresses."""
-        self._near.clear()
 
     def dialed(self, connection: Connection) -> None:
         """Note that a connection is no longer being dialled."""

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import time
 
+from tproxy.log.limit import LineLimit
 from tproxy.model import Service
+
+# Log lines of ended connections for each target: so many at once, then one in so many seconds. An operator
+# who looks for a fault sees the beginning of a flood whole. What lasts is bound to 17 MB a day: 87,840 lines
+# of 190 bytes. A service with ten connections an hour per guest and 300 guests still gets nearly all lines.
+LINES_AT_ONCE = 200
+LINE_INTERVAL = 1.0
 
 
 class Target:
@@ -19,6 +26,7 @@ class Target:
         "bridge",
         "last_error",
         "last_error_at",
+        "lines",
         "open",
         "service",
         "to_endpoint",
@@ -35,6 +43,7 @@ class Target:
         self.to_guest = 0
         self.last_error = ""
         self.last_error_at = 0.0  # seconds since the epoch
+        self.lines = LineLimit(LINES_AT_ONCE, LINE_INTERVAL)
 
     def failed(self, why: str) -> None:
         """Note why a connection failed, for ``tproxy status``."""

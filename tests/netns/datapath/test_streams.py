@@ -124,6 +124,25 @@ def test_an_endpoint_that_refuses_is_a_reset_at_once(phone: Phone) -> None:
     assert "refused" in phone.last_error(81)
 
 
+@pytest.mark.parametrize("behaviour", ["hear", "say"])
+def test_a_dial_that_ends_connected_to_itself_is_a_refusal(
+    phone: Phone, start_endpoint: StartEndpoint, behaviour: str
+) -> None:
+    """The kernel may choose the endpoint's own port for the dial (tcp(7), ip_local_port_range)."""
+    phone.host.run("sysctl", "-w", "net.ipv4.ip_local_port_range=40000 40000")
+    phone.dial(40000, "127.0.0.1")
+    assert phone.call(behaviour, 40000, *["secret"][: behaviour == "say"]) == "ECONNRESET"
+    assert phone.last_error(40000) == "endpoint 127.0.0.1:40000 refused"
+    assert phone.service(40000)["open"] == 0
+    assert " end=refused" in phone.host.path("/var/log/one_tproxy.log").read_text()
+    # Nothing holds the port: the server can start.
+    start_endpoint("source", "127.0.0.1", 40000, "--bytes", "5")
+    phone.host.run("sysctl", "-w", "net.ipv4.ip_local_port_range=40000 40001")
+    for _ in eventually():  # a dial that the kernel gives the server's port fails, and is another refusal
+        if phone.call("hear", 40000) == "xxxxx":
+            break
+
+
 def test_an_endpoint_without_a_route_is_a_reset_at_once(phone: Phone, unreachable: str) -> None:
     phone.dial(82, unreachable)
     assert phone.call("hear", 82) == "ECONNRESET"

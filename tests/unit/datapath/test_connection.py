@@ -777,13 +777,13 @@ def test_a_connection_to_an_endpoint_on_this_host_is_not_paced(site: Site) -> No
 
 
 def test_addresses_of_this_host_are_near_and_are_looked_up_again_after_a_reload(site: Site) -> None:
-    connections = site.connections
-    assert connections.is_near("127.0.0.1")
-    assert not connections.is_near("192.0.2.1")
-    connections._near["192.0.2.1"] = True  # as if the address had moved to another host since
-    assert connections.is_near("192.0.2.1")
-    connections.forget_addresses()
-    assert not connections.is_near("192.0.2.1")
+    host = site.connections.host
+    assert host.has("127.0.0.1")
+    assert not host.has("192.0.2.1")
+    host._near["192.0.2.1"] = True  # as if the address had moved to another host since
+    assert host.has("192.0.2.1")
+    host.forget()
+    assert not host.has("192.0.2.1")
 
 
 # Nothing is left behind

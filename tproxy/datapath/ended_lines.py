@@ -1,0 +1,71 @@
+"""The log line of each connection that has ended, limited for each target.
+
+Guests decide how many connections end. Counters of a target are exact whatever is logged. When lines of a
+target were left out, one line tells how many, at most SUMMARY seconds later. There is one timer for all
+targets, and only while lines are left out.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from tproxy.kernel.loop import Loop, Timer
+
+if TYPE_CHECKING:
+    from tproxy.datapath.connection import Connection
+    from tproxy.datapath.target import Target
+
+log = logging.getLogger(__name__)
+
+# Seconds between two lines that tell how many were left out.
+SUMMARY = 60.0
+
+
+class EndedLines:
+    """Writes the lines. Connections of one loop share it."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._left_out: dict[Target, None] = {}
+        self._timer: Timer | None = None
+
+    def write(self, connection: Connection, how: str) -> None:
+        """Write the line of a connection that has ended, unless its target has had too many."""
+        if not log.isEnabledFor(logging.INFO):
+            return
+        now = time.monotonic()
+        target = connection.target
+        if not target.lines.allows(now):
+            if target.lines.left_out == 1:
+                self._left_out[target] = None
+                if self._timer is None:
+                    self._timer = self._loop.call_later(SUMMARY, self.summarize)
+            return
+        log.info(
+            "bridge=%s guest=%s port=%d endpoint=%s to_endpoint=%d to_guest=%d seconds=%.3f end=%s",
+            target.bridge,
+            connection.guest_name,
+            target.service.port,
+            connection.dialed,
+            connection.to_endpoint.moved,
+            connection.to_guest.moved,
+            now - connection.started,
+            how.replace(" ", "_"),
+        )
+
+    def summarize(self) -> None:
+        """Write for each target how many lines were left out since the last time."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        targets, self._left_out = self._left_out, {}
+        for target in targets:
+            log.info(
+                "bridge=%s port=%d %d more like this",
+                target.bridge,
+                target.service.port,
+                target.lines.left_out,
+            )
+            target.lines.left_out = 0

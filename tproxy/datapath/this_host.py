@@ -1,0 +1,54 @@
+"""Says of an endpoint whether its address is this host's own, and whether a dial of it can meet itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tproxy.kernel import tcp
+from tproxy.model import Endpoint
+
+_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_ANY_PORT = range(1, 1 << 16)
+
+
+class ThisHost:
+    """Keeps what it was told by the kernel until ``forget``, because each connection asks."""
+
+    def __init__(self) -> None:
+        self._near: dict[str, bool] = {}
+        self._chosen_ports = _chosen_ports()
+
+    def has(self, address: str) -> bool:
+        """Return whether an address is one of this host."""
+        near = self._near.get(address)
+        if near is None:
+            near = self._near[address] = tcp.on_this_host(address)
+        return near
+
+    def chooses(self, port: int) -> bool:
+        """Return whether the kernel may choose this port for a socket that dials."""
+        return port in self._chosen_ports
+
+    def forget(self) -> None:
+        """Ask the kernel again: addresses may have moved, and the range of ports may be another one."""
+        self._near.clear()
+        self._chosen_ports = _chosen_ports()
+
+
+def met_itself(name: tuple[str, int], endpoint: Endpoint) -> bool:
+    """Return whether a socket of this name (getsockname(2)) that dials the endpoint is its own peer.
+
+    Where nothing listens on a port that the kernel may choose, it can choose the endpoint's own port for the
+    dial. The SYN then meets the socket that sent it, which is a simultaneous open (RFC 9293, 3.5): the
+    connection succeeds, echoes all that is sent, and keeps the endpoint's server from binding its port.
+    """
+    return name == endpoint
+
+
+def _chosen_ports() -> range:
+    """Return the ports that the kernel chooses from, ip_local_port_range in ip(7); all if that is unknown."""
+    try:
+        first, last = map(int, _PORT_RANGE.read_text().split())
+    except (OSError, ValueError):
+        return _ANY_PORT
+    return range(first, last + 1)
