@@ -156,7 +156,17 @@ CASES: dict[str, list[tuple[str, Said | None]]] = {
             Said(FIRST, 1),
         ),
     ],
-    "unknown key in an entry": [(entries(f"{GOOD}, colour: red"), Said(FIRST, 1))],
+    "unknown key in an entry that resembles a known one (`network`, `netwroks`)": [
+        (entries(f"{GOOD}, {key}: vnet2", OTHER), SKIPPED) for key in ("network", "netwroks")
+    ],
+    "any other unknown key in an entry": [(entries(f"{GOOD}, colour: red"), Said(FIRST, 1))],
+    "several networks in one string (`networks: 0, 1`)": [
+        (entries(f"{GOOD}, networks: '0, 1'", OTHER), SKIPPED),
+        (entries(f"{GOOD}, networks: ['sales, inland', vnet1]"), Said(FIRST, 0)),
+    ],
+    "key at the top level that resembles one of ours (`:Tproxy:`), or that belongs into an entry": [
+        (f":Tproxy: []\nnetworks: [vnet2]\n{entries(GOOD)}", Said(FIRST, 0))
+    ],
     "`tproxy_debug_level`, `tproxy_watch` or `tproxy_watch_grace` that cannot be used": [
         (f"{key}: nonsense\n{entries(GOOD)}", Said(FIRST, 1))
         for key in ("tproxy_debug_level", "tproxy_watch", "tproxy_watch_grace")
@@ -201,9 +211,10 @@ def test_the_configuration_is_read_as_the_contract_says(case: str) -> None:
     ids=["missing", "not UTF-8", "too large"],
 )
 def test_a_file_that_cannot_be_read_is_one_line_with_its_name(
-    tmp_path: Path, spoil: Callable[[Path], object]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], object]
 ) -> None:
-    path = tmp_path / "tproxy.yaml"
+    monkeypatch.chdir(tmp_path)
+    path = Path("tproxy.yaml")  # the message cuts a long path
     path.write_text(entries(GOOD))
     spoil(path)
     with pytest.raises(ConfigError, match=r"tproxy\.yaml") as caught:

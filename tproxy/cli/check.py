@@ -30,7 +30,7 @@ def check(file: str | None, no_resolve: bool) -> None:
     """
     path = file or required(None, os.environ)
     try:
-        read = reader.load(path)
+        read = reader.load(path, thorough=True)
     except ConfigError as error:
         problems, code = [str(error)], EXIT_FAILURE
     else:

@@ -83,7 +83,7 @@ def _words(ssh: str) -> list[str]:
 def _checked(path: str) -> bytes:
     text = text_of(path)  # read once, so that the checked text is sent; and a pipe can be read only once
     # Host names are not looked up: the answers here say nothing about those on the hosts.
-    problems = check.problems(reader.parse(path, text), check.all_resolve)
+    problems = check.problems(reader.parse(path, text, thorough=True), check.all_resolve)
     for problem in problems:
         say(problem.at(path))
     if problems:

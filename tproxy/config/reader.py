@@ -33,29 +33,35 @@ MAX_DEPTH = 50  # libyaml's composer recurses on the C stack: some 10,000 levels
 _LOG_LEVELS = {"0": logging.ERROR, "1": logging.WARNING, "2": logging.INFO, "3": logging.DEBUG}
 _FILE_KEYS = ("tproxy", "tproxy_debug_level", "tproxy_watch", "tproxy_watch_grace", "tproxy_bridges")
 _REQUIRED = ("remote_addr", "remote_port")
+# Keys of an entry that are at the top level when they are not indented. "name" can be another program's.
+_MISPLACED = values.ENTRY.keys() - {"name"}
 
 _LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 T = TypeVar("T")
 
 
-def load(path: str | os.PathLike[str]) -> Config:
-    """Read the file. Raises ConfigError when it cannot be used as a whole."""
+def load(path: str | os.PathLike[str], *, thorough: bool = False) -> Config:
+    """Read the file. Raises ConfigError when it cannot be used as a whole.
+
+    ``thorough`` also warns of keys at the top level that are not ours, and look as if they were meant to be.
+    """
     path = os.fspath(path)
-    return parse(path, text_of(path))
+    return parse(path, text_of(path), thorough=thorough)
 
 
-def parse(path: str, text: str) -> Config:
-    """Read this text as a configuration file. ``path`` is for messages. Raises as ``load`` does."""
-    return _Reader(path, text).config()
+def parse(path: str, text: str, *, thorough: bool = False) -> Config:
+    """Read this text as a configuration file. ``path`` is for messages. For the rest see ``load``."""
+    return _Reader(path, text, thorough=thorough).config()
 
 
 class _Reader:
     """One reading of one file."""
 
-    def __init__(self, path: str, text: str) -> None:
+    def __init__(self, path: str, text: str, *, thorough: bool) -> None:
         self._path = path
         self._text = text
+        self._thorough = thorough
         self._warnings: list[Problem] = []
         self._visits = 0
         self._reported: set[yaml.Node] = set()  # keys of merged mappings
@@ -131,7 +137,21 @@ class _Reader:
                 raise self._error(reason, values.line(field.node))
             if field.key in _FILE_KEYS:
                 ours[field.key] = field
+            elif self._thorough:
+                self._doubt(field)
         return ours
+
+    def _doubt(self, field: Field) -> None:
+        """Warn of a key at the top level that looks as if it were meant for us."""
+        from tproxy.config import suggestions
+
+        name = f"key {shown(field.key_node)}{field.origin()}"
+        if key := suggestions.meant_at_top_level(field.key_node, _FILE_KEYS):
+            self._warn_of_key(field, f"{name} is ignored: did you mean {key}?")
+        elif field.key in _MISPLACED:
+            self._warn_of_key(
+                field, f"{name} is ignored at the top level: it belongs into an entry of tproxy"
+            )
 
     def _log_level(self, field: Field | None) -> int:
         if field is None or field.node.tag == values.NULL:
@@ -200,8 +220,16 @@ class _Reader:
         self, label: str, entry: yaml.MappingNode, parsers: values.Parsers, required: tuple[str, ...]
     ) -> tuple[dict[str, Any], list[Unusable]]:
         """Return the values of an entry, and all of its faults: an operator corrects them in one go."""
-        found, faults = self._fields(label, entry, parsers)
-        complete = not faults
+        found: dict[str, Field] = {}
+        misspelt: list[tuple[str, Unusable]] = []  # the key that was meant, and the fault
+        faults: list[Unusable] = []
+        try:
+            for group in merging.groups(entry, self._counted):
+                found |= self._known(label, group, parsers, found, misspelt)
+        except Unusable as fault:  # a merge key that cannot be followed
+            faults.append(fault)
+        incomplete = bool(faults)
+        faults += [fault for _, fault in misspelt]
         said: dict[str, Any] = {}
         for key, field in found.items():
             if field.node.tag != values.NULL:
@@ -209,32 +237,35 @@ class _Reader:
                     said[key] = self._value(field, parsers[key])
                 except Unusable as fault:
                     faults.append(fault)
-        for key in required if complete else ():
-            if key not in found or found[key].node.tag == values.NULL:
+        meant = {key for key, _ in misspelt}
+        for key in () if incomplete else required:
+            if key not in meant and (key not in found or found[key].node.tag == values.NULL):
                 faults.append(Unusable(f"{key} is missing", entry))
         return said, faults
 
-    def _fields(
-        self, label: str, entry: yaml.MappingNode, parsers: values.Parsers
-    ) -> tuple[dict[str, Field], list[Unusable]]:
-        """Return the field that counts for each key, and a fault for a merge key that cannot be followed."""
-        found: dict[str, Field] = {}
-        try:
-            for group in merging.groups(entry, self._counted):
-                found |= self._known(label, group, parsers, found)
-        except Unusable as fault:
-            return found, [fault]
-        return found, []
-
     def _known(
-        self, label: str, group: list[Field], parsers: values.Parsers, before: Mapping[str, Field]
+        self,
+        label: str,
+        group: list[Field],
+        parsers: values.Parsers,
+        before: Mapping[str, Field],
+        misspelt: list[tuple[str, Unusable]],
     ) -> dict[str, Field]:
-        """Return the last field of each known key that is not in ``before``. Warn of all other fields."""
+        """Return the last field of each known key that is not in ``before``. Warn of all other fields.
+
+        Adds a fault to ``misspelt`` for each unknown key that resembles a known one.
+        """
         last: dict[str, Field] = {}
         for field in group:
             if field.key not in parsers:
-                name = f"{shown(field.key_node)}{field.origin()}"
-                self._warn_of_key(field, f"{label}: key {name} is unknown and ignored")
+                from tproxy.config import suggestions  # most files have no such key
+
+                name = f"key {shown(field.key_node)}{field.origin()}"
+                if key := suggestions.meant(field.key_node, parsers):
+                    fault = Unusable(f"{name} is unknown (did you mean {key}?)", field.key_node)
+                    misspelt.append((key, fault))
+                else:
+                    self._warn_of_key(field, f"{label}: {name} is unknown and ignored")
             elif field.key not in before:
                 if field.key in last:
                     value = f"{shown(field.node)}{field.origin()}"

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from tproxy.errors import BadName, quoted
+from tproxy.errors import BadName, quoted, to_ascii
 from tproxy.model import check_interface_name, is_ipv4, refused
 
 MAX_CONNECT_TIMEOUT = 300  # seconds; arbitrary, a guest's own connect() gives up after two minutes
@@ -66,10 +66,29 @@ def _remote_addr(node: yaml.Node) -> str:
 
 def _networks(node: yaml.Node) -> frozenset[str]:
     if isinstance(node, yaml.ScalarNode):
+        _refuse_several(node, quotes_suffice=False)
         return frozenset({_network(node)} if node.value else ())
     if isinstance(node, yaml.SequenceNode):
+        for each in node.value:
+            _refuse_several(each, quotes_suffice=True)
         return frozenset(map(_network, node.value))
     raise Unusable("is not a list of names or ids")
+
+
+def _refuse_several(node: yaml.Node, *, quotes_suffice: bool) -> None:
+    """Raise Unusable for several networks that are written as one string: no network has that name.
+
+    A name that really holds a comma can be written in quotes in a list.
+    """
+    if quotes_suffice and isinstance(node, yaml.ScalarNode) and node.style in ("'", '"'):
+        return
+    text = written(node, STR)
+    several = text.replace(";", ",").split(",")
+    if len(several) == 1 and text.replace(" ", "").isdecimal():
+        several = text.split()  # ids; a name can hold spaces
+    if len(several) > 1:
+        items = ", ".join(filter(None, map(str.strip, several)))
+        raise Unusable(f"is one string: write [{to_ascii(items)}]", node)
 
 
 def _network(node: yaml.Node) -> str:

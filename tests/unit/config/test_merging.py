@@ -153,7 +153,7 @@ def test_keys_of_a_merged_mapping_are_reported_once_for_all_entries(loaded: Load
     found = loaded(
         "base: &base\n"
         "  remote_addr: 10.0.0.1\n"
-        "  netwroks: vnet2\n"
+        "  colour: green\n"
         "  remote_port: 80\n"
         "  :remote_port: 81\n"
         "tproxy:\n"
@@ -162,7 +162,7 @@ def test_keys_of_a_merged_mapping_are_reported_once_for_all_entries(loaded: Load
     )
     assert [each.remote_port for each in found.entries] == [81, 81]
     assert list(found.warnings) == [
-        (3, "entry 1: key 'netwroks' (merged in line 7) is unknown and ignored"),
+        (3, "entry 1: key 'colour' (merged in line 7) is unknown and ignored"),
         (5, "entry 1: remote_port is there twice: '81' (merged in line 7) is used"),
     ]
 

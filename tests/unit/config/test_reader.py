@@ -182,9 +182,9 @@ def test_a_warning_names_file_line_entry_key_and_value(loaded: Load, tmp_path: P
 
 
 def test_an_unknown_key_in_an_entry_is_named_and_ignored(loaded: Load) -> None:
-    found = loaded(entry(netwroks="vnet2"))
+    found = loaded(entry(colour="green"))
     (warning,) = said(found)
-    assert "entry 1: key 'netwroks' is unknown and ignored" in warning
+    assert "entry 1: key 'colour' is unknown and ignored" in warning
     assert services(found)[0].keys() == {80}
 
 
