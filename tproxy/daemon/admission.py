@@ -7,10 +7,12 @@ then do not accept, and guests wait in the backlog, in the kernel, until connect
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sized
 
 from tproxy.datapath.splice import MAX_PIPES
 from tproxy.kernel.loop import Loop
+from tproxy.log import limit
 from tproxy.relay.listening import BATCH
 
 log = logging.getLogger(__name__)
@@ -40,14 +42,18 @@ class Admission:
         self._most = most
         self._connections = connections
         self._changed = changed
+        self._warnings = limit.warnings()  # guests can open and end connections around the limit for ever
         self.full = False
 
     def check(self) -> None:
         """Look whether there is room left; to be called when connections have been added."""
         if not self.full and self._is_full():
-            log.warning(
-                "%d connections are open: no more are accepted until some have ended", len(self._connections)
-            )
+            if self._warnings.allows(time.monotonic()):
+                log.warning(
+                    "%d connections are open: no more are accepted until some have ended%s",
+                    len(self._connections),
+                    self._warnings.suffix(),
+                )
             self._set(full=True)
             self._loop.call_later(LOOK, self._look_for_room)
 

@@ -10,13 +10,16 @@ A bridge's *ports* here are the interfaces that are attached to it (links.ports)
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 from tproxy.bridge import guards, nftables, plan
 from tproxy.errors import NftError
-from tproxy.kernel import links
+from tproxy.kernel import kinds, links
 from tproxy.kernel.loop import Loop
 from tproxy.kernel.netlink import LinkEvents
+from tproxy.log import limit
+from tproxy.log.limit import LineLimit
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +28,11 @@ SETTLE = 0.02
 
 # Seconds until another look after one that failed: a hook may have changed the same set at the same moment.
 RETRY = 1.0
+
+# Log lines of ports that join and leave: so many at once, then one in so many seconds. A guest may be able to
+# restart as often as it likes. That is at most 10 MB a day.
+LINES_AT_ONCE = 200
+LINE_INTERVAL = 1.0
 
 
 class GuardKeeper:
@@ -35,6 +43,8 @@ class GuardKeeper:
         self._bridges = bridges
         self._members: dict[str, frozenset[str]] = {}  # ports of each bridge, as its guards have them
         self._due = False
+        self._lines = LineLimit(LINES_AT_ONCE, LINE_INTERVAL)
+        self._warnings = limit.warnings()
         self._events = LinkEvents(loop, lambda *_: self.look(), self.look)
 
     def look(self, after: float = SETTLE) -> None:
@@ -61,7 +71,9 @@ class GuardKeeper:
                 bridges = set(changed)
                 self._update(changed)
         except (NftError, OSError) as error:  # OSError: no descriptor to look with
-            log.warning("guards of %s could not be kept current: %s", ", ".join(sorted(bridges)), error)
+            if self._warnings.allows(time.monotonic()):
+                names, more = ", ".join(sorted(bridges)), self._warnings.suffix()
+                log.warning("guards of %s could not be kept current: %s%s", names, error, more)
             self.look(RETRY)
         else:
             self._members = members
@@ -72,11 +84,18 @@ class GuardKeeper:
             guard = found.get(bridge)
             if guard is None or not guard.own(guards.VETHS):
                 continue  # made by a program that wants no guards of ours
-            observed = plan.Observed(
-                ports=members, recognised_uplinks=frozenset(filter(links.leads_off_host, members))
-            )
+            observed = plan.Observed(ports=members, recognised_uplinks=kinds.uplinks(bridge, members))
             for wanted in plan.wanted_guards(bridge, observed, guard.named_uplinks):
                 changes = guards.change_elements(wanted, guard) if wanted.rules_are_in(guard) else []
                 if changes:
                     nftables.transaction(changes)
-                    log.info("bridge %s: guards follow its ports: %s", bridge, ", ".join(sorted(members)))
+                    self._tell(bridge, members)
+
+    def _tell(self, bridge: str, members: frozenset[str]) -> None:
+        """Log which ports have changed. All of a large bridge's ports would be a line of many kilobytes."""
+        before = self._members.get(bridge, frozenset())
+        if self._lines.allows(time.monotonic()):
+            changed = [f"{port} joined" for port in sorted(members - before)]
+            changed += [f"{port} left" for port in sorted(before - members)]
+            what, more = ", ".join(changed) or "as they are", self._lines.suffix()
+            log.info("bridge %s: guards follow its ports: %s%s", bridge, what, more)

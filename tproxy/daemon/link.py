@@ -29,6 +29,7 @@ from tproxy.errors import ProtocolError
 from tproxy.kernel import netns
 from tproxy.kernel.loop import READ, Loop, Timer
 from tproxy.kernel.netns import NamespaceId
+from tproxy.log import limit
 from tproxy.model import BridgeNames
 from tproxy.relay import wire
 from tproxy.relay.channel import Delivery, receive, send
@@ -69,6 +70,7 @@ class Link:
         self.version = 0  # of its protocol, from Hello
         self.namespace: NamespaceId | None = None
         self.leaving = False
+        self.warnings = limit.warnings()  # of what it sends: a relay that was taken over may send anything
         self._loop = loop
         self._channel = channel
         self._owner = owner

@@ -223,8 +223,8 @@ class Relays:
     def reported(self, link: Link, before: dict[int, int]) -> None:
         for port, number in link.problems.items():
             why = f"cannot listen: {os.strerror(number)}"
-            if before.get(port) != number:
-                log.error("bridge %s: port %d %s", link.bridge, port, why)
+            if before.get(port) != number and link.warnings.allows(time.monotonic()):
+                log.error("bridge %s: port %d %s%s", link.bridge, port, why, link.warnings.suffix())
             target = self._catalog.find(link.bridge, port)
             if target is not None:
                 target.failed(why)
@@ -235,11 +235,13 @@ class Relays:
         for peer in peers:
             guest = delivery.take_connection()
             if target is None or not link.owns(guest):
-                log.warning(
-                    "bridge %s: connection to port %d reset: another namespace's, or no such service",
-                    link.bridge,
-                    port,
-                )
+                if link.warnings.allows(time.monotonic()):
+                    log.warning(
+                        "bridge %s: connection to port %d reset: another namespace's, or no such service%s",
+                        link.bridge,
+                        port,
+                        link.warnings.suffix(),
+                    )
                 tcp.reset_on_close(guest)
                 guest.close()
                 continue

@@ -6,12 +6,14 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
 from tproxy.daemon.client import SOCKET, Json
 from tproxy.errors import ProtocolError
 from tproxy.kernel.loop import READ, WRITE, Loop
+from tproxy.log import limit
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ class Server:
         self._loop = loop
         self._path = f"{directory}/{SOCKET}"
         self._handle = handle
+        self._warnings = limit.warnings()
         # A crash leaves a socket file on which nobody listens. It can be removed without a check: the command
         # that starts a daemon holds the host's lock, and has ended or retired the daemon before.
         _remove(self._path)
@@ -46,7 +49,10 @@ class Server:
         except BlockingIOError:
             return
         except OSError as error:  # EMFILE: another try right away would only spin
-            log.warning("no request can be accepted for now: %s", error.strerror)
+            if self._warnings.allows(time.monotonic()):
+                log.warning(
+                    "no request can be accepted for now: %s%s", error.strerror, self._warnings.suffix()
+                )
             self._loop.modify(fd, 0)
             self._loop.call_later(PAUSE, self._resume)
             return

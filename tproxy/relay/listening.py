@@ -8,6 +8,7 @@ wait in the backlog, in the kernel.
 import errno
 import os
 import socket
+import time
 from collections.abc import Callable
 
 from tproxy.kernel import tcp
@@ -31,6 +32,9 @@ RESERVE = BATCH + 32
 
 # Seconds without accepting after accept(2) failed for want of descriptors or memory.
 PAUSE = 0.2
+
+# Seconds between two warnings that accept(2) fails, however often it does.
+QUIET = 60.0
 
 # Errors of accept(2) that concern one connection, which ended before it was accepted, and not the listener.
 _ENDED_BEFORE = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTUNREACH})
@@ -72,6 +76,7 @@ class Listening:
         self._room = False
         self._paused = False
         self._polled = False
+        self._warned = -QUIET  # when, by time.monotonic()
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -139,13 +144,19 @@ class Listening:
                 if error.errno in _ENDED_BEFORE:
                     continue
                 # EMFILE, ENFILE, ENOBUFS, ENOMEM: trying again at once would only spin.
-                self._log.warning("cannot accept for now: %s", error.strerror)
+                self._warn(error)
                 self._pause()
                 break
             fds.append(accepted)
             peers.append(socket.inet_aton(address) + peer_port.to_bytes(2, "big"))
         if fds:
             self._accepted(Batch(port, tuple(peers), fds))
+
+    def _warn(self, error: OSError) -> None:
+        now = time.monotonic()
+        if now - self._warned >= QUIET:
+            self._warned = now
+            self._log.warning("cannot accept for now: %s", error.strerror)
 
     def _pause(self) -> None:
         self._paused = True

@@ -45,3 +45,19 @@ def test_there_is_no_room_when_a_full_batch_would_be_too_much(
     run_until(loop, lambda: len(changes) == 2)
     assert changes == [True, False]
     loop.close()
+
+
+def test_guests_around_the_limit_cannot_fill_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(admission, "LOOK", 0.0)
+    loop = Loop()
+    connections = [0] * 11
+    admitting = Admission(loop, 10 + BATCH, connections, lambda: None)
+    for _ in range(50):
+        admitting.check()
+        connections.pop()
+        run_until(loop, lambda: not admitting.full)
+        connections.append(0)
+    assert len(caplog.messages) == 10
+    loop.close()

@@ -1,0 +1,62 @@
+"""The listening sockets of a relay: what it does while no connection can be accepted."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.unit.sockets import run_until
+from tproxy.kernel.loop import Loop
+from tproxy.log.file import Log
+from tproxy.relay import listening
+from tproxy.relay.listening import Listening
+
+
+class Recorder(Log):
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warnings: list[str] = []
+
+    def warning(self, message: str, *words: object) -> None:
+        self.warnings.append(message % words)
+
+
+class Full(socket.socket):
+    """A listening socket of a process without a free descriptor."""
+
+    failures = 0
+
+    def _accept(self) -> tuple[int, object]:
+        self.failures += 1
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+@pytest.fixture
+def full() -> Iterator[Full]:
+    with Full() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener
+
+
+def test_a_lasting_lack_of_descriptors_is_one_warning_a_minute(
+    full: Full, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "PAUSE", 0.001)
+    loop, log = Loop(), Recorder()
+    relay = Listening(loop, log, lambda batch: None)
+    relay.keep(80, full)
+    relay.accept_while(True)
+    with socket.create_connection(full.getsockname()):
+        run_until(loop, lambda: full.failures >= 5)
+        assert log.warnings == ["cannot accept for now: Too many open files"]
+        monkeypatch.setattr(listening, "QUIET", 0.0)  # as if the minute were over
+        run_until(loop, lambda: full.failures >= 7)
+        assert len(log.warnings) >= 2
+    loop.close()
