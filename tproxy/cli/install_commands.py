@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 import click
 
 from tproxy.cli.examples import example
+from tproxy.console import say
+from tproxy.errors import TproxyError
 from tproxy.platforms.install import Piece, put, take_out
 
 strict_option = click.option(
@@ -23,7 +25,10 @@ class Pieces(Protocol):
 
 
 class Hooks(NamedTuple):
-    """A platform whose hooks all go below one folder. ``option`` names that folder on the command line."""
+    """A platform whose hooks all go below one folder. ``option`` names that folder on the command line.
+
+    ``advice`` returns a line for an operator who has installed the hooks; "" for none.
+    """
 
     platform: str
     option: str
@@ -34,6 +39,7 @@ class Hooks(NamedTuple):
     install_help: str
     uninstall_help: str
     install_example: str
+    advice: Callable[[], str] = str
 
 
 def commands(hooks: Hooks) -> tuple[click.Command, click.Command]:
@@ -51,7 +57,10 @@ def commands(hooks: Hooks) -> tuple[click.Command, click.Command]:
     @folder_option
     @strict_option
     def install(folder: Path, strict: bool) -> None:
+        _require(hooks, folder)
         say_installed(put(hooks.pieces(folder, strict=strict)))
+        if advice := hooks.advice():
+            say(advice)
 
     @click.command(
         hooks.platform, help=hooks.uninstall_help, epilog=example(f"tproxy uninstall {hooks.platform}")
@@ -61,6 +70,17 @@ def commands(hooks: Hooks) -> tuple[click.Command, click.Command]:
         say_removed(take_out(hooks.places(folder)))
 
     return install, uninstall
+
+
+def _require(hooks: Hooks, folder: Path) -> None:
+    """Raise TproxyError when the folder is not the platform's: nobody would ever call what is put there.
+
+    A platform need not have made the folder, but then it has made the one above.
+    """
+    if not (folder.is_dir() or (folder.name == Path(hooks.default).name and folder.parent.is_dir())):
+        raise TproxyError(
+            f"{folder} does not exist: is {hooks.platform} installed? Else give {hooks.option} DIR"
+        )
 
 
 def say_installed(changed: Sequence[Path]) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from tests.netns.conftest import NOBODY
 from tests.netns.serving import served
+from tests.netns.waiting import eventually
+from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
@@ -112,6 +114,35 @@ def test_a_virtual_machine_starts_and_stops(proxmox: Proxmox) -> None:
     proxmox.unplug(guest)
     proxmox.phase(100, "post-stop")
     assert served(proxmox.host) == []
+
+
+def apply_configuration(host: Hypervisor) -> None:
+    """Do to our port what "Apply Configuration" does, by ``ifreload -a`` of ifupdown2."""
+    host.ip("link set vmbr0b nomaster", "link set vmbr0b down")
+
+
+def test_the_next_start_of_a_guest_repairs_what_apply_configuration_breaks(proxmox: Proxmox) -> None:
+    guest = proxmox.start(100, "tap100i0")
+    apply_configuration(proxmox.host)
+    with pytest.raises(ProcessError):
+        guest.get(SERVICE_ADDRESS, 80, timeout=0.5)
+    proxmox.start(200, "veth200i0")
+    assert guest.get(SERVICE_ADDRESS, 80) == "hello"
+
+
+def test_a_watcher_repairs_what_apply_configuration_breaks(proxmox: Proxmox) -> None:
+    host = proxmox.host
+    host.write("/run/tproxy.yaml", CONFIG + "tproxy_watch: true\n")
+    guest = proxmox.start(100, "tap100i0")
+    log = host.path("/var/log/one_tproxy.log")
+    for _ in eventually():
+        if "watching bridges" in log.read_text():
+            break
+    apply_configuration(host)
+    for _ in eventually():
+        if "repaired: make vmbr0b a port of vmbr0" in log.read_text():
+            break
+    assert guest.get(SERVICE_ADDRESS, 80) == "hello"
 
 
 def test_a_port_of_the_firewall_that_stays_does_not_keep_the_bridge_up(proxmox: Proxmox) -> None:

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from tproxy.cli.commands import cli
+from tproxy.config.file import SEARCH_PATH
 from tproxy.errors import TproxyError
 from tproxy.platforms.install import MARK, Piece, put, take_out
 
@@ -125,7 +126,7 @@ def test_install_and_uninstall_print_the_files_that_they_change(
     def run(command: str, *options: str) -> str:
         done = CliRunner().invoke(cli, [command, platform, option, str(tmp_path), *options])
         assert done.exit_code == 0
-        return done.output
+        return done.stdout
 
     paths = "".join(f"{tmp_path / hook}\n" for hook in hooks)
     assert run("install") == paths
@@ -136,3 +137,40 @@ def test_install_and_uninstall_print_the_files_that_they_change(
     assert run("uninstall") == paths
     assert run("uninstall") == "nothing of ours is there\n"
     assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("platform", "option", "usual"), [("libvirt", "--hooks", "hooks"), ("proxmox", "--snippets", "snippets")]
+)
+def test_install_makes_no_folder_for_a_platform_that_is_not_there(
+    tmp_path: Path, platform: str, option: str, usual: str
+) -> None:
+    for folder in (tmp_path / "mistyped", tmp_path / "not-there" / usual):
+        done = CliRunner().invoke(cli, ["install", platform, option, str(folder)])
+        assert isinstance(done.exception, TproxyError)
+        assert str(done.exception) == (
+            f"{folder} does not exist: is {platform} installed? Else give {option} DIR"
+        )
+    assert list(tmp_path.iterdir()) == []
+    done = CliRunner().invoke(cli, ["install", platform, option, str(tmp_path / usual)])
+    assert done.exit_code == 0  # the platform makes this folder only when it needs it
+
+
+@pytest.mark.parametrize(
+    ("content", "advised"),
+    [("tproxy_watch: true\n", False), ("tproxy: []\n", True), ("tproxy: [", True), (None, True)],
+    ids=["watcher", "no watcher", "broken", "missing"],
+)
+def test_install_proxmox_says_how_to_have_a_watcher_unless_the_configuration_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, advised: bool
+) -> None:
+    config = tmp_path / "tproxy.yaml"
+    if content is not None:
+        config.write_text(content)
+    monkeypatch.setenv("TPROXY_CONFIG", str(config))
+    done = CliRunner().invoke(cli, ["install", "proxmox", "--snippets", str(tmp_path)])
+    assert done.exit_code == 0
+    file = SEARCH_PATH[-1] if content is None else config
+    expected = f"tproxy: add 'tproxy_watch: true' to {file} and run 'tproxy start'"
+    assert (expected in done.stderr) == advised
+    assert done.stderr.count("\n") == advised
