@@ -98,6 +98,12 @@ class Fleet:
         assert guest.get(SERVICE_ADDRESS, 80) == "old"
         return guest
 
+    def add_map_of_another_program(self, address: str) -> None:
+        """Add a bridge of that host which does not follow the configuration file."""
+        self.hosts[address].ip("link add br9 type bridge", "netns add one_tproxy_br9")
+        found = "map ip one_tproxy ep_br9 { type inet_service : ipv4_addr . inet_service; }"
+        self.hosts[address].run("nft", f"add table ip one_tproxy; add {found}")
+
     def sync(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         ssh = ("--ssh", f"ssh -F {SSH_CONFIG}", "--remote-path", CONFIG)
         return self.workstation.tproxy("sync", *ssh, *arguments, check=check)

@@ -80,7 +80,14 @@ def refresh(lab: OneBridge) -> list[Done]:
     file.write_text(file.read_text().replace("8080", "8081"))
     done = lab.host.tproxy("refresh", "--config", lab.config)
     assert lab.ask() == "two"
-    return [done]
+    lab.host.add_bridge("br1")
+    lab.host.ip("netns add one_tproxy_br1")
+    lab.nft("add map ip one_tproxy ep_br1 { type inet_service : ipv4_addr . inet_service; }")
+    skipping = lab.host.tproxy("refresh", "--config", lab.config, check=False)
+    assert skipping.returncode == 3
+    assert skipping.stderr.startswith("tproxy: br1: skipped: ")
+    assert skipping.stderr.count("\n") == 1
+    return [done, skipping]
 
 
 def check(lab: OneBridge) -> list[Done]:

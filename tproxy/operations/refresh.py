@@ -1,52 +1,62 @@
 """Applies a changed configuration file to the bridges that are up, without a VM start.
 
 A hook call names the bridge's network, and the hook keeps it in the comment of the service map
-(docs/contract.md, nftables is the database). So the same comparison can run again for that network. A map
-without such a comment is left alone: another program made it, or a hook for no network in particular.
+(docs/contract.md, nftables is the database). So the same comparison can run again for that network. A hook
+that was told no network leaves no comment. Its note in the run directory, or the bridge's guards, tell its
+map from one that another program loaded. The file says nothing about such a map, so it is skipped.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from tproxy.bridge import nftables
+from tproxy.bridge import guards, nftables
 from tproxy.config.resolver import services_for
 from tproxy.config.services import Config, Problem
 from tproxy.errors import TproxyError
-from tproxy.model import Network, Service
+from tproxy.model import Network, ServiceMap
 from tproxy.operations import reconcile
+from tproxy.process import run_directory
+
+NOT_BY_A_HOOK = "its map names no network, and no hook brought the bridge up"
 
 
 class Outcome(NamedTuple):
-    """The result for one bridge. ``problem`` is empty when the bridge is as the file says."""
+    """The result for one bridge: whether it changed, why that failed, or why the bridge was skipped."""
 
     bridge: str
-    changed: bool
+    changed: bool = False
     problem: str = ""
+    skipped: str = ""
 
 
 def refresh(read: Config) -> tuple[list[Outcome], list[Problem]]:
-    """Bring all bridges whose network is known to what the file says; return the outcomes and the warnings.
+    """Bring all bridges that hooks brought up to what the file says; return the outcomes and the warnings.
 
     Each warning is returned once. A bridge for which this fails stays as it was, and the others are still
-    refreshed. Where no entry applies any more, the map stays, but empty: its comment names the network, for
-    which an entry may come back. Raises NftError when the maps cannot be read.
+    refreshed. Where no entry applies any more, the map stays, but empty: an entry may come back. Raises
+    NftError when maps or guards cannot be read.
     """
-    outcomes: list[Outcome] = []
+    maps = sorted(nftables.read_maps(), key=lambda each: each.bridge)
+    ours = following(maps)
+    outcomes = [Outcome(each.bridge, skipped=NOT_BY_A_HOOK) for each in maps if each not in ours]
     warnings = dict.fromkeys(read.warnings)
-    for bridge, network, services, said in _wanted(read):
+    # All host names are resolved here: before anything changes, and without holding the host's lock.
+    wanted = [(each, *services_for(read, each.network, last_known=each.services.get)) for each in ours]
+    for (bridge, _, network), services, said in wanted:
         warnings |= dict.fromkeys(said)
         try:
-            outcomes.append(Outcome(bridge, reconcile.refresh(bridge, network, services, read.settings)))
+            changed = reconcile.refresh(bridge, network, services, read.settings)
+            outcomes.append(Outcome(bridge, changed))
         except TproxyError as error:
-            outcomes.append(Outcome(bridge, changed=False, problem=f"{bridge}: {error}"))
+            outcomes.append(Outcome(bridge, problem=str(error)))
     return outcomes, list(warnings)
 
 
-def _wanted(read: Config) -> list[tuple[str, Network, dict[int, Service], list[Problem]]]:
-    # All host names are resolved here: before anything changes, and without holding the host's lock.
-    return [
-        (each.bridge, each.network, *services_for(read, each.network, last_known=each.services.get))
-        for each in sorted(nftables.read_maps(), key=lambda each: each.bridge)
-        if each.network != Network()
-    ]
+def following(maps: list[ServiceMap]) -> list[ServiceMap]:
+    """Return those of the maps that follow the configuration file. Raises NftError."""
+    if all(each.network != Network() for each in maps):
+        return maps
+    hooked = {*run_directory.used()}
+    hooked |= {bridge for bridge, found in nftables.read_guards().items() if found.own(guards.VETHS)}
+    return [each for each in maps if each.network != Network() or each.bridge in hooked]

@@ -11,6 +11,7 @@ from tproxy.model import SERVICE_ADDRESS
 
 CONFIG = "/run/tproxy.yaml"
 ENDPOINT = "10.11.12.13"
+MAP_TYPE = "type inet_service : ipv4_addr . inet_service"
 
 
 class Site:
@@ -34,13 +35,20 @@ class Site:
 
     def refresh(self, *, changed: int = 0, unchanged: int = 0) -> None:
         done = self.host.tproxy("refresh", "--config", CONFIG)
-        assert done.stdout == f"{CONFIG}: bridges changed {changed}, unchanged {unchanged}, failed 0\n"
+        assert done.stdout == counts(changed, unchanged)
+        assert done.stderr == ""
 
     def ask(self, port: int = 80) -> str:
         return self.guest.get(SERVICE_ADDRESS, port)
 
     def ruleset(self) -> str:
         return self.host.run("nft", "list", "ruleset").stdout
+
+
+def counts(changed: int = 0, unchanged: int = 0, failed: int = 0, skipped: int = 0) -> str:
+    """The line that ``tproxy refresh`` prints."""
+    bridges = f"changed {changed}, unchanged {unchanged}, failed {failed}, skipped {skipped}"
+    return f"{CONFIG}: bridges {bridges}\n"
 
 
 @pytest.fixture
@@ -95,15 +103,43 @@ def test_a_network_with_a_long_name_keeps_its_services(site: Site) -> None:
         site.ask()
 
 
-def test_a_map_without_a_network_is_left_alone(site: Site) -> None:
+@pytest.mark.parametrize("lost", ["nothing", "the note", "the guards"])
+def test_a_bridge_that_a_hook_brought_up_without_a_network_is_refreshed(site: Site, lost: str) -> None:
     site.host.add_bridge("br1")
-    site.up("br1")  # for no network in particular
+    guest = site.host.add_guest("other", "br1")
+    site.up("br1")
+    if lost == "the note":
+        site.host.run("sh", "-c", "rm /run/tproxy/*/used/br1")
+    elif lost == "the guards":
+        site.host.run("nft", "delete table bridge one_tproxy")
+    site.configure(
+        "{service_port: 80, remote_port: 8081}",
+        "{service_port: 81, remote_port: 8080, networks: vnet1}",
+    )
+    site.refresh(changed=2)
+    assert (site.ask(), site.ask(81), guest.get(SERVICE_ADDRESS, 80)) == ("two", "one", "two")
+    with pytest.raises(ProcessError, match="ECONNREFUSED"):
+        guest.get(SERVICE_ADDRESS, 81)  # the entry is for another network
+    site.refresh(unchanged=2)
+
+
+def test_a_map_that_another_program_loaded_is_skipped_and_named(site: Site) -> None:
+    site.host.add_bridge("br1")
+    site.host.run("nft", f"add map ip one_tproxy ep_br1 {{ {MAP_TYPE}; }}")
     site.host.run("nft", f"add element ip one_tproxy ep_br1 {{ 99 : {ENDPOINT} . 8081 }}")
+    before = site.host.run("nft", "list", "map", "ip", "one_tproxy", "ep_br1").stdout
     site.configure("{service_port: 80, remote_port: 8081}")
-    site.refresh(changed=1)
-    found = site.host.run("nft", "list", "map", "ip", "one_tproxy", "ep_br1").stdout
-    assert f"99 : {ENDPOINT} . 8081" in found
-    assert f"80 : {ENDPOINT} . 8080" in found
+    # At first the other program has not finished: that is a failure, and it is reported too.
+    for code, changed in ((1, 1), (1, 0), (3, 0)):
+        if code == 3:
+            site.host.ip("netns add one_tproxy_br1")
+        done = site.host.tproxy("refresh", "--config", CONFIG, check=False)
+        *others, line = done.stderr.splitlines()
+        assert line == "tproxy: br1: skipped: its map names no network, and no hook brought the bridge up"
+        assert len(others) == (code == 1)
+        assert (done.returncode, done.stdout) == (code, counts(changed, 1 - changed, skipped=1))
+    assert site.host.run("nft", "list", "map", "ip", "one_tproxy", "ep_br1").stdout == before
+    assert site.ask() == "two"
 
 
 def test_a_file_that_cannot_be_used_changes_nothing(site: Site) -> None:
@@ -134,7 +170,7 @@ def test_a_bridge_that_is_gone_does_not_stop_the_others(site: Site) -> None:
     done = site.host.tproxy("refresh", "--config", CONFIG, check=False)
     assert done.returncode == 1
     assert done.stderr == "tproxy: aa0: bridge aa0 does not exist\n"
-    assert done.stdout == f"{CONFIG}: bridges changed 1, unchanged 0, failed 1\n"
+    assert done.stdout == counts(changed=1, failed=1)
     assert site.ask() == "two"
 
 

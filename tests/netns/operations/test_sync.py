@@ -38,13 +38,20 @@ def test_all_hosts_get_the_file_and_apply_it_to_their_bridges(fleet: Fleet) -> N
 
     fleet.workstation.write("/run/hosts", f"# all of them\n{one}\n\n{two} # the second\n")
     assert send(fleet, NEW, "--hosts", "/run/hosts") == {
-        one: "changed bridges changed 1, unchanged 0, failed 0",
-        two: "changed bridges changed 0, unchanged 0, failed 0",
+        one: "changed bridges changed 1, unchanged 0, failed 0, skipped 0",
+        two: "changed bridges changed 0, unchanged 0, failed 0, skipped 0",
     }
     assert fleet.files() == [NEW, NEW]
     assert guest.get(SERVICE_ADDRESS, 80) == "new"
     again = send(fleet, NEW, one)
-    assert again == {one: "unchanged bridges changed 0, unchanged 1, failed 0"}
+    assert again == {one: "unchanged bridges changed 0, unchanged 1, failed 0, skipped 0"}
+
+
+def test_maps_of_another_program_are_counted_and_are_no_failure(fleet: Fleet) -> None:
+    one, _ = fleet.addresses
+    fleet.add_map_of_another_program(one)
+    counts = "bridges changed 0, unchanged 0, failed 0, skipped 1"
+    assert send(fleet, NEW, one) == {one: f"changed {counts}"}
 
 
 def test_a_host_that_finds_problems_in_the_file_keeps_its_old_one(fleet: Fleet) -> None:

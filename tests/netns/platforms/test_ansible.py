@@ -84,6 +84,7 @@ def play(fleet: Fleet, text: str, *options: str, hosts: list[str] | None = None)
 def test_hosts_get_the_file_bridges_get_the_services_and_a_second_run_changes_nothing(fleet: Fleet) -> None:
     one, two = fleet.addresses
     guest = fleet.add_guest(one)
+    fleet.add_map_of_another_program(two)
 
     dry = play(fleet, NEW, "--check")
     assert dry.ok, dry.text
