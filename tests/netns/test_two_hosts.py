@@ -16,6 +16,7 @@ import pytest
 
 from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy.cli.hook import EXIT_IN_USE
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import PATIENCE, Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC
@@ -34,7 +35,8 @@ class Host(NamedTuple):
 
     def hook(self, verb: str, *arguments: str) -> None:
         config = () if verb == "down" else ("--config", "/run/tproxy.yaml")
-        self.hypervisor.tproxy("hook", verb, "--bridge", "br0", *config, *arguments)
+        done = self.hypervisor.tproxy("hook", verb, "--bridge", "br0", *config, *arguments, check=False)
+        assert done.returncode in ((0, EXIT_IN_USE) if verb == "down" else (0,)), done.stderr
 
 
 class Net(NamedTuple):

@@ -54,6 +54,14 @@ def test_the_exit_codes_are_those_of_the_code() -> None:
     assert list(map(int, table("Commands", "exit code").column("exit code"))) == [0, *known]
     check = table("Commands", "command").by_first_column()["check"]
     assert f"{check_command.EXIT_WARNINGS}: usable" in check["exit codes"]
+    hook = list(map(int, table("Hook", "exit code").column("exit code")))
+    assert hook == [
+        0,
+        console.EXIT_FAILURE,
+        console.EXIT_USAGE,
+        hook_command.EXIT_IN_USE,
+        console.EXIT_INTERNAL,
+    ]
 
 
 def test_all_options_of_the_hook_are_there_and_no_other() -> None:

@@ -11,7 +11,8 @@ import os
 import sys
 
 from tproxy.console import EXIT_USAGE, require_root, say
-from tproxy.model import Network
+from tproxy.errors import BadName
+from tproxy.model import Network, check_interface_name
 from tproxy.operations import hook
 from tproxy.typed import NoReturn
 
@@ -22,7 +23,7 @@ Usage: tproxy hook up --bridge NAME [OPTION]...
 Bring a bridge up or down. VM network drivers call this when a NIC comes or goes.
 
   up                 provide the configured services on a bridge; ports listen when this returns
-  down               remove what `up` built; leave a bridge with guests alone
+  down               remove what `up` built; leave a bridge with guests alone, and exit with 4
 
 Options:
   --bridge NAME      bridge of the guests
@@ -38,6 +39,10 @@ Options:
 Examples:
   tproxy hook up --bridge br0 --network vnet1 --network-id 0 --uplink eth1
   tproxy hook down --bridge br0 --uplink eth1"""
+
+# The exit code of a `down` that did nothing, because guests are attached. Drivers call `down` for each guest
+# that ends, and take this code for success.
+EXIT_IN_USE = 4
 
 FLAGS = ("--dry-run", "--debug", "--help", "--force")
 VALUES = ("--bridge", "--network", "--network-id", "--config", "--uplink")
@@ -104,8 +109,18 @@ def parse(command: str, arguments: list[str]) -> Options:
         elif word in FLAGS and (word, command) != ("--force", "up"):
             setattr(options, _attribute(option), True)
         else:
-            _refuse(f"hook {command}", f"unexpected argument {word!a}")
+            hint = "" if options.bridge else _suggestion(command, word)
+            _refuse(f"hook {command}", f"unexpected argument {word!a}{hint}")
     return options
+
+
+def _suggestion(command: str, word: str) -> str:
+    """Return how to say it, if the word can be the name of a bridge; otherwise ""."""
+    try:
+        check_interface_name(word)
+    except BadName:
+        return ""
+    return "" if word.startswith("-") else f": did you mean tproxy hook {command} --bridge {word}?"
 
 
 def _attribute(option: str) -> str:
@@ -131,6 +146,7 @@ def _down(call: hook.Call) -> None:
     _print(lines)
     if guests:
         say(hook.left_alone(call.bridge, guests))
+        sys.exit(EXIT_IN_USE)
 
 
 def _print(lines: list[str]) -> None:

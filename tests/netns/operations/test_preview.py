@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.netns.waiting import eventually
+from tproxy.cli.hook import EXIT_IN_USE
 from tproxy.lab.hypervisor import Hypervisor
 
 CONFIG = "/run/tproxy.yaml"
@@ -107,8 +108,8 @@ def test_a_dry_run_of_down_prints_what_would_be_removed_or_the_guests_that_preve
     assert state(host) == before
 
     guest = host.add_guest("guest", "br0")
-    done = host.tproxy("hook", "down", "--bridge", "br0", "--dry-run")
-    assert done.stdout == ""
+    done = host.tproxy("hook", "down", "--bridge", "br0", "--dry-run", check=False)
+    assert (done.returncode, done.stdout) == (EXIT_IN_USE, "")
     assert done.stderr == f"tproxy: bridge br0 is in use by {guest.port}: left alone\n"
     assert hook(host, "down", "--dry-run", "--force")
 

@@ -61,6 +61,14 @@ def test_the_last_value_of_an_option_counts_and_uplinks_add_up() -> None:
         ("up", ["--bridge", "br0", "--force"], "unexpected argument '--force'"),
         ("up", ["--bridge", "br0", "--dry-run=1"], "unexpected argument '--dry-run=1'"),
         ("up", ["--bridge", "br0", "--"], "unexpected argument '--'"),
+        ("up", ["br0"], "unexpected argument 'br0': did you mean tproxy hook up --bridge br0?"),
+        (
+            "down",
+            ["br0", "--force"],
+            "unexpected argument 'br0': did you mean tproxy hook down --bridge br0?",
+        ),
+        ("up", ["a b"], "unexpected argument 'a b'"),
+        ("up", ["--bridge", "br0", "br1"], "unexpected argument 'br1'"),
         ("up", ["--bridge"], "--bridge needs a value"),
         # An empty variable of a driver that does not quote it.
         ("up", ["--bridge", "br0", "--uplink", "--dry-run"], "--uplink needs a value"),
