@@ -11,6 +11,8 @@ The rules for a frame that enters a guarded bridge at a port other than our veth
 When the bridge forwards a frame for the service, it goes to our veth and to no other port. No frame from the
 service leaves through an uplink.
 
+A guest port brings in a limited number of source addresses, see ``guard_rules``, where the rules are.
+
 The kernel runs every base chain for every frame on the host, whichever bridge the frame is on. So two base
 chains serve all bridges, and what differs between bridges is in the elements of three sets. The comment of an
 element names its bridge. This way the cost of a frame does not grow with the number of bridges. Each bridge
@@ -21,81 +23,38 @@ Every rule has a comment with a checksum of its text, and is recognised by it: n
 between versions, the comment does not.
 """
 
-import socket
 import zlib
 from collections.abc import Iterable, Mapping
 from functools import cache
 
+from tproxy.bridge.guard_rules import (
+    ASKING,
+    FORWARD,
+    GUARDED,
+    KNOWN,
+    LIMIT_SETS,
+    PREROUTING,
+    arp_rule,
+    shared_rules,
+)
+from tproxy.bridge.guard_rules import SETS as SETS
+from tproxy.bridge.guard_rules import SHARED_CHAINS as SHARED_CHAINS
+from tproxy.bridge.guard_rules import UPLINKS as UPLINKS
+from tproxy.bridge.guard_rules import VETHS as VETHS
 from tproxy.bridge.service_map import decode_words, encode_words
-from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, TABLE, BridgeNames
+from tproxy.model import TABLE, BridgeNames
 from tproxy.typed import Any, NamedTuple
 
-VETHS = "veths"  # our ports
-UPLINKS = "uplinks"
-GUARDED = "guarded"  # bridges; on kernels without `meta ibrname` the ports of the bridges
-SETS = (VETHS, UPLINKS, GUARDED)
-
-PREROUTING = "guard_prerouting"
-FORWARD = "guard_forward"
-# The two jump to these, so that a frame which does not concern the service costs only a few comparisons.
-CLAIMING = "guard_claiming"
-ASKING = "guard_asking"
-FOR_SERVICE = "guard_for_service"
 ARP_GUARD_PREFIX = "ch_"
 
 # Priority "dstnat" of the bridge family: the MAC is rewritten before the decision where to forward.
 _BASE = {PREROUTING: ("prerouting", -300), FORWARD: ("forward", -200)}
 _ARP_GUARD = ("forward", -200)
-SHARED_CHAINS = (CLAIMING, ASKING, FOR_SERVICE, PREROUTING, FORWARD)
 
 Json = dict[str, Any]
 
-# Every frame on the host is compared with these, and with the ARP guard's once for each bridge. So each
-# begins with a word at a fixed place of the frame's payload, which the kernel reads without a copy
-# (nft_payload_fast_eval). Only the few frames that match it are compared with the protocol and the rest.
-_ADDRESS = f"0x{socket.inet_aton(SERVICE_ADDRESS).hex()}"
-_MAC_START = f"0x{SERVICE_MAC.replace(':', '')[:8]}"
-_FROM_MAC = f"ether saddr {SERVICE_MAC}"
-_FOR_MAC = f"ether daddr {SERVICE_MAC}"
-_ARP_FROM_MAC = f"@nh,64,32 {_MAC_START} arp saddr ether {SERVICE_MAC}"
-_ARP_FROM_ADDRESS = (
-    f"@nh,112,16 {_ADDRESS[:6]} arp saddr ip {SERVICE_ADDRESS}"  # all 32 bits are not aligned, 16 are
-)
-_ARP_FOR_ADDRESS = f"@nh,192,32 {_ADDRESS} arp daddr ip {SERVICE_ADDRESS}"
-_IP_FROM_ADDRESS = f"@nh,96,32 {_ADDRESS} ip saddr {SERVICE_ADDRESS}"
-_IP_FOR_ADDRESS = f"@nh,128,32 {_ADDRESS} ip daddr {SERVICE_ADDRESS}"
-
-
-@cache
-def _shared_rules(*, by_port: bool) -> dict[str, list[str]]:
-    """The rules of the chains that serve all bridges."""
-    if by_port:
-        unguarded = elsewhere = f"iifname != @{GUARDED}"
-        # A frame is forwarded between ports of one bridge, so either port tells which bridge. So frames from
-        # a port that is not in the set yet are kept from the uplinks too.
-        elsewhere += f" oifname != @{GUARDED}"
-    else:
-        unguarded = elsewhere = f"meta ibrname != @{GUARDED}"
-    claims = (_FROM_MAC, _ARP_FROM_MAC, _ARP_FROM_ADDRESS, _IP_FROM_ADDRESS)
-    asks = (_ARP_FOR_ADDRESS, _IP_FOR_ADDRESS, _FOR_MAC)
-    return {
-        CLAIMING: [f"iifname @{VETHS} accept", f"{unguarded} return", "drop"],
-        ASKING: [
-            f"{_FOR_MAC} iifname != @{UPLINKS} accept",  # first, because nearly all frames match
-            f"{unguarded} return",
-            f"iifname @{UPLINKS} drop",
-            f"{_IP_FOR_ADDRESS} ether daddr set {SERVICE_MAC} accept",
-        ],
-        FOR_SERVICE: [f"oifname @{VETHS} accept", f"{elsewhere} return", "drop"],
-        PREROUTING: [
-            *(f"{claim} jump {CLAIMING}" for claim in claims),
-            *(f"{ask} jump {ASKING}" for ask in asks),
-        ],
-        FORWARD: [
-            *(f"{ask} jump {FOR_SERVICE}" for ask in asks),
-            f"{_FROM_MAC} oifname @{UPLINKS} drop",
-        ],
-    }
+_FORGET = f"flush set bridge {TABLE} {KNOWN}"
+_MARK = "tproxy "  # begins the comment of each of our rules
 
 
 class Guard(NamedTuple):
@@ -109,19 +68,25 @@ class Guard(NamedTuple):
     bridge: str
     ports: frozenset[str] | None
     uplinks: Mapping[str, bool]
+    limited: bool = True  # whether the number of new sources is limited, which needs `limit` in the kernel
 
     @property
     def shared_rules(self) -> dict[str, list[str]]:
         """The rules of the shared chains, by chain."""
-        return _shared_rules(by_port=self.ports is not None)
+        return shared_rules(by_port=self.ports is not None, limited=self.limited)
+
+    @property
+    def lacks(self) -> str:
+        """What a kernel lacks that needs this kind of guard, in words, and what follows; or ""."""
+        lacks = ["meta ibrname: they match by port names"] if self.ports is not None else []
+        lacks += [] if self.limited else ["limit of nftables: guests can fill the neighbour table"]
+        return ", and no ".join(lacks)
 
     @property
     def arp_rule(self) -> str:
         """The rule of the ARP guard: no request for the service address leaves at another port than ours."""
-        if self.ports is None:
-            ours = BridgeNames(self.bridge).veth_bridge
-            return f'{_ARP_FOR_ADDRESS} oifname != "{ours}" meta ibrname "{self.bridge}" drop'
-        return f"{_ARP_FOR_ADDRESS} oifname != @{VETHS} iifname @{GUARDED} drop"
+        ours = BridgeNames(self.bridge).veth_bridge
+        return arp_rule(self.bridge, ours, by_port=self.ports is not None)
 
     @property
     def elements(self) -> dict[str, dict[str, str]]:
@@ -134,7 +99,7 @@ class Guard(NamedTuple):
         }
 
     def rules_are_in(self, found: "ObservedGuard") -> bool:
-        """Whether the shared chains have the rules of this kind of guard: by bridge, or by port."""
+        """Whether the shared chains have the rules of this kind of guard: by bridge or port, with limits."""
         return found.shared == {chain: _marks(rules) for chain, rules in self.shared_rules.items()}
 
 
@@ -145,6 +110,7 @@ class ObservedGuard(NamedTuple):
     shared: Mapping[str, list[str]] = {}  # comments of the rules, by chain; only chains with the right hook
     arp_guard: list[str] | None = None  # comments of its rules; None without such a chain at the right hook
     sets: Mapping[str, Mapping[str, str]] = {}  # by set: comments of the elements of all bridges, by element
+    foreign: frozenset[str] = frozenset()  # chains with names of ours and rules of another program
 
     def own(self, name: str) -> dict[str, str]:
         """This bridge's elements of the set ``name``, with their comments."""
@@ -162,6 +128,12 @@ class ObservedGuard(NamedTuple):
         return self.named_uplinks if self.own(VETHS) else remembered
 
     @property
+    def limited(self) -> bool:
+        """Whether the rules limit the number of new sources."""
+        kinds = (shared_rules(by_port=by_port, limited=True)[ASKING] for by_port in (False, True))
+        return any(self.shared.get(ASKING) == _marks(rules) for rules in kinds)
+
+    @property
     def anything(self) -> bool:
         """Whether the bridge has any part of its guards."""
         return self.arp_guard is not None or any(map(self.own, SETS))
@@ -174,10 +146,14 @@ def load(guard: Guard, found: ObservedGuard) -> list[str]:
         commands.append(f"add table bridge {TABLE}")
         commands += [f"add set bridge {TABLE} {name} {{ type ifname; }}" for name in SETS]
     if not guard.rules_are_in(found):
+        if guard.limited:
+            commands += [f"add set bridge {TABLE} {name} {{ {what} }}" for name, what in LIMIT_SETS.items()]
         commands += _load_chains(guard.shared_rules)
     commands += change_elements(guard, found)
-    if found.arp_guard != _marks([guard.arp_rule]):
-        commands += _load_chains({BridgeNames(guard.bridge).arp_guard: [guard.arp_rule]})
+    arp_guard = BridgeNames(guard.bridge).arp_guard
+    # Another program's chain is used as it is: the shared chains drop what it should drop, too.
+    if found.arp_guard != _marks([guard.arp_rule]) and arp_guard not in found.foreign:
+        commands += _load_chains({arp_guard: [guard.arp_rule]})
     return commands
 
 
@@ -194,12 +170,16 @@ def change_elements(guard: Guard, found: ObservedGuard) -> list[str]:
         if changed:
             texts = ", ".join(f'"{key}" comment "{wanted[key]}"' for key in sorted(changed))
             commands.append(f"add element bridge {TABLE} {name} {{ {texts} }}")
+    if guard.limited and any(f" {UPLINKS} " in each for each in commands):
+        commands.append(_FORGET)  # frames of known sources pass without a look at the uplinks
     return commands
 
 
 def unload(found: ObservedGuard) -> list[str]:
     """Return commands after which the bridge has no guards. What all bridges share stays."""
     commands = [each for name in SETS for each in _delete_elements(name, found.own(name))]
+    if commands and found.limited:
+        commands.append(_FORGET)  # frames of known sources pass without a look at the guarded bridges
     if found.arp_guard is not None:
         chain = f"chain bridge {TABLE} {BridgeNames(found.bridge).arp_guard}"
         commands += [f"flush {chain}", f"delete {chain}"]
@@ -209,6 +189,7 @@ def unload(found: ObservedGuard) -> list[str]:
 def parse(listed: Iterable[Json]) -> dict[str, ObservedGuard]:
     """Return the guards in the objects of ``nft -j list``, by bridge; under "" what all bridges share."""
     chains: dict[str, list[str]] = {}
+    others: dict[str, bool] = {}  # whether all rules of a chain are without our comment, by chain
     sets: dict[str, dict[str, str]] = {}
     for item in listed:
         if chain := item.get("chain"):
@@ -217,10 +198,14 @@ def parse(listed: Iterable[Json]) -> dict[str, ObservedGuard]:
             if where == _hook(chain["name"]) and chain.get("policy", "accept") == "accept":
                 chains[chain["name"]] = []
         elif rule := item.get("rule"):
+            stranger = not rule.get("comment", "").startswith(_MARK)
+            others[rule["chain"]] = others.get(rule["chain"], True) and stranger
             if rule["chain"] in chains:
                 chains[rule["chain"]].append(rule.get("comment", ""))
         elif (found := item.get("set")) and found["name"] in SETS:
             sets[found["name"]] = dict(map(_set_element, found.get("elem", [])))
+    foreign = frozenset(name for name, other in others.items() if other)
+    chains = {name: marks for name, marks in chains.items() if name not in foreign}
     shared = {name: marks for name, marks in chains.items() if name in SHARED_CHAINS}
     arp_guards = {
         name.removeprefix(ARP_GUARD_PREFIX): marks
@@ -229,7 +214,7 @@ def parse(listed: Iterable[Json]) -> dict[str, ObservedGuard]:
     }
     owners = {_words(text).get("bridge", "") for elements in sets.values() for text in elements.values()}
     return {
-        bridge: ObservedGuard(bridge, shared, arp_guards.get(bridge), sets)
+        bridge: ObservedGuard(bridge, shared, arp_guards.get(bridge), sets, foreign)
         for bridge in sorted({"", *arp_guards, *owners})
     }
 
@@ -242,7 +227,13 @@ def only_shared(listed: Iterable[Json]) -> bool:
             return False
         if kind in ("chain", "rule") and found.get("chain", found.get("name")) not in SHARED_CHAINS:
             return False
-        if kind == "set" and (found["name"] not in SETS or found.get("elem")):
+        if kind == "rule" and not found.get("comment", "").startswith(_MARK):
+            return False
+        if (
+            kind == "set"
+            and found["name"] not in LIMIT_SETS
+            and (found["name"] not in SETS or found.get("elem"))
+        ):
             return False
         if kind not in ("metainfo", "table", "chain", "rule", "set"):
             return False
@@ -297,4 +288,4 @@ def _marks(rules: Iterable[str]) -> list[str]:
 
 @cache
 def _mark(rule: str) -> str:
-    return f"tproxy {zlib.crc32(rule.encode()):08x}"
+    return f"{_MARK}{zlib.crc32(rule.encode()):08x}"

@@ -27,12 +27,12 @@ class Unsupported(NftError):
     """The kernel does not support a family, hook or expression of the command."""
 
 
-class _Absent(NftError):
-    """An object that the command names does not exist."""
+class Absent(NftError):
+    """An object that the command names does not exist, or the kernel does not know an expression."""
 
 
 # By the text of strerror(3), which is all that libnftables reports.
-_KINDS = {"No such file or directory": _Absent, "Operation not supported": Unsupported}
+_KINDS = {"No such file or directory": Absent, "Operation not supported": Unsupported}
 
 
 @cache
@@ -158,7 +158,7 @@ def _table(family: str) -> list[dict[str, Any]]:
 def _list_or_nothing(command: str) -> list[dict[str, Any]]:
     try:
         return _list(command)
-    except _Absent:
+    except Absent:
         return []
 
 

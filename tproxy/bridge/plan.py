@@ -135,13 +135,13 @@ class LoadServiceMap(NamedTuple):
 class LoadGuards(NamedTuple):
     """Create or change the guards, in one nftables transaction.
 
-    ``fallback`` is the transaction for a kernel that refuses ``commands`` because it lacks ``meta ibrname``;
-    None when the rules that are loaded already show which kind of kernel this is.
+    ``fallbacks`` are for a kernel that refuses ``commands``, best first: what it lacks then, in words, and
+    the transaction. There are none when the rules that are loaded already show which kind of kernel this is.
     """
 
     bridge: str
     commands: tuple[str, ...]
-    fallback: tuple[str, ...] | None = None
+    fallbacks: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __str__(self) -> str:
         return f"load guards of {self.bridge}"
@@ -181,6 +181,7 @@ def namespace_sysctls(names: BridgeNames) -> dict[str, str]:
     for scope in ("all", names.veth_namespace):
         conf = f"ipv4/conf/{scope}"
         values |= {
+            f"{conf}/arp_accept": "0",  # else each gratuitous ARP frame takes an entry of the neighbour table
             f"{conf}/arp_ignore": "1",  # with 2 the kernel never answers: no guest is in the subnet of a /32
             f"{conf}/arp_announce": "0",
             f"{conf}/arp_filter": "0",
@@ -191,13 +192,25 @@ def namespace_sysctls(names: BridgeNames) -> dict[str, str]:
             f"{conf}/accept_source_route": "0",
             f"{conf}/send_redirects": "0",
         }
+    # Entries of the neighbour table are few, and all namespaces share them (bridge.guard_rules). One for an
+    # address that nobody has is given up after 3 * 200 ms; one that nobody uses can be discarded soon.
+    neigh = f"ipv4/neigh/{names.veth_namespace}"
+    values |= {
+        f"{neigh}/mcast_solicit": "3",
+        f"{neigh}/ucast_solicit": "3",
+        f"{neigh}/app_solicit": "0",
+        f"{neigh}/retrans_time_ms": "200",  # whole jiffies at every HZ, so that it reads the same
+        f"{neigh}/base_reachable_time_ms": "5000",
+        f"{neigh}/gc_stale_time": "10",
+        "ipv4/tcp_synack_retries": "2",  # after 1 and 3 s; each asks for the address again
+    }
     values["ipv6/conf/all/disable_ipv6"] = "1"
     values["ipv6/conf/default/disable_ipv6"] = "1"
     return values
 
 
-def wanted_guards(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> tuple[Guard, Guard]:
-    """The guards that the bridge should have: for kernels with ``meta ibrname``, and for kernels without."""
+def wanted_guards(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> tuple[Guard, ...]:
+    """The guards that the bridge should have, one for each kind of kernel, best first."""
     ours = BridgeNames(bridge).veth_bridge
     # An operator may name an uplink for many bridges. It is a port of at most one, and that one guards it.
     known = observed.guard.sets.get(guards.UPLINKS, {}) if observed.guard else {}
@@ -205,7 +218,8 @@ def wanted_guards(bridge: str, observed: Observed, named_uplinks: frozenset[str]
     elsewhere = known.keys() - own.keys() - observed.ports
     uplinks = dict.fromkeys(observed.recognised_uplinks - {ours}, False)
     uplinks |= dict.fromkeys(named_uplinks - {ours} - elsewhere, True)
-    return Guard(bridge, None, uplinks), Guard(bridge, observed.ports | {ours}, uplinks)
+    by_bridge, by_port = Guard(bridge, None, uplinks), Guard(bridge, observed.ports | {ours}, uplinks)
+    return by_bridge, by_port, by_bridge._replace(limited=False), by_port._replace(limited=False)
 
 
 def up(wanted: ServiceMap, observed: Observed, named_uplinks: frozenset[str]) -> list[Action]:
@@ -272,13 +286,15 @@ def guests(bridge: str, observed: Observed, uplinks: frozenset[str]) -> frozense
 
 
 def _guard_actions(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> list[Action]:
+    """The part of ``up`` for the guards."""
     found = observed.guard or ObservedGuard(bridge)
-    preferred, fallback = wanted_guards(bridge, observed, named_uplinks)
-    for guard in (preferred, fallback):
+    preferred, *others = wanted_guards(bridge, observed, named_uplinks)
+    for guard in (preferred, *others):
         if guard.rules_are_in(found):
             commands = guards.load(guard, found)
             return [LoadGuards(bridge, tuple(commands))] if commands else []
-    return [LoadGuards(bridge, tuple(guards.load(preferred, found)), tuple(guards.load(fallback, found)))]
+    fallbacks = tuple((guard.lacks, tuple(guards.load(guard, found))) for guard in others)
+    return [LoadGuards(bridge, tuple(guards.load(preferred, found)), fallbacks)]
 
 
 def _link_actions(names: BridgeNames, observed: Observed) -> list[Action]:

@@ -107,22 +107,23 @@ def _do(action: plan.Action) -> None:
             links.attach(names.veth_bridge, names.bridge, mtu)
         case plan.LoadServiceMap(_, commands) | plan.DeleteMapAndGuards(_, commands):
             nftables.transaction(commands)
-        case plan.LoadGuards(bridge, commands, fallback):
-            _load_guards(bridge, commands, fallback)
+        case plan.LoadGuards(bridge, commands, fallbacks):
+            _load_guards(bridge, (("", commands), *fallbacks))
 
 
-def _load_guards(bridge: str, commands: tuple[str, ...], fallback: tuple[str, ...] | None) -> None:
-    try:
-        nftables.transaction(commands)
-    except nftables.Unsupported:
-        if fallback is None:
-            raise
-    else:
-        return
-    try:
-        nftables.transaction(fallback)
-    except nftables.Unsupported as error:
-        raise KernelError(
-            f"bridge {bridge} cannot be guarded: this kernel has no nftables bridge tables ({error})"
-        ) from None
-    log.info("this kernel has no meta ibrname: guards of %s match by port names", bridge)
+def _load_guards(bridge: str, choices: tuple[tuple[str, tuple[str, ...]], ...]) -> None:
+    """Carry out the first transaction that this kernel accepts. With each comes what the kernel lacks."""
+    for lacks, commands in choices:
+        try:
+            nftables.transaction(commands)
+        except (nftables.Unsupported, nftables.Absent) as error:
+            if len(choices) == 1:
+                raise
+            refused = error
+        else:
+            if lacks:
+                log.info("guards of %s: this kernel has no %s", bridge, lacks)
+            return
+    raise KernelError(
+        f"bridge {bridge} cannot be guarded: this kernel has no nftables bridge tables ({refused})"
+    ) from None

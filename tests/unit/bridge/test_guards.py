@@ -11,17 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tproxy.bridge import guards
-from tproxy.bridge.guards import (
+from tproxy.bridge.guard_rules import (
+    ASKING,
     FORWARD,
+    FRESH,
     GUARDED,
+    KNOWN,
+    LIMIT_SETS,
     PREROUTING,
     SETS,
     SHARED_CHAINS,
     UPLINKS,
     VETHS,
-    Guard,
-    ObservedGuard,
 )
+from tproxy.bridge.guards import Guard, ObservedGuard
 from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, BridgeNames
 
 # An example takes some milliseconds, and there are few ways in which examples can differ.
@@ -38,7 +41,16 @@ def a_guard(draw: st.DrawFn, bridge: str = "br0", ports: Iterable[str] = PORTS) 
     uplinks = draw(st.dictionaries(port, st.booleans(), max_size=3))
     by_port = draw(st.booleans())
     own = frozenset({BridgeNames(bridge).veth_bridge, *draw(st.sets(port))}) if by_port else None
-    return Guard(bridge, own, uplinks)
+    return Guard(bridge, own, uplinks, limited=draw(st.booleans()))
+
+
+FORGET = f"flush set bridge one_tproxy {KNOWN}"
+
+# As nft 1.0.6 lists what the rules add to the sets of the limits.
+LIMITED = [
+    {"set": {"name": KNOWN, "elem": [{"elem": {"val": {"concat": ["vnet0", "10.0.0.5"]}, "expires": 9}}]}},
+    {"set": {"name": FRESH, "elem": [{"elem": {"val": "vnet0", "expires": 59, "limit": {"rate": 2}}}]}},
+]
 
 
 def as_listed(*present: Guard) -> list[dict[str, Any]]:
@@ -61,6 +73,7 @@ def as_listed(*present: Guard) -> list[dict[str, Any]]:
         elements = {key: text for each in present for key, text in each.elements[name].items()}
         elem = [{"elem": {"val": key, "comment": text}} for key, text in elements.items()]
         items.append({"set": {"name": name, **({"elem": elem} if elem else {})}})
+    items += LIMITED if present[0].limited else []
     items += [{"rule": {"chain": c, "comment": mark}} for c, marks in rules.items() for mark in marks]
     return items
 
@@ -99,10 +112,11 @@ def test_loaded_guards_are_recognised_as_this_bridges(guard: Guard) -> None:
 @few
 @given(a_guard(), a_guard())
 def test_a_change_of_ports_changes_elements_and_no_rule(before: Guard, after: Guard) -> None:
-    if (before.ports is None) != (after.ports is None):
+    if not after.rules_are_in(observed(before)):
         return  # other rules: another test
     commands = guards.load(after, observed(before))
-    assert all(re.match(r"(add|delete) element ", each) for each in commands)
+    forgets = after.limited and before.elements[UPLINKS] != after.elements[UPLINKS]
+    assert [each for each in commands if not re.match(r"(add|delete) element ", each)] == [FORGET] * forgets
     there = {(name, key): text for name in SETS for key, text in before.elements[name].items()}
     want = {(name, key): text for name in SETS for key, text in after.elements[name].items()}
     assert elements_of(commands, "delete") == {key for key in there if want.get(key) != there[key]}
@@ -121,7 +135,9 @@ def test_an_element_is_deleted_before_it_is_added_again_with_another_comment(gua
 @few
 @given(a_guard("br0", ["vnet0", "vnet1", "eth0"]), a_guard("br1", ["vnet8", "vnet9", "eth1"]))
 def test_two_bridges_share_rules_and_neither_touches_the_others_elements(one: Guard, two: Guard) -> None:
-    two = two._replace(ports=None if one.ports is None else frozenset({"br1b", *(two.ports or ())}))
+    two = two._replace(
+        ports=None if one.ports is None else frozenset({"br1b", *(two.ports or ())}), limited=one.limited
+    )
     found = guards.parse(as_listed(one, two))
     assert guards.load(one, found["br0"]) == []
     assert guards.load(two, found["br1"]) == []
@@ -142,8 +158,9 @@ def test_after_unloading_only_the_shared_parts_are_left(guard: Guard) -> None:
         "flush chain bridge one_tproxy ch_br0",
         "delete chain bridge one_tproxy ch_br0",
     ]
+    assert (FORGET in commands) == guard.limited
     left = [
-        {"set": {"name": item["set"]["name"]}} if "set" in item else item
+        {"set": {"name": item["set"]["name"]}} if "set" in item and item not in LIMITED else item
         for item in listed
         if item.get("chain", {}).get("name") != "ch_br0" and item.get("rule", {}).get("chain") != "ch_br0"
     ]
@@ -180,7 +197,7 @@ def test_a_missing_chain_or_one_without_a_rule_is_loaded_again(guard: Guard, dat
     assert f"delete chain bridge one_tproxy {name}" in commands
     assert elements_of(commands, "add") == elements_of(commands, "delete") == set()
     whole = {"ch_br0"} if name == "ch_br0" else set(SHARED_CHAINS)
-    assert {c.split()[4] for c in commands} == whole
+    assert {c.split()[4] for c in commands if not c.startswith("add set")} == whole
 
 
 @pytest.mark.parametrize(
@@ -201,9 +218,40 @@ def test_a_chain_at_another_hook_or_with_policy_drop_is_replaced(
 @few
 @given(a_guard())
 def test_rules_for_the_other_kind_of_kernel_are_replaced(guard: Guard) -> None:
-    other = guard._replace(ports=frozenset({"br0b"}) if guard.ports is None else None)
-    assert not other.rules_are_in(observed(guard))
-    assert f"delete chain bridge one_tproxy {PREROUTING}" in guards.load(other, observed(guard))
+    ports = frozenset({"br0b"}) if guard.ports is None else None
+    for other in (guard._replace(ports=ports), guard._replace(limited=not guard.limited)):
+        assert not other.rules_are_in(observed(guard))
+        assert f"delete chain bridge one_tproxy {PREROUTING}" in guards.load(other, observed(guard))
+
+
+@few
+@given(a_guard())
+def test_sets_of_the_limits_are_made_before_the_rules_that_name_them(guard: Guard) -> None:
+    commands = guards.load(guard, ObservedGuard("br0"))
+    made = [c.split()[4] for c in commands if c.startswith("add set")]
+    assert made == [*SETS, *(LIMIT_SETS if guard.limited else ())]
+    first_rule = next(i for i, c in enumerate(commands) if c.startswith("add rule"))
+    assert all(i < first_rule for i, c in enumerate(commands) if c.startswith("add set"))
+    named = {each for c in commands if c.startswith("add rule") for each in re.findall(r"@(?!nh,)(\w+)", c)}
+    assert named <= set(made)
+    assert observed(guard).limited == guard.limited
+
+
+def test_no_rule_keeps_a_source_known_while_it_sends() -> None:
+    """Otherwise one port could collect any number of sources: ``update`` would renew an element's timeout."""
+    rules = Guard("br0", None, {}).shared_rules[ASKING]
+    assert len([rule for rule in rules if f" add @{KNOWN} " in rule]) == len(["ARP", "IPv4"])
+    assert not any(f"update @{KNOWN}" in rule for rule in rules)
+
+
+def test_rules_without_limits_are_not_taken_for_those_of_before_there_were_limits() -> None:
+    before = [
+        f"ether daddr {SERVICE_MAC} iifname != @uplinks accept",
+        "meta ibrname != @guarded return",
+        "iifname @uplinks drop",
+        f"@nh,128,32 0xa9fe1009 ip daddr {SERVICE_ADDRESS} ether daddr set {SERVICE_MAC} accept",
+    ]
+    assert Guard("br0", None, {}, limited=False).shared_rules[ASKING] != before
 
 
 def test_a_chain_is_created_before_and_deleted_after_the_rules_that_jump_to_it() -> None:
