@@ -20,6 +20,7 @@ GROUPS = {
         "stop": "life",
         "restart": "life",
         "reload": "life",
+        "reopen-logs": "life",
         "daemon": "life",
         "watch": "watch",
         "gc": "gc",
@@ -43,7 +44,7 @@ class _Commands(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        found = getattr(import_module(f"tproxy.cli.{COMMANDS[name]}"), name)
+        found = getattr(import_module(f"tproxy.cli.{COMMANDS[name]}"), name.replace("-", "_"))
         assert isinstance(found, click.Command)
         return found
 

@@ -1,4 +1,4 @@
-"""start, stop, restart, reload, daemon: commands without arguments that change which processes run."""
+"""start, stop, restart, reload, reopen-logs, daemon: commands without arguments, for the processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tproxy.console import EXIT_FAILURE, require_root, say
 from tproxy.errors import TproxyError
 from tproxy.log import output
 from tproxy.log.lazy import DEFAULT_LEVEL
-from tproxy.operations import life
+from tproxy.operations import life, rotation
 from tproxy.process import run_directory
 from tproxy.process.run_directory import Lock
 
@@ -78,6 +78,22 @@ def restart(read: Config | None, lock: Lock) -> list[str]:
 )
 def reload(read: Config | None, lock: Lock) -> list[str]:
     return life.start(life.settings_from(read), lock, reopen_logs=True)
+
+
+@click.command(
+    "reopen-logs",
+    epilog=example("mv /var/log/one_tproxy.log /var/log/one_tproxy.log.1 && tproxy reopen-logs"),
+)
+def reopen_logs() -> None:
+    """Have all processes reopen their logs, after a rotation.
+
+    Does nothing else: starts and ends no process, reads no configuration file and no map.
+    """
+    require_root()
+    problems = rotation.reopen_logs()
+    for problem in problems:
+        say(problem)
+    sys.exit(EXIT_FAILURE if problems else 0)
 
 
 @_command(

@@ -14,7 +14,7 @@ from tproxy.config.services import place
 from tproxy.console import EXIT_FAILURE, require_root, say
 from tproxy.errors import ConfigError
 from tproxy.log import output
-from tproxy.operations import life
+from tproxy.operations import life, lost_table
 from tproxy.operations import refresh as refreshing
 from tproxy.process import run_directory
 
@@ -41,6 +41,8 @@ def refresh(debug: bool, file: str | None) -> None:
         # not remove all services.
         raise ConfigError(f"{place(path)}: there is no key tproxy, so nothing is changed: give --config FILE")
     output.for_command(read.log_level, debug=debug)
+    with run_directory.lock():
+        lost_table.require_table()
     outcomes, warnings = refreshing.refresh(read)
     for warning in warnings:
         output.warn(warning.at(path))

@@ -13,7 +13,8 @@ class Catalog:
 
     def __init__(self) -> None:
         self._bridges: dict[str, dict[int, Target]] = {}
-        self.networks: dict[str, Network] = {}
+        self._maps: dict[str, ServiceMap] = {}
+        self.networks: dict[str, tuple[Network, ...]] = {}  # of each bridge, the first one first
 
     @property
     def bridges(self) -> set[str]:
@@ -28,10 +29,14 @@ class Catalog:
     def ports(self, bridge: str) -> tuple[int, ...]:
         return tuple(sorted(self._bridges.get(bridge, ())))
 
+    def maps(self) -> list[ServiceMap]:
+        """The maps of all bridges as they were read, sorted by bridge."""
+        return [self._maps[bridge] for bridge in sorted(self._maps)]
+
     def apply(self, wanted: ServiceMap) -> list[str]:
         """Take over a bridge's map as it is now; return a line for the log for each change."""
         bridge = wanted.bridge
-        self.networks[bridge] = wanted.network
+        self.networks[bridge] = wanted.networks
         before = self._bridges.get(bridge, {})
         after: dict[int, Target] = {}
         changes = []
@@ -49,9 +54,11 @@ class Catalog:
             after[port] = target
         changes += [f"port {port} is gone" for port in before if port not in after]
         self._bridges[bridge] = after
+        self._maps[bridge] = wanted
         return changes
 
     def remove(self, bridge: str) -> None:
         """Forget a bridge that has no map any more; does nothing if it is unknown."""
         self._bridges.pop(bridge, None)
+        self._maps.pop(bridge, None)
         self.networks.pop(bridge, None)

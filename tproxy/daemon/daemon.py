@@ -25,6 +25,7 @@ from tproxy.daemon.admission import most_connections
 from tproxy.daemon.catalog import Catalog
 from tproxy.daemon.client import Json
 from tproxy.daemon.guard_keeper import GuardKeeper
+from tproxy.daemon.memory import Remembered, to_json
 from tproxy.daemon.relays import Relays
 from tproxy.daemon.server import Client, Server
 from tproxy.daemon.watcher_keeper import WatcherKeeper
@@ -35,17 +36,14 @@ from tproxy.kernel import netns
 from tproxy.kernel.limits import descriptor_limit
 from tproxy.kernel.loop import Loop
 from tproxy.log import output
-from tproxy.model import DAEMON_TITLE, BridgeNames, Settings
+from tproxy.model import DAEMON_TITLE, BridgeNames, ServiceMap, Settings
 from tproxy.process import service_manager
 from tproxy.process.run_directory import directory
+from tproxy.process.table import DRAINING_TITLE
 from tproxy.process.title import set_title
 from tproxy.relay.spawner import Spawner
 
 log = logging.getLogger(__name__)
-
-# The process title of an old daemon that finishes its connections: programs that look for the daemon find the
-# new one.
-DRAINING_TITLE = "tproxy-draining"
 
 # Seconds. While events follow each other this fast, the daemon does not sleep between them (kernel/loop.py).
 # This is longer than an endpoint on this host takes to answer; when a guest falls silent, no more time than
@@ -126,6 +124,8 @@ class Daemon:
                 client.answer({"stays": self._stay, "watch": self._watcher.file})
             case {"op": "status"}:
                 client.answer(self._status())
+            case {"op": "maps"}:
+                client.answer({"maps": [self._remembered(each) for each in self._catalog.maps()]})
             case {"op": "drain"}:
                 if self._stay:
                     self._renew(client)
@@ -199,6 +199,10 @@ class Daemon:
                 ]
         return lines
 
+    def _remembered(self, each: ServiceMap) -> Json:
+        uplinks = self._guards.named_uplinks(each.bridge)
+        return to_json(Remembered(each, uplinks is not None, uplinks or frozenset()))
+
     def _reopen_logs(self) -> None:
         output.reopen()
         self._relays.reopen_logs()
@@ -271,7 +275,7 @@ class Daemon:
         }
 
     def _bridge_status(self, bridge: str, live: dict[Target, list[int]]) -> dict[str, Any]:
-        network = self._catalog.networks[bridge]
+        networks = self._catalog.networks[bridge]
         services = []
         for target in sorted(self._catalog.targets(bridge), key=lambda each: each.service.port):
             sums = live.get(target, [0, 0])
@@ -292,8 +296,9 @@ class Daemon:
                 }
             )
         return {
-            "network": network.name,
-            "network_id": network.id,
+            "network": networks[0].name,
+            "network_id": networks[0].id,
+            "networks": [{"name": each.name, "id": each.id} for each in networks],
             "relay": self._relays.pid(bridge),
             "services": services,
         }

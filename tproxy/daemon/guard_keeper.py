@@ -42,6 +42,7 @@ class GuardKeeper:
         self._loop = loop
         self._bridges = bridges
         self._members: dict[str, frozenset[str]] = {}  # ports of each bridge, as its guards have them
+        self._named: dict[str, frozenset[str]] = {}  # named uplinks of each bridge that has guards of ours
         self._due = False
         self._lines = LineLimit(LINES_AT_ONCE, LINE_INTERVAL)
         self._warnings = limit.warnings()
@@ -57,6 +58,10 @@ class GuardKeeper:
         """Compare the bridge's guards even if its ports are the same: they may have been loaded anew."""
         self._members.pop(bridge, None)
         self.look()
+
+    def named_uplinks(self, bridge: str) -> frozenset[str] | None:
+        """The uplinks that the operator named, as the bridge's guards said last; None if it has had none."""
+        return self._named.get(bridge)
 
     def close(self) -> None:
         self._events.close()
@@ -77,13 +82,15 @@ class GuardKeeper:
             self.look(RETRY)
         else:
             self._members = members
+            self._named = {bridge: named for bridge, named in self._named.items() if bridge in members}
 
     def _update(self, changed: dict[str, frozenset[str]]) -> None:
         found = nftables.read_guards()
         for bridge, members in changed.items():
             guard = found.get(bridge)
             if guard is None or not guard.own(guards.VETHS):
-                continue  # made by a program that wants no guards of ours
+                continue  # made by a program that wants no guards of ours, or somebody has deleted them
+            self._named[bridge] = guard.named_uplinks
             observed = plan.Observed(ports=members, recognised_uplinks=kinds.uplinks(bridge, members))
             for wanted in plan.wanted_guards(bridge, observed, guard.named_uplinks):
                 changes = guards.change_elements(wanted, guard) if wanted.rules_are_in(guard) else []

@@ -12,7 +12,7 @@ from tproxy.errors import ProcessError
 from tproxy.kernel import children
 from tproxy.log.lazy import DEFAULT_LEVEL
 from tproxy.model import Settings
-from tproxy.process import run_directory
+from tproxy.process import host_mounts, run_directory
 from tproxy.process.run_directory import Lock
 
 
@@ -20,7 +20,9 @@ def launch(settings: Settings, lock: Lock, *, replace: bool) -> None:
     """Start a daemon and return when it takes commands; ``replace``: it replaces the relays that it finds.
 
     Raises ProcessError when the daemon cannot be started, ends, or hangs; then no process of it is left.
+    Raises KernelError in a mount namespace in which the host's namespaces do not appear.
     """
+    host_mounts.require_sight()  # it would take bridges for gone whose namespaces it cannot see
     children.can_be_waited_for()
     home = run_directory.prepare()
     options = [*arguments(settings), *(["--replace"] if replace else [])]

@@ -14,10 +14,11 @@ from tproxy.bridge import nftables
 from tproxy.config import reader
 from tproxy.config.services import Config
 from tproxy.daemon import client, launcher
-from tproxy.errors import ProcessError, TproxyError
+from tproxy.errors import NftError, ProcessError, TproxyError
 from tproxy.log.lazy import logger
 from tproxy.model import Settings
-from tproxy.process import service_manager
+from tproxy.operations import lost_table, rotation
+from tproxy.process import host_mounts, service_manager
 from tproxy.process.run_directory import Lock
 from tproxy.process.table import find, send_signal, terminate
 
@@ -43,10 +44,15 @@ def become_daemon(settings: Settings) -> NoReturn:
     A daemon that is already running only finishes its open connections. A child process applies the maps as
     soon as the new daemon takes commands. The child inherits the lock, which the caller holds, and keeps it
     until then. Raises ProcessError when the running daemon is a service, and NftError.
+
+    When the nftables table of all maps is gone, the running daemon is the only one that knows them. So they
+    are restored first.
     """
     if (client.ping() or {}).get("stays"):
         raise ProcessError("the daemon runs as a service already: see tproxy restart")
+    host_mounts.require_sight()
     nftables.read_maps()  # if they cannot be read, this raises before anything has changed
+    lost_table.restore()
     send_signal(signal.SIGUSR2, find().watchers)  # they replace themselves
     _retire_daemon()
     reader, writer = os.pipe()
@@ -69,8 +75,16 @@ def start(settings: Settings, lock: Lock, *, reopen_logs: bool = False) -> list[
     """Bring all processes in line with the maps; return a line for each problem.
 
     ``settings.watch_file`` is the configuration file that wants the daemon to keep a watcher. With neither
-    such a file nor a map, daemon and relays end; a watcher that an operator started goes on.
+    such a file nor a map, daemon and relays end; a watcher that an operator started goes on. Raises NftError,
+    having changed nothing, when the table of all maps is gone although bridges are still served. Logs are
+    reopened in any case: older versions rotated them with `tproxy reload`.
     """
+    try:
+        lost_table.require_table()
+    except NftError:
+        if reopen_logs:
+            rotation.order()
+        raise
     if reopen_logs:
         send_signal(signal.SIGHUP, find().watchers)
     if not _needed(settings.watch_file):
@@ -81,7 +95,12 @@ def start(settings: Settings, lock: Lock, *, reopen_logs: bool = False) -> list[
 
 
 def restart(settings: Settings, lock: Lock) -> list[str]:
-    """Replace all processes; return a line for each problem. The old daemon finishes its open connections."""
+    """Replace all processes; return a line for each problem. The old daemon finishes its open connections.
+
+    Raises NftError as ``start`` does.
+    """
+    lost_table.require_table()
+    host_mounts.require_sight()  # before the old daemon ends
     send_signal(signal.SIGUSR2, find().watchers)  # they replace themselves
     if not _needed(settings.watch_file):
         _end_serving()
@@ -147,9 +166,10 @@ def _end_serving() -> None:
 def _apply_all(settings: Settings, *, reopen_logs: bool) -> list[str]:
     """Make all maps take effect; return a line for each problem."""
     problems = client.apply(None, settings, reopen_logs=reopen_logs)
-    # A daemon that crashed may have left relays of bridges whose maps are gone by now.
+    # A daemon that crashed may have left relays of bridges whose maps are gone by now. Without the table they
+    # serve guests still, or the daemon that finishes its connections does through them.
     status = client.status()
-    if status is not None:
+    if status is not None and not lost_table.bereft():
         known = {each["relay"] for each in status["bridges"].values()}
         terminate([process for _, process in find().relays if process.pid not in known])
     return problems

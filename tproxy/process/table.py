@@ -22,6 +22,8 @@ RELAY_PREFIX = DAEMON_TITLE + "_"
 # Processes of the instance that are neither daemon nor relay: the spawner, a draining daemon, a watcher.
 AUXILIARY_PREFIX = "tproxy-"
 WATCHER_TITLE = AUXILIARY_PREFIX + "watch"
+# Of an old daemon that finishes its connections: programs that look for the daemon find the new one.
+DRAINING_TITLE = AUXILIARY_PREFIX + "draining"
 
 END_TIMEOUT = 5.0  # seconds
 # Seconds between two looks at processes that are ending, which takes them some milliseconds.
@@ -29,12 +31,16 @@ _POLL_INTERVAL = 0.002
 
 
 class Running(NamedTuple):
-    """The running processes of the instance. ``relays`` holds each relay with its bridge."""
+    """The running processes of the instance. ``relays`` holds each relay with its bridge.
+
+    ``draining`` are those of the ``auxiliary`` ones that hold a log open.
+    """
 
     daemons: tuple[Process, ...] = ()
     relays: tuple[tuple[str, Process], ...] = ()
     auxiliary: tuple[Process, ...] = ()
     watchers: tuple[Process, ...] = ()
+    draining: tuple[Process, ...] = ()
 
     @property
     def serving(self) -> list[Process]:
@@ -56,7 +62,7 @@ def find() -> Running:
     import psutil
 
     home = run_directory.directory()
-    daemons, relays, auxiliary, watchers = [], [], [], []
+    daemons, relays, auxiliary, watchers, draining = [], [], [], [], []
     # Not psutil.process_iter: it caches what it found, and a watcher calls this for months. When a pid is
     # used again, process_iter returns the old process, which counts as ended and cannot be signalled.
     for pid in psutil.pids():
@@ -75,7 +81,9 @@ def find() -> Running:
             watchers.append(process)
         elif title.startswith(AUXILIARY_PREFIX):
             auxiliary.append(process)
-    return Running(tuple(daemons), tuple(relays), tuple(auxiliary), tuple(watchers))
+            if title == DRAINING_TITLE:
+                draining.append(process)
+    return Running(tuple(daemons), tuple(relays), tuple(auxiliary), tuple(watchers), tuple(draining))
 
 
 def send_signal(number: signal.Signals, processes: Iterable[Process]) -> None:

@@ -125,3 +125,13 @@ def test_a_failure_is_kept_with_its_time() -> None:
     target.failed("refused")
     assert target.last_error == "refused"
     assert before <= target.last_error_at <= time.time()
+
+
+def test_the_catalog_returns_the_maps_that_it_was_given() -> None:
+    catalog = Catalog()
+    maps = [a_map({80: ONE, 81: TWO}, "br0", "blue"), a_map({}, "br1")]
+    for each in reversed(maps):
+        catalog.apply(each)
+    assert catalog.maps() == maps
+    catalog.remove("br0")
+    assert catalog.maps() == maps[1:]

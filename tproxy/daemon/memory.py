@@ -1,0 +1,57 @@
+"""What the daemon remembers of the bridges that it serves, for who restores maps that somebody deleted.
+
+The request is ``{"op": "maps"}``. The answer has an object for each bridge.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tproxy.daemon.client import PING_TIMEOUT, Json, ask
+from tproxy.model import Endpoint, Member, Network, Service, ServiceMap
+
+
+class Remembered(NamedTuple):
+    """One bridge.
+
+    ``guarded`` says that it had guards of ours, ``uplinks`` are those that the operator named.
+    """
+
+    map: ServiceMap
+    guarded: bool
+    uplinks: frozenset[str]
+
+
+def remembered() -> list[Remembered]:
+    """Ask the daemon, for all bridges that it serves. Raises ProcessError as ``client.ask`` does."""
+    return [from_json(each) for each in ask({"op": "maps"}, PING_TIMEOUT)["maps"]]
+
+
+def to_json(each: Remembered) -> Json:
+    """Return the object for one bridge."""
+    bridge, services, network, members = each.map
+    return {
+        "bridge": bridge,
+        "network": network.name,
+        "network_id": network.id,
+        "services": [[port, *endpoint, name, timeout] for port, endpoint, name, timeout in services.values()],
+        "members": members
+        and {mac: [network.name, network.id, order] for mac, (network, order) in members.items()},
+        "guarded": each.guarded,
+        "uplinks": sorted(each.uplinks),
+    }
+
+
+def from_json(each: Json) -> Remembered:
+    """Return the bridge that an object stands for."""
+    services = {
+        port: Service(port, Endpoint(address, remote_port), name, timeout)
+        for port, address, remote_port, name, timeout in each["services"]
+    }
+    members = each["members"]
+    if members is not None:
+        members = {mac: Member(Network(name, id_), order) for mac, (name, id_, order) in members.items()}
+    network = Network(each["network"], each["network_id"])
+    return Remembered(
+        ServiceMap(each["bridge"], services, network, members), each["guarded"], frozenset(each["uplinks"])
+    )
