@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from tproxy.bridge import guards, service_map
 from tproxy.bridge.guards import Guard, ObservedGuard
 from tproxy.kernel.links import InnerLink, OuterLink
-from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, BridgeNames, ServiceMap
+from tproxy.model import PORT_MAC, SERVICE_ADDRESS, SERVICE_MAC, TABLE, BridgeNames, ServiceMap
 from tproxy.typed import NamedTuple
 
 
@@ -20,6 +20,7 @@ class Observed(NamedTuple):
     ports: frozenset[str] = frozenset()
     recognised_uplinks: frozenset[str] = frozenset()  # ports of a kind that leads off the host
     name_taken: bool = False  # /run/netns has a file of the namespace's name
+    name_ours: bool = False  # that file is a namespace with our mark, or an empty file that a crash left
     namespace: bool = False  # that file is a namespace
     outer: OuterLink | None = None
     inner: InnerLink | None = None
@@ -31,6 +32,24 @@ class Observed(NamedTuple):
     def anything(self) -> bool:
         """Whether the host has any object under this bridge's names."""
         return bool(self.name_taken or self.outer or self.map or (self.guard and self.guard.anything))
+
+    @property
+    def paired(self) -> bool:
+        """Whether the two links of our names are the two ends of one veth pair, whoever made it."""
+        outer, inner = self.outer, self.inner
+        return outer is not None and inner is not None and outer.veth and outer.peer == inner.ifindex
+
+    @property
+    def outer_ours(self) -> bool:
+        """Whether we made the port: it has our MAC, or it leads into a namespace that we made."""
+        if self.outer is None or not self.outer.veth:
+            return False
+        return self.outer.mac == PORT_MAC or (self.paired and self.name_ours)
+
+    @property
+    def inner_ours(self) -> bool:
+        """Whether we made the link in the namespace: it has our MAC, or we made the namespace."""
+        return self.inner is not None and (self.inner.mac == SERVICE_MAC or self.name_ours)
 
     def added_since(self, before: "Observed") -> "Observed":
         """Only what was not there ``before``. When an ``up`` fails half-way, exactly this is removed."""
@@ -222,10 +241,44 @@ def wanted_guards(bridge: str, observed: Observed, named_uplinks: frozenset[str]
     return by_bridge, by_port, by_bridge._replace(limited=False), by_port._replace(limited=False)
 
 
+def stranger(bridge: str, observed: Observed) -> str:
+    """Return what another program has under a name that this bridge needs, and that ``up`` cannot use; or "".
+
+    The whole pair of another program can be used: its port leads to its link in the bridge's namespace.
+    """
+    names = BridgeNames(bridge)
+    outer = observed.outer
+    if outer is not None and not outer.veth:
+        return f"link {names.veth_bridge} is not a veth"
+    if outer is not None and not (observed.paired or observed.outer_ours):
+        return f"link {names.veth_bridge} belongs to another program"
+    if observed.inner is not None and not (observed.paired or observed.inner_ours):
+        return f"link {names.veth_namespace} in namespace {names.namespace} belongs to another program"
+    if observed.name_taken and not (observed.namespace or observed.name_ours):
+        return f"{names.namespace} in /run/netns is no namespace"
+    shared = observed.guard.foreign.intersection(guards.SHARED_CHAINS) if observed.guard else ()
+    if shared:
+        return f"chain {min(shared)} in table bridge {TABLE} belongs to another program"
+    return ""
+
+
+def kept(bridge: str, observed: Observed) -> list[str]:
+    """Return what ``down`` leaves, because another program made it, in words."""
+    names = BridgeNames(bridge)
+    words = []
+    if observed.outer is not None and not observed.outer_ours:
+        words.append(f"link {names.veth_bridge}")
+    if observed.name_taken and not observed.name_ours:
+        words.append(f"namespace {names.namespace}")
+    if observed.guard is not None and names.arp_guard in observed.guard.foreign:
+        words.append(f"chain {names.arp_guard}")
+    return words
+
+
 def up(wanted: ServiceMap, observed: Observed, named_uplinks: frozenset[str]) -> list[Action]:
     """Return the actions after which the bridge has everything it should have; none for one in order."""
     return [
-        *_guard_actions(wanted.bridge, observed, named_uplinks),
+        *guard_actions(wanted.bridge, observed, named_uplinks),
         *_link_actions(BridgeNames(wanted.bridge), observed),
         *_map_actions(wanted, observed),
     ]
@@ -251,7 +304,7 @@ def links_broken(bridge: str, observed: Observed, *, foreign: bool) -> bool:
 
 def guards_broken(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> bool:
     """Whether the guards do not match the ports that the bridge has."""
-    return bool(_guard_actions(bridge, observed, named_uplinks))
+    return bool(guard_actions(bridge, observed, named_uplinks))
 
 
 def down(bridge: str, observed: Observed) -> list[Action]:
@@ -264,18 +317,20 @@ def unload(bridge: str, observed: Observed) -> list[Action]:
     commands = []
     if observed.map is not None:
         commands += service_map.delete_map(bridge)
+    elif observed.guard is not None and observed.guard.own(guards.VETHS):
+        commands += service_map.delete_set(bridge)  # it outlives a map that another program deleted
     if observed.guard is not None and observed.guard.anything:
         commands += guards.unload(observed.guard)
     return [DeleteMapAndGuards(bridge, tuple(commands))] if commands else []
 
 
 def dismantle(bridge: str, observed: Observed) -> list[Action]:
-    """The second part of ``down``, for when the relay has ended: removes veth pair and namespace."""
+    """The second part of ``down``, for when the relay has ended: removes our veth pair and namespace."""
     names = BridgeNames(bridge)
     actions: list[Action] = []
-    if observed.outer is not None and observed.outer.veth:
+    if observed.outer_ours:
         actions.append(DeleteLink(names.veth_bridge))
-    if observed.name_taken:
+    if observed.name_taken and observed.name_ours:
         actions.append(RemoveName(names.namespace))
     return actions
 
@@ -285,7 +340,7 @@ def guests(bridge: str, observed: Observed, uplinks: frozenset[str]) -> frozense
     return observed.ports - uplinks - {BridgeNames(bridge).veth_bridge}
 
 
-def _guard_actions(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> list[Action]:
+def guard_actions(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> list[Action]:
     """The part of ``up`` for the guards."""
     found = observed.guard or ObservedGuard(bridge)
     preferred, *others = wanted_guards(bridge, observed, named_uplinks)
@@ -305,12 +360,12 @@ def _link_actions(names: BridgeNames, observed: Observed) -> list[Action]:
         if observed.name_taken:
             actions.append(RemoveName(namespace))
         actions.append(CreateNamespace(namespace))
-    paired = outer is not None and inner is not None and outer.peer == inner.ifindex
+    paired = observed.paired
     if not paired:
         # One end alone is useless, and so is one whose other end is in a former namespace.
-        if outer is not None:
+        if observed.outer_ours:
             actions.append(DeleteLink(names.veth_bridge))
-        if inner is not None:
+        if observed.inner_ours:
             actions.append(DeleteInner(names))
         actions.append(CreateVeth(names, mtu))
     found = observed.sysctls or {}

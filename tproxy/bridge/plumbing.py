@@ -6,25 +6,34 @@ from collections.abc import Iterable
 
 from tproxy.bridge import nftables, plan
 from tproxy.errors import KernelError
-from tproxy.kernel import links, netns
+from tproxy.kernel import kinds, links, netns
 from tproxy.log.lazy import logger
 from tproxy.model import SERVICE_MAC, BridgeNames
 
 log = logger(__name__)
 
-_BRIDGED_TO_IPTABLES = "bridge/bridge-nf-call-iptables"
-
 
 def require_bridge(bridge: str) -> None:
-    """Raise KernelError when the bridge does not exist, or when a link of another kind has a name we need."""
+    """Raise KernelError when the bridge does not exist."""
     if not links.exists(bridge):
         raise KernelError(f"bridge {bridge} does not exist")
     if not links.is_bridge(bridge):
         raise KernelError(f"{bridge} is not a bridge")
-    ours = BridgeNames(bridge).veth_bridge
-    found = links.outer_link(ours)
-    if found is not None and not found.veth:
-        raise KernelError(f"link {ours} is not a veth; bridge {bridge} needs that name")
+
+
+def usable(bridge: str) -> plan.Observed:
+    """What the host has for the bridge, for ``plan.up``.
+
+    Raises KernelError when another program has something under a name that the bridge needs, also NftError.
+    """
+    found = observe(bridge)
+    name = BridgeNames(bridge).veth_bridge
+    reason = plan.stranger(bridge, found)
+    if not reason and found.outer is None and (real := links.real_name(name)) != name:
+        reason = f"{name} is an alternative name of link {real}"
+    if reason:
+        raise KernelError(f"{reason}; bridge {bridge} needs that name")
+    return found
 
 
 def observe(bridge: str) -> plan.Observed:
@@ -37,18 +46,20 @@ def observe_links(bridge: str) -> plan.Observed:
     names = BridgeNames(bridge)
     ports = links.ports(bridge)
     namespace = netns.identify(names.namespace) is not None
-    inner, sysctls = None, None
+    inner, sysctls, ours = None, None, False
     if namespace:
         with netns.inside(names.namespace):
+            ours = netns.is_marked()
             inner = links.inner_link(names.veth_namespace)
             sysctls = links.sysctls(plan.namespace_sysctls(names))
     return plan.Observed(
         bridge_mtu=links.mtu(bridge),
         ports=ports,
-        recognised_uplinks=frozenset(filter(links.leads_off_host, ports)),
+        recognised_uplinks=kinds.uplinks(bridge, ports),
         name_taken=netns.name_taken(names.namespace),
+        name_ours=ours or (not namespace and netns.is_remnant(names.namespace)),
         namespace=namespace,
-        outer=links.outer_link(names.veth_bridge),
+        outer=links.outer_link(names.veth_bridge, names.namespace),
         inner=inner,
         sysctls=sysctls,
     )
@@ -68,19 +79,6 @@ def carry_out(actions: Iterable[plan.Action], *, quiet: bool = False) -> None:
     for action in actions:
         (log.debug if quiet else log.info)("%s", action)
         _do(action)
-
-
-def warn_of_host_firewall(bridge: str) -> None:
-    """Log a warning when the host's firewall drops bridged packets.
-
-    Without it an operator finds everything of ours in order, and guests that get no answer.
-    """
-    if links.sysctls([_BRIDGED_TO_IPTABLES]).get(_BRIDGED_TO_IPTABLES) == "1" and nftables.drops_forwarded():
-        log.warning(
-            "bridge %s: bridge-nf-call-iptables=1 and a forward chain with policy drop: "
-            "the host's firewall drops what guests send to the service address",
-            bridge,
-        )
 
 
 def _do(action: plan.Action) -> None:

@@ -1,7 +1,8 @@
 """Reads and changes links, addresses, routes and sysctls.
 
-Reading uses /sys, /proc and ioctl (netdevice(7)). Changing uses rtnetlink through pyroute2, whose import
-takes longer than a whole hook run that finds everything in order. Nearly every VM start is such a run.
+Reading uses /sys, /proc, ioctl (netdevice(7)) and ``kernel.rtnetlink``. Changing uses rtnetlink through
+pyroute2, whose import takes longer than a whole hook run that finds everything in order. Nearly every VM
+start is such a run.
 """
 
 import errno
@@ -14,31 +15,28 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from tproxy.errors import KernelError
-from tproxy.kernel import netns
+from tproxy.kernel import netns, rtnetlink
 from tproxy.model import PORT_MAC, SERVICE_ADDRESS
 from tproxy.typed import Any, NamedTuple
 
 _SYS = "/sys/class/net"
 SYSCTL = "/proc/sys/net"
 
-_IFF_UP = 0x1  # <linux/if.h>
-_SIOCGIFFLAGS, _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8913, 0x8915, 0x891B  # <linux/sockios.h>
-_SIOCGIFMTU, _SIOCGIFHWADDR, _SIOCGIFINDEX, _SIOCETHTOOL = 0x8921, 0x8927, 0x8933, 0x8946
-_ETHTOOL_GDRVINFO = 0x3  # <linux/ethtool.h>
-_DRVINFO_SIZE = 196
-
-# DEVTYPE, in the file uevent in sysfs, of links that lead off this host. Guests are on tap or veth ports.
-_UPLINK_TYPES = frozenset({"vlan", "vxlan", "geneve", "bond", "team", "gretap", "ip6gretap", "wlan"})
+_SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B  # <linux/sockios.h>
 
 
 class OuterLink(NamedTuple):
-    """The bridge's side of a veth pair. ``peer`` is the other side's index in its namespace."""
+    """The bridge's side of a veth pair.
+
+    ``peer`` is the other side's index when that side is in the bridge's namespace, otherwise 0.
+    """
 
     veth: bool
     up: bool
     mtu: int
     master: str
     peer: int
+    mac: str
 
 
 class InnerLink(NamedTuple):
@@ -56,7 +54,7 @@ class InnerLink(NamedTuple):
 
 
 def exists(name: str) -> bool:
-    """Whether this network namespace has a link of that name.
+    """Whether this network namespace has a link of that name. An alternative name is not its name.
 
     Raises KernelError when /sys belongs to another network namespace.
     """
@@ -67,6 +65,8 @@ def exists(name: str) -> bool:
             index = 0
         if str(index or "") == _read(f"{_SYS}/{name}/ifindex"):
             return index != 0
+        if index and rtnetlink.link(name) is None:
+            return False  # an alternative name of another link, or that link is gone by now
         time.sleep(0.01)
     # Everything that this module reads below /sys would be wrong.
     raise KernelError("/sys shows another network namespace than this process is in; mount it anew")
@@ -95,27 +95,28 @@ def ports(bridge: str) -> frozenset[str]:
         return frozenset()
 
 
-def leads_off_host(port: str) -> bool:
-    """Whether a bridge port looks like an uplink: a hardware NIC, a VLAN on one, a tunnel, a bond."""
-    if os.path.exists(f"{_SYS}/{port}/device"):
-        return True
-    words = dict(line.partition("=")[::2] for line in _read(f"{_SYS}/{port}/uevent").splitlines())
-    return words.get("DEVTYPE") in _UPLINK_TYPES
+def real_name(name: str) -> str:
+    """The name of the link that has ``name`` as its name or alternative name; ``name`` when there is none."""
+    if os.path.exists(f"{_SYS}/{name}"):
+        return name
+    found = rtnetlink.by_alternative_name(name)
+    return found.name if found else name
 
 
-def outer_link(name: str) -> OuterLink | None:
-    """The state of a veth on a bridge; None when no such link exists."""
-    if not exists(name):
+def real_names(names: Iterable[str]) -> frozenset[str]:
+    """As ``real_name``, of each."""
+    return frozenset(map(real_name, names))
+
+
+def outer_link(name: str, namespace: str) -> OuterLink | None:
+    """The state of a veth on a bridge, whose other side should be in ``namespace``; None without the link."""
+    found = rtnetlink.link(name)
+    if found is None:
         return None
-    found = OuterLink(
-        veth=_driver(name) == "veth",
-        up=bool(int(_read(f"{_SYS}/{name}/flags") or "0", 16) & _IFF_UP),
-        mtu=mtu(name),
-        master=_master(name),
-        peer=int(_read(f"{_SYS}/{name}/iflink") or 0),
+    here = found.peer_namespace >= 0 and found.peer_namespace == _number(namespace)
+    return OuterLink(
+        found.kind == "veth", found.up, found.mtu, _name(found.master), found.peer if here else 0, found.mac
     )
-    # A link that was deleted since, with its peer's namespace, must not look like one of another kind.
-    return found if found.veth or exists(name) else None
 
 
 def inner_link(name: str) -> InnerLink | None:
@@ -123,19 +124,12 @@ def inner_link(name: str) -> InnerLink | None:
 
     None when no such link exists.
     """
+    found = rtnetlink.link(name)
+    if found is None:
+        return None
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            index = struct.unpack_from("i", _ask(sock, _SIOCGIFINDEX, name))[0]
-        except OSError:
-            return None
-        return InnerLink(
-            ifindex=index,
-            up=bool(struct.unpack_from("H", _ask(sock, _SIOCGIFFLAGS, name))[0] & _IFF_UP),
-            mtu=struct.unpack_from("i", _ask(sock, _SIOCGIFMTU, name))[0],
-            mac=_ask(sock, _SIOCGIFHWADDR, name)[2:8].hex(":"),
-            address=_address(sock, name),
-            default_route=_has_default_route(name),
-        )
+        address = _address(sock, name)
+    return InnerLink(found.ifindex, found.up, found.mtu, found.mac, address, _has_default_route(name))
 
 
 def sysctls(paths: Iterable[str]) -> dict[str, str]:
@@ -163,26 +157,27 @@ def _ask(sock: socket.socket, request: int, name: str) -> bytes:
     return fcntl.ioctl(sock, request, struct.pack("16s24x", name.encode()))[16:]
 
 
-def _master(name: str) -> str:
+def _number(namespace: str) -> int:
+    """The number by which this namespace knows another one; -1 when there is none of that name."""
     try:
-        return os.path.basename(os.readlink(f"{_SYS}/{name}/master"))
+        fd = os.open(netns.path(namespace), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
+        return -1
+    try:
+        return rtnetlink.namespace_number(fd)
+    except OSError:
+        return -1  # EINVAL: an ordinary file
+    finally:
+        os.close(fd)
+
+
+def _name(index: int) -> str:
+    try:
+        return socket.if_indextoname(index) if index else ""
     except OSError:
         return ""
-
-
-def _driver(name: str) -> str:
-    buffer = bytearray(struct.pack("I", _ETHTOOL_GDRVINFO).ljust(_DRVINFO_SIZE, b"\0"))
-    # For this request struct ifreq holds a pointer: the kernel writes the answer into the buffer.
-    import array
-
-    cells = array.array("B", buffer)
-    address, _ = cells.buffer_info()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            fcntl.ioctl(sock, _SIOCETHTOOL, struct.pack("16sP16x", name.encode(), address))
-        except OSError:
-            return ""
-    return cells.tobytes()[4:36].split(b"\0")[0].decode(errors="replace")
 
 
 def _read(path: str) -> str:

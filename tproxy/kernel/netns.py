@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,8 +25,11 @@ _NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
 _SIOCGSKNS = 0x894C  # <linux/sockios.h>: returns a descriptor of the socket's namespace
 _SO_NETNS_COOKIE = 71  # <asm-generic/socket.h>, Linux 5.14: a number that is never used twice
 
-# Seconds. A busy host with hundreds of namespaces may need longer to create one than pyroute2's default.
-CREATION_TIMEOUT = 30
+_MS_BIND, _MS_REC, _MS_SHARED = 1 << 12, 1 << 14, 1 << 20  # <linux/mount.h>
+
+# The description of the loopback link in a namespace that we made (`ip -n NAME link show lo`). The mark goes
+# with the namespace, and nothing else tells ours from one that another program made under the same name.
+_MARK = "made by tproxy"
 
 
 class NamespaceId(NamedTuple):
@@ -76,6 +80,32 @@ def name_taken(name: str) -> bool:
     return os.path.lexists(path(name))
 
 
+def is_remnant(name: str) -> bool:
+    """Whether the name is in use, and holds nothing that could be lost.
+
+    A crash while a namespace is made or removed leaves an empty file. An empty directory and a link to
+    nothing are as good as that.
+    """
+    file = path(name)
+    try:
+        mode = os.lstat(file).st_mode
+        if stat.S_ISDIR(mode):
+            return not os.listdir(file)
+        if stat.S_ISLNK(mode):
+            return not os.path.exists(file)
+        return stat.S_ISREG(mode) and not os.stat(file).st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def is_marked() -> bool:
+    """Whether ``create`` made this thread's namespace."""
+    from tproxy.kernel import rtnetlink  # not above: relays need this module, and not that one
+
+    loopback = rtnetlink.link("lo")
+    return loopback is not None and loopback.alias == _MARK
+
+
 def of_socket(fd: int) -> NamespaceId:
     """The namespace of a socket, from the kernel. Needs CAP_NET_ADMIN. Raises OSError."""
     namespace = fcntl.ioctl(fd, _SIOCGSKNS)
@@ -124,24 +154,59 @@ def inside(name: str) -> Iterator[None]:
 
 
 def create(name: str) -> None:
-    """Create a namespace with a name. Raises KernelError.
+    """Create a namespace with a name, as ``ip netns add`` does, and with our mark. Raises KernelError.
 
-    The caller holds the host's lock, because the first namespace on a host also mounts /run/netns.
+    The caller holds the host's lock, because the first namespace on a host also mounts /run/netns. The mark
+    is there before the name is, so that a run which is killed in between leaves nothing that looks like
+    another program's.
     """
-    # Imported here, because importing pyroute2 takes longer than a hook that finds everything in order.
-    from pyroute2 import config, netns
+    from tproxy.kernel import rtnetlink
 
-    from tproxy.kernel import children
-
-    children.can_be_waited_for()
-    config.default_communicate_timeout = CREATION_TIMEOUT  # for the child process that creates it
     try:
-        netns.create(path(name))
-    except Exception as error:  # pyroute2 passes on whatever its child process raised
+        _share_directory()
+        os.close(os.open(path(name), os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
+    except OSError as error:
+        raise KernelError(f"cannot create namespace {name}: {error.strerror}") from None
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _call("unshare", CLONE_NEWNET)
+        try:
+            rtnetlink.set_alias(1, _MARK)  # the loopback link is the first one
+            _mount("/proc/thread-self/ns/net", path(name), _MS_BIND)
+        finally:
+            _setns(home)
+    except OSError as error:
         with suppress(KernelError):  # the first error is the one to report
             remove(name)
-        reason = _reason(error) if isinstance(error, OSError) else str(error)
-        raise KernelError(f"cannot create namespace {name}: {reason}") from error
+        raise KernelError(f"cannot create namespace {name}: {error.strerror}") from None
+    finally:
+        os.close(home)
+
+
+def _share_directory() -> None:
+    """Make /run/netns, and have what is mounted in it appear in other mount namespaces too."""
+    with suppress(FileExistsError):
+        os.mkdir(DIRECTORY, 0o755)
+    if not os.path.isdir(DIRECTORY):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    try:
+        _mount("", DIRECTORY, _MS_SHARED | _MS_REC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        _mount(DIRECTORY, DIRECTORY, _MS_BIND | _MS_REC)  # only a mount point can be shared
+        _mount("", DIRECTORY, _MS_SHARED | _MS_REC)
+
+
+def _mount(source: str, target: str, flags: int) -> None:
+    _call("mount", source.encode(), target.encode(), b"none", ctypes.c_ulong(flags), None)
+
+
+def _call(function: str, *arguments: object) -> None:
+    """Call a function of libc that returns 0. Raises OSError."""
+    if getattr(ctypes.CDLL(None, use_errno=True), function)(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def remove(name: str) -> None:
@@ -166,10 +231,7 @@ def remove(name: str) -> None:
 
 
 def _setns(fd: int) -> None:
-    # Python has os.setns only from 3.12 on.
-    if ctypes.CDLL(None, use_errno=True).setns(fd, CLONE_NEWNET) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    _call("setns", fd, CLONE_NEWNET)  # Python has os.setns only from 3.12 on
 
 
 def _reason(error: OSError) -> str:

@@ -13,7 +13,7 @@ from tproxy.bridge import nftables, plumbing
 from tproxy.config.services import WatchedBridge
 from tproxy.config.watching import watched
 from tproxy.errors import BadName
-from tproxy.kernel import netns
+from tproxy.kernel import links, netns
 from tproxy.model import BridgeNames, check_interface_name
 from tproxy.operations import preview, reconcile
 from tproxy.process import run_directory
@@ -34,7 +34,7 @@ def look(bridge: str, bridges: tuple[WatchedBridge, ...], unused_for: float) -> 
     time in seconds for which no hook must have wanted the bridge. Raises NftError and KernelError.
     """
     entry = watched(bridge, bridges)
-    uplinks = entry.uplinks if entry else frozenset()
+    uplinks = links.real_names(entry.uplinks) if entry else frozenset()
     observed = plumbing.observe(bridge)
     if not reconcile.left_behind(bridge, observed, uplinks, unused_for):
         return None

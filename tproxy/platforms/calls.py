@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from tproxy.console import say
-from tproxy.errors import TproxyError
-from tproxy.kernel import links
+from tproxy.errors import BadName, TproxyError
+from tproxy.kernel import kinds, links
 from tproxy.log import output
 from tproxy.log.lazy import DEFAULT_LEVEL
-from tproxy.model import Network, check_interface_name
+from tproxy.model import Network, check_interface_name, check_mac
 from tproxy.operations import hook
 
 log = logging.getLogger(__name__)
@@ -24,9 +24,10 @@ class Up(NamedTuple):
 
     bridge: str
     network: str
+    macs: frozenset[str] = frozenset()  # of the guest's NICs there
 
     def carry_out(self, *, debug: bool) -> None:
-        hook.up(hook.Call(self.bridge, Network(self.network), debug=debug))
+        hook.up(hook.Call(self.bridge, Network(self.network), debug=debug, macs=self.macs))
 
 
 class Down(NamedTuple):
@@ -37,12 +38,15 @@ class Down(NamedTuple):
 
     bridge: str
     gone: frozenset[str] = frozenset()
+    macs: frozenset[str] = frozenset()
 
     def carry_out(self, *, debug: bool) -> None:
         # Platforms do not say which ports are uplinks, and `down` takes each port that is not named for a
         # guest.
-        uplinks = filter(links.leads_off_host, links.ports(self.bridge))
-        _, guests = hook.down(hook.Call(self.bridge, uplinks=self.gone.union(uplinks), debug=debug))
+        bridge = links.real_name(self.bridge)
+        uplinks = kinds.uplinks(bridge, links.ports(bridge))
+        gone = self.gone.union(uplinks)
+        _, guests = hook.down(hook.Call(self.bridge, uplinks=gone, debug=debug, macs=self.macs))
         if guests:
             say(hook.left_alone(self.bridge, guests))
 
@@ -69,8 +73,7 @@ def run(program: str, event: Callable[[], Iterable[Call]], *, debug: bool) -> in
     """
     output.to_file(output.DAEMON_LOG, DEFAULT_LEVEL)
     try:
-        # A guest can have several NICs on one bridge: the bridge is asked for once.
-        wanted = list(dict.fromkeys(event()))
+        wanted = _joined(event())
     except TproxyError as error:
         return _failed(program, str(error))
     except Exception as error:
@@ -79,6 +82,26 @@ def run(program: str, event: Callable[[], Iterable[Call]], *, debug: bool) -> in
     faults = filter(None, [_carry_out(program, call, debug=debug) for call in wanted])
     # Each line once: an error in the configuration file is the same for every bridge.
     return max((_failed(program, reason) for reason in dict.fromkeys(faults)), default=0)
+
+
+def macs_of(text: str | None) -> frozenset[str]:
+    """Return the MAC address that a platform wrote, as a set; an empty set when there is none."""
+    try:
+        return frozenset({check_mac(text or "")})
+    except BadName:
+        return frozenset()
+
+
+def _joined(found: Iterable[Call]) -> list[Call]:
+    """Return the calls with those for several NICs of a guest in one network of one bridge joined into one."""
+    joined: dict[Call, frozenset[str]] = {}
+    for call in found:
+        macs = call.macs if isinstance(call, Up | Down) else frozenset()
+        key = call._replace(macs=frozenset()) if isinstance(call, Up | Down) else call
+        joined[key] = joined.get(key, frozenset()) | macs
+    return [
+        each._replace(macs=macs) if isinstance(each, Up | Down) else each for each, macs in joined.items()
+    ]
 
 
 def _carry_out(program: str, call: Call, *, debug: bool) -> str:

@@ -10,19 +10,20 @@ A bridge that only hooks bring up is taken down as well, when no hook does that:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 
-from tproxy.bridge import nftables
-from tproxy.config.resolver import services_for
+from tproxy.bridge import nftables, service_map
+from tproxy.config.moves import Moves
 from tproxy.config.services import Config, WatchedBridge
+from tproxy.config.union import Offer, Union
 from tproxy.config.watching import grace, watched
 from tproxy.errors import TproxyError
-from tproxy.kernel import links
+from tproxy.kernel import kinds, links
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.log import output
-from tproxy.model import BridgeNames, Network, Service, ServiceMap, Settings
+from tproxy.model import BridgeNames, Network, ServiceMap, Settings
 from tproxy.operations import reconcile
 from tproxy.process import run_directory
 from tproxy.watch import reload
@@ -86,6 +87,13 @@ class GuestFollower:
                 self._try(bridge, partial(self._change, bridge, entry, old))
         self.look_at_all()
 
+    def moved(self, bridge: str, moves: Moves) -> None:
+        """Note that these services of a bridge moved, because the address of a host name changed."""
+        given = self._given.get(bridge)
+        if given is not None:
+            new = {port: new for port, (old, new) in moves.items() if given.services.get(port) == old}
+            self._given[bridge] = given._replace(services={**given.services, **new})
+
     def _look_at_next(self) -> None:
         """Look at one bridge in each turn of the loop, because bringing one up takes a while."""
         bridge = next(iter(self._due))
@@ -138,7 +146,7 @@ class GuestFollower:
 
     def _take_down(self, bridge: str) -> None:
         entry = watched(bridge, self._config.bridges)
-        uplinks = entry.uplinks if entry else frozenset()
+        uplinks = links.real_names(entry.uplinks) if entry else frozenset()
         seconds = grace(entry, self._config, exists=links.is_bridge(bridge))
         if reconcile.collect(bridge, uplinks, seconds):
             log.info("bridge %s had no guest for %g s: taken down", bridge, seconds)
@@ -147,49 +155,65 @@ class GuestFollower:
 
     def _has_guests(self, bridge: str, entry: WatchedBridge | None) -> bool:
         others = self._uplinks(bridge) | {BridgeNames(bridge).veth_bridge}
-        others |= entry.uplinks if entry else frozenset()
-        # Stops at the first guest, because a bridge can have hundreds.
-        return any(not links.leads_off_host(port) for port in links.ports(bridge) - others)
+        others |= links.real_names(entry.uplinks) if entry else frozenset()
+        ports = links.ports(bridge) - others
+        return bool(ports - kinds.uplinks(bridge, ports))
 
     def _change(self, bridge: str, entry: WatchedBridge, old: Config) -> None:
         """Give a bridge what the configuration says now, where that differs from what it said before."""
         found = nftables.read_map(bridge)
-        if bridge not in self._given:
-            self._given[bridge] = _said_by(old, bridge, entry, found)
-        before = self._given[bridge]
-        network = reload.network_of(before.entry, entry, found)
+        before = self._given.get(bridge)
+        if before is None or (found is not None and before.networks != found.networks):
+            before = _said_by(old, bridge, entry, found)
+        networks = reload.networks_of(before.entry, entry, found)
         # While nobody answers for a host name, its port keeps the endpoint that it had. The map of a bridge
         # that is down does not tell that endpoint; the services that the bridge got before do.
+        known = found
         if found is None and before.entry == entry:
-            known = before.services
-        else:
-            known = reconcile.known_for(network, found)
-        services = self._services(network, known)
+            known = ServiceMap(bridge, before.services, networks[0])
+        offer = Offer(self._config)
+        offer.look_up(networks)
+        union = offer.union(networks, known)
+        services = union.services
         action = reload.decide(before, entry, services, found)
         if action is not Action.LEAVE:
             self._busy.discard(bridge)
         if action is Action.BRING_UP:
-            reconcile.up(bridge, network, services, entry.uplinks, self._settings())
-        elif action is Action.REFRESH:
-            reconcile.refresh(bridge, network, services, self._settings())
-        self._given[bridge] = Said(entry, services)
+            self._bring_up(bridge, entry, offer, anew=True)
+        else:
+            self._tell(union)
+        if action is Action.REFRESH and found is not None:
+            reconcile.warn_of_contradictions(bridge, union)
+            reconcile.refresh(found, union, self._settings())
+        self._given[bridge] = Said(entry, services, networks)
 
     def _up(self, bridge: str, entry: WatchedBridge) -> None:
-        services = self._services(entry.network, {})
-        if services:
-            reconcile.up(bridge, entry.network, services, entry.uplinks, self._settings())
-        self._given[bridge] = Said(entry, services)
+        offer, networks = Offer(self._config), _networks_of(entry)
+        offer.look_up(networks)
+        union = offer.union(networks)
+        if union.services:
+            self._bring_up(bridge, entry, offer)
+        else:
+            self._tell(union)
+        self._given[bridge] = Said(entry, union.services, networks)
 
-    def _services(self, network: Network, known: Mapping[int, Service]) -> dict[int, Service]:
-        services, problems = services_for(self._config, network, last_known=known.get)
-        for problem in problems:
+    def _bring_up(self, bridge: str, entry: WatchedBridge, offer: Offer, *, anew: bool = False) -> None:
+        uplinks = links.real_names(entry.uplinks)
+        reconcile.up(bridge, entry.network, frozenset(), offer, uplinks, self._settings(), anew=anew)
+
+    def _tell(self, union: Union) -> None:
+        for problem in union.problems:
             output.warn(problem.at(self._config.path))
-        return services
 
 
 def _said_by(old: Config, bridge: str, entry: WatchedBridge, found: ServiceMap | None) -> Said:
     """Return what the old configuration gave to a bridge that this process has not brought up."""
     before = watched(bridge, old.bridges)
-    network = found.network if found is not None else (before or entry).network
-    services, _ = services_for(old, network, last_known=reconcile.known_for(network, found).get)
-    return Said(before, services)
+    networks = found.networks if found is not None else _networks_of(before or entry)
+    offer = Offer(old)
+    offer.look_up(networks)
+    return Said(before, offer.union(networks, found).services, networks)
+
+
+def _networks_of(entry: WatchedBridge) -> tuple[Network, ...]:
+    return (service_map.stored(entry.network),)

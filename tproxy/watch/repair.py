@@ -22,7 +22,7 @@ from functools import partial
 from tproxy.bridge import guards, nftables, plan, plumbing
 from tproxy.bridge.guards import ObservedGuard
 from tproxy.errors import KernelError, TproxyError
-from tproxy.kernel import links
+from tproxy.kernel import kinds, links
 from tproxy.kernel.loop import Loop
 from tproxy.kernel.netlink import Ruleset
 from tproxy.model import BridgeNames, ServiceMap, Settings
@@ -262,8 +262,7 @@ class Repairer:
 
 def _guards_broken(guard: ObservedGuard, uplinks: frozenset[str]) -> bool:
     ports = links.ports(guard.bridge)
-    recognised = frozenset(filter(links.leads_off_host, ports))
-    observed = plan.Observed(ports=ports, recognised_uplinks=recognised, guard=guard)
+    observed = plan.Observed(ports=ports, recognised_uplinks=kinds.uplinks(guard.bridge, ports), guard=guard)
     return plan.guards_broken(guard.bridge, observed, guard.named_uplinks_or(uplinks))
 
 

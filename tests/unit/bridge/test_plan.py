@@ -6,7 +6,7 @@ from functools import reduce
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tproxy.bridge import guards, plan
@@ -27,12 +27,22 @@ from tproxy.bridge.plan import (
     SetSysctls,
 )
 from tproxy.kernel.links import InnerLink, OuterLink
-from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, BridgeNames, Endpoint, Network, Service, ServiceMap
+from tproxy.model import (
+    PORT_MAC,
+    SERVICE_ADDRESS,
+    SERVICE_MAC,
+    BridgeNames,
+    Endpoint,
+    Network,
+    Service,
+    ServiceMap,
+)
 
 NAMES = BridgeNames("br0")
 ONE, TWO = Service(80, Endpoint("10.0.0.1", 80)), Service(81, Endpoint("10.0.0.2", 81))
 WANTED = ServiceMap("br0", {80: ONE, 81: TWO}, Network("blue", "7"))
 NO_UPLINKS: frozenset[str] = frozenset()
+OTHER_MAC = "02:00:00:00:00:01"
 
 
 def rules_of(guard: Guard) -> ObservedGuard:
@@ -55,8 +65,9 @@ def healthy() -> Observed:
         bridge_mtu=1500,
         ports=frozenset({"br0b", "vnet0"}),
         name_taken=True,
+        name_ours=True,
         namespace=True,
-        outer=OuterLink(veth=True, up=True, mtu=1500, master="br0", peer=7),
+        outer=OuterLink(veth=True, up=True, mtu=1500, master="br0", peer=7, mac=PORT_MAC),
         inner=InnerLink(ifindex=7, up=True, mtu=1500, mac=SERVICE_MAC, address=f"{SERVICE_ADDRESS}/32",
                         default_route=True),
         sysctls=plan.namespace_sysctls(NAMES),
@@ -70,26 +81,31 @@ def after(observed: Observed, action: Action) -> Observed:
     match action:
         case RemoveName():
             assert observed.name_taken
-            return observed._replace(name_taken=False, namespace=False, inner=None, sysctls=None)
+            assert observed.name_ours, "another program's namespace or file"
+            return observed._replace(
+                name_taken=False, name_ours=False, namespace=False, inner=None, sysctls=None
+            )
         case CreateNamespace():
             assert not observed.name_taken
-            return observed._replace(name_taken=True, namespace=True)
+            return observed._replace(name_taken=True, name_ours=True, namespace=True)
         case DeleteLink(link):
             assert link == NAMES.veth_bridge
             assert observed.outer is not None
+            assert observed.outer_ours, "another program's link"
             # The pair's other end goes with it; one that belongs to another pair does not.
             paired = observed.inner is not None and observed.inner.ifindex == observed.outer.peer
             inner = None if paired else observed.inner
             return observed._replace(outer=None, inner=inner, ports=observed.ports - {link})
         case DeleteInner():
             assert observed.inner is not None
+            assert observed.inner_ours, "another program's link"
             return observed._replace(inner=None)
         case CreateVeth(_, mtu):
             assert observed.namespace
             assert observed.outer is None
             assert observed.inner is None
             inner = InnerLink(9, False, mtu, SERVICE_MAC, "", False)
-            outer = OuterLink(True, False, mtu, "", 9)
+            outer = OuterLink(True, False, mtu, "", 9, PORT_MAC)
             return observed._replace(outer=outer, inner=inner, sysctls={})
         case SetSysctls(_, values):
             assert observed.inner is not None, "sysctls of a link that does not exist yet"
@@ -114,18 +130,19 @@ def after(observed: Observed, action: Action) -> Observed:
 
 outers = st.builds(
     OuterLink,
-    veth=st.just(True),
+    veth=st.booleans(),
     up=st.booleans(),
     mtu=st.sampled_from([1400, 1500]),
     master=st.sampled_from(["br0", "br1", ""]),
     peer=st.sampled_from([7, 8]),
+    mac=st.sampled_from([PORT_MAC, OTHER_MAC]),
 )
 inners = st.builds(
     InnerLink,
     ifindex=st.just(7),
     up=st.booleans(),
     mtu=st.sampled_from([1400, 1500]),
-    mac=st.sampled_from([SERVICE_MAC, "02:00:00:00:00:01"]),
+    mac=st.sampled_from([SERVICE_MAC, OTHER_MAC]),
     address=st.sampled_from([f"{SERVICE_ADDRESS}/32", "10.0.0.1/24", ""]),
     default_route=st.booleans(),
 )
@@ -141,6 +158,7 @@ maps = st.builds(
 def anything(draw: st.DrawFn) -> Observed:
     """Any state that killed hooks, operators or other programs may have left."""
     namespace = draw(st.booleans())
+    name_taken = namespace or draw(st.booleans())
     wanted = healthy().sysctls
     assert wanted is not None
     sysctls = {path: draw(st.sampled_from([value, "2"])) for path, value in wanted.items()}
@@ -148,7 +166,8 @@ def anything(draw: st.DrawFn) -> Observed:
         bridge_mtu=1500,
         ports=draw(st.frozensets(st.sampled_from(["br0b", "vnet0", "eth0"]))),
         recognised_uplinks=draw(st.frozensets(st.just("eth0"))),
-        name_taken=namespace or draw(st.booleans()),
+        name_taken=name_taken,
+        name_ours=name_taken and draw(st.booleans()),
         namespace=namespace,
         outer=draw(st.none() | outers),
         inner=draw(st.none() | inners) if namespace else None,
@@ -159,6 +178,10 @@ def anything(draw: st.DrawFn) -> Observed:
     if found:
         return observed._replace(guard=right_guard(observed, frozenset({"eth9"} if "other" in found else ())))
     return observed
+
+
+def usable(observed: Observed) -> bool:
+    return not plan.stranger("br0", observed)
 
 
 some = settings(max_examples=60)
@@ -213,13 +236,13 @@ def assert_up_completes(observed: Observed) -> None:
 
 
 @some
-@given(anything())
+@given(anything().filter(usable))
 def test_up_can_be_carried_out_and_leaves_nothing_to_do(observed: Observed) -> None:
     assert_up_completes(observed)
 
 
 @some
-@given(anything(), st.data())
+@given(anything().filter(usable), st.data())
 def test_the_next_up_completes_one_that_was_killed_half_way(observed: Observed, data: st.DataObject) -> None:
     actions = plan.up(WANTED, observed, NO_UPLINKS)
     assert_up_completes(reduce(after, actions[: data.draw(st.integers(0, len(actions)))], observed))
@@ -227,15 +250,18 @@ def test_the_next_up_completes_one_that_was_killed_half_way(observed: Observed, 
 
 @some
 @given(anything())
-def test_down_can_be_carried_out_and_leaves_nothing(observed: Observed) -> None:
+def test_down_can_be_carried_out_and_leaves_nothing_of_ours(observed: Observed) -> None:
     done = reduce(after, plan.down("br0", observed), observed)
-    assert not done.anything
+    # A link of ours in another program's namespace goes with its other end, which has our MAC.
+    assert not any((done.outer_ours, done.name_ours, done.map, done.guard))
+    assert done.anything == bool(plan.kept("br0", observed))
     assert plan.down("br0", done) == []
 
 
 @some
 @given(anything())
 def test_every_action_has_one_line_of_text_that_names_the_bridge(observed: Observed) -> None:
+    assume(usable(observed))
     for action in [*plan.up(WANTED, observed, NO_UPLINKS), *plan.down("br0", observed)]:
         assert "br0" in str(action)
         assert str(action).isprintable()
@@ -273,6 +299,59 @@ def test_down_keeps_a_link_with_our_ports_name_that_is_no_veth() -> None:
     assert observed.outer is not None
     stranger = observed._replace(outer=observed.outer._replace(veth=False))
     assert plan.dismantle("br0", stranger) == [RemoveName(NAMES.namespace)]
+    assert plan.kept("br0", stranger) == ["link br0b"]
+
+
+OURS, THEIRS = healthy(), healthy()._replace(name_ours=False)
+THEIR_PORT = OURS.outer and OURS.outer._replace(mac=OTHER_MAC)
+THEIR_INNER = OURS.inner and OURS.inner._replace(mac=OTHER_MAC)
+
+
+@pytest.mark.parametrize(
+    ("observed", "refused"),
+    [
+        (THEIRS._replace(outer=THEIR_PORT, inner=THEIR_INNER), ""),  # a whole pair is used
+        (OURS._replace(outer=THEIR_PORT), ""),
+        (OURS._replace(outer=OURS.outer and OURS.outer._replace(peer=0)), ""),  # our remnant: replaced
+        (Observed(outer=OURS.outer), ""),
+        (Observed(outer=THEIR_PORT), "link br0b belongs to another program"),
+        (OURS._replace(outer=THEIR_PORT and THEIR_PORT._replace(peer=0)), "link br0b belongs to"),
+        (OURS._replace(outer=OURS.outer and OURS.outer._replace(veth=False)), "link br0b is not a veth"),
+        (THEIRS._replace(outer=None, inner=THEIR_INNER), "link br0a in namespace one_tproxy_br0 belongs to"),
+        (OURS._replace(outer=None, inner=THEIR_INNER), ""),
+        (Observed(name_taken=True), "one_tproxy_br0 in /run/netns is no namespace"),
+        (Observed(name_taken=True, name_ours=True), ""),
+        (Observed(guard=ObservedGuard("br0", foreign=frozenset({"ch_br0"}))), ""),
+        (
+            Observed(guard=ObservedGuard("br0", foreign=frozenset({"guard_forward"}))),
+            "chain guard_forward in",
+        ),
+    ],
+)
+def test_up_refuses_what_another_program_has_under_our_names_and_cannot_be_used(
+    observed: Observed, refused: str
+) -> None:
+    said = plan.stranger("br0", observed)
+    assert said.startswith(refused)
+    assert bool(said) == bool(refused)
+
+
+def test_down_names_what_another_program_made_and_leaves_it() -> None:
+    guard = ObservedGuard("br0", foreign=frozenset({"ch_br0"}))
+    foreign = THEIRS._replace(outer=THEIR_PORT, inner=THEIR_INNER, guard=guard, map=None)
+    assert plan.down("br0", foreign) == []
+    assert plan.kept("br0", foreign) == ["link br0b", "namespace one_tproxy_br0", "chain ch_br0"]
+    # The pair is ours there, because a hook made it in a namespace that existed.
+    mixed = foreign._replace(outer=OURS.outer)
+    assert [type(each) for each in plan.down("br0", mixed)] == [DeleteLink]
+
+
+def test_another_programs_chain_is_neither_replaced_nor_deleted() -> None:
+    observed = healthy()
+    assert observed.guard is not None
+    guard = observed.guard._replace(arp_guard=None, foreign=frozenset({"ch_br0"}))
+    assert plan.up(WANTED, observed._replace(guard=guard), NO_UPLINKS) == []
+    assert "ch_br0" not in str(guards.unload(guard))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Check bridge br0 while its port br0b is deleted: ``require_bridge.py FUNCTION``.
+"""Observe bridge br0 while its port br0b is deleted: ``observe_bridge.py FUNCTION``.
 
-Every hook makes this check before it waits for the lock, so another hook may take the bridge down meanwhile.
-The port is deleted at each call of the built-in FUNCTION. Prints a traceback when the check fails.
+The port is deleted before each call of the built-in FUNCTION. Prints a traceback when the bridge cannot be
+observed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ def main(function: str) -> None:
 
     sys.setprofile(delete_port)
     plumbing.require_bridge("br0")
+    plumbing.observe_links("br0")
 
 
 if __name__ == "__main__":

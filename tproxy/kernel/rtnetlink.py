@@ -1,0 +1,187 @@
+"""Asks the kernel about links by rtnetlink(7).
+
+Not with pyroute2, whose import takes longer than a whole hook run that finds everything in order.
+
+Only what decides about a link is read: its kind, its addresses, and where its other end is. Sources:
+<linux/netlink.h>, <linux/rtnetlink.h>, <linux/if_link.h>, <linux/net_namespace.h>.
+"""
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+
+from tproxy.typed import NamedTuple
+
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
+_IFINFOMSG = struct.Struct("=BxHiII")  # family, hardware type, index, flags, mask of flags
+_NUMBER = struct.Struct("=I")
+_TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+
+_REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300  # NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP
+_DUMP_INTERRUPTED = 0x10  # NLM_F_DUMP_INTR
+_ERROR, _DONE = 2, 3  # NLMSG_ERROR, NLMSG_DONE
+_SETLINK, _GETLINK, _GETNSID = 19, 18, 90  # RTM_
+
+_ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _LINKINFO, _IFALIAS = 1, 3, 4, 5, 10, 18, 20  # IFLA_
+_EXT_MASK, _LINK_NETNSID, _ALT_IFNAME = 29, 37, 53
+_INFO_KIND = 1  # IFLA_INFO_KIND, in IFLA_LINKINFO
+_NSID, _NSID_FD = 1, 3  # NETNSA_NSID, NETNSA_FD
+_SKIP_STATS = _NUMBER.pack(1 << 3)  # RTEXT_FILTER_SKIP_STATS
+
+_IFF_UP = 0x1
+_RECEIVE = 64 * 1024  # bytes; the kernel fills at most 32 KiB at a time
+_TRIES = 5
+
+
+class Link(NamedTuple):
+    """A link of this thread's network namespace. Numbers are 0, and texts empty, for what a link has not.
+
+    ``kind`` is IFLA_INFO_KIND: empty for hardware, and for the links of some drivers. ``peer`` is the index
+    of the other end of a veth, or of the link below, in the namespace that ``peer_namespace`` numbers: -1 is
+    this namespace.
+    """
+
+    ifindex: int
+    name: str
+    kind: str
+    up: bool
+    mtu: int
+    mac: str
+    master: int
+    peer: int
+    peer_namespace: int
+    alias: str
+
+
+def links(master: int = 0) -> list[Link]:
+    """All links of this namespace, or with ``master`` only the ports of that link. Raises OSError."""
+    filters = {_EXT_MASK: _SKIP_STATS}
+    if master:
+        filters[_MASTER] = _NUMBER.pack(master)
+    for _ in range(_TRIES):
+        try:
+            return list(map(_parse, _ask(_GETLINK, _DUMP, _IFINFOMSG.pack(0, 0, 0, 0, 0), filters)))
+        except InterruptedError:  # a link came or went meanwhile
+            continue
+    raise OSError(errno.EAGAIN, "links change too fast to be listed")
+
+
+def link(name: str) -> Link | None:
+    """The link of that name, which is not an alternative name; None when there is none. Raises OSError."""
+    return _find({_IFNAME: name})
+
+
+def by_alternative_name(name: str) -> Link | None:
+    """The link with that name or alternative name; None when there is none. Raises OSError."""
+    return _find({_IFNAME: name}) or _find({_ALT_IFNAME: name})  # altnames: Linux 5.5
+
+
+def namespace_number(fd: int) -> int:
+    """The number by which this namespace knows the namespace of ``fd``; -1 when it has none. Raises OSError.
+
+    The kernel gives it one when it shows a link whose peer is there.
+    """
+    (answer,) = _ask(_GETNSID, 0, bytes(4), {_NSID_FD: _NUMBER.pack(fd)})
+    return _signed(_attributes(answer, 4).get(_NSID))
+
+
+def set_alias(index: int, alias: str) -> None:
+    """Set the description of a link (``ip link set alias``). Raises OSError."""
+    list(_ask(_SETLINK, _ACK, _IFINFOMSG.pack(0, 0, index, 0, 0), {_IFALIAS: alias.encode()}))
+
+
+def _find(names: dict[int, str]) -> Link | None:
+    encoded = {kind: os.fsencode(name) + b"\0" for kind, name in names.items()}
+    try:
+        (answer,) = _ask(_GETLINK, 0, _IFINFOMSG.pack(0, 0, 0, 0, 0), {_EXT_MASK: _SKIP_STATS, **encoded})
+    except OSError as error:
+        # ENODEV: no such link. The others: no link can have such a name, or this kernel has no altnames.
+        if error.errno in (errno.ENODEV, errno.EINVAL, errno.ERANGE, errno.EOPNOTSUPP):
+            return None
+        raise
+    found = _parse(answer)
+    # The kernel finds a link by IFLA_IFNAME under its alternative names too.
+    return found if found.name == names.get(_IFNAME, found.name) else None
+
+
+def _parse(body: bytes) -> Link:
+    _, _, index, flags, _ = _IFINFOMSG.unpack_from(body)
+    found = _attributes(body, _IFINFOMSG.size)
+    info = found.get(_LINKINFO)
+    return Link(
+        index,
+        _text(found.get(_IFNAME)),
+        _text(_attributes(info, 0).get(_INFO_KIND)) if info else "",
+        bool(flags & _IFF_UP),
+        _number(found.get(_MTU)),
+        found.get(_ADDRESS, b"").hex(":"),
+        _number(found.get(_MASTER)),
+        _number(found.get(_LINK)),
+        _signed(found.get(_LINK_NETNSID)),
+        _text(found.get(_IFALIAS)),
+    )
+
+
+def _ask(request: int, flags: int, fixed: bytes, given: dict[int, bytes]) -> Iterator[bytes]:
+    """Send a request; yield the body of each message of the answer. Raises OSError: the kernel's reason."""
+    body = fixed + b"".join(
+        _padded(_ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value) for kind, value in given.items()
+    )
+    message = _HEADER.pack(_HEADER.size + len(body), request, _REQUEST | flags, 1, 0) + body
+    with socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+    ) as sock:
+        sock.send(message)
+        many = bool(flags & _DUMP)
+        while True:
+            data = sock.recv(_RECEIVE)
+            at = 0
+            while at + _HEADER.size <= len(data):
+                length, kind, said, _, _ = _HEADER.unpack_from(data, at)
+                if said & _DUMP_INTERRUPTED and many:
+                    raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
+                content = data[at + _HEADER.size : at + length]
+                at += (length + 3) & ~3
+                if kind == _DONE:
+                    return
+                if kind == _ERROR:
+                    number = -struct.unpack_from("=i", content)[0]
+                    if number:
+                        raise OSError(number, os.strerror(number))
+                    return  # an acknowledgement
+                yield content
+                if not many:
+                    return
+
+
+def _attributes(body: bytes, offset: int) -> dict[int, bytes]:
+    """The attributes of a message, by type. ``offset`` is the size of the fixed part before them."""
+    found = {}
+    while offset + 4 <= len(body):
+        length, kind = _ATTRIBUTE.unpack_from(body, offset)
+        if length < 4:
+            break
+        found[kind & _TYPE_MASK] = body[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+    return found
+
+
+def _padded(attribute: bytes) -> bytes:
+    return attribute + bytes(-len(attribute) % 4)
+
+
+def _text(value: bytes | None) -> str:
+    return os.fsdecode((value or b"").rstrip(b"\0"))
+
+
+def _number(value: bytes | None) -> int:
+    found: int = _NUMBER.unpack(value)[0] if value else 0
+    return found
+
+
+def _signed(value: bytes | None) -> int:
+    found: int = struct.unpack("=i", value)[0] if value else -1
+    return found
