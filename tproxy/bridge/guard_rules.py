@@ -21,6 +21,9 @@ the namespace (plan.namespace_sysctls) an address that nobody has is asked for d
 So at most BURST + RATE * (KNOWN_SECONDS + 5) = 46 entries of each port are in the way of others.
 
 ``ct`` would do the same for connections, but it would switch on connection tracking for the host.
+
+**Tags.** Receivers ignore any number of tags with VLAN 0, 802.1Q calls them priority tags. Behind one of them
+the kernel finds the packet for nftables, behind two it does not. So frames with more of them are dropped.
 """
 
 import socket
@@ -52,17 +55,24 @@ ASKING = "guard_asking"
 FOR_SERVICE = "guard_for_service"
 SHARED_CHAINS = (CLAIMING, ASKING, FOR_SERVICE, PREROUTING, FORWARD)
 
+# The protocol behind a tag, if there is one. nft by itself would compare the Ethernet header's for ARP: that
+# is another one where a frame has a tag with VLAN 0, a priority, and every receiver ignores such a tag.
+_ARP, _IP = "meta protocol arp", "meta protocol ip"
+
 _ADDRESS = f"0x{socket.inet_aton(SERVICE_ADDRESS).hex()}"
 _MAC_START = f"0x{SERVICE_MAC.replace(':', '')[:8]}"
 _FROM_MAC = f"ether saddr {SERVICE_MAC}"
 _FOR_MAC = f"ether daddr {SERVICE_MAC}"
-_ARP_FROM_MAC = f"@nh,64,32 {_MAC_START} arp saddr ether {SERVICE_MAC}"
+_ARP_FROM_MAC = f"@nh,64,32 {_MAC_START} {_ARP} arp saddr ether {SERVICE_MAC}"
 _ARP_FROM_ADDRESS = (
-    f"@nh,112,16 {_ADDRESS[:6]} arp saddr ip {SERVICE_ADDRESS}"  # all 32 bits are not aligned, 16 are
+    f"@nh,112,16 {_ADDRESS[:6]} {_ARP} arp saddr ip {SERVICE_ADDRESS}"  # 32 bits are not aligned, 16 are
 )
-_ARP_FOR_ADDRESS = f"@nh,192,32 {_ADDRESS} arp daddr ip {SERVICE_ADDRESS}"
-_IP_FROM_ADDRESS = f"@nh,96,32 {_ADDRESS} ip saddr {SERVICE_ADDRESS}"
-_IP_FOR_ADDRESS = f"@nh,128,32 {_ADDRESS} ip daddr {SERVICE_ADDRESS}"
+_ARP_FOR_ADDRESS = f"@nh,192,32 {_ADDRESS} {_ARP} arp daddr ip {SERVICE_ADDRESS}"
+_IP_FROM_ADDRESS = f"@nh,96,32 {_ADDRESS} {_IP} ip saddr {SERVICE_ADDRESS}"
+_IP_FOR_ADDRESS = f"@nh,128,32 {_ADDRESS} {_IP} ip daddr {SERVICE_ADDRESS}"
+# A frame of two or more tags, the second with VLAN 0. After the first tag, which the kernel has read already,
+# the payload is the second one: 4 bits, the VLAN in 12 bits, a protocol.
+_STACKED = "@nh,4,12 0 meta protocol { 8021q, 8021ad }"
 
 _TO_US = f"ether daddr set {SERVICE_MAC} accept"
 _NO_TOKEN = f"update @{FRESH} {{ iifname limit rate over {RATE}/second burst {BURST} packets }} drop"
@@ -88,6 +98,7 @@ def shared_rules(*, by_port: bool, limited: bool) -> dict[str, list[str]]:
         ASKING: _asking(unguarded) if limited else _asking_without_limits(unguarded),
         FOR_SERVICE: [f"oifname @{VETHS} accept", f"{elsewhere} return", "drop"],
         PREROUTING: [
+            f"{_STACKED} jump {CLAIMING}",
             *(f"{claim} jump {CLAIMING}" for claim in claims),
             *(f"{ask} jump {ASKING}" for ask in asks),
         ],
@@ -110,7 +121,7 @@ def _asking(unguarded: str) -> list[str]:
     from_ip, from_arp = "iifname . ip saddr", "iifname . arp saddr ip"
     return [
         # First, because nearly all frames match. No uplink is known: a change of uplinks empties ``known``.
-        f"{_FOR_MAC} {from_ip} @{KNOWN} accept",
+        f"{_FOR_MAC} {_IP} {from_ip} @{KNOWN} accept",
         f"{_IP_FOR_ADDRESS} {from_ip} @{KNOWN} {_TO_US}",
         f"{unguarded} return",
         f"iifname @{UPLINKS} drop",

@@ -218,6 +218,17 @@ def test_nobody_else_can_claim_the_service(net: Net, sender: str) -> None:
     assert net.guest.get(SERVICE_ADDRESS, 5030) == "hello"
 
 
+@pytest.mark.parametrize("tags", [1, 2, 3])
+def test_nobody_can_claim_the_service_behind_priority_tags(net: Net, tags: int) -> None:
+    """Every receiver ignores tags with VLAN 0, so the guest would believe such a frame."""
+    mac = mac_of(net.other)
+    sniffer = Sniffer(net.guest)
+    claims = [arp(2, mac, SERVICE_ADDRESS, "10.0.0.5"), arp(1, mac, SERVICE_ADDRESS, SERVICE_ADDRESS)]
+    for claim in (*claims, ipv4(mac, SERVICE_ADDRESS, mac_of(net.guest), "10.0.0.5")):
+        send(net.other, claim[:24] + "81000000" * tags + claim[24:])
+    assert sniffer.seen(net.other) == []
+
+
 def test_without_guards_the_sniffer_sees_the_forged_frames(net: Net) -> None:
     net.host.run("nft", "delete", "table", "bridge", "one_tproxy")
     sniffer = Sniffer(net.guest)

@@ -46,8 +46,8 @@ def up(host: Hypervisor, *options: str) -> None:
         host.tproxy("hook", "up", "--bridge", bridge, "--config", CONFIG, *options)
 
 
-def flood(guest: Guest, kinds: str, count: int = SOURCES) -> None:
-    guest.run(*program("source_flood", "eth0", kinds, str(count)))
+def flood(guest: Guest, kinds: str, count: int = SOURCES, tags: int = 0) -> None:
+    guest.run(*program("source_flood", "eth0", kinds, str(count), str(tags)))
 
 
 def ask(guest: Guest) -> str:
@@ -76,6 +76,20 @@ def test_one_port_takes_a_few_entries_whatever_it_sends(host: Hypervisor, floodi
     flood(flooding, kind)
     found = len(entries(host))
     assert 0 < found <= tokens(since)
+
+
+@pytest.mark.parametrize("kind", ["syn", "arp"])
+@pytest.mark.parametrize("tags", [1, 2, 3])
+def test_priority_tags_do_not_lead_past_the_limits(
+    host: Hypervisor, flooding: Guest, kind: str, tags: int
+) -> None:
+    """Every receiver ignores tags with VLAN 0, and nftables finds no packet behind two of them."""
+    up(host)
+    since = time.monotonic()
+    flood(flooding, kind, tags=tags)
+    found = len(entries(host))
+    assert found <= tokens(since)
+    assert (found > 0) == (tags == 1), "one tag is what hosts send"
 
 
 def test_on_a_kernel_without_limit_guards_are_loaded_once_without_limits(

@@ -1,8 +1,9 @@
-"""Ask the service from many source addresses: ``source_flood.py LINK KIND COUNT [--again]``.
+"""Ask the service from many source addresses: ``source_flood.py LINK KIND COUNT [TAGS] [--again]``.
 
 KIND is ``syn``, ``ack`` (of no connection), ``ping``, ``udp`` or ``arp``, or several of them with commas.
 Each frame has the link's MAC, which is genuine, and another address of 10.100.0.0/16. Prints ``ready`` after
-COUNT frames of each kind. With ``--again`` sends them over and over until killed.
+COUNT frames of each kind. TAGS is the number of tags with VLAN 0 in each frame. With ``--again`` sends them
+over and over until killed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ SERVICE_MAC = bytes.fromhex("0600a9fe1009")
 PORT = 5030
 SYN, ACK = 0x02, 0x10
 TCP, UDP, ICMP = 6, 17, 1
+PRIORITY_TAG = bytes.fromhex("81000000")
 
 
 def checksum(data: bytes) -> bytes:
@@ -53,18 +55,21 @@ def frame(kind: str, mac: bytes, source: bytes) -> bytes:
     return SERVICE_MAC + mac + b"\x08\x00" + packet
 
 
-def frames(kinds: list[str], mac: bytes, count: int) -> Iterator[bytes]:
+def frames(kinds: list[str], mac: bytes, count: int, tags: int) -> Iterator[bytes]:
+    addresses = 12  # bytes of the Ethernet header before the first tag
     for number in range(1, count + 1):
         for each, kind in enumerate(kinds):
             host = number + each * count  # kinds do not share sources
-            yield frame(kind, mac, bytes([10, 100, host >> 8, host & 0xFF]))
+            plain = frame(kind, mac, bytes([10, 100, host >> 8, host & 0xFF]))
+            yield plain[:addresses] + PRIORITY_TAG * tags + plain[addresses:]
 
 
 def main() -> None:
-    link, kinds, count, *again = sys.argv[1:]
+    link, kinds, count, *rest = sys.argv[1:]
+    tags = sum(map(int, filter(str.isdigit, rest)))
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
         sock.bind((link, 0))
-        ready = list(frames(kinds.split(","), sock.getsockname()[4], int(count)))
+        ready = list(frames(kinds.split(","), sock.getsockname()[4], int(count), tags))
         for rounds in itertools.count():
             for number, each in enumerate(ready):
                 sock.send(each)
@@ -72,7 +77,7 @@ def main() -> None:
                     time.sleep(0.001)  # this is to fill tables, and not the processor
             if rounds == 0:
                 print("ready", flush=True)
-            if not again:
+            if "--again" not in rest:
                 return
 
 

@@ -245,13 +245,8 @@ def test_no_rule_keeps_a_source_known_while_it_sends() -> None:
 
 
 def test_rules_without_limits_are_not_taken_for_those_of_before_there_were_limits() -> None:
-    before = [
-        f"ether daddr {SERVICE_MAC} iifname != @uplinks accept",
-        "meta ibrname != @guarded return",
-        "iifname @uplinks drop",
-        f"@nh,128,32 0xa9fe1009 ip daddr {SERVICE_ADDRESS} ether daddr set {SERVICE_MAC} accept",
-    ]
-    assert Guard("br0", None, {}, limited=False).shared_rules[ASKING] != before
+    before = f"ether daddr {SERVICE_MAC} iifname != @uplinks accept"
+    assert before not in Guard("br0", None, {}, limited=False).shared_rules[ASKING]
 
 
 def test_a_chain_is_created_before_and_deleted_after_the_rules_that_jump_to_it() -> None:
@@ -284,7 +279,8 @@ def test_the_arp_guard_is_as_the_contract_says(guard: Guard) -> None:
     commands = guards.load(guard, ObservedGuard("br0"))
     base = "add chain bridge one_tproxy ch_br0 { type filter hook forward priority -200; policy accept; }"
     assert base in commands
-    assert guard.arp_rule.startswith(f"{ARP_WORD} arp daddr ip {SERVICE_ADDRESS} oifname != ")
+    asks = f"{ARP_WORD} meta protocol arp arp daddr ip {SERVICE_ADDRESS}"
+    assert guard.arp_rule.startswith(f"{asks} oifname != ")
     assert guard.arp_rule.endswith(" drop")
 
 
@@ -294,6 +290,8 @@ def test_a_frame_that_does_not_concern_the_service_costs_no_set_lookup(by_port: 
     guard = Guard("br0", frozenset({"br0b"}) if by_port else None, {})
     for chain in (PREROUTING, FORWARD):
         for rule in guard.shared_rules[chain]:
+            if rule.startswith("@nh,4,12 0 "):  # the first bytes of no IPv4, IPv6 or ARP packet
+                continue
             assert rule.startswith(("ether saddr ", "ether daddr ", "@nh,"))
             before_sets = re.split("@(?!nh,)", rule)[0]
             assert SERVICE_MAC in before_sets or SERVICE_ADDRESS in before_sets
