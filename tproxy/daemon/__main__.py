@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 
+from tproxy.kernel import priorities
 from tproxy.kernel.limits import raise_descriptor_limit
 from tproxy.relay.spawner import Spawner
 from tproxy.typed import TYPE_CHECKING
@@ -30,10 +31,16 @@ START_TIMEOUT = 60
 
 def main() -> None:
     _shed_what_the_caller_set()
+    # A service manager runs the daemon with --stay, and has set priorities on purpose. Any other caller has
+    # set its own. Relays and watchers take over what the daemon and its spawner have.
+    if "--stay" not in sys.argv:
+        priorities.reset()
     raise_descriptor_limit()
     spawner = Spawner()
     # Everything else is imported only now: relays carry what is loaded when the spawner is forked.
     arguments = _arguments()
+    if not arguments.stay:
+        priorities.reset_io_class(os.getpid(), spawner.pid)
     daemon = _start(spawner, arguments)
     _run(daemon)
 

@@ -48,13 +48,13 @@ class Order(NamedTuple):
 
 
 class Spawner:
-    """The daemon's handle on its spawner."""
+    """The daemon's handle on its spawner, which is process ``pid``."""
 
     def __init__(self) -> None:
         self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._pid = os.fork()
-            if self._pid == 0:
+            self.pid = os.fork()
+            if self.pid == 0:
                 status = 1
                 try:
                     # Relays must not keep anything open that the process before had open.
@@ -93,7 +93,7 @@ class Spawner:
         self._orders.close()  # only now: if the line above fails, the next attempt still finds a broken pipe
         self._orders = ours
         with suppress(ChildProcessError):  # a daemon that is a service has waited for it already
-            os.waitpid(self._pid, 0)
+            os.waitpid(self.pid, 0)
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-m", "tproxy.relay.spawner", str(theirs.fileno())],
@@ -102,7 +102,7 @@ class Spawner:
                 stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
             )
-        self._pid = process.pid
+        self.pid = process.pid
 
     def close(self) -> None:
         """Let the spawner end; its relays stay."""
