@@ -62,12 +62,16 @@ def _address(resolve: Resolver, name: str) -> str | NoAddress:
         reason = getattr(error, "strerror", None) or str(error)
         text = f"remote_addr {quoted(name)} does not resolve: {to_ascii(reason)}"
         return NoAddress(text, _is_answer(error))
-    usable = [address for address in found if is_ipv4(address) and not refused(address)]
-    if not usable:
-        return NoAddress(f"remote_addr {quoted(name)} resolves to no address that can be used", certain=True)
-    # Name servers rotate their answers. The lowest address is the same at each hook, so that starting a
-    # guest does not move the services of the others.
-    return min(usable, key=socket.inet_aton)
+    if candidates := usable(found):
+        # Name servers rotate their answers. The lowest address is the same at each hook, so that starting a
+        # guest does not move the services of the others.
+        return candidates[0]
+    return NoAddress(f"remote_addr {quoted(name)} resolves to no address that can be used", certain=True)
+
+
+def usable(found: Iterable[str]) -> list[str]:
+    """Return those of the addresses that an endpoint can have, the lowest first."""
+    return sorted((each for each in found if is_ipv4(each) and not refused(each)), key=socket.inet_aton)
 
 
 def _is_answer(error: Exception) -> bool:

@@ -1,0 +1,67 @@
+"""Services by host name that move when the address of the name changed, and those that stay."""
+
+from __future__ import annotations
+
+import pytest
+
+from tproxy.config.moves import moves
+from tproxy.config.services import Config, Entry
+from tproxy.model import Endpoint, Network, Service
+
+BLUE = Network("blue")
+BY_NAME = Entry(1, 1, 80, "api.example", 8080)
+BEFORE = {"api.example": ["10.0.0.1", "10.0.0.2"]}
+NOW = {"api.example": ["10.0.0.3", "10.0.0.4"]}
+
+
+def config(*entries: Entry) -> Config:
+    return Config("f", 20, entries, ())
+
+
+def service(address: str, remote_port: int = 8080) -> Service:
+    return Service(80, Endpoint(address, remote_port), "name", 2.5)
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "10.0.0.2"])
+def test_a_service_moves_from_any_address_of_before_to_the_lowest_of_now(address: str) -> None:
+    old = service(address)
+    assert moves(config(BY_NAME), BLUE, {80: old}, BEFORE, NOW) == {80: (old, service("10.0.0.3"))}
+
+
+@pytest.mark.parametrize(
+    ("entries", "found", "now"),
+    [
+        ([BY_NAME], {80: service("10.0.0.2")}, {"api.example": ["10.0.0.0", "10.0.0.2"]}),
+        ([BY_NAME], {80: service("10.0.0.1")}, {}),
+        ([BY_NAME], {80: service("10.0.0.9")}, NOW),
+        ([BY_NAME], {80: service("10.0.0.1", 8081)}, NOW),
+        ([BY_NAME], {}, NOW),
+        ([BY_NAME._replace(networks=frozenset({"red"}))], {80: service("10.0.0.1")}, NOW),
+        ([BY_NAME._replace(remote_addr="10.0.0.1"), BY_NAME], {80: service("10.0.0.1")}, NOW),
+        (
+            [BY_NAME._replace(remote_addr="other.example"), BY_NAME],
+            {80: service("10.0.0.1")},
+            {
+                **NOW,
+                "other.example": ["10.0.0.1"],
+            },
+        ),
+    ],
+    ids=[
+        "the name still has the address",
+        "nobody answered",
+        "somebody changed the address",
+        "somebody changed the port",
+        "somebody deleted it",
+        "the entry is for another network",
+        "an earlier entry has the port",
+        "an earlier entry by name has the port",
+    ],
+)
+def test_a_service_stays(entries: list[Entry], found: dict[int, Service], now: dict[str, list[str]]) -> None:
+    assert not moves(config(*entries), BLUE, found, BEFORE, now)
+
+
+def test_an_entry_whose_name_never_had_an_address_does_not_keep_others_from_moving() -> None:
+    entries = (BY_NAME._replace(remote_addr="gone.example"), BY_NAME)
+    assert moves(config(*entries), BLUE, {80: service("10.0.0.1")}, BEFORE, NOW).keys() == {80}
