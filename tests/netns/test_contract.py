@@ -41,9 +41,11 @@ NAMES = {
         ip netns exec one_tproxy_br0 ip address show br0a
         ip netns exec one_tproxy_br0 ip -4 route""",
     "service map": "nft list map ip one_tproxy ep_br0",
+    "set of members": "nft list set ip one_tproxy gu_br0",
     "ARP guard": "nft list chain bridge one_tproxy ch_br0",
     "shared guards": "nft list table bridge one_tproxy | grep 'chain guard_'",
     "sets of the guards": "for each in veths uplinks guarded; do nft list set bridge one_tproxy $each; done",
+    "sets of the limits": "for each in known fresh; do nft list set bridge one_tproxy $each; done",
     "daemon": "PID=$(pgrep -f '^one_tproxy *$'); tr '\\0' '\\n' </proc/$PID/cmdline",
     "relay": "PID=$(pgrep -f '^one_tproxy_br0 *$'); tr '\\0' '\\n' </proc/$PID/cmdline",
     "daemon's log": "test -s /var/log/one_tproxy.log",

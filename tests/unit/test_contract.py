@@ -12,7 +12,7 @@ import pytest
 
 from tests.contract import PAGE, bare, quoted, table
 from tproxy import console
-from tproxy.bridge.guards import SETS
+from tproxy.bridge.guard_rules import LIMIT_SETS, SETS
 from tproxy.cli import check as check_command
 from tproxy.cli import commands
 from tproxy.cli import hook as hook_command
@@ -41,6 +41,7 @@ def test_the_names_are_those_that_are_made() -> None:
     assert made["daemon's log"] == f"/var/log/{output.DAEMON_LOG}"
     assert made["relay's log"] == f"/var/log/{names.relay_log}"
     assert {*SETS} < {*quoted(made["sets of the guards"])}
+    assert {*LIMIT_SETS} < {*quoted(made["sets of the limits"])}
     assert PORT_MAC in quoted(found["veth, bridge side"]["note"])
     assert {f"{SERVICE_ADDRESS}/32", SERVICE_MAC} < {*quoted(found["veth, namespace side"]["note"])}
 
