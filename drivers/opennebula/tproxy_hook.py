@@ -17,6 +17,8 @@ import configparser
 import os
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import syslog
@@ -34,8 +36,18 @@ ON_OPEN_VSWITCH = ("ovswitch", "ovswitch_vxlan")
 # These drivers put PHYDEV.VLAN_ID on the bridge, all others PHYDEV itself.
 TAGGING = ("802.1Q", "vxlan")
 
-# DEVTYPE of links that are uplinks. Many networks have such a port and no PHYDEV.
-UPLINK_TYPES = ("vlan", "vxlan", "geneve", "bond", "team", "gretap", "ip6gretap")
+# Links that are uplinks: by IFLA_INFO_KIND, and by DEVTYPE in sysfs those that have no kind. Many networks
+# have such a port and no PHYDEV. tproxy/kernel/kinds.py has the same tables, and explains them.
+UPLINK_KINDS = frozenset(
+    {
+        *("vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "macsec", "bond", "team", "hsr", "dsa", "batadv"),
+        *("vxlan", "geneve", "gretap", "ip6gretap", "erspan", "ip6erspan", "bareudp", "dummy", "ifb"),
+    }
+)
+GUEST_KINDS = frozenset({"veth", "tun"})
+UPLINK_TYPES = frozenset({"l2tpeth", "wlan"})
+
+MAC = re.compile(r"([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}\Z")
 
 MARK = b"Installed by tproxy"
 STRICT_FAILURE = 75  # EX_TEMPFAIL, sysexits.h(3head); no Python or shell ends with it by accident
@@ -68,6 +80,7 @@ class Nic(NamedTuple):
     network_id: str
     phydev: str
     vlan_id: str
+    mac: str
 
     @property
     def uplink(self) -> str:
@@ -152,6 +165,7 @@ def _nic(kind: str, attributes: dict[str, list[str]]) -> Nic:
         value("NETWORK_ID"),
         value("PHYDEV"),
         value("VLAN_ID"),
+        value("MAC"),
     )
 
 
@@ -165,20 +179,28 @@ def concerned(nics: list[Nic], driver: str) -> list[Nic]:
     return [nic for nic in meant if nic.kind == "NIC" and nic.driver == driver and nic.bridge]
 
 
-def calls(phase: str, nics: list[Nic], config: str = "") -> dict[str, list[str]]:
-    """Return the arguments of the call of ``tproxy`` for each bridge."""
-    made: dict[str, list[str]] = {}
+def calls(phase: str, nics: list[Nic], config: str = "") -> list[tuple[str, list[str]]]:
+    """Return each bridge and the arguments of a call of ``tproxy`` for it.
+
+    There is one call for each network of a bridge: a reservation has the bridge of its parent network. At the
+    end of a VM there is one for each bridge.
+    """
+    made: dict[tuple[str, str, str], list[str]] = {}
+    uplinks: dict[str, list[str]] = {nic.bridge: [] for nic in nics}
     for nic in nics:
         # Option and value are one word, because a name may begin with a dash.
-        if nic.bridge not in made:
-            made[nic.bridge] = ["hook", "down" if phase == "clean" else "up", f"--bridge={nic.bridge}"]
+        key = (nic.bridge, "", "") if phase == "clean" else (nic.bridge, nic.network, nic.network_id)
+        if key not in made:
+            made[key] = ["hook", "down" if phase == "clean" else "up", f"--bridge={nic.bridge}"]
             if phase != "clean":
-                made[nic.bridge] += [f"--network={nic.network}", f"--network-id={nic.network_id}"]
-                made[nic.bridge] += [f"--config={config}"] if config else []
+                made[key] += [f"--network={nic.network}", f"--network-id={nic.network_id}"]
+            made[key] += [f"--config={config}"] if config else []
+        if MAC.match(nic.mac):
+            made[key].append(f"--mac={nic.mac}")
         uplink = f"--uplink={nic.uplink}"
-        if nic.uplink and uplink not in made[nic.bridge]:
-            made[nic.bridge].append(uplink)
-    return made
+        if nic.uplink and uplink not in uplinks[nic.bridge]:
+            uplinks[nic.bridge].append(uplink)
+    return [(bridge, [*arguments, *uplinks[bridge]]) for (bridge, _, _), arguments in made.items()]
 
 
 def wants_own_service(conf: str) -> bool:
@@ -226,7 +248,9 @@ def settings(file: Path) -> Settings:
         raise Problem(f"{file}: {error}") from None
 
 
-def uplinks(bridge: str, links: Path = Path("/sys/class/net")) -> list[str]:
+def uplinks(
+    bridge: str, links: Path = Path("/sys/class/net"), kinds: dict[str, str] | None = None
+) -> list[str]:
     """Return the ports of a bridge that are uplinks by their kind, by the same rules as in tproxy."""
     if "/" in bridge:
         return []
@@ -234,17 +258,51 @@ def uplinks(bridge: str, links: Path = Path("/sys/class/net")) -> list[str]:
         ports = sorted(os.listdir(links / bridge / "brif"))
     except OSError:
         return []  # the bridge can be gone already
-    return [port for port in ports if _leads_off_host(links / port)]
+    found = link_kinds() if kinds is None else kinds
+    return [port for port in ports if _leads_off_host(links / port, found.get(port, ""))]
 
 
-def _leads_off_host(port: Path) -> bool:
-    if (port / "device").exists():  # hardware
+def _leads_off_host(port: Path, kind: str) -> bool:
+    if kind in GUEST_KINDS:
+        return False
+    if kind in UPLINK_KINDS or (port / "device").exists():  # hardware
         return True
     try:
         said = (port / "uevent").read_text().split()
     except OSError:
         return False
     return any(f"DEVTYPE={kind}" in said for kind in UPLINK_TYPES)
+
+
+def link_kinds() -> dict[str, str]:
+    """Return the kind of each link that has one (rtnetlink(7)). Any user may ask for that. Raises OSError."""
+    # struct nlmsghdr with RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP; struct ifinfomsg; IFLA_EXT_MASK: no
+    # statistics.
+    request = struct.pack("=IHHII16xHHI", 40, 18, 0x301, 1, 0, 8, 29, 8)
+    kinds: dict[str, str] = {}
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as sock:
+        sock.send(request)
+        while True:
+            data = sock.recv(1 << 16)
+            while data:
+                length, message = struct.unpack_from("=IH", data)
+                if message != 16:  # RTM_NEWLINK; otherwise it is the end
+                    return kinds
+                found = _attributes(data[32:length])
+                kind = _attributes(found.get(18, b"")).get(1)  # IFLA_LINKINFO, IFLA_INFO_KIND
+                if kind:
+                    name = found.get(3, b"")  # IFLA_IFNAME
+                    kinds[os.fsdecode(name.rstrip(b"\0"))] = os.fsdecode(kind.rstrip(b"\0"))
+                data = data[(length + 3) & ~3 :]
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    found = {}
+    while len(data) >= 4:
+        length, kind = struct.unpack_from("=HH", data)  # struct nlattr
+        found[kind & 0x3FFF] = data[4:length]
+        data = data[max(4, (length + 3) & ~3) :]
+    return found
 
 
 def carry_out(command: Path, arguments: list[str]) -> None:
@@ -284,7 +342,7 @@ def work(hook: Path, given: Settings) -> list[str]:
     if linux:
         require_no_own_service(vnm)
     problems = []
-    for bridge, arguments in calls(phase, linux, given.config).items():
+    for bridge, arguments in calls(phase, linux, given.config):
         if phase == "clean":
             # `down` takes each port that is not named for a guest's, and leaves the bridge alone.
             arguments += [f"--uplink={port}" for port in uplinks(bridge)]

@@ -337,7 +337,8 @@ def dismantle(bridge: str, observed: Observed) -> list[Action]:
 
 def guests(bridge: str, observed: Observed, uplinks: frozenset[str]) -> frozenset[str]:
     """The bridge's ports without ours and the uplinks: those that may belong to a running guest."""
-    return observed.ports - uplinks - {BridgeNames(bridge).veth_bridge}
+    theirs = observed.outer is not None and not (observed.paired or observed.outer_ours)
+    return observed.ports - uplinks - (frozenset() if theirs else {BridgeNames(bridge).veth_bridge})
 
 
 def guard_actions(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> list[Action]:

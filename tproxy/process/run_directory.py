@@ -130,6 +130,8 @@ def _make(path: str) -> None:
     try:
         os.mkdir(path, 0o700)
     except OSError as error:
-        if os.path.isdir(path):
-            return
-        raise KernelError(f"cannot make directory {path}: {error.strerror}") from None
+        if not os.path.isdir(path):
+            raise KernelError(f"cannot make directory {path}: {error.strerror}") from None
+        found = os.lstat(path)
+        if found.st_uid != os.geteuid() or found.st_mode & 0o022 or os.path.islink(path):
+            raise KernelError(f"others than root can write to {path}: tproxy did not make it") from None

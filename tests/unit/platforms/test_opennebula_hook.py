@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 
 from drivers.opennebula import tproxy_hook as hook
 from tests.opennebula_vm import alias, line, nic, pci, vm, xml
+from tproxy.kernel import kinds as tproxy_kinds
+
+FIRST, SECOND = "02:00:0a:00:00:05", "02:00:0a:00:00:06"  # the MACs of NICs 0 and 1
 
 
 def bridges(text: str, driver: str = "bridge") -> list[str]:
@@ -20,8 +23,9 @@ def bridges(text: str, driver: str = "bridge") -> list[str]:
 
 
 def only_call(phase: str, element: str, driver: str) -> list[str]:
-    (arguments,) = hook.calls(phase, hook.concerned(hook.parse(vm(element).encode()), driver)).values()
-    return arguments
+    (arguments,) = hook.calls(phase, hook.concerned(hook.parse(vm(element).encode()), driver))
+    assert arguments[0] == arguments[1][2].removeprefix("--bridge=")
+    return arguments[1]
 
 
 def test_nics_come_from_the_templates_of_the_vm_not_from_its_history_or_its_user() -> None:
@@ -68,21 +72,50 @@ def test_the_uplink_has_the_name_that_the_driver_gives_it(driver: str, uplink: s
 
 
 def test_pre_and_post_bring_the_bridge_up_and_clean_takes_it_down() -> None:
-    come = ["hook", "up", "--bridge=onebr0", "--network=blue", "--network-id=0"]
+    come = ["hook", "up", "--bridge=onebr0", "--network=blue", "--network-id=0", f"--mac={FIRST}"]
     assert only_call("pre", nic(), "bridge") == come
     assert only_call("post", nic(), "bridge") == come
-    assert only_call("clean", nic(), "bridge") == ["hook", "down", "--bridge=onebr0"]
+    assert only_call("clean", nic(), "bridge") == ["hook", "down", "--bridge=onebr0", f"--mac={FIRST}"]
 
 
 def test_several_nics_on_a_bridge_make_one_call_with_all_uplinks() -> None:
     both = vm(nic(0, PHYDEV="eth1"), nic(1, PHYDEV="eth2"))
     calls = hook.calls("clean", hook.concerned(hook.parse(both.encode()), "bridge"))
-    assert calls == {"onebr0": ["hook", "down", "--bridge=onebr0", "--uplink=eth1", "--uplink=eth2"]}
+    macs = [f"--mac={FIRST}", f"--mac={SECOND}"]
+    assert calls == [("onebr0", ["hook", "down", "--bridge=onebr0", *macs, "--uplink=eth1", "--uplink=eth2"])]
+
+
+def test_each_network_of_a_bridge_gets_a_call_with_its_own_nics() -> None:
+    reserved = nic(1, NETWORK="blue-reserved", NETWORK_ID="7", PHYDEV="eth2")
+    nics = hook.parse(vm(nic(0, PHYDEV="eth1"), reserved, nic(2)).encode())
+    first, second = hook.calls("pre", nics)
+    uplinks = ["--uplink=eth1", "--uplink=eth2"]
+    up = ["hook", "up", "--bridge=onebr0"]
+    own = ["--network=blue", "--network-id=0", f"--mac={FIRST}", "--mac=02:00:0a:00:00:07"]
+    assert first == ("onebr0", [*up, *own, *uplinks])
+    own = ["--network=blue-reserved", "--network-id=7", f"--mac={SECOND}"]
+    assert second == ("onebr0", [*up, *own, *uplinks])
+    ((_, down),) = hook.calls("clean", nics)
+    assert [word for word in down if word.startswith("--mac")] == [
+        f"--mac={FIRST}",
+        f"--mac={SECOND}",
+        "--mac=02:00:0a:00:00:07",
+    ]
+
+
+def test_on_detach_only_the_marked_nic_goes() -> None:
+    nics = hook.concerned(hook.parse(vm(nic(0), nic(1, attach=True)).encode()), "bridge")
+    assert hook.calls("clean", nics) == [("onebr0", ["hook", "down", "--bridge=onebr0", f"--mac={SECOND}"])]
+
+
+@pytest.mark.parametrize("mac", ["", "02:00", "--force", "02:00:0a:00:00:05 --force"])
+def test_what_is_no_mac_is_not_passed_on(mac: str) -> None:
+    assert only_call("clean", nic(MAC=mac), "bridge") == ["hook", "down", "--bridge=onebr0"]
 
 
 def test_the_configuration_file_of_the_settings_is_passed_on() -> None:
     calls = hook.calls("pre", hook.parse(vm(nic()).encode()), "/etc/tproxy/tproxy.yaml")
-    assert calls["onebr0"][-1] == "--config=/etc/tproxy/tproxy.yaml"
+    assert "--config=/etc/tproxy/tproxy.yaml" in calls[0][1]
 
 
 @pytest.mark.parametrize("element", [nic(VN_MAD="ovswitch"), nic(BRIDGE_TYPE="openvswitch_dpdk")])
@@ -93,15 +126,21 @@ def test_open_vswitch_is_known_by_its_driver_or_its_type(element: str) -> None:
 
 
 def test_uplinks_are_known_by_their_kind(tmp_path: Path) -> None:
-    kinds = {"vnet0": "", "eth1.100": "DEVTYPE=vlan\n", "one-7-0": "DEVTYPE=bridge\n", "eth1": ""}
-    for port, uevent in kinds.items():
+    types = {"vnet0": "", "tap0": "", "gre1": "", "l2tp1": "DEVTYPE=l2tpeth\n", "one-7-0": "DEVTYPE=bridge\n"}
+    kinds = {"vnet0": "tun", "gre1": "gretap", "one-7-0": "new"}
+    for port, uevent in {**types, "eth1": ""}.items():
         (tmp_path / "onebr0/brif" / port).mkdir(parents=True)
         (tmp_path / port).mkdir()
         (tmp_path / port / "uevent").write_text(f"INTERFACE={port}\n{uevent}")
     (tmp_path / "eth1/device").mkdir()
-    assert hook.uplinks("onebr0", tmp_path) == ["eth1", "eth1.100"]
+    assert hook.uplinks("onebr0", tmp_path, kinds) == ["eth1", "gre1", "l2tp1"]
     for bridge in ("onebr1", "../" + tmp_path.name + "/onebr0", "", "..", "a" * 300):
-        assert hook.uplinks(bridge, tmp_path) == []
+        assert hook.uplinks(bridge, tmp_path, kinds) == []
+
+
+def test_the_hook_and_tproxy_have_the_same_tables_of_kinds() -> None:
+    for table in ("UPLINK_KINDS", "GUEST_KINDS", "UPLINK_TYPES"):
+        assert getattr(hook, table) == getattr(tproxy_kinds, table)
 
 
 LAUGHS = '<!DOCTYPE VM [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]>' + xml(nic(NETWORK="]]>&b;<![CDATA["))
