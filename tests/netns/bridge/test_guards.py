@@ -251,6 +251,18 @@ def test_a_guest_with_only_a_default_gateway_reaches_the_service(net: Net) -> No
     assert [frame for frame in sniffer.seen(late) if hexip(SERVICE_ADDRESS) == frame[60:68]] == []
 
 
+def test_a_default_gateway_that_nobody_answers_for_leads_to_the_service_only_by_a_fixed_entry(
+    net: Net,
+) -> None:
+    """The guest asks for the MAC of its gateway, which is not ours to answer, and sends nothing before."""
+    late = net.host.add_guest("late", "br0", "10.0.0.8/24", route=False, gateway="10.0.0.77")
+    kept_current(net, late.port)
+    with pytest.raises(ProcessError, match=r"EHOSTUNREACH|ETIMEDOUT"):
+        late.get(SERVICE_ADDRESS, 5030, timeout=4)
+    late.ip("neigh replace 10.0.0.77 lladdr 02:00:00:00:00:77 dev eth0 nud permanent")
+    assert late.get(SERVICE_ADDRESS, 5030) == "hello"
+
+
 def test_ports_that_are_added_later_are_guarded_too(net: Net) -> None:
     late = net.host.add_guest("late", "br0", "10.0.0.8/24")
     kept_current(net, late.port)
