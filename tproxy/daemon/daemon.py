@@ -32,7 +32,7 @@ from tproxy.daemon.watcher_keeper import WatcherKeeper
 from tproxy.datapath.connection import Connections
 from tproxy.datapath.target import Target
 from tproxy.errors import NftError, TproxyError
-from tproxy.kernel import netns
+from tproxy.kernel import mounts, netns
 from tproxy.kernel.limits import descriptor_limit
 from tproxy.kernel.loop import Loop
 from tproxy.log import output
@@ -124,6 +124,8 @@ class Daemon:
                 client.answer({"stays": self._stay, "watch": self._watcher.file})
             case {"op": "status"}:
                 client.answer(self._status())
+            case {"op": "mounts"}:
+                client.answer({"mounts": mounts.view()._asdict()})
             case {"op": "maps"}:
                 client.answer({"maps": [self._remembered(each) for each in self._catalog.maps()]})
             case {"op": "drain"}:

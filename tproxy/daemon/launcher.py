@@ -7,12 +7,13 @@ import select
 import subprocess
 import sys
 
+from tproxy.daemon import host_mounts
 from tproxy.daemon.client import ANSWER_TIMEOUT
 from tproxy.errors import ProcessError
 from tproxy.kernel import children
 from tproxy.log.lazy import DEFAULT_LEVEL
 from tproxy.model import Settings
-from tproxy.process import host_mounts, run_directory
+from tproxy.process import run_directory
 from tproxy.process.run_directory import Lock
 
 

@@ -14,6 +14,16 @@ from typing import NamedTuple
 from tproxy.kernel import netns
 
 
+class View(NamedTuple):
+    """The mounts that a process sees: its mount namespace, and the peer groups of what holds /run/netns.
+
+    ``namespace`` is the namespace's device and inode. ``groups`` are by the kind of relation.
+    """
+
+    namespace: tuple[int, int]
+    groups: dict[str, str]
+
+
 class Reach(NamedTuple):
     """Whether mounts in /run/netns of this process appear ``there``, and those of the other one ``here``."""
 
@@ -21,20 +31,25 @@ class Reach(NamedTuple):
     here: bool
 
 
-def reach(pid: int) -> Reach:
-    """Return how far mounts reach between this process and another. Raises OSError when that is not known."""
-    if os.path.samestat(os.stat("/proc/self/ns/mnt"), os.stat(f"/proc/{pid}/ns/mnt")):
+def view(process: str = "self") -> View:
+    """Return what a process sees, by its id. Raises OSError when that is not known."""
+    status = os.stat(f"/proc/{process}/ns/mnt")
+    return View((status.st_dev, status.st_ino), _peer_groups(process))
+
+
+def reach(ours: View, theirs: View) -> Reach:
+    """Return how far mounts reach between two processes."""
+    if ours.namespace == theirs.namespace:
         return Reach(True, True)
-    ours, theirs = _peer_groups("self"), _peer_groups(str(pid))
-    shared = theirs.get("shared")
+    shared = theirs.groups.get("shared")
     return Reach(
-        there=shared is not None and ours.get("shared") == shared,
-        here=shared is not None and shared in ours.values(),
+        there=shared is not None and ours.groups.get("shared") == shared,
+        here=shared is not None and shared in ours.groups.values(),
     )
 
 
 def _peer_groups(process: str) -> dict[str, str]:
-    """The peer groups of the mount that holds /run/netns, by how they are related: proc_pid_mountinfo(5)."""
+    """The peer groups of the mount that holds /run/netns, as of proc_pid_mountinfo(5)."""
     mount = _mount_id(process)
     with open(f"/proc/{process}/mountinfo") as file:
         for line in file:
@@ -47,8 +62,7 @@ def _peer_groups(process: str) -> dict[str, str]:
 
 def _mount_id(process: str) -> str:
     """The number of the mount that holds /run/netns, or would hold it."""
-    root = f"/proc/{process}/root"
-    folder = root + netns.DIRECTORY
+    folder = f"/proc/{process}/root{netns.DIRECTORY}"
     fd = os.open(folder if os.path.isdir(folder) else os.path.dirname(folder), os.O_PATH | os.O_CLOEXEC)
     try:
         with open(f"/proc/self/fdinfo/{fd}") as file:

@@ -33,6 +33,9 @@ class LogFile:
         os.close(self._fd)  # first, because the process may be at its limit of descriptors
         self._fd = self._open()
 
+    def close(self) -> None:
+        os.close(self._fd)
+
     def _open(self) -> int:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
         try:

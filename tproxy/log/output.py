@@ -42,6 +42,8 @@ _handler: _Handler | None = None
 def to_file(name: str, level: int) -> None:
     """Send this process's log to /var/log/``name``, from ``level`` (a level of ``logging``) up."""
     global _handler
+    if _handler is not None:
+        _handler.file.close()
     _handler = _Handler(name)
     _handler.setFormatter(_FORMATTER)
     _ours.handlers[:] = [_handler]

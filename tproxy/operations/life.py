@@ -13,12 +13,12 @@ from typing import NoReturn
 from tproxy.bridge import nftables
 from tproxy.config import reader
 from tproxy.config.services import Config
-from tproxy.daemon import client, launcher
+from tproxy.daemon import client, host_mounts, launcher
 from tproxy.errors import NftError, ProcessError, TproxyError
 from tproxy.log.lazy import logger
 from tproxy.model import Settings
 from tproxy.operations import lost_table, rotation
-from tproxy.process import host_mounts, service_manager
+from tproxy.process import service_manager
 from tproxy.process.run_directory import Lock
 from tproxy.process.table import find, send_signal, terminate
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 from contextlib import suppress
 
 from tproxy.bridge import nftables, plan, plumbing, service_map
-from tproxy.daemon import memory
+from tproxy.daemon import host_mounts, memory
 from tproxy.daemon.memory import Remembered
 from tproxy.errors import NftError, ProcessError, TproxyError
 from tproxy.kernel import netns
 from tproxy.log.lazy import logger
 from tproxy.model import TABLE, BridgeNames
-from tproxy.process import host_mounts, run_directory, table
+from tproxy.process import run_directory, table
 
 log = logger(__name__)
 

@@ -7,20 +7,38 @@ that is running.
 from __future__ import annotations
 
 from tproxy.bridge import nftables, plan, plumbing, service_map
-from tproxy.daemon import client
+from tproxy.config.union import Offer
+from tproxy.daemon import client, host_mounts
 from tproxy.daemon.catalog import Catalog
-from tproxy.model import DAEMON_TITLE, TABLE, BridgeNames, Network, Service, ServiceMap, Settings
+from tproxy.log.lazy import logger
+from tproxy.model import DAEMON_TITLE, TABLE, BridgeNames, Network, ServiceMap, Settings
+from tproxy.operations import lost_table, reconcile
 from tproxy.process import table
+
+log = logger(__name__)
 
 
 def up(
-    bridge: str, network: Network, services: dict[int, Service], uplinks: frozenset[str], settings: Settings
+    bridge: str,
+    network: Network,
+    macs: frozenset[str],
+    offer: Offer,
+    uplinks: frozenset[str],
+    settings: Settings,
 ) -> list[str]:
     """What ``reconcile.up`` would do, a line each; no lines for a bridge that is in order."""
-    observed = plumbing.observe(bridge)
-    wanted = service_map.storable(ServiceMap(bridge, services, network))
+    observed = plumbing.usable(bridge)
+    reconcile.warn_of_uplinks(bridge, observed, uplinks)
+    wanted = reconcile.joined(bridge, observed.map, network, macs)
+    offer.look_up(wanted.networks)
+    union = offer.union(wanted.networks, observed.map)
+    for problem in union.problems:
+        log.warning("%s", problem.at(offer.config.path))
+    reconcile.warn_of_union(observed.map, wanted.networks, union)
+    wanted = service_map.storable(wanted._replace(services=union.services))
     actions = plan.up(wanted, observed, uplinks)
-    lines = list(map(str, actions))
+    reconcile.require_host_mounts(actions)
+    lines = [*_others_restored(observed, bridge), *map(str, actions)]
     found = table.find()
     if not client.daemon_answers():
         lines.append(f"start the daemon {DAEMON_TITLE}")
@@ -35,13 +53,22 @@ def up(
     return lines + known.apply(wanted)
 
 
-def down(bridge: str, uplinks: frozenset[str], *, force: bool) -> tuple[list[str], frozenset[str]]:
-    """What ``reconcile.down`` would do, a line each, and the guests because of which it would do nothing."""
+def down(
+    bridge: str,
+    uplinks: frozenset[str],
+    *,
+    force: bool,
+    macs: frozenset[str] = frozenset(),
+    offer: Offer | None = None,
+) -> tuple[list[str], frozenset[str]]:
+    """What ``reconcile.down`` would do, a line each, and the guests because of which the bridge would stay."""
     names = BridgeNames(bridge)  # raises BadName
     observed = plumbing.observe(bridge)
     guests = plan.guests(bridge, observed, uplinks)
     if guests and not force:
-        return [], guests
+        return _guest_gone(observed.map, macs, offer), guests
+    if left := reconcile.kept(bridge, observed):
+        log.warning("%s", left)
     lines = removal(bridge, observed)
     if lines and not any(each.bridge != names.bridge for each in nftables.read_maps()):
         lines.append(f"delete those of the tables {TABLE} that are empty then")
@@ -50,12 +77,33 @@ def down(bridge: str, uplinks: frozenset[str], *, force: bool) -> tuple[list[str
     return lines, frozenset()
 
 
+def _guest_gone(found: ServiceMap | None, macs: frozenset[str], offer: Offer | None) -> list[str]:
+    wanted = reconcile.remaining(found, macs)
+    if found is None or wanted is None:
+        return []
+    if offer is not None:
+        offer.look_up(wanted.networks)
+    wanted = reconcile.served(found, wanted, offer)
+    known = Catalog()
+    known.apply(found)
+    return [f"load service map of {found.bridge}", *known.apply(wanted)]
+
+
+def _others_restored(observed: plan.Observed, bridge: str) -> list[str]:
+    if observed.map is not None or nftables.table_exists("ip"):
+        return []
+    others = [each.map.bridge for each in lost_table.remembered() if each.map.bridge != bridge]
+    return [f"restore service map and guards of {each}, as the daemon remembers them" for each in others]
+
+
 def removal(bridge: str, observed: plan.Observed) -> list[str]:
-    """The actions that remove everything that the host has of a bridge, a line each."""
+    """The actions that remove everything that the host has of a bridge, a line each. Raises KernelError."""
+    host_mounts.require_reach()
+    serving, observed = observed.map is not None, reconcile.removable(bridge, observed)
     relays = [
         f"end relay {BridgeNames(bridge).relay_title}, process {relay.pid}"
         for name, relay in table.find().relays
-        if name == bridge
+        if name == bridge and not (serving and observed.map is None)  # another program's map goes on
     ]
     return [
         *map(str, plan.unload(bridge, observed)),

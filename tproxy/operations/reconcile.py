@@ -10,15 +10,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
-from tproxy.bridge import guards, nftables, plan, plumbing, service_map
+from tproxy.bridge import guards, members, nftables, plan, plumbing, port_state, service_map
+from tproxy.config.union import Offer, Union, in_words
 from tproxy.daemon import client
-from tproxy.errors import NftError, ProcessError, TproxyError
+from tproxy.errors import KernelError, NftError, ProcessError, TproxyError
+from tproxy.kernel import links
 from tproxy.log.lazy import logger
-from tproxy.model import SERVICE_MAC, Network, Service, ServiceMap, Settings, check_interface_name
+from tproxy.model import BridgeNames, Network, Service, ServiceMap, Settings, check_interface_name
 from tproxy.process import run_directory
 from tproxy.process.run_directory import Lock
 
 log = logger(__name__)
+
+# What would take down a bridge that works, if its namespace cannot be seen.
+_NEED_HOST_MOUNTS = (
+    plan.RemoveName,
+    plan.CreateNamespace,
+    plan.DeleteLink,
+    plan.DeleteInner,
+    plan.CreateVeth,
+)
 
 
 def check(bridge: str, uplinks: frozenset[str]) -> None:
@@ -29,48 +40,122 @@ def check(bridge: str, uplinks: frozenset[str]) -> None:
     plumbing.require_bridge(bridge)
 
 
-def last_known(bridge: str, network: Network, port: int) -> Service | None:
-    """The service of that port in the bridge's map; None without one, or when another network has the map."""
-    return known_for(network, nftables.read_map(bridge)).get(port)
-
-
-def known_for(network: Network, found: ServiceMap | None) -> Mapping[int, Service]:
-    """The services of the map, if it is this network's. Another network's are not for its guests."""
-    wanted = service_map.storable(ServiceMap("", {}, network))
-    return found.services if found is not None and found.network == wanted.network else {}
-
-
 def up(
     bridge: str,
     network: Network,
-    services: dict[int, Service],
+    macs: frozenset[str],
+    offer: Offer,
     uplinks: frozenset[str],
     settings: Settings,
+    *,
+    anew: bool = False,
 ) -> None:
-    """Have the services on the bridge. Their ports listen when this returns.
+    """Have the services of this network on the bridge, and those of the networks of its other guests.
 
-    A running daemon keeps its ``watch_file``. Raises TproxyError; then the bridge is as it was before.
+    Their ports listen when this returns. For ``macs`` and ``anew`` see ``members.join``. A running daemon
+    keeps its ``watch_file``. Raises TproxyError; then the bridge is as it was before.
     """
-    with run_directory.lock() as lock:
-        check(bridge, uplinks)  # again: the holder of the lock before us may have changed it
-        before = plumbing.observe(bridge)
-        run_directory.note_use(bridge)
-        _reconcile(ServiceMap(bridge, services, network), before, uplinks, settings, lock)
+    looked_up = False
+    while not looked_up:
+        with run_directory.lock() as lock:
+            check(bridge, uplinks)  # again: the holder of the lock before us may have changed it
+            before = _found(bridge, plumbing.usable)
+            wanted = joined(bridge, before.map, network, macs, anew=anew)
+            looked_up = offer.is_known(wanted.networks)
+            if looked_up:
+                warn_of_uplinks(bridge, before, uplinks)
+                union = offer.union(wanted.networks, before.map)
+                for problem in union.problems:
+                    log.warning("%s", problem.at(offer.config.path))
+                warn_of_union(before.map, wanted.networks, union)
+                first = run_directory.last_use(bridge) is None
+                run_directory.note_use(bridge)
+                try:
+                    _reconcile(wanted._replace(services=union.services), before, uplinks, settings, lock)
+                except TproxyError:
+                    if first:  # then what the bridge has is still another program's
+                        run_directory.forget_use(bridge)
+                    raise
+        if not looked_up:  # only here: a silent name server must not make other hooks wait for the lock
+            offer.look_up(wanted.networks)
 
 
-def refresh(bridge: str, network: Network, services: dict[int, Service], settings: Settings) -> bool:
-    """As ``up``, for a bridge that a hook brought up for this network, and with that hook's uplinks.
+def joined(
+    bridge: str, found: ServiceMap | None, network: Network, macs: frozenset[str], *, anew: bool = False
+) -> ServiceMap:
+    """The map of a bridge, without services, after a guest of this network came."""
+    wanted = ServiceMap(bridge, {}, members=members.join(found, network, macs, anew=anew))
+    return wanted._replace(network=wanted.networks[0])
 
-    Returns whether anything changed. A bridge that a hook has meanwhile taken down, or brought up for
-    another network, is left alone. Raises TproxyError; then the bridge is as it was before.
+
+def note_guest(bridge: str, network: Network, macs: frozenset[str]) -> None:
+    """Note a guest of a network without services, if the bridge is up for guests of other networks."""
+    found = nftables.read_map(bridge)
+    if found is None or found.members is None:
+        return
+    with run_directory.lock():
+        found = nftables.read_map(bridge)
+        if found is not None and found.members is not None:
+            wanted = joined(bridge, found, network, macs)._replace(services=found.services)
+            nftables.transaction(service_map.change_map(found, wanted))
+            warn_of_union(found, wanted.networks, Union(dict(found.services), [], []))
+
+
+def warn_of_union(found: ServiceMap | None, networks: tuple[Network, ...], union: Union) -> None:
+    """Log what it means that a bridge has several networks, when that differs from what was ``found``."""
+    if found is None or len(networks) < 2:
+        return
+    if (
+        found.networks == networks
+        and found.services == service_map.storable(found._replace(services=union.services)).services
+    ):
+        return
+    names = ", ".join(map(in_words, networks))
+    log.warning("bridge %s: all its guests reach the services of all its networks: %s", found.bridge, names)
+    warn_of_contradictions(found.bridge, union)
+
+
+def warn_of_contradictions(bridge: str, union: Union) -> None:
+    for each in union.contradictions:
+        log.warning("bridge %s: %s", bridge, each)
+
+
+def refresh(found: ServiceMap, union: Union, settings: Settings) -> bool:
+    """As ``up``, for a bridge that hooks brought up for these networks, and with the uplinks that they named.
+
+    ``found`` is the map that it had. Returns whether anything changed. A bridge that a hook has meanwhile
+    taken down, or brought up for another network, is left alone. Raises TproxyError; then the bridge is as it
+    was before.
     """
+    return _change(found, lambda _: union.services, settings)
+
+
+def move(found: ServiceMap, moves: Mapping[int, tuple[Service, Service]], settings: Settings) -> bool:
+    """As ``refresh``, but change only these services. ``moves`` has the old and the new service of each port.
+
+    A service that is not the old one any more is left alone.
+    """
+
+    def moved(services: Mapping[int, Service]) -> dict[int, Service]:
+        new = {port: after for port, (old, after) in moves.items() if services.get(port) == old}
+        return {**services, **new}
+
+    return _change(found, moved, settings)
+
+
+def _change(
+    found: ServiceMap, wanted: Callable[[Mapping[int, Service]], dict[int, Service]], settings: Settings
+) -> bool:
+    """Give a bridge that still has the networks of ``found`` the services that are ``wanted``."""
+    bridge = found.bridge
     with run_directory.lock() as lock:
         plumbing.require_bridge(bridge)
-        before = plumbing.observe(bridge)
-        if before.map is None or before.map.network != network:
+        before = plumbing.usable(bridge)
+        if before.map is None or before.map.networks != found.networks:
             return False
         uplinks = before.guard.named_uplinks if before.guard else frozenset()
-        return _reconcile(ServiceMap(bridge, services, network), before, uplinks, settings, lock)
+        services = wanted(before.map.services)
+        return _reconcile(before.map._replace(services=services), before, uplinks, settings, lock)
 
 
 def restore(lost: Iterable[ServiceMap]) -> list[str]:
@@ -106,7 +191,7 @@ def repair(
     """
     with run_directory.lock() as lock:
         plumbing.require_bridge(bridge)
-        found = plumbing.observe(bridge)
+        found = plumbing.usable(bridge)
         if found.map is None:
             return []  # somebody has taken it down
         named = found.guard.named_uplinks_or(uplinks) if found.guard else uplinks
@@ -114,27 +199,77 @@ def repair(
             actions = plan.up_foreign(bridge, found, foreign_mac)
         else:
             actions = plan.up(found.map, found, named)
+        require_host_mounts(actions)
         plumbing.carry_out(actions, quiet=True)  # the caller logs all of them in one line
         if actions or restored:
             client.ensure_daemon(settings, lock)
             _apply(bridge, settings)
+            _warn_of_obstacles(bridge)
     return list(map(str, actions))
 
 
-def down(bridge: str, uplinks: frozenset[str], *, force: bool) -> frozenset[str]:
+def down(
+    bridge: str,
+    uplinks: frozenset[str],
+    *,
+    force: bool,
+    macs: frozenset[str] = frozenset(),
+    offer: Offer | None = None,
+) -> frozenset[str]:
     """Remove everything of ours from the bridge, which may be gone already.
 
-    Returns the guests because of which nothing was done: none if it was done. ``force`` ignores guests.
-    Raises TproxyError.
+    Returns the guests because of which that was not done: none if it was done. ``force`` ignores guests. With
+    guests, those with these ``macs`` are members no more, and services that no network of the others offers
+    are removed. Without ``offer`` these services stay. Raises TproxyError.
     """
     check_interface_name(bridge)
-    with run_directory.lock():
-        observed = plumbing.observe(bridge)
-        guests = plan.guests(bridge, observed, uplinks)
-        if guests and not force:
-            return guests
-        _remove(bridge, observed)
+    while True:
+        with run_directory.lock():
+            observed = _found(bridge, plumbing.observe)
+            guests = plan.guests(bridge, observed, uplinks)
+            if not guests or force:
+                left = kept(bridge, observed)
+                _remove(bridge, observed)
+                break
+            wanted = remaining(observed.map, macs)
+            if wanted is None or offer is None or offer.is_known(wanted.networks):
+                if observed.map is not None and wanted is not None:
+                    _let_go(observed.map, wanted, offer)
+                return guests
+        offer.look_up(wanted.networks)
+    if left:
+        log.warning("%s", left)
     return frozenset()
+
+
+def remaining(found: ServiceMap | None, macs: frozenset[str]) -> ServiceMap | None:
+    """The map after the guests with these MACs have gone, with its services; None when nothing changes."""
+    if found is None or found.members is None or macs.isdisjoint(found.members):
+        return None
+    wanted = found._replace(members=members.leave(found, macs))
+    return wanted._replace(network=wanted.networks[0])
+
+
+def served(found: ServiceMap, wanted: ServiceMap, offer: Offer | None) -> ServiceMap:
+    """``wanted``, with the services that its networks have after others of ``found`` have gone."""
+    if offer is None or not wanted.members or found.networks == wanted.networks:
+        return wanted
+    union = offer.union(wanted.networks, found)
+    return service_map.storable(wanted._replace(services=union.services))
+
+
+def _let_go(found: ServiceMap, wanted: ServiceMap, offer: Offer | None) -> None:
+    """Load the map of a bridge on which guests are left. The caller holds the lock. Raises TproxyError."""
+    bridge = found.bridge
+    if offer is not None and found.networks != wanted.networks:
+        wanted = served(found, wanted, offer)
+        gone = ", ".join(in_words(each) for each in found.networks if each not in wanted.networks)
+        log.info("bridge %s: the last guest of %s has gone", bridge, gone)
+    nftables.transaction(service_map.change_map(found, wanted))
+    if client.daemon_answers():
+        _apply(bridge, Settings())
+    else:
+        client.queue_apply(bridge)
 
 
 def collect(bridge: str, uplinks: frozenset[str], unused_for: float) -> bool:
@@ -155,31 +290,90 @@ def left_behind(bridge: str, observed: plan.Observed, uplinks: frozenset[str], u
     """Whether a hook built what the bridge has, no guest is attached, and no hook wanted it recently."""
     used = run_directory.last_use(bridge)
     guard = observed.guard
-    ours = used is not None or (guard is not None and bool(guard.own(guards.VETHS)))
-    if observed.inner is not None:
-        ours |= observed.inner.mac == SERVICE_MAC
+    ours = _hooked(bridge, observed) or (observed.namespace and observed.name_ours)
     named = guard.named_uplinks if guard else frozenset()
     guests = plan.guests(bridge, observed, uplinks | named | observed.recognised_uplinks)
     # A time in the future was noted before the last boot, or by an older version.
     return ours and not guests and (used is None or not 0 <= used < unused_for)
 
 
+def removable(bridge: str, observed: plan.Observed) -> plan.Observed:
+    """What was observed, without a service map that no hook made or used: it is another program's."""
+    return observed if _hooked(bridge, observed) else observed._replace(map=None)
+
+
+def kept(bridge: str, observed: plan.Observed) -> str:
+    """The line that says what ``down`` leaves, because another program made it; "" when it leaves nothing."""
+    words = plan.kept(bridge, observed)
+    if observed.map is not None and not _hooked(bridge, observed):
+        words.append(f"map {BridgeNames(bridge).map}")
+    return f"bridge {bridge}: tproxy did not make {', '.join(words)}: left alone" if words else ""
+
+
+def require_host_mounts(actions: list[plan.Action]) -> None:
+    """Raise KernelError when namespaces or links are to change, and this process sees others than the host."""
+    if any(isinstance(each, _NEED_HOST_MOUNTS) for each in actions):
+        from tproxy.daemon import host_mounts
+
+        host_mounts.require_reach()
+
+
+def warn_of_uplinks(bridge: str, observed: plan.Observed, uplinks: frozenset[str]) -> None:
+    """Log a warning for each named uplink that is no port of the bridge. It may become one later."""
+    for name in sorted(uplinks - observed.ports):
+        state = "is not a port of the bridge" if links.exists(name) else "does not exist"
+        log.warning("bridge %s: the uplink %s %s", bridge, name, state)
+
+
+def _found(bridge: str, look: Callable[[str], plan.Observed]) -> plan.Observed:
+    """What a ``look`` finds of the bridge, once maps are restored that somebody deleted with all others."""
+    try:
+        found = look(bridge)
+    except KernelError:
+        from tproxy.daemon import host_mounts
+
+        host_mounts.require_reach()  # that is the reason then
+        raise
+    if found.map is None:
+        from tproxy.operations import lost_table
+
+        if lost_table.restore():
+            found = look(bridge)
+    return found
+
+
+def _hooked(bridge: str, observed: plan.Observed) -> bool:
+    """Whether a hook made or used what the bridge has, and no hook took it down since."""
+    guard = observed.guard
+    return run_directory.last_use(bridge) is not None or (guard is not None and bool(guard.own(guards.VETHS)))
+
+
 def _remove(bridge: str, observed: plan.Observed) -> None:
     """Remove everything of ours from the bridge. The caller holds the lock. Raises TproxyError."""
+    # Not above: a warm `up` needs neither these, nor what they import.
+    from tproxy.daemon import host_mounts
+    from tproxy.operations import lost_table
+    from tproxy.process import table
+
+    host_mounts.require_reach()
+    hooked, serving = _hooked(bridge, observed), observed.map is not None
+    observed = removable(bridge, observed)
+    serving &= observed.map is None  # another program's map goes on
 
     def unload(now: plan.Observed) -> list[plan.Action]:
         there = observed._replace(map=observed.map and now.map, guard=observed.guard and now.guard)
         return plan.unload(bridge, there)
 
     _carry_out(bridge, observed, unload)
-    nftables.delete_empty_tables()
+    # A table that is gone would mean that somebody flushed all of nftables (lost_table).
+    if hooked and set(lost_table.served()) <= {bridge}:
+        nftables.delete_empty_tables()
     if client.daemon_answers():
         _apply(bridge, Settings())
     else:
         client.queue_apply(bridge)
-    from tproxy.process import table  # not above: `up` does not need it, nor what it imports
-
-    table.end_relay(bridge)  # a crashed daemon may have left one that the new daemon does not know
+    if not serving:
+        table.end_relay(bridge)  # a crashed daemon may have left one that the new daemon does not know
     plumbing.carry_out(plan.dismantle(bridge, observed))
     run_directory.forget_use(bridge)
 
@@ -196,15 +390,25 @@ def _reconcile(
     try:
         storable = service_map.storable(wanted)
         actions = _carry_out(bridge, before, lambda now: plan.up(storable, now, uplinks))
-        if actions:
-            plumbing.warn_of_host_firewall(bridge)
         client.ensure_daemon(settings, lock)
         _apply(bridge, settings)
     except TproxyError as error:
         log.error("bridge %s cannot be brought up, the changes are undone: %s", bridge, error)
         _undo(bridge, before)
         raise
+    _warn_of_obstacles(bridge)
     return bool(actions)
+
+
+def _warn_of_obstacles(bridge: str) -> None:
+    """Log a warning for each thing that keeps guests from services that are in order."""
+    if port_state.nothing_in_the_way(bridge):
+        return
+    from tproxy.bridge import obstacles  # not above: most runs do not need it
+
+    with suppress(TproxyError):  # what cannot be read is not worth failing for
+        for each in obstacles.after_up(bridge):
+            log.warning("bridge %s: %s", bridge, each.text)
 
 
 def _carry_out(
@@ -212,10 +416,11 @@ def _carry_out(
 ) -> list[plan.Action]:
     """Carry out what is ``planned`` for what was ``observed``; return the actions."""
     actions = planned(observed)
+    require_host_mounts(actions)
     try:
         plumbing.carry_out(actions)
     except NftError:  # other programs do not take our lock: one may have flushed nftables since the look
-        actions = planned(plumbing.observe(bridge))
+        actions = planned(_found(bridge, plumbing.observe))
         plumbing.carry_out(actions)
     return actions
 

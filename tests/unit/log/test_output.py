@@ -9,6 +9,7 @@ import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tproxy.log import output
@@ -142,6 +143,8 @@ def test_a_second_file_replaces_the_first(directory: Path) -> None:
     log.info("of the relay")
     assert lines(directory / "one_tproxy.log") == []
     assert len(lines(directory / "one_tproxy_br0.log")) == 1
+    held = [each.path for each in psutil.Process().open_files()]
+    assert str(directory / "one_tproxy.log") not in held
 
 
 def test_a_command_prints_warnings_on_stderr_and_logs_all_lines(

@@ -5,18 +5,17 @@ it mounts does not reach the host, and in some cases the host's mounts do not re
 works can look as if it had no namespace. Such a process must not build or remove anything.
 
 The host's mounts are those of process 1, if that is in this process's network namespace and can be looked at;
-otherwise those of the daemon. Where neither can be told, nothing is required.
+otherwise those of the daemon, as it says itself. Where neither can be told, nothing is required.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
-from tproxy.errors import KernelError
+from tproxy.daemon import client
+from tproxy.errors import KernelError, ProcessError
 from tproxy.kernel import mounts, netns
-from tproxy.kernel.mounts import Reach
-from tproxy.process import table
+from tproxy.kernel.mounts import Reach, View
 
 _HINT = (
     "this process has a mount namespace of its own (systemd: PrivateTmp=, ProtectHome= and the like), {}: "
@@ -37,21 +36,24 @@ def require_sight() -> None:
 
 
 def _reach() -> Reach | None:
-    for pid in _of_the_host():
-        try:
-            return mounts.reach(pid)
-        except OSError:  # it has ended, or this process lacks CAP_SYS_PTRACE
-            continue
+    """How far mounts reach between this process and the host; None when that is not known."""
+    theirs = _of_process_1() or _of_daemon()
+    return mounts.reach(mounts.view(), theirs) if theirs else None
+
+
+def _of_process_1() -> View | None:
+    try:
+        status = os.stat("/proc/1/ns/net")
+        if netns.current() == (status.st_dev, status.st_ino):
+            return mounts.view("1")
+    except OSError:  # this process lacks CAP_SYS_PTRACE
+        pass
     return None
 
 
-def _of_the_host() -> Iterator[int]:
-    """The processes whose mounts are the host's, best first."""
+def _of_daemon() -> View | None:
     try:
-        status = os.stat("/proc/1/ns/net")
-    except OSError:
-        pass
-    else:
-        if netns.current() == (status.st_dev, status.st_ino):
-            yield 1
-    yield from (process.pid for process in table.find().daemons)
+        said = client.ask({"op": "mounts"}, client.PING_TIMEOUT)["mounts"]
+    except ProcessError:  # no daemon runs, or one of an older version
+        return None
+    return View(tuple(said["namespace"]), said["groups"])
