@@ -16,6 +16,7 @@ KERNEL = (
     "bridge/test_guards.py::test_nothing_of_ours_leaves_through_an_uplink",
     "bridge/test_guards.py::test_a_host_firewall_that_drops_bridged_packets_causes_a_warning",
     "test_two_hosts.py::test_each_guest_is_answered_by_its_own_host_and_nothing_crosses[tunnel, recognised]",
+    "kernel/test_kinds.py::test_ports_that_lead_off_the_host_are_recognised_by_their_kind",
     "operations/test_life.py::test_a_program_that_only_loads_maps_gets_its_service",
 )
 
