@@ -18,7 +18,9 @@ sources:
 
 The kernel can discard an entry that nobody uses 5 s after it changed (neigh_forced_gc). With the sysctls of
 the namespace (plan.namespace_sysctls) an address that nobody has is asked for during 4 s after its last SYN.
-So at most BURST + RATE * (KNOWN_SECONDS + 5) = 46 entries of each port are in the way of others.
+So at most BURST + RATE * (KNOWN_SECONDS + 5) = 46 entries of each port are in the way of others. ARP answers
+take tokens too: connections of sources that are known no more retransmit for minutes, and each time they ask
+for the source. Without an answer the entry is given up after 600 ms, so these add a few entries only.
 
 ``ct`` would do the same for connections, but it would switch on connection tracking for the host.
 
@@ -117,7 +119,6 @@ def arp_rule(bridge: str, ours: str, *, by_port: bool) -> str:
 
 
 def _asking(unguarded: str) -> list[str]:
-    request = f"{_ARP_FOR_ADDRESS} arp operation request"
     from_ip, from_arp = "iifname . ip saddr", "iifname . arp saddr ip"
     return [
         # First, because nearly all frames match. No uplink is known: a change of uplinks empties ``known``.
@@ -125,8 +126,8 @@ def _asking(unguarded: str) -> list[str]:
         f"{_IP_FOR_ADDRESS} {from_ip} @{KNOWN} {_TO_US}",
         f"{unguarded} return",
         f"iifname @{UPLINKS} drop",
-        f"{request} {from_arp} != @{KNOWN} {_NO_TOKEN}",
-        f"{request} add @{KNOWN} {{ {from_arp} }}",
+        f"{_ARP_FOR_ADDRESS} {from_arp} != @{KNOWN} {_NO_TOKEN}",
+        f"{_ARP_FOR_ADDRESS} add @{KNOWN} {{ {from_arp} }}",
         f"{_IP_FOR_ADDRESS} {from_ip} != @{KNOWN} {_NO_TOKEN}",
         f"{_IP_FOR_ADDRESS} add @{KNOWN} {{ {from_ip} }}",
         f"{_IP_FOR_ADDRESS} {_TO_US}",

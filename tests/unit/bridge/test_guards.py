@@ -242,6 +242,7 @@ def test_no_rule_keeps_a_source_known_while_it_sends() -> None:
     rules = Guard("br0", None, {}).shared_rules[ASKING]
     assert len([rule for rule in rules if f" add @{KNOWN} " in rule]) == len(["ARP", "IPv4"])
     assert not any(f"update @{KNOWN}" in rule for rule in rules)
+    assert not any("arp operation" in rule for rule in rules), "answers keep entries alive, as requests do"
 
 
 def test_rules_without_limits_are_not_taken_for_those_of_before_there_were_limits() -> None:
