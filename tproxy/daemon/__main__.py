@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 
-from tproxy.kernel import priorities
 from tproxy.kernel.limits import raise_descriptor_limit
 from tproxy.relay.spawner import Spawner
 from tproxy.typed import TYPE_CHECKING
@@ -28,19 +28,24 @@ if TYPE_CHECKING:
 # that command was killed, the daemon ends itself after this time.
 START_TIMEOUT = 60
 
+# No kernel is built for more (CONFIG_NR_CPUS).
+MOST_PROCESSORS = 8192
+
 
 def main() -> None:
     _shed_what_the_caller_set()
     # A service manager runs the daemon with --stay, and has set priorities on purpose. Any other caller has
     # set its own. Relays and watchers take over what the daemon and its spawner have.
     if "--stay" not in sys.argv:
-        priorities.reset()
+        _reset_priorities()
     raise_descriptor_limit()
     spawner = Spawner()
     # Everything else is imported only now: relays carry what is loaded when the spawner is forked.
     arguments = _arguments()
     if not arguments.stay:
-        priorities.reset_io_class(os.getpid(), spawner.pid)
+        from tproxy.kernel.io_class import reset_io_class
+
+        reset_io_class(os.getpid(), spawner.pid)
     daemon = _start(spawner, arguments)
     _run(daemon)
 
@@ -49,6 +54,24 @@ def _shed_what_the_caller_set() -> None:
     """Set the file mode mask and the blocked signals, which a hook's caller may hand down (execve(2))."""
     os.umask(0o077)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _reset_priorities() -> None:
+    """Take the ordinary scheduling policy and nice value, all processors, and oom_score_adj 0.
+
+    A child takes these over from its parent. A hook may be called by a batch job on one processor, or by a
+    service that the kernel must not kill, while the daemon serves all guests for months. The kernel leaves
+    out processors that the cgroup does not allow (sched_setaffinity(2)). What needs a capability that is
+    missing stays as it is.
+    """
+    with suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
+    with suppress(OSError):
+        os.sched_setaffinity(0, range(MOST_PROCESSORS))
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("0")
 
 
 def _arguments() -> argparse.Namespace:

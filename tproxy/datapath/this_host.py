@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tproxy.kernel import tcp
 from tproxy.model import Endpoint
 
-_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_PORT_RANGE = "/proc/sys/net/ipv4/ip_local_port_range"
 _ANY_PORT = range(1, 1 << 16)
 
 
@@ -48,7 +46,8 @@ def met_itself(name: tuple[str, int], endpoint: Endpoint) -> bool:
 def _chosen_ports() -> range:
     """Return the ports that the kernel chooses from, ip_local_port_range in ip(7); all if that is unknown."""
     try:
-        first, last = map(int, _PORT_RANGE.read_text().split())
+        with open(_PORT_RANGE) as file:
+            first, last = map(int, file.read().split())
     except (OSError, ValueError):
         return _ANY_PORT
     return range(first, last + 1)
