@@ -29,6 +29,7 @@ from tproxy.process import run_directory, service_manager, table
 from tproxy.process.title import set_title
 from tproxy.watch.guests import GuestFollower
 from tproxy.watch.lifeline import Lifeline
+from tproxy.watch.names import NameFollower
 from tproxy.watch.repair import SETTLE, TICK, UNSTEADY, Repairer
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Watcher:
         self._loop = loop or Loop()
         self._repairer = Repairer(self._loop, self._settings)
         self._guests = GuestFollower(self._loop, config, self._settings, self._repairer.uplinks)
+        self._names = NameFollower(self._loop, config, self._settings, self._guests.moved)
         self._lifeline = Lifeline(self._loop, self._daemon_ended)
 
     def run(self, lock: int | None) -> None:
@@ -64,9 +66,10 @@ class Watcher:
         process.
         """
         self._loop.on_signal(signal.SIGHUP, self._reread)
+        self._loop.on_signal(signal.SIGUSR1, output.reopen)
         self._loop.on_signal(signal.SIGUSR2, self._replace)
         set_title(table.WATCHER_TITLE)
-        service_manager.report_ready()  # not earlier: without its handler, SIGHUP would end the process
+        service_manager.report_ready()  # not earlier: without their handlers, signals would end the process
         if lock is not None:
             os.close(lock)
         # Only now that other processes can find this one: `tproxy stop` ends the daemon, then looks for
@@ -79,6 +82,7 @@ class Watcher:
         log.info("watching bridges, as %s says", self._config.path)
         self._look_at_all()
         self._tick()
+        self._names.look()
         self._loop.run()
 
     def _settings(self) -> Settings:
@@ -147,6 +151,7 @@ class Watcher:
             self._loop.stop()
             return
         self._guests.configure(read)
+        self._names.config = read
 
     def _replace(self) -> None:
         """Run the installed code in this process, with the same pid; not while the file cannot be read."""
