@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
+from tproxy.bridge import obstacles
 from tproxy.cli import report
 from tproxy.cli.examples import example
 from tproxy.console import require_root
@@ -25,7 +28,20 @@ def status(as_json: bool, verbose: bool) -> None:
         return
     show = report.as_json if as_json else report.as_table
     try:
-        click.echo(show(found.lines, client.status()))
+        daemon = client.status()
+        if daemon is not None:
+            _add_obstacles(daemon["bridges"])
+        click.echo(show(found.lines, daemon))
     except ProcessError:
         click.echo(show(found.lines, None))  # what is known without the daemon
         raise
+
+
+def _add_obstacles(bridges: dict[str, Any]) -> None:
+    """Add to each bridge of the daemon's answer what keeps guests from its services.
+
+    The command looks, not the daemon, which would serve nobody meanwhile.
+    """
+    firewall = obstacles.HostFirewall()
+    for bridge, details in bridges.items():
+        details["obstacles"] = [each._asdict() for each in obstacles.of(bridge, firewall)]

@@ -1,0 +1,58 @@
+"""Reads from sysfs whether guests get through to our port of a bridge, by a few small files.
+
+Every hook does this. So this module has no class and few imports, and ``obstacles``, which names what it is,
+is imported only when something may keep guests out.
+"""
+
+import os
+
+from tproxy.kernel import links
+from tproxy.model import BridgeNames
+
+_SYS = "/sys/class/net"
+_BRIDGED_TO_IPTABLES = "bridge/bridge-nf-call-iptables"  # a sysctl, also a setting of each bridge
+
+FORWARDING = 3  # BR_STATE_FORWARDING, <linux/if_bridge.h>
+
+
+def nothing_in_the_way(bridge: str) -> bool:
+    """Whether our port forwards, and the host has no setting by which something could keep guests out."""
+    ours = BridgeNames(bridge).veth_bridge
+    return (
+        master(ours) == bridge
+        and state(ours) == FORWARDING
+        and not filters_vlans(bridge)
+        and not shown_to_iptables(bridge)
+    )
+
+
+def master(port: str) -> str:
+    """The bridge of which the link is a port; "" when it is none, or does not exist."""
+    try:
+        return os.path.basename(os.readlink(f"{_SYS}/{port}/brport/bridge"))
+    except OSError:
+        return ""
+
+
+def state(port: str) -> int:
+    """BR_STATE_..., <linux/if_bridge.h>. Only a port that is up, on a bridge that is up, is forwarding."""
+    return int(read(f"{port}/brport/state") or FORWARDING)
+
+
+def filters_vlans(bridge: str) -> bool:
+    return read(f"{bridge}/bridge/vlan_filtering") == "1"
+
+
+def shown_to_iptables(bridge: str) -> bool:
+    """Whether the host's firewall sees what the bridge forwards."""
+    settings = links.sysctls([_BRIDGED_TO_IPTABLES]).get(_BRIDGED_TO_IPTABLES)
+    return "1" in (settings, read(f"{bridge}/bridge/nf_call_iptables"))
+
+
+def read(path: str) -> str:
+    """A file below /sys/class/net, "" when it cannot be read."""
+    try:
+        with open(f"{_SYS}/{path}") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
