@@ -36,9 +36,13 @@ def start(lab: OneBridge) -> list[Done]:
     done = lab.host.tproxy("start")
     assert lab.ask() == "one"
     lab.host.run("nft", "flush", "ruleset")
+    without_table = lab.host.tproxy("start", check=False)
+    assert (without_table.returncode, without_table.stderr.count("\n")) == (1, 1)
+    assert lab.ask() == "one"
+    lab.nft("add table ip one_tproxy")
     without_maps = lab.host.tproxy("start")
     assert lab.pids() == {}
-    return [done, without_maps]
+    return [done, without_table, without_maps]
 
 
 def reload(lab: OneBridge) -> list[Done]:
@@ -50,6 +54,18 @@ def reload(lab: OneBridge) -> list[Done]:
     taken = lab.host.tproxy("reload", check=False)
     assert (taken.returncode, taken.stderr.count("\n")) == (1, 1)
     return [done, taken]
+
+
+def reopen_logs(lab: OneBridge) -> list[Done]:
+    log = lab.host.path("/var/log/one_tproxy.log")
+    before = lab.pids()
+    log.rename(log.with_suffix(".1"))
+    lab.nft("flush map ip one_tproxy ep_br0")
+    done = lab.host.tproxy("reopen-logs")
+    assert log.exists()
+    assert lab.ask() == "one"
+    assert lab.pids() == before
+    return [done]
 
 
 def restart(lab: OneBridge) -> list[Done]:
@@ -182,9 +198,9 @@ def until(lab: OneBridge, ready: Callable[[], bool], end: tuple[str, ...], *argu
 
 # A check for each row of the table: it returns how the commands ended. lab/test_lab.py checks ``lab``.
 COMMANDS: dict[str, Callable[[OneBridge], list[Done]]] = {
-    each.__name__: each
+    each.__name__.replace("_", "-"): each
     for each in (
-        *(start, reload, restart, stop, status, refresh, check, sync, hook, watch, gc, install, uninstall),
+        *(start, reload, reopen_logs, restart, stop, status, refresh, check, sync, hook, watch, gc, install, uninstall),
         *(daemon, event),
     )
 }

@@ -136,6 +136,18 @@ def test_processes_write_to_new_log_files_after_a_rotation(hypervisor: Hyperviso
     assert ".log.1" not in held
 
 
+def test_a_rotation_after_nftables_was_flushed_ends_no_service(hypervisor: Hypervisor, rotate: str) -> None:
+    hypervisor.add_bridge("br0")
+    guest = hypervisor.add_guest("guest", "br0")
+    hypervisor.add_endpoint("10.11.12.13", 80, "hello")
+    up(hypervisor, "br0")
+    before = hypervisor.tproxy("status").stdout
+    hypervisor.run("nft", "flush", "ruleset")
+    hypervisor.run("sh", "-c", rotate)
+    assert guest.get(SERVICE_ADDRESS, 80) == "hello"
+    assert hypervisor.tproxy("status").stdout == before
+
+
 def test_a_rotation_starts_no_process_that_was_stopped(hypervisor: Hypervisor, rotate: str) -> None:
     hypervisor.add_bridge("br0")
     up(hypervisor, "br0")

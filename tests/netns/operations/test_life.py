@@ -27,7 +27,7 @@ def echo(lab: OneBridge) -> OneBridge:
 
 
 def test_start_with_no_map_is_quiet_and_stops_everything(lab: OneBridge) -> None:
-    lab.host.run("nft", "flush", "ruleset")
+    lab.nft("delete map ip one_tproxy ep_br0")
     done = lab.host.tproxy("start")
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
     assert lab.host.tproxy("status").stdout == ""

@@ -126,7 +126,7 @@ def test_a_hook_of_any_bridge_restores_maps_and_guards_of_all(two: OneBridge, br
         pids = two.pids()
     flush(two)
     restored = [line for line in two.host.tproxy(*up, "--dry-run").stdout.splitlines() if "remembers" in line]
-    assert [line.split()[5].strip(",") for line in restored] == sorted({"br0", "br1"} - {bridge})
+    assert [line.split()[6].strip(",") for line in restored] == sorted({"br0", "br1"} - {bridge})
     assert ruleset(two) == []
     two.host.tproxy(*up)
     assert ruleset(two) == before
