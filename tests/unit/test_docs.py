@@ -19,7 +19,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 # In backticks, a word that begins with a folder of this repository and holds no placeholder.
 PATH = re.compile(r"`((?:tproxy|tests|docs|bench|drivers|vagrant|etc|\.ci)/[a-z0-9_./-]*)`")
 # A call of the command in a page's code: its first word, and the rest up to the next command.
-CALL = re.compile(r"(?<![\w./-])tproxy (?:--debug )?([a-z]+)([^&;|\n]*)")
+CALL = re.compile(r"(?<![\w./-])tproxy (?:--debug )?([a-z]+(?:-[a-z]+)*)([^&;|\n]*)")
 # A page, and the heading behind it. What begins with a small letter can be the rest of a sentence.
 CITATION = re.compile(r"docs/([\w/-]+\.md)(?:, ([A-Z].{0,60}))?")
 

@@ -73,9 +73,8 @@ def test_a_reload_reopens_logs_all_the_same(lab: OneBridge) -> None:
     log = lab.host.path("/var/log/one_tproxy.log")
     log.rename(log.with_suffix(".1"))
     assert lab.host.tproxy("reload", check=False).returncode == 1
-    lab.host.run("kill", "-9", str(lab.pids()["one_tproxy_br0"]))
-    lab.await_in_log("relay ended")
-    assert lab.ask() == "one"
+    lab.ask()
+    lab.await_in_log("bridge=br0 ")  # in the new file
 
 
 def test_a_deleted_map_ends_the_service_of_its_bridge_only(two: OneBridge) -> None:
