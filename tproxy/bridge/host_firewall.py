@@ -11,15 +11,12 @@ Only a host on which that setting is 1 needs this module.
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from tproxy.bridge import nftables
+from tproxy.bridge import nftables, port_state
 from tproxy.errors import NftError
 from tproxy.typed import Any, NamedTuple
 
-_LEGACY_TABLES = "/proc/net/ip_tables_names"  # of iptables-legacy, those that are in use in this namespace
 _LEGACY_SAVE = "iptables-legacy-save"
 _LEGACY_TIMEOUT = 10.0  # seconds
 
@@ -64,12 +61,7 @@ def read() -> Firewall:
             bases.append(Base(where, chain["name"], chain.get("policy") == "drop", rules))
     except NftError as error:
         unread.append(f"rules that cannot be read ({error})")
-    try:
-        with open(_LEGACY_TABLES) as file:
-            legacy = "filter" in file.read().split()
-    except OSError:
-        legacy = False
-    if legacy:
+    if port_state.uses_legacy_filter():
         saved = _legacy_save()
         if saved is None:
             unread.append(f"table filter of iptables-legacy, whose rules cannot be read ({_LEGACY_SAVE})")
@@ -200,6 +192,9 @@ def _nft_verdicts(vmap: Mapping[str, Any], bridge: str) -> Iterator[Rule]:
 
 def _legacy_save() -> str | None:
     """The table filter in the form of iptables-save(8); None when it cannot be read."""
+    import shutil
+    import subprocess  # both take longer to import than the nftables part of `read`
+
     # A hook may be called with a PATH of an ordinary user.
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     program = shutil.which(_LEGACY_SAVE, path=path)

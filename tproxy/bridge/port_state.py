@@ -1,4 +1,4 @@
-"""Reads from sysfs whether guests get through to our port of a bridge, by a few small files.
+"""Reads whether guests get through to our port of a bridge, from a few small files in sysfs.
 
 Every hook does this. So this module has no class and few imports, and ``obstacles``, which names what it is,
 is imported only when something may keep guests out.
@@ -6,23 +6,28 @@ is imported only when something may keep guests out.
 
 import os
 
+from tproxy.bridge import nftables
 from tproxy.kernel import links
 from tproxy.model import BridgeNames
 
 _SYS = "/sys/class/net"
 _BRIDGED_TO_IPTABLES = "bridge/bridge-nf-call-iptables"  # a sysctl, also a setting of each bridge
+_LEGACY_TABLES = "/proc/net/ip_tables_names"
 
 FORWARDING = 3  # BR_STATE_FORWARDING, <linux/if_bridge.h>
 
 
 def nothing_in_the_way(bridge: str) -> bool:
-    """Whether our port forwards, and the host has no setting by which something could keep guests out."""
+    """Whether our port forwards, and the host has nothing by which guests could be kept out.
+
+    Raises NftError.
+    """
     ours = BridgeNames(bridge).veth_bridge
     return (
         master(ours) == bridge
         and state(ours) == FORWARDING
         and not filters_vlans(bridge)
-        and not shown_to_iptables(bridge)
+        and not (shown_to_iptables(bridge) and (uses_legacy_filter() or nftables.forward_chains()))
     )
 
 
@@ -47,6 +52,15 @@ def shown_to_iptables(bridge: str) -> bool:
     """Whether the host's firewall sees what the bridge forwards."""
     settings = links.sysctls([_BRIDGED_TO_IPTABLES]).get(_BRIDGED_TO_IPTABLES)
     return "1" in (settings, read(f"{bridge}/bridge/nf_call_iptables"))
+
+
+def uses_legacy_filter() -> bool:
+    """Whether this network namespace uses the table filter of iptables-legacy."""
+    try:
+        with open(_LEGACY_TABLES) as file:
+            return "filter" in file.read().split()
+    except OSError:
+        return False
 
 
 def read(path: str) -> str:

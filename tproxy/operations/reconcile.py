@@ -402,11 +402,11 @@ def _reconcile(
 
 def _warn_of_obstacles(bridge: str) -> None:
     """Log a warning for each thing that keeps guests from services that are in order."""
-    if port_state.nothing_in_the_way(bridge):
-        return
-    from tproxy.bridge import obstacles  # not above: most runs do not need it
-
     with suppress(TproxyError):  # what cannot be read is not worth failing for
+        if port_state.nothing_in_the_way(bridge):
+            return
+        from tproxy.bridge import obstacles  # not above: most runs do not need it
+
         for each in obstacles.after_up(bridge):
             log.warning("bridge %s: %s", bridge, each.text)
 
