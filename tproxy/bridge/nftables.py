@@ -116,14 +116,20 @@ def delete_empty_tables() -> None:
     )
 
 
-def drops_forwarded() -> bool:
-    """Whether a chain of family ip or inet at the forward hook has policy drop. Raises NftError."""
-    return any(
-        chain.get("hook") == "forward" and chain.get("policy") == "drop"
+def forward_chains() -> list[dict[str, Any]]:
+    """The chains of families ip and inet at the forward hook, from libnftables-json(5). Raises NftError."""
+    return [
+        chain
         for family in ("ip", "inet")
         for item in _list(f"list chains {family}")
-        if (chain := item.get("chain"))
-    )
+        if (chain := item.get("chain")) and chain.get("hook") == "forward"
+    ]
+
+
+def rules(family: str, table: str, chain: str) -> list[list[dict[str, Any]]]:
+    """The statements of each rule of any program's chain, from libnftables-json(5). Raises NftError."""
+    listed = _list(f"list chain {family} {table} {chain}")
+    return [item["rule"].get("expr", []) for item in listed if "rule" in item]
 
 
 def _parse_map(listed: dict[str, Any]) -> ServiceMap | None:

@@ -43,7 +43,12 @@ def as_table(processes: Lines, daemon: dict[str, Any] | None) -> str:
         for service in details["services"]
     ]
     table = tabulate(rows, _COLUMNS, tablefmt="simple", disable_numparse=True)
-    return f"{text}\n\n{table}\n\n{daemon['connections']} open connections"
+    notes = "".join(
+        f"{bridge}: {_printable(each['text'])}\n"
+        for bridge, details in daemon["bridges"].items()
+        for each in details["obstacles"]
+    )
+    return f"{text}\n\n{table}\n\n{notes}{daemon['connections']} open connections"
 
 
 def _row(bridge: str, details: dict[str, Any], service: dict[str, Any]) -> list[str]:
@@ -59,13 +64,21 @@ def _row(bridge: str, details: dict[str, Any], service: dict[str, Any]) -> list[
         str(service["port"]),
         _printable(service["name"]),
         service["endpoint"],
-        "listening" if service["listening"] else service["problem"],
+        _state(service, details["obstacles"]),
         str(service["open"]),
         str(service["total"]),
         _bytes(service["bytes_to_endpoint"]),
         _bytes(service["bytes_to_guest"]),
         error,
     ]
+
+
+def _state(service: dict[str, Any], obstacles: list[dict[str, str]]) -> str:
+    """What the port does. Below the table is a line for each obstacle, which says what to do."""
+    if not service["listening"]:
+        return str(service["problem"])
+    kinds = dict.fromkeys(each["kind"] for each in obstacles)
+    return f"listening, but: {', '.join(kinds)}" if kinds else "listening"
 
 
 def _printable(name: str) -> str:

@@ -31,6 +31,7 @@ def service(**different: Any) -> dict[str, Any]:
 
 def daemon(*services: dict[str, Any], network: str = "", network_id: str = "") -> dict[str, Any]:
     br0 = {"network": network, "network_id": network_id, "relay": 16809, "services": list(services)}
+    br0["obstacles"] = []
     return {"connections": 3, "bridges": {"br0": br0}}
 
 
@@ -142,3 +143,17 @@ def test_a_hostile_name_is_escaped_and_stays_on_its_line(name: str) -> None:
     text.encode()  # can be printed
     assert text.count("\n") == plain.count("\n")
     assert all(character.isprintable() or character == "\n" for character in text)
+
+
+def test_a_port_that_listens_behind_an_obstacle_does_not_look_in_order() -> None:
+    answer = daemon(service(), service(port=5031, listening=False, problem="Address already in use"))
+    answer["bridges"]["br0"]["obstacles"] = [
+        {"kind": "STP", "text": "port br0b does not forward yet"},
+        {"kind": "VLAN", "text": "port br0b has no PVID"},
+    ]
+    text = report.as_table(PROCESSES, answer)
+    listed, _, notes = text.partition("\n\nbr0: ")
+    head, first, second = rows(listed)
+    assert first[head.index("state")] == "listening, but: STP, VLAN"
+    assert second[head.index("state")] == "Address already in use"
+    assert notes == "port br0b does not forward yet\nbr0: port br0b has no PVID\n3 open connections"
