@@ -7,7 +7,8 @@ import base64
 
 def nic(number: int = 0, *, attach: bool = False, **attributes: str) -> str:
     """Return an element NIC; given attributes replace the usual ones."""
-    return device("NIC", NIC_ID=str(number), TARGET=f"one-7-{number}", **_attached(attach), **attributes)
+    own = {"MAC": f"02:00:0a:00:00:{5 + number:02x}", "TARGET": f"one-7-{number}"} | _attached(attach)
+    return device("NIC", NIC_ID=str(number), **(own | attributes))
 
 
 def alias(number: int, parent: int, *, attach: bool = False, **attributes: str) -> str:

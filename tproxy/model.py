@@ -39,6 +39,8 @@ _MULTICAST = range(224, 240)  # 224.0.0.0/4
 # which is better than support in some places.
 _NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
 
+_HEXADECIMAL = frozenset("0123456789abcdef")
+
 
 def check_interface_name(name: str, what: str = "bridge") -> str:
     """Return ``name`` if it can be an interface's; ``what`` names it in the message. Raises BadName."""
@@ -49,6 +51,14 @@ def check_interface_name(name: str, what: str = "bridge") -> str:
     if name in (".", "..") or not _NAME.issuperset(name):
         raise BadName(f"{what} name {name!a} may hold only letters, digits, '_', '.' and '-'")
     return name
+
+
+def check_mac(text: str) -> str:
+    """Return a MAC address as nft writes it, in lower case. Raises BadName."""
+    parts = text.lower().split(":")
+    if len(parts) != 6 or not all(len(each) == 2 and _HEXADECIMAL.issuperset(each) for each in parts):
+        raise BadName(f"{text!a} is not a MAC address such as 02:00:0a:00:00:05")
+    return ":".join(parts)
 
 
 class _Bridge(NamedTuple):
@@ -88,6 +98,10 @@ class BridgeNames(_Bridge):
     @property
     def map(self) -> str:
         return f"ep_{self.bridge}"
+
+    @property
+    def members(self) -> str:
+        return f"gu_{self.bridge}"
 
     @property
     def arp_guard(self) -> str:
@@ -187,9 +201,33 @@ class Settings(NamedTuple):
     watch_file: str | None = None
 
 
-class ServiceMap(NamedTuple):
-    """The content of the service map of one bridge, which alone decides what is proxied there."""
+class Member(NamedTuple):
+    """The network of one guest's NIC. ``order`` counts the networks of a bridge, from the first to come."""
 
+    network: Network = Network()
+    order: int = 1
+
+
+class _ServiceMap(NamedTuple):
     bridge: str
     services: Mapping[int, Service]
     network: Network = Network()
+    members: Mapping[str, Member] | None = None
+
+
+class ServiceMap(_ServiceMap):
+    """The content of the service map of one bridge, which alone decides what is proxied there.
+
+    ``network`` is the first network of the bridge. ``members`` tells the network of each guest, by the MAC of
+    its NIC; None when the bridge has no set of members, because another program loaded the map.
+    """
+
+    __slots__ = ()
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """The networks whose services the bridge has, the first one first. There is at least one."""
+        orders: dict[Network, int] = {}
+        for network, order in (self.members or {}).values():
+            orders[network] = min(order, orders.get(network, order))
+        return tuple(sorted(orders, key=lambda each: (orders[each], each))) or (self.network,)

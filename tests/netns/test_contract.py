@@ -239,8 +239,8 @@ def test_an_element_that_is_no_service_port_is_left_out_with_a_warning(
         assert named in done.stderr
     assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
     assert shell(hypervisor, "ss -Hltn", netns="one_tproxy_br1") == ""
-    hypervisor.tproxy("hook", "down", "--bridge", "br1")
-    assert "ep_br1" not in hypervisor.run("nft", "list", "ruleset").stdout
+    assert "tproxy did not make" in hypervisor.tproxy("hook", "down", "--bridge", "br1").stderr
+    assert "ep_br1" in hypervisor.run("nft", "list", "ruleset").stdout, "no hook made it"
 
 
 def test_comments_have_the_words_of_the_contract(host: Hypervisor) -> None:
@@ -248,8 +248,14 @@ def test_comments_have_the_words_of_the_contract(host: Hypervisor) -> None:
     host.write(FILE, f"tproxy: [{entry}]\n")
     host.ip("link add up0 type veth peer name up1", "link set up0 master br0")
     hook(host, "br0", "--network", "vnet1", "--network-id", "0", "--uplink", "up0")
+    hook(host, "br0", "--network", "vnet2", "--mac", "02:00:0a:00:00:05")
     ruleset = host.run("nft", "list", "ruleset").stdout
-    for words in ("id=0 network=vnet1", "connect_timeout=2.5 name=with%20a%20space", "bridge=br0 named=yes"):
+    for words in (
+        "id=0 network=vnet1",
+        "network=vnet2 order=2",
+        "connect_timeout=2.5 name=with%20a%20space",
+        "bridge=br0 named=yes",
+    ):
         assert f'comment "{words}"' in ruleset
     for key in table("Comments", "on", "key").column("key"):
         assert f"{key}=" in ruleset

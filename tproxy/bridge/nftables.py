@@ -15,7 +15,7 @@ from tproxy.bridge import guards, service_map
 from tproxy.bridge.guards import ObservedGuard
 from tproxy.errors import NftError
 from tproxy.log.lazy import logger
-from tproxy.model import TABLE, BridgeNames, ServiceMap
+from tproxy.model import TABLE, BridgeNames, Member, ServiceMap
 from tproxy.typed import Any
 
 log = logger(__name__)
@@ -63,17 +63,23 @@ def read_maps(bridges: Iterable[str] | None = None) -> list[ServiceMap]:
     """
     if bridges is not None:
         return [each for bridge in bridges if (each := read_map(bridge)) is not None]
-    maps = {item["map"]["name"]: _parse_map(item["map"]) for item in _table("ip") if "map" in item}
+    listed = _table("ip")
+    maps = {item["map"]["name"]: _parse_map(item["map"]) for item in listed if "map" in item}
+    sets = {item["set"]["name"]: service_map.parse_members(item["set"]) for item in listed if "set" in item}
     for name, each in maps.items():
         if each is None and name.startswith(service_map.MAP_PREFIX):
             _warn(f"map {name} is not of type {_MAP_TYPE}")
-    return [each for each in maps.values() if each is not None]
+    return [
+        each._replace(members=sets.get(BridgeNames(each.bridge).members))
+        for each in maps.values()
+        if each is not None
+    ]
 
 
 def read_map(bridge: str) -> ServiceMap | None:
-    """The bridge's service map, None without one.
+    """The bridge's service map with its members, None without one.
 
-    Raises NftError when nftables cannot be read, and for a map of another type, which we cannot use.
+    Raises NftError when nftables cannot be read, and for a map or set of another type, which we cannot use.
     """
     name = BridgeNames(bridge).map
     for item in _list_or_nothing(f"list map ip {TABLE} {name}"):
@@ -83,7 +89,20 @@ def read_map(bridge: str) -> ServiceMap | None:
                 raise NftError(
                     f"map {name} is not of type {_MAP_TYPE}: it belongs to another program; remove it"
                 )
-            return parsed
+            return parsed._replace(members=_read_members(bridge))
+    return None
+
+
+def _read_members(bridge: str) -> dict[str, Member] | None:
+    name = BridgeNames(bridge).members
+    for item in _list_or_nothing(f"list set ip {TABLE} {name}"):
+        if "set" in item:
+            members = service_map.parse_members(item["set"])
+            if members is None:
+                raise NftError(
+                    f"set {name} is not of type ether_addr: it belongs to another program; remove it"
+                )
+            return members
     return None
 
 

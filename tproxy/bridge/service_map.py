@@ -3,6 +3,9 @@
 The map is a contract with other programs (docs/contract.md, nftables is the database). Comments on the map
 and on its elements hold the network and the options of a service, as ``key=value`` words with percent-encoded
 values. So nft can always load its own listing again.
+
+Beside the map of a bridge is the set of its members: the MAC of each guest's NIC, with the NIC's network in
+the comment. One transaction changes both.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from tproxy.model import (
     TABLE,
     BridgeNames,
     Endpoint,
+    Member,
     Network,
     Service,
     ServiceMap,
@@ -24,10 +28,13 @@ from tproxy.model import (
 from tproxy.typed import Any
 
 MAP_PREFIX = "ep_"
+SET_PREFIX = "gu_"
 _MAP_TYPE = "type inet_service : ipv4_addr . inet_service;"
 
 # NFTNL_UDATA_COMMENT_MAXLEN of libnftnl is 128 with the final NUL.
 MAX_COMMENT = 127
+# Bytes for a network, so that its words are the same in the map and in the set, where the order follows them.
+_MAX_NETWORK = MAX_COMMENT - len(" order=99999")
 
 # Unreserved characters, RFC 3986.
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-~")
@@ -40,11 +47,19 @@ def storable(wanted: ServiceMap) -> ServiceMap:
 
     Only such a map can be compared with one that was read.
     """
-    network = decode_words(_network_comment(wanted.network))
     services = {
         port: _service(port, each.endpoint, _service_comment(each)) for port, each in wanted.services.items()
     }
-    return ServiceMap(wanted.bridge, services, Network(network.get("network", ""), network.get("id", "")))
+    members = wanted.members
+    if members is not None:
+        members = {mac: each._replace(network=stored(each.network)) for mac, each in members.items()}
+    return ServiceMap(wanted.bridge, services, stored(wanted.network), members)
+
+
+def stored(network: Network) -> Network:
+    """The network as it reads after it was loaded, in a map or a set."""
+    words = decode_words(_network_comment(network))
+    return Network(words.get("network", ""), words.get("id", ""))
 
 
 def add_map(wanted: ServiceMap) -> list[str]:
@@ -55,6 +70,7 @@ def add_map(wanted: ServiceMap) -> list[str]:
         f"add table ip {TABLE}",
         f"add map ip {TABLE} {names.map} {{ {_MAP_TYPE} {comment + ';' if comment else ''} }}",
         *_elements("add", names, wanted.services.values()),
+        *_add_set(names, wanted.members),
     ]
 
 
@@ -63,19 +79,31 @@ def change_map(observed: ServiceMap, wanted: ServiceMap) -> list[str]:
     names = BridgeNames(wanted.bridge)
     if observed.network != wanted.network:
         # A map's comment cannot be changed, so the map is replaced. One transaction does both.
-        return [f"delete map ip {TABLE} {names.map}", *add_map(wanted)]
+        new_map = add_map(wanted._replace(members=None))
+        return [f"delete map ip {TABLE} {names.map}", *new_map, *_change_set(names, observed, wanted)]
     gone = [each for port, each in observed.services.items() if wanted.services.get(port) != each]
     new = [each for port, each in wanted.services.items() if observed.services.get(port) != each]
-    return [*_elements("delete", names, gone), *_elements("add", names, new)]
+    services = [*_elements("delete", names, gone), *_elements("add", names, new)]
+    return [*services, *_change_set(names, observed, wanted)]
 
 
 def delete_map(bridge: str) -> list[str]:
-    """Return the command that deletes the bridge's map."""
-    return [f"delete map ip {TABLE} {BridgeNames(bridge).map}"]
+    """Return the commands that delete the bridge's map and its set of members."""
+    return [f"delete map ip {TABLE} {BridgeNames(bridge).map}", *delete_set(bridge)]
+
+
+def delete_set(bridge: str) -> list[str]:
+    """Return commands after which the bridge has no set of members, whether or not it has one now."""
+    # Added first, because deleting a missing set fails.
+    names = BridgeNames(bridge)
+    return [f"add table ip {TABLE}", _set(names), f"delete set ip {TABLE} {names.members}"]
 
 
 def parse_map(listed: Json) -> ServiceMap | None:
-    """The service map in an object of ``nft -j list``; None when its name or type is another."""
+    """The service map in an object of ``nft -j list``; None when its name or type is another.
+
+    Its members are in another object, see ``parse_members``.
+    """
     name, key, value = listed["name"], listed.get("type"), listed.get("map")
     if isinstance(value, list):  # newer versions of nft list the parts of the type
         value = " . ".join(value)
@@ -86,10 +114,21 @@ def parse_map(listed: Json) -> ServiceMap | None:
         BridgeNames(bridge)
     except BadName:
         return None
-    words = decode_words(listed.get("comment", ""))
     found = (_parse_element(*each) for each in listed.get("elem", []))
     services = {each.port: each for each in found if each is not None}
-    return ServiceMap(bridge, services, Network(words.get("network", ""), words.get("id", "")))
+    return ServiceMap(bridge, services, _member(listed.get("comment", "")).network)
+
+
+def parse_members(listed: Json) -> dict[str, Member] | None:
+    """The members in an object of ``nft -j list``, by MAC; None when it is no set of that type."""
+    if listed.get("type") not in ("ether_addr", ["ether_addr"]):
+        return None
+    found = {}
+    for each in listed.get("elem", []):
+        element = each.get("elem", each) if isinstance(each, dict) else {"val": each}
+        if isinstance(mac := element.get("val"), str):  # neither a prefix nor a range
+            found[mac] = _member(element.get("comment", ""))
+    return found
 
 
 def unusable_elements(listed: Json) -> list[str]:
@@ -129,12 +168,51 @@ def _elements(verb: str, names: BridgeNames, services: Iterable[Service]) -> lis
     return [f"{verb} element ip {TABLE} {names.map} {{ {', '.join(texts)} }}"] if texts else []
 
 
+def _add_set(names: BridgeNames, members: Mapping[str, Member] | None) -> list[str]:
+    if members is None:
+        return []
+    # A set that outlived its map says nothing of the guests that the bridge has now.
+    return [_set(names), f"flush set ip {TABLE} {names.members}", *_member_elements("add", names, members)]
+
+
+def _change_set(names: BridgeNames, observed: ServiceMap, wanted: ServiceMap) -> list[str]:
+    before, after = observed.members, wanted.members
+    if before is None or after is None:
+        return _add_set(names, after) if before is None else delete_set(names.bridge)
+    gone = {mac: each for mac, each in before.items() if after.get(mac) != each}
+    new = {mac: each for mac, each in after.items() if before.get(mac) != each}
+    return [*_member_elements("delete", names, gone), *_member_elements("add", names, new)]
+
+
+def _set(names: BridgeNames) -> str:
+    return f"add set ip {TABLE} {names.members} {{ type ether_addr; }}"
+
+
+def _member_elements(verb: str, names: BridgeNames, members: Mapping[str, Member]) -> list[str]:
+    texts = (
+        f"{mac} {_quoted(member_comment(each)) if verb == 'add' else ''}" for mac, each in members.items()
+    )
+    return [f"{verb} element ip {TABLE} {names.members} {{ {', '.join(texts)} }}"] if members else []
+
+
+def member_comment(member: Member) -> str:
+    order = f"order={member.order}" if member.order > 1 else ""
+    return " ".join(filter(None, (_network_comment(member.network), order)))
+
+
+def _member(comment: str) -> Member:
+    words = decode_words(comment)
+    order = words.get("order", "")
+    network = Network(words.get("network", ""), words.get("id", ""))
+    return Member(network, int(order) if order.isascii() and order.isdecimal() else 1)
+
+
 def _network_comment(network: Network) -> str:
     # The id comes first, so that it always fits. A name that does not fit is replaced by a short stand-in,
     # which always fits, and by which entries for that name still apply (Network.is_one_of).
-    comment = encode_words({"id": network.id, "network": network.name})
+    comment = encode_words({"id": network.id, "network": network.name}, _MAX_NETWORK)
     if network.name and "network" not in decode_words(comment):
-        comment = encode_words({"id": network.id, "network": stand_in(network.name)})
+        comment = encode_words({"id": network.id, "network": stand_in(network.name)}, _MAX_NETWORK)
     return comment
 
 
@@ -148,15 +226,15 @@ def _quoted(comment: str) -> str:
     return f'comment "{comment}"' if comment else ""
 
 
-def encode_words(words: Mapping[str, str]) -> str:
-    """Return a comment of these words, without the empty ones.
+def encode_words(words: Mapping[str, str], most: int = MAX_COMMENT) -> str:
+    """Return a comment of these words, without the empty ones, of at most ``most`` bytes.
 
     A word that does not fit is left out as a whole, because half a name would be another name.
     """
     text = ""
     for key, value in words.items():
         word = f"{key}={_escaped(value)}" if value else ""
-        if word and len(text) + len(word) + 1 <= MAX_COMMENT:
+        if word and len(text) + len(word) + 1 <= most:
             text += (" " if text else "") + word
     return text
 

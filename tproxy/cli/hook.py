@@ -12,7 +12,7 @@ import sys
 
 from tproxy.console import EXIT_USAGE, require_root, say
 from tproxy.errors import BadName
-from tproxy.model import Network, check_interface_name
+from tproxy.model import Network, check_interface_name, check_mac
 from tproxy.operations import hook
 from tproxy.typed import NoReturn
 
@@ -30,6 +30,8 @@ Options:
   --network NAME     name of the virtual network
   --network-id ID    id of the virtual network
   --config FILE      configuration file to use
+  --mac MAC          address of the guest's network card; may be repeated. Where networks share a bridge,
+                     it tells when the last guest of a network has gone
   --uplink DEV       port that leads off this host; may be repeated
   --force            with down: remove it although guests are attached
   --dry-run          print each step that would be taken, and take none
@@ -45,7 +47,7 @@ Examples:
 EXIT_IN_USE = 4
 
 FLAGS = ("--dry-run", "--debug", "--help", "--force")
-VALUES = ("--bridge", "--network", "--network-id", "--config", "--uplink")
+VALUES = ("--bridge", "--network", "--network-id", "--config", "--uplink", "--mac")
 
 
 class Options:
@@ -57,6 +59,7 @@ class Options:
         self.network_id = ""
         self.config: str | None = None
         self.uplinks: frozenset[str] = frozenset()
+        self.macs: frozenset[str] = frozenset()
         self.dry_run = False
         self.force = False
         self.debug = bool(os.environ.get("TPROXY_DEBUG"))
@@ -83,6 +86,7 @@ def run(arguments: list[str]) -> None:
             options.dry_run,
             options.force,
             options.debug,
+            options.macs,
         )
     )
 
@@ -104,6 +108,8 @@ def parse(command: str, arguments: list[str]) -> Options:
                     _refuse(f"hook {command}", f"{option} needs a value")
             if option == "--uplink":
                 options.uplinks |= {value}
+            elif option == "--mac":
+                options.macs |= {_mac(command, value)}
             else:
                 setattr(options, _attribute(option), value)
         elif word in FLAGS and (word, command) != ("--force", "up"):
@@ -121,6 +127,13 @@ def _suggestion(command: str, word: str) -> str:
     except BadName:
         return ""
     return "" if word.startswith("-") else f": did you mean tproxy hook {command} --bridge {word}?"
+
+
+def _mac(command: str, text: str) -> str:
+    try:
+        return check_mac(text)
+    except BadName as error:
+        _refuse(f"hook {command}", f"--mac: {error}")
 
 
 def _attribute(option: str) -> str:

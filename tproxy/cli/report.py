@@ -52,15 +52,16 @@ def as_table(processes: Lines, daemon: dict[str, Any] | None) -> str:
 
 
 def _row(bridge: str, details: dict[str, Any], service: dict[str, Any]) -> list[str]:
-    network = details["network"]
-    if details["network_id"]:
-        network = f"{network} ({details['network_id']})".strip()
+    networks = (
+        f"{each['name']} ({each['id']})".strip() if each["id"] else each["name"]
+        for each in details["networks"]
+    )
     error = service["last_error"]
     if error:
         error += time.strftime(" (%Y-%m-%d %H:%M:%S)", time.localtime(service["last_error_at"]))
     return [
         bridge,
-        _printable(network),
+        _printable(", ".join(networks)),
         str(service["port"]),
         _printable(service["name"]),
         service["endpoint"],

@@ -7,12 +7,15 @@ other runs need; those imports are inside the functions.
 from __future__ import annotations
 
 import os
-from functools import partial
+from contextlib import suppress
 
+from tproxy.bridge import nftables, service_map
 from tproxy.config import cache
 from tproxy.config.file import required
-from tproxy.config.resolver import services_for
 from tproxy.config.services import Config
+from tproxy.config.union import Offer
+from tproxy.errors import ConfigError, NftError
+from tproxy.kernel import links
 from tproxy.log.lazy import DEFAULT_LEVEL, logger, when_needed
 from tproxy.model import Network
 from tproxy.operations import reconcile
@@ -31,6 +34,7 @@ class Call(NamedTuple):
     dry_run: bool = False
     force: bool = False
     debug: bool = False
+    macs: frozenset[str] = frozenset()  # of the guest's NICs; none if the caller does not know them
 
 
 def up(call: Call) -> list[str]:
@@ -40,20 +44,29 @@ def up(call: Call) -> list[str]:
     """
     read = cache.load(required(call.config, os.environ), remember=not call.dry_run)
     _log_as(call, read.log_level)
-    bridge, network = call.bridge, call.network
-    last_known = partial(reconcile.last_known, bridge, network)
-    services, warnings = services_for(read, network, last_known=last_known)
-    reconcile.check(bridge, call.uplinks)
-    for warning in [*read.warnings, *warnings]:
+    bridge, network = links.real_name(call.bridge), call.network
+    uplinks = links.real_names(call.uplinks)
+    offer = Offer(read)
+    offer.look_up([network])
+    reconcile.check(bridge, uplinks)
+    for warning in read.warnings:
         log.warning("%s", warning.at(read.path))
-    if not services:  # not an error: the configuration may serve other networks only
+    own = offer.union([network])
+    if own.problems and not own.services:  # the map may tell what no name server does
+        own = offer.union([service_map.stored(network)], nftables.read_map(bridge))
+    if not own.services:  # not an error: the configuration may serve other networks only
+        for warning in own.problems:
+            log.warning("%s", warning.at(read.path))
         _log_nothing(call, read)
+        if not call.dry_run:
+            with suppress(NftError):  # the hook has nothing else to do
+                reconcile.note_guest(bridge, network, call.macs)
     elif call.dry_run:
         from tproxy.operations import preview
 
-        return preview.up(bridge, network, services, call.uplinks, read.settings)
+        return preview.up(bridge, network, call.macs, offer, uplinks, read.settings)
     else:
-        reconcile.up(bridge, network, services, call.uplinks, read.settings)
+        reconcile.up(bridge, network, call.macs, offer, uplinks, read.settings)
     return []
 
 
@@ -64,14 +77,28 @@ def down(call: Call) -> tuple[list[str], frozenset[str]]:
     Raises TproxyError.
     """
     _log_as(call, DEFAULT_LEVEL)
+    # When the bridge is gone, its name may be an alternative name of something else by now.
+    bridge = real if links.is_bridge(real := links.real_name(call.bridge)) else call.bridge
+    uplinks = call.uplinks | links.real_names(call.uplinks)
     if call.dry_run:
         from tproxy.operations import preview
 
-        return preview.down(call.bridge, call.uplinks, force=call.force)
-    guests = reconcile.down(call.bridge, call.uplinks, force=call.force)
+        return preview.down(bridge, uplinks, force=call.force, macs=call.macs, offer=_offer(call))
+    guests = reconcile.down(bridge, uplinks, force=call.force, macs=call.macs, offer=_offer(call))
     if guests:
-        log.info("%s", left_alone(call.bridge, guests))
+        log.info("%s", left_alone(bridge, guests))
     return [], guests
+
+
+def _offer(call: Call) -> Offer | None:
+    """The configuration for the guests that a ``down`` leaves; None when it is not needed, or broken."""
+    if not call.macs:
+        return None
+    try:
+        return Offer(cache.load(required(call.config, os.environ), remember=False))
+    except ConfigError as error:
+        log.warning("%s; no service of guests that are left is changed", error)
+        return None
 
 
 def left_alone(bridge: str, guests: frozenset[str]) -> str:

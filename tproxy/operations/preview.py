@@ -61,7 +61,7 @@ def down(
     macs: frozenset[str] = frozenset(),
     offer: Offer | None = None,
 ) -> tuple[list[str], frozenset[str]]:
-    """What ``reconcile.down`` would do, a line each, and the guests because of which the bridge would stay."""
+    """What ``reconcile.down`` would do, a line each, and the guests that would keep the bridge up."""
     names = BridgeNames(bridge)  # raises BadName
     observed = plumbing.observe(bridge)
     guests = plan.guests(bridge, observed, uplinks)

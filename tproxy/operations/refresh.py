@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tproxy.bridge import guards, nftables
-from tproxy.config.resolver import services_for
 from tproxy.config.services import Config, Problem
+from tproxy.config.union import Offer
 from tproxy.errors import TproxyError
 from tproxy.model import Network, ServiceMap
 from tproxy.operations import reconcile
@@ -42,14 +42,16 @@ def refresh(read: Config) -> tuple[list[Outcome], list[Problem]]:
     outcomes = [Outcome(each.bridge, skipped=NOT_BY_A_HOOK) for each in maps if each not in ours]
     warnings = dict.fromkeys(read.warnings)
     # All host names are resolved here: before anything changes, and without holding the host's lock.
-    wanted = [(each, *services_for(read, each.network, last_known=each.services.get)) for each in ours]
-    for (bridge, _, network), services, said in wanted:
-        warnings |= dict.fromkeys(said)
+    offer = Offer(read)
+    offer.look_up(network for each in ours for network in each.networks)
+    for found in ours:
+        union = offer.union(found.networks, found)
+        warnings |= dict.fromkeys(union.problems)
+        reconcile.warn_of_contradictions(found.bridge, union)
         try:
-            changed = reconcile.refresh(bridge, network, services, read.settings)
-            outcomes.append(Outcome(bridge, changed))
+            outcomes.append(Outcome(found.bridge, reconcile.refresh(found, union, read.settings)))
         except TproxyError as error:
-            outcomes.append(Outcome(bridge, problem=str(error)))
+            outcomes.append(Outcome(found.bridge, problem=str(error)))
     return outcomes, list(warnings)
 
 

@@ -93,7 +93,7 @@ def macs_of(text: str | None) -> frozenset[str]:
 
 
 def _joined(found: Iterable[Call]) -> list[Call]:
-    """Return the calls with those for several NICs of a guest in one network of one bridge joined into one."""
+    """Return the calls, with one call for all NICs of a guest that are in one network of one bridge."""
     joined: dict[Call, frozenset[str]] = {}
     for call in found:
         macs = call.macs if isinstance(call, Up | Down) else frozenset()

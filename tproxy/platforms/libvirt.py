@@ -40,6 +40,7 @@ class Nic(NamedTuple):
     network: str
     port: str  # the tap or veth on this host
     openvswitch: bool
+    macs: frozenset[str] = frozenset()  # its MAC; libvirt gives one to a NIC whose XML had none
 
 
 class NetworkState(NamedTuple):
@@ -48,6 +49,7 @@ class NetworkState(NamedTuple):
     name: str
     bridge: str
     openvswitch: bool
+    macs: frozenset[str] = frozenset()  # of the NIC that the call is about
 
 
 def pieces(hooks: Path, *, strict: bool) -> list[Piece]:
@@ -75,6 +77,7 @@ def nics(domain: Element) -> list[Nic]:
                 network=source.get("network", ""),
                 port=target.get("dev", "") if target is not None else "",
                 openvswitch=_openvswitch(interface),
+                macs=_macs(interface),
             )
         )
     return found
@@ -97,6 +100,7 @@ def network_state(hook_data: Element) -> NetworkState:
         or (plug.get("bridge") if plug is not None else None)
         or "",
         openvswitch=_openvswitch(network) or (port is not None and _openvswitch(port)),
+        macs=_macs(port) if port is not None else frozenset(),
     )
 
 
@@ -119,9 +123,9 @@ def guest_calls(
             if operation in GUEST_PLUGGED:
                 yield Fault(f"network {nic.network!a}: its bridge is not known")
         elif operation in GUEST_DOWN:
-            yield Down(bridge, gone)
+            yield Down(bridge, gone, nic.macs)
         else:
-            yield Up(bridge, nic.network or networks_of.get(bridge, bridge))
+            yield Up(bridge, nic.network or networks_of.get(bridge, bridge), nic.macs)
 
 
 def network_calls(operation: str, state: NetworkState) -> Iterator[Call]:
@@ -132,9 +136,15 @@ def network_calls(operation: str, state: NetworkState) -> Iterator[Call]:
     elif not state.bridge:
         pass  # a network of macvtap or passed-through devices
     elif operation == "port-created":
-        yield Up(state.bridge, state.name)
+        yield Up(state.bridge, state.name, state.macs)
     elif operation in ("port-deleted", "stopped"):
-        yield Down(state.bridge)
+        yield Down(state.bridge, macs=state.macs)
+
+
+def _macs(element: Element) -> frozenset[str]:
+    """Return the MAC of an interface or of a network's port, as far as the XML tells it."""
+    mac = element.find("mac")
+    return calls.macs_of(mac.get("address") if mac is not None else None)
 
 
 def _openvswitch(element: Element) -> bool:

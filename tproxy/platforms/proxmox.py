@@ -55,6 +55,7 @@ class Nic(NamedTuple):
     number: int
     bridge: str
     tag: str  # the VLAN, as it is written; empty for none
+    macs: frozenset[str] = frozenset()  # its MAC
 
 
 def pieces(snippets: Path, *, strict: bool) -> list[Piece]:
@@ -77,7 +78,9 @@ def nics(configuration: str) -> list[Nic]:
         if match := _NIC.match(line.rstrip()):
             options = dict(part.partition("=")[::2] for part in match[2].split(","))
             if options.get("bridge"):
-                found.append(Nic(int(match[1]), options["bridge"], options.get("tag", "")))
+                # A VM's NIC begins with its model, as in virtio=BC:24:11:00:00:01; a container's has hwaddr=.
+                macs = frozenset[str]().union(*map(calls.macs_of, options.values()))
+                found.append(Nic(int(match[1]), options["bridge"], options.get("tag", ""), macs))
     return found
 
 
@@ -99,9 +102,9 @@ def guest_calls(vmid: str, phase: str, found: list[Nic], kind: Callable[[str], K
             if phase == "pre-start":  # once for each start
                 yield bridge
         elif phase in DOWN:
-            yield Down(bridge, gone)
+            yield Down(bridge, gone, nic.macs)
         elif phase != "pre-start" or kind(bridge) is not Kind.MISSING:
-            yield Up(bridge, bridge)
+            yield Up(bridge, bridge, nic.macs)
 
 
 def _bridge(nic: Nic, kind: Callable[[str], Kind]) -> str | Refusal:

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from typing import NamedTuple
 
+from tproxy.bridge.service_map import stored
 from tproxy.config.services import WatchedBridge
 from tproxy.model import Network, Service, ServiceMap
 
@@ -28,6 +29,7 @@ class Said(NamedTuple):
 
     entry: WatchedBridge | None
     services: Mapping[int, Service]
+    networks: tuple[Network, ...] = ()  # those for which these are the services
 
 
 class Entry(Enum):
@@ -84,11 +86,13 @@ def decide(
     return TABLE[compare(before.entry, entry), changed, found is not None]
 
 
-def network_of(before: WatchedBridge | None, now: WatchedBridge, found: ServiceMap | None) -> Network:
-    """Return the network whose services a bridge should have.
+def networks_of(
+    before: WatchedBridge | None, now: WatchedBridge, found: ServiceMap | None
+) -> tuple[Network, ...]:
+    """Return the networks whose services a bridge should have.
 
-    A bridge that is up keeps its network until the entry changes, because a hook may know it better.
+    A bridge that is up keeps its networks until the entry changes, because hooks may know them better.
     """
     if found is None or compare(before, now) is Entry.CHANGED:
-        return now.network
-    return found.network
+        return (stored(now.network),)
+    return found.networks

@@ -134,7 +134,7 @@ def test_the_commands_are_those_of_the_contract() -> None:
         "add map ip one_tproxy ep_br0 { type inet_service : ipv4_addr . inet_service; }"
     )
     assert " ".join(element.split()) == "add element ip one_tproxy ep_br0 { 5030 : 10.11.12.13 . 5030 }"
-    assert service_map.delete_map("br0") == ["delete map ip one_tproxy ep_br0"]
+    assert service_map.delete_map("br0")[0] == "delete map ip one_tproxy ep_br0"
 
 
 PLAIN: dict[str, Any] = {"name": "ep_br0", "type": "inet_service", "map": "ipv4_addr . inet_service"}

@@ -30,8 +30,14 @@ def service(**different: Any) -> dict[str, Any]:
 
 
 def daemon(*services: dict[str, Any], network: str = "", network_id: str = "") -> dict[str, Any]:
-    br0 = {"network": network, "network_id": network_id, "relay": 16809, "services": list(services)}
-    br0["obstacles"] = []
+    br0 = {
+        "network": network,
+        "network_id": network_id,
+        "networks": [{"name": network, "id": network_id}],
+        "relay": 16809,
+        "services": list(services),
+        "obstacles": [],
+    }
     return {"connections": 3, "bridges": {"br0": br0}}
 
 
@@ -143,6 +149,12 @@ def test_a_hostile_name_is_escaped_and_stays_on_its_line(name: str) -> None:
     text.encode()  # can be printed
     assert text.count("\n") == plain.count("\n")
     assert all(character.isprintable() or character == "\n" for character in text)
+
+
+def test_all_networks_of_a_bridge_are_shown() -> None:
+    answer = daemon(service())
+    answer["bridges"]["br0"]["networks"] = [{"name": "blue", "id": "0"}, {"name": "red", "id": ""}]
+    assert rows(report.as_table(PROCESSES, answer))[1][1] == "blue (0), red"
 
 
 def test_a_port_that_listens_behind_an_obstacle_does_not_look_in_order() -> None:

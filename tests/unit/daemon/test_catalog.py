@@ -93,7 +93,7 @@ def test_one_port_of_two_bridges_is_two_services() -> None:
     catalog.apply(a_map({80: TWO}, "br1", "green"))
     assert found(catalog, 80, "br0").service.endpoint == ONE
     assert found(catalog, 80, "br1").service.endpoint == TWO
-    assert {bridge: network.name for bridge, network in catalog.networks.items()} == {
+    assert {bridge: network.name for bridge, (network,) in catalog.networks.items()} == {
         "br0": "blue",
         "br1": "green",
     }

@@ -119,13 +119,29 @@ def test_open_vswitch_is_refused_once_for_each_start() -> None:
 
 
 def test_the_bridge_comes_from_the_network_or_from_its_port() -> None:
-    assert network("<network><name>n</name><bridge name='virbr0'/></network>") == ("n", "virbr0", False)
+    assert network("<network><name>n</name><bridge name='virbr0'/></network>")[:3] == ("n", "virbr0", False)
     plug = "<networkport><plug type='bridge' bridge='br0'/></networkport>"
-    assert network(f"<network><name>n</name></network>{plug}") == ("n", "br0", False)
-    assert network("<network><name>n</name><forward mode='bridge'/></network>") == ("n", "", False)
+    assert network(f"<network><name>n</name></network>{plug}")[:3] == ("n", "br0", False)
+    assert network("<network><name>n</name><forward mode='bridge'/></network>")[:3] == ("n", "", False)
     for port in ("<networkport><virtualport type='openvswitch'/></networkport>", ""):
         inside = "" if port else "<virtualport type='openvswitch'/>"
         assert network(f"<network><name>n</name>{inside}</network>{port}").openvswitch
+
+
+def test_calls_name_the_mac_of_the_nic() -> None:
+    macs = frozenset({"52:54:00:00:00:01"})
+    nic = PLUGGED._replace(macs=macs)
+    assert calls("start", nic) == [Up("virbr0", "blue", macs)]
+    (down,) = calls("release", nic)
+    assert isinstance(down, Down)
+    assert down.macs == macs
+    port = "<networkport><mac address='52:54:00:00:00:01'/></networkport>"
+    state = network(f"<network><name>n</name><bridge name='virbr0'/></network>{port}")
+    assert list(network_calls("port-created", state)) == [Up("virbr0", "n", macs)]
+    assert list(network_calls("port-deleted", state)) == [Down("virbr0", macs=macs)]
+    mac = "<mac address='52:54:00:00:00:01'/>"
+    (found,) = interfaces(f"<interface type='bridge'>{mac}<source bridge='br0'/></interface>")
+    assert found.macs == macs
 
 
 @pytest.mark.parametrize("xml", ["", "<network/>", "<network><name/></network>"])

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from tproxy.platforms.calls import Call, Down, Fault, Refusal, Up
 from tproxy.platforms.proxmox import Kind, Nic, guest_calls, nics
 
+MACS = frozenset({"bc:24:11:5a:0f:31"})
+
 
 def calls(phase: str, *found: Nic, **kinds: Kind) -> list[Call]:
     return list(guest_calls("100", phase, list(found), lambda name: kinds.get(name, Kind.PLAIN)))
@@ -17,10 +19,10 @@ def calls(phase: str, *found: Nic, **kinds: Kind) -> list[Call]:
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("net0: virtio=BC:24:11:5A:0F:31,bridge=vmbr0", [Nic(0, "vmbr0", "")]),
-        ("net31: virtio=BC:24:11:5A:0F:31,bridge=vmbr0,tag=100,firewall=1", [Nic(31, "vmbr0", "100")]),
-        ("net1: name=eth1,bridge=vnet7,hwaddr=BC:24:11:77:5D:E2,ip=dhcp,type=veth", [Nic(1, "vnet7", "")]),
-        ("net0: bridge=vmbr0,e1000=BC:24:11:5A:0F:31,link_down=1\r", [Nic(0, "vmbr0", "")]),
+        ("net0: virtio=BC:24:11:5A:0F:31,bridge=vmbr0", [Nic(0, "vmbr0", "", MACS)]),
+        ("net31: virtio=BC:24:11:5A:0F:31,bridge=vmbr0,tag=100,firewall=1", [Nic(31, "vmbr0", "100", MACS)]),
+        ("net1: name=eth1,bridge=vnet7,hwaddr=BC:24:11:5A:0F:31,type=veth", [Nic(1, "vnet7", "", MACS)]),
+        ("net0: bridge=vmbr0,e1000=BC:24:11:5A:0F:31,link_down=1\r", [Nic(0, "vmbr0", "", MACS)]),
         ("net0:bridge=vmbr0", [Nic(0, "vmbr0", "")]),
         ("net0: virtio=BC:24:11:5A:0F:31", []),  # QEMU's own user-mode network
         ("net0: virtio=BC:24:11:5A:0F:31,bridge=", []),
@@ -52,6 +54,14 @@ def test_starting_phases_bring_bridges_up_and_post_stop_takes_them_down() -> Non
     assert calls("pre-start", nic) == [Up("vmbr0", "vmbr0")]
     assert calls("post-start", nic) == [Up("vmbr0", "vmbr0")]
     assert calls("post-stop", nic) == [Down("vmbr0", frozenset({"tap100i0", "veth100i0", "fwpr100p0"}))]
+
+
+def test_each_call_names_the_mac_of_its_nic() -> None:
+    nic = Nic(0, "vmbr0", "", MACS)
+    assert calls("pre-start", nic) == [Up("vmbr0", "vmbr0", MACS)]
+    (down,) = calls("post-stop", nic)
+    assert isinstance(down, Down)
+    assert down.macs == MACS
 
 
 def test_ports_of_the_ended_guest_itself_do_not_keep_its_bridges_up() -> None:

@@ -7,7 +7,7 @@ import pytest
 from tproxy.config.services import WatchedBridge
 from tproxy.model import Endpoint, Network, Service, ServiceMap
 from tproxy.watch import reload
-from tproxy.watch.reload import TABLE, Action, Entry, Said, compare, decide, network_of
+from tproxy.watch.reload import TABLE, Action, Entry, Said, compare, decide, networks_of
 
 BLUE = WatchedBridge("br*", Network("blue"))
 RED = WatchedBridge("br*", Network("red"))
@@ -80,7 +80,7 @@ def test_a_changed_entry_replaces_network_and_uplinks(
         (None, None, "blue"),
     ],
 )
-def test_a_bridge_keeps_its_network_until_its_entry_changes(
+def test_a_bridge_keeps_its_networks_until_its_entry_changes(
     before: WatchedBridge | None, found: ServiceMap | None, network: str
 ) -> None:
-    assert network_of(before, BLUE, found) == Network(network)
+    assert networks_of(before, BLUE, found) == (Network(network),)

@@ -1,0 +1,255 @@
+"""Several networks on one bridge, as docs/contract.md says under that heading."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+from tproxy.cli.hook import EXIT_IN_USE
+from tproxy.lab.hypervisor import Guest, Hypervisor
+from tproxy.model import SERVICE_ADDRESS
+
+ENDPOINT = "10.11.12.13"
+FILE = "/run/tproxy.yaml"
+CONFIG = f"""
+tproxy:
+- {{service_port: 80, remote_addr: {ENDPOINT}, remote_port: 8080, networks: [blue]}}
+- {{service_port: 80, remote_addr: {ENDPOINT}, remote_port: 8081, networks: [red]}}
+- {{service_port: 81, remote_addr: {ENDPOINT}, remote_port: 8081, networks: [red]}}
+- {{service_port: 82, remote_addr: {ENDPOINT}, remote_port: 8080}}
+"""
+ONE, TWO, THREE = "02:00:0a:00:00:01", "02:00:0a:00:00:02", "02:00:0a:00:00:03"
+
+
+class Bridge:
+    """Bridge br0 with one guest attached. Endpoints answer ``one`` at port 8080 and ``two`` at 8081."""
+
+    def __init__(self, host: Hypervisor) -> None:
+        self.host = host
+        host.add_bridge("br0")
+        self.guest: Guest = host.add_guest("guest", "br0")
+        host.add_endpoint(ENDPOINT, 8080, "one")
+        host.add_endpoint(ENDPOINT, 8081, "two")
+        host.write(FILE, CONFIG)
+
+    def up(self, network: str, *macs: str, more: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        named = ("--network", network) if network else ()
+        options = (*named, *(f"--mac={mac}" for mac in macs), "--config", FILE, *more)
+        return self.host.tproxy("hook", "up", "--bridge", "br0", *options)
+
+    def down(self, *macs: str, more: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        options = (*(f"--mac={mac}" for mac in macs), "--config", FILE, *more)
+        return self.host.tproxy("hook", "down", "--bridge", "br0", *options, check=False)
+
+    def services(self) -> dict[int, int]:
+        """What the map says: the port of the endpoint by service port."""
+        listed = json.loads(self.host.run("nft", "-j", "list", "map", "ip", "one_tproxy", "ep_br0").stdout)
+        elements = listed["nftables"][1]["map"].get("elem", [])
+        return {left: right["concat"][1] for left, right in elements}
+
+    def nft(self) -> str:
+        return self.host.run("nft", "list", "table", "ip", "one_tproxy").stdout
+
+    def networks(self) -> list[str]:
+        answer = json.loads(self.host.tproxy("status", "--json").stdout)
+        return [each["name"] for each in answer["daemon"]["bridges"]["br0"]["networks"]]
+
+    def ask(self, port: int) -> str:
+        return self.guest.get(SERVICE_ADDRESS, port)
+
+
+BLUE = {80: 8080, 82: 8080}
+RED = {80: 8081, 81: 8081, 82: 8080}
+BOTH_BLUE_FIRST = {80: 8080, 81: 8081, 82: 8080}
+
+
+@pytest.fixture
+def bridge(hypervisor: Hypervisor) -> Bridge:
+    return Bridge(hypervisor)
+
+
+def test_the_bridge_has_the_services_of_all_its_networks(bridge: Bridge) -> None:
+    bridge.up("blue", ONE)
+    assert bridge.services() == BLUE
+    bridge.up("red", TWO)
+    assert bridge.services() == BOTH_BLUE_FIRST
+    assert [bridge.ask(80), bridge.ask(81), bridge.ask(82)] == ["one", "two", "one"]
+    assert bridge.networks() == ["blue", "red"]
+    assert "blue, red" in bridge.host.tproxy("status", "--verbose").stdout
+
+
+def test_warnings_name_the_networks_and_the_port_once(bridge: Bridge) -> None:
+    assert bridge.up("blue", ONE).stderr == ""
+    said = bridge.up("red", TWO).stderr
+    assert said.count("\n") == 2
+    assert "bridge br0: all its guests reach the services of all its networks: " in said
+    assert f"bridge br0: port 80 leads to {ENDPOINT}:8080 for network 'blue', which came first; " in said
+    assert f"network 'red' wants {ENDPOINT}:8081" in said
+    log = bridge.host.path("/var/log/one_tproxy.log").read_text()
+    assert all(line.removeprefix("tproxy: ") in log for line in said.splitlines())
+    assert bridge.up("red", TWO).stderr == bridge.up("blue", THREE).stderr == ""
+    assert "port 80 leads to" in bridge.host.tproxy("refresh", "--config", FILE).stderr
+
+
+def test_the_first_network_keeps_the_port_until_its_last_guest_has_gone(bridge: Bridge) -> None:
+    bridge.up("red", ONE)
+    bridge.up("blue", TWO)
+    bridge.up("red", THREE)
+    assert bridge.services() == RED
+    assert bridge.down(ONE).returncode == EXIT_IN_USE
+    assert bridge.services() == RED
+    bridge.down(THREE)
+    assert bridge.services() == BLUE
+    assert bridge.ask(80) == "one"
+    assert bridge.networks() == ["blue"]
+    bridge.up("red", ONE)
+    assert bridge.services() == BOTH_BLUE_FIRST
+
+
+def test_a_vm_with_cards_on_two_networks_counts_for_both(bridge: Bridge) -> None:
+    bridge.up("blue", ONE)
+    bridge.up("red", TWO)
+    bridge.down(ONE)  # one card is detached
+    assert bridge.services() == RED
+    bridge.up("blue", ONE)
+    bridge.down(ONE, TWO)  # the VM ends; another guest is attached, of which nothing is known
+    assert bridge.services() == {80: 8081, 81: 8081, 82: 8080}
+    bridge.up("blue", THREE)
+    assert bridge.services() == BLUE
+
+
+def test_a_guest_that_comes_for_another_network_leaves_the_former_one(bridge: Bridge) -> None:
+    bridge.up("blue", ONE)
+    bridge.up("red", ONE)
+    assert bridge.services() == RED
+
+
+def test_a_network_of_hooks_without_macs_stays_until_the_bridge_is_taken_down(bridge: Bridge) -> None:
+    bridge.up("blue")
+    bridge.up("red", TWO)
+    bridge.down(more=("--network", "blue"))
+    assert bridge.services() == BOTH_BLUE_FIRST
+    bridge.down(TWO)
+    assert bridge.services() == BLUE
+    bridge.host.tproxy("hook", "down", "--bridge", "br0", "--force")
+    assert bridge.host.run("nft", "list", "ruleset").stdout == ""
+    bridge.up("red", TWO)
+    assert bridge.services() == RED
+
+
+def test_a_hook_that_names_no_network_changes_none(bridge: Bridge) -> None:
+    bridge.up("blue", ONE)
+    before = bridge.nft()
+    bridge.up("")
+    assert bridge.nft() == before
+
+
+def test_guests_that_a_former_version_brought_up_keep_their_services(bridge: Bridge) -> None:
+    bridge.up("blue")
+    bridge.host.run("nft", "delete set ip one_tproxy gu_br0")
+    bridge.up("red", TWO)
+    assert bridge.services() == BOTH_BLUE_FIRST
+
+
+def test_down_with_a_broken_file_leaves_the_services_until_the_next_up(bridge: Bridge) -> None:
+    bridge.up("blue", ONE)
+    bridge.up("red", TWO)
+    bridge.host.write(FILE, "tproxy: 7\n")
+    done = bridge.down(ONE)
+    assert done.returncode == EXIT_IN_USE
+    assert "no service of guests that are left is changed" in done.stderr
+    assert bridge.services() == BOTH_BLUE_FIRST
+    bridge.host.write(FILE, CONFIG)
+    bridge.up("red", TWO)
+    assert bridge.services() == RED
+
+
+def test_a_guest_of_a_network_without_services_is_noted_where_others_have_some(bridge: Bridge) -> None:
+    bridge.host.write(FILE, CONFIG.replace("- {service_port: 82", "# {"))
+    bridge.up("grey", THREE)
+    assert bridge.host.run("nft", "list", "ruleset").stdout == ""
+    bridge.up("blue", ONE)
+    said = bridge.up("grey", THREE).stderr
+    assert "network 'blue', network 'grey'" in said
+    assert bridge.services() == {80: 8080}
+    bridge.down(ONE)
+    assert bridge.services() == {}
+
+
+def test_a_dry_run_says_what_networks_would_get_and_changes_nothing(bridge: Bridge) -> None:
+    bridge.up("blue", ONE)
+    before = bridge.nft()
+    done = bridge.up("red", TWO, more=("--dry-run",))
+    assert done.stdout.splitlines() == ["load service map of br0", f"port 81 leads to {ENDPOINT}:8081"]
+    assert "port 80 leads to" in done.stderr
+    assert bridge.nft() == before
+    bridge.up("red", TWO)
+    before = bridge.nft()
+    assert bridge.up("red", TWO, more=("--dry-run",)).stdout == ""
+    assert bridge.down(ONE, more=("--dry-run",)).stdout.splitlines() == [
+        "load service map of br0",
+        f"port 80 leads to {ENDPOINT}:8081, no longer to {ENDPOINT}:8080",
+    ]
+    assert bridge.nft() == before
+
+
+def test_refresh_gives_each_network_what_the_file_says_now(bridge: Bridge) -> None:
+    bridge.up("blue", ONE)
+    bridge.up("red", TWO)
+    members = bridge.host.run("nft", "list", "set", "ip", "one_tproxy", "gu_br0").stdout
+    bridge.host.write(FILE, CONFIG.replace("service_port: 81", "service_port: 91"))
+    done = bridge.host.tproxy("refresh", "--config", FILE)
+    assert "bridges changed 1, unchanged 0" in done.stdout
+    assert bridge.services() == {80: 8080, 91: 8081, 82: 8080}
+    assert bridge.host.run("nft", "list", "set", "ip", "one_tproxy", "gu_br0").stdout == members
+
+
+def test_a_failed_up_leaves_map_and_members_as_they_were(bridge: Bridge) -> None:
+    bridge.up("blue", ONE)
+    before = bridge.nft()
+    bridge.host.add_endpoint(SERVICE_ADDRESS, 81, "squatter", netns="one_tproxy_br0")
+    options = ("--network", "red", "--mac", TWO, "--config", FILE)
+    assert bridge.host.tproxy("hook", "up", "--bridge", "br0", *options, check=False).returncode == 1
+    assert bridge.nft() == before
+
+
+def test_a_warm_hook_with_many_members_changes_nothing(bridge: Bridge) -> None:
+    macs = [f"02:00:0a:01:{number // 256:02x}:{number % 256:02x}" for number in range(500)]
+    bridge.up("blue", *macs)
+    before = bridge.nft()
+    assert before.count("02:00:0a:01") == 500
+    assert bridge.up("blue", macs[7]).stderr == ""
+    assert bridge.nft() == before
+
+
+def test_a_set_of_another_type_makes_up_fail(bridge: Bridge) -> None:
+    bridge.up("blue", ONE)
+    bridge.host.run("nft", "delete set ip one_tproxy gu_br0; add set ip one_tproxy gu_br0 { type ifname; }")
+    options = ("--network", "red", "--mac", TWO, "--config", FILE)
+    done = bridge.host.tproxy("hook", "up", "--bridge", "br0", *options, check=False)
+    assert done.returncode == 1
+    assert "set gu_br0 is not of type ether_addr" in done.stderr
+
+
+def test_the_set_goes_with_the_bridge_also_when_its_map_is_gone(bridge: Bridge) -> None:
+    bridge.up("blue", ONE)
+    bridge.host.run("nft", "delete map ip one_tproxy ep_br0")
+    bridge.host.tproxy("hook", "down", "--bridge", "br0", "--force")
+    assert bridge.host.run("nft", "list", "ruleset").stdout == ""
+
+
+def test_a_set_that_outlived_its_map_tells_nothing(bridge: Bridge) -> None:
+    bridge.up("red", ONE)
+    bridge.host.run("nft", "delete map ip one_tproxy ep_br0")
+    bridge.up("blue", TWO)
+    assert bridge.services() == BLUE
+    assert ONE not in bridge.nft()
+
+
+@pytest.mark.parametrize("mac", ["02:00:0a:00:00", "", "02-00-0a-00-00-05", "0g:00:0a:00:00:05"])
+def test_what_is_no_mac_is_a_wrong_command_line(bridge: Bridge, mac: str) -> None:
+    done = bridge.host.tproxy("hook", "up", "--bridge", "br0", f"--mac={mac}", check=False)
+    assert done.returncode == 2
+    assert "is not a MAC address" in done.stderr

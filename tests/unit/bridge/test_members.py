@@ -1,0 +1,108 @@
+"""Members of a bridge: which guest belongs to which network, and which network came first."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tproxy.bridge import members, service_map
+from tproxy.model import Member, Network, ServiceMap, check_mac
+
+BLUE, RED, GREEN = Network("blue", "1"), Network("red", "2"), Network("green", "3")
+ONE, TWO, THREE = "02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03"
+
+names = st.text(max_size=40)
+networks = st.builds(Network, names, names)
+
+
+def bridge(found: dict[str, Member] | None, network: Network = BLUE) -> ServiceMap:
+    return ServiceMap("br0", {}, network, found)
+
+
+def test_the_network_of_the_first_guest_is_the_first_network() -> None:
+    found = members.join(None, RED, [ONE])
+    assert found == {ONE: Member(RED)}
+    found = members.join(bridge(found), BLUE, [TWO])
+    assert bridge(found).networks == (RED, BLUE)
+
+
+def test_a_network_keeps_its_place_while_it_has_a_guest() -> None:
+    found = members.join(None, RED, [ONE])
+    found = members.join(bridge(found), BLUE, [TWO])
+    found = members.join(bridge(found), RED, [THREE])
+    assert bridge(members.leave(bridge(found), [ONE])).networks == (RED, BLUE)
+    assert bridge(members.leave(bridge(found), [ONE, THREE])).networks == (BLUE,)
+
+
+def test_a_network_that_comes_again_is_the_last() -> None:
+    found = members.join(None, RED, [ONE])
+    found = members.join(bridge(found), BLUE, [TWO])
+    found = members.join(bridge(members.leave(bridge(found), [ONE])), RED, [ONE])
+    assert bridge(found).networks == (BLUE, RED)
+
+
+def test_a_vm_with_nics_on_two_networks_counts_for_both() -> None:
+    found = members.join(bridge(members.join(None, RED, [ONE])), BLUE, [TWO])
+    assert bridge(members.leave(bridge(found), [ONE])).networks == (BLUE,)
+
+
+def test_a_guest_that_comes_for_another_network_leaves_the_former_one() -> None:
+    found = members.join(bridge(members.join(None, RED, [ONE])), BLUE, [ONE])
+    assert found == {ONE: Member(BLUE, 2)}
+
+
+def test_a_hook_without_a_mac_stands_for_its_network_until_the_bridge_is_taken_down() -> None:
+    found = members.join(None, RED, [])
+    assert found == {members.address_of(RED): Member(RED)}
+    found = members.join(bridge(found), BLUE, [ONE])
+    assert bridge(members.leave(bridge(found), [ONE])).networks == (RED,)
+
+
+def test_a_hook_that_names_nothing_changes_no_network() -> None:
+    found = members.join(None, RED, [ONE])
+    assert members.join(bridge(found), Network(), []) == found
+
+
+def test_guests_without_a_network_are_no_network_beside_others() -> None:
+    found = members.join(None, Network(), [])
+    assert bridge(found).networks == (Network(),)
+    assert members.join(bridge(found), RED, [ONE]) == {ONE: Member(RED)}
+
+
+def test_the_network_of_a_map_without_a_set_has_guests_of_which_nobody_tells() -> None:
+    found = members.join(bridge(None, RED), BLUE, [ONE])
+    assert bridge(found).networks == (RED, BLUE)
+    assert bridge(members.leave(bridge(found), [ONE])).networks == (RED,)
+    assert members.join(bridge(None, Network()), BLUE, [ONE]) == {ONE: Member(BLUE)}
+
+
+def test_a_network_whose_last_guest_has_gone_does_not_come_back() -> None:
+    assert members.join(bridge({}, RED), BLUE, [ONE]) == {ONE: Member(BLUE)}
+
+
+def test_the_watcher_can_name_the_network_of_unnamed_guests_anew() -> None:
+    found = members.join(bridge(members.join(None, RED, [])), BLUE, [ONE])
+    found = members.join(bridge(found), GREEN, [], anew=True)
+    assert bridge(found).networks == (BLUE, GREEN)
+
+
+@given(networks)
+def test_the_address_of_a_network_is_locally_administered_and_its_own(network: Network) -> None:
+    address = members.address_of(network)
+    assert check_mac(address) == address
+    assert int(address[:2], 16) & 3 == 2
+    assert address == members.address_of(service_map.stored(network))
+
+
+@given(networks, networks)
+def test_members_read_as_they_were_stored(first: Network, second: Network) -> None:
+    found = members.join(None, first, [ONE])
+    found = members.join(bridge(found, service_map.stored(first)), second, [TWO])
+    listed = {
+        "type": "ether_addr",
+        "elem": [
+            {"elem": {"val": mac, "comment": comment}} if comment else mac
+            for mac, comment in ((mac, service_map.member_comment(each)) for mac, each in found.items())
+        ],
+    }
+    assert service_map.parse_members(listed) == found

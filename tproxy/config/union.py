@@ -1,0 +1,124 @@
+"""The services of a bridge on which there are guests of several networks: the union of what each may use.
+
+All guests of a bridge reach the same service address, so they share its ports. Where two networks want one
+port for different services, the network that came first keeps it until its last guest has gone. ``merge``
+decides that; ``Offer`` holds what one configuration file gives to any networks.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from tproxy.config import resolver
+from tproxy.config.services import Config, NoAddress, Problem, choose, host_names
+from tproxy.errors import to_ascii
+from tproxy.model import Network, Service, ServiceMap
+from tproxy.typed import NamedTuple
+
+
+class Contradiction(NamedTuple):
+    """Two networks of a bridge that want one service port for different services."""
+
+    port: int
+    holder: Network  # it keeps the port
+    kept: Service
+    other: Network
+    refused: Service
+
+    def __str__(self) -> str:
+        return (
+            f"port {self.port} leads to {_shown(self.kept)} for {in_words(self.holder)}, which came first; "
+            f"{in_words(self.other)} wants {_shown(self.refused, self.kept)}, "
+            "and gets it when the last guest of the first has gone"
+        )
+
+
+class Union(NamedTuple):
+    """The services of a bridge, the problems of the file's entries for them, and the contradictions."""
+
+    services: dict[int, Service]
+    problems: list[Problem]
+    contradictions: list[Contradiction]
+
+
+def merge(
+    wanted: Iterable[tuple[Network, Mapping[int, Service]]],
+) -> tuple[dict[int, Service], list[Contradiction]]:
+    """Return the union of what networks want, the first network first, and their contradictions."""
+    holders: dict[int, Network] = {}
+    services: dict[int, Service] = {}
+    contradictions = []
+    for network, each in wanted:
+        for port, service in each.items():
+            if port not in services:
+                holders[port], services[port] = network, service
+            elif services[port] != service:
+                kept = services[port]
+                contradictions.append(Contradiction(port, holders[port], kept, network, service))
+    return services, contradictions
+
+
+class Offer:
+    """The services that a configuration file gives to networks.
+
+    ``look_up`` asks name servers, which can take seconds; the other methods ask nobody.
+    """
+
+    def __init__(self, config: Config, resolve: resolver.Resolver = resolver.resolve_ipv4) -> None:
+        self.config = config
+        self._resolve = resolve
+        self._addresses: dict[str, str | NoAddress] = {}
+
+    def look_up(self, networks: Iterable[Network]) -> None:
+        """Look up the host names that these networks need, and that were not looked up yet."""
+        missing = self._missing(networks)
+        if missing:
+            self._addresses |= resolver.addresses(missing, self._resolve)
+
+    def is_known(self, networks: Iterable[Network]) -> bool:
+        """Whether all host names that these networks need were looked up."""
+        return not self._missing(networks)
+
+    def union(self, networks: Iterable[Network], found: ServiceMap | None = None) -> Union:
+        """Return the services of a bridge with these networks, the first one first.
+
+        ``found`` is the bridge's map. While nobody answers for a host name, its port keeps the endpoint that
+        it has there, if it has it for the same network.
+        """
+        wanted: list[tuple[Network, Mapping[int, Service]]] = []
+        problems: dict[Problem, None] = {}
+        for network in networks:
+            known = held_by(self.config, network, found) if found is not None else {}
+            services, said = choose(self.config, network, self._addresses, known.get)
+            wanted.append((network, services))
+            problems |= dict.fromkeys(said)
+        services, contradictions = merge(wanted)
+        return Union(services, list(problems), contradictions)
+
+    def _missing(self, networks: Iterable[Network]) -> list[str]:
+        names = dict.fromkeys(name for each in networks for name in host_names(self.config, each))
+        return [name for name in names if name not in self._addresses]
+
+
+def held_by(config: Config, network: Network, found: ServiceMap) -> Mapping[int, Service]:
+    """The services of a map that it has for this network: the first network that wants a port holds it."""
+    if network not in found.networks:
+        return {}
+    earlier = found.networks[: found.networks.index(network)]
+    taken = {
+        entry.service_port for entry in config.entries if any(entry.applies_to(each) for each in earlier)
+    }
+    return {port: each for port, each in found.services.items() if port not in taken}
+
+
+def in_words(network: Network) -> str:
+    """A network for a message, as one line of ASCII."""
+    number = f"id {to_ascii(network.id)}" if network.id else ""
+    if network.name:
+        return f"network {network.name!a}" + (f" ({number})" if number else "")
+    return f"network {number}" if number else "no network"
+
+
+def _shown(service: Service, than: Service | None = None) -> str:
+    """A service for a message; with its options where only these differ from another one."""
+    if than is None or service.endpoint != than.endpoint:
+        return str(service.endpoint)
+    return f"the same with other options (name {service.name!a}, connect_timeout {service.connect_timeout:g})"
