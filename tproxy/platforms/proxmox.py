@@ -165,6 +165,7 @@ def _event(arguments: list[str]) -> Iterable[Call]:
 
 
 def _kind(name: str) -> Kind:
+    name = links.real_name(name)
     if not links.exists(name):
         return Kind.MISSING
     if not links.is_bridge(name):

@@ -1,7 +1,7 @@
 """Ports of each kind of link that can be a port of a bridge: those that lead off the host are uplinks.
 
 Small kernels have few kinds. So this also runs on a machine with Debian's kernel (tests/vm/choice.py), where
-all have to be there.
+all but one have to be there.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def test_the_contract_has_each_kind() -> None:
 
 def test_ports_that_lead_off_the_host_are_recognised_by_their_kind(hypervisor: Hypervisor) -> None:
     if MACHINE:
-        subprocess.run(["modprobe", "-a", *MODULES], check=True)
+        subprocess.run(["modprobe", "-a", *MODULES], check=False)
     config = hypervisor.write("/run/tproxy.yaml", CONFIG)
     hypervisor.add_bridge("br0")
     hypervisor.run("sh", "-euc", BASES)
@@ -90,7 +90,7 @@ def test_ports_that_lead_off_the_host_are_recognised_by_their_kind(hypervisor: H
             lacking[kind] = done.stderr
             hypervisor.run("sh", "-c", f"ip link del port; ip link del {name}", check=False)
     if MACHINE:
-        assert lacking == {}
+        assert lacking.keys() <= {"hsr"}, lacking  # Debian's kernel has no hsr
     assert {"ifb", "veth"}.isdisjoint(lacking)
     found = hypervisor.run("sh", "-c", f"cd {ROOT}; {sys.executable} -c '{RECOGNISE}'").stdout
     ports, ours, of_opennebula = map(set, json.loads(found))
