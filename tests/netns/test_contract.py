@@ -248,7 +248,7 @@ def test_comments_have_the_words_of_the_contract(host: Hypervisor) -> None:
     host.write(FILE, f"tproxy: [{entry}]\n")
     host.ip("link add up0 type veth peer name up1", "link set up0 master br0")
     hook(host, "br0", "--network", "vnet1", "--network-id", "0", "--uplink", "up0")
-    hook(host, "br0", "--network", "vnet2", "--mac", "02:00:0a:00:00:05")
+    hook(host, "br0", "--network", "vnet2", "--mac", "02:00:0a:00:00:05", "--uplink", "up0")
     ruleset = host.run("nft", "list", "ruleset").stdout
     for words in (
         "id=0 network=vnet1",
