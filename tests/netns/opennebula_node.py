@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.netns.ruleset import lasting
 from tproxy.lab.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS, BridgeNames
 
@@ -79,7 +80,7 @@ class Node(NamedTuple):
             ("find", "/run/netns", "-mindepth", "1", "-name", "one_*"),
             ("pgrep", "-af", "^one_tproxy|^tproxy-"),
         )
-        return [self.host.run(*look, check=False).stdout for look in looks]
+        return [lasting(self.host.run(*look, check=False).stdout) for look in looks]
 
     def served(self) -> list[str]:
         """Return the bridges that have services. Each must have a map, a namespace and a relay."""

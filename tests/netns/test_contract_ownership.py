@@ -9,6 +9,7 @@ import pytest
 from tests.contract import table
 from tests.netns.contract import FILE, furnish, hook, shell
 from tests.netns.operations.test_hook import ENDPOINT, assert_as_specified
+from tests.netns.ruleset import lasting
 from tests.netns.waiting import eventually
 from tproxy.lab.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS
@@ -147,7 +148,7 @@ def state(host: Hypervisor) -> str:
         nft -a list ruleset
         grep . /sys/class/net/*/address
         ls -l /sys/class/net/*/master || true"""
-    return shell(host, script)
+    return lasting(shell(host, script))
 
 
 def call(host: Hypervisor, verb: str, *more: str) -> subprocess.CompletedProcess[str]:

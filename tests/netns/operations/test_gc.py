@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.netns.ruleset import lasting
 from tests.netns.waiting import eventually
 from tproxy.lab.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS
@@ -55,7 +56,7 @@ def left(host: Hypervisor) -> str:
     commands = (
         "nft list ruleset; ip -o link | sed 's/ state [A-Z]*//'; ip netns list; find /run/tproxy | sort"
     )
-    return host.run("sh", "-c", commands).stdout + host.tproxy("status").stdout
+    return lasting(host.run("sh", "-c", commands).stdout) + host.tproxy("status").stdout
 
 
 def test_gc_removes_bridges_without_guests_and_nothing_else(host: Hypervisor) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.netns.program import program
+from tests.netns.ruleset import lasting
 from tests.netns.waiting import eventually
 from tproxy.cli.hook import EXIT_IN_USE
 from tproxy.lab.hypervisor import Hypervisor
@@ -48,7 +49,7 @@ def state(host: Hypervisor) -> dict[str, str]:
     return {
         "links": host.run("ip", "-br", "link").stdout,
         "namespaces": host.run("ip", "netns", "list").stdout,
-        "nft": host.run("nft", "list", "ruleset").stdout,
+        "nft": lasting(host.run("nft", "list", "ruleset").stdout),
         "processes": str(host.run("ps", "-eo", "args").stdout.count("tproxy")),
         "status": host.tproxy("status").stdout,
     }

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests.netns.ruleset import lasting
 from tests.netns.waiting import eventually
 from tproxy.cli.hook import EXIT_IN_USE
 from tproxy.lab.hypervisor import Hypervisor
@@ -46,7 +47,7 @@ def state(host: Hypervisor) -> str:
         "cat /var/log/*.log",
         "ps -e -o pid,args | grep one_tproxy | grep -v grep",
     )
-    return host.run("sh", "-c", "; ".join(commands), check=False).stdout
+    return lasting(host.run("sh", "-c", "; ".join(commands), check=False).stdout)
 
 
 def test_a_dry_run_prints_the_actions_in_order_and_changes_nothing(host: Hypervisor) -> None:
@@ -55,7 +56,7 @@ def test_a_dry_run_prints_the_actions_in_order_and_changes_nothing(host: Hypervi
         "load guards of br0",
         "create namespace one_tproxy_br0",
         "create veth br0b with peer br0a in namespace one_tproxy_br0",
-        "set 21 sysctls in namespace one_tproxy_br0",
+        "set 30 sysctls in namespace one_tproxy_br0",
         "configure br0a: address 169.254.16.9/32, MAC 06:00:a9:fe:10:09, MTU 1500, default route, up",
         "make br0b a port of br0: MTU 1500, up",
         "load service map of br0",

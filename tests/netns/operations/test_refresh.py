@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.netns.ruleset import lasting
 from tests.netns.waiting import eventually
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
@@ -42,7 +43,7 @@ class Site:
         return self.guest.get(SERVICE_ADDRESS, port)
 
     def ruleset(self) -> str:
-        return self.host.run("nft", "list", "ruleset").stdout
+        return lasting(self.host.run("nft", "list", "ruleset").stdout)
 
 
 def counts(changed: int = 0, unchanged: int = 0, failed: int = 0, skipped: int = 0) -> str:

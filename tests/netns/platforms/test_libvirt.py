@@ -12,6 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.netns.conftest import NOBODY
+from tests.netns.ruleset import lasting
 from tests.netns.serving import served
 from tproxy.lab.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
@@ -344,7 +345,7 @@ def state(host: Hypervisor) -> list[str]:
         ("find", "/run/netns", "/run/tproxy/libvirt", "-printf", "%p %y\n"),
         ("pgrep", "-af", "^one_tproxy|^tproxy-"),
     )
-    return [host.run(*look, check=False).stdout for look in looks]
+    return [lasting(host.run(*look, check=False).stdout) for look in looks]
 
 
 GOOD = domain(on_bridge("br0"))

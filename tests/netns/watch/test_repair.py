@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.netns.program import program
+from tests.netns.ruleset import lasting
 from tests.netns.waiting import eventually
 from tproxy.lab.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS, BridgeNames
@@ -78,7 +79,7 @@ class Host:
         return len(list(self.hypervisor.path(f"/proc/{self.pid}/fd").iterdir()))
 
     def ruleset(self) -> str:
-        lines = self.hypervisor.run("nft", "list ruleset").stdout.splitlines()
+        lines = lasting(self.hypervisor.run("nft", "list ruleset").stdout).splitlines()
         return "\n".join(sorted(line.strip() for line in lines))
 
     def add_foreign(self, mac: str) -> None:
@@ -135,6 +136,17 @@ def test_flushed_maps_and_guards_are_loaded_again(host: Host) -> None:
     ]
     assert host.ruleset() == host.before
     assert host.settle() == []
+
+
+def test_flushed_members_are_loaded_again_with_their_networks(host: Host) -> None:
+    for network, mac in (("blue", "02:00:0a:00:00:05"), ("red", "02:00:0a:00:00:06")):
+        options = ("--network", network, "--mac", mac, "--uplink", "far0", "--config", CONFIG)
+        host.hypervisor.tproxy("hook", "up", "--bridge", "br0", *options)
+    before = host.ruleset()
+    assert 'comment "network=red order=2"' in before
+    host.start()
+    host.after("nft flush ruleset")
+    assert host.ruleset() == before
 
 
 def test_links_namespaces_and_sysctls_are_repaired(host: Host) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from tests.netns.program import program
+from tests.netns.ruleset import lasting
 from tests.netns.waiting import eventually
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
@@ -138,7 +139,7 @@ class Host:
 
     def ruleset(self) -> str:
         """Return all tables as text, the lines sorted, because their order does not matter."""
-        lines = self.nft("list ruleset").splitlines()
+        lines = lasting(self.nft("list ruleset")).splitlines()
         return "\n".join(sorted(line.strip() for line in lines))
 
     def is_up(self, bridge: str) -> bool:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.netns.conftest import StartEndpoint
 from tests.netns.program import program
+from tests.netns.ruleset import lasting
 from tests.netns.test_two_hosts import ADDRESS, MAC, Tap
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
@@ -47,7 +48,7 @@ def ask(guest: Guest) -> str:
 
 def ruleset(host: Hypervisor) -> str:
     """Return the rules with handles, which change when a rule is loaded again."""
-    return host.run("nft", "-a", "list", "ruleset").stdout
+    return lasting(host.run("nft", "-a", "list", "ruleset").stdout)
 
 
 def test_guards_match_by_the_bridges_name_and_need_no_change_when_ports_come(host: Hypervisor) -> None:
