@@ -15,6 +15,8 @@ KERNEL = (
     "operations/test_hook.py::test_up_on_a_healthy_bridge_changes_nothing",
     "bridge/test_guards.py::test_nothing_of_ours_leaves_through_an_uplink",
     "bridge/test_guards.py::test_a_host_firewall_that_drops_bridged_packets_causes_a_warning",
+    "bridge/test_obstacles.py::test_each_up_warns_of_a_host_firewall_that_could_drop",
+    "bridge/test_obstacles.py::test_up_and_status_say_when_a_new_port_will_forward",
     "test_two_hosts.py::test_each_guest_is_answered_by_its_own_host_and_nothing_crosses[tunnel, recognised]",
     "kernel/test_kinds.py::test_ports_that_lead_off_the_host_are_recognised_by_their_kind",
     "operations/test_life.py::test_a_program_that_only_loads_maps_gets_its_service",

@@ -3,7 +3,8 @@
 With bridge-nf-call-iptables=1 the kernel shows bridged IPv4 packets to the forward hook of nftables (families
 ip and inet) and of iptables-legacy, as packets from the bridge to the bridge. A rule that drops or rejects
 counts, unless it is for other interfaces, or a rule before it accepts everything on the bridge. Other
-conditions are not judged: the rule "could" drop.
+conditions are not judged: the rule "could" drop. Rules that match by physdev, and chains to which they lead,
+are meant for bridged packets, as OpenNebula's security groups are: what they drop does not count.
 
 Only a host on which that setting is 1 needs this module.
 """
@@ -27,6 +28,7 @@ class Rule(NamedTuple):
     effect: str
     target: str = ""  # the chain of a jump or goto
     certain: bool = True  # every packet on the bridge meets the rule's conditions
+    meant: bool = False  # it matches by physdev, so it is meant for bridged packets
 
 
 class Base(NamedTuple):
@@ -77,21 +79,25 @@ def _dropper(base: Base, bridge: str) -> str:
     return f"{base.where}, chain {base.name}: policy drop" if base.drops and not accepted else ""
 
 
-def _walk(base: Base, name: str, bridge: str, known: dict[str, tuple[str, bool]]) -> tuple[str, bool]:
+_Known = dict[tuple[str, bool], tuple[str, bool]]
+
+
+def _walk(base: Base, name: str, bridge: str, known: _Known, *, meant: bool = False) -> tuple[str, bool]:
     """The chain with the first rule that could drop, "" for none, and whether all packets are accepted."""
-    if name not in known:
-        known[name] = "", False  # for a loop, which the kernel does not allow
-        known[name] = _judge(base, name, bridge, known)
-    return known[name]
+    if (name, meant) not in known:
+        known[name, meant] = "", False  # for a loop, which the kernel does not allow
+        known[name, meant] = _judge(base, name, bridge, known, meant)
+    return known[name, meant]
 
 
-def _judge(base: Base, name: str, bridge: str, known: dict[str, tuple[str, bool]]) -> tuple[str, bool]:
+def _judge(base: Base, name: str, bridge: str, known: _Known, meant: bool) -> tuple[str, bool]:
     for rule in base.rules(name, bridge):
-        if rule.effect == "drop":
+        intended = meant or rule.meant
+        if rule.effect == "drop" and not intended:
             return name, False
         accepted = rule.effect == "accept"
         if rule.effect in ("jump", "goto"):
-            chain, accepted = _walk(base, rule.target, bridge, known)
+            chain, accepted = _walk(base, rule.target, bridge, known, meant=intended)
             if chain:
                 return chain, False
         if rule.certain and (accepted or rule.effect in ("goto", "return")):
@@ -127,7 +133,7 @@ def _nft_rules(family: str, table: str) -> Callable[[str, str], list[Rule]]:
 
 def nft_rule(statements: Iterable[Mapping[str, Any]], bridge: str) -> list[Rule]:
     """What a rule does, from libnftables-json(5); nothing if it is for other interfaces than the bridge."""
-    certain = True
+    certain, meant = True, False
     rules: list[Rule] = []
     for statement in statements:
         for key, value in statement.items():
@@ -149,12 +155,13 @@ def nft_rule(statements: Iterable[Mapping[str, Any]], bridge: str) -> list[Rule]
                     kind, name = (value or {}).get("type"), (value or {}).get("name")
                     if value is None or (kind == "target" and name == "REJECT"):
                         rules.append(Rule("drop", certain=certain))
+                    meant = meant or (kind, name) == ("match", "physdev")
                     certain = certain and (kind, name) in (("match", "physdev"), ("match", "comment"))
                 case "counter" | "log" | "comment" | "mangle" | "notrack":
                     pass
                 case _:
                     certain = False
-    return rules
+    return [each._replace(meant=meant) for each in rules]
 
 
 def _nft_match(match: Mapping[str, Any], bridge: str) -> bool | None:
@@ -231,7 +238,7 @@ def legacy_rule(words: Iterable[str], bridge: str, chains: Iterable[str]) -> Rul
     """What a rule does, from its options; None if it is for other interfaces than the bridge."""
     effects = {"DROP": "drop", "REJECT": "drop", "ACCEPT": "accept", "RETURN": "return"}
     rule = Rule("")
-    certain, negated = True, False
+    certain, meant, negated = True, False, False
     rest = iter(words)
     for word in rest:
         match word:
@@ -247,10 +254,11 @@ def legacy_rule(words: Iterable[str], bridge: str, chains: Iterable[str]) -> Rul
                 rule = Rule(own, target) if target in chains else Rule(effects.get(target, ""))
                 break  # what follows are options of the target
             case "-m":
-                certain = certain and next(rest, "") == "physdev"
+                physdev = next(rest, "") == "physdev"
+                certain, meant = certain and physdev, meant or physdev
             case "--physdev-is-bridged":
                 certain = certain and not negated
             case _:
                 certain = False
         negated = False
-    return rule._replace(certain=certain)
+    return rule._replace(certain=certain, meant=meant)

@@ -115,6 +115,8 @@ def test_chains_are_followed_and_the_one_with_the_rule_is_named() -> None:
         ("DROP", ["FORWARD -m physdev --physdev-is-bridged -j ACCEPT"], ""),
         ("DROP", ["FORWARD -m physdev ! --physdev-is-bridged -j ACCEPT"], "FORWARD: policy drop"),
         ("DROP", ["FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT"], "FORWARD: policy drop"),
+        ("ACCEPT", ["FORWARD -m physdev --physdev-is-bridged -j MINE", "MINE -j DROP"], ""),
+        ("ACCEPT", ["FORWARD -m physdev --physdev-out tap1 -j DROP"], ""),
         ("DROP", ["FORWARD -j MINE", "MINE -i docker0 -j RETURN", "MINE -j ACCEPT"], ""),
         ("DROP", ["FORWARD -g MINE", "MINE -j RETURN", "FORWARD -j ACCEPT"], "FORWARD: policy drop"),
     ],
@@ -125,3 +127,14 @@ def test_rules_of_iptables_legacy_are_judged_alike(policy: str, rules: list[str]
     found = "; ".join(Firewall((host_firewall.legacy_base(saved),)).droppers("br0"))
     assert found.startswith(f"table filter of iptables-legacy, chain {shown}" if shown else "")
     assert bool(found) == bool(shown)
+
+
+def test_rules_that_are_meant_for_bridged_packets_do_not_count() -> None:
+    """As OpenNebula writes security groups: they drop what the group does not allow."""
+    physdev = {"xt": {"type": "match", "name": "physdev"}}
+    groups: Chains = {
+        "FORWARD": [[physdev, COUNTER, {"jump": {"target": "opennebula"}}]],
+        "opennebula": [[physdev, {"jump": {"target": "one-3-0-i"}}], [ACCEPT]],
+        "one-3-0-i": [[TCP, {"return": None}], [DROP]],
+    }
+    assert droppers(groups, drops=True) == []
