@@ -14,6 +14,9 @@ from tproxy.model import SERVICE_ADDRESS
 
 COMMANDS = [["start"], ["reload"], ["restart"], ["refresh", "--config", "/run/tproxy.yaml"]]
 
+# Of the hook for br1.
+BR1 = ("--network", "a blue one", "--network-id", "7", "--uplink", "up1", "--mac", "02:00:0a:00:00:05")
+
 
 @pytest.fixture
 def lab(hypervisor: Hypervisor) -> OneBridge:
@@ -25,8 +28,7 @@ def two(lab: OneBridge) -> OneBridge:
     """The host has another bridge, br1, for a network with a name and with a named uplink."""
     lab.host.add_bridge("br1")
     lab.host.ip("link add up1 type veth peer name far1", "link set up1 master br1 up", "link set far1 up")
-    more = ("--network", "a blue one", "--network-id", "7", "--uplink", "up1")
-    lab.host.tproxy("hook", "up", "--bridge", "br1", "--config", lab.config, *more)
+    lab.host.tproxy("hook", "up", "--bridge", "br1", "--config", lab.config, *BR1)
     return lab
 
 
@@ -116,7 +118,7 @@ def test_a_hook_of_any_bridge_restores_maps_and_guards_of_all(two: OneBridge, br
     before, pids = ruleset(two), two.pids()
     up: tuple[str, ...] = ("hook", "up", "--bridge", bridge, "--config", two.config)
     if bridge == "br1":
-        up = (*up, "--network", "a blue one", "--network-id", "7", "--uplink", "up1")
+        up = (*up, *BR1)
         before = [line for line in before if "spare" not in line]  # the hook makes the map what the file says
     elif bridge == "br2":
         two.host.add_bridge("br2")
