@@ -92,6 +92,23 @@ def test_an_uplink_that_only_a_hook_named_is_no_guest_for_a_watcher_that_starts_
     host.wait_down("br0")
 
 
+def test_an_uplink_of_the_configuration_may_have_another_name(host: Host) -> None:
+    """The file names up0."""
+    host.hypervisor.add_bridge("br0")
+    host.hypervisor.ip("link set br0 type bridge forward_delay 0")
+    host.hypervisor.ip(
+        "link add card0 type veth peer name far",
+        "link property add dev card0 altname up0",
+        "link set card0 master br0 up",
+    )
+    host.watch()
+    guest = host.hypervisor.add_guest("guest", "br0")
+    host.wait_up("br0")
+    assert '"card0" comment "bridge=br0 named=yes"' in host.ruleset()
+    host.hypervisor.ip(f"link del {guest.port}")
+    host.wait_down("br0")
+
+
 def test_a_clock_that_was_set_back_keeps_no_bridge_up(host: Host) -> None:
     host.hypervisor.add_bridge("br0")
     host.hook("up", "--bridge", "br0")
