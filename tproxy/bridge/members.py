@@ -5,8 +5,8 @@ The set ``gu_<bridge>`` (docs/contract.md, nftables is the database) holds the m
 which networks have guests, and which network came first.
 
 A hook that names no MAC stands for guests of which nobody tells when they go. Its network gets one member, at
-an address derived from the network, which stays until the bridge is taken down. A map without a set was loaded
-before there were members, or by another program; its network gets such a member too.
+an address derived from the network, which stays until the bridge is taken down. A map without a set was
+loaded before there were members, or by another program; its network gets such a member too.
 """
 
 import zlib

@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from tests.netns.program import program
 from tproxy.cli.hook import EXIT_IN_USE
 from tproxy.lab.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
@@ -222,6 +223,25 @@ def test_a_warm_hook_with_many_members_changes_nothing(bridge: Bridge) -> None:
     assert before.count("02:00:0a:01") == 500
     assert bridge.up("blue", macs[7]).stderr == ""
     assert bridge.nft() == before
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.8, 0.9, 0.97])
+def test_the_next_hook_completes_one_that_was_killed(bridge: Bridge, share: float) -> None:
+    bridge.up("blue", ONE)
+    options = ("--bridge", "br0", "--mac", TWO, "--config", FILE)
+    up, down = ("hook", "up", *options, "--network", "red"), ("hook", "down", *options)
+    calls = int(bridge.host.run(*program("kill_at", "0", *up)).stdout)
+    said = bridge.host.run(*program("kill_at", "0", *down), check=False).stdout
+    before = bridge.nft()
+    bridge.host.run(*program("kill_at", str(int(calls * share)), *up), check=False)
+    bridge.up("red", TWO)
+    assert bridge.services() == BOTH_BLUE_FIRST
+    assert bridge.ask(81) == "two"
+    bridge.host.run(*program("kill_at", str(int(int(said) * share)), *down), check=False)
+    bridge.down(TWO)
+    assert bridge.nft() == before
+    bridge.up("blue", ONE)
+    assert bridge.services() == BLUE
 
 
 def test_a_set_of_another_type_makes_up_fail(bridge: Bridge) -> None:

@@ -117,6 +117,41 @@ def test_a_guest_that_boots_during_the_clean_of_another_has_its_services_after_p
     assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
 
 
+SHARED = """
+- :service_port: 5031
+  :remote_addr: 10.11.12.13
+  :remote_port: 8080
+  :networks: [NETWORK]
+"""
+
+
+def test_a_reservation_shares_the_bridge_of_its_network(node: Node) -> None:
+    """A VM has a card on each, and another VM one on the reservation. Cards are detached, and VMs end."""
+    node.host.write(f"{REMOTES}/etc/vnm/OpenNebulaNetwork.conf", CONF + SHARED.replace("NETWORK", "blue"))
+    before = node.state()
+    reserved = {"NETWORK": "blue-reserved", "NETWORK_ID": "7"}
+    node.pre(vm(nic(0), nic(1, **reserved)))
+    first = node.boot("one")
+    node.post(vm(nic(0), nic(1, **reserved)))
+    second = vm(nic(2, **reserved))
+    node.pre(second)
+    guest = node.boot("two", address="10.0.0.6/24")
+    node.post(second)
+    assert guest.get(SERVICE_ADDRESS, 5031) == "hello"
+    members = node.host.run("nft", "list", "set", "ip", "one_tproxy", "gu_onebr0").stdout
+    assert members.count('comment "id=0 network=blue"') == 1
+    assert members.count('comment "id=7 network=blue-reserved order=2"') == 2
+    node.silent(node.hook("clean", vm(nic(0, attach=True), nic(1, **reserved)), "node1"))
+    services = node.host.run("nft", "list", "map", "ip", "one_tproxy", "ep_onebr0").stdout
+    assert "5030 : " in services
+    assert "5031 : " not in services
+    assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    node.shut_down(guest)
+    node.shut_down(first)
+    node.clean(second)
+    assert node.state() == before
+
+
 def test_attach_and_detach_concern_one_bridge(node: Node) -> None:
     node.pre(vm(nic(0)))
     guest = node.boot()

@@ -104,6 +104,27 @@ def test_a_bridge_that_moves_to_another_network_loses_the_services_of_the_old_on
     assert "network=red" in host.nft("list map ip one_tproxy ep_br0")
 
 
+def test_a_reread_file_counts_for_all_networks_of_a_bridge(host: Host) -> None:
+    def red(port: int) -> str:
+        return f"- {{service_port: {port}, remote_addr: {ENDPOINT}, remote_port: 8080, networks: red}}\n"
+
+    host.configure(more=red(91))
+    host.watch()
+    host.hypervisor.add_bridge("br0")
+    host.hypervisor.add_guest("guest", "br0")
+    host.wait_up("br0")
+    host.hook("up", "--bridge", "br0", "--network", "red", "--mac", "02:00:0a:00:00:06")
+    host.configure(more=red(92))
+    host.signal("HUP", host.watcher)
+    for _ in eventually():
+        ports = host.nft("list map ip one_tproxy ep_br0")
+        if "92 : " in ports:
+            break
+    assert "5030 : " in ports
+    assert "91 : " not in ports
+    assert "network=red order=2" in host.nft("list set ip one_tproxy gu_br0")
+
+
 def test_a_change_that_fails_is_tried_again(host: Host) -> None:
     host.hypervisor.add_bridge("br0")
     guest = host.hypervisor.add_guest("guest", "br0")
