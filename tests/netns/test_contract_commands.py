@@ -200,8 +200,8 @@ def until(lab: OneBridge, ready: Callable[[], bool], end: tuple[str, ...], *argu
 COMMANDS: dict[str, Callable[[OneBridge], list[Done]]] = {
     each.__name__.replace("_", "-"): each
     for each in (
-        *(start, reload, reopen_logs, restart, stop, status, refresh, check, sync, hook, watch, gc, install, uninstall),
-        *(daemon, event),
+        *(start, reload, reopen_logs, restart, stop, status, refresh, check, sync, hook, watch, gc),
+        *(install, uninstall, daemon, event),
     )
 }
 

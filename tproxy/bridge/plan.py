@@ -1,8 +1,10 @@
 """Compares what a bridge should have with what it has, and returns ordered actions. Pure.
 
-The same comparison builds a bridge, repairs it, changes it, and finds nothing to do. An action is a value:
-``str()`` gives the words for ``--dry-run`` and the log, and ``plumbing.carry_out`` carries it out.
+The same comparison builds a bridge, repairs it, changes it, and finds nothing to do. ``actions`` has the
+actions. It is imported only once there is something to do.
 """
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 
@@ -10,7 +12,10 @@ from tproxy.bridge import guards, service_map
 from tproxy.bridge.guards import Guard, ObservedGuard
 from tproxy.kernel.links import InnerLink, OuterLink
 from tproxy.model import PORT_MAC, SERVICE_ADDRESS, SERVICE_MAC, TABLE, BridgeNames, ServiceMap
-from tproxy.typed import NamedTuple
+from tproxy.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from tproxy.bridge.actions import Action
 
 
 class Observed(NamedTuple):
@@ -51,7 +56,7 @@ class Observed(NamedTuple):
         """Whether we made the link in the namespace: it has our MAC, or we made the namespace."""
         return self.inner is not None and (self.inner.mac == SERVICE_MAC or self.name_ours)
 
-    def added_since(self, before: "Observed") -> "Observed":
+    def added_since(self, before: Observed) -> Observed:
         """Only what was not there ``before``. When an ``up`` fails half-way, exactly this is removed."""
         return self._replace(
             name_taken=self.namespace and not before.namespace,
@@ -59,136 +64,6 @@ class Observed(NamedTuple):
             map=None if before.map else self.map,
             guard=None if before.guard and before.guard.anything else self.guard,
         )
-
-
-class RemoveName(NamedTuple):
-    """Remove the file of a namespace's name, whether or not a namespace is mounted on it."""
-
-    namespace: str
-
-    def __str__(self) -> str:
-        return f"remove namespace {self.namespace}"
-
-
-class CreateNamespace(NamedTuple):
-    namespace: str
-
-    def __str__(self) -> str:
-        return f"create namespace {self.namespace}"
-
-
-class DeleteLink(NamedTuple):
-    link: str
-
-    def __str__(self) -> str:
-        return f"delete link {self.link}"
-
-
-class DeleteInner(NamedTuple):
-    """Delete the namespace's end of a veth pair."""
-
-    names: BridgeNames
-
-    def __str__(self) -> str:
-        return f"delete link {self.names.veth_namespace} in namespace {self.names.namespace}"
-
-
-class CreateVeth(NamedTuple):
-    names: BridgeNames
-    mtu: int
-
-    def __str__(self) -> str:
-        return (
-            f"create veth {self.names.veth_bridge} with peer {self.names.veth_namespace} "
-            f"in namespace {self.names.namespace}"
-        )
-
-
-class SetSysctls(NamedTuple):
-    """Set sysctls in the namespace. ``values`` are by path below net."""
-
-    namespace: str
-    values: Mapping[str, str]
-
-    def __str__(self) -> str:
-        if len(self.values) > 3:  # usually all, in a new namespace
-            return f"set {len(self.values)} sysctls in namespace {self.namespace}"
-        values = ", ".join(f"{path}={value}" for path, value in self.values.items())
-        return f"set sysctls in namespace {self.namespace}: {values}"
-
-
-class ConfigureInner(NamedTuple):
-    """Give the namespace's end of the veth pair its addresses and route, and set it up."""
-
-    names: BridgeNames
-    mtu: int
-    mac: str = SERVICE_MAC
-
-    def __str__(self) -> str:
-        return (
-            f"configure {self.names.veth_namespace}: address {SERVICE_ADDRESS}/32, MAC {self.mac}, "
-            f"MTU {self.mtu}, default route, up"
-        )
-
-
-class AttachOuter(NamedTuple):
-    """Attach the bridge's end of the veth pair to the bridge, and set it up."""
-
-    names: BridgeNames
-    mtu: int
-
-    def __str__(self) -> str:
-        return f"make {self.names.veth_bridge} a port of {self.names.bridge}: MTU {self.mtu}, up"
-
-
-class LoadServiceMap(NamedTuple):
-    """Create or change the service map, in one nftables transaction."""
-
-    bridge: str
-    commands: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"load service map of {self.bridge}"
-
-
-class LoadGuards(NamedTuple):
-    """Create or change the guards, in one nftables transaction.
-
-    ``fallbacks`` are for a kernel that refuses ``commands``, best first: what it lacks then, in words, and
-    the transaction. There are none when the rules that are loaded already show which kind of kernel this is.
-    """
-
-    bridge: str
-    commands: tuple[str, ...]
-    fallbacks: tuple[tuple[str, tuple[str, ...]], ...] = ()
-
-    def __str__(self) -> str:
-        return f"load guards of {self.bridge}"
-
-
-class DeleteMapAndGuards(NamedTuple):
-    """Delete the service map and the guards, whichever of them exist, in one nftables transaction."""
-
-    bridge: str
-    commands: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"delete map and guards of {self.bridge}"
-
-
-Action = (
-    RemoveName
-    | CreateNamespace
-    | DeleteLink
-    | DeleteInner
-    | CreateVeth
-    | SetSysctls
-    | ConfigureInner
-    | AttachOuter
-    | LoadServiceMap
-    | LoadGuards
-    | DeleteMapAndGuards
-)
 
 
 def namespace_sysctls(names: BridgeNames) -> dict[str, str]:
@@ -292,14 +167,12 @@ def up_foreign(bridge: str, observed: Observed, mac: str) -> list[Action]:
     """
     if not links_broken(bridge, observed, foreign=True):
         return []
-    actions = _link_actions(BridgeNames(bridge), observed)
-    return [each._replace(mac=mac) if isinstance(each, ConfigureInner) else each for each in actions]
+    return _link_actions(BridgeNames(bridge), observed, mac)
 
 
 def links_broken(bridge: str, observed: Observed, *, foreign: bool) -> bool:
     """Whether namespace, veth pair or sysctls need repair; of a ``foreign`` bridge only the first two."""
-    actions = _link_actions(BridgeNames(bridge), observed)
-    return any(isinstance(each, CreateVeth) for each in actions) if foreign else bool(actions)
+    return not observed.paired if foreign else not _links_right(BridgeNames(bridge), observed)
 
 
 def guards_broken(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> bool:
@@ -321,11 +194,17 @@ def unload(bridge: str, observed: Observed) -> list[Action]:
         commands += service_map.delete_set(bridge)  # it outlives a map that another program deleted
     if observed.guard is not None and observed.guard.anything:
         commands += guards.unload(observed.guard)
-    return [DeleteMapAndGuards(bridge, tuple(commands))] if commands else []
+    if not commands:
+        return []
+    from tproxy.bridge.actions import DeleteMapAndGuards
+
+    return [DeleteMapAndGuards(bridge, tuple(commands))]
 
 
 def dismantle(bridge: str, observed: Observed) -> list[Action]:
     """The second part of ``down``, for when the relay has ended: removes our veth pair and namespace."""
+    from tproxy.bridge.actions import DeleteLink, RemoveName
+
     names = BridgeNames(bridge)
     actions: list[Action] = []
     if observed.outer_ours:
@@ -345,54 +224,83 @@ def guard_actions(bridge: str, observed: Observed, named_uplinks: frozenset[str]
     """The part of ``up`` for the guards."""
     found = observed.guard or ObservedGuard(bridge)
     preferred, *others = wanted_guards(bridge, observed, named_uplinks)
-    for guard in (preferred, *others):
-        if guard.rules_are_in(found):
-            commands = guards.load(guard, found)
-            return [LoadGuards(bridge, tuple(commands))] if commands else []
+    known = next((each for each in (preferred, *others) if each.rules_are_in(found)), None)
+    commands = guards.load(known or preferred, found)
+    if not commands:
+        return []
+    from tproxy.bridge.actions import LoadGuards
+
+    if known is not None:  # the rules that are loaded show which kind of kernel this is
+        return [LoadGuards(bridge, tuple(commands))]
     fallbacks = tuple((guard.lacks, tuple(guards.load(guard, found))) for guard in others)
-    return [LoadGuards(bridge, tuple(guards.load(preferred, found)), fallbacks)]
+    return [LoadGuards(bridge, tuple(commands), fallbacks)]
 
 
-def _link_actions(names: BridgeNames, observed: Observed) -> list[Action]:
-    outer, inner, mtu = observed.outer, observed.inner, observed.bridge_mtu
-    namespace, wanted_sysctls = names.namespace, namespace_sysctls(names)
-    actions: list[Action] = []
+def _link_actions(names: BridgeNames, observed: Observed, mac: str = SERVICE_MAC) -> list[Action]:
+    if _links_right(names, observed):
+        return []
+    from tproxy.bridge import actions
+
+    outer, inner, mtu, paired = observed.outer, observed.inner, observed.bridge_mtu, observed.paired
+    planned: list[Action] = []
     if not observed.namespace:
         if observed.name_taken:
-            actions.append(RemoveName(namespace))
-        actions.append(CreateNamespace(namespace))
-    paired = observed.paired
+            planned.append(actions.RemoveName(names.namespace))
+        planned.append(actions.CreateNamespace(names.namespace))
     if not paired:
         # One end alone is useless, and so is one whose other end is in a former namespace.
         if observed.outer_ours:
-            actions.append(DeleteLink(names.veth_bridge))
+            planned.append(actions.DeleteLink(names.veth_bridge))
         if observed.inner_ours:
-            actions.append(DeleteInner(names))
-        actions.append(CreateVeth(names, mtu))
-    found = observed.sysctls or {}
-    differing = {path: value for path, value in wanted_sysctls.items() if found.get(path) != value}
-    if not paired:
-        actions.append(SetSysctls(namespace, wanted_sysctls))
-    elif any(path in found for path in differing):
-        actions.append(SetSysctls(namespace, {path: differing[path] for path in differing if path in found}))
-    if not paired or inner is None or not _inner_right(inner, mtu):
-        actions.append(ConfigureInner(names, mtu))
-    # A bridge takes the smallest MTU of its ports. If a guest's port made it smaller and ours followed, ours
-    # would keep it small after the guest has gone. So our MTU may be larger than the bridge's, never smaller.
-    if not paired or outer is None or (outer.master, outer.up) != (names.bridge, True) or outer.mtu < mtu:
-        actions.append(AttachOuter(names, max(mtu, outer.mtu) if paired and outer else mtu))
-    return actions
+            planned.append(actions.DeleteInner(names))
+        planned.append(actions.CreateVeth(names, mtu))
+    sysctls = _wrong_sysctls(names, observed) if paired else namespace_sysctls(names)
+    if sysctls:
+        planned.append(actions.SetSysctls(names.namespace, sysctls))
+    if not (paired and _inner_right(inner, mtu)):
+        planned.append(actions.ConfigureInner(names, mtu, mac))
+    if not (paired and _outer_right(outer, names.bridge, mtu)):
+        planned.append(actions.AttachOuter(names, max(mtu, outer.mtu) if paired and outer else mtu))
+    return planned
 
 
-def _inner_right(inner: InnerLink, mtu: int) -> bool:
+def _links_right(names: BridgeNames, observed: Observed) -> bool:
+    """Whether namespace, veth pair and sysctls are as they should be."""
     return (
-        inner.up
+        observed.paired
+        and not _wrong_sysctls(names, observed)
+        and _inner_right(observed.inner, observed.bridge_mtu)
+        and _outer_right(observed.outer, names.bridge, observed.bridge_mtu)
+    )
+
+
+def _wrong_sysctls(names: BridgeNames, observed: Observed) -> dict[str, str]:
+    """The sysctls to set. One that was not found is missing in this kernel."""
+    found = observed.sysctls or {}
+    wanted = namespace_sysctls(names)
+    return {path: value for path, value in wanted.items() if found.get(path, value) != value}
+
+
+def _inner_right(inner: InnerLink | None, mtu: int) -> bool:
+    return (
+        inner is not None
+        and inner.up
         and inner.default_route
         and (inner.mac, inner.mtu, inner.address) == (SERVICE_MAC, mtu, f"{SERVICE_ADDRESS}/32")
     )
 
 
+def _outer_right(outer: OuterLink | None, bridge: str, mtu: int) -> bool:
+    # A bridge takes the smallest MTU of its ports. If a guest's port made it smaller and ours followed, ours
+    # would keep it small after the guest has gone. So our MTU may be larger than the bridge's, never smaller.
+    return outer is not None and (outer.master, outer.up) == (bridge, True) and outer.mtu >= mtu
+
+
 def _map_actions(wanted: ServiceMap, observed: Observed) -> list[Action]:
     found = observed.map
     commands = service_map.add_map(wanted) if found is None else service_map.change_map(found, wanted)
-    return [LoadServiceMap(wanted.bridge, tuple(commands))] if commands else []
+    if not commands:
+        return []
+    from tproxy.bridge.actions import LoadServiceMap
+
+    return [LoadServiceMap(wanted.bridge, tuple(commands))]

@@ -9,6 +9,10 @@ from tproxy.errors import KernelError
 from tproxy.kernel import kinds, links, netns
 from tproxy.log.lazy import logger
 from tproxy.model import SERVICE_MAC, BridgeNames
+from tproxy.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tproxy.bridge.actions import Action
 
 log = logger(__name__)
 
@@ -71,7 +75,7 @@ def has_links(bridge: str) -> bool:
     return netns.name_taken(names.namespace) or links.exists(names.veth_bridge)
 
 
-def carry_out(actions: Iterable[plan.Action], *, quiet: bool = False) -> None:
+def carry_out(actions: Iterable[Action], *, quiet: bool = False) -> None:
     """Carry out the actions in order, and log a line for each, with ``quiet`` at level DEBUG.
 
     The first failure raises KernelError or NftError, and the remaining actions are not carried out.
@@ -81,31 +85,33 @@ def carry_out(actions: Iterable[plan.Action], *, quiet: bool = False) -> None:
         _do(action)
 
 
-def _do(action: plan.Action) -> None:
+def _do(action: Action) -> None:
+    from tproxy.bridge import actions
+
     match action:
-        case plan.RemoveName(namespace):
+        case actions.RemoveName(namespace):
             netns.remove(namespace)
-        case plan.CreateNamespace(namespace):
+        case actions.CreateNamespace(namespace):
             netns.create(namespace)
-        case plan.DeleteLink(link):
+        case actions.DeleteLink(link):
             links.delete(link)
-        case plan.DeleteInner(names):
+        case actions.DeleteInner(names):
             with netns.inside(names.namespace):
                 links.delete(names.veth_namespace)
-        case plan.CreateVeth(names, mtu):
+        case actions.CreateVeth(names, mtu):
             links.create_veth(names.veth_bridge, names.veth_namespace, names.namespace, SERVICE_MAC, mtu)
-        case plan.SetSysctls(namespace, values):
+        case actions.SetSysctls(namespace, values):
             with netns.inside(namespace):
                 for path, value in values.items():
                     links.write_sysctl(path, value)
-        case plan.ConfigureInner(names, mtu, mac):
+        case actions.ConfigureInner(names, mtu, mac):
             with netns.inside(names.namespace):
                 links.configure(names.veth_namespace, mac, mtu)
-        case plan.AttachOuter(names, mtu):
+        case actions.AttachOuter(names, mtu):
             links.attach(names.veth_bridge, names.bridge, mtu)
-        case plan.LoadServiceMap(_, commands) | plan.DeleteMapAndGuards(_, commands):
+        case actions.LoadServiceMap(_, commands) | actions.DeleteMapAndGuards(_, commands):
             nftables.transaction(commands)
-        case plan.LoadGuards(bridge, commands, fallbacks):
+        case actions.LoadGuards(bridge, commands, fallbacks):
             _load_guards(bridge, (("", commands), *fallbacks))
 
 

@@ -7,6 +7,7 @@ that is running.
 from __future__ import annotations
 
 from tproxy.bridge import nftables, plan, plumbing, service_map
+from tproxy.bridge.actions import CreateNamespace
 from tproxy.config.union import Offer
 from tproxy.daemon import client, host_mounts
 from tproxy.daemon.catalog import Catalog
@@ -44,7 +45,7 @@ def up(
         lines.append(f"start the daemon {DAEMON_TITLE}")
         if settings.watch_file and not found.watchers:
             lines.append(f"start the watcher {table.WATCHER_TITLE}")
-    rebuilt = any(isinstance(each, plan.CreateNamespace) for each in actions)
+    rebuilt = any(isinstance(each, CreateNamespace) for each in actions)
     if rebuilt or bridge not in dict(found.relays):
         lines.append(f"start relay {BridgeNames(bridge).relay_title}")
     known = Catalog()

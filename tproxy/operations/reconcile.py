@@ -19,17 +19,12 @@ from tproxy.log.lazy import logger
 from tproxy.model import BridgeNames, Network, Service, ServiceMap, Settings, check_interface_name
 from tproxy.process import run_directory
 from tproxy.process.run_directory import Lock
+from tproxy.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tproxy.bridge.actions import Action
 
 log = logger(__name__)
-
-# What would take down a bridge that works, if its namespace cannot be seen.
-_NEED_HOST_MOUNTS = (
-    plan.RemoveName,
-    plan.CreateNamespace,
-    plan.DeleteLink,
-    plan.DeleteInner,
-    plan.CreateVeth,
-)
 
 
 def check(bridge: str, uplinks: frozenset[str]) -> None:
@@ -310,9 +305,13 @@ def kept(bridge: str, observed: plan.Observed) -> str:
     return f"bridge {bridge}: tproxy did not make {', '.join(words)}: left alone" if words else ""
 
 
-def require_host_mounts(actions: list[plan.Action]) -> None:
-    """Raise KernelError when namespaces or links are to change, and this process sees others than the host."""
-    if any(isinstance(each, _NEED_HOST_MOUNTS) for each in actions):
+def require_host_mounts(planned: list[Action]) -> None:
+    """Raise KernelError when namespaces or links are to change, and the host would not see the change."""
+    if not planned:
+        return
+    from tproxy.bridge import actions
+
+    if actions.need_host_mounts(planned):
         from tproxy.daemon import host_mounts
 
         host_mounts.require_reach()
@@ -360,7 +359,7 @@ def _remove(bridge: str, observed: plan.Observed) -> None:
     observed = removable(bridge, observed)
     serving &= observed.map is None  # another program's map goes on
 
-    def unload(now: plan.Observed) -> list[plan.Action]:
+    def unload(now: plan.Observed) -> list[Action]:
         there = observed._replace(map=observed.map and now.map, guard=observed.guard and now.guard)
         return plan.unload(bridge, there)
 
@@ -412,8 +411,8 @@ def _warn_of_obstacles(bridge: str) -> None:
 
 
 def _carry_out(
-    bridge: str, observed: plan.Observed, planned: Callable[[plan.Observed], list[plan.Action]]
-) -> list[plan.Action]:
+    bridge: str, observed: plan.Observed, planned: Callable[[plan.Observed], list[Action]]
+) -> list[Action]:
     """Carry out what is ``planned`` for what was ``observed``; return the actions."""
     actions = planned(observed)
     require_host_mounts(actions)

@@ -10,8 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tproxy.bridge import guards, plan
-from tproxy.bridge.guards import SETS, Guard, ObservedGuard
-from tproxy.bridge.plan import (
+from tproxy.bridge.actions import (
     Action,
     AttachOuter,
     ConfigureInner,
@@ -22,10 +21,11 @@ from tproxy.bridge.plan import (
     DeleteMapAndGuards,
     LoadGuards,
     LoadServiceMap,
-    Observed,
     RemoveName,
     SetSysctls,
 )
+from tproxy.bridge.guards import SETS, Guard, ObservedGuard
+from tproxy.bridge.plan import Observed
 from tproxy.kernel.links import InnerLink, OuterLink
 from tproxy.model import (
     PORT_MAC,
