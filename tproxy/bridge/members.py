@@ -9,6 +9,8 @@ an address derived from the network, which stays until the bridge is taken down.
 loaded before there were members, or by another program; its network gets such a member too.
 """
 
+from __future__ import annotations
+
 import zlib
 from collections.abc import Iterable, Mapping
 

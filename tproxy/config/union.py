@@ -5,23 +5,28 @@ port for different services, the network that came first keeps it until its last
 decides that; ``Offer`` holds what one configuration file gives to any networks.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 
 from tproxy.config import resolver
 from tproxy.config.services import Config, NoAddress, Problem, choose, host_names
 from tproxy.errors import to_ascii
 from tproxy.model import Network, Service, ServiceMap
-from tproxy.typed import NamedTuple
+
+# The two classes are no named tuples, because each of those takes a hook longer to make.
 
 
-class Contradiction(NamedTuple):
-    """Two networks of a bridge that want one service port for different services."""
+class Contradiction:
+    """Two networks of a bridge that want one service port for different services.
 
-    port: int
-    holder: Network  # it keeps the port
-    kept: Service
-    other: Network
-    refused: Service
+    ``holder`` keeps the port for the service ``kept``; ``other`` is refused its service.
+    """
+
+    def __init__(self, holder: Network, kept: Service, other: Network, refused: Service) -> None:
+        self.port = kept.port
+        self.holder, self.kept = holder, kept
+        self.other, self.refused = other, refused
 
     def __str__(self) -> str:
         return (
@@ -31,12 +36,15 @@ class Contradiction(NamedTuple):
         )
 
 
-class Union(NamedTuple):
+class Union:
     """The services of a bridge, the problems of the file's entries for them, and the contradictions."""
 
-    services: dict[int, Service]
-    problems: list[Problem]
-    contradictions: list[Contradiction]
+    def __init__(
+        self, services: dict[int, Service], problems: list[Problem], contradictions: list[Contradiction]
+    ) -> None:
+        self.services = services
+        self.problems = problems
+        self.contradictions = contradictions
 
 
 def merge(
@@ -51,8 +59,7 @@ def merge(
             if port not in services:
                 holders[port], services[port] = network, service
             elif services[port] != service:
-                kept = services[port]
-                contradictions.append(Contradiction(port, holders[port], kept, network, service))
+                contradictions.append(Contradiction(holders[port], services[port], network, service))
     return services, contradictions
 
 

@@ -51,8 +51,10 @@ def test_other_options_are_a_contradiction() -> None:
     refused = kept._replace(connect_timeout=1.0)
     services, contradictions = merge([(BLUE, {80: kept}), (RED, {80: refused})])
     assert services == {80: kept}
-    assert contradictions == [Contradiction(80, BLUE, kept, RED, refused)]
-    assert "connect_timeout 1" in str(contradictions[0])
+    (found,) = contradictions
+    assert (found.port, found.holder, found.kept) == (80, BLUE, kept)
+    assert (found.other, found.refused) == (RED, refused)
+    assert "connect_timeout 1" in str(found)
 
 
 @given(offers)
@@ -111,5 +113,5 @@ def test_no_name_of_a_network_can_forge_a_line(loaded: Load) -> None:
     networks = [Network("a\nb"), Network("c\x1b[2J", "\n")]
     every = loaded("tproxy: [{service_port: 80, remote_addr: 10.0.0.1, remote_port: 1}]")
     services = Offer(every).union(networks).services
-    contradiction = Contradiction(80, networks[0], services[80], networks[1], services[80])
+    contradiction = Contradiction(networks[0], services[80], networks[1], services[80])
     assert str(contradiction).isprintable()
