@@ -37,14 +37,23 @@ class Contradiction:
 
 
 class Union:
-    """The services of a bridge, the problems of the file's entries for them, and the contradictions."""
+    """The services of a bridge, the problems of the file's entries for them, and the contradictions.
+
+    ``mixed`` says that at least one of the networks would have other services if it had the bridge alone.
+    """
 
     def __init__(
-        self, services: dict[int, Service], problems: list[Problem], contradictions: list[Contradiction]
+        self,
+        services: dict[int, Service],
+        problems: list[Problem],
+        contradictions: list[Contradiction],
+        *,
+        mixed: bool,
     ) -> None:
         self.services = services
         self.problems = problems
         self.contradictions = contradictions
+        self.mixed = mixed
 
 
 def merge(
@@ -98,7 +107,8 @@ class Offer:
             wanted.append((network, services))
             problems |= dict.fromkeys(said)
         services, contradictions = merge(wanted)
-        return Union(services, list(problems), contradictions)
+        mixed = any(each != services for _, each in wanted)
+        return Union(services, list(problems), contradictions, mixed=mixed)
 
     def _missing(self, networks: Iterable[Network]) -> list[str]:
         names = dict.fromkeys(name for each in networks for name in host_names(self.config, each))

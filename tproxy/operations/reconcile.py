@@ -93,12 +93,12 @@ def note_guest(bridge: str, network: Network, macs: frozenset[str]) -> None:
         if found is not None and found.members is not None:
             wanted = joined(bridge, found, network, macs)._replace(services=found.services)
             nftables.transaction(service_map.change_map(found, wanted))
-            warn_of_union(found, wanted.networks, Union(dict(found.services), [], []))
+            warn_of_union(found, wanted.networks, Union(dict(found.services), [], [], mixed=True))
 
 
 def warn_of_union(found: ServiceMap | None, networks: tuple[Network, ...], union: Union) -> None:
     """Log what it means that a bridge has several networks, when that differs from what was ``found``."""
-    if found is None or len(networks) < 2:
+    if found is None or not union.mixed:
         return
     if (
         found.networks == networks

@@ -94,6 +94,12 @@ def test_warnings_name_the_networks_and_the_port_once(bridge: Bridge) -> None:
     assert "port 80 leads to" in bridge.host.tproxy("refresh", "--config", FILE).stderr
 
 
+def test_networks_with_the_same_services_cause_no_warning(bridge: Bridge) -> None:
+    bridge.up("grey", ONE)
+    assert bridge.up("green", TWO).stderr == ""
+    assert bridge.networks() == ["grey", "green"]
+
+
 def test_the_first_network_keeps_the_port_until_its_last_guest_has_gone(bridge: Bridge) -> None:
     bridge.up("red", ONE)
     bridge.up("blue", TWO)
