@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from functools import partial
 
 from tproxy.bridge import nftables, service_map
 from tproxy.config import cache
@@ -83,17 +84,15 @@ def down(call: Call) -> tuple[list[str], frozenset[str]]:
     if call.dry_run:
         from tproxy.operations import preview
 
-        return preview.down(bridge, uplinks, force=call.force, macs=call.macs, offer=_offer(call))
-    guests = reconcile.down(bridge, uplinks, force=call.force, macs=call.macs, offer=_offer(call))
+        return preview.down(bridge, uplinks, partial(_offer, call), force=call.force, macs=call.macs)
+    guests = reconcile.down(bridge, uplinks, partial(_offer, call), force=call.force, macs=call.macs)
     if guests:
         log.info("%s", left_alone(bridge, guests))
     return [], guests
 
 
 def _offer(call: Call) -> Offer | None:
-    """The configuration for the guests that a ``down`` leaves; None when it is not needed, or broken."""
-    if not call.macs:
-        return None
+    """The configuration for the guests that a ``down`` leaves; None when it cannot be used."""
     try:
         return Offer(cache.load(required(call.config, os.environ), remember=False))
     except ConfigError as error:

@@ -6,6 +6,8 @@ that is running.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tproxy.bridge import nftables, plan, plumbing, service_map
 from tproxy.bridge.actions import CreateNamespace
 from tproxy.config.union import Offer
@@ -57,10 +59,10 @@ def up(
 def down(
     bridge: str,
     uplinks: frozenset[str],
+    offer: Callable[[], Offer | None],
     *,
     force: bool,
     macs: frozenset[str] = frozenset(),
-    offer: Offer | None = None,
 ) -> tuple[list[str], frozenset[str]]:
     """What ``reconcile.down`` would do, a line each, and the guests that would keep the bridge up."""
     names = BridgeNames(bridge)  # raises BadName
@@ -78,13 +80,16 @@ def down(
     return lines, frozenset()
 
 
-def _guest_gone(found: ServiceMap | None, macs: frozenset[str], offer: Offer | None) -> list[str]:
+def _guest_gone(
+    found: ServiceMap | None, macs: frozenset[str], offer: Callable[[], Offer | None]
+) -> list[str]:
     wanted = reconcile.remaining(found, macs)
     if found is None or wanted is None:
         return []
-    if offer is not None:
-        offer.look_up(wanted.networks)
-    wanted = reconcile.served(found, wanted, offer)
+    made = offer() if reconcile.loses_network(found, wanted) else None
+    if made is not None:
+        made.look_up(wanted.networks)
+        wanted = reconcile.served(found, wanted, made)
     known = Catalog()
     known.apply(found)
     return [f"load service map of {found.bridge}", *known.apply(wanted)]

@@ -206,18 +206,19 @@ def repair(
 def down(
     bridge: str,
     uplinks: frozenset[str],
+    offer: Callable[[], Offer | None],
     *,
     force: bool,
     macs: frozenset[str] = frozenset(),
-    offer: Offer | None = None,
 ) -> frozenset[str]:
     """Remove everything of ours from the bridge, which may be gone already.
 
     Returns the guests because of which that was not done: none if it was done. ``force`` ignores guests. With
     guests, those with these ``macs`` are members no more, and services that no network of the others offers
-    are removed. Without ``offer`` these services stay. Raises TproxyError.
+    are removed. ``offer`` returns the configuration for that; without one, services stay. Raises TproxyError.
     """
     check_interface_name(bridge)
+    made: Offer | None = None
     while True:
         with run_directory.lock():
             observed = _found(bridge, plumbing.observe)
@@ -227,11 +228,13 @@ def down(
                 _remove(bridge, observed)
                 break
             wanted = remaining(observed.map, macs)
-            if wanted is None or offer is None or offer.is_known(wanted.networks):
-                if observed.map is not None and wanted is not None:
-                    _let_go(observed.map, wanted, offer)
+            if observed.map is None or wanted is None:
                 return guests
-        offer.look_up(wanted.networks)
+            made = (made or offer()) if loses_network(observed.map, wanted) else None
+            if made is None or made.is_known(wanted.networks):
+                _let_go(observed.map, wanted, made)
+                return guests
+        made.look_up(wanted.networks)
     if left:
         log.warning("%s", left)
     return frozenset()
@@ -245,10 +248,13 @@ def remaining(found: ServiceMap | None, macs: frozenset[str]) -> ServiceMap | No
     return wanted._replace(network=wanted.networks[0])
 
 
-def served(found: ServiceMap, wanted: ServiceMap, offer: Offer | None) -> ServiceMap:
+def loses_network(found: ServiceMap, wanted: ServiceMap) -> bool:
+    """Whether the last guest of a network has gone, and a network is left."""
+    return bool(wanted.members) and found.networks != wanted.networks
+
+
+def served(found: ServiceMap, wanted: ServiceMap, offer: Offer) -> ServiceMap:
     """``wanted``, with the services that its networks have after others of ``found`` have gone."""
-    if offer is None or not wanted.members or found.networks == wanted.networks:
-        return wanted
     union = offer.union(wanted.networks, found)
     return service_map.storable(wanted._replace(services=union.services))
 
@@ -256,7 +262,7 @@ def served(found: ServiceMap, wanted: ServiceMap, offer: Offer | None) -> Servic
 def _let_go(found: ServiceMap, wanted: ServiceMap, offer: Offer | None) -> None:
     """Load the map of a bridge on which guests are left. The caller holds the lock. Raises TproxyError."""
     bridge = found.bridge
-    if offer is not None and found.networks != wanted.networks:
+    if offer is not None:
         wanted = served(found, wanted, offer)
         gone = ", ".join(in_words(each) for each in found.networks if each not in wanted.networks)
         log.info("bridge %s: the last guest of %s has gone", bridge, gone)

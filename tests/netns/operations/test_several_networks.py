@@ -168,6 +168,7 @@ def test_down_with_a_broken_file_leaves_the_services_until_the_next_up(bridge: B
     assert done.returncode == EXIT_IN_USE
     assert "no service of guests that are left is changed" in done.stderr
     assert bridge.services() == BOTH_BLUE_FIRST
+    assert "no service" not in bridge.down(ONE).stderr  # it needs no file
     bridge.host.write(FILE, CONFIG)
     bridge.up("red", TWO)
     assert bridge.services() == RED
