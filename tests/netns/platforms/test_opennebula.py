@@ -129,11 +129,14 @@ def test_a_reservation_shares_the_bridge_of_its_network(node: Node) -> None:
     """A VM has a card on each, and another VM one on the reservation. Cards are detached, and VMs end."""
     node.host.write(f"{REMOTES}/etc/vnm/OpenNebulaNetwork.conf", CONF + SHARED.replace("NETWORK", "blue"))
     before = node.state()
-    reserved = {"NETWORK": "blue-reserved", "NETWORK_ID": "7"}
-    node.pre(vm(nic(0), nic(1, **reserved)))
+
+    def reserved(number: int) -> str:
+        return nic(number, NETWORK="blue-reserved", NETWORK_ID="7")
+
+    node.pre(vm(nic(0), reserved(1)))
     first = node.boot("one")
-    node.post(vm(nic(0), nic(1, **reserved)))
-    second = vm(nic(2, **reserved))
+    node.post(vm(nic(0), reserved(1)))
+    second = vm(reserved(2))
     node.pre(second)
     guest = node.boot("two", address="10.0.0.6/24")
     node.post(second)
@@ -141,7 +144,7 @@ def test_a_reservation_shares_the_bridge_of_its_network(node: Node) -> None:
     members = node.host.run("nft", "list", "set", "ip", "one_tproxy", "gu_onebr0").stdout
     assert members.count('comment "id=0 network=blue"') == 1
     assert members.count('comment "id=7 network=blue-reserved order=2"') == 2
-    node.silent(node.hook("clean", vm(nic(0, attach=True), nic(1, **reserved)), "node1"))
+    node.silent(node.hook("clean", vm(nic(0, attach=True), reserved(1)), "node1"))
     services = node.host.run("nft", "list", "map", "ip", "one_tproxy", "ep_onebr0").stdout
     assert "5030 : " in services
     assert "5031 : " not in services
