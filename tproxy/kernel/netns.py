@@ -66,7 +66,7 @@ def names() -> list[str]:
     """All names in use, whether for a namespace or a stray file."""
     try:
         return os.listdir(DIRECTORY)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

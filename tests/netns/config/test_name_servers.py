@@ -75,17 +75,18 @@ def test_while_no_name_server_answers_no_network_gets_a_service_of_another(
     )
     own = f"- {{service_port: 5031, remote_addr: {ENDPOINT}, remote_port: 8080}}\n"
     host.write("/run/tproxy.yaml", f"tproxy:\n{entries}{own}")
-    host.run("sh", "-c", f"{UP} --network vnet1")
+    up = f"{UP} --mac 52:54:00:00:00:01"  # always the same guest, so its former network has none left
+    host.run("sh", "-c", f"{up} --network vnet1")
     guest = host.add_guest("guest", "br0")
     assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
     known_hosts.write_text("")
-    assert "entry skipped" in host.run("sh", "-c", f"{UP} --network {network}").stderr
+    assert "entry skipped" in host.run("sh", "-c", f"{up} --network {network}").stderr
     with pytest.raises(ProcessError, match="ECONNREFUSED"):
         guest.get(SERVICE_ADDRESS, 5030)
     assert guest.get(SERVICE_ADDRESS, 5031) == "hello"
 
     known_hosts.write_text(f"{ENDPOINT} other.example\n")
-    host.run("sh", "-c", f"{UP} --network {network}")
+    host.run("sh", "-c", f"{up} --network {network}")
     known_hosts.write_text("")
-    assert "as before" in host.run("sh", "-c", f"{UP} --network {network}").stderr
+    assert "as before" in host.run("sh", "-c", f"{up} --network {network}").stderr
     assert guest.get(SERVICE_ADDRESS, 5030) == "hello"

@@ -311,7 +311,9 @@ def test_a_reconnect_of_libvirts_daemon_repairs_what_is_missing(libvirt: Libvirt
     libvirt.guest("reconnect", running)
     assert_fetches(guest, "br0")
     libvirt.host.run("sh", "-c", "nft flush ruleset; ip link del br0b")
-    libvirt.guest("reconnect", running)
+    done = libvirt.call("qemu", "web", "reconnect", "begin", "-", xml=running)
+    assert done.returncode == 0
+    assert "maps and guards of br0 are restored" in done.stderr
     assert_fetches(guest, "br0")
 
 
