@@ -2,7 +2,7 @@
 
 A platform does not always call ``hook down``: a guest shuts down from inside, a migration fails after the
 target's hook ran, a host is not asked to clean up. Only what hooks made is looked for, see
-``reconcile.left_behind``.
+``removal.left_behind``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tproxy.config.watching import watched
 from tproxy.errors import BadName
 from tproxy.kernel import links, netns
 from tproxy.model import BridgeNames, check_interface_name
-from tproxy.operations import preview, reconcile
+from tproxy.operations import preview, removal
 from tproxy.process import run_directory
 
 
@@ -36,14 +36,14 @@ def look(bridge: str, bridges: tuple[WatchedBridge, ...], unused_for: float) -> 
     entry = watched(bridge, bridges)
     uplinks = links.real_names(entry.uplinks) if entry else frozenset()
     observed = plumbing.observe(bridge)
-    if not reconcile.left_behind(bridge, observed, uplinks, unused_for):
+    if not removal.left_behind(bridge, observed, uplinks, unused_for):
         return None
-    return Leftover(bridge, uplinks, preview.removal(bridge, observed))
+    return Leftover(bridge, uplinks, preview.removal_lines(bridge, observed))
 
 
 def remove(leftover: Leftover, unused_for: float) -> bool:
     """Remove it, if nobody needs it still; return whether it was removed."""
-    return reconcile.collect(leftover.bridge, leftover.uplinks, unused_for)
+    return removal.collect(leftover.bridge, leftover.uplinks, unused_for)
 
 
 def candidates() -> list[str]:

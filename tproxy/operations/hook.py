@@ -85,7 +85,9 @@ def down(call: Call) -> tuple[list[str], frozenset[str]]:
         from tproxy.operations import preview
 
         return preview.down(bridge, uplinks, partial(_offer, call), force=call.force, macs=call.macs)
-    guests = reconcile.down(bridge, uplinks, partial(_offer, call), force=call.force, macs=call.macs)
+    from tproxy.operations import removal  # `up` does not need it
+
+    guests = removal.down(bridge, uplinks, partial(_offer, call), force=call.force, macs=call.macs)
     if guests:
         log.info("%s", left_alone(bridge, guests))
     return [], guests

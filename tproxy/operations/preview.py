@@ -15,7 +15,7 @@ from tproxy.daemon import client, host_mounts
 from tproxy.daemon.catalog import Catalog
 from tproxy.log.lazy import logger
 from tproxy.model import DAEMON_TITLE, TABLE, BridgeNames, Network, ServiceMap, Settings
-from tproxy.operations import lost_table, reconcile
+from tproxy.operations import lost_table, reconcile, removal, steps
 from tproxy.process import table
 
 log = logger(__name__)
@@ -40,7 +40,7 @@ def up(
     reconcile.warn_of_union(observed.map, wanted.networks, union)
     wanted = service_map.storable(wanted._replace(services=union.services))
     actions = plan.up(wanted, observed, uplinks)
-    reconcile.require_host_mounts(actions)
+    steps.require_host_mounts(actions)
     lines = [*_others_restored(observed, bridge), *map(str, actions)]
     found = table.find()
     if not client.daemon_answers():
@@ -64,15 +64,15 @@ def down(
     force: bool,
     macs: frozenset[str] = frozenset(),
 ) -> tuple[list[str], frozenset[str]]:
-    """What ``reconcile.down`` would do, a line each, and the guests that would keep the bridge up."""
+    """What ``removal.down`` would do, a line each, and the guests that would keep the bridge up."""
     names = BridgeNames(bridge)  # raises BadName
     observed = plumbing.observe(bridge)
     guests = plan.guests(bridge, observed, uplinks)
     if guests and not force:
         return _guest_gone(observed.map, macs, offer), guests
-    if left := reconcile.kept(bridge, observed):
+    if left := removal.kept(bridge, observed):
         log.warning("%s", left)
-    lines = removal(bridge, observed)
+    lines = removal_lines(bridge, observed)
     if lines and not any(each.bridge != names.bridge for each in nftables.read_maps()):
         lines.append(f"delete those of the tables {TABLE} that are empty then")
         if client.daemon_answers():
@@ -83,13 +83,13 @@ def down(
 def _guest_gone(
     found: ServiceMap | None, macs: frozenset[str], offer: Callable[[], Offer | None]
 ) -> list[str]:
-    wanted = reconcile.remaining(found, macs)
+    wanted = removal.remaining(found, macs)
     if found is None or wanted is None:
         return []
-    made = offer() if reconcile.loses_network(found, wanted) else None
+    made = offer() if removal.loses_network(found, wanted) else None
     if made is not None:
         made.look_up(wanted.networks)
-        wanted = reconcile.served(found, wanted, made)
+        wanted = removal.served(found, wanted, made)
     known = Catalog()
     known.apply(found)
     return [f"load service map of {found.bridge}", *known.apply(wanted)]
@@ -102,10 +102,10 @@ def _others_restored(observed: plan.Observed, bridge: str) -> list[str]:
     return [f"restore service map and guards of {each}, as the daemon remembers them" for each in others]
 
 
-def removal(bridge: str, observed: plan.Observed) -> list[str]:
+def removal_lines(bridge: str, observed: plan.Observed) -> list[str]:
     """The actions that remove everything that the host has of a bridge, a line each. Raises KernelError."""
     host_mounts.require_reach()
-    serving, observed = observed.map is not None, reconcile.removable(bridge, observed)
+    serving, observed = observed.map is not None, removal.removable(bridge, observed)
     relays = [
         f"end relay {BridgeNames(bridge).relay_title}, process {relay.pid}"
         for name, relay in table.find().relays

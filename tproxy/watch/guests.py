@@ -24,7 +24,7 @@ from tproxy.kernel import kinds, links
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.log import output
 from tproxy.model import BridgeNames, Network, ServiceMap, Settings
-from tproxy.operations import reconcile
+from tproxy.operations import reconcile, removal
 from tproxy.process import run_directory
 from tproxy.watch import reload
 from tproxy.watch.reload import Action, Said
@@ -148,7 +148,7 @@ class GuestFollower:
         entry = watched(bridge, self._config.bridges)
         uplinks = links.real_names(entry.uplinks) if entry else frozenset()
         seconds = grace(entry, self._config, exists=links.is_bridge(bridge))
-        if reconcile.collect(bridge, uplinks, seconds):
+        if removal.collect(bridge, uplinks, seconds):
             log.info("bridge %s had no guest for %g s: taken down", bridge, seconds)
         else:
             self.look([bridge])  # a guest has come, or a hook was called for a guest that has not come yet

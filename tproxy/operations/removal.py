@@ -1,0 +1,156 @@
+"""Takes a bridge down: all of it, or the services of a network whose last guest has gone.
+
+A hook that brings a bridge up does not load this module. As in ``reconcile``, each operation holds the host's
+lock, and may be killed at any point: the next run completes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tproxy.bridge import guards, members, nftables, plan, plumbing, service_map
+from tproxy.config.union import Offer, in_words
+from tproxy.daemon import host_mounts
+from tproxy.log.lazy import logger
+from tproxy.model import BridgeNames, ServiceMap, check_interface_name
+from tproxy.operations import lost_table, steps
+from tproxy.process import run_directory, table
+from tproxy.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tproxy.bridge.actions import Action
+
+log = logger(__name__)
+
+
+def down(
+    bridge: str,
+    uplinks: frozenset[str],
+    offer: Callable[[], Offer | None],
+    *,
+    force: bool,
+    macs: frozenset[str] = frozenset(),
+) -> frozenset[str]:
+    """Remove everything of ours from the bridge, which may be gone already.
+
+    Returns the guests because of which that was not done: none if it was done. ``force`` ignores guests. With
+    guests, those with these ``macs`` are members no more, and services that no network of the others offers
+    are removed. ``offer`` returns the configuration for that; without one, services stay. Raises TproxyError.
+    """
+    check_interface_name(bridge)
+    made: Offer | None = None
+    while True:
+        with run_directory.lock():
+            observed = steps.found(bridge, plumbing.observe)
+            guests = plan.guests(bridge, observed, uplinks)
+            if not guests or force:
+                left = kept(bridge, observed)
+                remove(bridge, observed)
+                break
+            wanted = remaining(observed.map, macs)
+            if observed.map is None or wanted is None:
+                return guests
+            made = (made or offer()) if loses_network(observed.map, wanted) else None
+            if made is None or made.is_known(wanted.networks):
+                _let_go(observed.map, wanted, made)
+                return guests
+        made.look_up(wanted.networks)
+    if left:
+        log.warning("%s", left)
+    return frozenset()
+
+
+def remaining(found: ServiceMap | None, macs: frozenset[str]) -> ServiceMap | None:
+    """The map after the guests with these MACs have gone, with its services; None when nothing changes."""
+    if found is None or found.members is None or macs.isdisjoint(found.members):
+        return None
+    wanted = found._replace(members=members.leave(found, macs))
+    return wanted._replace(network=wanted.networks[0])
+
+
+def loses_network(found: ServiceMap, wanted: ServiceMap) -> bool:
+    """Whether the last guest of a network has gone, and a network is left."""
+    return bool(wanted.members) and found.networks != wanted.networks
+
+
+def served(found: ServiceMap, wanted: ServiceMap, offer: Offer) -> ServiceMap:
+    """``wanted``, with the services that its networks have after others of ``found`` have gone."""
+    union = offer.union(wanted.networks, found)
+    return service_map.storable(wanted._replace(services=union.services))
+
+
+def _let_go(found: ServiceMap, wanted: ServiceMap, offer: Offer | None) -> None:
+    """Load the map of a bridge on which guests are left. The caller holds the lock. Raises TproxyError."""
+    bridge = found.bridge
+    if offer is not None:
+        wanted = served(found, wanted, offer)
+        gone = ", ".join(in_words(each) for each in found.networks if each not in wanted.networks)
+        log.info("bridge %s: the last guest of %s has gone", bridge, gone)
+    nftables.transaction(service_map.change_map(found, wanted))
+    steps.apply_or_queue(bridge)
+
+
+def collect(bridge: str, uplinks: frozenset[str], unused_for: float) -> bool:
+    """Remove everything of ours from a bridge that nobody needs; return whether that was so.
+
+    ``unused_for`` is in seconds. A bridge that a hook wanted since is left alone, because the guest for which
+    the hook was called may not have started yet. Raises TproxyError.
+    """
+    with run_directory.lock():
+        observed = plumbing.observe(bridge)
+        if not left_behind(bridge, observed, uplinks, unused_for):
+            return False
+        remove(bridge, observed)
+    return True
+
+
+def left_behind(bridge: str, observed: plan.Observed, uplinks: frozenset[str], unused_for: float) -> bool:
+    """Whether a hook built what the bridge has, no guest is attached, and no hook wanted it recently."""
+    used = run_directory.last_use(bridge)
+    guard = observed.guard
+    ours = _hooked(bridge, observed) or (observed.namespace and observed.name_ours)
+    named = guard.named_uplinks if guard else frozenset()
+    guests = plan.guests(bridge, observed, uplinks | named | observed.recognised_uplinks)
+    # A time in the future was noted before the last boot, or by an older version.
+    return ours and not guests and (used is None or not 0 <= used < unused_for)
+
+
+def removable(bridge: str, observed: plan.Observed) -> plan.Observed:
+    """What was observed, without a service map that no hook made or used: it is another program's."""
+    return observed if _hooked(bridge, observed) else observed._replace(map=None)
+
+
+def kept(bridge: str, observed: plan.Observed) -> str:
+    """The line that says what ``down`` leaves, because another program made it; "" when it leaves nothing."""
+    words = plan.kept(bridge, observed)
+    if observed.map is not None and not _hooked(bridge, observed):
+        words.append(f"map {BridgeNames(bridge).map}")
+    return f"bridge {bridge}: tproxy did not make {', '.join(words)}: left alone" if words else ""
+
+
+def remove(bridge: str, observed: plan.Observed) -> None:
+    """Remove everything of ours from the bridge. The caller holds the lock. Raises TproxyError."""
+    host_mounts.require_reach()
+    hooked, serving = _hooked(bridge, observed), observed.map is not None
+    observed = removable(bridge, observed)
+    serving &= observed.map is None  # another program's map goes on
+
+    def unload(now: plan.Observed) -> list[Action]:
+        there = observed._replace(map=observed.map and now.map, guard=observed.guard and now.guard)
+        return plan.unload(bridge, there)
+
+    steps.carry_out(bridge, observed, unload)
+    # A table that is gone would mean that somebody flushed all of nftables (lost_table).
+    if hooked and set(lost_table.served()) <= {bridge}:
+        nftables.delete_empty_tables()
+    steps.apply_or_queue(bridge)
+    if not serving:
+        table.end_relay(bridge)  # a crashed daemon may have left one that the new daemon does not know
+    plumbing.carry_out(plan.dismantle(bridge, observed))
+    run_directory.forget_use(bridge)
+
+
+def _hooked(bridge: str, observed: plan.Observed) -> bool:
+    """Whether a hook made or used what the bridge has, and no hook took it down since."""
+    guard = observed.guard
+    return run_directory.last_use(bridge) is not None or (guard is not None and bool(guard.own(guards.VETHS)))
