@@ -2,8 +2,8 @@
 
 To type checkers these names are those of ``typing``. At run time only the names and defaults of a named
 tuple's fields matter. ``collections.namedtuple`` would do, but it compiles code for each class: for the two
-dozen classes of a warm hook that was 4 % of its instructions. From Python 3.14 on, a class has its annotations
-only when they are evaluated, so there these names are ``typing``'s at run time too.
+dozen classes of a warm hook that was 4 % of its instructions. From Python 3.14 on, a class has its
+annotations only when they are evaluated, so there these names are ``typing``'s at run time too.
 """
 
 import sys
