@@ -16,11 +16,13 @@ from contextlib import contextmanager
 
 from tproxy.errors import KernelError
 from tproxy.kernel import netns, rtnetlink
-from tproxy.model import PORT_MAC, SERVICE_ADDRESS
+from tproxy.model import PORT_MAC, SERVICE_ADDRESS, SERVICE_MAC
 from tproxy.typed import Any, NamedTuple
 
 _SYS = "/sys/class/net"
 SYSCTL = "/proc/sys/net"
+
+_NUD_NOARP, _NTF_MASTER, _NTF_STICKY = 0x40, 0x04, 0x40  # <linux/neighbour.h>: static, in the bridge, stays
 
 _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B  # <linux/sockios.h>
 
@@ -224,6 +226,10 @@ def attach(name: str, bridge: str, mtu: int) -> None:
         rtnl.link("set", index=index, mtu=mtu)
         rtnl.link("set", index=index, master=master)
         rtnl.link("set", index=index, state="up")
+        # So the bridge learns our MAC at no other port. Guards cannot keep it from that: it learns the sources
+        # of LLDP frames, and of others that bridges do not forward, before nftables sees them.
+        flags, state = _NTF_MASTER | _NTF_STICKY, _NUD_NOARP
+        rtnl.fdb("replace", ifindex=index, lladdr=SERVICE_MAC, flags=flags, state=state)
 
 
 def configure(name: str, mac: str, mtu: int) -> None:

@@ -229,6 +229,19 @@ def test_nobody_can_claim_the_service_behind_priority_tags(net: Net, tags: int) 
     assert sniffer.seen(net.other) == []
 
 
+@pytest.mark.parametrize("group", ["01:80:c2:00:00:0e", "01:80:c2:00:00:03"], ids=["LLDP", "802.1X"])
+def test_frames_that_no_bridge_forwards_do_not_lead_guests_away_from_the_service(
+    net: Net, group: str
+) -> None:
+    """The bridge takes them for itself before any guard sees them, and learns their source."""
+    assert net.guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    send(net.other, hexmac(group) + hexmac(SERVICE_MAC) + "88cc" + "00" * 46)
+    Sniffer(net.guest).seen(net.other)  # that frame has been handled
+    entries = net.host.run("bridge", "fdb", "show", "br", "br0").stdout
+    assert f"{SERVICE_MAC} dev {net.other.port} " not in entries
+    assert net.guest.get(SERVICE_ADDRESS, 5030) == "hello"
+
+
 def test_without_guards_the_sniffer_sees_the_forged_frames(net: Net) -> None:
     net.host.run("nft", "delete", "table", "bridge", "one_tproxy")
     sniffer = Sniffer(net.guest)
