@@ -226,8 +226,8 @@ def attach(name: str, bridge: str, mtu: int) -> None:
         rtnl.link("set", index=index, mtu=mtu)
         rtnl.link("set", index=index, master=master)
         rtnl.link("set", index=index, state="up")
-        # So the bridge learns our MAC at no other port. Guards cannot keep it from that: it learns the sources
-        # of LLDP frames, and of others that bridges do not forward, before nftables sees them.
+        # So the bridge learns our MAC at no other port. Guards cannot keep it from that: before nftables sees
+        # them, the sources of frames are learnt that no bridge forwards, such as LLDP.
         flags, state = _NTF_MASTER | _NTF_STICKY, _NUD_NOARP
         rtnl.fdb("replace", ifindex=index, lladdr=SERVICE_MAC, flags=flags, state=state)
 
