@@ -115,8 +115,9 @@ USED = {
     "everything by hand": (
         "map `ep_<bridge>`",
         NAMESPACE + PAIR + ADDRESS + MAP,
-        "link br0b, namespace one_tproxy_br0",
+        "link br0b, namespace one_tproxy_br0, map ep_br0",
     ),
+    "a map": ("map `ep_<bridge>`", MAP, "map ep_br0"),
     "a namespace": ("namespace `one_tproxy_<bridge>`", NAMESPACE, "namespace one_tproxy_br0"),
     "a chain": ("chain `ch_<bridge>`", CHAIN, "chain ch_br0"),
 }
@@ -213,17 +214,37 @@ def test_up_uses_and_down_leaves_what_another_program_made(host: Hypervisor, cas
     numbers = "cat /sys/class/net/br0b/ifindex || true; stat -Lc %i /run/netns/one_tproxy_br0 || true"
     before = shell(host, numbers).splitlines()
     guest = host.add_guest("guest", "br0")
-    hook(host)
+    hook(host, "br0", "--network", "vnet1", "--mac", "02:00:00:00:00:01")
     assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
     assert_as_specified(host, "br0")
     assert {*before} <= {*shell(host, numbers).splitlines()}
     assert call(host, "up", "--dry-run").stdout == ""
     done = call(host, "down", "--force")
     assert (done.returncode, done.stderr) == (0, LEFT.format(left))
-    assert host.tproxy("status").stdout == ""
     assert shell(host, numbers).splitlines() == before
+    assert call(host, "down", "--force").stderr == LEFT.format(left)
+    if "map" in left:
+        listed = shell(host, "nft list table ip one_tproxy")
+        assert f"5030 : {ENDPOINT} . 8080" in listed
+        assert "comment" not in listed
+        assert "gu_br0" not in listed
+    else:
+        assert host.tproxy("status").stdout == ""
+    if "map" in left and "namespace" in left:  # as before the hook came
+        assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
+    else:
+        assert "one_tproxy_br0" not in host.tproxy("status").stdout
     if "chain" in left:
         assert "arp daddr ip 169.254.16.9 oifname" in shell(host, "nft list chain bridge one_tproxy ch_br0")
+
+
+def test_a_map_that_a_hook_had_to_make_again_is_ours(host: Hypervisor) -> None:
+    shell(host, MAP)
+    hook(host)
+    shell(host, "nft delete map ip one_tproxy ep_br0")
+    hook(host)
+    assert (call(host, "down").stderr, host.tproxy("status").stdout) == ("", "")
+    assert "one_tproxy" not in shell(host, "nft list tables")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
-from tproxy.bridge import members, nftables, plan, plumbing, port_state, service_map
+from tproxy.bridge import guards, members, nftables, plan, plumbing, port_state, service_map
 from tproxy.config.union import Offer, Union, in_words
 from tproxy.daemon import client
 from tproxy.errors import TproxyError
@@ -61,7 +61,7 @@ def up(
                     log.warning("%s", problem.at(offer.config.path))
                 warn_of_union(before.map, wanted.networks, union)
                 first = run_directory.last_use(bridge) is None
-                run_directory.note_use(bridge)
+                run_directory.note_use(bridge, map_stays=_map_stays(before, first=first))
                 try:
                     _reconcile(wanted._replace(services=union.services), before, uplinks, settings, lock)
                 except TproxyError:
@@ -70,6 +70,13 @@ def up(
                     raise
         if not looked_up:  # only here: a silent name server must not make other hooks wait for the lock
             offer.look_up(wanted.networks)
+
+
+def _map_stays(before: plan.Observed, *, first: bool) -> bool | None:
+    """Whether another program made the map that this hook found; None if an earlier hook noted that."""
+    if before.map is None:
+        return False
+    return not (before.guard and before.guard.own(guards.VETHS)) if first else None
 
 
 def joined(

@@ -7,12 +7,14 @@ lock, and may be killed at any point: the next run completes it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from tproxy.bridge import guards, members, nftables, plan, plumbing, service_map
 from tproxy.config.union import Offer, in_words
 from tproxy.daemon import host_mounts
+from tproxy.errors import ProcessError
 from tproxy.log.lazy import logger
-from tproxy.model import BridgeNames, ServiceMap, check_interface_name
+from tproxy.model import BridgeNames, Network, ServiceMap, check_interface_name
 from tproxy.operations import lost_table, steps
 from tproxy.process import run_directory, table
 from tproxy.typed import TYPE_CHECKING
@@ -116,14 +118,14 @@ def left_behind(bridge: str, observed: plan.Observed, uplinks: frozenset[str], u
 
 
 def removable(bridge: str, observed: plan.Observed) -> plan.Observed:
-    """What was observed, without a service map that no hook made or used: it is another program's."""
-    return observed if _hooked(bridge, observed) else observed._replace(map=None)
+    """What was observed, without a service map that no hook made: it is another program's."""
+    return observed if _made_map(bridge, observed) else observed._replace(map=None)
 
 
 def kept(bridge: str, observed: plan.Observed) -> str:
     """The line that says what ``down`` leaves, because another program made it; "" when it leaves nothing."""
     words = plan.kept(bridge, observed)
-    if observed.map is not None and not _hooked(bridge, observed):
+    if observed.map is not None and not _made_map(bridge, observed):
         words.append(f"map {BridgeNames(bridge).map}")
     return f"bridge {bridge}: tproxy did not make {', '.join(words)}: left alone" if words else ""
 
@@ -131,23 +133,36 @@ def kept(bridge: str, observed: plan.Observed) -> str:
 def remove(bridge: str, observed: plan.Observed) -> None:
     """Remove everything of ours from the bridge. The caller holds the lock. Raises TproxyError."""
     host_mounts.require_reach()
-    hooked, serving = _hooked(bridge, observed), observed.map is not None
+    hooked, found = _hooked(bridge, observed), observed.map
     observed = removable(bridge, observed)
-    serving &= observed.map is None  # another program's map goes on
+    stays = found if observed.map is None else None  # another program's map
 
     def unload(now: plan.Observed) -> list[Action]:
         there = observed._replace(map=observed.map and now.map, guard=observed.guard and now.guard)
         return plan.unload(bridge, there)
 
+    if stays is not None and hooked:  # it goes on with the services that it has, and no word of ours
+        own = stays._replace(network=Network(), members=None)
+        nftables.transaction(service_map.change_map(stays, own))
     steps.carry_out(bridge, observed, unload)
     # A table that is gone would mean that somebody flushed all of nftables (lost_table).
     if hooked and set(lost_table.served()) <= {bridge}:
         nftables.delete_empty_tables()
-    steps.apply_or_queue(bridge)
-    if not serving:
+    if stays is None:
+        steps.apply_or_queue(bridge)
         table.end_relay(bridge)  # a crashed daemon may have left one that the new daemon does not know
     plumbing.carry_out(plan.dismantle(bridge, observed))
+    if stays is not None:
+        with suppress(ProcessError):  # its namespace may have been ours
+            steps.apply_or_queue(bridge)
+        if observed.name_taken and observed.name_ours:
+            table.end_relay(bridge)
     run_directory.forget_use(bridge)
+
+
+def _made_map(bridge: str, observed: plan.Observed) -> bool:
+    """Whether a hook made the service map."""
+    return _hooked(bridge, observed) and not run_directory.map_stays(bridge)
 
 
 def _hooked(bridge: str, observed: plan.Observed) -> bool:

@@ -33,13 +33,25 @@ def prepare() -> str:
     return path
 
 
-def note_use(bridge: str) -> None:
-    """Note that a hook brought the bridge up just now: its guest may be about to start."""
+_MAP_STAYS = b"map stays\n"
+
+
+def note_use(bridge: str, *, map_stays: bool | None = None) -> None:
+    """Note that a hook brought the bridge up just now: its guest may be about to start.
+
+    ``map_stays`` says whether another program made the service map; None leaves that as it was noted.
+    """
     with suppress(OSError, KernelError):  # the hook works without the note
         folder = f"{prepare()}/used"
         _make(folder)
         path = f"{folder}/{bridge}"
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        truncate = 0 if map_stays is None else os.O_TRUNC
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | truncate, 0o600)
+        try:
+            if map_stays:
+                os.write(fd, _MAP_STAYS)
+        finally:
+            os.close(fd)
         os.utime(path, (_now(), _now()))
 
 
@@ -49,6 +61,15 @@ def last_use(bridge: str) -> float | None:
         return _now() - os.stat(f"{directory()}/used/{bridge}").st_mtime
     except FileNotFoundError:
         return None
+
+
+def map_stays(bridge: str) -> bool:
+    """Whether another program had made the bridge's service map before the first hook."""
+    try:
+        with open(f"{directory()}/used/{bridge}", "rb") as file:
+            return file.read() == _MAP_STAYS
+    except FileNotFoundError:
+        return False
 
 
 def _now() -> float:
