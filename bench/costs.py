@@ -72,7 +72,7 @@ def memory(host: Hypervisor, pids: Iterable[int]) -> Memory:
 
 
 def inside(host: Hypervisor, pids: Iterable[int], namespace: str) -> list[int]:
-    """Those of the processes that run in the named network namespace."""
+    """Return those of ``pids`` that run in the named network namespace."""
     wanted = host.path(f"/run/netns/{namespace}").stat().st_ino
     found = []
     for pid in pids:

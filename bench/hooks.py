@@ -152,7 +152,7 @@ def build_script(host: Hypervisor) -> Bridge:
 
 
 def build_script_at_once(host: Hypervisor) -> Bridge:
-    """As ``build_script``, with one nft transaction that loads what `hook up` does, all guards included."""
+    """Return ``build_script`` with an nft transaction that loads the same map and guards as `hook up`."""
     with Hypervisor() as other:
         build_tproxy(other)
         tables = other.run("nft", "list", "ruleset").stdout

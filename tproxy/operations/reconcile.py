@@ -229,7 +229,7 @@ def _reconcile(
         client.ensure_daemon(settings, lock)
         steps.apply(bridge, settings)
     except TproxyError as error:
-        log.error("bridge %s cannot be brought up, the changes are undone: %s", bridge, error)
+        log.error("bridge %s cannot be brought up, and stays as it was: %s", bridge, error)
         _undo(bridge, before)
         raise
     _warn_of_obstacles(bridge)
