@@ -194,11 +194,13 @@ class Settings(NamedTuple):
     """Settings of the processes that are not in the maps. None leaves a setting as it is.
 
     A new daemon takes the default for None. ``log_level`` is a level of ``logging``. ``watch_file`` is the
-    configuration file for which the daemon keeps a watcher; "" means no watcher.
+    configuration file for which the daemon keeps a watcher; "" means no watcher. ``workers`` is the number of
+    processes that move bytes; 0 means that the daemon decides by the number of cores.
     """
 
     log_level: int | None = None
     watch_file: str | None = None
+    workers: int | None = None
 
 
 class Member(NamedTuple):

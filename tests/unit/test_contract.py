@@ -180,6 +180,7 @@ CASES: dict[str, list[tuple[str, Said | None]]] = {
         (f"{key}: nonsense\n{entries(GOOD)}", Said(FIRST, 1))
         for key in ("tproxy_debug_level", "tproxy_watch", "tproxy_watch_grace")
     ],
+    "`tproxy_workers` that cannot be used": [(f"tproxy_workers: nonsense\n{entries(GOOD)}", Said(FIRST, 1))],
     "merge key that cannot be followed: "
     "twice in one mapping, in quotes, of something that is no mapping, of itself": [
         (BASE + entries("<<: *b, <<: *b", OTHER), SKIPPED),

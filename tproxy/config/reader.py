@@ -31,7 +31,14 @@ MAX_NODES = 200_000
 MAX_DEPTH = 50  # libyaml's composer recurses on the C stack: some 10,000 levels crash the process
 
 _LOG_LEVELS = {"0": logging.ERROR, "1": logging.WARNING, "2": logging.INFO, "3": logging.DEBUG}
-_FILE_KEYS = ("tproxy", "tproxy_debug_level", "tproxy_watch", "tproxy_watch_grace", "tproxy_bridges")
+_FILE_KEYS = (
+    "tproxy",
+    "tproxy_debug_level",
+    "tproxy_workers",
+    "tproxy_watch",
+    "tproxy_watch_grace",
+    "tproxy_bridges",
+)
 _REQUIRED = ("remote_addr", "remote_port")
 # Keys of an entry that are at the top level when they are not indented. "name" can be another program's.
 _MISPLACED = values.ENTRY.keys() - {"name"}
@@ -75,6 +82,7 @@ class _Reader:
         ]
         watch = self._option(ours, "tproxy_watch", values.flag, default=False)
         grace = self._option(ours, "tproxy_watch_grace", values.grace, default=DEFAULT_WATCH_GRACE)
+        workers = self._workers(ours)
         return Config(
             self._path,
             level,
@@ -84,6 +92,7 @@ class _Reader:
             watch,
             grace,
             "tproxy" not in ours,
+            workers,
         )
 
     def _error(self, reason: str, line: int | None = None) -> ConfigError:
@@ -173,6 +182,16 @@ class _Reader:
         except Unusable as problem:
             self._warn(field.node, f"{field.shown()} {problem}: ignored")
             return default
+
+    def _workers(self, ours: Mapping[str, Field]) -> int | None:
+        field = ours.get("tproxy_workers")
+        if field is None or field.node.tag == values.NULL:
+            return 0
+        try:
+            return values.workers(field.node)
+        except Unusable as problem:
+            self._warn(field.node, f"{field.shown()} {problem}: the number of workers stays as it is")
+            return None
 
     def _list(self, ours: Mapping[str, Field], key: str) -> list[yaml.Node]:
         field = ours.get(key)

@@ -65,10 +65,11 @@ class Config(NamedTuple):
     watch: bool = False  # whether the daemon keeps a watcher
     watch_grace: float = DEFAULT_WATCH_GRACE  # seconds
     silent: bool = False  # the file has no key "tproxy" at all: the services may be in another file
+    workers: int | None = 0  # 0: by the number of cores. None: unusable, so that a daemon keeps what it has
 
     @property
     def settings(self) -> Settings:
-        return Settings(self.log_level, self.watch_file)
+        return Settings(self.log_level, self.watch_file, self.workers)
 
     @property
     def watch_file(self) -> str:

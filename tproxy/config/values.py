@@ -21,6 +21,7 @@ MAX_CONNECT_TIMEOUT = 300  # seconds; arbitrary, a guest's own connect() gives u
 # take three bytes. A longer name would be missing from the map.
 MAX_NAME = 32
 MAX_WATCH_GRACE = 86400  # seconds; arbitrary
+MAX_WORKERS = 64  # processes; arbitrary, far more than a hypervisor can spare cores for them
 
 STR, INT, FLOAT, BOOL, NULL, MERGE = (
     f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "merge")
@@ -118,6 +119,16 @@ def flag(node: yaml.Node) -> bool:
     if text not in ("true", "false"):
         raise Unusable("is not true or false")
     return text == "true"
+
+
+def workers(node: yaml.Node) -> int:
+    """Return a number of workers; 0 for ``auto``."""
+    text = written(node, INT, STR)
+    if text == "auto":
+        return 0
+    if len(text) > 2 or not re.fullmatch(_DECIMAL, text) or not 1 <= int(text) <= MAX_WORKERS:
+        raise Unusable(f"is not auto, or a number of 1 to {MAX_WORKERS}")
+    return int(text)
 
 
 def grace(node: yaml.Node) -> float:

@@ -96,6 +96,8 @@ def apply(bridges: list[str] | None, settings: Settings, *, reopen_logs: bool = 
         request["log_level"] = settings.log_level
     if settings.watch_file is not None:
         request["watch"] = settings.watch_file
+    if settings.workers is not None:
+        request["workers"] = settings.workers
     answer = ask(request, ANSWER_TIMEOUT)
     if answer["ending"]:
         from tproxy.process.table import find, terminate

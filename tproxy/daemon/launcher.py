@@ -45,7 +45,8 @@ def launch(settings: Settings, lock: Lock, *, replace: bool) -> None:
 
 def arguments(settings: Settings) -> list[str]:
     """Return the options that tell a daemon its settings."""
-    return ["--log-level", str(settings.log_level or DEFAULT_LEVEL), "--watch", settings.watch_file or ""]
+    level, watch_file = settings.log_level or DEFAULT_LEVEL, settings.watch_file or ""
+    return ["--log-level", str(level), "--watch", watch_file, "--workers", str(settings.workers or 0)]
 
 
 def expect_ready(reader: int) -> None:

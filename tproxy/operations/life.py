@@ -115,7 +115,8 @@ def settings_from(read: Config | None) -> Settings:
     ``read`` is the configuration from the usual place, None when there is none, or it cannot be used. Hooks
     may be given a file of their own, so the file that wants a watcher can be another one.
     """
-    return Settings(read.log_level if read is not None else None, _watch_file(read))
+    known = read.settings if read is not None else Settings()
+    return known._replace(watch_file=_watch_file(read))
 
 
 def _watch_file(read: Config | None) -> str | None:

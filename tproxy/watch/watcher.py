@@ -87,7 +87,8 @@ class Watcher:
 
     def _settings(self) -> Settings:
         """Return the settings for a new daemon, which keeps a watcher if the daemon before did."""
-        return self._config.settings if self._kept_by is not None else Settings(self._config.log_level)
+        settings = self._config.settings
+        return settings if self._kept_by is not None else settings._replace(watch_file=None)
 
     def _look_at_all(self) -> None:
         self._guests.look_at_all()

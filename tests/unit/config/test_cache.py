@@ -17,6 +17,7 @@ from tproxy.process import run_directory
 
 TEXT = """
 tproxy_debug_level: 3
+tproxy_workers: 3
 tproxy_watch: true
 tproxy_watch_grace: 2.5
 tproxy_bridges:

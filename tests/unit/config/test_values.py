@@ -262,3 +262,25 @@ def test_any_other_log_level_is_a_warning_and_the_default(loaded: Load, level: s
     assert found.log_level == logging.INFO
     (warning,) = said(found)
     assert "tproxy.yaml:2: tproxy_debug_level " in warning
+
+
+@pytest.mark.parametrize(
+    ("written", "number"), [("auto", 0), ("'auto'", 0), ("1", 1), ("64", 64), ("'8'", 8), ("", 0)]
+)
+def test_the_number_of_workers_is_auto_or_1_to_64(loaded: Load, written: str, number: int) -> None:
+    found = loaded(f":tproxy_workers: {written}\n")
+    assert (found.workers, found.settings.workers, found.warnings) == (number, number, ())
+
+
+@pytest.mark.parametrize(
+    "written", ["0", "65", "-1", "1.5", "08", "Auto", "true", "[2]", "1_0", "99999999999"]
+)
+def test_a_bad_number_of_workers_leaves_the_workers_as_they_are(loaded: Load, written: str) -> None:
+    found = loaded(f"tproxy_debug_level: 3\ntproxy_workers: {written}\n")
+    (warning,) = found.warnings
+    value = "(a list)" if written == "[2]" else repr(written)
+    assert warning.at("f") == (
+        f"f:2: tproxy_workers {value} is not auto, or a number of 1 to 64: "
+        "the number of workers stays as it is"
+    )
+    assert (found.settings.workers, found.settings.log_level) == (None, logging.DEBUG)

@@ -16,10 +16,11 @@ import pytest
 
 from tests.unit.sockets import descriptors, run_until
 from tproxy.daemon import client
-from tproxy.daemon.client import SOCKET, Json, ask
+from tproxy.daemon.client import SOCKET, Json, apply, ask
 from tproxy.daemon.server import MAX_REQUEST, Client, Server
 from tproxy.errors import ProcessError, ProtocolError
 from tproxy.kernel.loop import Loop
+from tproxy.model import Settings
 from tproxy.process import run_directory
 
 PATIENCE = 20.0
@@ -261,3 +262,19 @@ def test_asking_raises_when_the_answer_is_incomplete(tmp_path: Path) -> None:
             sock.send(b'{"bridges": {"br')
         asking.join(PATIENCE)
     assert asking.error.startswith("the daemon ended before it answered")
+
+
+@pytest.mark.parametrize("workers", [None, 0, 3])
+def test_only_settings_that_are_known_are_part_of_a_request(tmp_path: Path, workers: int | None) -> None:
+    requests: list[Json] = []
+
+    def take(request: Json, client: Client) -> None:
+        requests.append(request)
+        client.answer({"ending": False, "problems": []})
+
+    with serving(tmp_path, take) as loop:
+        applying = threading.Thread(target=apply, args=(["br0"], Settings(workers=workers)), daemon=True)
+        applying.start()
+        run_until(loop, lambda: not applying.is_alive())
+    expected = {"op": "apply", "reopen_logs": False, "bridges": ["br0"]}
+    assert requests == [expected if workers is None else {**expected, "workers": workers}]

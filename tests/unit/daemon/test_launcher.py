@@ -39,3 +39,9 @@ def test_a_daemon_that_does_not_start_is_an_error_and_leaves_no_process(
     lock.release()
     pid = (tmp_path / "pid").read_text().strip()
     assert not Path("/proc", pid).exists()
+
+
+@pytest.mark.parametrize(("workers", "told"), [(None, "0"), (0, "0"), (3, "3")])
+def test_a_daemon_is_told_how_many_workers_to_have(workers: int | None, told: str) -> None:
+    options = launcher.arguments(Settings(workers=workers))
+    assert options[options.index("--workers") + 1] == told
