@@ -1,4 +1,4 @@
-# All commands of this checkout: make venv | demo | test | test-vm | bench | lint | clean
+# All commands of this checkout: make venv | demo | test | test-vm | bench | bench-workers | lint | clean
 
 # Tests that run at the same time. They wait for processes and the kernel more than they compute, so this is
 # more than there are cores.
@@ -38,12 +38,23 @@ test-vm:
 	@.ci/setup vm
 	.venv/bin/python -m pytest -n 2 --maxschedchunk=1 -rs $(VM_TESTS)
 
+# Options of the benchmark. BASE=path compares with tproxy of another checkout as well, which runs with its own
+# virtual environment when it has one.
+BENCH ?=
+BENCH_OPTIONS = $(if $(BASE),--base $(BASE)) $(BENCH)
+
 # Users have bytecode, because pip writes it. Here an environment variable may keep Python from writing it.
 .PHONY: bench
 bench:
 	@.ci/setup bench
 	.venv/bin/python -m compileall -q tproxy
-	.venv/bin/python -m bench $(BENCH)
+	.venv/bin/python -m bench $(BENCH_OPTIONS)
+
+.PHONY: bench-workers
+bench-workers:
+	@.ci/setup bench
+	.venv/bin/python -m compileall -q tproxy
+	.venv/bin/python -m bench.workers $(BENCH_OPTIONS)
 
 .PHONY: lint
 lint: venv

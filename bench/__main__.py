@@ -1,4 +1,4 @@
-"""The benchmark: ``make bench``, or ``python -m bench [--quick] [--only PART]...``.
+"""The benchmark: ``make bench``, or ``python -m bench [--quick] [--only PART]... [--base PATH]``.
 
 Compares tproxy with its peers (peers.py) on all axes (axes.py), in turns (rounds.py), and repeats what other
 virtual machines disturbed (quiet.py). Times the hook (hooks.py), and measures how cost grows (growth.py).
@@ -13,10 +13,12 @@ import argparse
 import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 from bench import growth, hooks, plot, report, rounds
-from bench.peers import BUILDERS
+from bench.checkout import checkout
+from bench.peers import BEFORE, BUILDERS, build_tproxy
 from bench.results import Results
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument(
         "--peer", action="append", choices=list(BUILDERS), help="measure this peer only; can be repeated"
     )
+    parser.add_argument("--base", metavar="PATH", help="compare with tproxy of another checkout as well")
     parser.add_argument(
         "--report", action="store_true", help="write the page again, from the results of the last full run"
     )
@@ -47,18 +50,19 @@ def main() -> None:
     if options.report:
         publish(Results.load(RESULTS))
         return
-    missing = sorted(package for program, package in NEEDED.items() if not shutil.which(program))
-    if missing:
-        sys.exit(f"programs are missing; run: apt-get install {' '.join(missing)}")
-    if os.geteuid() != 0:
-        sys.exit("must be run as root")
+    check_surroundings()
     if options.quick:
         options.rounds, options.seconds = 2, 1.0
-    parts, peers = options.only or PARTS, options.peer or list(BUILDERS)
+    parts = options.only or PARTS
+    builders = {name: BUILDERS[name] for name in options.peer or BUILDERS}
 
     results = Results(report.circumstances(options.rounds, options.seconds))
+    if options.base:
+        base = checkout(options.base)
+        builders[BEFORE] = partial(build_tproxy, name=BEFORE, code=base)
+        results.about.append(f"{BEFORE}: {base.described()}")
     if "peers" in parts:
-        rounds.compare(peers, options.rounds, options.seconds, results)
+        rounds.compare(builders, options.rounds, options.seconds, results)
     if "hooks" in parts:
         hooks.measure(results)
     if "growth" in parts:
@@ -72,6 +76,15 @@ def main() -> None:
     else:
         results.save(RESULTS)
         publish(results)
+
+
+def check_surroundings() -> None:
+    """Exit with a message where a program or a privilege that every run needs is missing."""
+    missing = sorted(package for program, package in NEEDED.items() if not shutil.which(program))
+    if missing:
+        sys.exit(f"programs are missing; run: apt-get install {' '.join(missing)}")
+    if os.geteuid() != 0:
+        sys.exit("must be run as root")
 
 
 def publish(results: Results) -> None:

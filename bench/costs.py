@@ -30,8 +30,17 @@ def titled(host: Hypervisor, *prefixes: str) -> list[int]:
     found = []
     for pid in _pids(host):
         with suppress(*_GONE):
-            title = host.path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-            if title.startswith(prefixes):
+            if _title(host, pid).startswith(prefixes):
+                found.append(pid)
+    return found
+
+
+def called(host: Hypervisor, title: str) -> list[int]:
+    """The process ids, inside the stand-in, of processes with exactly this title."""
+    found = []
+    for pid in titled(host, title):
+        with suppress(*_GONE):
+            if _title(host, pid) == title:
                 found.append(pid)
     return found
 
@@ -100,6 +109,11 @@ def _pipe_size(path: Path) -> int:
         return fcntl.fcntl(fd, _F_GETPIPE_SZ)
     finally:
         os.close(fd)
+
+
+def _title(host: Hypervisor, pid: int) -> str:
+    """The title of a process: its command line, without the zeros behind a title that was set."""
+    return host.path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0 ").decode(errors="replace")
 
 
 def _pids(host: Hypervisor) -> list[int]:

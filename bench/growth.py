@@ -10,7 +10,7 @@ from functools import partial
 from bench import load
 from bench.hooks import hook, milliseconds
 from bench.lab import BRIDGE, HTTP_PORT, NAMES, add_endpoints, furnish
-from bench.peers import HAPROXY, TPROXY, Peer, tproxy_config, tproxy_processes
+from bench.peers import BUILDERS, HAPROXY, TPROXY, Peer, tproxy_config, tproxy_processes
 from bench.quiet import Quiet
 from bench.results import Point, Results
 from bench.rounds import FAILURES, built
@@ -43,7 +43,7 @@ def measure(seconds: float, results: Results, scale: float = 1.0) -> None:
 
 def with_connections(seconds: float, results: Results, scale: float, quiet: Quiet) -> None:
     """Requests on some connections while others are open and idle."""
-    with built((TPROXY, HAPROXY), results) as peers:
+    with built({name: BUILDERS[name] for name in (TPROXY, HAPROXY)}, results) as peers:
         for peer in peers:
             with load.holder(peer.guest) as holder:
                 holder.hold(1)

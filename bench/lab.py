@@ -15,6 +15,12 @@ ENDPOINT = "10.11.12.13"
 HTTP_PORT, BULK_PORT = 8080, 5201
 PORTS = (HTTP_PORT, BULK_PORT)
 
+
+def ports_of(endpoints: int) -> list[int]:
+    """The ports of so many endpoints, each with one for HTTP and one for bulk."""
+    return [port + number for number in range(endpoints) for port in PORTS]
+
+
 # What nginx answers at /<bytes>.
 BODIES = (1, 1024, 65536)
 
@@ -23,7 +29,7 @@ BODIES = (1, 1024, 65536)
 _NGINX = """
 worker_processes 1;
 worker_rlimit_nofile 20000;
-pid /run/nginx.pid;
+pid /run/nginx{number}.pid;
 error_log /var/log/nginx.log;
 events {{ worker_connections 18000; }}
 http {{
@@ -61,33 +67,46 @@ end
 def furnish(host: Hypervisor) -> Guest:
     """Add a bridge and a guest; ``add_endpoints`` adds the endpoints."""
     host.add_bridge(BRIDGE)
-    guest = host.add_guest("guest", BRIDGE)
+    return add_loader(host, "guest", BRIDGE)
+
+
+def add_loader(host: Hypervisor, name: str, bridge: str, address: str = "10.0.0.5/24") -> Guest:
+    """Add a guest in which load generators can run."""
+    guest = host.add_guest(name, bridge, address)
     # The side that closes first keeps its port for a minute, and this guest opens many connections.
     guest.run("sysctl", "-qw", "net.ipv4.ip_local_port_range=1024 65535")
     host.write(REPORT, _REPORT_LUA)
     return guest
 
 
-def add_endpoints(host: Hypervisor, address: str = ENDPOINT, netns: str | None = None) -> None:
-    """Start nginx and iperf3 on an address. Without ``netns`` the address is added to the host's lo."""
+def add_endpoints(
+    host: Hypervisor, address: str = ENDPOINT, netns: str | None = None, *, count: int = 1
+) -> None:
+    """Start nginx and iperf3 on an address: ``count`` of each, on ports that follow one another.
+
+    Without ``netns`` the address is added to the host's lo.
+    """
     if netns is None:
         host.ip(f"address add {address}/32 dev lo")
     small, medium, large = BODIES
     host.write(f"/run/www/{large}", "x" * large)
-    config = _NGINX.format(
-        address=address,
-        port=HTTP_PORT,
-        small=small,
-        small_body="x" * small,
-        medium=medium,
-        medium_body="x" * medium,
-    )
-    host.run("nginx", "-c", host.write("/run/nginx.conf", config), netns=netns)
-    host.run("iperf3", "--server", "--daemon", "--bind", address, "--port", str(BULK_PORT), netns=netns)
+    for number in range(count):
+        config = _NGINX.format(
+            number=number,
+            address=address,
+            port=HTTP_PORT + number,
+            small=small,
+            small_body="x" * small,
+            medium=medium,
+            medium_body="x" * medium,
+        )
+        host.run("nginx", "-c", host.write(f"/run/nginx{number}.conf", config), netns=netns)
+        bulk = str(BULK_PORT + number)
+        host.run("iperf3", "--server", "--daemon", "--bind", address, "--port", bulk, netns=netns)
 
 
-def add_relay_namespace(host: Hypervisor) -> str:
+def add_relay_namespace(host: Hypervisor, bridge: str = BRIDGE, name: str = "relay") -> str:
     """Add a namespace on the bridge with the service address, for peers that do not make their own."""
-    host.add_guest("relay", BRIDGE, f"{SERVICE_ADDRESS}/32", route=False)
-    host.ip("route add default dev eth0 scope link", netns="relay")
-    return "relay"
+    host.add_guest(name, bridge, f"{SERVICE_ADDRESS}/32", route=False)
+    host.ip("route add default dev eth0 scope link", netns=name)
+    return name

@@ -35,11 +35,19 @@ class Requests:
     errors: int
 
 
-def bulk(guest: Guest, seconds: float, streams: int = 1, *, down: bool = False) -> Bulk:
+def bulk(
+    guest: Guest,
+    seconds: float,
+    streams: int = 1,
+    *,
+    down: bool = False,
+    address: str = SERVICE_ADDRESS,
+    port: int = BULK_PORT,
+) -> Bulk:
     said = _run(
         guest,
         seconds,
-        *("iperf3", "--json", "--client", SERVICE_ADDRESS, "--port", str(BULK_PORT)),
+        *("iperf3", "--json", "--client", address, "--port", str(port)),
         *("--time", f"{seconds:.0f}", "--parallel", str(streams), *(["--reverse"] if down else [])),
     )
     report = json.loads(said)

@@ -7,16 +7,20 @@ between them.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from bench import costs
+from bench.checkout import HERE, Checkout
 from bench.lab import BRIDGE, ENDPOINT, NAMES, PORTS, add_endpoints, add_relay_namespace, furnish
 from tproxy.lab.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
 TPROXY, HAPROXY, NGINX, SOCAT, NO_RELAY = "tproxy", "HAProxy pair", "nginx pair", "socat pair", "no relay"
+
+# tproxy of another checkout, which `make bench BASE=path` names.
+BEFORE = "tproxy before"
 
 
 @dataclass(frozen=True)
@@ -43,27 +47,36 @@ class Peer:
         return costs.pipes(self.host, self.find())
 
 
-def tproxy_config(ports: Sequence[int] = PORTS) -> str:
+def tproxy_config(ports: Sequence[int] = PORTS, workers: int | None = None) -> str:
+    """The text of a configuration; without ``workers`` their number is the default."""
     entries = (
         f"- {{service_port: {port}, remote_addr: {ENDPOINT}, remote_port: {port}}}\n" for port in ports
     )
-    return "tproxy_debug_level: 1\ntproxy:\n" + "".join(entries)
+    head = "tproxy_debug_level: 1\n" + (f"tproxy_workers: {workers}\n" if workers else "")
+    return f"{head}tproxy:\n" + "".join(entries)
 
 
-def build_tproxy(host: Hypervisor, more_bridges: Sequence[str] = ()) -> Peer:
+def build_tproxy(
+    host: Hypervisor,
+    more_bridges: Sequence[str] = (),
+    *,
+    name: str = TPROXY,
+    code: Checkout = HERE,
+    workers: int | None = None,
+) -> Peer:
     """tproxy on the bridge that is measured, and on others with the same services."""
     guest = furnish(host)
     add_endpoints(host)
-    config = host.write("/run/tproxy.yaml", tproxy_config())
+    config = host.write("/run/tproxy.yaml", tproxy_config(workers=workers))
     for bridge in more_bridges:
         host.add_bridge(bridge)
     for bridge in (BRIDGE, *more_bridges):
-        host.tproxy("hook", "up", "--bridge", bridge, "--config", config)
-    return Peer(TPROXY, host, guest, partial(tproxy_processes, host), NAMES.namespace)
+        code.tproxy(host, "hook", "up", "--bridge", bridge, "--config", config)
+    return Peer(name, host, guest, partial(tproxy_processes, host), NAMES.namespace)
 
 
 def tproxy_processes(host: Hypervisor) -> list[int]:
-    """The process ids of daemon, relays and spawner."""
+    """The process ids of daemon, relays, spawner and workers."""
     return costs.titled(host, "one_tproxy", "tproxy-")
 
 
@@ -72,7 +85,7 @@ _HAPROXY = """
 global
   maxconn 8600
   maxpipes 1000
-  nbthread 1
+  nbthread {threads}
 defaults
   mode tcp
   option splice-auto
@@ -86,16 +99,32 @@ def build_haproxy(host: Hypervisor) -> Peer:
     guest = furnish(host)
     add_endpoints(host)
     relay = add_relay_namespace(host)
-    inner, outer = _HAPROXY, _HAPROXY
-    for port in PORTS:
-        inner += f"listen p{port}\n  bind {SERVICE_ADDRESS}:{port}\n  server s unix@/run/{port}.sock\n"
-        outer += f"listen p{port}\n  bind unix@/run/{port}.sock\n  server s {ENDPOINT}:{port}\n"
+    roots = start_haproxy(host, {BRIDGE: relay}, PORTS)
+    return Peer(HAPROXY, host, guest, partial(costs.family, host, roots), relay)
+
+
+def start_haproxy(
+    host: Hypervisor, relays: Mapping[str, str], ports: Sequence[int], threads: int = 1
+) -> list[int]:
+    """Start one HAProxy in the root namespace, with so many threads, and one in each bridge's namespace.
+
+    ``relays`` has the namespace of each bridge. Returns their process ids.
+    """
+    outer = _HAPROXY.format(threads=threads)
+    programs = []
+    for bridge, relay in relays.items():
+        inner = _HAPROXY.format(threads=1)
+        for port in ports:
+            path, name = f"/run/{bridge}-{port}.sock", f"{bridge}-{port}"
+            inner += f"listen {name}\n  bind {SERVICE_ADDRESS}:{port}\n  server s unix@{path}\n"
+            outer += f"listen {name}\n  bind unix@{path}\n  server s {ENDPOINT}:{port}\n"
+        programs.append((f"inner-{bridge}", inner, relay))
     roots = []
-    for name, config, netns in (("outer", outer, None), ("inner", inner, relay)):
+    for name, config, netns in (("outer", outer, None), *programs):
         path, pid_file = host.write(f"/run/{name}.cfg", config), f"/run/{name}.pid"
         host.run("haproxy", "-D", "-q", "-p", pid_file, "-f", path, netns=netns)
         roots.append(int(host.path(pid_file).read_text()))
-    return Peer(HAPROXY, host, guest, partial(costs.family, host, roots), relay)
+    return roots
 
 
 _NGINX = """
@@ -155,7 +184,9 @@ def build_no_relay(host: Hypervisor) -> Peer:
     return Peer(NO_RELAY, host, guest, list, relay)
 
 
-BUILDERS: dict[str, Callable[[Hypervisor], Peer]] = {
+Builder = Callable[[Hypervisor], Peer]
+
+BUILDERS: dict[str, Builder] = {
     TPROXY: build_tproxy,
     HAPROXY: build_haproxy,
     NGINX: build_nginx,

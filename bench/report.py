@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from bench.axes import AXES, Axis, Goal
 from bench.hooks import CROWD, CROWD_BRIDGES, IP_NFT, IP_NFT_ONCE
-from bench.peers import BUILDERS, HAPROXY, NO_RELAY, TPROXY
+from bench.peers import BEFORE, BUILDERS, HAPROXY, NO_RELAY, TPROXY
 from bench.results import Point, Results
 
 BEGIN, END = "<!-- bench: begin (written by make bench) -->", "<!-- bench: end -->"
@@ -38,7 +38,7 @@ GROWTH = {
 
 def markdown(results: Results, images: str) -> str:
     """All tables. ``images`` is the path of the plots, relative to the page."""
-    peers = [name for name in BUILDERS if name in results.figures]
+    peers = [name for name in (*BUILDERS, BEFORE) if name in results.figures]
     parts = ["\n".join(f"- {line}" for line in results.about)]
     for heading, axes in AXES.items():
         if table := comparison(results, axes, peers, HAPROXY):
@@ -63,18 +63,18 @@ def markdown(results: Results, images: str) -> str:
 
 def comparison(results: Results, axes: Sequence[Axis], peers: Sequence[str], against: str) -> str:
     """A row for each axis with a figure of any peer, and a column for each peer; "" without a row."""
-    limit = NO_RELAY in peers
+    others = [against, *(each for each in (NO_RELAY, BEFORE) if each in peers)]
     rows = []
     for axis in axes:
         measured = {peer: results.figures[peer].get(axis.key) for peer in peers}
         if not any(measured.values()):
             continue
         row = [axis.title, *(cell(axis, each) for each in measured.values())]
-        row += [ratio(results, axis, against), *([ratio(results, axis, NO_RELAY)] if limit else [])]
+        row += [ratio(results, axis, other) for other in others]
         rows.append([*row, verdict(results, axis)])
     if not rows:
         return ""
-    head = ["", *peers, f"tproxy / {against}", *(["tproxy / no relay"] if limit else []), "goal"]
+    head = ["", *peers, *(f"tproxy / {other.removeprefix('tproxy ')}" for other in others), "goal"]
     return tabulate(rows, head, "pipe", disable_numparse=True)
 
 
@@ -152,13 +152,14 @@ def per_further_bridge(results: Results) -> str:
     )
 
 
-def put(page: Path, text: str) -> None:
+def put(page: Path, text: str, markers: tuple[str, str] = (BEGIN, END)) -> None:
     """Replace the text between the markers. Raises ValueError when the page lacks one of them."""
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = markers
+    before, begin, rest = page.read_text().partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"{page} needs a line {BEGIN} and, below it, a line {END}")
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+        raise ValueError(f"{page} needs a line {first} and, below it, a line {last}")
+    page.write_text(f"{before}{first}\n\n{text}\n\n{last}{after}")
 
 
 def circumstances(rounds: int, seconds: float) -> list[str]:
