@@ -15,8 +15,8 @@ import signal
 import sys
 from contextlib import suppress
 
+from tproxy.daemon.spawner import Spawner
 from tproxy.kernel.limits import raise_descriptor_limit
-from tproxy.relay.spawner import Spawner
 from tproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:

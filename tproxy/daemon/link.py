@@ -2,12 +2,15 @@
 
 Theory of operation. Messages come in this order (``relay.wire``):
 
-1. Hello, with a socket that was made in the relay's namespace. The kernel tells which namespace that is; it
-   must be the bridge's own, and every socket that comes later must belong to it.
+1. Born, with the pidfd of the process, while it still is our own code with all rights. By it the daemon ends
+   the process. Nothing that a relay says later can make the daemon signal another one.
+2. Hello, with a socket that was made in the relay's namespace. The kernel tells which namespace that is; it
+   must be the bridge's own.
    Or Adopted, with a channel to a relay that was there already: the link goes on with that channel instead of
    its own, and Hello comes there.
-2. The daemon sends Listen with all wanted ports whenever these change. The relay answers with Report.
-3. Accepted, with the sockets of guests, at any time after Hello.
+3. The daemon sends Workers, with the data channels on which the relay passes sockets on, and Listen with all
+   wanted ports whenever these change. The relay answers with Report.
+4. Behind, when a worker does not take sockets.
 
 Anything else ends the link. A link decides nothing more: it reports to its owner (``Owner``).
 """
@@ -16,7 +19,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
 import socket
 import struct
@@ -24,7 +26,6 @@ import time
 from contextlib import ExitStack, suppress
 from typing import Protocol
 
-from tproxy.daemon.admission import Admission
 from tproxy.errors import ProtocolError
 from tproxy.kernel import netns
 from tproxy.kernel.loop import READ, Loop, Timer
@@ -39,6 +40,9 @@ log = logging.getLogger(__name__)
 # Seconds until a relay is asked again for ports that it could not have: another program may have let them go.
 PORT_RETRY = 5.0
 
+# Letters of a relay's reason that are believed.
+REASON_LENGTH = 200
+
 _CREDENTIALS = struct.Struct("3i")  # struct ucred, unix(7)
 
 
@@ -51,22 +55,23 @@ class Owner(Protocol):
     def reported(self, link: Link, before: dict[int, int]) -> None:
         """``link.problems`` are as of now; they were ``before``."""
 
-    def connected(self, link: Link, port: int, peers: tuple[bytes, ...], delivery: Delivery) -> None:
-        """Guests have connected to ``port``; ``delivery`` has a socket for each of ``peers``."""
+    def accepted_before(self, link: Link, message: wire.Accepted, fds: list[int]) -> None:
+        """A relay of version 1 had accepted guests while it had no daemon; ``fds`` stay the link's."""
+
+    def behind(self, link: Link, place: int) -> None:
+        """The worker at this place in Workers takes no sockets."""
 
     def ended(self, link: Link, reason: str) -> None:
         """The relay is gone, or is no relay of ours; the owner closes the link."""
 
 
 class Link:
-    """One relay as the daemon sees it. ``admission`` says whether there is room for more guests."""
+    """One relay as the daemon sees it."""
 
-    def __init__(
-        self, loop: Loop, bridge: str, channel: socket.socket, owner: Owner, admission: Admission
-    ) -> None:
+    def __init__(self, loop: Loop, bridge: str, channel: socket.socket, owner: Owner) -> None:
         self.bridge = bridge
         self.since = time.monotonic()
-        self.pid = 0  # until Hello or Adopted
+        self.pid = 0  # until Born or Adopted
         self.version = 0  # of its protocol, from Hello
         self.namespace: NamespaceId | None = None
         self.leaving = False
@@ -74,12 +79,12 @@ class Link:
         self._loop = loop
         self._channel = channel
         self._owner = owner
-        self._admission = admission
-        self._cookie: int | None = None  # of the namespace
+        self.cookie: int | None = None  # of the namespace
+        self._pidfd = -1
         self._asked: wire.Listen | None = None
         self._report: wire.Report | None = None
         self._retry: Timer | None = None  # of ports that could not be had
-        loop.add(channel.fileno(), self._mask(), self)
+        loop.add(channel.fileno(), READ, self)
 
     # What is known of the relay
 
@@ -106,14 +111,6 @@ class Link:
         """The errno of each port that it could not have, as last reported."""
         return self._report.problems if self._report is not None else {}
 
-    def owns(self, sock: socket.SocketType) -> bool:
-        """Return whether the kernel says that the socket is of this link's namespace."""
-        if self._cookie is not None:
-            return netns.cookie(sock) == self._cookie
-        with suppress(OSError):  # EMFILE: this question takes a descriptor
-            return netns.of_socket(sock.fileno()) == self.namespace
-        return False  # not proved
-
     # What the relay is told
 
     def listen(self, ports: tuple[int, ...], log_level: int) -> None:
@@ -122,36 +119,37 @@ class Link:
         if asked is None or (asked.ports, asked.log_level) != (ports, log_level) or self.problems:
             self._ask(ports, log_level)
 
+    def use_workers(self, channels: list[socket.socket]) -> None:
+        """Let the relay pass sockets on by these channels, which stay the caller's."""
+        self._send(wire.Workers(), *(each.fileno() for each in channels))
+
+    def use_log(self, fd: int) -> None:
+        """Let the relay log to this file; the descriptor stays the caller's."""
+        self._send(wire.LogFile(), fd)
+
     def quit(self) -> None:
         """Tell the relay to end."""
         self.leaving = True
-        self.poll()
         self._send(wire.Quit())
 
-    def signal(self, number: int) -> None:
-        """Send a signal to the relay's process, if it is known and there."""
-        if self.pid:
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, number)
-
     def kill(self) -> None:
-        self.signal(signal.SIGKILL)
-
-    def poll(self) -> None:
-        """Bring what is polled in line with the state; to be called when ``admission.full`` has changed."""
-        self._loop.modify(self._channel.fileno(), self._mask())
+        """Kill the relay's process, if it is known and there."""
+        if self._pidfd >= 0:
+            with suppress(OSError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def close(self) -> None:
         """Hear nothing more of the relay. It is not told to end, but sees that its daemon is gone."""
         if self._retry is not None:
             self._retry.cancel()
         self._loop.close_later(self._channel)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
 
     # What the relay says
 
     def on_event(self, fd: int, mask: int) -> None:
-        if mask == READ and not self._mask() & READ:
-            return  # since these events were fetched, another relay's guests have taken the room
         try:
             delivery = receive(self._channel)
             if delivery is not None:
@@ -170,26 +168,30 @@ class Link:
         """Act on one message. The caller closes the descriptors that are not taken, whatever happens here."""
         message, count = delivery.message, len(delivery.fds)
         match message:
-            case wire.Accepted(port, peers) if self.greeted and len(peers) == count:
-                self._owner.connected(self, port, peers, delivery)
-            case wire.Hello(version, pid) if count == 1:
-                self._greet(version, pid, delivery)
-            case wire.Adopted() if count == 1:
+            case wire.Born(pid) if count == 1 and not self.pid:
+                self.pid, self._pidfd = pid, delivery.take()[0]
+            case wire.Hello(version) if count == 1 and not self.greeted:
+                self._greet(version, delivery)
+            case wire.Adopted() if count == 1 and not self.greeted:
                 self._adopt(delivery)
             case wire.Report() if self.greeted:
                 self._note(message)
+            case wire.Behind(place) if self.greeted:
+                self._owner.behind(self, place)
+            case wire.Accepted() if self.greeted and self.version == 1:
+                self._owner.accepted_before(self, message, delivery.fds)
             case wire.Failed(reason):
-                self._owner.ended(self, reason)
+                self._owner.ended(self, reason[:REASON_LENGTH].encode("unicode_escape").decode())
             case _:
                 raise ProtocolError(f"unexpected {type(message).__name__} with {count} descriptors")
 
-    def _greet(self, version: int, pid: int, delivery: Delivery) -> None:
+    def _greet(self, version: int, delivery: Delivery) -> None:
         with delivery.take_socket() as proof:
             namespace = netns.of_socket(proof.fileno())
             if namespace != netns.identify(BridgeNames(self.bridge).namespace):
                 raise ProtocolError("it is in another namespace than the bridge's")
             cookie = netns.cookie(proof)
-        self.version, self.pid, self.namespace, self._cookie = version, pid, namespace, cookie
+        self.version, self.namespace, self.cookie = version, namespace, cookie
         if self.leaving:
             self._send(wire.Quit())  # again: the relay has not got what was sent on the channel before
         else:
@@ -200,18 +202,21 @@ class Link:
         with ExitStack() as owned:
             channel = owned.enter_context(delivery.take_socket())
             channel.setblocking(False)
-            # From the kernel, as the relay may hang and never say Hello: then it is killed by this pid.
+            # From the kernel, as the relay may hang and never say Hello: then it is killed.
             peer = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            self._loop.add(channel.fileno(), self._mask(), self)
+            pid = _CREDENTIALS.unpack(peer)[0]
+            pidfd = os.pidfd_open(pid)
+            self._loop.add(channel.fileno(), READ, self)
             owned.pop_all()
         self._loop.close_later(self._channel)
         self._channel = channel
-        self.pid = _CREDENTIALS.unpack(peer)[0]
+        if self._pidfd >= 0:
+            os.close(self._pidfd)  # of the process that brought the channel, and ends now
+        self.pid, self._pidfd = pid, pidfd
 
     def _note(self, report: wire.Report) -> None:
         before = self.problems
         self._report = report
-        self.poll()
         if self._retry is not None:
             self._retry.cancel()
         if report.problems:
@@ -227,17 +232,8 @@ class Link:
         self._asked = wire.Listen(generation, log_level, ports)
         self._send(self._asked)
 
-    def _send(self, message: wire.Message) -> None:
+    def _send(self, message: wire.Message, *fds: int) -> None:
         # If the relay is gone, the end of its channel shows it; if it does not read, a timer of the owner
         # does.
         with suppress(OSError):
-            send(self._channel, message)
-
-    def _mask(self) -> int:
-        """Return what to poll the channel for.
-
-        When there is no room, only relays that start or leave are heard: a command waits for them. The end of
-        any other relay is told once (EPOLLET, epoll(7)), and noticed after the guests that it sent before.
-        """
-        starts_or_leaves = self._report is None or self.leaving
-        return READ if starts_or_leaves or not self._admission.full else select.EPOLLET
+            send(self._channel, message, fds)

@@ -34,7 +34,7 @@ def to_json(each: Remembered) -> Json:
         "bridge": bridge,
         "network": network.name,
         "network_id": network.id,
-        "services": [[port, *endpoint, name, timeout] for port, endpoint, name, timeout in services.values()],
+        "services": [[port, *endpoint, *options] for port, endpoint, *options in services.values()],
         "members": members
         and {mac: [network.name, network.id, order] for mac, (network, order) in members.items()},
         "guarded": each.guarded,
@@ -45,8 +45,8 @@ def to_json(each: Remembered) -> Json:
 def from_json(each: Json) -> Remembered:
     """Return the bridge that an object stands for."""
     services = {
-        port: Service(port, Endpoint(address, remote_port), name, timeout)
-        for port, address, remote_port, name, timeout in each["services"]
+        port: Service(port, Endpoint(address, remote_port), *options[: len(Service._fields) - 2])
+        for port, address, remote_port, *options in each["services"]
     }
     members = each["members"]
     if members is not None:

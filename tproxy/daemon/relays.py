@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tproxy.daemon.admission import Admission
 from tproxy.daemon.catalog import Catalog
 from tproxy.daemon.link import Link
-from tproxy.datapath.connection import Connections
-from tproxy.kernel import netns, tcp
+from tproxy.daemon.spawner import Order, Spawner
+from tproxy.daemon.workers import Workers
+from tproxy.kernel import netns
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.log import output
+from tproxy.log.file import open_log
 from tproxy.model import BridgeNames
 from tproxy.relay import wire
-from tproxy.relay.channel import Delivery
-from tproxy.relay.spawner import Order, Spawner
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +52,7 @@ class Absence:
 class Relays:
     """The relays of all bridges; the owner of all links.
 
-    ``on_change`` is called whenever one of the questions below may have a new answer. ``most_connections`` is
-    how many may be open at once.
+    ``on_change`` is called whenever one of the questions below may have a new answer.
     """
 
     def __init__(
@@ -63,22 +60,18 @@ class Relays:
         loop: Loop,
         spawner: Spawner,
         catalog: Catalog,
-        connections: Connections,
+        workers: Workers,
         on_change: Callable[[], None],
-        *,
-        most_connections: int,
     ) -> None:
         self._loop = loop
         self._spawner = spawner
         self._catalog = catalog
-        self._connections = connections
+        self._workers = workers
         self._on_change = on_change
-        self._admission = Admission(loop, most_connections, connections, self._poll_links)
         self._links: dict[str, Link] = {}
         self._leaving: set[Link] = set()
         self._absent: dict[str, Absence] = {}
         self._previous: dict[Link, Absence] = {}  # the failed attempt right before each link
-        self._draining = False
 
     # What is wanted
 
@@ -110,11 +103,11 @@ class Relays:
         if link is not None:
             self._let_go(link)
 
-    def drain(self) -> None:
-        """Start no relays any more: a successor does. Those that are there end when it has taken over."""
-        self._draining = True
-        for bridge in list(self._absent):
-            self.dismiss(bridge)
+    def regroup(self) -> None:
+        """Give all relays new data channels: the number of workers has changed."""
+        for link in self._links.values():
+            if link.greeted:
+                self._connect(link)
 
     # Questions
 
@@ -150,7 +143,9 @@ class Relays:
 
     def reopen_logs(self) -> None:
         for link in self._links.values():
-            link.signal(signal.SIGHUP)
+            fd = open_log(BridgeNames(link.bridge).relay_log)
+            link.use_log(fd)
+            os.close(fd)
 
     # Starting and ending relays
 
@@ -162,12 +157,15 @@ class Relays:
         if netns.identify(name) is None:
             self._miss(bridge, f"namespace {name} does not exist", previous)
             return
+        log_file = open_log(BridgeNames(bridge).relay_log)
         try:
-            channel = self._spawner.spawn(Order(bridge, replace, output.level()))
+            channel = self._spawner.spawn(Order(bridge, replace, output.level()), log_file)
         except OSError as error:
             self._miss(bridge, f"cannot start a relay: {error.strerror}", previous)
             return
-        link = Link(self._loop, bridge, channel, self, self._admission)
+        finally:
+            os.close(log_file)
+        link = Link(self._loop, bridge, channel, self)
         self._links[bridge] = link
         if previous is not None:
             self._previous[link] = previous
@@ -205,48 +203,40 @@ class Relays:
     def _instruct(self, link: Link) -> None:
         link.listen(self._catalog.ports(link.bridge), output.level())
 
-    def _poll_links(self) -> None:
-        for link in (*self._links.values(), *self._leaving):
-            link.poll()
+    def _connect(self, link: Link) -> None:
+        """Give a relay a data channel to each worker."""
+        try:
+            channels = self._workers.channels(link.bridge, link.cookie)
+        except OSError as error:  # EMFILE
+            log.error("bridge %s: no channels to the workers: %s", link.bridge, error.strerror)
+            return
+        link.use_workers(channels)
+        for each in channels:
+            each.close()
 
     # What links tell (link.Owner)
 
     def greeted(self, link: Link) -> None:
         if link.version == wire.VERSION:
+            self._connect(link)
             self._instruct(link)
             return
         log.info("bridge %s: relay %d is of another version", link.bridge, link.pid)
         self._let_go(link)
-        if not self._draining:
-            self._spawn(link.bridge, replace=True)
+        self._spawn(link.bridge, replace=True)
 
     def reported(self, link: Link, before: dict[int, int]) -> None:
         for port, number in link.problems.items():
             why = f"cannot listen: {os.strerror(number)}"
             if before.get(port) != number and link.warnings.allows(time.monotonic()):
                 log.error("bridge %s: port %d %s%s", link.bridge, port, why, link.warnings.suffix())
-            target = self._catalog.find(link.bridge, port)
-            if target is not None:
-                target.failed(why)
         self._on_change()
 
-    def connected(self, link: Link, port: int, peers: tuple[bytes, ...], delivery: Delivery) -> None:
-        target = self._catalog.find(link.bridge, port)
-        for peer in peers:
-            guest = delivery.take_connection()
-            if target is None or not link.owns(guest):
-                if link.warnings.allows(time.monotonic()):
-                    log.warning(
-                        "bridge %s: connection to port %d reset: another namespace's, or no such service%s",
-                        link.bridge,
-                        port,
-                        link.warnings.suffix(),
-                    )
-                tcp.reset_on_close(guest)
-                guest.close()
-                continue
-            self._connections.accept(target, guest, peer)
-        self._admission.check()
+    def accepted_before(self, link: Link, message: wire.Accepted, fds: list[int]) -> None:
+        self._workers.deliver(link.bridge, link.cookie, message, fds)
+
+    def behind(self, link: Link, place: int) -> None:
+        self._workers.behind(place, link.bridge)
 
     def ended(self, link: Link, reason: str) -> None:
         link.close()
@@ -254,8 +244,8 @@ class Relays:
         previous = self._previous.pop(link, None)
         if self._links.get(link.bridge) is link:
             del self._links[link.bridge]
-            if not self._draining:
-                self._replace(link, reason, previous)
+            self._workers.let_go(link.bridge)
+            self._replace(link, reason, previous)
         self._on_change()
 
     def _replace(self, link: Link, reason: str, previous: Absence | None) -> None:

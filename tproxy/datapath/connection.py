@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 
+from tproxy.datapath.counters import OPEN, TO_ENDPOINT, TO_GUEST, TOTAL
 from tproxy.datapath.ended_lines import EndedLines
 from tproxy.datapath.flow import interest
 from tproxy.datapath.splice import Mover, PipePool, SideLost
@@ -23,6 +24,7 @@ from tproxy.datapath.target import Target
 from tproxy.datapath.this_host import ThisHost, met_itself
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import ERROR, HANGUP, PEER_CLOSED, READ, WRITE, Loop
+from tproxy.log.file import Log
 
 _TO_READ = READ | PEER_CLOSED | HANGUP | ERROR
 
@@ -43,8 +45,11 @@ def dial_failure(number: int) -> str:
 class Connection:
     """One connection of a guest, from accepted to ended. ``Connections`` makes and keeps it.
 
-    ``peer`` is the guest's address: four bytes of IPv4, two of the port. ``deadline`` is the end of the
-    connect timeout by time.monotonic(), and 0 when the endpoint is not being dialled.
+    ``peer`` is the guest's address and port. ``deadline`` is the end of the connect timeout by
+    time.monotonic(), and 0 when the endpoint is not being dialled.
+
+    Both sockets have SO_LINGER 0 until the last byte was sent to them (splice.py), so the death of this
+    process is a reset at both ends, and no end of file that looks like a normal one.
     """
 
     __slots__ = (
@@ -62,7 +67,9 @@ class Connection:
         "to_guest",
     )
 
-    def __init__(self, keeper: Connections, target: Target, guest: socket.SocketType, peer: bytes) -> None:
+    def __init__(
+        self, keeper: Connections, target: Target, guest: socket.SocketType, peer: tuple[str, int]
+    ) -> None:
         self._keeper = keeper
         self.target = target
         self.peer = peer
@@ -83,11 +90,12 @@ class Connection:
 
     @property
     def guest_name(self) -> str:
-        return f"{socket.inet_ntoa(self.peer[:4])}:{int.from_bytes(self.peer[4:], 'big')}"
+        return f"{self.peer[0]}:{self.peer[1]}"
 
     def dial(self) -> None:
         """Begin to connect to the endpoint. If that fails at once, end the connection."""
         tcp.set_options(self._endpoint, near=self.to_guest.near)
+        tcp.reset_on_close(self._endpoint)
         # Most guests have sent their request by now. Then the last packet of the handshake can carry it,
         # which saves a packet and a wake-up of the endpoint.
         try:
@@ -122,6 +130,13 @@ class Connection:
         self.deadline = self.started + self.target.service.connect_timeout
         self._keeper.loop.add(self._endpoint.fileno(), WRITE, self)
         self._endpoint_mask = WRITE
+
+    def count(self) -> None:
+        """Add the bytes that were moved since the last time to the counts of the target."""
+        counts, up, down = self.target.counts, self.to_endpoint, self.to_guest
+        counts[TO_ENDPOINT] += up.moved - up.counted
+        counts[TO_GUEST] += down.moved - down.counted
+        up.counted, down.counted = up.moved, down.moved
 
     def on_event(self, fd: int, mask: int) -> None:
         """Handle one epoll event of a socket of this connection."""
@@ -242,11 +257,11 @@ class Connections:
     # A connect timeout may be noticed so many seconds late.
     TICK = 0.1
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, log: Log) -> None:
         self.loop = loop
         self.pipes = PipePool()
         self.host = ThisHost()
-        self.lines = EndedLines(loop)
+        self.lines = EndedLines(loop, log)
         self._open: set[Connection] = set()
         # In the order of dialling, and not of deadlines: each target has its own timeout.
         self._dialing: dict[Connection, None] = {}
@@ -258,9 +273,9 @@ class Connections:
     def __iter__(self) -> Iterator[Connection]:
         return iter(self._open)
 
-    def accept(self, target: Target, guest: socket.SocketType, peer: bytes) -> None:
+    def accept(self, target: Target, guest: socket.SocketType, peer: tuple[str, int]) -> None:
         """Take over a guest's socket, and dial the target's endpoint. ``peer`` is as in ``Connection``."""
-        target.total += 1
+        target.counts[TOTAL] += 1
         try:
             connection = Connection(self, target, guest, peer)
         except OSError as error:
@@ -268,7 +283,7 @@ class Connections:
             tcp.reset_on_close(guest)
             guest.close()
             return
-        target.open += 1
+        target.counts[OPEN] += 1
         self._open.add(connection)
         connection.dial()
         if connection.dialing:
@@ -281,10 +296,8 @@ class Connections:
 
     def ended(self, connection: Connection) -> None:
         """Note that a connection has ended, and add its bytes to the counts of its target."""
-        target = connection.target
-        target.open -= 1
-        target.to_endpoint += connection.to_endpoint.moved
-        target.to_guest += connection.to_guest.moved
+        connection.target.counts[OPEN] -= 1
+        connection.count()
         self._dialing.pop(connection, None)
         self._open.discard(connection)
 
@@ -297,6 +310,11 @@ class Connections:
         """Reset all connections."""
         for connection in list(self._open):
             connection.abort(how)
+
+    def count_open(self) -> None:
+        """Add the bytes of connections that are still open to the counts of their targets, as of now."""
+        for connection in self._open:
+            connection.count()
 
     def _tick(self) -> None:
         if not self._ticking:

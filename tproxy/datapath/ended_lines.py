@@ -7,17 +7,15 @@ targets, and only while lines are left out.
 
 from __future__ import annotations
 
-import logging
 import time
-from typing import TYPE_CHECKING
 
 from tproxy.kernel.loop import Loop, Timer
+from tproxy.log.file import INFO, Log
+from tproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tproxy.datapath.connection import Connection
     from tproxy.datapath.target import Target
-
-log = logging.getLogger(__name__)
 
 # Seconds between two lines that tell how many were left out.
 SUMMARY = 60.0
@@ -26,14 +24,15 @@ SUMMARY = 60.0
 class EndedLines:
     """Writes the lines. Connections of one loop share it."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, log: Log) -> None:
         self._loop = loop
+        self._log = log
         self._left_out: dict[Target, None] = {}
         self._timer: Timer | None = None
 
     def write(self, connection: Connection, how: str) -> None:
         """Write the line of a connection that has ended, unless its target has had too many."""
-        if not log.isEnabledFor(logging.INFO):
+        if self._log.level > INFO:
             return
         now = time.monotonic()
         target = connection.target
@@ -43,7 +42,7 @@ class EndedLines:
                 if self._timer is None:
                     self._timer = self._loop.call_later(SUMMARY, self.summarize)
             return
-        log.info(
+        self._log.info(
             "bridge=%s guest=%s port=%d endpoint=%s to_endpoint=%d to_guest=%d seconds=%.3f end=%s",
             target.bridge,
             connection.guest_name,
@@ -62,7 +61,7 @@ class EndedLines:
             self._timer = None
         targets, self._left_out = self._left_out, {}
         for target in targets:
-            log.info(
+            self._log.info(
                 "bridge=%s port=%d %d more like this",
                 target.bridge,
                 target.service.port,

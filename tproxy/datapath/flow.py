@@ -20,15 +20,16 @@ _READABLE = select.EPOLLIN | select.EPOLLRDHUP
 class Direction:
     """One direction of a connection.
 
-    ``held`` bytes are read but not yet written; ``moved`` bytes have been written. ``ended`` is set at the
-    end of file of the source.
+    ``held`` bytes are read but not yet written; ``moved`` bytes have been written, of which ``counted`` ones
+    are in the counts of the target. ``ended`` is set at the end of file of the source.
     """
 
-    __slots__ = ("ended", "fin_sent", "held", "moved")
+    __slots__ = ("counted", "ended", "fin_sent", "held", "moved")
 
     def __init__(self) -> None:
         self.held = 0
         self.moved = 0
+        self.counted = 0
         self.ended = False
         self.fin_sent = False
 

@@ -26,7 +26,9 @@ SMALL = 64 * 1024
 PIPE_BYTES = 512 * 1024
 
 # The number of directions that can use a pipe at once. More than these copy their bulk, which is only slower.
-MAX_PIPES = 256
+# A user without privileges may have 64 MiB in pipes, and gets useless ones beyond that (pipe(7),
+# pipe-user-pages-soft): 56 MiB leave room. Each worker is a user of its own.
+MAX_PIPES = 112
 
 # Empty pipes that are kept for the next bulk transfer instead of being closed.
 SPARE_PIPES = 32
@@ -52,7 +54,10 @@ class SideLost(Exception):
 
 
 class Pipe:
-    """A pipe that never blocks. ``size`` is its capacity in bytes. Raises OSError without a descriptor."""
+    """A pipe that never blocks. ``size`` is its capacity in bytes.
+
+    Raises OSError without a descriptor, or where the kernel grants less than SMALL bytes.
+    """
 
     __slots__ = ("reader", "size", "writer")
 
@@ -61,8 +66,11 @@ class Pipe:
         try:
             self.size = fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         except OSError:
-            # Over the limit of /proc/sys/fs/pipe-user-pages-soft, without CAP_SYS_RESOURCE, pipe(7).
+            # The operator has lowered the limit of pipe(7), pipe-user-pages-soft or pipe-max-size.
             self.size = fcntl.fcntl(self.writer, fcntl.F_GETPIPE_SZ)
+            if self.size < SMALL:
+                self.close()
+                raise
 
     def close(self) -> None:
         os.close(self.reader)
@@ -259,6 +267,8 @@ class Mover(Direction):
 
     def _send_fin(self) -> None:
         self.fin_sent = True
+        # From here on, closing the destination must not discard what it has still to send.
+        tcp.linger_on_close(self.destination)
         # ENOTCONN: a reset came first, which epoll reports too.
         with suppress(OSError):
             self.destination.shutdown(socket.SHUT_WR)

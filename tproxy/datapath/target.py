@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-
+from tproxy.datapath import counters
+from tproxy.datapath.counters import Counts, Record
 from tproxy.log.limit import LineLimit
 from tproxy.model import Service
 
@@ -19,33 +19,24 @@ class Target:
 
     ``bridge`` is a label and nothing else here: log lines show it, and ``Connections.abort_bridge`` ends the
     connections that have the same one. A reload replaces ``service``; connections keep the endpoint they
-    dialled.
+    dialled. ``sharers`` is how many processes share the limit of log lines.
     """
 
-    __slots__ = (
-        "bridge",
-        "last_error",
-        "last_error_at",
-        "lines",
-        "open",
-        "service",
-        "to_endpoint",
-        "to_guest",
-        "total",
-    )
+    __slots__ = ("bridge", "counts", "lines", "record", "service")
 
-    def __init__(self, bridge: str, service: Service) -> None:
+    def __init__(
+        self, bridge: str, service: Service, record: Record | None = None, *, sharers: int = 1
+    ) -> None:
         self.bridge = bridge
         self.service = service
-        self.open = 0
-        self.total = 0
-        self.to_endpoint = 0  # bytes of connections that have ended
-        self.to_guest = 0
-        self.last_error = ""
-        self.last_error_at = 0.0  # seconds since the epoch
-        self.lines = LineLimit(LINES_AT_ONCE, LINE_INTERVAL)
+        self.record = record if record is not None else counters.unshared()
+        self.counts = self.record.counts
+        self.lines = LineLimit(max(LINES_AT_ONCE // sharers, 1), LINE_INTERVAL * sharers)
 
     def failed(self, why: str) -> None:
         """Note why a connection failed, for ``tproxy status``."""
-        self.last_error = why
-        self.last_error_at = time.time()
+        self.record.failed(why)
+
+    def read(self) -> Counts:
+        """Return the counts as they are now."""
+        return self.record.read()

@@ -14,7 +14,7 @@ class ThisHost:
 
     def __init__(self) -> None:
         self._near: dict[str, bool] = {}
-        self._chosen_ports = _chosen_ports()
+        self._chosen_ports = _ANY_PORT
 
     def has(self, address: str) -> bool:
         """Return whether an address is one of this host."""
@@ -27,10 +27,11 @@ class ThisHost:
         """Return whether the kernel may choose this port for a socket that dials."""
         return port in self._chosen_ports
 
-    def forget(self) -> None:
-        """Ask the kernel again: addresses may have moved, and the range of ports may be another one."""
+    def forget(self, ports: tuple[int, int]) -> None:
+        """Ask the kernel again: addresses may have moved. ``ports`` are as ``chosen_ports`` returns them."""
         self._near.clear()
-        self._chosen_ports = _chosen_ports()
+        first, last = ports
+        self._chosen_ports = range(first, last + 1)
 
 
 def met_itself(name: tuple[str, int], endpoint: Endpoint) -> bool:
@@ -43,11 +44,14 @@ def met_itself(name: tuple[str, int], endpoint: Endpoint) -> bool:
     return name == endpoint
 
 
-def _chosen_ports() -> range:
-    """Return the ports that the kernel chooses from, ip_local_port_range in ip(7); all if that is unknown."""
+def chosen_ports() -> tuple[int, int]:
+    """Return the first and last port that the kernel chooses from, ip_local_port_range in ip(7).
+
+    All ports where that is unknown.
+    """
     try:
         with open(_PORT_RANGE) as file:
             first, last = map(int, file.read().split())
     except (OSError, ValueError):
-        return _ANY_PORT
-    return range(first, last + 1)
+        return _ANY_PORT[0], _ANY_PORT[-1]
+    return first, last

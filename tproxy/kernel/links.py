@@ -22,8 +22,6 @@ from tproxy.typed import Any, NamedTuple
 _SYS = "/sys/class/net"
 SYSCTL = "/proc/sys/net"
 
-_NUD_NOARP, _NTF_MASTER, _NTF_STICKY = 0x40, 0x04, 0x40  # <linux/neighbour.h>: static, in the bridge, stays
-
 _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B  # <linux/sockios.h>
 
 
@@ -39,6 +37,7 @@ class OuterLink(NamedTuple):
     master: str
     peer: int
     mac: str
+    fixed: bool  # the bridge forwards frames for our MAC to this port only, in each VLAN of the port
 
 
 class InnerLink(NamedTuple):
@@ -116,9 +115,9 @@ def outer_link(name: str, namespace: str) -> OuterLink | None:
     if found is None:
         return None
     here = found.peer_namespace >= 0 and found.peer_namespace == _number(namespace)
-    return OuterLink(
-        found.kind == "veth", found.up, found.mtu, _name(found.master), found.peer if here else 0, found.mac
-    )
+    peer, master = found.peer if here else 0, _name(found.master)
+    fixed = bool(master) and _is_fixed(found.ifindex, name, master)
+    return OuterLink(found.kind == "veth", found.up, found.mtu, master, peer, found.mac, fixed)
 
 
 def inner_link(name: str) -> InnerLink | None:
@@ -132,6 +131,30 @@ def inner_link(name: str) -> InnerLink | None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         address = _address(sock, name)
     return InnerLink(found.ifindex, found.up, found.mtu, found.mac, address, _has_default_route(name))
+
+
+def filters_vlans(bridge: str) -> bool:
+    return _read(f"{_SYS}/{bridge}/bridge/vlan_filtering") == "1"
+
+
+def fixed_vlans(port: int, bridge: str) -> frozenset[int]:
+    """The VLANs in which the bridge has a fixed entry for our MAC at the port with this index.
+
+    VLAN 0 alone counts for a bridge that does not filter VLANs. For what such an entry is good see
+    ``fix_forwarding``. Raises OSError.
+    """
+    if filters_vlans(bridge):
+        return rtnetlink.fixed_vlans(port, SERVICE_MAC)
+    return frozenset({0} if rtnetlink.is_fixed(port, SERVICE_MAC) else ())
+
+
+def _is_fixed(port: int, name: str, bridge: str) -> bool:
+    if not filters_vlans(bridge):
+        return rtnetlink.is_fixed(port, SERVICE_MAC)
+    from tproxy.kernel import vlans  # few bridges filter VLANs
+
+    members = vlans.read([name]).get(name, vlans.PortVlans()).members
+    return members <= rtnetlink.fixed_vlans(port, SERVICE_MAC)
 
 
 def sysctls(paths: Iterable[str]) -> dict[str, str]:
@@ -217,8 +240,8 @@ def delete(name: str) -> None:
             raise
 
 
-def attach(name: str, bridge: str, mtu: int) -> None:
-    """Make a link a port of the bridge, and set it up. Raises KernelError."""
+def attach(name: str, bridge: str, mtu: int, mac: str) -> None:
+    """Make a link a port of the bridge, set it up, and lead frames for the MAC to it. Raises KernelError."""
     # A port needs no IPv6 address, and must not announce one to the guests.
     write_sysctl(f"ipv6/conf/{name}/disable_ipv6", "1")
     with _rtnl("attach link", name) as rtnl:
@@ -226,10 +249,21 @@ def attach(name: str, bridge: str, mtu: int) -> None:
         rtnl.link("set", index=index, mtu=mtu)
         rtnl.link("set", index=index, master=master)
         rtnl.link("set", index=index, state="up")
-        # So the bridge learns our MAC at no other port. Guards cannot keep it from that: before nftables sees
-        # them, the sources of frames are learnt that no bridge forwards, such as LLDP.
-        flags, state = _NTF_MASTER | _NTF_STICKY, _NUD_NOARP
-        rtnl.fdb("replace", ifindex=index, lladdr=SERVICE_MAC, flags=flags, state=state)
+    fix_forwarding(name, mac)
+
+
+def fix_forwarding(port: str, mac: str = SERVICE_MAC) -> None:
+    """Make entries in the forwarding table of the port's bridge, so that it learns the MAC at no other port.
+
+    Guards cannot keep it from that: before nftables sees them, the sources of frames are learnt that no
+    bridge forwards, such as LLDP. There is an entry for each VLAN that the port has now, which the kernel
+    adds by itself when none is named. They go with the port. Raises KernelError.
+    """
+    with _rtnl("fix the forwarding entry of", port) as rtnl:
+        flags = rtnetlink.IN_BRIDGE | rtnetlink.STICKY
+        rtnl.fdb(
+            "replace", ifindex=socket.if_nametoindex(port), lladdr=mac, flags=flags, state=rtnetlink.STATIC
+        )
 
 
 def configure(name: str, mac: str, mtu: int) -> None:

@@ -2,14 +2,16 @@
 
 Not with pyroute2, whose import takes longer than a whole hook run that finds everything in order.
 
-Only what decides about a link is read: its kind, its addresses, and where its other end is. Sources:
-<linux/netlink.h>, <linux/rtnetlink.h>, <linux/if_link.h>, <linux/net_namespace.h>.
+Only what decides about a link is read: its kind, its addresses, where its other end is, and whether its
+bridge has fixed entries for it. Sources: <linux/netlink.h>, <linux/rtnetlink.h>, <linux/if_link.h>,
+<linux/net_namespace.h>, <linux/neighbour.h>.
 """
 
 import errno
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 
 from tproxy.typed import NamedTuple
@@ -17,21 +19,24 @@ from tproxy.typed import NamedTuple
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
 _IFINFOMSG = struct.Struct("=BxHiII")  # family, hardware type, index, flags, mask of flags
+_NDMSG = struct.Struct("=B3xiHBB")  # family, index, state, flags, type
 _NUMBER = struct.Struct("=I")
 _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300  # NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP
 _DUMP_INTERRUPTED = 0x10  # NLM_F_DUMP_INTR
 _ERROR, _DONE = 2, 3  # NLMSG_ERROR, NLMSG_DONE
-_SETLINK, _GETLINK, _GETNSID = 19, 18, 90  # RTM_
+_SETLINK, _GETLINK, _GETNEIGH, _GETNSID = 19, 18, 30, 90  # RTM_
 
 _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _LINKINFO, _IFALIAS = 1, 3, 4, 5, 10, 18, 20  # IFLA_
 _EXT_MASK, _LINK_NETNSID, _ALT_IFNAME = 29, 37, 53
 _INFO_KIND = 1  # IFLA_INFO_KIND, in IFLA_LINKINFO
 _NSID, _NSID_FD = 1, 3  # NETNSA_NSID, NETNSA_FD
+_LLADDR, _VLAN = 2, 5  # NDA_LLADDR, NDA_VLAN
 _SKIP_STATS = _NUMBER.pack(1 << 3)  # RTEXT_FILTER_SKIP_STATS
 
 _IFF_UP = 0x1
+STATIC, IN_BRIDGE, STICKY = 0x40, 0x04, 0x40  # NUD_NOARP, NTF_MASTER, NTF_STICKY: as `bridge fdb` says it
 _RECEIVE = 64 * 1024  # bytes; the kernel fills at most 32 KiB at a time
 _TRIES = 5
 
@@ -86,6 +91,38 @@ def namespace_number(fd: int) -> int:
     """
     (answer,) = _ask(_GETNSID, 0, bytes(4), {_NSID_FD: _NUMBER.pack(fd)})
     return _signed(_attributes(answer, 4).get(_NSID))
+
+
+def is_fixed(port: int, mac: str) -> bool:
+    """Whether the bridge has a fixed entry for the MAC at this port, in VLAN 0. Raises OSError.
+
+    VLAN 0 is the one of a bridge that does not filter VLANs. Fixed is an entry that is static and sticky: it
+    stays at its port, whatever is seen at others.
+    """
+    wanted = {_LLADDR: bytes.fromhex(mac.replace(":", ""))}
+    try:
+        (answer,) = _ask(_GETNEIGH, 0, _NDMSG.pack(socket.AF_BRIDGE, port, 0, IN_BRIDGE, 0), wanted)
+    except OSError as error:
+        # ENOENT: no such entry. The others: no such link, or it is no port.
+        if error.errno in (errno.ENOENT, errno.ENODEV, errno.EINVAL):
+            return False
+        raise
+    return _is_fixed(answer, port)
+
+
+def fixed_vlans(port: int, mac: str) -> frozenset[int]:
+    """As ``is_fixed``: all VLANs in which the entry is fixed. Reads all entries of the port."""
+    address, found = bytes.fromhex(mac.replace(":", "")), []
+    for answer in _ask(_GETNEIGH, _DUMP, _IFINFOMSG.pack(socket.AF_BRIDGE, 0, port, 0, 0), {}):
+        entry = _attributes(answer, _NDMSG.size)
+        if entry.get(_LLADDR) == address and _is_fixed(answer, port):
+            found.append(int.from_bytes(entry.get(_VLAN, b""), sys.byteorder))
+    return frozenset(found)
+
+
+def _is_fixed(entry: bytes, port: int) -> bool:
+    _, index, state, flags, _ = _NDMSG.unpack_from(entry)
+    return index == port and state == STATIC and bool(flags & STICKY)
 
 
 def set_alias(index: int, alias: str) -> None:

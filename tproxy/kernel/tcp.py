@@ -18,6 +18,7 @@ NEAR_WINDOW = 512 * 1024
 
 # Closing with this option set sends a reset instead of FIN (socket(7), SO_LINGER).
 _RESET = struct.pack("ii", 1, 0)
+_LINGER = struct.pack("ii", 0, 0)
 
 
 def set_options(sock: socket.SocketType, *, near: bool) -> None:
@@ -54,3 +55,8 @@ def on_this_host(address: str) -> bool:
 def reset_on_close(sock: socket.SocketType) -> None:
     """Make closing this socket send a reset, which tells the peer that the stream was cut off."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+
+def linger_on_close(sock: socket.SocketType) -> None:
+    """Make closing this socket send what is left, and then FIN, in the background (the default)."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER)

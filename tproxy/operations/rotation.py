@@ -40,8 +40,9 @@ def reopen_logs() -> list[str]:
 def order() -> list[Process]:
     """Tell all processes to reopen their logs, without waiting for it; return them."""
     running = find()
-    writers = [*running.daemons, *running.draining, *(process for _, process in running.relays)]
-    send_signal(signal.SIGHUP, writers)
+    # The daemon gives relays and workers, which cannot open files, descriptors of the new ones.
+    send_signal(signal.SIGHUP, running.daemons)
+    writers = [*running.daemons, *(process for _, process in running.relays), *running.auxiliary]
     send_signal(signal.SIGUSR1, running.watchers)  # SIGHUP would make them read the configuration file
     return [*writers, *running.watchers]
 

@@ -19,6 +19,9 @@ from tproxy.kernel import netns
 
 ROOT = "/run/tproxy"
 
+# The empty directory in the run directory (kernel/privileges.py).
+EMPTY = "empty"
+
 
 def directory() -> str:
     """Return the directory of this network namespace's instance, which need not exist."""

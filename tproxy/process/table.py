@@ -19,11 +19,9 @@ else:
 log = logger(__name__)
 
 RELAY_PREFIX = DAEMON_TITLE + "_"
-# Processes of the instance that are neither daemon nor relay: the spawner, a draining daemon, a watcher.
+# Processes of the instance that are neither daemon nor relay: the spawner, workers, a watcher.
 AUXILIARY_PREFIX = "tproxy-"
 WATCHER_TITLE = AUXILIARY_PREFIX + "watch"
-# Of an old daemon that finishes its connections: programs that look for the daemon find the new one.
-DRAINING_TITLE = AUXILIARY_PREFIX + "draining"
 
 END_TIMEOUT = 5.0  # seconds
 # Seconds between two looks at processes that are ending, which takes them some milliseconds.
@@ -31,16 +29,12 @@ _POLL_INTERVAL = 0.002
 
 
 class Running(NamedTuple):
-    """The running processes of the instance. ``relays`` holds each relay with its bridge.
-
-    ``draining`` are those of the ``auxiliary`` ones that hold a log open.
-    """
+    """The running processes of the instance. ``relays`` holds each relay with its bridge."""
 
     daemons: tuple[Process, ...] = ()
     relays: tuple[tuple[str, Process], ...] = ()
     auxiliary: tuple[Process, ...] = ()
     watchers: tuple[Process, ...] = ()
-    draining: tuple[Process, ...] = ()
 
     @property
     def serving(self) -> list[Process]:
@@ -57,19 +51,21 @@ class Running(NamedTuple):
 def find() -> Running:
     """Find the processes of this network namespace's instance by title and working directory.
 
-    Any process can take such a title, but only root can work in the instance's directory.
+    Any process can take such a title, but only root can work in the instance's directory, or in the empty one
+    in it, which is the root directory of relays and workers.
     """
     import psutil
 
     home = run_directory.directory()
-    daemons, relays, auxiliary, watchers, draining = [], [], [], [], []
+    homes = (home, f"{home}/{run_directory.EMPTY}")
+    daemons, relays, auxiliary, watchers = [], [], [], []
     # Not psutil.process_iter: it caches what it found, and a watcher calls this for months. When a pid is
     # used again, process_iter returns the old process, which counts as ended and cannot be signalled.
     for pid in psutil.pids():
         try:
             process = psutil.Process(pid)
             title = " ".join(process.cmdline()).rstrip("\0 ")
-            if not title.startswith((DAEMON_TITLE, AUXILIARY_PREFIX)) or process.cwd() != home:
+            if not title.startswith((DAEMON_TITLE, AUXILIARY_PREFIX)) or process.cwd() not in homes:
                 continue
         except psutil.Error:
             continue
@@ -81,9 +77,7 @@ def find() -> Running:
             watchers.append(process)
         elif title.startswith(AUXILIARY_PREFIX):
             auxiliary.append(process)
-            if title == DRAINING_TITLE:
-                draining.append(process)
-    return Running(tuple(daemons), tuple(relays), tuple(auxiliary), tuple(watchers), tuple(draining))
+    return Running(tuple(daemons), tuple(relays), tuple(auxiliary), tuple(watchers))
 
 
 def send_signal(number: signal.Signals, processes: Iterable[Process]) -> None:

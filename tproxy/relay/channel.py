@@ -5,7 +5,7 @@ from __future__ import annotations
 import array
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tproxy.errors import ProtocolError
 from tproxy.relay import wire
@@ -26,7 +26,7 @@ class Delivery:
 
     __slots__ = ("fds", "message")
 
-    def __init__(self, message: wire.Message, fds: list[int]) -> None:
+    def __init__(self, message: object, fds: list[int]) -> None:
         self.message = message
         self.fds = fds
 
@@ -69,11 +69,16 @@ def send(channel: socket.socket, message: wire.Message, fds: Sequence[int] = ())
 
     The descriptors stay the caller's, who closes them.
     """
+    send_bytes(channel, wire.encode(message), fds)
+
+
+def send_bytes(channel: socket.socket, message: bytes, fds: Sequence[int] = ()) -> None:
+    """Send one encoded message, as ``send`` does."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    channel.sendmsg([wire.encode(message)], rights, socket.MSG_NOSIGNAL)
+    channel.sendmsg([message], rights, socket.MSG_NOSIGNAL)
 
 
-def receive(channel: socket.socket) -> Delivery | None:
+def receive(channel: socket.socket, decode: Callable[[bytes], object] = wire.decode) -> Delivery | None:
     """Receive one message with its descriptors; None at the end of file.
 
     Raises ProtocolError when the message is malformed or was cut short, after closing its descriptors, and
@@ -89,7 +94,7 @@ def receive(channel: socket.socket) -> Delivery | None:
             if fds:
                 raise ProtocolError("descriptors without a message")
             return None
-        return Delivery(wire.decode(bytes(_BUFFER[:size])), fds)
+        return Delivery(decode(bytes(_BUFFER[:size])), fds)
     except BaseException:  # whatever it is: nobody else owns them yet
         for fd in fds:
             os.close(fd)

@@ -1,14 +1,18 @@
-"""The relay: in a bridge's namespace it accepts connections and passes their sockets on to the daemon.
+"""The relay: in a bridge's namespace it accepts connections and passes their sockets on to the workers.
 
 A relay reads no byte of a guest, knows no endpoint, and holds no connection. Its listening sockets are what
 matters: they outlive the daemon, and a successor takes them over, so that no guest is refused while one of
 our processes is replaced.
 
-Theory of operation. Three kinds of descriptors are polled: the channel to the daemon, the listening sockets
-(``listening``), and a rendezvous. The rendezvous is an abstract UNIX socket, whose name is private to the
-namespace (network_namespaces(7)): there a new daemon asks to be served (Adopt), and a successor asks for the
-listening sockets (Takeover). While the daemon is away or behind, the relay does not accept: guests wait in
-the backlog, in the kernel.
+Theory of operation. Four kinds of descriptors are polled: the channel to the daemon, which says what to
+listen on; the listening sockets (``listening``); data channels to workers that are behind (``passing``); and
+a rendezvous. The rendezvous is an abstract UNIX socket, whose name is private to the namespace
+(network_namespaces(7)): there a new daemon asks to be served (Adopt), and a successor asks for the listening
+sockets (Takeover). While the daemon is away, guests are served as before. While no worker takes sockets, the
+relay does not accept: guests wait in the backlog, in the kernel.
+
+A relay gives up its rights before it listens (kernel/privileges.py). Ports below 1024 are open to it because
+the namespace, which is ours, reserves none for root.
 """
 
 import os
@@ -17,7 +21,7 @@ import socket
 from contextlib import ExitStack, suppress
 
 from tproxy.errors import KernelError, ProtocolError
-from tproxy.kernel import netns, tcp
+from tproxy.kernel import netns, privileges, tcp
 from tproxy.kernel.loop import READ, WRITE, Loop
 from tproxy.log.file import Log
 from tproxy.model import BridgeNames
@@ -25,6 +29,7 @@ from tproxy.process.title import set_title
 from tproxy.relay import wire
 from tproxy.relay.channel import Delivery, receive, send
 from tproxy.relay.listening import Batch, Listening
+from tproxy.relay.passing import Passing
 
 log = Log()
 
@@ -35,16 +40,21 @@ RENDEZVOUS = "\0one_tproxy_relay"
 # stand still for some seconds, and a restart fails if one gives up.
 PATIENCE = 10.0
 
+# Ports from this one on need no capability, per namespace (Documentation/networking/ip-sysctl.rst).
+_UNPRIVILEGED_PORTS = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 
-def run(bridge: str, channel: socket.socket, *, replace: bool, log_level: int) -> None:
-    """Be the relay of ``bridge`` until told to end; ``channel`` leads to the daemon.
 
-    If the namespace has a relay already, this process takes over its listening sockets (``replace``), or
-    connects it with the daemon and returns at once. A relay that cannot run tells the daemon why (Failed).
+def run(bridge: str, channel: socket.socket, empty: str, *, replace: bool) -> None:
+    """Be the relay of ``bridge`` until told to end; ``channel`` leads to the daemon, ``log`` has its file.
+
+    ``empty`` is the path of an empty directory (kernel/privileges.py). If the namespace has a relay already,
+    this process takes over its listening sockets (``replace``), or connects it with the daemon and returns at
+    once. A relay that cannot run tells the daemon why (Failed).
     """
-    log.open(BridgeNames(bridge).relay_log, log_level)
     try:
         netns.enter(BridgeNames(bridge).namespace)
+        _open_low_ports()
+        failed = privileges.drop(empty)
         predecessor = _meet_predecessor()
         if predecessor is not None and not replace:
             with predecessor:
@@ -52,6 +62,8 @@ def run(bridge: str, channel: socket.socket, *, replace: bool, log_level: int) -
                 send(channel, wire.Adopted(), [predecessor.fileno()])
             return
         set_title(BridgeNames(bridge).relay_title)
+        for line in failed:
+            log.warning("a right that the relay does not need could not be given up: %s", line)
         relay = Relay()
         if predecessor is not None:
             relay.take_over(predecessor)
@@ -60,6 +72,14 @@ def run(bridge: str, channel: socket.socket, *, replace: bool, log_level: int) -
         log.error("relay cannot run: %s", error)
         with suppress(OSError):
             send(channel, wire.Failed(str(error)))
+
+
+def _open_low_ports() -> None:
+    """Let processes without capabilities bind ports below 1024 in this namespace."""
+    # Where /proc is read-only, binding such a port fails, which is reported with the port.
+    with suppress(OSError), open(_UNPRIVILEGED_PORTS, "r+") as file:
+        if file.read().strip() != "0":
+            file.write("0")
 
 
 def _meet_predecessor() -> socket.socket | None:
@@ -82,7 +102,7 @@ class Relay:
         self._channel: socket.socket | None = None
         self._channel_mask = 0
         self._listening = Listening(self._loop, log, self._accepted)
-        self._waiting: Batch | None = None  # accepted, but the daemon is away or behind
+        self._passing = Passing(self._loop, log, self._settle, self._tell_behind)
         self._report: wire.Report | None = None  # due, but the daemon is behind
         self._rendezvous = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
@@ -108,13 +128,12 @@ class Relay:
         self._rendezvous.listen()
         self._loop.add(self._rendezvous.fileno(), READ, self)
         # A batch process does not interrupt a running one when it wakes up (sched(7)). On a busy
-        # host more guests have come by the time it runs, and share one message to the daemon; on
+        # host more guests have come by the time it runs, and share one message to the worker; on
         # one with a processor to spare it runs at once. Measured: a third more new connections.
         with suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         self._loop.on_signal(signal.SIGTERM, self._loop.stop)
         self._loop.on_signal(signal.SIGINT, self._loop.stop)
-        self._loop.on_signal(signal.SIGHUP, log.reopen)
         log.info("relay started")
         self._greet(channel)
         self._loop.run()
@@ -128,13 +147,14 @@ class Relay:
 
     def _inherit(self, delivery: Delivery) -> None:
         match delivery.message:
-            case wire.Accepted(port, peers) if len(peers) == len(delivery.fds) and self._waiting is None:
-                self._waiting = Batch(port, peers, delivery.take())
+            case wire.Accepted(port):
+                self._passing.take(Batch(port, (b"",) * len(delivery.fds), delivery.take()))
             case wire.Listeners(ports) if len(ports) == len(delivery.fds):
                 for port in ports:
                     with ExitStack() as owned:
                         listener = owned.enter_context(delivery.take_socket())
                         tcp.set_options(listener, near=True)  # those of an older version may differ
+                        tcp.reset_on_close(listener)
                         owned.pop_all()
                     self._listening.keep(port, listener)
             case _:
@@ -142,20 +162,31 @@ class Relay:
 
     def _settle(self) -> None:
         """Bring what is polled in line with the state."""
-        self._listening.accept_while(self._channel is not None and self._waiting is None)
+        self._listening.accept_while(self._passing.room)
         if self._channel is not None:
-            mask = READ | WRITE if self._waiting is not None or self._report is not None else READ
+            mask = READ | WRITE if self._report is not None else READ
             if mask != self._channel_mask:
                 self._loop.modify(self._channel.fileno(), mask)
                 self._channel_mask = mask
 
+    # The workers
+
+    def _accepted(self, batch: Batch) -> None:
+        self._passing.take(batch)
+        self._settle()
+
+    def _tell_behind(self, place: int) -> None:
+        if self._channel is not None:
+            with suppress(OSError):  # it is told again while it is so
+                send(self._channel, wire.Behind(place))
+
     # The daemon
 
     def _greet(self, channel: socket.socket) -> None:
-        """Serve the daemon at the other end of ``channel`` from now on."""
+        """Follow the daemon at the other end of ``channel`` from now on."""
         channel.setblocking(False)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as proof:
-            send(channel, wire.Hello(wire.VERSION, os.getpid()), [proof.fileno()])
+            send(channel, wire.Hello(wire.VERSION), [proof.fileno()])
         self._channel = channel
         self._channel_mask = READ
         self._loop.add(channel.fileno(), READ, self)
@@ -165,7 +196,6 @@ class Relay:
         try:
             if mask & WRITE and self._channel is not None:
                 self._tell(self._channel)
-                self._pass_on()
             if mask & ~WRITE and self._channel is not None:
                 self._hear(self._channel)
         except (OSError, ProtocolError) as error:
@@ -176,17 +206,19 @@ class Relay:
         if delivery is None:
             self._forget_daemon("it has ended")
             return
-        with delivery:  # closes descriptors that came although none were expected
+        with delivery:  # closes descriptors that are not taken
             match delivery.message:
+                case wire.Workers() if delivery.fds:
+                    self._passing.use([delivery.take_socket() for _ in range(len(delivery.fds))])
                 case wire.Listen(generation, log_level, ports):
                     log.level = log_level
                     self._report = wire.Report(generation, self._listening.listen(ports))
                     self._tell(channel)
+                case wire.LogFile() if len(delivery.fds) == 1:
+                    log.use(delivery.take()[0])
                 case wire.Quit():
                     self._loop.stop()
-                    if self._waiting is not None:
-                        self._waiting.reset()
-                        self._waiting = None
+                    self._passing.give_up()
                 case _:
                     raise _unexpected(delivery)
 
@@ -199,31 +231,11 @@ class Relay:
         self._settle()
 
     def _forget_daemon(self, why: str) -> None:
-        log.warning("daemon lost: %s; guests wait", why)
+        log.warning("daemon lost: %s", why)
         if self._channel is not None:
             self._loop.close_later(self._channel)
             self._channel = None
             self._report = None
-        self._settle()
-
-    def _accepted(self, batch: Batch) -> None:
-        self._waiting = batch
-        self._pass_on()
-
-    def _pass_on(self) -> None:
-        """Send the accepted connections. While they cannot be sent, the relay accepts no more."""
-        batch = self._waiting
-        if batch is None or self._channel is None:
-            return
-        try:
-            send(self._channel, batch.message, batch.fds)
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            self._forget_daemon(str(error))
-        else:
-            batch.close()
-            self._waiting = None
         self._settle()
 
     # Visitors at the rendezvous
@@ -253,11 +265,11 @@ class Relay:
         """Give the listening sockets to the successor, and end."""
         self._rendezvous.close()
         self._loop.stop()
-        if self._waiting is not None:
-            send(successor, self._waiting.message, self._waiting.fds)
-            # Events that were fetched with this one may still be handled: the daemon must not get it as well.
-            self._waiting.close()
-            self._waiting = None
+        # Events that were fetched with this one may still be handled: no worker must get these guests as
+        # well.
+        for batch in self._passing.hand_over():
+            send(successor, batch.message, batch.fds)
+            batch.close()
         ports = self._listening.ports
         for start in range(0, len(ports), wire.MAX_DESCRIPTORS):
             some = ports[start : start + wire.MAX_DESCRIPTORS]

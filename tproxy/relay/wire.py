@@ -1,4 +1,4 @@
-"""The messages between relay and daemon, as values and as bytes. Pure: nothing here touches a socket.
+"""The messages of a relay with the daemon and the workers, as bytes and as values. Nothing here does I/O.
 
 One message is one SOCK_SEQPACKET datagram: a byte for its kind, then a fixed layout in network order.
 Descriptors travel beside it (``channel``). Messages state what is wanted, never a change to it, so a repeated
@@ -11,12 +11,10 @@ from tproxy.errors import ProtocolError
 from tproxy.typed import NamedTuple
 
 # Of this protocol; a relay names it in Hello. A daemon replaces a relay that has another version.
-VERSION = 1
+VERSION = 2
 
 # The kernel takes at most SCM_MAX_FD descriptors in one message, <net/scm.h>.
 MAX_DESCRIPTORS = 253
-
-PEER_BYTES = 6
 
 # The largest message is Report when all 65,535 ports have failed, for up to 256 different reasons. It is
 # smaller than the default of net.core.wmem_default, so it can be sent.
@@ -24,16 +22,36 @@ MAX_BYTES = 1 + 4 + 2 * 65535 + 4 * 256
 
 _HELLO = struct.Struct("!HI")
 _LISTEN = struct.Struct("!IB")
-_REPORT = struct.Struct("!I")
+_NUMBER = struct.Struct("!I")
 _PORT = struct.Struct("!H")
 _PROBLEM = struct.Struct("!HH")  # errno, and how many ports follow
 
 
+class Born(NamedTuple):
+    """A new process to the daemon, first, while it still is our own code with all rights.
+
+    Beside it: its pidfd, by which the daemon can end it, whatever becomes of it (pidfd_open(2)).
+    """
+
+    pid: int
+
+
 class Hello(NamedTuple):
-    """Relay to daemon, first. Beside it: a socket made in its namespace, as proof of where the relay is."""
+    """Relay to daemon, first. Beside it: a socket made in its namespace, as proof of where the relay is.
+
+    Relays of version 1 name their process id. Nothing is done with it.
+    """
 
     version: int
-    pid: int
+    pid: int = 0
+
+
+class Workers(NamedTuple):
+    """Daemon to relay. Beside it: a data channel to each worker, in the place of all earlier ones."""
+
+
+class LogFile(NamedTuple):
+    """Daemon to relay or worker. Beside it: the file to log to from now on."""
 
 
 class Listen(NamedTuple):
@@ -51,14 +69,16 @@ class Report(NamedTuple):
     problems: dict[int, int]
 
 
-class Accepted(NamedTuple):
-    """Relay to daemon: guests have connected to a service port. Beside it: a socket for each of ``peers``.
+class Behind(NamedTuple):
+    """Relay to daemon: the worker of this place in Workers has not taken sockets for some seconds."""
 
-    A peer is PEER_BYTES long, address and port in network order. It is for the log only.
-    """
+    place: int
+
+
+class Accepted(NamedTuple):
+    """Relay to worker: guests have connected to a service port. Beside it: their sockets."""
 
     port: int
-    peers: tuple[bytes, ...]
 
 
 class Failed(NamedTuple):
@@ -89,9 +109,26 @@ class Listeners(NamedTuple):
     ports: tuple[int, ...]
 
 
-Message = Hello | Listen | Report | Accepted | Failed | Quit | Adopt | Adopted | Takeover | Listeners
+Message = (
+    Born
+    | Hello
+    | Workers
+    | LogFile
+    | Listen
+    | Report
+    | Behind
+    | Accepted
+    | Failed
+    | Quit
+    | Adopt
+    | Adopted
+    | Takeover
+    | Listeners
+)
 
-_EMPTY: dict[bytes, type[Quit | Adopt | Adopted | Takeover]] = {
+_EMPTY: dict[bytes, type[Workers | LogFile | Quit | Adopt | Adopted | Takeover]] = {
+    b"W": Workers,
+    b"l": LogFile,
     b"Q": Quit,
     b"a": Adopt,
     b"d": Adopted,
@@ -102,18 +139,26 @@ _EMPTY: dict[bytes, type[Quit | Adopt | Adopted | Takeover]] = {
 def encode(message: Message) -> bytes:
     """Return the message as bytes, at most MAX_BYTES."""
     match message:
-        case Accepted(port, peers):
-            return b"A" + _PORT.pack(port) + b"".join(peers)
+        case Accepted(port):
+            return b"A" + _PORT.pack(port)
+        case Born(pid):
+            return b"B" + _NUMBER.pack(pid)
         case Hello(version, pid):
             return b"H" + _HELLO.pack(version, pid)
         case Listen(generation, log_level, ports):
             return b"L" + _LISTEN.pack(generation, log_level) + _pack_ports(ports)
         case Report(generation, problems):
-            return b"R" + _REPORT.pack(generation) + _pack_problems(problems)
+            return b"R" + _NUMBER.pack(generation) + _pack_problems(problems)
+        case Behind(place):
+            return b"b" + _PORT.pack(place)
         case Failed(reason):
             return b"F" + reason.encode(errors="backslashreplace")
         case Listeners(ports):
             return b"S" + _pack_ports(ports)
+        case Workers():
+            return b"W"
+        case LogFile():
+            return b"l"
         case Quit():
             return b"Q"
         case Adopt():
@@ -130,31 +175,29 @@ def decode(data: bytes) -> Message:
     try:
         match kind:
             case b"A":
-                (port,) = _PORT.unpack_from(body)
-                return Accepted(port, _split_peers(body[_PORT.size :]))
+                # Behind the port, a relay of version 1 names the guests.
+                return Accepted(*_PORT.unpack_from(body))
+            case b"B":
+                return Born(*_NUMBER.unpack(body))
             case b"H":
                 return Hello(*_HELLO.unpack(body))
             case b"L":
                 generation, log_level = _LISTEN.unpack_from(body)
                 return Listen(generation, log_level, _unpack_ports(body[_LISTEN.size :]))
             case b"R":
-                (generation,) = _REPORT.unpack_from(body)
-                return Report(generation, _unpack_problems(body[_REPORT.size :]))
+                (generation,) = _NUMBER.unpack_from(body)
+                return Report(generation, _unpack_problems(body[_NUMBER.size :]))
+            case b"b":
+                return Behind(*_PORT.unpack(body))
             case b"F":
                 return Failed(body.decode())
             case b"S":
                 return Listeners(_unpack_ports(body))
-            case b"Q" | b"a" | b"d" | b"t" if not body:
+            case _ if kind in _EMPTY and not body:
                 return _EMPTY[kind]()
     except (struct.error, UnicodeDecodeError) as error:
         raise ProtocolError(f"a message of kind {kind!r} is malformed: {error}") from error
     raise ProtocolError(f"a message of unknown kind {kind!r}")
-
-
-def _split_peers(data: bytes) -> tuple[bytes, ...]:
-    if len(data) % PEER_BYTES:
-        raise ProtocolError("the last peer of a message is incomplete")
-    return tuple(data[start : start + PEER_BYTES] for start in range(0, len(data), PEER_BYTES))
 
 
 def _pack_ports(ports: tuple[int, ...]) -> bytes:

@@ -1,23 +1,21 @@
 """Admission: how many connections may be open at once, and whether there is room for more.
 
-The daemon has two descriptors for each connection. Before they run out, it hears of no more guests: relays
-then do not accept, and guests wait in the backlog, in the kernel, until connections have ended.
+A worker has two descriptors for each connection. Before they run out, it hears of no more guests: relays then
+do not accept, and guests wait in the backlog, in the kernel, until connections have ended.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sized
 
 from tproxy.datapath.splice import MAX_PIPES
 from tproxy.kernel.loop import Loop
 from tproxy.log import limit
+from tproxy.log.file import Log
 from tproxy.relay.listening import BATCH
 
-log = logging.getLogger(__name__)
-
-# Descriptors for everything that is not a connection: logs, netlink, clients, one for each relay.
+# Descriptors for everything that is not a connection: the log, the daemon, one for each relay.
 RESERVE = 512
 
 # Seconds between two looks for room.
@@ -37,8 +35,11 @@ class Admission:
     ``connections`` are those that are open. ``changed`` is called whenever ``full`` has changed.
     """
 
-    def __init__(self, loop: Loop, most: int, connections: Sized, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, loop: Loop, log: Log, most: int, connections: Sized, changed: Callable[[], None]
+    ) -> None:
         self._loop = loop
+        self._log = log
         self._most = most
         self._connections = connections
         self._changed = changed
@@ -49,7 +50,7 @@ class Admission:
         """Look whether there is room left; to be called when connections have been added."""
         if not self.full and self._is_full():
             if self._warnings.allows(time.monotonic()):
-                log.warning(
+                self._log.warning(
                     "%d connections are open: no more are accepted until some have ended%s",
                     len(self._connections),
                     self._warnings.suffix(),

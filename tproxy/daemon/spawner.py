@@ -1,0 +1,185 @@
+"""The spawner: a small process that starts relays and workers by forking itself, so that they cost little
+memory.
+
+The daemon forks its spawner before it imports or opens anything large. A process that is forked from the
+spawner shares the interpreter and all modules with the others, except for the pages that it writes to; and in
+Python, to use an object is to write to it. So the spawner loads nothing that a relay can do without
+(tests/unit/test_imports.py). It ends when the daemon's end of their socket is closed. When it was killed, the
+daemon starts another one as soon as a process is wanted: ``python -m tproxy.daemon.spawner FD``.
+
+A new process tells the daemon its pidfd (``wire.Born``) before it does anything else. It is our own code
+until then, and has not heard of anybody. So the daemon needs to believe no process that speaks to it later.
+"""
+
+import gc
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import ExitStack, suppress
+
+from tproxy.log.lazy import logger
+from tproxy.process import run_directory
+from tproxy.process.title import set_title
+from tproxy.relay import relay, wire
+from tproxy.relay.channel import pair, send
+from tproxy.typed import NamedTuple
+
+log = logger(__name__)  # the daemon's
+
+# The process title. Not "one_tproxy...": the spawner is neither a relay nor the daemon, and status does not
+# list it.
+TITLE = "tproxy-spawner"
+
+
+class Order(NamedTuple):
+    """A process to be started: the relay of a bridge, or a worker if ``bridge`` is empty.
+
+    Beside the order come its end of a channel to the daemon, the file to log to, and, for a worker, the
+    socket at which a later daemon finds it.
+    """
+
+    bridge: str
+    replace: bool
+    log_level: int
+
+    def encode(self) -> bytes:
+        # Names of bridges have no spaces (model).
+        return f"{self.bridge} {self.replace:d} {self.log_level}".encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Order":
+        bridge, replace, log_level = data.decode().split(" ")
+        return cls(bridge, replace == "1", int(log_level))
+
+
+class Spawner:
+    """The daemon's handle on its spawner, which is process ``pid``."""
+
+    def __init__(self) -> None:
+        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self.pid = os.fork()
+            if self.pid == 0:
+                status = 1
+                try:
+                    # Its processes must not keep anything open that the process before had open.
+                    for fd in map(int, os.listdir("/proc/self/fd")):
+                        if fd > 2 and fd != theirs.fileno():
+                            with suppress(OSError):  # the listing's own
+                                os.close(fd)
+                    _obey(theirs)
+                    status = 0
+                finally:
+                    os._exit(status)
+
+    def spawn(self, order: Order, *fds: int) -> socket.socket:
+        """Start a process; return the channel on which it says Born, and then what it has to say.
+
+        ``fds``, which stay the caller's, are what the order names besides the channel. Raises OSError.
+        """
+        ours, theirs = pair()
+        with theirs, ExitStack() as owned:
+            owned.enter_context(ours)
+            try:
+                self._send(order, theirs.fileno(), *fds)
+            except (BrokenPipeError, ConnectionResetError):
+                log.warning("the spawner is gone; starting another")
+                self._start_anew()
+                self._send(order, theirs.fileno(), *fds)
+            ours.setblocking(False)
+            owned.pop_all()
+        return ours
+
+    def _send(self, order: Order, *fds: int) -> None:
+        socket.send_fds(self._orders, [order.encode()], fds)
+
+    def _start_anew(self) -> None:
+        """Start another spawner. Not by a fork: the daemon is large by now."""
+        import subprocess
+
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._orders.close()  # only now: if the line above fails, the next attempt still finds a broken pipe
+        self._orders = ours
+        with suppress(ChildProcessError):  # a daemon that is a service has waited for it already
+            os.waitpid(self.pid, 0)
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tproxy.daemon.spawner", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+        self.pid = process.pid
+
+    def close(self) -> None:
+        """Let the spawner end; its relays and workers stay."""
+        self._orders.close()
+
+
+def _obey(orders: socket.socket) -> None:
+    set_title(TITLE)
+    # The spawner ends with the daemon, not by Ctrl-C in a terminal.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps its processes, sigaction(2)
+    time.localtime()  # reads the time zone, whose file its processes could not open
+    # The garbage collector writes to all objects that it looks at; frozen ones stay in shared pages.
+    gc.collect()
+    gc.freeze()
+    while True:
+        payload, fds, _, _ = socket.recv_fds(orders, 4096, 3)
+        if not payload:
+            return
+        if os.fork() == 0:
+            orders.close()
+            _become(Order.decode(payload), fds)
+        for fd in fds:
+            os.close(fd)
+
+
+def _become(order: Order, fds: list[int]) -> None:
+    """Be the process that was ordered, and never return: a child must not go on in its parent's code."""
+    status = 1
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        channel = socket.socket(fileno=fds[0])
+        relay.log.use(fds[1])
+        relay.log.level = order.log_level
+        pidfd = os.pidfd_open(os.getpid())
+        send(channel, wire.Born(os.getpid()), [pidfd])
+        os.close(pidfd)
+        if order.bridge:
+            relay.run(order.bridge, channel, _empty_directory(), replace=order.replace)
+        else:
+            from tproxy.worker import worker
+
+            worker.run(channel, socket.socket(fileno=fds[2]), _empty_directory(), relay.log)
+        status = 0
+    except Exception as error:
+        relay.log.error("unexpected %s: %s\n%s", type(error).__name__, error, _places(error))
+    finally:
+        os._exit(status)
+
+
+def _empty_directory() -> str:
+    """Return the path of the empty directory, which is made if need be, with the run directory above it."""
+    path = f"{run_directory.prepare()}/{run_directory.EMPTY}"
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o555)
+    return path
+
+
+def _places(error: BaseException) -> str:
+    """Return where the error came from. ``traceback`` is large, and cannot be imported any more."""
+    lines = []
+    trace = error.__traceback__
+    while trace is not None:
+        lines.append(f"  {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":  # started in place of a spawner that was killed, see Spawner._start_anew
+    _obey(socket.socket(fileno=int(sys.argv[1])))

@@ -1,0 +1,211 @@
+"""A worker as the daemon sees it: the channel to one worker process, and what is known of it.
+
+What the worker cannot take yet waits in ``_outgoing``, with copies of the descriptors. ``Sync`` tells when it
+has taken all; a worker that does not answer it within PATIENCE is killed. The process is known by its pidfd,
+which it sent while it was still our own code (``spawner``), or, if it was there before this daemon, from the
+kernel. So nothing that a worker says makes the daemon signal another process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import struct
+import time
+from contextlib import suppress
+from typing import Protocol
+
+from tproxy.datapath.counters import Counts, View
+from tproxy.errors import ProtocolError
+from tproxy.kernel.loop import READ, WRITE, Loop, Timer
+from tproxy.relay import wire
+from tproxy.relay.channel import Delivery, receive, send_bytes
+from tproxy.worker import orders
+
+log = logging.getLogger(__name__)
+
+# Seconds until a worker that does not answer is killed. A worker answers between two batches of events.
+PATIENCE = 5.0
+
+# Seconds that a worker may take to start. A busy host may need some of them.
+GREETING = 30.0
+
+_CREDENTIALS = struct.Struct("3i")  # struct ucred, unix(7)
+
+Key = tuple[str, int]  # bridge and service port
+
+
+class Owner(Protocol):
+    """Gets the reports of a worker (``workers.Workers``)."""
+
+    def greeted(self, worker: WorkerLink, version: int) -> None:
+        """The worker is there, and speaks this version."""
+
+    def changed(self) -> None:
+        """``settled`` may have a new answer."""
+
+    def ended(self, worker: WorkerLink, reason: str) -> None:
+        """The worker is gone; the owner closes the link."""
+
+
+class WorkerLink:
+    """One worker. ``meeting`` is the path of its meeting point."""
+
+    def __init__(self, loop: Loop, channel: socket.socket, meeting: str, owner: Owner) -> None:
+        self.since = time.monotonic()
+        self.pid = 0
+        self.draining = False
+        self.ready = False
+        self._loop = loop
+        self._channel = channel
+        self._meeting = meeting
+        self._owner = owner
+        self._pidfd = -1
+        self._view: View | None = None
+        self._outgoing: list[tuple[bytes, tuple[int, ...]]] = []
+        self._asked = self._answered = 0  # numbers of Sync
+        self._timer: Timer | None = None
+        loop.add(channel.fileno(), READ, self)
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that it was told has taken effect."""
+        return self._asked == self._answered
+
+    def tell(self, message: orders.Message, *fds: int) -> None:
+        """Tell the worker something; ``fds`` stay the caller's."""
+        data = orders.encode(message)
+        if not self._outgoing:
+            try:
+                send_bytes(self._channel, data, fds)
+                return
+            except BlockingIOError:
+                self._loop.modify(self._channel.fileno(), READ | WRITE)
+            except OSError:
+                return  # it has ended, which its channel tells too
+        self._outgoing.append((data, tuple(map(os.dup, fds))))
+
+    def sync(self, *, count: bool = False) -> None:
+        """Ask whether it has taken all; kill it if it does not answer."""
+        self._asked += 1
+        self.tell(orders.Sync(self._asked, count))
+        if self._timer is None:
+            self._judge_later()
+
+    def adopt(self) -> None:
+        """Learn from the kernel which process is at the other end of a meeting point."""
+        peer = self._channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        self.pid = _CREDENTIALS.unpack(peer)[0]
+        with suppress(OSError):
+            self._pidfd = os.pidfd_open(self.pid)
+
+    def kill(self) -> None:
+        if self._pidfd >= 0:
+            with suppress(OSError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def read(self) -> tuple[int, dict[Key, Counts]]:
+        """Return its open connections and counts."""
+        return self._view.read() if self._view is not None else (0, {})
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Seconds of processor time that it has used (proc(5), /proc/PID/stat)."""
+        try:
+            with open(f"/proc/{self.pid}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def close(self) -> None:
+        """Hear nothing more of it."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._forget_outgoing()
+        self._loop.close_later(self._channel)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def remove_meeting(self) -> None:
+        with suppress(OSError):
+            os.unlink(self._meeting)
+
+    def on_event(self, fd: int, mask: int) -> None:
+        if mask & WRITE:
+            self._flush()
+        if mask & ~WRITE:
+            self._hear()
+
+    def _hear(self) -> None:
+        try:
+            delivery = receive(self._channel, _decode)
+            if delivery is not None:
+                with delivery:
+                    self._note(delivery)
+                return
+            reason = "it has ended"
+        except BlockingIOError:
+            return
+        except (OSError, ProtocolError) as error:
+            reason = str(error)
+            self.kill()
+        self._owner.ended(self, reason)
+
+    def _note(self, delivery: Delivery) -> None:
+        match delivery.message:
+            case wire.Born(pid) if len(delivery.fds) == 1 and not self.pid:
+                self.pid, self._pidfd = pid, delivery.take()[0]
+            case orders.Ready(version, draining) if len(delivery.fds) == 1 and self.pid and not self.ready:
+                self._view = View(delivery.fds[0])
+                self.ready, self.draining = True, draining
+                self._owner.greeted(self, version)
+            case orders.Synced(number) if self._answered < number <= self._asked:
+                self._answered = number
+                self._owner.changed()
+            case other:
+                raise ProtocolError(f"unexpected {type(other).__name__}")
+
+    def _flush(self) -> None:
+        while self._outgoing:
+            message, fds = self._outgoing[0]
+            try:
+                send_bytes(self._channel, message, fds)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._forget_outgoing()  # it has ended, which its channel tells too
+                break
+            del self._outgoing[0]
+            for fd in fds:
+                os.close(fd)
+        self._loop.modify(self._channel.fileno(), READ)
+
+    def _forget_outgoing(self) -> None:
+        for _, fds in self._outgoing:
+            for fd in fds:
+                os.close(fd)
+        self._outgoing.clear()
+
+    def _judge_later(self) -> None:
+        asked = self._asked
+        self._timer = self._loop.call_later(PATIENCE, lambda: self._judge(asked))
+
+    def _judge(self, asked: int) -> None:
+        self._timer = None
+        if not self.ready and time.monotonic() - self.since < GREETING:
+            self._judge_later()
+        elif self._answered < asked:
+            log.warning("worker %d does not answer; killed", self.pid)
+            self.kill()
+            self._owner.ended(self, "it did not answer")
+        elif not self.settled:
+            self._judge_later()
+
+
+def _decode(data: bytes) -> object:
+    """Return a message of a worker, or of the process that is about to be one."""
+    return wire.decode(data) if data[:1] == b"B" else orders.decode(data)

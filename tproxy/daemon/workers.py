@@ -1,0 +1,382 @@
+"""All workers: starts them, tells them what to serve, replaces those that end, and finds those that are
+there.
+
+Theory of operation. A worker has a place, a number from 0 on. For each bridge there is a data channel to each
+place: the relay has one end, the worker the other, and the daemon keeps a copy of the worker's end. When a
+worker ends, the next one in its place gets the copies, and with them the sockets that were passed on and not
+received. Relays notice nothing.
+
+Every worker is told everything: settings, services of all bridges, channels. Each has a meeting point, a
+socket in the run directory. There a daemon finds the workers of the daemon before it. It makes new data
+channels for them; the old ones end when relays let them go.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from tproxy.daemon.client import Json
+from tproxy.daemon.spawner import Order, Spawner
+from tproxy.daemon.worker_link import Key, WorkerLink
+from tproxy.datapath.counters import Counts
+from tproxy.datapath.this_host import chosen_ports
+from tproxy.kernel.loop import Loop, Timer
+from tproxy.log import output
+from tproxy.log.file import open_log
+from tproxy.model import Service
+from tproxy.relay import wire
+from tproxy.relay.channel import pair, send_bytes
+from tproxy.worker import orders
+
+log = logging.getLogger(__name__)
+
+# The workers that `auto` means at most.
+AUTO_MOST = 4
+
+# Seconds until the next attempt to start a worker that ended young; doubled with each failure.
+RETRY_FIRST, RETRY_MOST = 0.1, 5.0
+
+# Seconds. A worker that lived this long has not failed at starting; the next one is started at once.
+SETTLED = 1.0
+
+# Bytes that a data channel takes: some 64 messages with up to 64 sockets each. The kernel lets a user without
+# privileges have as many descriptors in flight as it may have open (unix(7), ETOOMANYREFS), so one worker
+# that stands still must not take all of them.
+CHANNEL_BYTES = 24 * 1024
+
+# The folder of the meeting points, in the run directory.
+FOLDER = "workers"
+
+
+def wanted_workers(setting: int | None) -> int:
+    """Return how many workers there should be; the setting 0 or None means one for each core, at most 4."""
+    return setting or min(len(os.sched_getaffinity(0)), AUTO_MOST)
+
+
+class Ends(NamedTuple):
+    """The data channels of a bridge. ``sockets`` are the workers' ends, in the order of places.
+
+    ``shift`` is the place of the worker that the relay has first.
+    """
+
+    cookie: int | None
+    shift: int
+    sockets: list[socket.socket]
+
+
+class Workers:
+    """The workers in their places, and those that only finish their connections.
+
+    ``changed`` is called whenever ``settled`` may have a new answer, and ``regroup`` when relays need other
+    data channels.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        spawner: Spawner,
+        directory: str,
+        changed: Callable[[], None],
+        regroup: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._spawner = spawner
+        self._folder = f"{directory}/{FOLDER}"
+        self.changed = changed
+        self._regroup = regroup
+        self._count = 0
+        self._places: list[WorkerLink | None] = []
+        self._draining: set[WorkerLink] = set()
+        self._retries: dict[int, tuple[float, Timer]] = {}  # delay and timer by place
+        self._services: dict[str, Sequence[Service]] = {}
+        self._complete = False  # whether all bridges that have services are in ``_services``
+        self._ends: dict[str, Ends] = {}
+        self._given = 0  # how many times ``channels`` was asked
+        self._ended: dict[Key, Counts] = {}  # of workers that have ended
+
+    # What is wanted
+
+    def keep(self, count: int, *, replace: bool = False) -> None:
+        """Have so many workers. Those of an earlier daemon go on; ``replace``: they only finish."""
+        if count == self._count:
+            return
+        self._count = count
+        if not self._places:
+            self._adopt(replace=replace)
+        for place in range(count, len(self._places)):
+            self._finish(place)
+        del self._places[count:]
+        for place in range(len(self._places), count):
+            self._places.append(None)
+            self._start(place)
+        self._regroup()
+
+    @property
+    def count(self) -> int:
+        return self._count
+
+    def serve(self, bridge: str, services: Sequence[Service]) -> None:
+        """Serve the bridge as these services say."""
+        before = self._services.get(bridge)
+        self._services[bridge] = services
+        if before != services:
+            for worker in self._present():
+                self._tell_services(worker, bridge)
+            self._ended = {
+                key: counts
+                for key, counts in self._ended.items()
+                if key[0] != bridge or any(each.port == key[1] for each in services)
+            }
+
+    def forget(self, bridge: str) -> None:
+        """Serve the bridge no more; its connections end."""
+        if self._services.pop(bridge, None) is not None:
+            for worker in (*self._present(), *self._draining):
+                worker.tell(orders.Forget(bridge))
+        self.let_go(bridge)
+        self._ended = {key: counts for key, counts in self._ended.items() if key[0] != bridge}
+
+    def complete(self) -> None:
+        """Note that every bridge with services was told: workers of an earlier daemon may serve others."""
+        self._complete = True
+        for worker in self._present():
+            self._forget_unknown(worker)
+
+    def channels(self, bridge: str, cookie: int | None) -> list[socket.socket]:
+        """Return a new data channel to each worker, in the place of earlier ones; they are the caller's.
+
+        ``cookie`` is that of the bridge's namespace. The order differs from bridge to bridge, because guests
+        of different bridges often have the same addresses. Raises OSError.
+        """
+        self.let_go(bridge)
+        ours: list[socket.socket] = []
+        theirs: list[socket.socket] = []
+        try:
+            for _ in range(self._count):
+                near, far = pair()
+                ours.append(near)
+                theirs.append(far)
+                near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHANNEL_BYTES)
+        except OSError:
+            for each in (*ours, *theirs):
+                each.close()
+            raise
+        shift = self._given % self._count
+        self._given += 1
+        self._ends[bridge] = Ends(cookie, shift, theirs)
+        for place in range(self._count):
+            worker = self._places[place]
+            if worker is not None:
+                worker.tell(orders.Bridge(bridge, cookie), theirs[place].fileno())
+        return ours[shift:] + ours[:shift]
+
+    def deliver(self, bridge: str, cookie: int | None, message: wire.Accepted, fds: list[int]) -> None:
+        """Pass on the guests that a relay of version 1 has accepted."""
+        near, far = pair()
+        with near, far:
+            worker = next(iter(self._present()), None)
+            if worker is not None:
+                worker.tell(orders.Bridge(bridge, cookie), far.fileno())
+                send_bytes(near, wire.encode(message), fds)
+
+    def behind(self, place: int, bridge: str) -> None:
+        """Look after a worker that takes no sockets, as the relay of ``bridge`` says."""
+        ends = self._ends.get(bridge)
+        if ends is not None and self._count:
+            worker = self._places[(place + ends.shift) % self._count]
+            if worker is not None:
+                worker.sync()
+
+    def set(self) -> None:
+        """Tell the settings as they are now, and look which addresses are this host's."""
+        for worker in (*self._present(), *self._draining):
+            worker.tell(self._settings())
+
+    def sync(self, *, count: bool = False) -> None:
+        for worker in self._present():
+            worker.sync(count=count)
+
+    def reopen_logs(self) -> None:
+        for worker in (*self._present(), *self._draining):
+            self._give_log(worker)
+
+    def drain(self) -> None:
+        """Let all workers finish what they have: a successor of this daemon starts others."""
+        self._count = 0  # those that end now are not replaced
+        for worker in self._present():
+            worker.tell(orders.Drain())
+
+    # Questions
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that the workers were told has taken effect, except by those that do not run."""
+        return all(worker.settled for worker in self._present())
+
+    def counts(self) -> dict[Key, Counts]:
+        """Return the counts of each service."""
+        sums = dict(self._ended)
+        for worker in self._present():
+            for key, counts in worker.read()[1].items():
+                sums[key] = sums.get(key, Counts()).plus(counts)
+        return sums
+
+    def report(self) -> list[Json]:
+        """Return what ``tproxy status`` shows of each worker."""
+        reports = []
+        for worker in (*self._present(), *self._draining):
+            open_, counts = worker.read()
+            bridges: dict[str, int] = {}
+            for (bridge, _), each in counts.items():
+                bridges[bridge] = bridges.get(bridge, 0) + each.open
+            reports.append(
+                {
+                    "pid": worker.pid,
+                    "draining": worker.draining,
+                    "open": open_,
+                    "cpu_seconds": worker.cpu_seconds,
+                    "bridges": {bridge: bridges[bridge] for bridge in sorted(bridges)},
+                }
+            )
+        return reports
+
+    # What workers tell
+
+    def greeted(self, worker: WorkerLink, version: int) -> None:
+        if worker in self._draining:
+            return
+        place = self._places.index(worker)
+        if worker.draining or version != orders.VERSION:
+            self._finish(place)
+            self._start(place)
+        elif self._complete:
+            self._forget_unknown(worker)
+
+    def ended(self, worker: WorkerLink, reason: str) -> None:
+        worker.close()
+        worker.remove_meeting()
+        if worker in self._draining:
+            self._draining.discard(worker)
+            return
+        if worker not in self._places:
+            return
+        place = self._places.index(worker)
+        for key, counts in worker.read()[1].items():
+            self._ended[key] = self._ended.get(key, Counts()).plus(counts._replace(open=0))
+        self._places[place] = None
+        log.warning("worker %d is lost: %s; starting another", worker.pid, reason)
+        if time.monotonic() - worker.since >= SETTLED:
+            self._start(place)
+        else:
+            self._start_later(place)
+        self.changed()
+
+    # Starting and ending workers
+
+    def _start(self, place: int) -> None:
+        if place >= self._count:
+            return
+        meeting = f"{self._folder}/{time.monotonic_ns()}"
+        try:
+            with suppress(FileExistsError):
+                os.mkdir(self._folder, 0o700)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as point:
+                point.bind(meeting)
+                log_file = open_log(output.DAEMON_LOG)
+                try:
+                    order = Order("", replace=False, log_level=output.level())
+                    channel = self._spawner.spawn(order, log_file, point.fileno())
+                finally:
+                    os.close(log_file)
+        except OSError as error:
+            log.error("cannot start a worker: %s", error.strerror)
+            self._start_later(place)
+            return
+        self._retries.pop(place, None)
+        self._occupy(place, WorkerLink(self._loop, channel, meeting, self))
+
+    def _start_later(self, place: int) -> None:
+        previous = self._retries.get(place)
+        delay = min(previous[0] * 2, RETRY_MOST) if previous else RETRY_FIRST
+        self._retries[place] = delay, self._loop.call_later(delay, lambda: self._start(place))
+
+    def _occupy(self, place: int, worker: WorkerLink) -> None:
+        """Put a worker into a place, and tell it everything."""
+        self._places[place] = worker
+        worker.tell(self._settings())
+        for bridge in self._services:
+            self._tell_services(worker, bridge)
+        for bridge, ends in self._ends.items():
+            if place < len(ends.sockets):  # otherwise the relays get other channels in a moment
+                worker.tell(orders.Bridge(bridge, ends.cookie), ends.sockets[place].fileno())
+        worker.sync()
+
+    def _finish(self, place: int) -> None:
+        """Let the worker in this place finish; another one takes the place, if it is still wanted."""
+        worker = self._places[place]
+        self._places[place] = None
+        if worker is not None:
+            worker.tell(orders.Drain())
+            worker.draining = True
+            self._draining.add(worker)
+
+    def _adopt(self, *, replace: bool) -> None:
+        """Find the workers of the daemon before this one."""
+        with suppress(OSError):
+            for name in sorted(os.listdir(self._folder)):
+                self._meet(f"{self._folder}/{name}", replace=replace)
+
+    def _meet(self, meeting: str, *, replace: bool) -> None:
+        channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            channel.connect(meeting)
+        except OSError:
+            channel.close()
+            with suppress(OSError):
+                os.unlink(meeting)
+            return
+        worker = WorkerLink(self._loop, channel, meeting, self)
+        worker.adopt()
+        log.info("worker %d of the daemon before goes on", worker.pid)
+        self._places.append(worker)
+        self._occupy(len(self._places) - 1, worker)
+        if replace:
+            self._finish(len(self._places) - 1)
+            self._places.pop()
+
+    # Telling workers
+
+    def _present(self) -> list[WorkerLink]:
+        return [worker for worker in self._places if worker is not None]
+
+    def _settings(self) -> orders.Settings:
+        return orders.Settings(output.level(), self._count or 1, chosen_ports())
+
+    def _tell_services(self, worker: WorkerLink, bridge: str) -> None:
+        services = tuple(self._services[bridge])
+        most = orders.MOST_SERVICES
+        parts = [services[start : start + most] for start in range(0, len(services), most)] or [()]
+        for number, part in enumerate(parts):
+            worker.tell(orders.Services(bridge, number == 0, number == len(parts) - 1, part))
+
+    def _give_log(self, worker: WorkerLink) -> None:
+        fd = open_log(output.DAEMON_LOG)
+        worker.tell(orders.LogFile(), fd)
+        os.close(fd)
+
+    def _forget_unknown(self, worker: WorkerLink) -> None:
+        for bridge in {bridge for bridge, _ in worker.read()[1]} - set(self._services):
+            worker.tell(orders.Forget(bridge))
+
+    def let_go(self, bridge: str) -> None:
+        """Close our copies of a bridge's data channels, because its relay is gone or gets others."""
+        ends = self._ends.pop(bridge, None)
+        if ends is not None:
+            for end in ends.sockets:
+                end.close()

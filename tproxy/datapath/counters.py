@@ -1,0 +1,177 @@
+"""Counters in memory that a worker writes and the daemon reads, so that counting costs no message.
+
+The memory is a file without a name (memfd_create(2)), sealed so that neither side can shrink it under the
+other. The daemon keeps its mapping when the worker ends, and so keeps the counts; the worker keeps the
+descriptor, and gives it to the next daemon.
+
+It begins with the number of records in use. A record belongs to one service of one bridge:
+
+| bytes | what |
+| --- | --- |
+| 16 | bridge, padded with NUL |
+| 8 | service port; 0 in a record that nobody uses, or whose service is gone |
+| 4 x 8 | connections open, and in total; bytes to the endpoint, and to the guest |
+| 8 | when a connection failed last, in seconds since the epoch, as a double |
+| 112 | why, in UTF-8, padded with NUL |
+
+A reader may see a record half written: a count may then be one event behind, and a text cut off.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+import time
+
+from tproxy.errors import ProtocolError
+from tproxy.typed import NamedTuple
+
+_NAME_BYTES = 16
+_ERROR_BYTES = 112
+_RECORD = struct.Struct(f"={_NAME_BYTES}sQ4Qd{_ERROR_BYTES}s")
+_HEADER_BYTES = 64
+
+# Services that one worker can count. The memory is taken only as it is used.
+MOST_RECORDS = 1 << 16
+SIZE = _HEADER_BYTES + MOST_RECORDS * _RECORD.size
+
+# The places of the counts in ``Record.counts``.
+OPEN, TOTAL, TO_ENDPOINT, TO_GUEST = range(4)
+
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+class Counts(NamedTuple):
+    """The counts of one service. Bytes of open connections are counted when the daemon asks for that."""
+
+    open: int = 0
+    total: int = 0
+    to_endpoint: int = 0
+    to_guest: int = 0
+    last_error: str = ""
+    last_error_at: float = 0.0
+
+    def plus(self, other: Counts) -> Counts:
+        """Return the sum, with the later one of the errors."""
+        later = max(self, other, key=lambda each: each.last_error_at)
+        return Counts(
+            self.open + other.open,
+            self.total + other.total,
+            self.to_endpoint + other.to_endpoint,
+            self.to_guest + other.to_guest,
+            later.last_error,
+            later.last_error_at,
+        )
+
+
+class Record:
+    """The counters of one service in this worker. ``counts`` is indexed by OPEN to TO_GUEST."""
+
+    __slots__ = ("_memory", "counts")
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+        self.counts = memory[_NAME_BYTES + 8 : _NAME_BYTES + 8 * 5].cast("Q")
+
+    def failed(self, why: str) -> None:
+        """Note why a connection failed."""
+        text = why.encode(errors="replace")[:_ERROR_BYTES].ljust(_ERROR_BYTES, b"\0")
+        struct.pack_into(f"=d{_ERROR_BYTES}s", self._memory, _NAME_BYTES + 8 * 5, time.time(), text)
+
+    def read(self) -> Counts:
+        """Return the counts as they are now."""
+        _, _, *counts, when, why = _RECORD.unpack(self._memory)
+        return _counts(counts, when, why)
+
+    def name(self, bridge: str, port: int) -> None:
+        """Begin to count for this service, from 0."""
+        self._memory[:] = bytes(len(self._memory))
+        struct.pack_into(f"={_NAME_BYTES}sQ", self._memory, 0, bridge.encode(), port)
+
+    def disown(self) -> None:
+        """Note that the service is gone: only its open connections count from now on."""
+        struct.pack_into("=Q", self._memory, _NAME_BYTES, 0)
+
+
+def unshared() -> Record:
+    """Return a record that nobody else reads."""
+    return Record(memoryview(bytearray(_RECORD.size)))
+
+
+class Counters:
+    """The worker's side. ``fd`` is the descriptor of the memory. Raises OSError."""
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("tproxy-counters", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.fd, SIZE)
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
+        self._memory = memoryview(mmap.mmap(self.fd, SIZE))
+        self._used = 0
+        self._free: list[Record] = []
+        self._gone: list[Record] = []  # their services are gone, but they may have open connections
+
+    def record(self, bridge: str, port: int) -> Record:
+        """Return a record for a service, with all counts 0. Beyond MOST_RECORDS it is an ``unshared`` one."""
+        self._sweep()
+        if self._free:
+            record = self._free.pop()
+        elif self._used < MOST_RECORDS:
+            start = _HEADER_BYTES + self._used * _RECORD.size
+            record = Record(self._memory[start : start + _RECORD.size])
+            self._used += 1
+        else:
+            return unshared()
+        record.name(bridge, port)
+        struct.pack_into("=Q", self._memory, 0, self._used)
+        return record
+
+    def give_back(self, record: Record) -> None:
+        """Note that a record's service is gone; it is used again when its last connection has ended."""
+        record.disown()
+        self._gone.append(record)
+
+    def _sweep(self) -> None:
+        ended = [each for each in self._gone if not each.counts[OPEN]]
+        if ended:
+            self._gone = [each for each in self._gone if each.counts[OPEN]]
+            self._free += ended
+
+
+class View:
+    """The daemon's side: reads what a worker counts. The descriptor stays the caller's.
+
+    Raises ProtocolError if the memory is not what a worker makes: its other owner could take it away.
+    """
+
+    def __init__(self, fd: int) -> None:
+        try:
+            if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS or os.fstat(fd).st_size != SIZE:
+                raise ProtocolError("its counters are not sealed")
+            self._memory = mmap.mmap(fd, SIZE, prot=mmap.PROT_READ)
+        except OSError as error:
+            raise ProtocolError(f"its counters cannot be read: {error.strerror}") from None
+
+    def read(self) -> tuple[int, dict[tuple[str, int], Counts]]:
+        """Return the number of open connections, and the counts by bridge and service port."""
+        (used,) = struct.unpack_from("=Q", self._memory, 0)
+        open_ = 0
+        found: dict[tuple[str, int], Counts] = {}
+        end = _HEADER_BYTES + min(used, MOST_RECORDS) * _RECORD.size
+        for start in range(_HEADER_BYTES, end, _RECORD.size):
+            bridge, port, *counts, when, why = _RECORD.unpack_from(self._memory, start)
+            open_ += counts[OPEN]
+            if port:
+                key = (_text(bridge), port)
+                found[key] = found.get(key, Counts()).plus(_counts(counts, when, why))
+        return open_, found
+
+
+def _counts(counts: list[int], when: float, why: bytes) -> Counts:
+    open_, total, to_endpoint, to_guest = counts
+    return Counts(open_, total, to_endpoint, to_guest, _text(why), when)
+
+
+def _text(padded: bytes) -> str:
+    return padded.rstrip(b"\0").decode(errors="replace")

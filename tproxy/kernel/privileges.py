@@ -1,0 +1,100 @@
+"""Takes from this process, for good, all rights that a relay or a worker does not need.
+
+Theory of operation. Relays and workers handle what guests send, so a fault in them must not be worth much to
+a guest. They start as root, because some of their first steps need it, and then pass these stages in this
+order, as the unprivileged processes of OpenSSH and passt do:
+
+1. an empty directory as root directory: no file can be opened any more, and no program executed;
+2. a user id of their own (``uid_of``): no signal and no ptrace(2) reaches another process, and the kernel
+   counts its pipes, and the descriptors that it has in flight, apart from those of the others;
+3. no capabilities, and none that could come back (capabilities(7));
+4. no_new_privs (prctl(2)): an executed program could not gain any either.
+
+A stage that is not possible, as in a container that maps few user ids, is left out, and the caller says so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+
+# User ids from here on are ours: 1,900,000,000 and the process id. Neither distributions nor systemd give out
+# ids in this range (systemd's "Users, Groups, UIDs and GIDs": 1,879,048,192 to 2,147,483,647 is unused), and
+# a process id is at most 4,194,304 (proc(5), pid_max).
+FIRST_UID = 1_900_000_000
+
+_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38  # <linux/prctl.h>
+_CAPABILITY_VERSION_3 = 0x20080522  # <linux/capability.h>
+_EINVAL = 22
+
+
+def uid_of(pid: int) -> int:
+    """Return the user and group id of the relay or worker that is process ``pid``."""
+    return FIRST_UID + pid
+
+
+def drop(empty: str) -> list[str]:
+    """Pass all stages; ``empty`` is the path of an empty directory. Return a line for each that failed."""
+    failed = []
+    for what, stage in _stages(empty):
+        try:
+            stage()
+        except OSError as error:
+            failed.append(f"{what}: {error.strerror}")
+    return failed
+
+
+def _stages(empty: str) -> tuple[tuple[str, Callable[[], None]], ...]:
+    return (
+        ("it keeps the host's files in sight", lambda: _confine(empty)),
+        ("its capability bounding set stays", _empty_bounding_set),
+        ("it has no user id of its own", _change_user),
+        ("it keeps its capabilities", _clear_capabilities),
+        ("it may gain privileges", lambda: _prctl(_PR_SET_NO_NEW_PRIVS, 1)),
+    )
+
+
+def _confine(empty: str) -> None:
+    os.chroot(empty)
+    os.chdir("/")
+
+
+def _change_user() -> None:
+    own = uid_of(os.getpid())
+    os.setgroups([])
+    os.setresgid(own, own, own)
+    os.setresuid(own, own, own)
+
+
+def _empty_bounding_set() -> None:
+    """Drop all capabilities from the bounding set. The kernel says EINVAL after its last one."""
+    for capability in range(64):
+        try:
+            _prctl(_PR_CAPBSET_DROP, capability)
+        except OSError as error:
+            if error.errno == _EINVAL:
+                return
+            raise
+
+
+def _clear_capabilities() -> None:
+    """Empty the effective, permitted and inheritable sets, capset(2). The ambient set goes with them."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    none = (ctypes.c_uint32 * 6)()
+    if _libc().capset(header, none) != 0:
+        _raise()
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc().prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)):
+        _raise()
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _raise() -> None:
+    number = ctypes.get_errno()
+    raise OSError(number, os.strerror(number))

@@ -1,0 +1,169 @@
+"""The messages between daemon and worker, as bytes and as values. Nothing here does I/O.
+
+The daemon says what is wanted, and repeats all of it to a worker that it starts or adopts. As in
+``relay.wire``, a message is one SOCK_SEQPACKET datagram with descriptors beside it. ``Drain`` and ``Ready``
+keep their form in all versions: a daemon of another version must be able to tell a worker to finish.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from tproxy.errors import ProtocolError
+from tproxy.model import INTERFACE_NAME_BYTES, Endpoint, Service
+from tproxy.typed import NamedTuple
+
+# Of this protocol. A daemon tells a worker of another version to finish, and starts one of its own.
+VERSION = 1
+
+# Services in one message. Its size stays far below the default of net.core.wmem_default.
+MOST_SERVICES = 2048
+
+_NAME = struct.Struct(f"!{INTERFACE_NAME_BYTES}s")
+_BRIDGE = struct.Struct(f"!{INTERFACE_NAME_BYTES}s?Q")
+_SERVICE = struct.Struct("!H4sHd")
+_SERVICES = struct.Struct(f"!{INTERFACE_NAME_BYTES}s??")
+_SETTINGS = struct.Struct("!BHHH")
+_NUMBER = struct.Struct("!I")
+_READY = struct.Struct("!H?")
+_SYNC = struct.Struct("!I?")
+
+
+class Settings(NamedTuple):
+    """Daemon to worker. ``workers``: how many share the limits. ``ports``: what ip_local_port_range says."""
+
+    log_level: int
+    workers: int
+    ports: tuple[int, int]
+
+
+class Services(NamedTuple):
+    """Daemon to worker: the services of a bridge. A long list comes in several messages, in order."""
+
+    bridge: str
+    first: bool
+    last: bool
+    services: tuple[Service, ...]
+
+
+class Bridge(NamedTuple):
+    """Daemon to worker. Beside it: a data channel, on which the bridge's relay passes sockets on.
+
+    Each of them must be of the namespace with this cookie; None where the kernel has no cookies (before
+    5.14).
+    """
+
+    bridge: str
+    cookie: int | None
+
+
+class Forget(NamedTuple):
+    """Daemon to worker: the bridge has no services any more; its connections end."""
+
+    bridge: str
+
+
+class LogFile(NamedTuple):
+    """Daemon to worker. Beside it: the file to log to from now on."""
+
+
+class Sync(NamedTuple):
+    """Daemon to worker: say Synced when all earlier messages have taken effect.
+
+    ``counting``: bring the counts of bytes up to date before, for connections that are still open.
+    """
+
+    number: int
+    counting: bool
+
+
+class Drain(NamedTuple):
+    """Daemon to worker: finish. Take what relays still pass on, and end with the last connection."""
+
+
+class Ready(NamedTuple):
+    """Worker to a new daemon, first. Beside it: the memory with its counters (``counters``)."""
+
+    version: int
+    draining: bool
+
+
+class Synced(NamedTuple):
+    """Worker to daemon, after Sync."""
+
+    number: int
+
+
+Message = Settings | Services | Bridge | Forget | LogFile | Sync | Drain | Ready | Synced
+
+
+def encode(message: Message) -> bytes:
+    """Return the message as bytes."""
+    match message:
+        case Settings(log_level, workers, (first, last)):
+            return b"S" + _SETTINGS.pack(log_level, workers, first, last)
+        case Services(bridge, first, last, services):
+            return b"P" + _SERVICES.pack(bridge.encode(), first, last) + b"".join(map(_pack, services))
+        case Bridge(bridge, cookie):
+            return b"B" + _BRIDGE.pack(bridge.encode(), cookie is not None, cookie or 0)
+        case Forget(bridge):
+            return b"F" + _NAME.pack(bridge.encode())
+        case LogFile():
+            return b"L"
+        case Sync(number, counting):
+            return b"s" + _SYNC.pack(number, counting)
+        case Drain():
+            return b"D"
+        case Ready(version, draining):
+            return b"r" + _READY.pack(version, draining)
+        case Synced(number):
+            return b"d" + _NUMBER.pack(number)
+
+
+def decode(data: bytes) -> Message:
+    """Return the message in ``data``; raises ProtocolError for anything that ``encode`` cannot make."""
+    kind, body = data[:1], data[1:]
+    try:
+        match kind:
+            case b"S":
+                log_level, workers, start, end = _SETTINGS.unpack(body)
+                return Settings(log_level, workers, (start, end))
+            case b"P":
+                name, first, last = _SERVICES.unpack_from(body)
+                services = map(_unpack, _SERVICE.iter_unpack(body[_SERVICES.size :]))
+                return Services(_text(name), first, last, tuple(services))
+            case b"B":
+                name, known, cookie = _BRIDGE.unpack(body)
+                return Bridge(_text(name), cookie if known else None)
+            case b"F":
+                return Forget(_text(*_NAME.unpack(body)))
+            case b"L" if not body:
+                return LogFile()
+            case b"s":
+                return Sync(*_SYNC.unpack(body))
+            case b"D":
+                return Drain()
+            case b"r":
+                return Ready(*_READY.unpack_from(body))
+            case b"d":
+                return Synced(*_NUMBER.unpack(body))
+    except (struct.error, UnicodeDecodeError) as error:
+        raise ProtocolError(f"an order of kind {kind!r} is malformed: {error}") from error
+    raise ProtocolError(f"an order of unknown kind {kind!r}")
+
+
+def _pack(service: Service) -> bytes:
+    endpoint = service.endpoint
+    return _SERVICE.pack(
+        service.port, socket.inet_aton(endpoint.address), endpoint.port, service.connect_timeout
+    )
+
+
+def _unpack(fields: tuple[int, bytes, int, float]) -> Service:
+    port, address, remote_port, connect_timeout = fields
+    return Service(port, Endpoint(socket.inet_ntoa(address), remote_port), connect_timeout=connect_timeout)
+
+
+def _text(name: bytes) -> str:
+    return name.rstrip(b"\0").decode()

@@ -1,0 +1,241 @@
+"""The worker: takes sockets from relays, dials the endpoints, and carries the bytes, without any rights.
+
+Theory of operation. A worker hears of bridges and services from the daemon, over one channel (``orders``),
+and gets guests' sockets from relays, over a channel for each bridge (``intake``). It needs neither to go on:
+while the daemon is away, it serves as it was told last, and a relay that is replaced leaves an end of file. A
+new daemon finds the worker at its meeting point, a UNIX socket in the run directory, which only root can
+enter.
+
+A worker that is told to finish (Drain) goes on taking what relays pass on, and ends when no channel to a
+relay and no connection is left. So does a worker without a daemon.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+
+from tproxy.datapath.connection import Connections
+from tproxy.datapath.counters import Counters
+from tproxy.datapath.target import Target
+from tproxy.errors import ProtocolError
+from tproxy.kernel import privileges
+from tproxy.kernel.limits import descriptor_limit
+from tproxy.kernel.loop import READ, Loop
+from tproxy.log.file import Log
+from tproxy.model import Service
+from tproxy.process.title import set_title
+from tproxy.relay.channel import Delivery, receive, send_bytes
+from tproxy.worker import orders
+from tproxy.worker.admission import Admission, most_connections
+from tproxy.worker.intake import Intake
+
+TITLE = "tproxy-worker"
+
+# Of a worker that only finishes its connections.
+DRAINING_TITLE = "tproxy-draining"
+
+# Seconds. While events follow each other this fast, a worker does not sleep between them (kernel/loop.py).
+# This is longer than an endpoint on this host takes to answer; when a guest falls silent, no more time than
+# this is spent in vain.
+ALERT = 50e-6
+
+# Seconds between two looks of a worker that is not wanted any more whether its last connection has ended.
+DRAIN_CHECK = 0.2
+
+
+def run(channel: socket.socket, meeting: socket.socket, empty: str, log: Log) -> None:
+    """Be a worker until there is nothing more to do.
+
+    ``channel`` leads to the daemon, ``meeting`` is a bound socket at which a later daemon can find this
+    process, and ``empty`` is the path of an empty directory (kernel/privileges.py).
+    """
+    meeting.listen()  # now, as root: a daemon learns from it which process this is (unix(7), SO_PEERCRED)
+    failed = privileges.drop(empty)
+    set_title(TITLE)
+    for line in failed:
+        log.warning("a right that the worker does not need could not be given up: %s", line)
+    Worker(meeting, log).serve(channel)
+
+
+class Worker:
+    """The loop of a worker, its services, and its channels."""
+
+    def __init__(self, meeting: socket.socket, log: Log) -> None:
+        self._log = log
+        self._loop = Loop(ALERT)
+        self._counters = Counters()
+        self._connections = Connections(self._loop, log)
+        self._admission = Admission(
+            self._loop, log, most_connections(descriptor_limit()), self._connections, self._poll_intakes
+        )
+        self._meeting = meeting
+        self._channel: socket.socket | None = None
+        self._services: dict[str, dict[int, Target]] = {}
+        self._coming: list[Service] = []  # the part of a long list that is here already
+        self._intakes: set[Intake] = set()
+        self._workers = 1
+        self._draining = False
+        self._looks = False  # whether a timer looks if all is done
+
+    def serve(self, channel: socket.socket) -> None:
+        """Run until a signal, or until there is nothing more to do."""
+        self._meeting.setblocking(False)
+        self._loop.add(self._meeting.fileno(), READ, self)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.on_signal(number, self._stop)
+        self._log.info("worker started")
+        self._greet(channel)
+        self._loop.run()
+        self._connections.lines.summarize()
+        self._log.info("worker ended")
+
+    def on_event(self, fd: int, mask: int) -> None:
+        if fd == self._meeting.fileno():
+            self._meet()
+        else:
+            self._listen_to_daemon()
+
+    # intake.Owner
+
+    def find(self, bridge: str, port: int) -> Target | None:
+        target = self._services.get(bridge, {}).get(port)
+        if target is None:
+            # A relay can be faster than the daemon's message that came before.
+            self._listen_to_daemon()
+            target = self._services.get(bridge, {}).get(port)
+        return target
+
+    def ended(self, intake: Intake) -> None:
+        self._intakes.discard(intake)
+        intake.close()
+        self._end_if_done()
+
+    # The daemon
+
+    def _meet(self) -> None:
+        """Follow a new daemon."""
+        try:
+            channel, _ = self._meeting.accept()
+        except OSError:
+            return
+        self._forget_daemon()
+        self._greet(channel)
+
+    def _greet(self, channel: socket.socket) -> None:
+        channel.setblocking(False)
+        self._channel = channel
+        self._loop.add(channel.fileno(), READ, self)
+        self._say(orders.Ready(orders.VERSION, self._draining), self._counters.fd)
+
+    def _forget_daemon(self) -> None:
+        if self._channel is not None:
+            self._loop.close_later(self._channel)
+            self._channel = None
+
+    def _say(self, message: orders.Message, *fds: int) -> None:
+        if self._channel is not None:
+            try:
+                send_bytes(self._channel, orders.encode(message), fds)
+            except OSError as error:
+                self._log.warning("daemon lost: %s", error.strerror)
+                self._forget_daemon()
+
+    def _listen_to_daemon(self) -> None:
+        """Do all that the daemon has said."""
+        while self._channel is not None:
+            try:
+                delivery = receive(self._channel, orders.decode)
+                if delivery is None:
+                    self._log.warning("daemon lost; guests are served as before")
+                    self._forget_daemon()
+                    break
+                with delivery:
+                    self._obey(delivery)
+            except BlockingIOError:
+                return
+            except (OSError, ProtocolError) as error:
+                self._log.warning("daemon lost: %s", error)
+                self._forget_daemon()
+        self._end_if_done()
+
+    def _obey(self, delivery: Delivery) -> None:
+        match delivery.message:
+            case orders.Services(bridge, first, last, services):
+                self._coming = [*([] if first else self._coming), *services]
+                if last:
+                    self._apply(bridge, self._coming)
+                    self._coming = []
+            case orders.Bridge(bridge, cookie) if len(delivery.fds) == 1:
+                self._intakes.add(
+                    Intake(
+                        bridge,
+                        cookie,
+                        delivery.take_socket(),
+                        self._loop,
+                        self._log,
+                        self._connections,
+                        self._admission,
+                        self,
+                    )
+                )
+            case orders.Forget(bridge):
+                self._apply(bridge, [])
+                del self._services[bridge]
+                self._connections.abort_bridge(bridge, "bridge removed")
+            case orders.Settings(log_level, workers, ports):
+                self._log.level = log_level
+                self._workers = workers
+                self._connections.host.forget(ports)
+            case orders.LogFile() if len(delivery.fds) == 1:
+                self._log.use(delivery.take()[0])
+            case orders.Sync(number, counting):
+                if counting:
+                    self._connections.count_open()
+                self._say(orders.Synced(number))
+            case orders.Drain():
+                self._drain()
+            case other:
+                raise ProtocolError(f"unexpected {type(other).__name__}")
+
+    def _apply(self, bridge: str, services: list[Service]) -> None:
+        """Take over a bridge's services as they are now. A port that stays keeps its counts."""
+        before = self._services.get(bridge, {})
+        after: dict[int, Target] = {}
+        for service in services:
+            target = before.pop(service.port, None)
+            if target is None:
+                record = self._counters.record(bridge, service.port)
+                target = Target(bridge, service, record, sharers=self._workers)
+            target.service = service
+            after[service.port] = target
+        for target in before.values():
+            self._counters.give_back(target.record)
+        self._services[bridge] = after
+
+    # Ending
+
+    def _drain(self) -> None:
+        self._draining = True
+        set_title(DRAINING_TITLE)
+        self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        wanted = self._channel is not None and not self._draining
+        if not (wanted or self._intakes or self._connections):
+            self._loop.stop()
+        elif not wanted and not self._looks:
+            self._looks = True
+            self._loop.call_later(DRAIN_CHECK, self._look)
+
+    def _look(self) -> None:
+        self._looks = False
+        self._end_if_done()
+
+    def _stop(self) -> None:
+        self._connections.abort_all("stopped")
+        self._loop.stop()
+
+    def _poll_intakes(self) -> None:
+        for intake in self._intakes:
+            intake.poll()
