@@ -77,9 +77,8 @@ def run(bridge: str, channel: socket.socket, empty: str, *, replace: bool) -> No
 def _open_low_ports() -> None:
     """Let processes without capabilities bind ports below 1024 in this namespace."""
     # Where /proc is read-only, binding such a port fails, which is reported with the port.
-    with suppress(OSError), open(_UNPRIVILEGED_PORTS, "r+") as file:
-        if file.read().strip() != "0":
-            file.write("0")
+    with suppress(OSError), open(_UNPRIVILEGED_PORTS, "w") as file:
+        file.write("0")
 
 
 def _meet_predecessor() -> socket.socket | None:
