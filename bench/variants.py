@@ -57,7 +57,7 @@ VARIANTS: Mapping[str, Sequence[Change]] = {
         # Without a recv before it, splice itself has to report the end of file.
         Change("datapath/splice", "return count == 0\n            self", "self"),
     ],
-    "recv and send for all": constant("datapath/splice", "MAX_PIPES", "256", "0"),
+    "recv and send for all": constant("datapath/splice", "MAX_PIPES", "112", "0"),
     "splice from 16 KiB on": constant("datapath/splice", "SMALL", "64 * 1024", "16 * 1024"),
     "splice from 256 KiB on": constant("datapath/splice", "SMALL", "64 * 1024", "256 * 1024"),
     "pipes of 64 KiB": constant("datapath/splice", "PIPE_BYTES", "512 * 1024", "64 * 1024"),
@@ -82,15 +82,15 @@ VARIANTS: Mapping[str, Sequence[Change]] = {
     "the kernel's own window": [
         Change("kernel/tcp", "socket.TCP_WINDOW_CLAMP, NEAR_WINDOW)", "socket.TCP_NODELAY, 1)")
     ],
-    "sleeping at once": constant("daemon/daemon", "ALERT", "50e-6", "0.0"),
-    "alert for 200 µs": constant("daemon/daemon", "ALERT", "50e-6", "200e-6"),
+    "sleeping at once": constant("worker/worker", "ALERT", "50e-6", "0.0"),
+    "alert for 200 µs": constant("worker/worker", "ALERT", "50e-6", "200e-6"),
     "8 events a batch": constant("kernel/loop", "EVENTS_PER_BATCH", "256", "8"),
 }
 
 # A change of the configuration instead of the tree: one log line for each connection.
 LOGGING = "log level INFO"
 
-# The best that two workers of one daemon could do: they would share a relay and a configuration.
+# The best that two workers of one daemon can do: they share a relay and a configuration.
 TWO = "two instances, half the load each"
 
 OTHERS = [*(name for name in VARIANTS if name != AS_IS), LOGGING, TWO]
