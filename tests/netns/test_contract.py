@@ -36,7 +36,7 @@ def lab(hypervisor: Hypervisor) -> OneBridge:
 # of it: each word in backticks.
 NAMES = {
     "namespace": "ip netns list; ls -d /run/netns/one_tproxy_br0",
-    "veth, bridge side": "ip -d link show br0b",
+    "veth, bridge side": "ip -d link show br0b; bridge fdb show br br0 dev br0b",
     "veth, namespace side": """
         ip netns exec one_tproxy_br0 ip address show br0a
         ip netns exec one_tproxy_br0 ip -4 route""",

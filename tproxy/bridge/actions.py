@@ -81,13 +81,23 @@ class ConfigureInner(NamedTuple):
 
 
 class AttachOuter(NamedTuple):
-    """Attach the bridge's end of the veth pair to the bridge, and set it up."""
+    """Attach the bridge's end of the veth pair to the bridge, set it up, and fix the MAC at it."""
 
     names: BridgeNames
     mtu: int
+    mac: str = SERVICE_MAC
 
     def __str__(self) -> str:
         return f"make {self.names.veth_bridge} a port of {self.names.bridge}: MTU {self.mtu}, up"
+
+
+class FixForwarding(NamedTuple):
+    """Fix our MAC at our port in the bridge's forwarding table, in each VLAN of the port."""
+
+    names: BridgeNames
+
+    def __str__(self) -> str:
+        return f"fix MAC {SERVICE_MAC} at port {self.names.veth_bridge} of {self.names.bridge}"
 
 
 class LoadServiceMap(NamedTuple):
@@ -134,6 +144,7 @@ Action = (
     | SetSysctls
     | ConfigureInner
     | AttachOuter
+    | FixForwarding
     | LoadServiceMap
     | LoadGuards
     | DeleteMapAndGuards

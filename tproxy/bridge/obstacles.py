@@ -193,7 +193,7 @@ def _forwards_in(bridge: str, ours: str, state: int) -> float:
 
 
 def _vlans(bridge: str) -> Mapping[str, Any] | None:
-    if not port_state.filters_vlans(bridge):
+    if not links.filters_vlans(bridge):
         return None
     from tproxy.kernel import kinds, vlans
 

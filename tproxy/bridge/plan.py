@@ -260,17 +260,22 @@ def _link_actions(names: BridgeNames, observed: Observed, mac: str = SERVICE_MAC
     if not (paired and _inner_right(inner, mtu)):
         planned.append(actions.ConfigureInner(names, mtu, mac))
     if not (paired and _outer_right(outer, names.bridge, mtu)):
-        planned.append(actions.AttachOuter(names, max(mtu, outer.mtu) if paired and outer else mtu))
+        planned.append(actions.AttachOuter(names, max(mtu, outer.mtu) if paired and outer else mtu, mac))
+    elif outer and not outer.fixed:
+        planned.append(actions.FixForwarding(names))
     return planned
 
 
 def _links_right(names: BridgeNames, observed: Observed) -> bool:
-    """Whether namespace, veth pair and sysctls are as they should be."""
+    """Whether namespace, veth pair, sysctls and the bridge's entry for our MAC are as they should be."""
+    outer = observed.outer
     return (
         observed.paired
         and not _wrong_sysctls(names, observed)
         and _inner_right(observed.inner, observed.bridge_mtu)
-        and _outer_right(observed.outer, names.bridge, observed.bridge_mtu)
+        and _outer_right(outer, names.bridge, observed.bridge_mtu)
+        and outer is not None
+        and outer.fixed
     )
 
 

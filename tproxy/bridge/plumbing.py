@@ -107,8 +107,10 @@ def _do(action: Action) -> None:
         case actions.ConfigureInner(names, mtu, mac):
             with netns.inside(names.namespace):
                 links.configure(names.veth_namespace, mac, mtu)
-        case actions.AttachOuter(names, mtu):
-            links.attach(names.veth_bridge, names.bridge, mtu)
+        case actions.AttachOuter(names, mtu, mac):
+            links.attach(names.veth_bridge, names.bridge, mtu, mac)
+        case actions.FixForwarding(names):
+            links.fix_forwarding(names.veth_bridge)
         case actions.LoadServiceMap(_, commands) | actions.DeleteMapAndGuards(_, commands):
             nftables.transaction(commands)
         case actions.LoadGuards(bridge, commands, fallbacks):

@@ -26,7 +26,7 @@ def nothing_in_the_way(bridge: str) -> bool:
     return (
         master(ours) == bridge
         and state(ours) == FORWARDING
-        and not filters_vlans(bridge)
+        and not links.filters_vlans(bridge)
         and not (shown_to_iptables(bridge) and (uses_legacy_filter() or nftables.forward_chains()))
     )
 
@@ -42,10 +42,6 @@ def master(port: str) -> str:
 def state(port: str) -> int:
     """BR_STATE_..., <linux/if_bridge.h>. Only a port that is up, on a bridge that is up, is forwarding."""
     return int(read(f"{port}/brport/state") or FORWARDING)
-
-
-def filters_vlans(bridge: str) -> bool:
-    return read(f"{bridge}/bridge/vlan_filtering") == "1"
 
 
 def shown_to_iptables(bridge: str) -> bool:

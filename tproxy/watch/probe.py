@@ -1,31 +1,36 @@
-"""A cheap test whether a bridge still has the same namespace, with the same sysctls.
+"""A cheap test whether a bridge still has the same namespace, sysctls and entries for our MAC.
 
-The kernel announces neither change. Opening a sysctl file costs thirty times as much as reading it once
-more, so the files stay open. They do not keep the namespace alive: reading fails when it is gone.
+The kernel announces no change of the first two, and those of entries only together with all that bridges
+learn and what hosts answer to ARP. Opening a sysctl file costs thirty times as much as reading it once more,
+so the files stay open. They do not keep the namespace alive: reading fails when it is gone.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 from contextlib import suppress
 
 from tproxy.kernel import links, netns
+from tproxy.model import BridgeNames
 
 _LONGEST = 64  # bytes; each value is one number
 
 
 class Probe:
-    """A namespace and its sysctls as they are now.
+    """The namespace of a bridge, its sysctls, and the entries for our MAC at our port, as they are now.
 
-    ``sysctls`` are paths below /proc/sys. Raises KernelError when there is no such namespace. The owner
-    calls ``close``.
+    ``sysctls`` are paths below /proc/sys/net. Raises KernelError when there is no such namespace, OSError.
+    The owner calls ``close``.
     """
 
-    def __init__(self, namespace: str, sysctls: list[str]) -> None:
-        self._path = netns.path(namespace)
+    def __init__(self, names: BridgeNames, sysctls: list[str]) -> None:
+        self._path = netns.path(names.namespace)
+        self._bridge, self._port = names.bridge, socket.if_nametoindex(names.veth_bridge)
         self._files: list[int] = []
         try:
-            with netns.inside(namespace):
+            self._fixed = links.fixed_vlans(self._port, names.bridge)
+            with netns.inside(names.namespace):
                 self._identity = netns.current()
                 for path in sysctls:
                     with suppress(FileNotFoundError):  # this kernel does not have it
@@ -37,10 +42,14 @@ class Probe:
 
     @property
     def changed(self) -> bool:
-        """Whether the namespace, or one of its sysctls, is not as it was."""
+        """Whether the namespace, one of its sysctls, or an entry for our MAC is not as it was."""
         try:
             status = os.stat(self._path)
-            return (status.st_dev, status.st_ino) != self._identity or self._read() != self._values
+            return (
+                (status.st_dev, status.st_ino) != self._identity
+                or self._read() != self._values
+                or links.fixed_vlans(self._port, self._bridge) != self._fixed
+            )
         except OSError:
             return True
 

@@ -1,8 +1,8 @@
 """Repair of bridges that are up, after somebody else changed what belongs to them.
 
-Theory of operation. The kernel announces changes to links and to nftables. It does not announce a changed
-sysctl or a namespace that was deleted, so ``probe`` compares those every few seconds. Each of these hints
-only makes a bridge doubtful. A little later, when whoever changes something had time to finish, one look
+Theory of operation. The kernel announces changes to links and to nftables. For what it does not announce,
+such as a changed sysctl, ``probe`` makes a comparison every few seconds. Each of these hints only makes a
+bridge doubtful. A little later, when whoever changes something had time to finish, one look
 compares all doubtful bridges with what is remembered of them, and reports events to the state machine in
 ``states``. That decides what is broken. ``reconcile.repair`` then decides again, under the host's lock,
 what there is to do.
@@ -92,7 +92,7 @@ class Repairer:
         self._doubt(links=self._bridges)
 
     def check_namespaces(self) -> None:
-        """Compare what the kernel does not announce: namespaces and sysctls."""
+        """Compare what the kernel does not announce: namespaces, sysctls, and entries for our MAC."""
         self._doubt(links=[each.name for each in self._bridges.values() if each.probe and each.probe.changed])
 
     def _doubt(self, *, links: Iterable[str] = (), rules: Iterable[str] = (), after: float = SETTLE) -> None:
@@ -209,7 +209,7 @@ class Repairer:
         if observed.inner is None or plan.links_broken(record.name, observed, foreign=True):
             return None, ""
         try:
-            return Probe(names.namespace, list(plan.namespace_sysctls(names))), observed.inner.mac
+            return Probe(names, list(plan.namespace_sysctls(names))), observed.inner.mac
         except (KernelError, OSError) as error:
             self._say(record, f"bridge {record.name}: its namespace cannot be watched: {error}")
             return None, ""

@@ -67,6 +67,8 @@ def assert_as_specified(host: Hypervisor, bridge: str) -> None:
     (outer,) = ip_json(host, "link", "show", names.veth_bridge)
     assert outer["master"] == bridge
     assert "UP" in outer["flags"]
+    entries = host.run("bridge", "fdb", "show", "br", bridge, "dev", names.veth_bridge).stdout.splitlines()
+    assert [each for each in entries if SERVICE_MAC in each and "sticky" in each and "static" in each]
     (inner,) = ip_json(host, "addr", "show", names.veth_namespace, netns=names.namespace)
     assert inner["address"] == SERVICE_MAC
     assert [(each["local"], each["prefixlen"]) for each in inner["addr_info"]] == [(SERVICE_ADDRESS, 32)]
@@ -154,6 +156,10 @@ DAMAGES = {
     "veth deleted": "ip link del br0b",
     "veth down": "ip link set br0b down",
     "veth in no bridge": "ip link set br0b nomaster",
+    "veth attached again": "ip link set br0b nomaster; ip link set br0b master br0",
+    "forwarding entry deleted": f"bridge fdb del {SERVICE_MAC} dev br0b master",
+    "forwarding entry that moves": f"bridge fdb replace {SERVICE_MAC} dev br0b master static",
+    "forwarding entry of another port": f"bridge fdb replace {SERVICE_MAC} dev vnet0 master static sticky",
     "veth of another MTU": "ip link set br0b mtu 1400",
     "namespace deleted": "ip netns del one_tproxy_br0",
     "namespace replaced": "ip netns del one_tproxy_br0; ip netns add one_tproxy_br0",

@@ -19,6 +19,7 @@ from tproxy.bridge.actions import (
     DeleteInner,
     DeleteLink,
     DeleteMapAndGuards,
+    FixForwarding,
     LoadGuards,
     LoadServiceMap,
     RemoveName,
@@ -67,7 +68,7 @@ def healthy() -> Observed:
         name_taken=True,
         name_ours=True,
         namespace=True,
-        outer=OuterLink(veth=True, up=True, mtu=1500, master="br0", peer=7, mac=PORT_MAC),
+        outer=OuterLink(veth=True, up=True, mtu=1500, master="br0", peer=7, mac=PORT_MAC, fixed=True),
         inner=InnerLink(ifindex=7, up=True, mtu=1500, mac=SERVICE_MAC, address=f"{SERVICE_ADDRESS}/32",
                         default_route=True),
         sysctls=plan.namespace_sysctls(NAMES),
@@ -105,7 +106,7 @@ def after(observed: Observed, action: Action) -> Observed:
             assert observed.outer is None
             assert observed.inner is None
             inner = InnerLink(9, False, mtu, SERVICE_MAC, "", False)
-            outer = OuterLink(True, False, mtu, "", 9, PORT_MAC)
+            outer = OuterLink(True, False, mtu, "", 9, PORT_MAC, fixed=False)
             return observed._replace(outer=outer, inner=inner, sysctls={})
         case SetSysctls(_, values):
             assert observed.inner is not None, "sysctls of a link that does not exist yet"
@@ -118,8 +119,12 @@ def after(observed: Observed, action: Action) -> Observed:
             return observed._replace(inner=inner)
         case AttachOuter(names, mtu):
             assert observed.outer is not None
-            outer = observed.outer._replace(up=True, mtu=mtu, master=names.bridge)
+            outer = observed.outer._replace(up=True, mtu=mtu, master=names.bridge, fixed=True)
             return observed._replace(outer=outer, ports=observed.ports | {names.veth_bridge})
+        case FixForwarding(names):
+            assert observed.outer is not None
+            assert observed.outer.master == names.bridge, "an entry at a link that is no port"
+            return observed._replace(outer=observed.outer._replace(fixed=True))
         case LoadServiceMap():
             return observed._replace(map=WANTED)
         case LoadGuards():
@@ -136,6 +141,7 @@ outers = st.builds(
     master=st.sampled_from(["br0", "br1", ""]),
     peer=st.sampled_from([7, 8]),
     mac=st.sampled_from([PORT_MAC, OTHER_MAC]),
+    fixed=st.booleans(),
 )
 inners = st.builds(
     InnerLink,
@@ -274,6 +280,8 @@ def test_every_action_has_one_line_of_text_that_names_the_bridge(observed: Obser
         ({"mtu": 1400}, AttachOuter),
         ({"master": ""}, AttachOuter),
         ({"master": "br1"}, AttachOuter),
+        ({"fixed": False}, FixForwarding),
+        ({"master": "", "fixed": False}, AttachOuter),
     ],
 )
 def test_only_the_port_is_repaired_when_only_the_port_is_damaged(
