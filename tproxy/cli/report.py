@@ -9,6 +9,8 @@ from typing import Any
 
 Lines = Sequence[tuple[str, int]]
 
+_WORKER_COLUMNS = ("worker", "state", "open", "processor time", "bridges")
+
 _COLUMNS = (
     "bridge",
     "network",
@@ -48,7 +50,8 @@ def as_table(processes: Lines, daemon: dict[str, Any] | None) -> str:
         for bridge, details in daemon["bridges"].items()
         for each in details["obstacles"]
     )
-    return f"{text}\n\n{table}\n\n{notes}{daemon['connections']} open connections"
+    workers = tabulate(map(_worker_row, daemon["workers"]), _WORKER_COLUMNS, tablefmt="simple")
+    return f"{text}\n\n{table}\n\n{notes}{workers}\n\n{daemon['connections']} open connections"
 
 
 def _row(bridge: str, details: dict[str, Any], service: dict[str, Any]) -> list[str]:
@@ -56,7 +59,7 @@ def _row(bridge: str, details: dict[str, Any], service: dict[str, Any]) -> list[
         f"{each['name']} ({each['id']})".strip() if each["id"] else each["name"]
         for each in details["networks"]
     )
-    error = service["last_error"]
+    error = _printable(service["last_error"])
     if error:
         error += time.strftime(" (%Y-%m-%d %H:%M:%S)", time.localtime(service["last_error_at"]))
     return [
@@ -71,6 +74,17 @@ def _row(bridge: str, details: dict[str, Any], service: dict[str, Any]) -> list[
         _bytes(service["bytes_to_endpoint"]),
         _bytes(service["bytes_to_guest"]),
         error,
+    ]
+
+
+def _worker_row(worker: dict[str, Any]) -> list[str]:
+    busy = ", ".join(f"{each['bridge']} ({each['open']})" for each in worker["bridges"] if each["open"])
+    return [
+        str(worker["pid"]),
+        "finishing" if worker["draining"] else "serving",
+        str(worker["open"]),
+        f"{worker['cpu_seconds']:.2f} s",
+        busy or "none has connections",
     ]
 
 

@@ -100,9 +100,9 @@ def apply(bridges: list[str] | None, settings: Settings, *, reopen_logs: bool = 
         request["workers"] = settings.workers
     answer = ask(request, ANSWER_TIMEOUT)
     if answer["ending"]:
-        from tproxy.process.table import find, terminate
+        from tproxy.process.table import end_serving
 
-        terminate(find().serving)
+        end_serving()
     problems: list[str] = answer["problems"]
     return problems
 

@@ -241,7 +241,7 @@ class Workers:
                     "draining": worker.draining,
                     "open": open_,
                     "cpu_seconds": worker.cpu_seconds,
-                    "bridges": {bridge: bridges[bridge] for bridge in sorted(bridges)},
+                    "bridges": [{"bridge": name, "open": bridges[name]} for name in sorted(bridges)],
                 }
             )
         return reports

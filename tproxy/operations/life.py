@@ -20,7 +20,7 @@ from tproxy.model import Settings
 from tproxy.operations import lost_table, rotation
 from tproxy.process import service_manager
 from tproxy.process.run_directory import Lock
-from tproxy.process.table import find, send_signal, terminate
+from tproxy.process.table import end_serving, find, send_signal, terminate
 
 log = logger(__name__)
 
@@ -88,7 +88,7 @@ def start(settings: Settings, lock: Lock, *, reopen_logs: bool = False) -> list[
     if reopen_logs:
         send_signal(signal.SIGHUP, find().watchers)
     if not _needed(settings.watch_file):
-        _end_serving()
+        end_serving()
         return []
     client.ensure_daemon(settings, lock)
     return _apply_all(settings, reopen_logs=reopen_logs)
@@ -103,7 +103,7 @@ def restart(settings: Settings, lock: Lock) -> list[str]:
     host_mounts.require_sight()  # before the old daemon ends
     send_signal(signal.SIGUSR2, find().watchers)  # they replace themselves
     if not _needed(settings.watch_file):
-        _end_serving()
+        end_serving()
         return []
     replace_daemon(settings, lock)
     return _apply_all(settings, reopen_logs=False)
@@ -152,16 +152,8 @@ def stop() -> None:
     """End all processes of this network namespace's tproxy. They are gone when this returns."""
     # Watchers first: one that still runs would start the daemon again.
     terminate([*find().watchers])
-    _end_serving()
+    end_serving()
     terminate([*find().watchers])  # one that the daemon started in the meantime
-
-
-def _end_serving() -> None:
-    """End all processes except watchers."""
-    running = find()
-    # The daemon first: one that still runs would start its relays again.
-    terminate([*running.daemons, *running.auxiliary])
-    terminate(find().serving)
 
 
 def _apply_all(settings: Settings, *, reopen_logs: bool) -> list[str]:

@@ -37,11 +37,6 @@ class Running(NamedTuple):
     watchers: tuple[Process, ...] = ()
 
     @property
-    def serving(self) -> list[Process]:
-        """All processes but the watchers, which serve no connection."""
-        return [*self.daemons, *(process for _, process in self.relays), *self.auxiliary]
-
-    @property
     def lines(self) -> list[tuple[str, int]]:
         """Titles and pids of daemon and relays, the daemon first, as ``tproxy status`` prints them."""
         relays = sorted((f"{RELAY_PREFIX}{bridge}", each.pid) for bridge, each in self.relays)
@@ -122,6 +117,16 @@ def _runs(process: Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def end_serving() -> None:
+    """End all processes but watchers."""
+    running = find()
+    # The daemon first: it would start its relays and workers again.
+    terminate(running.daemons)
+    terminate([*running.auxiliary, *(relay for _, relay in running.relays)])
+    running = find()  # what the daemon started in the meantime
+    terminate([*running.daemons, *running.auxiliary, *(relay for _, relay in running.relays)])
 
 
 def end_relay(bridge: str) -> None:
