@@ -162,6 +162,7 @@ class Link:
         except (OSError, ProtocolError) as error:
             log.warning("bridge %s: relay lost: %s", self.bridge, error)
             reason = f"relay lost: {error}"
+            self.kill()  # it must not be found and followed again
         self._owner.ended(self, reason)
 
     def _hear(self, delivery: Delivery) -> None:

@@ -123,6 +123,7 @@ def _obey(orders: socket.socket) -> None:
     set_title(TITLE)
     # The spawner ends with the daemon, not by Ctrl-C in a terminal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # logs are reopened by the daemon
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps its processes, sigaction(2)
     time.localtime()  # reads the time zone, whose file its processes could not open
     # The garbage collector writes to all objects that it looks at; frozen ones stay in shared pages.
