@@ -4,11 +4,18 @@ The types are the light named tuples of ``typed``, because a hook runs at every 
 ``dataclasses`` takes some milliseconds, and each class that it makes a third of one.
 """
 
+from __future__ import annotations
+
 import socket
 from collections.abc import Mapping
 
 from tproxy.errors import BadName
-from tproxy.typed import NamedTuple
+from tproxy.typed import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:  # the annotations of options, which are text at run time (tproxy.options)
+    from typing import Annotated
+
+    from tproxy.options import Option, Seconds, Text
 
 SERVICE_ADDRESS = "169.254.16.9"
 
@@ -70,7 +77,7 @@ class BridgeNames(_Bridge):
 
     __slots__ = ()
 
-    def __new__(cls, bridge: str) -> "BridgeNames":
+    def __new__(cls, bridge: str) -> BridgeNames:
         return super().__new__(cls, check_interface_name(bridge))
 
     @property
@@ -146,7 +153,7 @@ class Endpoint(_AddressPort):
 
     __slots__ = ()
 
-    def __new__(cls, address: str, port: int) -> "Endpoint":
+    def __new__(cls, address: str, port: int) -> Endpoint:
         if not is_ipv4(address):
             raise ValueError(f"{address!a} is not an IPv4 address")
         return super().__new__(cls, address, port)
@@ -156,12 +163,37 @@ class Endpoint(_AddressPort):
 
 
 class Service(NamedTuple):
-    """A service port with its endpoint and options, on one bridge. ``connect_timeout`` is in seconds."""
+    """A service port with its endpoint and options, on one bridge.
+
+    Each field behind the endpoint is an option of the configuration file (``tproxy.options``), and a word in
+    the comment of the service's element in nftables (``bridge.service_map``). A new one goes to the end: a
+    daemon sends them in this order to the code of another version.
+    """
 
     port: int
     endpoint: Endpoint
-    name: str = ""
-    connect_timeout: float = DEFAULT_CONNECT_TIMEOUT
+    # A character can take three bytes in the comment of an element, 127 bytes, which all options share.
+    name: Annotated[str, Option(Text(32), "the name of the service, for `status` and logs", unset="none")] = (
+        ""
+    )
+    # At most 300 s: arbitrary, a guest's own connect() gives up after two minutes.
+    connect_timeout: Annotated[
+        float,
+        Option(
+            Seconds(0.001, 300),
+            "how long the endpoint may take to accept a connection; then the guest's is reset",
+            general=True,
+        ),
+    ] = DEFAULT_CONNECT_TIMEOUT
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that are not as they are by default, by name."""
+        return {
+            field: value
+            for field, value in zip(self._fields[2:], self[2:], strict=True)
+            if value != self._field_defaults[field]
+        }
 
 
 class Network(NamedTuple):

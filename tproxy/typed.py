@@ -62,7 +62,7 @@ else:
         """Turns a class with annotated fields into a named tuple with the class's methods."""
 
         def __new__(cls, name, bases, body):
-            fields = tuple(body.pop("__annotations__", ()))
+            fields = tuple(body.get("__annotations__", ()))
             defaults = {field: body.pop(field) for field in fields if field in body}
             getters = {field: _tuplegetter(index, None) for index, field in enumerate(fields)}
             names = {

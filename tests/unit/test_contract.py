@@ -16,13 +16,14 @@ from tproxy.bridge.guard_rules import LIMIT_SETS, SETS
 from tproxy.cli import check as check_command
 from tproxy.cli import commands
 from tproxy.cli import hook as hook_command
-from tproxy.config import reader, values
+from tproxy.config import keys, reader
 from tproxy.config.file import SEARCH_PATH, required
 from tproxy.config.resolver import services_for
 from tproxy.config.services import Config
 from tproxy.errors import ConfigError
 from tproxy.log import output
 from tproxy.model import PORT_MAC, SERVICE_ADDRESS, SERVICE_MAC, BridgeNames, Endpoint, Network, Service
+from tproxy.options import Entries
 
 VNET1 = Network("vnet1", "0")
 BEFORE = Service(5030, Endpoint("192.0.2.7", 5030))
@@ -71,8 +72,8 @@ def test_all_options_of_the_hook_are_there_and_no_other() -> None:
 
 
 def test_all_keys_of_the_configuration_are_there_and_no_other() -> None:
-    assert sorted(table("Configuration file", "entry key").column("entry key")) == sorted(values.ENTRY)
-    assert sorted(table("Configuration file", "bridge key").column("bridge key")) == sorted(values.BRIDGE)
+    assert sorted(table("Configuration file", "entry key").column("entry key")) == sorted(keys.ENTRY)
+    assert sorted(table("Configuration file", "bridge key").column("bridge key")) == sorted(keys.BRIDGE)
     for key in table("Configuration file", "top-level key").column("top-level key"):
         # No key can have this value, so one that is read complains of it.
         try:
@@ -176,11 +177,11 @@ CASES: dict[str, list[tuple[str, Said | None]]] = {
     "key at the top level that resembles one of ours (`:Tproxy:`), or that belongs into an entry": [
         (f":Tproxy: []\nnetworks: [vnet2]\n{entries(GOOD)}", Said(FIRST, 0))
     ],
-    "`tproxy_debug_level`, `tproxy_watch` or `tproxy_watch_grace` that cannot be used": [
+    "value at the top level that cannot be used, other than a list": [
         (f"{key}: nonsense\n{entries(GOOD)}", Said(FIRST, 1))
-        for key in ("tproxy_debug_level", "tproxy_watch", "tproxy_watch_grace")
+        for key, each in keys.FILE.items()
+        if not isinstance(each.option.kind, Entries)
     ],
-    "`tproxy_workers` that cannot be used": [(f"tproxy_workers: nonsense\n{entries(GOOD)}", Said(FIRST, 1))],
     "merge key that cannot be followed: "
     "twice in one mapping, in quotes, of something that is no mapping, of itself": [
         (BASE + entries("<<: *b, <<: *b", OTHER), SKIPPED),

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping
 
 from tproxy.errors import BadName
 from tproxy.model import (
-    DEFAULT_CONNECT_TIMEOUT,
     TABLE,
     BridgeNames,
     Endpoint,
@@ -35,6 +34,10 @@ _MAP_TYPE = "type inet_service : ipv4_addr . inet_service;"
 MAX_COMMENT = 127
 # Bytes for a network, so that its words are the same in the map and in the set, where the order follows them.
 _MAX_NETWORK = MAX_COMMENT - len(" order=99999")
+
+# The options of a service: words in its element's comment, which it lacks where a default counts.
+_OPTIONS = Service._fields[2:]
+_DEFAULTS = [Service._field_defaults[field] for field in _OPTIONS]
 
 # Unreserved characters, RFC 3986.
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-~")
@@ -149,14 +152,37 @@ def _parse_element(left: Any, right: Any) -> Service | None:
 
 
 def _service(port: int, endpoint: Endpoint, comment: str) -> Service:
-    words = decode_words(comment)
-    try:
-        timeout = float(words.get("connect_timeout", ""))
-    except ValueError:
-        timeout = 0.0
-    if not 0 < timeout < float("inf"):
-        timeout = DEFAULT_CONNECT_TIMEOUT
-    return Service(port, endpoint, words.get("name", ""), timeout)
+    options = list(_DEFAULTS)
+    for key, text in decode_words(comment).items():
+        if key in _OPTIONS:
+            place = _OPTIONS.index(key)
+            options[place] = _value(text, _DEFAULTS[place])
+    return Service(port, endpoint, *options)
+
+
+def _value(text: str, default: Any) -> Any:
+    """The value that a word stands for: of the type of the option's default, which counts for any other text.
+
+    Another program may have written the word, so its bounds are wider than those of the configuration file: a
+    whole number can be 0, which may mean "never", and any other number is above 0.
+    """
+    if isinstance(default, bool):
+        return {"yes": True, "no": False}.get(text, default)
+    if isinstance(default, int):
+        return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else default
+    if isinstance(default, float):
+        try:
+            number = float(text)
+        except ValueError:
+            return default
+        return number if 0 < number < float("inf") else default
+    return text
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _elements(verb: str, names: BridgeNames, services: Iterable[Service]) -> list[str]:
@@ -217,9 +243,18 @@ def _network_comment(network: Network) -> str:
 
 
 def _service_comment(service: Service) -> str:
-    timeout = service.connect_timeout
-    word = f"{timeout:g}" if timeout != DEFAULT_CONNECT_TIMEOUT else ""
-    return encode_words({"connect_timeout": word, "name": service.name})
+    return encode_words(_words(service.options))
+
+
+def _words(options: Mapping[str, Any]) -> dict[str, str]:
+    # The name, which is the first option, comes last: of all it is missed least where there is no room.
+    return {key: _word(options[key]) for key in reversed(_OPTIONS) if key in options}
+
+
+def misfits(options: Mapping[str, Any]) -> list[str]:
+    """Return those of a service's options for which its element's comment has no room."""
+    words = {key: word for key, word in _words(options).items() if word}
+    return [key for key in words if key not in decode_words(encode_words(words))]
 
 
 def _quoted(comment: str) -> str:

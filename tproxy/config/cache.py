@@ -14,16 +14,17 @@ from tproxy import __version__
 from tproxy.config.file import text_of
 from tproxy.config.services import Config, Entry, Problem, WatchedBridge
 from tproxy.errors import KernelError
-from tproxy.model import Network
 from tproxy.process import run_directory
 from tproxy.typed import Any
 
 FILE = "config.json"  # in the run directory, where only root can write
 
-# The code that decides how a text is read: this package, and the types. In a checkout it changes while the
-# version stays.
+# The code that decides how a text is read: this package, the types with their options, and what fits into
+# nftables. In a checkout it changes while the version stays.
 _PACKAGE = os.path.dirname(__file__)
-_MODEL = f"{os.path.dirname(_PACKAGE)}/model.py"
+_OTHERS = [
+    f"{os.path.dirname(_PACKAGE)}/{name}" for name in ("model.py", "options.py", "bridge/service_map.py")
+]
 
 
 def load(path: str, *, remember: bool) -> Config:
@@ -48,7 +49,7 @@ def _code() -> list[str]:
         modules = sorted(name for name in os.listdir(_PACKAGE) if name.endswith(".py"))
     except OSError:  # in a zip archive: the version has to do
         return []
-    return [_MODEL, *(f"{_PACKAGE}/{name}" for name in modules)]
+    return [*_OTHERS, *(f"{_PACKAGE}/{name}" for name in modules)]
 
 
 def _stamp(file: str) -> list[int]:
@@ -96,5 +97,5 @@ def _entry(fields: list[Any]) -> Entry:
 
 
 def _bridge(fields: list[Any]) -> WatchedBridge:
-    pattern, network, uplinks = fields
-    return WatchedBridge(pattern, Network(*network), frozenset(uplinks))
+    bridge = WatchedBridge(*fields)
+    return bridge._replace(uplinks=frozenset(bridge.uplinks))

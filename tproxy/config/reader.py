@@ -10,38 +10,29 @@ text names the entry, and the line of the merge key that brought the value there
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import yaml
 
-from tproxy.config import merging, values
+from tproxy.bridge import service_map
+from tproxy.config import keys, merging, values
 from tproxy.config.file import text_of
+from tproxy.config.keys import Keys
 from tproxy.config.merging import Field
-from tproxy.config.services import DEFAULT_WATCH_GRACE, Config, Entry, Problem, WatchedBridge, place
+from tproxy.config.services import Config, Entry, Problem, WatchedBridge, place
 from tproxy.config.values import Unusable, shown
 from tproxy.errors import ConfigError, to_ascii
-from tproxy.model import Network
+from tproxy.options import Declared, Entries, Kind
 
 # Arbitrary: twice as many as 100 entries that share 1,000 networks by an alias. Reading that many takes some
 # tenths of a second.
 MAX_NODES = 200_000
 MAX_DEPTH = 50  # libyaml's composer recurses on the C stack: some 10,000 levels crash the process
 
-_LOG_LEVELS = {"0": logging.ERROR, "1": logging.WARNING, "2": logging.INFO, "3": logging.DEBUG}
-_FILE_KEYS = (
-    "tproxy",
-    "tproxy_debug_level",
-    "tproxy_workers",
-    "tproxy_watch",
-    "tproxy_watch_grace",
-    "tproxy_bridges",
-)
-_REQUIRED = ("remote_addr", "remote_port")
 # Keys of an entry that are at the top level when they are not indented. "name" can be another program's.
-_MISPLACED = values.ENTRY.keys() - {"name"}
+_MISPLACED = keys.ENTRY.keys() - {"name"}
 
 _LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -72,27 +63,31 @@ class _Reader:
         self._warnings: list[Problem] = []
         self._visits = 0
         self._reported: set[yaml.Node] = set()  # keys of merged mappings
+        self._general: dict[str, tuple[Any, Field]] = {}  # options for all entries that do not have them
 
     def config(self) -> Config:
         ours = self._top_level(self._compose())
-        level = self._log_level(ours.get("tproxy_debug_level"))
+        options: dict[str, Any] = {}
+        for key, field in ours.items():
+            declared = keys.FILE[key]
+            if field.node.tag == values.NULL or isinstance(declared.option.kind, Entries):
+                continue
+            value = self._option(field, declared)
+            if key in keys.GENERAL:
+                self._general[declared.field] = value, field
+            else:
+                options[declared.field] = value
         entries = [self._entry(number, node) for number, node in enumerate(self._list(ours, "tproxy"), 1)]
         bridges = [
             self._bridge(number, node) for number, node in enumerate(self._list(ours, "tproxy_bridges"), 1)
         ]
-        watch = self._option(ours, "tproxy_watch", values.flag, default=False)
-        grace = self._option(ours, "tproxy_watch_grace", values.grace, default=DEFAULT_WATCH_GRACE)
-        workers = self._workers(ours)
         return Config(
             self._path,
-            level,
-            tuple(filter(None, entries)),
-            tuple(self._warnings),
-            tuple(filter(None, bridges)),
-            watch,
-            grace,
-            "tproxy" not in ours,
-            workers,
+            entries=tuple(filter(None, entries)),
+            warnings=tuple(self._warnings),
+            bridges=tuple(filter(None, bridges)),
+            silent="tproxy" not in ours,
+            **options,
         )
 
     def _error(self, reason: str, line: int | None = None) -> ConfigError:
@@ -144,7 +139,7 @@ class _Reader:
                 # Written twice, or with and without a colon: one of the two would be ignored in silence.
                 reason = f"{field.key} is there already, in line {values.line(ours[field.key].node)}"
                 raise self._error(reason, values.line(field.node))
-            if field.key in _FILE_KEYS:
+            if field.key in keys.FILE:
                 ours[field.key] = field
             elif self._thorough:
                 self._doubt(field)
@@ -155,43 +150,21 @@ class _Reader:
         from tproxy.config import suggestions
 
         name = f"key {shown(field.key_node)}{field.origin()}"
-        if key := suggestions.meant_at_top_level(field.key_node, _FILE_KEYS):
+        if key := suggestions.meant_at_top_level(field.key_node, keys.FILE):
             self._warn_of_key(field, f"{name} is ignored: did you mean {key}?")
         elif field.key in _MISPLACED:
             self._warn_of_key(
                 field, f"{name} is ignored at the top level: it belongs into an entry of tproxy"
             )
 
-    def _log_level(self, field: Field | None) -> int:
-        if field is None or field.node.tag == values.NULL:
-            return logging.INFO
-        level = _LOG_LEVELS.get(values.written(field.node, values.INT, values.STR))
-        if level is None:
-            self._warn(field.node, f"{field.shown()} is not one of 0 to 3: 2 is used")
-            return logging.INFO
-        return level
-
-    def _option(
-        self, ours: Mapping[str, Field], key: str, parser: Callable[[yaml.Node], T], *, default: T
-    ) -> T:
-        field = ours.get(key)
-        if field is None or field.node.tag == values.NULL:
-            return default
+    def _option(self, field: Field, declared: Declared) -> Any:
         try:
-            return parser(field.node)
+            return values.parse(declared.option.kind, field.node)
         except Unusable as problem:
-            self._warn(field.node, f"{field.shown()} {problem}: ignored")
-            return default
-
-    def _workers(self, ours: Mapping[str, Field]) -> int | None:
-        field = ours.get("tproxy_workers")
-        if field is None or field.node.tag == values.NULL:
-            return 0
-        try:
-            return values.workers(field.node)
-        except Unusable as problem:
-            self._warn(field.node, f"{field.shown()} {problem}: the number of workers stays as it is")
-            return None
+            stays, default = declared.option.kept, declared.default_as_written()
+            result = "it stays as it is" if stays else f"{default} is used"
+            self._warn(field.node, f"{field.shown()} {problem}: {result}")
+            return None if stays else declared.default
 
     def _list(self, ours: Mapping[str, Field], key: str) -> list[yaml.Node]:
         field = ours.get(key)
@@ -210,25 +183,28 @@ class _Reader:
         return children
 
     def _entry(self, number: int, node: yaml.Node) -> Entry | None:
-        said = self._checked(f"entry {number}", node, values.ENTRY, _REQUIRED)
+        said = self._checked(f"entry {number}", node, keys.ENTRY)
         if said is None:
             return None
-        said.setdefault("service_port", said["remote_port"])
-        return Entry(number, values.line(node), **said)
+        options = self._service_options(said)
+        own = {key: value for key, value in said.items() if key not in options}
+        own.setdefault("service_port", own["remote_port"])
+        return Entry(number, values.line(node), **own, options=options)
+
+    def _service_options(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        general = {field: value for field, (value, _) in self._general.items()}
+        return general | {
+            each.field: said[each.field] for each in keys.SERVICE.values() if each.field in said
+        }
 
     def _bridge(self, number: int, node: yaml.Node) -> WatchedBridge | None:
-        said = self._checked(f"tproxy_bridges: entry {number}", node, values.BRIDGE, ("bridge",))
-        if said is None:
-            return None
-        network = Network(said.get("network", ""), said.get("network_id", ""))
-        return WatchedBridge(said["bridge"], network, said.get("uplinks", frozenset()))
+        said = self._checked(f"tproxy_bridges: entry {number}", node, keys.BRIDGE)
+        return None if said is None else WatchedBridge(**said)
 
-    def _checked(
-        self, label: str, node: yaml.Node, parsers: values.Parsers, required: tuple[str, ...]
-    ) -> dict[str, Any] | None:
-        """Return the values of an entry; None, with a warning for each fault, when it cannot be used."""
+    def _checked(self, label: str, node: yaml.Node, known: Keys) -> dict[str, Any] | None:
+        """Return the values of an entry by field; None, with a warning for each fault, if it is unusable."""
         if isinstance(node, yaml.MappingNode):
-            said, faults = self._values(label, node, parsers, required)
+            said, faults = self._values(label, node, known)
         else:
             said, faults = {}, [Unusable(f"{shown(node)} is not a mapping of keys to values", node)]
         for fault in faults:
@@ -236,7 +212,7 @@ class _Reader:
         return None if faults else said
 
     def _values(
-        self, label: str, entry: yaml.MappingNode, parsers: values.Parsers, required: tuple[str, ...]
+        self, label: str, entry: yaml.MappingNode, known: Keys
     ) -> tuple[dict[str, Any], list[Unusable]]:
         """Return the values of an entry, and all of its faults: an operator corrects them in one go."""
         found: dict[str, Field] = {}
@@ -244,7 +220,7 @@ class _Reader:
         faults: list[Unusable] = []
         try:
             for group in merging.groups(entry, self._counted):
-                found |= self._known(label, group, parsers, found, misspelt)
+                found |= self._known(label, group, known, found, misspelt)
         except Unusable as fault:  # a merge key that cannot be followed
             faults.append(fault)
         incomplete = bool(faults)
@@ -253,20 +229,34 @@ class _Reader:
         for key, field in found.items():
             if field.node.tag != values.NULL:
                 try:
-                    said[key] = self._value(field, parsers[key])
+                    said[known[key].field] = self._value(field, known[key].option.kind)
                 except Unusable as fault:
                     faults.append(fault)
         meant = {key for key, _ in misspelt}
-        for key in () if incomplete else required:
-            if key not in meant and (key not in found or found[key].node.tag == values.NULL):
+        for key in () if incomplete else known:
+            if (
+                known[key].option.required
+                and key not in meant
+                and (key not in found or found[key].node.tag == values.NULL)
+            ):
                 faults.append(Unusable(f"{key} is missing", entry))
-        return said, faults
+        return said, faults or (self._misfits(said, found) if known is keys.ENTRY else [])
+
+    def _misfits(self, said: Mapping[str, Any], found: Mapping[str, Field]) -> list[Unusable]:
+        """Return a fault for each option of an entry for which nftables has no room."""
+        faults = []
+        for left_out in service_map.misfits(self._service_options(said)):
+            at = next((found.get(key) for key, each in keys.SERVICE.items() if each.field == left_out), None)
+            field = at or self._general[left_out][1]
+            reason = f"does not fit into the {service_map.MAX_COMMENT} bytes that nftables keeps of a service"
+            faults.append(Unusable(f"{field.shown()} {reason}", field.node))
+        return faults
 
     def _known(
         self,
         label: str,
         group: list[Field],
-        parsers: values.Parsers,
+        known: Keys,
         before: Mapping[str, Field],
         misspelt: list[tuple[str, Unusable]],
     ) -> dict[str, Field]:
@@ -276,11 +266,11 @@ class _Reader:
         """
         last: dict[str, Field] = {}
         for field in group:
-            if field.key not in parsers:
+            if field.key not in known:
                 from tproxy.config import suggestions  # most files have no such key
 
                 name = f"key {shown(field.key_node)}{field.origin()}"
-                if key := suggestions.meant(field.key_node, parsers):
+                if key := suggestions.meant(field.key_node, known):
                     fault = Unusable(f"{name} is unknown (did you mean {key}?)", field.key_node)
                     misspelt.append((key, fault))
                 else:
@@ -292,12 +282,12 @@ class _Reader:
                 last[field.key] = field
         return last
 
-    def _value(self, field: Field, parser: Callable[[yaml.Node], object]) -> Any:
+    def _value(self, field: Field, kind: Kind) -> Any:
         node = field.node
         if isinstance(node, yaml.SequenceNode):
             self._counted(node.value)
         try:
-            return parser(node)
+            return values.parse(kind, node)
         except Unusable as problem:
             value = f"{field.key} {shown(problem.node or node)}{field.origin()}"
             raise Unusable(f"{value} {problem}", node) from None

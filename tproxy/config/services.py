@@ -1,16 +1,38 @@
 """The services that a configuration file gives to a network. Pure: reads no file and resolves no name.
 
+The fields of ``Config``, ``Entry`` and ``WatchedBridge`` declare the keys of the file (``tproxy.options``).
+
 A fault of the whole file is a ConfigError (``file``, ``reader``). A fault of one entry is a Problem, and the
 other entries apply. Both become one line of ASCII whatever the file holds, so that no value can forge a line
 of the log.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable, Mapping
 
 from tproxy.errors import to_ascii
-from tproxy.model import DEFAULT_CONNECT_TIMEOUT, Endpoint, Network, Service, Settings, is_ipv4
-from tproxy.typed import NamedTuple
+from tproxy.model import Endpoint, Network, Service, Settings, is_ipv4
+from tproxy.typed import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:  # the annotations of options, which are text at run time
+    from typing import Annotated
+
+    from tproxy.options import (
+        BridgePattern,
+        Choice,
+        Entries,
+        Flag,
+        Host,
+        LinkNames,
+        NetworkName,
+        NetworkNames,
+        Number,
+        Option,
+        Port,
+        Seconds,
+    )
 
 # Seconds that a watched bridge stays up without guests. Longer than a guest takes to be moved or started
 # anew, so that its network keeps the services meanwhile.
@@ -30,17 +52,47 @@ class Problem(NamedTuple):
         return f"{place(path, self.line)}: {self.text}"
 
 
+_NO_OPTIONS: Mapping[str, Any] = {}
+
+
 class Entry(NamedTuple):
-    """One valid entry of the file. ``remote_addr`` can be a host name that does not resolve."""
+    """One valid entry of the file. ``options`` holds what it says of the options of ``model.Service``."""
 
     number: int
     line: int
-    service_port: int
-    remote_addr: str
-    remote_port: int
-    networks: frozenset[str] = frozenset()  # names or ids; empty means every network
-    name: str = ""
-    connect_timeout: float = DEFAULT_CONNECT_TIMEOUT  # seconds
+    service_port: Annotated[
+        int,
+        Option(
+            Port(),
+            "the port on 169.254.16.9 that guests connect to",
+            unset="`remote_port`",
+            nftables="the element's key",
+        ),
+    ]
+    # It can be a host name that does not resolve.
+    remote_addr: Annotated[
+        str,
+        Option(
+            Host(),
+            "where the service is. Of several addresses of a name the lowest counts",
+            required=True,
+            nftables="the element's value, as an address",
+        ),
+    ]
+    remote_port: Annotated[
+        int, Option(Port(), "the port of the endpoint", required=True, nftables="the element's value")
+    ]
+    # Names or ids; empty means every network.
+    networks: Annotated[
+        frozenset[str],
+        Option(
+            NetworkNames(),
+            "the networks that have the service",
+            unset="every network",
+            nftables="no: it decides which bridges have the element",
+        ),
+    ] = frozenset()
+    options: Mapping[str, Any] = _NO_OPTIONS
 
     def applies_to(self, network: Network) -> bool:
         return not self.networks or network.is_one_of(self.networks)
@@ -49,23 +101,71 @@ class Entry(NamedTuple):
 class WatchedBridge(NamedTuple):
     """Bridges that the watcher brings up for their guests. ``pattern`` is a pattern as in a shell."""
 
-    pattern: str
-    network: Network = Network()
-    uplinks: frozenset[str] = frozenset()
+    pattern: Annotated[
+        str, Option(BridgePattern(), "the bridges that this entry is for", key="bridge", required=True)
+    ]
+    network_name: Annotated[
+        str, Option(NetworkName(), "the network's name, as a hook's `--network`", key="network", unset="none")
+    ] = ""
+    network_id: Annotated[
+        str, Option(NetworkName(), "the network's id, as a hook's `--network-id`", unset="none")
+    ] = ""
+    uplinks: Annotated[
+        frozenset[str],
+        Option(
+            LinkNames(),
+            "ports that lead off the host, as a hook's `--uplink`",
+            unset="those that are recognised",
+            nftables="elements of the set `uplinks`",
+        ),
+    ] = frozenset()
+
+    @property
+    def network(self) -> Network:
+        return Network(self.network_name, self.network_id)
 
 
 class Config(NamedTuple):
     """A configuration file that was read, and warnings about what of it is not used."""
 
     path: str
-    log_level: int  # a level of ``logging``
-    entries: tuple[Entry, ...]
-    warnings: tuple[Problem, ...]
-    bridges: tuple[WatchedBridge, ...] = ()
-    watch: bool = False  # whether the daemon keeps a watcher
-    watch_grace: float = DEFAULT_WATCH_GRACE  # seconds
+    # A level of ``logging``.
+    log_level: Annotated[
+        int,
+        Option(
+            Choice({"0": 40, "1": 30, "2": 20, "3": 10}, "0 ERROR, 1 WARNING, 2 INFO, 3 DEBUG"),
+            "the least important lines that are logged",
+            key="tproxy_debug_level",
+        ),
+    ] = 20
+    entries: Annotated[
+        tuple[Entry, ...],
+        Option(Entries("tproxy"), "the services", key="tproxy", unset="no services"),
+    ] = ()
+    warnings: tuple[Problem, ...] = ()
+    bridges: Annotated[
+        tuple[WatchedBridge, ...],
+        Option(
+            Entries("tproxy_bridges"),
+            "the bridges that the watcher brings up when a guest's port appears there",
+            unset="none",
+        ),
+    ] = ()
+    watch: Annotated[bool, Option(Flag(), "whether the daemon keeps a watcher")] = False
+    # At most a day: arbitrary.
+    watch_grace: Annotated[
+        float, Option(Seconds(0, 86400), "how long a watched bridge stays up without guests")
+    ] = DEFAULT_WATCH_GRACE
     silent: bool = False  # the file has no key "tproxy" at all: the services may be in another file
-    workers: int | None = 0  # 0: by the number of cores. None: unusable, so that a daemon keeps what it has
+    # 0: by the number of cores. At most 64: arbitrary, far more than a hypervisor can spare cores for them.
+    workers: Annotated[
+        int | None,
+        Option(
+            Number(1, 64, words={"auto": 0}),
+            "how many processes move the bytes of connections. `auto`: one for each core, at most 4",
+            kept=True,
+        ),
+    ] = 0
 
     @property
     def settings(self) -> Settings:
@@ -133,7 +233,7 @@ def choose(
             address = known.endpoint.address
         winners[port] = entry
         endpoint = Endpoint(address, entry.remote_port)
-        services[port] = Service(port, endpoint, entry.name, entry.connect_timeout)
+        services[port] = Service(port, endpoint, **entry.options)
     return services, problems
 
 

@@ -138,4 +138,10 @@ def _shown(service: Service, than: Service | None = None) -> str:
     """A service for a message; with its options where only these differ from another one."""
     if than is None or service.endpoint != than.endpoint:
         return str(service.endpoint)
-    return f"the same with other options (name {service.name!a}, connect_timeout {service.connect_timeout:g})"
+    names = [
+        field
+        for field, *values in zip(service._fields[2:], service[2:], than[2:], strict=True)
+        if values[0] != values[1]
+    ]
+    options = (f"{name} {getattr(service, name)!a}" for name in names)
+    return f"the same with other options ({', '.join(options)})"

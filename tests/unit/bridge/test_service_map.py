@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tproxy.bridge import service_map
-from tproxy.config.values import MAX_NAME
+from tproxy.config import keys
 from tproxy.model import DEFAULT_CONNECT_TIMEOUT, Endpoint, Network, Service, ServiceMap, stand_in
+from tproxy.options import Text
 
 # Any bytes that a driver may pass, as Python decodes them: surrogates stand for undecodable bytes.
 names = st.binary(max_size=40).map(lambda raw: raw.decode(errors="surrogateescape"))
@@ -79,7 +80,9 @@ def test_the_storable_part_of_a_map_keeps_ports_and_endpoints(wanted: ServiceMap
 
 @pytest.mark.parametrize("timeout", [0.001, 1.0, 299.999])
 def test_everything_that_a_file_may_say_about_a_service_is_stored(timeout: float) -> None:
-    service = Service(65535, Endpoint("255.255.255.254", 65535), "%" * MAX_NAME, timeout)
+    kind = keys.SERVICE["name"].option.kind
+    assert isinstance(kind, Text)
+    service = Service(65535, Endpoint("255.255.255.254", 65535), "%" * kind.most, timeout)
     wanted = ServiceMap("br0", {65535: service})
     assert service_map.storable(wanted) == wanted
 

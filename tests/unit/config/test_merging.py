@@ -52,8 +52,8 @@ def test_of_several_merged_mappings_the_earlier_one_wins(loaded: Load) -> None:
         "tproxy: [{<<: [*one, *two, {name: three, connect_timeout: 3}]}]"
     )
     entry = only_entry(found)
-    assert (entry.remote_port, entry.remote_addr, entry.name) == (81, "10.0.0.2", "two")
-    assert entry.connect_timeout == 3
+    assert (entry.remote_port, entry.remote_addr, entry.options["name"]) == (81, "10.0.0.2", "two")
+    assert entry.options["connect_timeout"] == 3
 
 
 def test_a_merged_mapping_can_merge_another(loaded: Load) -> None:
@@ -63,7 +63,7 @@ def test_a_merged_mapping_can_merge_another(loaded: Load) -> None:
         "tproxy: [{<<: *two, name: own}]"
     )
     entry = only_entry(found)
-    assert (entry.remote_addr, entry.remote_port, entry.name) == ("10.0.0.1", 82, "own")
+    assert (entry.remote_addr, entry.remote_port, entry.options["name"]) == ("10.0.0.1", 82, "own")
 
 
 def test_a_mapping_can_be_merged_by_two_ways(loaded: Load) -> None:
@@ -72,7 +72,7 @@ def test_a_mapping_can_be_merged_by_two_ways(loaded: Load) -> None:
         "two: &two {<<: *one, name: two}\n"
         "tproxy: [{<<: [*one, *two, *one]}]"
     )
-    assert only_entry(found).name == "two"
+    assert only_entry(found).options["name"] == "two"
 
 
 def test_a_null_value_unsets_a_merged_key(loaded: Load) -> None:
@@ -179,7 +179,7 @@ def test_options_of_the_file_name_the_line_that_merges_them(loaded: Load) -> Non
     found = loaded("site: &site\n  tproxy_debug_level: 9\n  tproxy_watch: maybe\n<<: *site\n")
     assert list(found.warnings) == [
         (2, "tproxy_debug_level '9' (merged in line 4) is not one of 0 to 3: 2 is used"),
-        (3, "tproxy_watch 'maybe' (merged in line 4) is not true or false: ignored"),
+        (3, "tproxy_watch 'maybe' (merged in line 4) is not true or false: false is used"),
     ]
 
 

@@ -280,7 +280,6 @@ def test_a_bad_number_of_workers_leaves_the_workers_as_they_are(loaded: Load, wr
     (warning,) = found.warnings
     value = "(a list)" if written == "[2]" else repr(written)
     assert warning.at("f") == (
-        f"f:2: tproxy_workers {value} is not auto, or a number of 1 to 64: "
-        "the number of workers stays as it is"
+        f"f:2: tproxy_workers {value} is not auto, or a number of 1 to 64: it stays as it is"
     )
     assert (found.settings.workers, found.settings.log_level) == (None, logging.DEBUG)

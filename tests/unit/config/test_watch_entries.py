@@ -9,7 +9,6 @@ import pytest
 from tproxy.config.reader import load
 from tproxy.config.services import DEFAULT_WATCH_GRACE, Config, WatchedBridge
 from tproxy.errors import ConfigError
-from tproxy.model import Network
 
 KEYS = """
 tproxy_watch: true
@@ -26,7 +25,7 @@ tproxy_bridges:
   uplinks: ""
 """
 WANTED = (
-    WatchedBridge("br0", Network("blue", "7"), frozenset({"eth0", "eth1.100"})),
+    WatchedBridge("br0", "blue", "7", frozenset({"eth0", "eth1.100"})),
     WatchedBridge("onebr*"),
     WatchedBridge("br1", uplinks=frozenset({"eth2"})),
     WatchedBridge("br2"),
@@ -53,7 +52,7 @@ def test_without_the_keys_nothing_is_watched(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("tproxy_watch: maybe", "tproxy.yaml:1: tproxy_watch 'maybe' is not true or false: ignored"),
+        ("tproxy_watch: maybe", "tproxy.yaml:1: tproxy_watch 'maybe' is not true or false: false is used"),
         ("tproxy_watch_grace: -1", "tproxy_watch_grace '-1' is not a time"),
         ("tproxy_watch_grace: 1e9", "tproxy_watch_grace '1e9' is not a time"),
         ("tproxy_bridges: [br0]", "tproxy_bridges: entry 1: 'br0' is not a mapping"),

@@ -6,9 +6,8 @@ import pytest
 
 from tproxy.config.services import Config, WatchedBridge
 from tproxy.config.watching import HOOKED_GRACE, grace, watched
-from tproxy.model import Network
 
-BLUE = WatchedBridge("onebr1*", Network("blue"))
+BLUE = WatchedBridge("onebr1*", "blue")
 REST = WatchedBridge("onebr*")
 
 

@@ -9,9 +9,9 @@ from tproxy.model import Endpoint, Network, Service, ServiceMap
 from tproxy.watch import reload
 from tproxy.watch.reload import TABLE, Action, Entry, Said, compare, decide, networks_of
 
-BLUE = WatchedBridge("br*", Network("blue"))
-RED = WatchedBridge("br*", Network("red"))
-OTHER_UPLINKS = WatchedBridge("br*", Network("blue"), frozenset({"up0"}))
+BLUE = WatchedBridge("br*", "blue")
+RED = WatchedBridge("br*", "red")
+OTHER_UPLINKS = WatchedBridge("br*", "blue", uplinks=frozenset({"up0"}))
 
 OLD = {5030: Service(5030, Endpoint("10.0.0.1", 80))}
 NEW = {5030: Service(5030, Endpoint("10.0.0.2", 80))}
