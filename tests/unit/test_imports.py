@@ -19,14 +19,39 @@ def test_packages_import_only_what_is_below_them() -> None:
     assert done.returncode == 0, done.stdout
 
 
+# A relay and a worker are forked from the spawner, and write to what they have in memory, which copies it.
+LARGE = {
+    "argparse",
+    "asyncio",
+    "dataclasses",
+    "inspect",
+    "json",
+    "logging",
+    "nftables",
+    "pathlib",
+    "pyroute2",
+}
+LARGE |= {"re", "subprocess", "threading", "traceback", "yaml", "tproxy.daemon.daemon", *TYPING}
+
+
 def test_the_process_that_relays_are_forked_from_imports_nothing_large() -> None:
     """Each relay shares its memory, and copies pages when it writes: dataclasses alone is a megabyte."""
     loaded = loaded_with("tproxy.daemon.__main__")
     assert "tproxy.relay.relay" in loaded
-    large = {"argparse", "asyncio", "dataclasses", "inspect", "nftables", "pathlib", "pyroute2", "yaml"}
-    large |= {"json", "logging", "re", "subprocess", "threading", "traceback"}
-    large |= {"tproxy.daemon.daemon", "tproxy.process.run_directory", *TYPING}
-    assert not loaded & (large if TYPING else large - loaded_with("typing"))
+    assert not loaded & (LARGE if TYPING else LARGE - loaded_with("typing"))
+    # A worker imports these after the fork.
+    assert not {each for each in loaded if each.startswith(("tproxy.worker", "tproxy.datapath"))}
+
+
+def test_a_worker_loads_nothing_large() -> None:
+    loaded = loaded_with("tproxy.daemon.__main__, tproxy.worker.worker")
+    assert {"tproxy.worker.intake", "tproxy.datapath.connection"} <= loaded
+    assert not loaded & (LARGE if TYPING else LARGE - loaded_with("typing"))
+
+
+def test_another_spawner_in_the_place_of_one_that_was_killed_imports_nothing_large() -> None:
+    loaded = loaded_with("tproxy.daemon.spawner")
+    assert not loaded & (LARGE if TYPING else LARGE - loaded_with("typing"))
 
 
 def test_a_hook_that_finds_everything_in_order_imports_nothing_slow() -> None:

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from tests.unit.sockets import copies, run_until
-from tproxy.daemon.admission import Admission
-from tproxy.daemon.link import Link
+from tproxy.daemon.link import REASON_LENGTH, Link
 from tproxy.kernel import netns
 from tproxy.kernel.loop import Loop
 from tproxy.relay import wire
-from tproxy.relay.channel import Delivery, pair, send
-
-PEER = bytes(wire.PEER_BYTES)
+from tproxy.relay.channel import pair, receive, send
 
 
 class Owner:
-    """Notes what a link tells, and takes connections as long as ``take`` lets it."""
+    """Notes what a link tells."""
 
     def __init__(self) -> None:
-        self.taken: list[socket.SocketType] = []
+        self.accepted: list[int] = []
+        self.behinds: list[int] = []
         self.ends: list[str] = []
-        self.take: Callable[[Delivery], socket.SocketType] = Delivery.take_connection
 
     def greeted(self, link: Link) -> None:
         raise AssertionError("no relay of these tests says Hello from a namespace")
@@ -33,12 +32,22 @@ class Owner:
     def reported(self, link: Link, before: dict[int, int]) -> None:
         pass
 
-    def connected(self, link: Link, port: int, peers: tuple[bytes, ...], delivery: Delivery) -> None:
-        self.taken += [self.take(delivery) for _ in peers]
+    def accepted_before(self, link: Link, message: wire.Accepted, fds: list[int]) -> None:
+        self.accepted.append(len(fds))
+
+    def copied(self, link: Link, port: int, listener: socket.socket) -> None:
+        raise AssertionError("no relay of these tests was asked to listen")
+
+    def behind(self, link: Link, place: int) -> None:
+        self.behinds.append(place)
 
     def ended(self, link: Link, reason: str) -> None:
         self.ends.append(reason)
         link.close()
+
+    @property
+    def told(self) -> int:
+        return len(self.accepted) + len(self.behinds) + len(self.ends)
 
 
 class Setting:
@@ -49,14 +58,17 @@ class Setting:
         self.owner = Owner()
         near, self.relay = pair()
         near.setblocking(False)
-        admission = Admission(self.loop, 1000, [], lambda: None)
-        self.link = Link(self.loop, "br0", near, self.owner, admission)
+        self.link = Link(self.loop, "br0", near, self.owner)
+
+    def greet(self, version: int = wire.VERSION) -> None:
+        """Go on as if the relay had said Hello."""
+        self.link.namespace, self.link.version = netns.current(), version
 
     def send(self, message: wire.Message, fds: list[int]) -> None:
-        """Send a message to the link, which has acted on it when this returns."""
+        """Send a message that the owner hears of; the link has acted on it when this returns."""
+        told = self.owner.told
         send(self.relay, message, fds)
-        said, taken = len(self.owner.ends), len(self.owner.taken)
-        run_until(self.loop, lambda: len(self.owner.ends) > said or len(self.owner.taken) > taken)
+        run_until(self.loop, lambda: self.owner.told > told)
         run_until(self.loop, lambda: True)  # what was to be closed is closed
 
 
@@ -77,13 +89,16 @@ def file() -> Iterator[int]:
 
 
 UNEXPECTED: dict[str, tuple[wire.Message, int]] = {
-    "connections before Hello": (wire.Accepted(80, (PEER, PEER)), 2),
+    "connections before Hello": (wire.Accepted(80), 2),
     "a report before Hello": (wire.Report(1, {}), 1),
-    "Hello without a proof": (wire.Hello(wire.VERSION, 1), 0),
-    "Hello with two proofs": (wire.Hello(wire.VERSION, 1), 2),
+    "Behind before Hello": (wire.Behind(0), 1),
+    "Hello without a proof": (wire.Hello(wire.VERSION), 0),
+    "Hello with two proofs": (wire.Hello(wire.VERSION), 2),
     "Adopted without a channel": (wire.Adopted(), 0),
     "Adopted with two channels": (wire.Adopted(), 2),
-    "a message that only relays get": (wire.Listeners((80, 81)), 2),
+    "Born without a pidfd": (wire.Born(1), 0),
+    "Born with two": (wire.Born(1), 2),
+    "listening sockets before Hello": (wire.Listeners((80, 81)), 2),
 }
 
 
@@ -98,44 +113,32 @@ def test_an_unexpected_message_ends_the_link_and_leaves_no_descriptor(
     assert copies(file) == 1
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_another_number_of_sockets_than_of_guests_ends_the_link_and_leaves_no_descriptor(
-    setting: Setting, file: int, count: int
+def test_a_relay_passes_no_guests_to_the_daemon(setting: Setting, file: int) -> None:
+    setting.greet()
+    setting.send(wire.Accepted(80), [file] * 3)
+    assert setting.owner.ends == ["relay lost: unexpected Accepted with 3 descriptors"]
+    assert copies(file) == 1
+
+
+def test_guests_that_a_relay_of_version_1_had_accepted_are_told_and_closed(
+    setting: Setting, file: int
 ) -> None:
-    setting.link.namespace = netns.current()
-    setting.send(wire.Accepted(80, (PEER, PEER)), [file] * count)
-    assert setting.owner.ends == [f"relay lost: unexpected Accepted with {count} descriptors"]
+    setting.greet(version=1)
+    setting.send(wire.Accepted(80), [file] * 3)
+    assert setting.owner.accepted == [3]
     assert copies(file) == 1
 
 
-def test_what_the_owner_took_stays_open_and_is_all_that_does(setting: Setting, file: int) -> None:
-    setting.link.namespace = netns.current()
-    setting.send(wire.Accepted(80, (PEER, PEER)), [file] * 2)
-    assert copies(file) == 3
-    for sock in setting.owner.taken:
-        sock.close()
+def test_the_owner_hears_of_a_worker_that_is_behind_and_descriptors_beside_it_are_closed(
+    setting: Setting, file: int
+) -> None:
+    setting.greet()
+    setting.send(wire.Behind(3), [file] * 2)
+    assert setting.owner.behinds == [3]
     assert copies(file) == 1
-    assert setting.owner.ends == []
 
 
-def test_when_the_owner_fails_half_way_the_rest_is_closed(setting: Setting, file: int) -> None:
-    taken: list[socket.SocketType] = []
-
-    def take(delivery: Delivery) -> socket.SocketType:
-        if taken:
-            raise OSError("no more")
-        taken.append(delivery.take_connection())
-        return taken[0]
-
-    setting.link.namespace = netns.current()
-    setting.owner.take = take
-    setting.send(wire.Accepted(80, (PEER,) * 4), [file] * 4)
-    assert setting.owner.ends == ["relay lost: no more"]
-    assert copies(file) == 2
-    taken[0].close()
-
-
-@pytest.mark.parametrize("message", [wire.Hello(wire.VERSION, 1), wire.Adopted()], ids=["Hello", "Adopted"])
+@pytest.mark.parametrize("message", [wire.Hello(wire.VERSION), wire.Adopted()], ids=["Hello", "Adopted"])
 def test_a_descriptor_that_is_no_socket_ends_the_link_and_is_closed(
     setting: Setting, message: wire.Message
 ) -> None:
@@ -163,3 +166,64 @@ def test_the_end_of_the_channel_is_the_end_of_the_relay(setting: Setting) -> Non
     setting.relay.close()
     run_until(setting.loop, lambda: bool(setting.owner.ends))
     assert setting.owner.ends == ["relay ended"]
+
+
+@pytest.fixture
+def child() -> Iterator[int]:
+    """A process that waits to be killed."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.pause()
+        finally:
+            os._exit(1)
+    yield pid
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def test_the_process_that_is_killed_is_the_one_of_the_pidfd_that_came_first(
+    setting: Setting, child: int
+) -> None:
+    pidfd, own = os.pidfd_open(child), os.pidfd_open(os.getpid())
+    send(setting.relay, wire.Born(child), [pidfd])
+    run_until(setting.loop, lambda: setting.link.pid == child)
+    # Later the process may be taken over: nothing that it says changes who is killed.
+    setting.send(wire.Born(os.getpid()), [own])
+    assert setting.owner.ends == ["relay lost: unexpected Born with 1 descriptors"]
+    assert setting.link.pid == child
+    assert copies(own) == 1
+    os.close(own)
+    os.close(pidfd)
+
+
+def test_killing_ends_the_process_that_was_born(setting: Setting, child: int) -> None:
+    pidfd = os.pidfd_open(child)
+    send(setting.relay, wire.Born(child), [pidfd])
+    run_until(setting.loop, lambda: setting.link.pid == child)
+    setting.link.kill()
+    ended = select.poll()
+    ended.register(pidfd, select.POLLIN)
+    assert ended.poll()
+    os.close(pidfd)
+
+
+def test_a_relay_that_was_never_born_is_not_killed(setting: Setting) -> None:
+    setting.link.kill()
+
+
+def test_a_reason_cannot_fill_the_log_or_end_its_line(setting: Setting) -> None:
+    setting.send(wire.Failed("a\nb" + "x" * 10000), [])
+    assert setting.owner.ends == ["a\\nb" + "x" * (REASON_LENGTH - 3)]
+
+
+def test_data_channels_and_log_files_stay_the_callers(setting: Setting, file: int) -> None:
+    with socket.socket() as channel:
+        setting.link.use_workers([channel, channel])
+        setting.link.use_log(file)
+        for message, count in (wire.Workers(), 2), (wire.LogFile(), 1):
+            delivery = receive(setting.relay)
+            assert delivery is not None
+            with delivery:
+                assert (delivery.message, len(delivery.fds)) == (message, count)
+        assert (copies(channel.fileno()), copies(file)) == (1, 1)

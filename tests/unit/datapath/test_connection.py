@@ -21,9 +21,10 @@ from tproxy.datapath.connection import Connection, Connections, dial_failure
 from tproxy.datapath.splice import Mover
 from tproxy.datapath.target import Target
 from tproxy.kernel.loop import Loop
+from tproxy.log.file import Log
 from tproxy.model import Endpoint, Service
 
-PEER = socket.inet_aton("10.0.0.7") + (40000).to_bytes(2, "big")
+PEER = ("10.0.0.7", 40000)
 
 CLOSE_WAIT = 8  # the state in TCP_INFO, its first byte (tcp_states.h)
 
@@ -69,11 +70,11 @@ class Far:
 
 
 class Site:
-    """A loop with connections, as in the daemon, and an endpoint that listens on loopback."""
+    """A loop with connections, as in a worker, and an endpoint that listens on loopback."""
 
     def __init__(self) -> None:
         self.loop = Loop()
-        self.connections = Connections(self.loop)
+        self.connections = Connections(self.loop, Log())
         self.server = socket.create_server(("127.0.0.1", 0))
         self.server.setblocking(False)
         self.target = self.target_for(self.server)
@@ -211,7 +212,7 @@ def test_bulk_both_ways_at_once_arrives_complete(
     assert guest.arrived == download
     assert endpoint.arrived == upload
     site.until_over()
-    assert (site.target.to_endpoint, site.target.to_guest) == (len(upload), len(download))
+    assert (site.target.read().to_endpoint, site.target.read().to_guest) == (len(upload), len(download))
     assert site.connections.pipes.lent == 0
 
 
@@ -372,7 +373,7 @@ def test_fin_from_the_guest_leaves_the_other_direction_open(site: Site) -> None:
     endpoint.sock.shutdown(socket.SHUT_WR)
     site.until(lambda: guest.has(b"part one, part two") and guest.is_at_end())
     site.until_over()
-    assert site.target.last_error == ""
+    assert site.target.read().last_error == ""
 
 
 def test_fin_from_the_endpoint_leaves_the_other_direction_open(site: Site) -> None:
@@ -386,7 +387,7 @@ def test_fin_from_the_endpoint_leaves_the_other_direction_open(site: Site) -> No
     guest.sock.shutdown(socket.SHUT_WR)
     site.until(endpoint.is_at_end)
     site.until_over()
-    assert site.target.last_error == ""
+    assert site.target.read().last_error == ""
 
 
 def test_a_reset_by_the_guest_is_a_reset_for_the_endpoint(site: Site) -> None:
@@ -396,7 +397,7 @@ def test_a_reset_by_the_guest_is_a_reset_for_the_endpoint(site: Site) -> None:
     reset(guest.sock)
     site.until(endpoint.is_reset)
     assert len(site.connections) == 0
-    assert site.target.last_error == ""
+    assert site.target.read().last_error == ""
 
 
 def test_a_reset_by_the_endpoint_is_a_reset_for_the_guest(site: Site) -> None:
@@ -406,7 +407,7 @@ def test_a_reset_by_the_endpoint_is_a_reset_for_the_guest(site: Site) -> None:
     reset(endpoint.sock)
     site.until(guest.is_reset)
     assert len(site.connections) == 0
-    assert "reset by endpoint" in site.target.last_error
+    assert "reset by endpoint" in site.target.read().last_error
 
 
 @pytest.mark.parametrize("who", ["guest", "endpoint"])
@@ -439,7 +440,7 @@ def test_a_connection_that_the_guest_has_reset_already_ends_at_once(site: Site) 
     wait_for(lambda: bool(select.select([near], [], [], 0)[0]))
     site.connections.accept(site.target, socket.SocketType(fileno=near.detach()), PEER)
     assert not site.connections
-    assert site.target.open == 0
+    assert site.target.read().open == 0
 
 
 def test_bytes_before_a_reset_of_the_endpoint_arrive_although_a_write_fails_first(site: Site) -> None:
@@ -545,9 +546,9 @@ def test_an_endpoint_that_refuses_resets_the_guest_at_once(site: Site) -> None:
         target = site.target_for(closed, timeout=3600)
         guest = site.guest(target)
         site.until(guest.is_reset)
-    assert target.last_error == f"endpoint {target.service.endpoint} refused"
-    assert target.last_error_at > 0
-    assert (target.open, target.total, len(site.connections)) == (0, 1, 0)
+    assert target.read().last_error == f"endpoint {target.service.endpoint} refused"
+    assert target.read().last_error_at > 0
+    assert (target.read().open, target.read().total, len(site.connections)) == (0, 1, 0)
 
 
 def test_an_endpoint_that_refuses_resets_a_guest_that_has_sent_and_ended(site: Site) -> None:
@@ -566,8 +567,8 @@ def test_an_endpoint_that_connect_refuses_to_dial_resets_the_guest(site: Site) -
     target = Target("br0", Service(5030, Endpoint("255.255.255.255", 9)))
     guest = site.guest(target)
     site.until(guest.is_reset)
-    assert target.last_error.startswith("endpoint 255.255.255.255:9 ")
-    assert (target.open, target.total, len(site.connections)) == (0, 1, 0)
+    assert target.read().last_error.startswith("endpoint 255.255.255.255:9 ")
+    assert (target.read().open, target.read().total, len(site.connections)) == (0, 1, 0)
 
 
 @pytest.fixture
@@ -589,10 +590,10 @@ def silent() -> Iterator[socket.socket]:
 def test_an_endpoint_that_does_not_answer_in_time_resets_the_guest(site: Site, silent: socket.socket) -> None:
     target = site.target_for(silent, timeout=0.01)
     guest = site.guest(target)
-    assert target.open == 1
+    assert target.read().open == 1
     site.until(guest.is_reset)
-    assert target.last_error == f"endpoint {target.service.endpoint} timed out"
-    assert (target.open, target.total, len(site.connections)) == (0, 1, 0)
+    assert target.read().last_error == f"endpoint {target.service.endpoint} timed out"
+    assert (target.read().open, target.read().total, len(site.connections)) == (0, 1, 0)
 
 
 @pytest.mark.parametrize("ticks", [0.1, 1.5])
@@ -635,8 +636,8 @@ def test_a_refusal_is_noticed_at_once_if_the_guest_has_sent_already(site: Site) 
     with socket.create_server(("127.0.0.1", 0)) as closed:
         target = site.target_for(closed)
     guest = site.guest(target, first=b"early")
-    assert target.open == 0
-    assert "refused" in target.last_error
+    assert target.read().open == 0
+    assert "refused" in target.read().last_error
     site.until(guest.is_reset)
 
 
@@ -696,19 +697,19 @@ def test_the_reason_of_a_failed_dial_is_in_words(number: int, words: str) -> Non
 
 def test_a_target_counts_connections_and_the_bytes_of_those_that_ended(site: Site) -> None:
     guest, endpoint = site.both()
-    assert (site.target.open, site.target.total) == (1, 1)
+    assert (site.target.read().open, site.target.read().total) == (1, 1)
     guest.sock.send(b"12345")
     site.until(lambda: endpoint.has(b"12345"))
     endpoint.sock.send(b"123")
     site.until(lambda: guest.has(b"123"))
-    assert (site.target.to_endpoint, site.target.to_guest) == (0, 0)
+    assert (site.target.read().to_endpoint, site.target.read().to_guest) == (0, 0)
     (connection,) = site.connections
     assert (connection.to_endpoint.moved, connection.to_guest.moved) == (5, 3)
     guest.sock.close()
     endpoint.sock.close()
     site.until_over()
-    assert (site.target.open, site.target.total) == (0, 1)
-    assert (site.target.to_endpoint, site.target.to_guest) == (5, 3)
+    assert (site.target.read().open, site.target.read().total) == (0, 1)
+    assert (site.target.read().to_endpoint, site.target.read().to_guest) == (5, 3)
 
 
 def test_a_changed_endpoint_is_dialled_by_the_next_connection(site: Site) -> None:
@@ -733,7 +734,7 @@ def test_aborting_a_bridge_resets_its_connections_and_no_others(site: Site) -> N
     site.until(endpoint.is_reset)
     other_guest.sock.send(b"untouched")
     site.until(lambda: other_endpoint.has(b"untouched"))
-    assert (site.target.open, other_target.open) == (0, 1)
+    assert (site.target.read().open, other_target.read().open) == (0, 1)
 
 
 def test_aborting_all_includes_connections_that_are_being_dialled(site: Site, silent: socket.socket) -> None:
@@ -746,8 +747,8 @@ def test_aborting_all_includes_connections_that_are_being_dialled(site: Site, si
     # Its connect timeout must not fire later.
     end = time.monotonic() + 2 * Connections.TICK
     site.until(lambda: time.monotonic() > end)
-    assert target.last_error == ""
-    assert (target.open, len(site.connections)) == (0, 0)
+    assert target.read().last_error == ""
+    assert (target.read().open, len(site.connections)) == (0, 0)
 
 
 def test_the_guest_is_named_by_address_and_port(site: Site) -> None:
@@ -782,7 +783,7 @@ def test_addresses_of_this_host_are_near_and_are_looked_up_again_after_a_reload(
     assert not host.has("192.0.2.1")
     host._near["192.0.2.1"] = True  # as if the address had moved to another host since
     assert host.has("192.0.2.1")
-    host.forget()
+    host.forget((1, 65535))
     assert not host.has("192.0.2.1")
 
 
@@ -822,8 +823,8 @@ def test_500_connections_leave_no_descriptor_behind(site: Site, silent: socket.s
     site.until_over()
     gc.collect()
     assert descriptors() == before
-    assert [each.open for each in entries] == [0, 0, 0, 0]
-    assert sum(each.total for each in entries) == 500
+    assert [each.read().open for each in entries] == [0, 0, 0, 0]
+    assert sum(each.read().total for each in entries) == 500
 
 
 def test_a_missing_descriptor_for_the_endpoint_resets_the_guest_and_is_reported(site: Site) -> None:
@@ -837,5 +838,5 @@ def test_a_missing_descriptor_for_the_endpoint_resets_the_guest_and_is_reported(
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     wait_for(Far(far).is_reset)
-    assert "Too many open files" in site.target.last_error
-    assert (site.target.open, len(site.connections)) == (0, 0)
+    assert "Too many open files" in site.target.read().last_error
+    assert (site.target.read().open, len(site.connections)) == (0, 0)

@@ -6,14 +6,14 @@ import logging
 import os
 import re
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tproxy.log import output
-from tproxy.log.file import Log
+from tproxy.log.file import Log, open_log
 
 log = logging.getLogger("tproxy.somewhere")
 
@@ -64,33 +64,39 @@ def test_only_lines_of_the_level_or_above_are_written(directory: Path, level: in
     assert names == order[: order.index(logging.getLevelName(level)) + 1]
 
 
-RELAYS = Log()
-Writer = tuple[Callable[[str, int], None], Callable[[str], None], Callable[[], None]]
-WRITERS: dict[str, Writer] = {
-    "all but relays": (output.to_file, log.info, output.reopen),
-    "relays": (RELAYS.open, RELAYS.info, RELAYS.reopen),
-}
+def a_relays_log(name: str = "one_tproxy_br0.log") -> Log:
+    """Return the log of a process that was given the descriptor of its file."""
+    relays = Log()
+    relays.use(open_log(name))
+    return relays
 
 
-@pytest.mark.parametrize("writer", WRITERS)
-def test_after_a_rotation_and_a_reopen_lines_go_to_a_new_file(directory: Path, writer: str) -> None:
-    to_file, info, reopen = WRITERS[writer]
-    to_file("one_tproxy.log", logging.INFO)
+def test_after_a_rotation_and_a_reopen_lines_go_to_a_new_file(directory: Path) -> None:
+    output.to_file("one_tproxy.log", logging.INFO)
     path, old = directory / "one_tproxy.log", directory / "one_tproxy.log.1"
-    info("one")
+    log.info("one")
     path.rename(old)
-    info("two")
-    reopen()
-    info("three")
+    log.info("two")
+    output.reopen()
+    log.info("three")
     assert [line.split()[-1] for line in lines(old)] == ["one", "two"]
     assert [line.split()[-1] for line in lines(path)] == ["three"]
 
 
-def test_reopening_before_a_log_is_opened_does_nothing(directory: Path) -> None:
+def test_a_relay_writes_to_the_file_that_it_was_given_last_and_closes_the_one_before(directory: Path) -> None:
+    relays = a_relays_log("one")
+    relays.info("one")
+    relays.use(open_log("two"))
+    relays.info("two")
+    assert [line.split()[-1] for line in lines(directory / "one")] == ["one"]
+    assert [line.split()[-1] for line in lines(directory / "two")] == ["two"]
+    held = [each.path for each in psutil.Process().open_files()]
+    assert str(directory / "one") not in held
+
+
+def test_without_a_file_lines_are_dropped(directory: Path) -> None:
     output.reopen()
-    relays = Log()
-    relays.reopen()
-    relays.error("nowhere")
+    Log().error("nowhere")
     assert list(directory.iterdir()) == []
 
 
@@ -177,8 +183,7 @@ def test_libraries_do_not_write_into_our_log(directory: Path) -> None:
 
 def test_a_relay_writes_lines_in_the_format_of_logging(directory: Path) -> None:
     output.to_file("one_tproxy.log", logging.INFO)
-    relays = Log()
-    relays.open("one_tproxy_br0.log", logging.INFO)
+    relays = a_relays_log()
     both = []
     for name, each in ("one_tproxy.log", log), ("one_tproxy_br0.log", relays):
         each.info("network %s", "\udcff é")
@@ -191,8 +196,7 @@ def test_a_relay_writes_lines_in_the_format_of_logging(directory: Path) -> None:
 
 @pytest.mark.parametrize("level", [logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG])
 def test_a_relay_writes_lines_of_its_level_or_above(directory: Path, level: int) -> None:
-    relays = Log()
-    relays.open("one_tproxy_br0.log", logging.CRITICAL)
+    relays = a_relays_log()
     relays.level = level
     for write in (relays.error, relays.warning, relays.info):
         write("a line")
@@ -200,18 +204,34 @@ def test_a_relay_writes_lines_of_its_level_or_above(directory: Path, level: int)
     assert names == [logging.getLevelName(each) for each in (40, 30, 20) if each >= level]
 
 
+def test_a_full_disk_loses_lines_of_a_relay_and_raises_nothing(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tproxy.log.file.DIRECTORY", Path("/dev"))
+    a_relays_log("full").info("lost")
+
+
+def test_a_relay_without_a_directory_for_its_log_writes_nowhere(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tproxy.log.file.DIRECTORY", directory / "missing")
+    a_relays_log().info("lost")
+    assert list(directory.iterdir()) == []
+
+
 def test_reopening_works_at_the_limit_of_descriptors(directory: Path) -> None:
-    relays = Log()
-    relays.open("one_tproxy_br0.log", logging.INFO)
+    output.to_file("one_tproxy.log", logging.INFO)
+    path = directory / "one_tproxy.log"
+    path.rename(directory / "one_tproxy.log.1")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     spare = os.open("/dev/null", os.O_RDONLY)  # the lowest free number; the limit refuses all above it
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 1, hard))
         with pytest.raises(OSError, match="Too many open files"):
             os.open("/dev/null", os.O_RDONLY)
-        relays.reopen()
+        output.reopen()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         os.close(spare)
-    relays.info("kept")
-    assert len(lines(directory / "one_tproxy_br0.log")) == 1
+    log.info("kept")
+    assert len(lines(path)) == 1

@@ -1,4 +1,4 @@
-"""The channel between daemon and relay: messages arrive whole or not at all, and no descriptor leaks."""
+"""The channel between two of our processes: messages arrive whole or not at all, and no descriptor leaks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def send_raw(channel: socket.socket, data: bytes, fds: Sequence[int]) -> None:
     channel.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
 
 
-def take(channel: socket.socket) -> tuple[wire.Message, list[int]]:
+def take(channel: socket.socket) -> tuple[object, list[int]]:
     """Receive one message, and the descriptors to be closed by the test."""
     delivery = receive(channel)
     assert delivery is not None
@@ -53,10 +53,10 @@ def copies(file: int) -> set[str]:
 def test_a_message_arrives_with_its_descriptors(
     channel: tuple[socket.socket, socket.socket], file: int
 ) -> None:
-    send(channel[0], wire.Accepted(5030, (b"123456",)), [file])
+    send(channel[0], wire.Accepted(5030), [file])
     message, (fd,) = take(channel[1])
     try:
-        assert message == wire.Accepted(5030, (b"123456",))
+        assert message == wire.Accepted(5030)
         assert os.path.sameopenfile(fd, file)
         assert fd != file
     finally:
@@ -201,7 +201,7 @@ def test_a_descriptor_that_is_not_a_socket_cannot_be_taken_as_one_and_is_closed(
         assert copies(file) == before
 
 
-@pytest.mark.parametrize("data", [b"Z", b"L\x00", b"Qx", b"F\xff", b"A\x00\x01half"], ids=repr)
+@pytest.mark.parametrize("data", [b"Z", b"L\x00", b"Qx", b"F\xff", b"A\x00"], ids=repr)
 def test_a_malformed_message_closes_its_descriptors(
     channel: tuple[socket.socket, socket.socket], file: int, data: bytes
 ) -> None:

@@ -9,22 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.unit.recorder import Recorder
 from tests.unit.sockets import run_until
 from tproxy.kernel.loop import Loop
-from tproxy.log.file import Log
 from tproxy.relay import listening
 from tproxy.relay.listening import Listening
-
-
-class Recorder(Log):
-    """Keeps the warnings."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.warnings: list[str] = []
-
-    def warning(self, message: str, *words: object) -> None:
-        self.warnings.append(message % words)
 
 
 class Full(socket.socket):

@@ -12,8 +12,6 @@ from tproxy.relay import wire
 from tproxy.relay.channel import pair, receive, send
 from tproxy.relay.relay import Relay
 
-PEER = bytes(wire.PEER_BYTES)
-
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
@@ -56,11 +54,14 @@ def test_a_successor_keeps_what_came_before_a_message_that_it_refuses(listener: 
     assert relay._listening.ports == (80,)
 
 
-def test_guests_that_are_handed_over_twice_are_refused_and_closed(listener: socket.socket) -> None:
+def test_guests_that_are_handed_over_wait_for_a_worker(listener: socket.socket) -> None:
     first, second = ([listener.fileno()] * count for count in (1, 2))
-    relay = take_over((wire.Accepted(80, (PEER,)), first), (wire.Accepted(80, (PEER, PEER)), second))
-    assert relay._waiting is not None
-    relay._waiting.close()
+    relay = take_over((wire.Accepted(80), first), (wire.Accepted(81), second))
+    assert copies(listener.fileno()) == 4
+    batches = relay._passing.hand_over()
+    assert [(batch.port, len(batch.fds)) for batch in batches] == [(80, 1), (81, 2)]
+    for batch in batches:
+        batch.close()
     assert copies(listener.fileno()) == 1
 
 

@@ -14,13 +14,16 @@ from tproxy.relay import wire
 port = st.integers(0, 65535)
 ports = st.lists(port, max_size=300).map(tuple)
 uint32 = st.integers(0, 2**32 - 1)
-peer = st.binary(min_size=wire.PEER_BYTES, max_size=wire.PEER_BYTES)
 
 messages: st.SearchStrategy[wire.Message] = st.one_of(
     st.builds(wire.Hello, port, uint32),
     st.builds(wire.Listen, uint32, st.integers(0, 255), ports),
     st.builds(wire.Report, uint32, st.dictionaries(port, port, max_size=50)),
-    st.builds(wire.Accepted, port, st.lists(peer, max_size=wire.MAX_DESCRIPTORS).map(tuple)),
+    st.builds(wire.Accepted, port),
+    st.builds(wire.Born, uint32),
+    st.builds(wire.Behind, port),
+    st.builds(wire.Workers),
+    st.builds(wire.LogFile),
     st.builds(wire.Failed, st.text(st.characters(exclude_categories=["Cs"]))),
     st.builds(wire.Quit),
     st.builds(wire.Adopt),
@@ -44,8 +47,12 @@ def test_every_message_survives_encoding_and_decoding(message: wire.Message) -> 
         wire.Listen(7, 20, (1, 5030, 65535)),
         wire.Report(7, {}),
         wire.Report(7, {5030: errno.EADDRINUSE, 80: errno.EACCES}),
-        wire.Accepted(5030, (b"\x0a\x0b\x0c\x0d\xff\xff", b"\x00" * 6)),
-        wire.Accepted(5030, ()),
+        wire.Accepted(5030),
+        wire.Born(4194304),
+        wire.Behind(0),
+        wire.Behind(63),
+        wire.Workers(),
+        wire.LogFile(),
         wire.Failed(""),
         wire.Failed("namespace one_tproxy_br0: does not exist"),
         wire.Failed("\N{SNOWMAN}"),
@@ -69,7 +76,11 @@ def test_each_kind_of_message_has_a_first_byte_of_its_own() -> None:
         wire.Hello(1, 1),
         wire.Listen(1, 1, ()),
         wire.Report(1, {}),
-        wire.Accepted(1, ()),
+        wire.Accepted(1),
+        wire.Born(1),
+        wire.Behind(1),
+        wire.Workers(),
+        wire.LogFile(),
         wire.Failed(""),
         wire.Quit(),
         wire.Adopt(),
@@ -102,7 +113,9 @@ def test_values_are_in_network_order() -> None:
 @given(
     st.binary(max_size=64)
     | st.builds(
-        bytes.__add__, st.sampled_from(b"AHLRFSQadt").map(lambda each: bytes([each])), st.binary(max_size=40)
+        bytes.__add__,
+        st.sampled_from(b"ABHLRbFSQWladt").map(lambda each: bytes([each])),
+        st.binary(max_size=40),
     )
 )
 def test_garbage_is_a_message_or_a_protocol_error_and_nothing_else(data: bytes) -> None:
@@ -111,6 +124,11 @@ def test_garbage_is_a_message_or_a_protocol_error_and_nothing_else(data: bytes) 
     except ProtocolError:
         return
     assert wire.decode(wire.encode(message)) == message
+
+
+@given(port, st.binary(max_size=6 * wire.MAX_DESCRIPTORS))
+def test_what_a_relay_of_version_1_says_of_its_guests_is_not_needed(port: int, guests: bytes) -> None:
+    assert wire.decode(wire.encode(wire.Accepted(port)) + guests) == wire.Accepted(port)
 
 
 @settings(deadline=None)
@@ -144,10 +162,14 @@ def test_a_message_cut_anywhere_never_raises_anything_else(
         wire.encode(wire.Report(1, {80: 98}))[:-2],
         b"A",
         b"A\x00",
-        wire.encode(wire.Accepted(1, (b"123456",))) + b"\x00",
-        wire.encode(wire.Accepted(1, (b"123456",)))[:-1],
+        b"B\x00\x00\x00",
+        wire.encode(wire.Born(1)) + b"\x00",
+        b"b\x00",
+        wire.encode(wire.Behind(1)) + b"\x00",
         b"F\xff",
         b"S\x00",
+        b"W\x00",
+        b"l\x00",
         b"Q\x00",
         b"a\x00",
         b"d\x00",
