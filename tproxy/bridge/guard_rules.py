@@ -22,10 +22,24 @@ So at most BURST + RATE * (KNOWN_SECONDS + 5) = 46 entries of each port are in t
 take tokens too: connections of sources that are known no more retransmit for minutes, and each time they ask
 for the source. Without an answer the entry is given up after 600 ms, so these add a few entries only.
 
-``ct`` would do the same for connections, but it would switch on connection tracking for the host.
+**Greed.** A source that is known may still send as many SYNs as its guest can, and each costs the daemon a
+connection; so may it send ARP requests, which the namespace answers. Each port has a bucket for SYNs in
+``syns``, and one for ARP in ``arps``. Nothing else of a port is counted: other packets cost their sender more
+than us. docs/security.md says how the rates were chosen.
 
 **Tags.** Receivers ignore any number of tags with VLAN 0, 802.1Q calls them priority tags. Behind one of them
-the kernel finds the packet for nftables, behind two it does not. So frames with more of them are dropped.
+the kernel finds the packet for nftables, behind two it does not. So frames with more of them are dropped. The
+protocol of a packet is compared by ``meta protocol``, which is that behind the tag. nft leaves it out of a
+listing where a field such as ``arp saddr ip`` implies it, and a listing that is loaded again compares the
+Ethernet header's, which is the tag's. So the rules that drop ARP have no such field: they stay what they are
+when a firewall manager saves and restores them.
+
+**New ports.** With ``meta ibrname`` the rules know a frame's bridge. Without, they know ports, and the daemon
+adds a new port a moment after it was attached. A frame that is forwarded has two ports, of one bridge. So
+where one of them is known the bridge is guarded, and whatever concerns the service is dropped until the other
+is known too.
+
+``ct`` would do the same for connections, but it would switch on connection tracking for the host.
 """
 
 import socket
@@ -39,45 +53,60 @@ GUARDED = "guarded"  # bridges; on kernels without `meta ibrname` the ports of t
 SETS = (VETHS, UPLINKS, GUARDED)
 
 KNOWN = "known"  # sources that were let in lately, by port and address
-FRESH = "fresh"  # a bucket of tokens for each port
+FRESH = "fresh"  # a bucket of tokens for each port: new sources
+SYNS, ARPS = "syns", "arps"  # likewise: new connections, and ARP
 KNOWN_SECONDS = 10
 RATE, BURST = 2, 16  # new sources of a port in a second, and at once after a quiet time
-# The buckets are refilled long before they are forgotten. More ports than ``fresh`` has room for are not
+SYN_RATE, SYN_BURST = 1000, 20000  # new connections
+ARP_RATE, ARP_BURST = 100, 200
+# The buckets are refilled long before they are forgotten. More ports than a set has room for are not
 # limited; while ``known`` is full, a new source takes a token for each frame.
+_BUCKETS = "type ifname; flags dynamic,timeout; timeout 60s; size 4096;"
 LIMIT_SETS = {
     KNOWN: f"type ifname . ipv4_addr; flags dynamic,timeout; timeout {KNOWN_SECONDS}s; size 65535;",
-    FRESH: "type ifname; flags dynamic,timeout; timeout 60s; size 4096;",
+    FRESH: _BUCKETS,
+    SYNS: _BUCKETS,
+    ARPS: _BUCKETS,
 }
 
 PREROUTING = "guard_prerouting"
 FORWARD = "guard_forward"
-# The two jump to these, so that a frame which does not concern the service costs only a few comparisons.
+INPUT = "guard_input"
+# Those jump to these. So a frame that does not concern the service costs only a few comparisons.
 CLAIMING = "guard_claiming"
 ASKING = "guard_asking"
 FOR_SERVICE = "guard_for_service"
-SHARED_CHAINS = (CLAIMING, ASKING, FOR_SERVICE, PREROUTING, FORWARD)
+LEAVING = "guard_leaving"
+KNOWN_SOURCE = "guard_known"
+SHARED_CHAINS = (CLAIMING, KNOWN_SOURCE, ASKING, FOR_SERVICE, LEAVING, PREROUTING, FORWARD, INPUT)
 
-# The protocol behind a tag, if there is one. nft by itself would compare the Ethernet header's for ARP: that
-# is another one where a frame has a tag with VLAN 0, a priority, and every receiver ignores such a tag.
 _ARP, _IP = "meta protocol arp", "meta protocol ip"
 
 _ADDRESS = f"0x{socket.inet_aton(SERVICE_ADDRESS).hex()}"
-_MAC_START = f"0x{SERVICE_MAC.replace(':', '')[:8]}"
+_MAC = f"0x{SERVICE_MAC.replace(':', '')}"
 _FROM_MAC = f"ether saddr {SERVICE_MAC}"
 _FOR_MAC = f"ether daddr {SERVICE_MAC}"
-_ARP_FROM_MAC = f"@nh,64,32 {_MAC_START} {_ARP} arp saddr ether {SERVICE_MAC}"
-_ARP_FROM_ADDRESS = (
-    f"@nh,112,16 {_ADDRESS[:6]} {_ARP} arp saddr ip {SERVICE_ADDRESS}"  # 32 bits are not aligned, 16 are
-)
-_ARP_FOR_ADDRESS = f"@nh,192,32 {_ADDRESS} {_ARP} arp daddr ip {SERVICE_ADDRESS}"
+# The kernel's fast way takes words that are aligned to their size. nft would join two that follow each other.
+_ARP_FROM_MAC = f"@nh,64,32 {_MAC[:10]} {_ARP} @nh,96,16 0x{_MAC[10:]}"
+_ARP_FROM_ADDRESS = f"@nh,112,16 {_ADDRESS[:6]} {_ARP} @nh,128,16 0x{_ADDRESS[6:]}"
+_ARP_FOR_ADDRESS = f"@nh,192,32 {_ADDRESS} {_ARP}"
 _IP_FROM_ADDRESS = f"@nh,96,32 {_ADDRESS} {_IP} ip saddr {SERVICE_ADDRESS}"
 _IP_FOR_ADDRESS = f"@nh,128,32 {_ADDRESS} {_IP} ip daddr {SERVICE_ADDRESS}"
 # A frame of two or more tags, the second with VLAN 0. After the first tag, which the kernel has read already,
 # the payload is the second one: 4 bits, the VLAN in 12 bits, a protocol.
-_STACKED = "@nh,4,12 0 meta protocol { 8021q, 8021ad }"
+_STACKED = "@nh,0,32 & 0x0fff0000 == 0 meta protocol { 8021q, 8021ad }"
+# A TCP segment with SYN and without ACK. Another protocol's packet that looks so takes a token in its stead.
+_SYN = "@th,96,32 & 0x00120000 == 0x00020000"
 
 _TO_US = f"ether daddr set {SERVICE_MAC} accept"
-_NO_TOKEN = f"update @{FRESH} {{ iifname limit rate over {RATE}/second burst {BURST} packets }} drop"
+
+
+def _over(bucket: str, rate: int, burst: int) -> str:
+    """The end of a rule that drops the frame if its port's bucket has no token left."""
+    return f"update @{bucket} {{ iifname limit rate over {rate}/second burst {burst} packets }} drop"
+
+
+_NO_TOKEN = _over(FRESH, RATE, BURST)
 
 
 @cache
@@ -86,49 +115,71 @@ def shared_rules(*, by_port: bool, limited: bool) -> dict[str, list[str]]:
 
     ``by_port``: for kernels without ``meta ibrname``. ``limited``: with the limits of new sources.
     """
+    claims = forwarded_claims = [_FROM_MAC, _ARP_FROM_MAC, _ARP_FROM_ADDRESS, _STACKED]
+    asks = (_ARP_FOR_ADDRESS, _FOR_MAC)
     if by_port:
-        unguarded = elsewhere = f"iifname != @{GUARDED}"
-        # A frame is forwarded between ports of one bridge, so either port tells which bridge. So frames from
-        # a port that is not in the set yet are kept from the uplinks too.
-        elsewhere += f" oifname != @{GUARDED}"
+        unguarded = f"iifname != @{GUARDED}"
+        elsewhere = f"{unguarded} oifname != @{GUARDED}"
+        for_service = f"iifname @{GUARDED} oifname @{VETHS} accept"
+        leaving = [f"iifname @{VETHS} oifname @{GUARDED} accept", f"{elsewhere} return", "drop"]
     else:
         unguarded = elsewhere = f"meta ibrname != @{GUARDED}"
-    claims = (_FROM_MAC, _ARP_FROM_MAC, _ARP_FROM_ADDRESS, _IP_FROM_ADDRESS)
-    asks = (_ARP_FOR_ADDRESS, _IP_FOR_ADDRESS, _FOR_MAC)
+        for_service = f"oifname @{VETHS} accept"
+        leaving = ["accept"]
+        forwarded_claims = claims[:1]
     return {
         CLAIMING: [f"iifname @{VETHS} accept", f"{unguarded} return", "drop"],
+        KNOWN_SOURCE: _known_source() if limited else ["return"],  # nothing jumps to it without limits
         ASKING: _asking(unguarded) if limited else _asking_without_limits(unguarded),
-        FOR_SERVICE: [f"oifname @{VETHS} accept", f"{elsewhere} return", "drop"],
+        FOR_SERVICE: [for_service, f"{elsewhere} return", "drop"],
+        LEAVING: [f"oifname @{UPLINKS} drop", *leaving],
+        # First what nearly all frames of the service match: its answers, and packets for it.
         PREROUTING: [
-            f"{_STACKED} jump {CLAIMING}",
-            *(f"{claim} jump {CLAIMING}" for claim in claims),
+            f"{_IP_FROM_ADDRESS} jump {CLAIMING}",
+            f"{_FROM_MAC} jump {CLAIMING}",
+            f"{_IP_FOR_ADDRESS} jump {ASKING}",
+            *(f"{claim} jump {CLAIMING}" for claim in claims[1:]),
             *(f"{ask} jump {ASKING}" for ask in asks),
         ],
         FORWARD: [
+            f"{_IP_FOR_ADDRESS} jump {FOR_SERVICE}",
+            f"{_IP_FROM_ADDRESS} jump {LEAVING}",
             *(f"{ask} jump {FOR_SERVICE}" for ask in asks),
-            f"{_FROM_MAC} oifname @{UPLINKS} drop",
+            *(f"{claim} jump {LEAVING}" for claim in forwarded_claims),
         ],
+        # No answer of the service is for the host, which a guest may have named as the source.
+        INPUT: [f"{claim} iifname @{VETHS} drop" for claim in (_IP_FROM_ADDRESS, _ARP_FROM_ADDRESS)],
     }
 
 
 def arp_rule(bridge: str, ours: str, *, by_port: bool) -> str:
     """The rule of a bridge's ARP guard: no request for the service leaves at another port than ``ours``."""
+    asks = f"{_ARP_FOR_ADDRESS} arp daddr ip {SERVICE_ADDRESS}"
     if by_port:
-        return f"{_ARP_FOR_ADDRESS} oifname != @{VETHS} iifname @{GUARDED} drop"
-    return f'{_ARP_FOR_ADDRESS} oifname != "{ours}" meta ibrname "{bridge}" drop'
+        return f"{asks} oifname != @{VETHS} iifname @{GUARDED} drop"
+    return f'{asks} oifname != "{ours}" meta ibrname "{bridge}" drop'
+
+
+def _known_source() -> list[str]:
+    """The rules for IP packets of known sources. No uplink has any: a change of uplinks empties ``known``."""
+    return [
+        f"{_SYN} {_over(SYNS, SYN_RATE, SYN_BURST)}",
+        f"{_FOR_MAC} accept",  # nearly all
+        f"{_IP_FOR_ADDRESS} {_TO_US}",
+    ]
 
 
 def _asking(unguarded: str) -> list[str]:
     from_ip, from_arp = "iifname . ip saddr", "iifname . arp saddr ip"
     return [
-        # First, because nearly all frames match. No uplink is known: a change of uplinks empties ``known``.
-        f"{_FOR_MAC} {_IP} {from_ip} @{KNOWN} accept",
-        f"{_IP_FOR_ADDRESS} {from_ip} @{KNOWN} {_TO_US}",
+        f"{_IP} {from_ip} @{KNOWN} jump {KNOWN_SOURCE}",
         f"{unguarded} return",
         f"iifname @{UPLINKS} drop",
-        f"{_ARP_FOR_ADDRESS} {from_arp} != @{KNOWN} {_NO_TOKEN}",
+        f"{_ARP_FOR_ADDRESS} {_over(ARPS, ARP_RATE, ARP_BURST)}",
+        f"{_ARP_FOR_ADDRESS} {from_arp} @{KNOWN} accept",
+        f"{_ARP_FOR_ADDRESS} {_NO_TOKEN}",
         f"{_ARP_FOR_ADDRESS} add @{KNOWN} {{ {from_arp} }}",
-        f"{_IP_FOR_ADDRESS} {from_ip} != @{KNOWN} {_NO_TOKEN}",
+        f"{_IP_FOR_ADDRESS} {_NO_TOKEN}",
         f"{_IP_FOR_ADDRESS} add @{KNOWN} {{ {from_ip} }}",
         f"{_IP_FOR_ADDRESS} {_TO_US}",
     ]

@@ -31,6 +31,7 @@ from tproxy.bridge.guard_rules import (
     ASKING,
     FORWARD,
     GUARDED,
+    INPUT,
     KNOWN,
     LIMIT_SETS,
     PREROUTING,
@@ -48,7 +49,7 @@ from tproxy.typed import Any, NamedTuple
 ARP_GUARD_PREFIX = "ch_"
 
 # Priority "dstnat" of the bridge family: the MAC is rewritten before the decision where to forward.
-_BASE = {PREROUTING: ("prerouting", -300), FORWARD: ("forward", -200)}
+_BASE = {PREROUTING: ("prerouting", -300), FORWARD: ("forward", -200), INPUT: ("input", -200)}
 _ARP_GUARD = ("forward", -200)
 
 Json = dict[str, Any]

@@ -128,13 +128,28 @@ def test_arp_requests_for_the_service_reach_only_our_veth(net: Net) -> None:
         assert [frame for frame in frames if hexip(SERVICE_ADDRESS) == frame[76:84]] == []
 
 
-def test_requests_from_a_port_that_the_guards_do_not_know_yet_reach_no_uplink(net: Net) -> None:
-    # On a kernel without meta ibrname the guards match ports, and the daemon adds a new port a moment later.
-    element = f'guarded {{ "{net.guest.port}" }}'
-    net.host.run("nft", f"delete element bridge one_tproxy {element}", check=False)
-    sniffer = Sniffer(net.neighbour)
+def test_a_port_that_the_guards_do_not_know_yet_is_kept_from_the_service_and_cannot_claim_it(
+    net: Net,
+) -> None:
+    """Without meta ibrname the guards match ports, and the daemon adds a new port a moment later."""
+    if "meta ibrname" in ports_set(net):
+        pytest.skip("the guards match bridges")
+    assert net.other.get(SERVICE_ADDRESS, 5030) == "hello"
+    element = f'guarded {{ "{net.guest.port}" comment "bridge=br0" }}'
+    net.host.run("nft", f"delete element bridge one_tproxy {element}")
+    net.host.run("nft", "flush", "set", "bridge", "one_tproxy", "known")
+    uplink, other = Sniffer(net.neighbour), Sniffer(net.other)
+    mac = mac_of(net.guest)
+    for claim in claims(mac, mac_of(net.other), net.other.address):
+        send(net.guest, claim)
+    with pytest.raises(ProcessError, match=r"EHOSTUNREACH|ETIMEDOUT"):
+        net.guest.get(SERVICE_ADDRESS, 5030, timeout=4)
+    # The service itself may ask whether this guest is still there.
+    genuine = arp(1, SERVICE_MAC, SERVICE_ADDRESS, net.other.address)[12:84]
+    assert uplink.seen(net.guest) == []
+    assert [frame for frame in other.seen(net.guest) if frame[12:84] != genuine] == []
+    net.host.run("nft", f"add element bridge one_tproxy {element}")
     assert net.guest.get(SERVICE_ADDRESS, 5030) == "hello"
-    assert sniffer.seen(net.guest) == []
 
 
 def test_nothing_of_ours_leaves_through_an_uplink(net: Net) -> None:
@@ -218,15 +233,67 @@ def test_nobody_else_can_claim_the_service(net: Net, sender: str) -> None:
     assert net.guest.get(SERVICE_ADDRESS, 5030) == "hello"
 
 
-@pytest.mark.parametrize("tags", [1, 2, 3])
-def test_nobody_can_claim_the_service_behind_priority_tags(net: Net, tags: int) -> None:
+def claims(mac: str, target_mac: str, target: str) -> list[str]:
+    """Frames in which this MAC says to the target that it is the service."""
+    return [
+        arp(2, mac, SERVICE_ADDRESS, target),
+        arp(1, mac, SERVICE_ADDRESS, SERVICE_ADDRESS),  # gratuitous
+        arp(1, SERVICE_MAC, "10.0.0.6", target, source=mac),  # our MAC inside only
+        ipv4(mac, SERVICE_ADDRESS, target_mac, target),
+    ]
+
+
+def tagged(frame: str, tags: str) -> str:
+    """The frame with these tags: a protocol and a VLAN each, in hexadecimal."""
+    return frame[:24] + tags + frame[24:]
+
+
+PRIORITY_TAGS = ["81000000", "88a80000", "81000000" * 2, "88a8000081000000", "88a80000" * 2, "81000000" * 3]
+
+
+@pytest.mark.parametrize("restored", [False, True], ids=["loaded by a hook", "saved and restored"])
+def test_nobody_can_claim_the_service_behind_priority_tags(net: Net, restored: bool) -> None:
     """Every receiver ignores tags with VLAN 0, so the guest would believe such a frame."""
+    if restored:
+        net.host.write("/run/saved.nft", "flush ruleset\n" + net.host.run("nft", "list", "ruleset").stdout)
+        net.host.run("nft", "-f", "/run/saved.nft")
     mac = mac_of(net.other)
     sniffer = Sniffer(net.guest)
-    claims = [arp(2, mac, SERVICE_ADDRESS, "10.0.0.5"), arp(1, mac, SERVICE_ADDRESS, SERVICE_ADDRESS)]
-    for claim in (*claims, ipv4(mac, SERVICE_ADDRESS, mac_of(net.guest), "10.0.0.5")):
-        send(net.other, claim[:24] + "81000000" * tags + claim[24:])
+    for tags in PRIORITY_TAGS:
+        for claim in claims(mac, mac_of(net.guest), net.guest.address):
+            send(net.other, tagged(claim, tags))
     assert sniffer.seen(net.other) == []
+
+
+@pytest.mark.parametrize("tags", PRIORITY_TAGS)
+def test_an_uplink_cannot_reach_the_service_behind_priority_tags(net: Net, tags: str) -> None:
+    sniffer = Sniffer(Guest(net.host, "one_tproxy_br0", "br0", "br0b", SERVICE_ADDRESS), "br0a")
+    mac = mac_of(net.neighbour)
+    send(net.neighbour, tagged(arp(1, mac, net.neighbour.address, SERVICE_ADDRESS), tags))
+    send(net.neighbour, tagged(ipv4(mac, net.neighbour.address, SERVICE_MAC, SERVICE_ADDRESS), tags))
+    assert sniffer.seen(net.neighbour) == [], "only the marker, which holds our MAC, and is the end"
+
+
+def test_answers_never_reach_the_host_although_a_guest_names_it_as_the_source(net: Net) -> None:
+    net.host.ip("address add 10.0.0.1/24 dev br0")
+    host = net.host.run("ip", "-br", "link", "show", "br0").stdout.split()[2]
+    mac = mac_of(net.guest)
+    sniffer = Sniffer(Guest(net.host, "one_tproxy_br0", "br0", "br0b", SERVICE_ADDRESS), "br0a")
+    net.host.ip(f"neigh replace 10.0.0.1 lladdr {host} dev br0a nud permanent", netns="one_tproxy_br0")
+    before = received_by_the_host(net)
+    net.guest.ip("address add 10.0.0.1/32 dev eth0", "route replace 169.254.16.9 dev eth0 src 10.0.0.1")
+    with pytest.raises(ProcessError, match="ETIMEDOUT"):
+        net.guest.get(SERVICE_ADDRESS, 5030, timeout=1)
+    assert [frame for frame in sniffer.seen(net.other) if hexmac(mac) == frame[12:24]] != [], "it was asked"
+    assert received_by_the_host(net) == before
+
+
+def received_by_the_host(net: Net) -> int:
+    """How many packets for 10.0.0.1 the host's TCP has seen, by its answers: resets of no connection."""
+    names, values = (
+        line.split() for line in net.host.run("grep", "^Tcp:", "/proc/net/snmp").stdout.splitlines()
+    )
+    return int(dict(zip(names, values, strict=True))["OutRsts"])
 
 
 @pytest.mark.parametrize("group", ["01:80:c2:00:00:0e", "01:80:c2:00:00:03"], ids=["LLDP", "802.1X"])

@@ -1,9 +1,11 @@
-"""Ask the service from many source addresses: ``source_flood.py LINK KIND COUNT [TAGS] [--again]``.
+"""Ask the service from many source addresses.
+
+``source_flood.py LINK KIND COUNT [TAGS] [--again] [--from=ADDRESS]``
 
 KIND is ``syn``, ``ack`` (of no connection), ``ping``, ``udp`` or ``arp``, or several of them with commas.
 Each frame has the link's MAC, which is genuine, and another address of 10.100.0.0/16. Prints ``ready`` after
 COUNT frames of each kind. TAGS is the number of tags with VLAN 0 in each frame. With ``--again`` sends them
-over and over until killed.
+over and over until killed. With ``--from`` all frames have that address.
 """
 
 from __future__ import annotations
@@ -55,21 +57,24 @@ def frame(kind: str, mac: bytes, source: bytes) -> bytes:
     return SERVICE_MAC + mac + b"\x08\x00" + packet
 
 
-def frames(kinds: list[str], mac: bytes, count: int, tags: int) -> Iterator[bytes]:
+def frames(kinds: list[str], mac: bytes, count: int, tags: int, source: bytes | None) -> Iterator[bytes]:
     addresses = 12  # bytes of the Ethernet header before the first tag
     for number in range(1, count + 1):
         for each, kind in enumerate(kinds):
             host = number + each * count  # kinds do not share sources
-            plain = frame(kind, mac, bytes([10, 100, host >> 8, host & 0xFF]))
+            plain = frame(kind, mac, source or bytes([10, 100, host >> 8, host & 0xFF]))
             yield plain[:addresses] + PRIORITY_TAG * tags + plain[addresses:]
 
 
 def main() -> None:
     link, kinds, count, *rest = sys.argv[1:]
     tags = sum(map(int, filter(str.isdigit, rest)))
+    own = [socket.inet_aton(each.removeprefix("--from=")) for each in rest if each.startswith("--from=")]
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
         sock.bind((link, 0))
-        ready = list(frames(kinds.split(","), sock.getsockname()[4], int(count), tags))
+        ready = list(
+            frames(kinds.split(","), sock.getsockname()[4], int(count), tags, own[0] if own else None)
+        )
         for rounds in itertools.count():
             for number, each in enumerate(ready):
                 sock.send(each)

@@ -16,6 +16,7 @@ from tproxy.bridge.guard_rules import (
     FORWARD,
     FRESH,
     GUARDED,
+    INPUT,
     KNOWN,
     LIMIT_SETS,
     PREROUTING,
@@ -23,6 +24,7 @@ from tproxy.bridge.guard_rules import (
     SHARED_CHAINS,
     UPLINKS,
     VETHS,
+    shared_rules,
 )
 from tproxy.bridge.guards import Guard, ObservedGuard
 from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, BridgeNames
@@ -30,6 +32,8 @@ from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, BridgeNames
 # An example takes some milliseconds, and there are few ways in which examples can differ.
 few = settings(max_examples=25)
 
+# Where a packet has the service address: bytes 12 and 16 of IPv4, 14 (its first half) and 24 of ARP.
+ADDRESS_WORD = r"@nh,(96,32|128,32|192,32) 0xa9fe1009 |@nh,112,16 0xa9fe "
 ARP_WORD = "@nh,192,32 0xa9fe1009"  # bytes 24 to 27 of what an ARP frame carries: the address asked for
 
 PORTS = ["vnet0", "vnet1", "vnet2", "eth0", "eth0.7", "tap-x"]
@@ -232,7 +236,9 @@ def test_sets_of_the_limits_are_made_before_the_rules_that_name_them(guard: Guar
     assert made == [*SETS, *(LIMIT_SETS if guard.limited else ())]
     first_rule = next(i for i, c in enumerate(commands) if c.startswith("add rule"))
     assert all(i < first_rule for i, c in enumerate(commands) if c.startswith("add set"))
-    named = {each for c in commands if c.startswith("add rule") for each in re.findall(r"@(?!nh,)(\w+)", c)}
+    named = {
+        each for c in commands if c.startswith("add rule") for each in re.findall(r"@(?![nt]h,)(\w+)", c)
+    }
     assert named <= set(made)
     assert observed(guard).limited == guard.limited
 
@@ -289,13 +295,27 @@ def test_the_arp_guard_is_as_the_contract_says(guard: Guard) -> None:
 def test_a_frame_that_does_not_concern_the_service_costs_no_set_lookup(by_port: bool) -> None:
     """Every frame on the host passes these rules. Their cost must not grow with the number of bridges."""
     guard = Guard("br0", frozenset({"br0b"}) if by_port else None, {})
-    for chain in (PREROUTING, FORWARD):
+    words = (
+        f"ether saddr {SERVICE_MAC}",
+        f"ether daddr {SERVICE_MAC}",
+        ADDRESS_WORD,
+        "@nh,64,32 0x0600a9fe ",
+    )
+    for chain in (PREROUTING, FORWARD, INPUT):
         for rule in guard.shared_rules[chain]:
-            if rule.startswith("@nh,4,12 0 "):  # the first bytes of no IPv4, IPv6 or ARP packet
-                continue
-            assert rule.startswith(("ether saddr ", "ether daddr ", "@nh,"))
-            before_sets = re.split("@(?!nh,)", rule)[0]
-            assert SERVICE_MAC in before_sets or SERVICE_ADDRESS in before_sets
+            # The first bytes of no IPv4, IPv6 or ARP packet.
+            stacked = rule.startswith("@nh,0,32 & 0x0fff0000 == 0 meta protocol { 8021q, 8021ad } jump ")
+            assert stacked or re.match("|".join(words), rule)
+
+
+def test_rules_that_drop_arp_name_no_field_of_it() -> None:
+    """nft's listing leaves ``meta protocol`` out before such a field, and loads it again as another match."""
+    for by_port in (True, False):
+        chains = shared_rules(by_port=by_port, limited=True)
+        for rule in (*chains[PREROUTING], *chains[FORWARD], *chains[INPUT]):
+            assert "arp" not in rule or re.search(r"meta protocol arp (@nh,|jump |iifname )", rule)
+        for rule in chains[ASKING]:
+            assert "arp saddr" not in rule or rule.endswith((" accept", "}")), "without it, a token is needed"
 
 
 @few
