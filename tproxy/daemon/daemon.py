@@ -91,6 +91,7 @@ class Daemon:
         if self._stay:
             self._loop.on_signal(service_manager.LEAVE_SIGNAL, self._leave)
             self._loop.on_signal(signal.SIGCHLD, service_manager.reap_children)
+            service_manager.reap_children()  # the spawner of the code that this process ran before
         log.info("daemon %s started", __version__)
         self._loop.run()
         log.info("daemon ended")

@@ -105,9 +105,12 @@ class Counters:
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("tproxy-counters", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self.fd, SIZE)
+        try:
+            os.ftruncate(self.fd, SIZE)
+            self._memory = memoryview(mmap.mmap(self.fd, SIZE))
+        except OSError:  # RLIMIT_FSIZE: nobody else reads the counts then
+            self._memory = memoryview(bytearray(SIZE))
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
-        self._memory = memoryview(mmap.mmap(self.fd, SIZE))
         self._used = 0
         self._free: list[Record] = []
         self._gone: list[Record] = []  # their services are gone, but they may have open connections
@@ -147,9 +150,10 @@ class View:
 
     def __init__(self, fd: int) -> None:
         try:
-            if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS or os.fstat(fd).st_size != SIZE:
+            size = os.fstat(fd).st_size
+            if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS or size not in (0, SIZE):
                 raise ProtocolError("its counters are not sealed")
-            self._memory = mmap.mmap(fd, SIZE, prot=mmap.PROT_READ)
+            self._memory = mmap.mmap(fd, SIZE, prot=mmap.PROT_READ) if size else bytes(_HEADER_BYTES)
         except OSError as error:
             raise ProtocolError(f"its counters cannot be read: {error.strerror}") from None
 

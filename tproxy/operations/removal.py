@@ -151,6 +151,8 @@ def remove(bridge: str, observed: plan.Observed) -> None:
     if stays is None:
         steps.apply_or_queue(bridge)
         table.end_relay(bridge)  # a crashed daemon may have left one that the new daemon does not know
+        if not table.find().daemons and not nftables.read_maps():
+            table.end_serving()  # nobody else tells workers that the last bridge is gone
     plumbing.carry_out(plan.dismantle(bridge, observed))
     if stays is not None:
         with suppress(ProcessError):  # its namespace may have been ours

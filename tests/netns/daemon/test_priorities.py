@@ -46,7 +46,7 @@ def all_favours(host: Hypervisor) -> dict[str, Favour]:
     """As ``favours``, when all processes are there."""
     for _ in eventually():
         found = favours(host)
-        if set(found) == {"one_tproxy", "one_tproxy_br0", "tproxy-spawner", "tproxy-watch"}:
+        if set(found) == {"one_tproxy", "one_tproxy_br0", "tproxy-spawner", "tproxy-watch", "tproxy-worker"}:
             break
     return found
 

@@ -73,11 +73,19 @@ def test_it_is_quiet_when_nothing_runs(lab: OneBridge) -> None:
     assert not lab.host.path("/var/log/one_tproxy.log").exists()
 
 
-def test_a_relay_without_a_daemon_reopens_its_log(lab: OneBridge) -> None:
-    lab.host.run("kill", "-9", str(lab.pids()["one_tproxy"]))
+def test_without_a_daemon_the_processes_that_write_to_the_old_log_are_named(lab: OneBridge) -> None:
+    """Relays and workers cannot open files: the next daemon gives them the new ones."""
+    before = lab.pids()
+    lab.host.run("kill", "-9", str(before["one_tproxy"]))
     rotate(lab)
+    done = lab.host.tproxy("reopen-logs", check=False)
+    assert done.returncode == 1
+    assert (
+        f"process {before['one_tproxy_br0']} still writes to the log file that was moved away" in done.stderr
+    )
+    lab.host.tproxy("start")
     lab.host.tproxy("reopen-logs")
-    assert held_logs(lab).split() == ["/var/log/one_tproxy_br0.log"]
+    assert not any(each.endswith(".1") for each in held_logs(lab).split())
 
 
 def test_a_process_that_does_not_reopen_its_log_is_named(lab: OneBridge) -> None:

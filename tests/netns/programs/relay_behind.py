@@ -1,26 +1,19 @@
-"""A relay whose daemon does not read for a while. This process is both.
-
-Argument: what happens while the daemon is behind, a function's name below. Prints what came of it as JSON.
-"""
+"""A relay whose daemon does not read for a while. This process is both. Prints what came of it as JSON."""
 
 from __future__ import annotations
 
 import json
 import socket
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-from tests.unit.sockets import tcp_pair
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, receive, send
-from tproxy.relay.listening import Batch
-from tproxy.relay.relay import RENDEZVOUS, Relay
+from tproxy.relay.relay import Relay
 
 daemon, channel = pair()
 daemon.setblocking(False)
 relay = Relay()
-guest, accepted = tcp_pair()
 
 
 def receive_all(sock: socket.socket) -> list[str]:
@@ -40,11 +33,6 @@ def stuff() -> None:
             send(channel, wire.Hello(1, 1))
 
 
-def hold_a_guest() -> None:
-    relay._waiting = Batch(5030, (bytes(6),), [accepted.detach()])
-    relay._settle()
-
-
 def serve(*steps: Callable[[], object]) -> None:
     """Run the relay, and take these steps while it runs; it has its turn between any two of them."""
     left = list(steps)
@@ -56,20 +44,6 @@ def serve(*steps: Callable[[], object]) -> None:
 
     relay._loop.call_later(0.05, next_step)
     relay.serve(channel)
-
-
-def handed_over() -> object:
-    """A successor comes. Returns the messages that it gets, and those that the daemon gets afterwards."""
-    successor = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-
-    def come() -> None:  # and at the same moment the daemon catches up
-        successor.connect(RENDEZVOUS)
-        send(successor, wire.Takeover())
-        receive_all(daemon)
-
-    serve(stuff, hold_a_guest, come)
-    successor.setblocking(False)
-    return [receive_all(successor), receive_all(daemon)]
 
 
 def reported() -> object:
@@ -90,13 +64,4 @@ def reported() -> object:
     return kept
 
 
-def told_to_end() -> object:
-    """The daemon tells the relay to end. Returns what the waiting guest gets."""
-    serve(stuff, hold_a_guest, lambda: send(daemon, wire.Quit()))
-    try:
-        return guest.recv(1).decode()
-    except ConnectionResetError:
-        return "reset"
-
-
-print(json.dumps({each.__name__: each for each in (handed_over, reported, told_to_end)}[sys.argv[1]]()))
+print(json.dumps(reported()))

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import socket
+import tempfile
 from typing import cast
 
 from tproxy.daemon import link
 from tproxy.daemon.catalog import Catalog
 from tproxy.daemon.relays import Relays
-from tproxy.datapath.connection import Connections
+from tproxy.daemon.spawner import Order, Spawner
+from tproxy.daemon.workers import Workers
 from tproxy.kernel import netns
 from tproxy.kernel.loop import READ, Loop
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, receive, send
-from tproxy.relay.spawner import Order, Spawner
 
 RELOADS = 20
 
@@ -33,13 +33,15 @@ class TakenPort:
 
     asked = 0
 
-    def spawn(self, order: Order) -> socket.socket:
+    def spawn(self, order: Order, *fds: int) -> socket.socket:
         return near
 
     def on_event(self, fd: int, mask: int) -> None:
         delivery = receive(far)
         assert delivery is not None
-        assert isinstance(delivery.message, wire.Listen)
+        with delivery:
+            if not isinstance(delivery.message, wire.Listen):
+                return  # the data channels to workers
         self.asked += 1
         send(far, wire.Report(delivery.message.generation, {5030: errno.EADDRINUSE}))
 
@@ -48,7 +50,11 @@ link.PORT_RETRY = 0.2
 loop = Loop()
 relay = TakenPort()
 loop.add(far.fileno(), READ, relay)
-relays = Relays(loop, cast(Spawner, relay), Catalog(), Connections(loop), lambda: None, most_connections=1000)
+spawner = cast(Spawner, relay)
+workers = Workers(loop, spawner, tempfile.mkdtemp(), lambda: None, lambda: None)
+workers._count = 1  # a place for a worker, and no process in it
+workers._places.append(None)
+relays = Relays(loop, spawner, Catalog(), workers, lambda: None)
 
 
 def run(seconds: float) -> None:
@@ -59,7 +65,7 @@ def run(seconds: float) -> None:
 relays.ensure("br0")
 with netns.inside("one_tproxy_br0"):
     proof = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-send(far, wire.Hello(wire.VERSION, os.getpid()), [proof.fileno()])
+send(far, wire.Hello(wire.VERSION), [proof.fileno()])
 for number in range(RELOADS):
     while relay.asked <= number:
         run(0.01)

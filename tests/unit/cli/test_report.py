@@ -38,12 +38,13 @@ def daemon(*services: dict[str, Any], network: str = "", network_id: str = "") -
         "services": list(services),
         "obstacles": [],
     }
-    return {"connections": 3, "bridges": {"br0": br0}}
+    worker = {"pid": 16810, "draining": False, "open": 3, "cpu_seconds": 1.25, "bridges": []}
+    return {"connections": 3, "workers": [worker], "bridges": {"br0": br0}}
 
 
 def rows(text: str) -> list[list[str]]:
-    """Return the rows of the table, each cut into columns by the line under the heading."""
-    lines = text.splitlines()
+    """Return the rows of the table of services, each cut into columns by the line under the heading."""
+    lines = text.partition("\n\n  worker")[0].splitlines()
     (ruler,) = [i for i, line in enumerate(lines) if line.startswith("--")]
     ends = [0]
     for column in lines[ruler].split("  "):
@@ -168,4 +169,4 @@ def test_a_port_that_listens_behind_an_obstacle_does_not_look_in_order() -> None
     head, first, second = rows(listed)
     assert first[head.index("state")] == "listening, but: STP, VLAN"
     assert second[head.index("state")] == "Address already in use"
-    assert notes == "port br0b does not forward yet\nbr0: port br0b has no PVID\n3 open connections"
+    assert notes.startswith("port br0b does not forward yet\nbr0: port br0b has no PVID\n  worker")

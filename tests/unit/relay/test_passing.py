@@ -1,0 +1,362 @@
+"""Passing sockets on to workers: each guest has its worker, and one that is behind holds up no other."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.child import in_child
+from tests.unit.recorder import Recorder
+from tests.unit.sockets import run_until, tcp_pair
+from tproxy.kernel import privileges
+from tproxy.kernel.loop import Loop
+from tproxy.relay import passing, wire
+from tproxy.relay.channel import pair, receive
+from tproxy.relay.listening import Batch
+from tproxy.relay.passing import Passing
+
+MANY = 100  # messages: more than a small channel takes
+
+
+class Setting:
+    """A relay's data channels, with the test as all workers. Each socket is a file with its guest's name."""
+
+    def __init__(self, workers: int = 0) -> None:
+        self.loop = Loop()
+        self.log = Recorder()
+        self.rooms: list[bool] = []  # ``room`` whenever it may have changed
+        self.behinds: list[int] = []
+        self.passing = Passing(
+            self.loop, self.log, lambda: self.rooms.append(self.passing.room), self.behinds.append
+        )
+        self.workers: list[socket.socket] = []
+        self.use(workers)
+
+    def use(self, count: int, *, small: bool = True) -> None:
+        """Give the relay new channels, whose other ends are ``workers`` then."""
+        pairs = [pair() for _ in range(count)]
+        self.workers = [far for _, far in pairs]
+        for near, far in pairs:
+            far.setblocking(False)
+            if small:
+                near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)  # the kernel's minimum
+        if pairs:
+            self.passing.use([near for near, _ in pairs])
+
+    def accept(self, *guests: str, port: int = 80) -> None:
+        """Accept one connection from each guest, in one batch."""
+        fds = [os.memfd_create(guest) for guest in guests]
+        self.passing.take(Batch(port, tuple(map(socket.inet_aton, guests)), fds))
+
+    def taken(self, place: int) -> list[str]:
+        """Take all that a worker can get now; return the guests."""
+        return [guest for _, guests in self.messages(place) for guest in guests]
+
+    def messages(self, place: int) -> list[tuple[object, list[str]]]:
+        found: list[tuple[object, list[str]]] = []
+        while True:
+            try:
+                delivery = receive(self.workers[place])
+            except BlockingIOError:
+                return found
+            if delivery is None:
+                return found
+            with delivery:
+                names = [os.readlink(f"/proc/self/fd/{fd}") for fd in delivery.fds]
+                guests = [name.removeprefix("/memfd:").removesuffix(" (deleted)") for name in names]
+                found.append((delivery.message, guests))
+
+    def close(self) -> None:
+        for batch in self.passing.hand_over():
+            batch.close()
+        self.loop.close()
+        for each in self.workers:
+            each.close()
+
+
+@pytest.fixture
+def one() -> Iterator[Setting]:
+    setting = Setting(1)
+    yield setting
+    setting.close()
+
+
+@pytest.fixture
+def two() -> Iterator[Setting]:
+    setting = Setting(2)
+    yield setting
+    setting.close()
+
+
+@given(st.lists(st.ip_addresses(v=4).map(str), min_size=1, max_size=20), st.integers(1, 5))
+def test_the_worker_of_a_guest_follows_from_its_address(guests: list[str], workers: int) -> None:
+    setting = Setting(workers)
+    try:
+        setting.accept(*guests, port=5030)
+        for place in range(workers):
+            expected = [
+                each for each in guests if int.from_bytes(socket.inet_aton(each), "big") % workers == place
+            ]
+            assert setting.messages(place) == ([(wire.Accepted(5030), expected)] if expected else [])
+    finally:
+        setting.close()
+
+
+def test_neighbours_have_different_workers(two: Setting) -> None:
+    two.accept("10.0.0.1", "10.0.0.2", "10.0.0.3")
+    assert (two.taken(0), two.taken(1)) == (["10.0.0.2"], ["10.0.0.1", "10.0.0.3"])
+
+
+def test_a_guest_whose_address_nobody_knows_has_the_first_worker(two: Setting) -> None:
+    two.passing.take(Batch(80, (b"",), [os.memfd_create("unknown")]))
+    assert two.taken(0) == ["unknown"]
+
+
+def test_while_one_worker_is_behind_the_guests_of_others_are_served(two: Setting) -> None:
+    for _ in range(MANY):
+        two.accept("10.0.0.0")
+    for _ in range(3):
+        two.accept("10.0.0.1")
+        assert two.taken(1) == ["10.0.0.1"]
+
+
+def test_a_worker_that_goes_on_gets_all_that_waited_in_order(one: Setting) -> None:
+    guests = [f"10.0.0.{number}" for number in range(MANY)]
+    for guest in guests:
+        one.accept(guest)
+    found: list[str] = []
+
+    def all_taken() -> bool:
+        found.extend(one.taken(0))
+        return len(found) == len(guests)
+
+    run_until(one.loop, all_taken)
+    assert found == guests
+    assert one.behinds == []
+
+
+def test_while_too_many_wait_no_more_are_accepted(one: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passing, "MOST_WAITING", 10)
+    setting = Setting(1)
+    accepted = 0
+    while setting.passing.room:
+        setting.accept("10.0.0.1")
+        accepted += 1
+        assert accepted < MANY
+    found: list[str] = []
+
+    def all_taken() -> bool:
+        found.extend(setting.taken(0))
+        return len(found) == accepted
+
+    run_until(setting.loop, all_taken)
+    assert setting.passing.room
+    assert setting.rooms[-1]
+    # What the channel itself takes does not count.
+    assert accepted > 10
+    setting.close()
+
+
+def test_without_workers_nothing_is_accepted() -> None:
+    setting = Setting(0)
+    assert not setting.passing.room
+    setting.use(1)
+    assert setting.passing.room
+    assert setting.rooms == [True]
+    setting.close()
+
+
+def test_guests_of_a_worker_without_a_reader_go_to_the_next_one(two: Setting) -> None:
+    two.workers[0].close()
+    two.accept("10.0.0.0", "10.0.0.1", "10.0.0.2")
+    assert sorted(two.taken(1)) == ["10.0.0.0", "10.0.0.1", "10.0.0.2"]
+    two.accept("10.0.0.4")
+    assert two.taken(1) == ["10.0.0.4"]
+    assert two.log.warnings == ["worker 0 is gone: Broken pipe"]
+    assert two.passing.room
+
+
+def test_what_waited_for_a_worker_that_has_gone_goes_to_the_next_one(two: Setting) -> None:
+    for _ in range(MANY):
+        two.accept("10.0.0.0")
+    before = len(two.taken(0))
+    two.workers[0].close()
+    found = 0
+
+    def all_taken() -> bool:
+        nonlocal found
+        found += len(two.taken(1))
+        return before + found == MANY
+
+    run_until(two.loop, all_taken)
+
+
+def test_while_the_daemon_has_a_copy_sockets_wait_for_the_worker_to_come(two: Setting) -> None:
+    copy = two.workers[0].dup()
+    two.workers[0].close()
+    two.accept("10.0.0.0")
+    assert two.taken(1) == []
+    two.workers[0] = copy
+    assert two.taken(0) == ["10.0.0.0"]
+    assert two.log.warnings == []
+
+
+def test_when_no_worker_is_left_guests_wait_for_other_channels(two: Setting) -> None:
+    for each in two.workers:
+        each.close()
+    two.accept("10.0.0.0", "10.0.0.1")
+    assert not two.passing.room
+    assert two.rooms[-1] is False
+    two.use(1)
+    assert sorted(two.taken(0)) == ["10.0.0.0", "10.0.0.1"]
+    assert two.passing.room
+
+
+def test_what_waited_goes_to_the_channels_that_come(one: Setting) -> None:
+    for number in range(MANY):
+        one.accept(f"10.0.0.{number}")
+    in_the_channel = one.taken(0)
+    one.workers[0].close()
+    one.use(2, small=False)
+    found = [one.taken(0), one.taken(1)]
+    assert in_the_channel + found[0]
+    assert sorted(in_the_channel + found[0] + found[1]) == sorted(f"10.0.0.{n}" for n in range(MANY))
+    assert all(int(each.rpartition(".")[2]) % 2 == 0 for each in found[0])
+
+
+def test_the_channels_before_are_closed(one: Setting) -> None:
+    (before,) = one.workers
+    before.setblocking(True)
+    one.use(1)
+    one.loop.call_later(0, one.loop.stop)
+    one.loop.run()  # a channel is closed after the batch of events
+    assert before.recv(1) == b""
+    before.close()
+
+
+def test_guests_that_wait_are_handed_over_and_sent_to_nobody(one: Setting) -> None:
+    for _ in range(MANY):
+        one.accept("10.0.0.1", "10.0.0.1")
+    batches = one.passing.hand_over()
+    sent = len(one.taken(0))
+    run_until(one.loop, lambda: True)
+    assert one.taken(0) == []
+    assert sent + sum(len(batch.fds) for batch in batches) == 2 * MANY
+    assert {(batch.port, batch.guests) for batch in batches} == {(80, (socket.inet_aton("10.0.0.1"),) * 2)}
+    for batch in batches:
+        batch.close()
+
+
+def test_giving_up_resets_the_guests_that_wait() -> None:
+    setting = Setting(0)
+    far, near = tcp_pair()
+    setting.passing.take(Batch(80, (b"",), [near.detach()]))
+    setting.passing.give_up()
+    with far, pytest.raises(ConnectionResetError):
+        far.recv(1)
+    setting.close()
+
+
+def test_the_daemon_hears_of_a_worker_that_takes_nothing_until_it_does(
+    two: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passing, "BEHIND", 0.01)
+    for _ in range(MANY):
+        two.accept("10.0.0.1")
+    run_until(two.loop, lambda: len(two.behinds) >= 2)
+    assert set(two.behinds) == {1}
+    found = 0
+
+    def all_taken() -> bool:
+        nonlocal found
+        found += len(two.taken(1))
+        return found == MANY
+
+    run_until(two.loop, all_taken)
+    run_until(two.loop, lambda: not two.loop._timers or len(two.loop._timers) == 1)
+    told = len(two.behinds)
+    two.accept("10.0.0.1")
+    run_until(two.loop, lambda: bool(two.taken(1)))
+    assert len(two.behinds) == told
+
+
+# The kernel refuses to have more descriptors in flight than one user may have open (unix(7)).
+
+MOST = 64
+
+
+def without_privileges(workers: int) -> Setting:
+    """Return a setting in a process that may have few descriptors in flight, as a relay may."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MOST, MOST))
+    if os.geteuid() == 0:
+        privileges._change_user()
+    setting = Setting()
+    setting.use(workers, small=False)
+    return setting
+
+
+def test_too_many_descriptors_in_flight_is_no_end_of_a_worker_and_is_tried_again() -> None:
+    def relay() -> list[object]:
+        setting = without_privileges(2)
+        refused: list[int] = []
+        before = setting.passing._refused
+
+        def refuse(outlet: passing.Outlet, error: OSError) -> None:
+            refused.append(error.errno or 0)
+            before(outlet, error)
+
+        setting.passing._refused = refuse  # type: ignore[method-assign]
+        for number in range(MOST + 10):
+            setting.accept(f"10.0.0.{number % 2}")
+        assert refused
+        found = 0
+
+        def all_taken() -> bool:
+            nonlocal found
+            found += len(setting.taken(0)) + len(setting.taken(1))
+            return found == MOST + 10
+
+        run_until(setting.loop, all_taken)
+        return [sorted(set(refused)), setting.log.messages]
+
+    assert in_child(relay) == [[errno.ETOOMANYREFS], []]
+
+
+def test_a_channel_with_room_is_not_polled_while_too_many_descriptors_are_in_flight() -> None:
+    """The kernel would report the room again and again, and the relay would use the processor for that."""
+
+    def relay() -> list[int]:
+        setting = without_privileges(2)
+        near = setting.passing._find(0).channel
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)
+        for _ in range(20):
+            setting.accept("10.0.0.0")  # more than the small channel takes, so that it is polled
+        for _ in range(MOST):
+            setting.accept("10.0.0.1")  # all that may be in flight is for the other worker
+        events = retries = 0
+        on_event, retry = setting.passing.on_event, setting.passing._retry
+
+        def note_event(fd: int, mask: int) -> None:
+            nonlocal events
+            events += 1
+            on_event(fd, mask)
+
+        def note_retry(outlet: passing.Outlet) -> None:
+            nonlocal retries
+            retries += 1
+            retry(outlet)
+
+        setting.passing.on_event = note_event  # type: ignore[method-assign]
+        setting.passing._retry = note_retry  # type: ignore[method-assign]
+        assert setting.taken(0)
+        run_until(setting.loop, lambda: retries >= 6)
+        return [events]
+
+    assert in_child(relay)[0] <= 1
