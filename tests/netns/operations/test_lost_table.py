@@ -50,7 +50,10 @@ def ruleset(lab: OneBridge) -> list[str]:
 
 
 def add_guest(lab: OneBridge, bridge: str) -> Guest:
-    return lab.host.add_guest(f"guest-{bridge}", bridge)
+    """Return a new guest whose port the daemon knows by now, and so the guards."""
+    guest = lab.host.add_guest(f"guest-{bridge}", bridge)
+    assert guest.get(SERVICE_ADDRESS, 5030) == "one"
+    return guest
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=[each[0] for each in COMMANDS])
