@@ -1,4 +1,4 @@
-"""The tables of docs/contract.md, for tests that check them row by row."""
+"""The tables of docs/contract.md, and of other pages, for tests that check them row by row."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-PAGE = Path(__file__).parents[1] / "docs/contract.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE, SECURITY = DOCS / "contract.md", DOCS / "security.md"
 
 
 class Table(NamedTuple):
@@ -25,10 +26,10 @@ class Table(NamedTuple):
         return {bare(row[0]): dict(zip(self.header, row, strict=True)) for row in self.rows}
 
 
-def tables() -> list[Table]:
+def tables(page: Path = PAGE) -> list[Table]:
     """Return all tables of the page, in its order."""
     found = []
-    parts = re.split(r"^#+ (.+)$", PAGE.read_text(), flags=re.MULTILINE)
+    parts = re.split(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
     for heading, text in zip(parts[1::2], parts[2::2], strict=True):
         for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
             header, _dashes, *rows = map(_cells, block.splitlines())
@@ -36,13 +37,13 @@ def tables() -> list[Table]:
     return found
 
 
-def table(heading: str, *columns: str) -> Table:
+def table(heading: str, *columns: str, page: Path = PAGE) -> Table:
     """Return the one table below a heading whose header begins with these columns. Raises LookupError."""
     found = [
-        each for each in tables() if each.heading == heading and each.header[: len(columns)] == [*columns]
+        each for each in tables(page) if each.heading == heading and each.header[: len(columns)] == [*columns]
     ]
     if len(found) != 1:
-        raise LookupError(f"{PAGE.name}, {heading}: {len(found)} tables begin with {columns}")
+        raise LookupError(f"{page.name}, {heading}: {len(found)} tables begin with {columns}")
     return found[0]
 
 

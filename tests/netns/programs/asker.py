@@ -39,4 +39,5 @@ def main() -> None:
             print(json.dumps({"served": served, "failed": failed}), flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()
