@@ -24,7 +24,6 @@ pytestmark = pytest.mark.timeout(MINUTES * 60 + 60)
     [
         pytest.param(("tests/vm/inside",), id="what only this kernel has"),
         pytest.param([f"tests/netns/{each}" for each in choice.KERNEL], id="what all kernels have"),
-        pytest.param([f"tests/netns/{each}" for each in choice.ISOLATION], id="who gets which frames"),
         pytest.param([f"tests/netns/{each}" for each in choice.OPENNEBULA], id="what OpenNebula tells"),
         pytest.param([f"tests/netns/{each}" for each in choice.LIBVIRT], id="what libvirt tells"),
         pytest.param(
