@@ -157,6 +157,7 @@ class Passing:
         if isinstance(error, BlockingIOError):
             self._poll(outlet, wanted=True)
         elif error.errno == errno.ETOOMANYREFS:
+            self._poll(outlet, wanted=False)  # the channel has room, which would be reported again and again
             self._loop.call_later(TOO_MANY_PAUSE, lambda: self._retry(outlet))
         else:
             self._drop(outlet, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import resource
 import socket
@@ -333,13 +334,17 @@ def test_a_channel_with_room_is_not_polled_while_too_many_descriptors_are_in_fli
     """The kernel would report the room again and again, and the relay would use the processor for that."""
 
     def relay() -> list[int]:
-        setting = without_privileges(2)
+        setting = without_privileges(3)
         near = setting.passing._find(0).channel
         near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)
+        of_place = [str(ipaddress.IPv4Address(3 * 10**8 + place)) for place in range(3)]
         for _ in range(20):
-            setting.accept("10.0.0.0")  # more than the small channel takes, so that it is polled
+            setting.accept(of_place[0])  # more than the small channel takes, so that it is polled
         for _ in range(MOST):
-            setting.accept("10.0.0.1")  # all that may be in flight is for the other worker
+            setting.accept(of_place[1])
+        assert setting.taken(0)
+        for _ in range(MOST // 4):
+            setting.accept(of_place[2])  # now all that may be in flight is for the other workers
         events = retries = 0
         on_event, retry = setting.passing.on_event, setting.passing._retry
 
@@ -355,8 +360,7 @@ def test_a_channel_with_room_is_not_polled_while_too_many_descriptors_are_in_fli
 
         setting.passing.on_event = note_event  # type: ignore[method-assign]
         setting.passing._retry = note_retry  # type: ignore[method-assign]
-        assert setting.taken(0)
-        run_until(setting.loop, lambda: retries >= 6)
+        run_until(setting.loop, lambda: retries >= 9)
         return [events]
 
     assert in_child(relay)[0] <= 1
