@@ -67,12 +67,16 @@ class Counts(NamedTuple):
 
 
 class Record:
-    """The counters of one service in this worker. ``counts`` is indexed by OPEN to TO_GUEST."""
+    """The counters of one service in this worker. ``counts`` is indexed by OPEN to TO_GUEST.
 
-    __slots__ = ("_memory", "counts")
+    ``shared`` says whether the memory is a part of that which the daemon reads.
+    """
 
-    def __init__(self, memory: memoryview) -> None:
+    __slots__ = ("_memory", "counts", "shared")
+
+    def __init__(self, memory: memoryview, *, shared: bool = True) -> None:
         self._memory = memory
+        self.shared = shared
         self.counts = memory[_NAME_BYTES + 8 : _NAME_BYTES + 8 * 5].cast("Q")
 
     def failed(self, why: str) -> None:
@@ -97,7 +101,7 @@ class Record:
 
 def unshared() -> Record:
     """Return a record that nobody else reads."""
-    return Record(memoryview(bytearray(_RECORD.size)))
+    return Record(memoryview(bytearray(_RECORD.size)), shared=False)
 
 
 class Counters:
@@ -133,7 +137,8 @@ class Counters:
     def give_back(self, record: Record) -> None:
         """Note that a record's service is gone; it is used again when its last connection has ended."""
         record.disown()
-        self._gone.append(record)
+        if record.shared:
+            self._gone.append(record)
 
     def _sweep(self) -> None:
         ended = [each for each in self._gone if not each.counts[OPEN]]

@@ -1,0 +1,134 @@
+"""The messages to workers: all survive encoding and decoding, and garbage raises ProtocolError only."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tproxy.errors import ProtocolError
+from tproxy.model import INTERFACE_NAME_BYTES, Endpoint, Service
+from tproxy.relay import wire
+from tproxy.worker import orders
+
+port = st.integers(0, 65535)
+uint32 = st.integers(0, 2**32 - 1)
+bridge = st.text("abcXYZ019_.-", min_size=1, max_size=INTERFACE_NAME_BYTES)
+service = st.builds(
+    Service,
+    port,
+    st.builds(Endpoint, st.ip_addresses(v=4).map(str), port),
+    connect_timeout=st.floats(0.001, 300),
+)
+
+messages: st.SearchStrategy[orders.Message] = st.one_of(
+    st.builds(orders.Settings, st.integers(0, 255), port, st.tuples(port, port)),
+    st.builds(
+        orders.Services, bridge, st.booleans(), st.booleans(), st.lists(service, max_size=20).map(tuple)
+    ),
+    st.builds(orders.Bridge, bridge, st.none() | st.integers(0, 2**64 - 1)),
+    st.builds(orders.Forget, bridge),
+    st.builds(orders.LogFile),
+    st.builds(orders.Sync, uint32, st.booleans()),
+    st.builds(orders.Drain),
+    st.builds(orders.Ready, port, st.booleans()),
+    st.builds(orders.Synced, uint32),
+)
+
+ONE_OF_EACH: list[orders.Message] = [
+    orders.Settings(20, 4, (32768, 60999)),
+    orders.Services("br0", True, False, (Service(80, Endpoint("10.0.0.1", 81), connect_timeout=0.5),)),
+    orders.Bridge("br0", 1),
+    orders.Forget("br0"),
+    orders.LogFile(),
+    orders.Sync(1, True),
+    orders.Drain(),
+    orders.Ready(1, False),
+    orders.Synced(1),
+]
+
+
+@given(messages)
+def test_every_message_survives_encoding_and_decoding(message: orders.Message) -> None:
+    decoded = orders.decode(orders.encode(message))
+    assert decoded == message
+    assert type(decoded) is type(message)
+
+
+@pytest.mark.parametrize("message", ONE_OF_EACH, ids=lambda each: type(each).__name__)
+def test_each_kind_of_message_survives_encoding_and_decoding(message: orders.Message) -> None:
+    decoded = orders.decode(orders.encode(message))
+    assert decoded == message
+    assert type(decoded) is type(message)
+
+
+def test_each_kind_of_message_has_a_first_byte_of_its_own() -> None:
+    kinds = [orders.encode(each)[:1] for each in ONE_OF_EACH]
+    assert len(set(kinds)) == len(kinds)
+    # On the channel of a new worker, the first message is the spawner's.
+    assert wire.encode(wire.Born(1))[:1] not in kinds[-2:]
+
+
+def test_the_longest_list_of_services_fits_into_a_message() -> None:
+    services = tuple(Service(port, Endpoint("10.0.0.1", 80)) for port in range(1, orders.MOST_SERVICES + 1))
+    data = orders.encode(orders.Services("a" * INTERFACE_NAME_BYTES, True, True, services))
+    assert len(data) <= wire.MAX_BYTES
+    assert len(orders.decode(data)) == len(orders.Services._fields)
+
+
+@pytest.mark.parametrize("later", [b"", b"\x01", b"what a later version adds"])
+def test_a_later_version_can_add_to_drain_and_ready(later: bytes) -> None:
+    assert orders.decode(orders.encode(orders.Drain()) + later) == orders.Drain()
+    assert orders.decode(orders.encode(orders.Ready(7, True)) + later) == orders.Ready(7, True)
+
+
+@settings(max_examples=300)
+@given(
+    st.binary(max_size=64)
+    | st.builds(
+        bytes.__add__,
+        st.sampled_from(b"SPBFLsDrd").map(lambda each: bytes([each])),
+        st.binary(max_size=80),
+    )
+)
+def test_garbage_is_a_message_or_a_protocol_error_and_nothing_else(data: bytes) -> None:
+    try:
+        orders.encode(orders.decode(data))
+    except ProtocolError:
+        return
+
+
+@given(messages, st.data())
+def test_a_message_cut_anywhere_never_raises_anything_else(
+    message: orders.Message, data: st.DataObject
+) -> None:
+    whole = orders.encode(message)
+    try:
+        orders.decode(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    except ProtocolError:
+        return
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"Z",
+        b"S",
+        b"P",
+        orders.encode(ONE_OF_EACH[0]) + b"\x00",
+        orders.encode(ONE_OF_EACH[1]) + b"\x00",
+        orders.encode(ONE_OF_EACH[1])[:-1],
+        orders.encode(orders.Bridge("br0", 1))[:-1],
+        orders.encode(orders.Forget("br0")) + b"\x00",
+        b"F" + b"\xff" * INTERFACE_NAME_BYTES,
+        b"L\x00",
+        b"s\x00",
+        b"r",
+        b"d\x00",
+    ],
+    ids=repr,
+)
+def test_malformed_input_is_a_protocol_error(data: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        orders.decode(data)
