@@ -101,7 +101,11 @@ class Intake:
     def _accept(self, port: int, delivery: Delivery) -> None:
         target = self._owner.find(self.bridge, port)
         for _ in range(len(delivery.fds)):
-            guest = delivery.take_connection()
+            try:
+                guest = delivery.take_connection()
+            except OSError as error:
+                self._warn("descriptors for port %d closed: %s", port, error.strerror)
+                return  # the delivery closes this one, and those behind it
             try:
                 if target is None:
                     raise Refused("there is no such service")
