@@ -35,9 +35,7 @@ class Worker:
         self.loop = Loop()
         self.log = Recorder()
         self.connections = Connections(self.loop, self.log)
-        self.admission = Admission(
-            self.loop, self.log, most, self.connections, lambda: [each.poll() for each in self.intakes]
-        )
+        self.admission = Admission(self.loop, self.log, most, self.connections, self._poll)
         self.endpoint = socket.create_server((HERE, 0), backlog=1000)
         self.listener = socket.create_server((HERE, 0), backlog=1000)
         self.port = self.listener.getsockname()[1]
@@ -48,6 +46,10 @@ class Worker:
         self.intakes: list[Intake] = []
         self.relays: list[socket.socket] = []
         self.add_intake()
+
+    def _poll(self) -> None:
+        for each in self.intakes:
+            each.poll()
 
     def add_intake(self) -> socket.socket:
         near, far = pair()
