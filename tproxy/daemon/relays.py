@@ -210,7 +210,8 @@ class Relays:
         except OSError as error:  # EMFILE
             log.error("bridge %s: no channels to the workers: %s", link.bridge, error.strerror)
             return
-        link.use_workers(channels)
+        if channels:
+            link.use_workers(channels)
         for each in channels:
             each.close()
 

@@ -161,7 +161,8 @@ class WorkerLink:
                 self.pid, self._pidfd = pid, delivery.take()[0]
             case orders.Ready(version, draining) if len(delivery.fds) == 1 and self.pid and not self.ready:
                 self._view = View(delivery.fds[0])
-                self.ready, self.draining = True, draining
+                self.ready = True
+                self.draining |= draining  # this daemon may have told it to finish before it said Ready
                 self._owner.greeted(self, version)
             case orders.Synced(number) if self._answered < number <= self._asked:
                 self._answered = number

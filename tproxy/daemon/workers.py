@@ -167,6 +167,8 @@ class Workers:
             for each in (*ours, *theirs):
                 each.close()
             raise
+        if not self._count:  # a successor has other workers
+            return []
         shift = self._given % self._count
         self._given += 1
         self._ends[bridge] = Ends(cookie, shift, theirs)
@@ -272,6 +274,7 @@ class Workers:
         self._places[place] = None
         log.warning("worker %d is lost: %s; starting another", worker.pid, reason)
         if time.monotonic() - worker.since >= SETTLED:
+            self._retries.pop(place, None)
             self._start(place)
         else:
             self._start_later(place)
@@ -280,8 +283,8 @@ class Workers:
     # Starting and ending workers
 
     def _start(self, place: int) -> None:
-        if place >= self._count:
-            return
+        if place >= self._count or self._places[place] is not None:
+            return  # the number of workers has changed since an attempt failed
         meeting = f"{self._folder}/{time.monotonic_ns()}"
         try:
             with suppress(FileExistsError):
@@ -296,9 +299,10 @@ class Workers:
                     os.close(log_file)
         except OSError as error:
             log.error("cannot start a worker: %s", error.strerror)
+            with suppress(OSError):
+                os.unlink(meeting)
             self._start_later(place)
             return
-        self._retries.pop(place, None)
         self._occupy(place, WorkerLink(self._loop, channel, meeting, self))
 
     def _start_later(self, place: int) -> None:

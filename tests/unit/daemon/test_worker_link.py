@@ -1,4 +1,4 @@
-"""A worker as the daemon sees it: it gets all that it is told, in order, and is killed if it does not answer."""
+"""A worker as the daemon sees it: it gets all that it is told, in order, and is killed if it is silent."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_the_process_that_is_killed_is_the_one_of_the_pidfd_that_came_first(sett
     end(other)
 
 
-UNEXPECTED: dict[str, tuple[wire.Message | orders.Message, int]] = {
+UNEXPECTED: dict[str, tuple[wire.Born | orders.Message, int]] = {
     "Ready before Born": (orders.Ready(orders.VERSION, False), 1),
     "Ready without counters": (orders.Ready(orders.VERSION, False), 0),
     "Born without a pidfd": (wire.Born(1), 0),
