@@ -45,6 +45,13 @@ def hear(sock: socket.socket) -> None:
     print(outcome(sock, lambda: None))
 
 
+def hear_on(sock: socket.socket) -> None:
+    """Read what comes; at the end of file, keep the connection until killed."""
+    while sock.recv(BLOCK):
+        pass
+    signal.pause()
+
+
 def say(sock: socket.socket, text: str) -> None:
     """Send the text, then print all that comes, or the error."""
     print(outcome(sock, lambda: sock.sendall(text.encode())))
@@ -142,7 +149,20 @@ def report(move: Callable[[], int]) -> None:
 
 BEHAVIOURS: dict[str, Callable[..., None]] = {
     each.__name__: each
-    for each in (hear, say, say_and_end, echo, hear_then_say, reset, close, hold, flood, upload, download)
+    for each in (
+        hear,
+        hear_on,
+        say,
+        say_and_end,
+        echo,
+        hear_then_say,
+        reset,
+        close,
+        hold,
+        flood,
+        upload,
+        download,
+    )
 }
 
 

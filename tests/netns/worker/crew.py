@@ -211,6 +211,12 @@ class Load:
         return report
 
 
+def start_asking(guest: Guest) -> subprocess.Popen[str]:
+    """Start to ask the endpoint behind HTTP; the program prints its answer."""
+    argv = (sys.executable, "-m", "tproxy.lab.inside", "ask", SERVICE_ADDRESS, str(HTTP), "60")
+    return guest.popen(*argv, stdout=subprocess.PIPE)
+
+
 def whole(loads: list[Load]) -> Iterator[dict[str, Any]]:
     """End the loads, none of which may have lost a connection; yield their reports."""
     for load in loads:

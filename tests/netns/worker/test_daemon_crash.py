@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
-from tests.netns.worker.crew import ECHO, ENDPOINT, HTTP, WORKER, Crew, Load, whole
-from tproxy.lab.hypervisor import Guest, Hypervisor
+from tests.netns.worker.crew import ECHO, ENDPOINT, WORKER, Crew, Load, start_asking, whole
+from tproxy.lab.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
 
 @pytest.fixture
 def crew(hypervisor: Hypervisor) -> Crew:
     return Crew(hypervisor)
-
-
-def start_asking(guest: Guest) -> subprocess.Popen[str]:
-    argv = (sys.executable, "-m", "tproxy.lab.inside", "ask", SERVICE_ADDRESS, str(HTTP), "60")
-    return guest.popen(*argv, stdout=subprocess.PIPE)
 
 
 @pytest.mark.parametrize("back", ["start", "reload", "hook"])
