@@ -21,7 +21,7 @@ def in_child(function: Callable[[], Any]) -> Any:
             try:
                 result = json.dumps(function())
             except BaseException:
-                result = json.dumps({"failed": traceback.format_exc()})
+                result = json.dumps({"exception": traceback.format_exc()})
             os.write(writer, result.encode())
         finally:
             os._exit(0)
@@ -29,5 +29,5 @@ def in_child(function: Callable[[], Any]) -> Any:
     with open(reader) as file:
         answer = json.load(file)
     os.waitpid(pid, 0)
-    assert not (isinstance(answer, dict) and "failed" in answer), answer["failed"]
+    assert not (isinstance(answer, dict) and "exception" in answer), answer["exception"]
     return answer
