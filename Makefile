@@ -4,7 +4,7 @@
 # more than there are cores.
 WORKERS ?= 4
 
-SOURCES := $(wildcard tproxy drivers tests bench packages)
+SOURCES := $(wildcard tproxy drivers tests bench)
 # The folders with Python files: mypy refuses one without.
 PYTHON_SOURCES = $(shell find $(SOURCES) -name '*.py' | cut -d / -f 1 | sort -u)
 # Shell scripts, by their first line: hooks have no extension.
@@ -55,41 +55,6 @@ bench-workers:
 	@.ci/setup bench
 	.venv/bin/python -m compileall -q tproxy
 	.venv/bin/python -m bench.workers $(BENCH_OPTIONS)
-
-# Packages go to dist/. DISTRIBUTIONS=trixie makes that one Debian package only (packages/distributions.yaml).
-DISTRIBUTIONS ?=
-PACKAGE = .venv/bin/python -m packages
-
-.PHONY: deb
-deb: setup-packages
-	$(PACKAGE) deb $(DISTRIBUTIONS)
-
-.PHONY: zipapp
-zipapp: setup-packages
-	$(PACKAGE) zipapp
-
-# Source distribution and wheel, as they can be uploaded to PyPI.
-.PHONY: wheel
-wheel: setup-packages
-	$(PACKAGE) wheel
-
-# Man pages and shell completions, from the declarations of the commands.
-.PHONY: manual
-manual: setup-packages
-	$(PACKAGE) manual --output build/manual
-
-.PHONY: setup-packages
-setup-packages:
-	@.ci/setup packages
-
-# Each package is installed, upgraded and removed on machines with clean roots of Debian, which takes minutes.
-PACKAGE_TESTS ?= tests/packages
-
-.PHONY: test-packages
-test-packages: export TPROXY_PATIENCE ?= 100
-test-packages:
-	@.ci/setup roots
-	.venv/bin/python -m pytest -p no:xdist --timeout=900 -rs $(PACKAGE_TESTS)
 
 .PHONY: lint
 lint: venv

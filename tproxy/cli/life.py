@@ -63,7 +63,7 @@ def stop(read: Config | None, lock: Lock) -> list[str]:
 @_command(
     "restart",
     "Replace all processes; open connections go on.\n\nThe new processes run the installed code.",
-    "pip install --upgrade tproxy && tproxy restart",
+    "pip install --upgrade one-tproxy && tproxy restart",
 )
 def restart(read: Config | None, lock: Lock) -> list[str]:
     return life.restart(life.settings_from(read), lock)
