@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 import resource
 import select
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ from tproxy.datapath import splice
 from tproxy.datapath.connection import Connection, Connections, dial_failure
 from tproxy.datapath.splice import Mover
 from tproxy.datapath.target import Target
+from tproxy.kernel import tcp
 from tproxy.kernel.loop import Loop
 from tproxy.log.file import Log
 from tproxy.model import Endpoint, Service
@@ -840,3 +843,80 @@ def test_a_missing_descriptor_for_the_endpoint_resets_the_guest_and_is_reported(
     wait_for(Far(far).is_reset)
     assert "Too many open files" in site.target.read().last_error
     assert (site.target.read().open, len(site.connections)) == (0, 0)
+
+
+# The death of the process
+
+
+def serve_in_child(site: Site, near: socket.socket) -> int:
+    """Let another process, which is returned, serve a guest. Its socket is as a relay makes it."""
+    tcp.reset_on_close(near)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for each in site.opened[1:]:
+                each.close()  # the guest's own side
+            loop = Loop()
+            Connections(loop, Log()).accept(site.target, socket.SocketType(fileno=near.detach()), PEER)
+            loop.run()
+        finally:
+            os._exit(1)
+    near.close()
+    return pid
+
+
+@pytest.mark.parametrize("ended", ["neither", "guest", "endpoint"])
+def test_the_death_of_the_process_is_a_reset_and_never_an_end_of_file(site: Site, ended: str) -> None:
+    far, near = tcp_pair()
+    site.opened.append(far)
+    pid = serve_in_child(site, near)
+    try:
+        site.server.setblocking(True)
+        endpoint, _ = site.server.accept()
+        site.opened.append(endpoint)
+        sides = {"guest": far, "endpoint": endpoint}
+        far.sendall(b"question")
+        assert endpoint.recv(100) == b"question"
+        endpoint.sendall(b"half an answer")
+        assert far.recv(100) == b"half an answer"
+        if ended in sides:
+            # The other side has got its end of file. This one waits for more, and must not get one.
+            sides[ended].shutdown(socket.SHUT_WR)
+            (other,) = (each for name, each in sides.items() if name != ended)
+            assert other.recv(1) == b""
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    for name, side in sides.items():
+        if ended in ("neither", name):
+            with pytest.raises(ConnectionResetError):
+                side.recv(1)
+
+
+@pytest.mark.parametrize("who", ["guest", "endpoint"])
+def test_after_an_orderly_end_a_slow_reader_gets_every_byte(site: Site, who: str) -> None:
+    far, near = tcp_pair()
+    site.opened.append(far)
+    tcp.reset_on_close(near)
+    site.connections.accept(site.target, socket.SocketType(fileno=near.detach()), PEER)
+    guest, endpoint = Far(far), site.endpoint()
+    (connection,) = site.connections
+    slow, sender = (guest, endpoint) if who == "guest" else (endpoint, guest)
+    mover = connection.to_guest if who == "guest" else connection.to_endpoint
+    mover.destination.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    slow.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    data = noise(150_000)
+    slow.sock.shutdown(socket.SHUT_WR)
+    rest = memoryview(data)
+
+    def sent() -> bool:
+        nonlocal rest
+        with suppress(BlockingIOError):
+            rest = rest[sender.sock.send(rest) :] if rest else rest
+        return not rest
+
+    site.until(sent)
+    sender.sock.shutdown(socket.SHUT_WR)
+    site.until_over()
+    site.until(lambda: True)  # now both sockets of this process are closed
+    site.until(lambda: slow.has(data) and slow.is_at_end())

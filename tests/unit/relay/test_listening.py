@@ -13,7 +13,7 @@ from tests.unit.recorder import Recorder
 from tests.unit.sockets import run_until
 from tproxy.kernel.loop import Loop
 from tproxy.relay import listening
-from tproxy.relay.listening import Listening
+from tproxy.relay.listening import Batch, Listening
 
 
 class Full(socket.socket):
@@ -48,4 +48,30 @@ def test_a_lasting_lack_of_descriptors_is_one_warning_a_minute(
         monkeypatch.setattr(listening, "QUIET", 0.0)  # as if the minute were over
         run_until(loop, lambda: full.failures >= 7)
         assert len(log.warnings) >= 2
+    loop.close()
+
+
+def test_a_guest_whose_socket_nobody_served_gets_a_reset_and_no_end_of_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As when relay or worker die: the option is on the socket itself, so the kernel does it."""
+    monkeypatch.setattr(listening, "SERVICE_ADDRESS", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+    batches: list[Batch] = []
+    loop = Loop()
+    relay = Listening(loop, Recorder(), batches.append)
+    assert relay.listen((port,)) == {}
+    relay.accept_while(True)
+    with socket.create_connection(("127.0.0.1", port)) as guest:
+        guest.sendall(b"hello")
+        run_until(loop, lambda: bool(batches))
+        assert batches[0].guests == (socket.inet_aton("127.0.0.1"),)
+        with socket.socket(fileno=os.dup(batches[0].fds[0])) as accepted:
+            assert accepted.recv(100) == b"hello"
+        batches[0].close()
+        with pytest.raises(ConnectionResetError):
+            guest.recv(1)
+    relay.listen(())
+    run_until(loop, lambda: True)
     loop.close()
