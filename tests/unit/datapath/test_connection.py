@@ -904,7 +904,7 @@ def test_after_an_orderly_end_a_slow_reader_gets_every_byte(site: Site, who: str
     slow, sender = (guest, endpoint) if who == "guest" else (endpoint, guest)
     mover = connection.to_guest if who == "guest" else connection.to_endpoint
     mover.destination.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-    slow.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    slow.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
     data = noise(150_000)
     slow.sock.shutdown(socket.SHUT_WR)
     rest = memoryview(data)
