@@ -10,7 +10,9 @@ backlog. A channel without a reader is dropped, and the guests of that worker go
 worker or the daemon still has the other end open, a channel is never without a reader.
 """
 
+import array
 import errno
+import fcntl
 import socket
 from collections.abc import Callable
 
@@ -23,8 +25,10 @@ from tproxy.relay.listening import Batch
 # Sockets that wait for workers in this process, at most. There are as many again in the channels.
 MOST_WAITING = 1024
 
-# Seconds until the daemon is told that a worker takes no sockets.
+# Seconds until the daemon is told that a worker may have taken no sockets. It asks the worker (worker_link).
 BEHIND = 3.0
+
+_SIOCOUTQ = 0x5411  # <linux/sockios.h>: what was sent and not received, tcp(7); here with its overhead
 
 # Seconds until another try, after the kernel said that too many descriptors are in flight (ETOOMANYREFS,
 # unix(7)): no event tells when a worker has taken some.
@@ -38,16 +42,20 @@ class Outlet:
         self.place = place
         self.channel = channel
         self.waiting: list[Batch] = []
-        self.passed = 0  # batches
         self.polled = False
         self.judged = False  # whether a timer looks at it
+
+    @property
+    def unread(self) -> bool:
+        """Whether the worker has not received all that was sent."""
+        return bool(array.array("i", fcntl.ioctl(self.channel, _SIOCOUTQ, bytes(4)))[0])
 
 
 class Passing:
     """All data channels of a relay.
 
-    ``changed`` is called when ``room`` may have changed, and ``behind`` with the place of a worker that has
-    taken nothing for some seconds.
+    ``changed`` is called when ``room`` may have changed, and ``behind`` with the place of a worker that may
+    have taken nothing for some seconds.
     """
 
     def __init__(
@@ -146,10 +154,12 @@ class Passing:
                 break
             batch.close()
             del outlet.waiting[0]
-            outlet.passed += 1
             self._held -= len(batch.fds)
         else:
             self._poll(outlet, wanted=False)
+        if not outlet.judged and self._is_open(outlet):
+            outlet.judged = True
+            self._judge_later(outlet)
         if self._held != before:
             self._changed()
 
@@ -161,10 +171,6 @@ class Passing:
             self._loop.call_later(TOO_MANY_PAUSE, lambda: self._retry(outlet))
         else:
             self._drop(outlet, error)
-            return
-        if not outlet.judged:
-            outlet.judged = True
-            self._judge_later(outlet)
 
     def _retry(self, outlet: Outlet) -> None:
         if self._is_open(outlet):
@@ -192,14 +198,15 @@ class Passing:
             self._loop.remove(outlet.channel.fileno())
 
     def _judge_later(self, outlet: Outlet) -> None:
-        passed = outlet.passed
-        self._loop.call_later(BEHIND, lambda: self._judge(outlet, passed))
+        self._loop.call_later(BEHIND, lambda: self._judge(outlet))
 
-    def _judge(self, outlet: Outlet, passed: int) -> None:
-        """Tell the daemon of a worker that has taken nothing since ``passed`` batches; then look again."""
-        if self._is_open(outlet) and outlet.waiting:
-            if outlet.passed == passed:
-                self._behind(outlet.place)
+    def _judge(self, outlet: Outlet) -> None:
+        """Tell the daemon of a worker that has not received all; then look again.
+
+        A busy worker is told of now and then: that only makes the daemon ask it.
+        """
+        if self._is_open(outlet) and (outlet.waiting or outlet.unread):
+            self._behind(outlet.place)
             self._judge_later(outlet)
         else:
             outlet.judged = False
