@@ -250,13 +250,12 @@ class Daemon:
 
     def _status(self) -> Json:
         counts = self._workers.counts()
-        workers = self._workers.report()
         return {
             "version": __version__,
             "pid": os.getpid(),
             "started": self._started,
-            "connections": sum(each["open"] for each in workers if not each["draining"]),
-            "workers": workers,
+            "connections": self._workers.open,
+            "workers": self._workers.report(),
             "bridges": {
                 bridge: self._bridge_status(bridge, counts) for bridge in sorted(self._catalog.bridges)
             },

@@ -57,6 +57,7 @@ class WorkerLink:
         self.since = time.monotonic()
         self.pid = 0
         self.draining = False
+        self.counted = True  # whether status counts its connections
         self.ready = False
         self._loop = loop
         self._channel = channel

@@ -110,7 +110,7 @@ class Workers:
         if not self._places:
             self._adopt(replace=replace)
         for place in range(count, len(self._places)):
-            self._finish(place)
+            self._finish(place, counted=True)
         del self._places[count:]
         for place in range(len(self._places), count):
             self._places.append(None)
@@ -145,7 +145,7 @@ class Workers:
     def complete(self) -> None:
         """Note that every bridge with services was told: workers of an earlier daemon may serve others."""
         self._complete = True
-        for worker in self._present():
+        for worker in (*self._present(), *self._draining):
             self._forget_unknown(worker)
 
     def channels(self, bridge: str, cookie: int | None) -> list[socket.socket]:
@@ -201,7 +201,7 @@ class Workers:
             worker.tell(self._settings())
 
     def sync(self, *, count: bool = False) -> None:
-        for worker in self._present():
+        for worker in self._counted():
             worker.sync(count=count)
 
     def reopen_logs(self) -> None:
@@ -219,15 +219,20 @@ class Workers:
     @property
     def settled(self) -> bool:
         """Whether all that the workers were told has taken effect, except by those that do not run."""
-        return all(worker.settled for worker in self._present())
+        return all(worker.settled for worker in self._counted())
 
     def counts(self) -> dict[Key, Counts]:
         """Return the counts of each service."""
         sums = dict(self._ended)
-        for worker in self._present():
+        for worker in self._counted():
             for key, counts in worker.read()[1].items():
                 sums[key] = sums.get(key, Counts()).plus(counts)
         return sums
+
+    @property
+    def open(self) -> int:
+        """The open connections, without those from before a restart."""
+        return sum(worker.read()[0] for worker in self._counted())
 
     def report(self) -> list[Json]:
         """Return what ``tproxy status`` shows of each worker."""
@@ -252,11 +257,14 @@ class Workers:
 
     def greeted(self, worker: WorkerLink, version: int) -> None:
         if worker in self._draining:
+            if self._complete:
+                self._forget_unknown(worker)
             return
         place = self._places.index(worker)
         if worker.draining or version != orders.VERSION:
             self._finish(place)
             self._start(place)
+            self._regroup()  # it must not go on to share the data channels of this place
         elif self._complete:
             self._forget_unknown(worker)
 
@@ -265,12 +273,14 @@ class Workers:
         worker.remove_meeting()
         if worker in self._draining:
             self._draining.discard(worker)
+            if worker.counted:
+                self._keep_counts(worker)
+                self.changed()
             return
         if worker not in self._places:
             return
         place = self._places.index(worker)
-        for key, counts in worker.read()[1].items():
-            self._ended[key] = self._ended.get(key, Counts()).plus(counts._replace(open=0))
+        self._keep_counts(worker)
         self._places[place] = None
         log.warning("worker %d is lost: %s; starting another", worker.pid, reason)
         if time.monotonic() - worker.since >= SETTLED:
@@ -279,6 +289,13 @@ class Workers:
         else:
             self._start_later(place)
         self.changed()
+
+    def _keep_counts(self, worker: WorkerLink) -> None:
+        """Add the counts of a worker that has ended to those of the ones before it."""
+        for (bridge, port), counts in worker.read()[1].items():
+            if any(service.port == port for service in self._services.get(bridge, ())):
+                sums = self._ended.get((bridge, port), Counts())
+                self._ended[bridge, port] = sums.plus(counts._replace(open=0))
 
     # Starting and ending workers
 
@@ -321,13 +338,17 @@ class Workers:
                 worker.tell(orders.Bridge(bridge, ends.cookie), ends.sockets[place].fileno())
         worker.sync()
 
-    def _finish(self, place: int) -> None:
-        """Let the worker in this place finish; another one takes the place, if it is still wanted."""
+    def _finish(self, place: int, *, counted: bool = False) -> None:
+        """Let the worker in this place finish; another one takes the place, if it is still wanted.
+
+        ``counted``: status goes on to count its connections. Those from before a restart are not counted.
+        """
         worker = self._places[place]
         self._places[place] = None
         if worker is not None:
             worker.tell(orders.Drain())
             worker.draining = True
+            worker.counted = counted
             self._draining.add(worker)
 
     def _adopt(self, *, replace: bool) -> None:
@@ -358,6 +379,9 @@ class Workers:
 
     def _present(self) -> list[WorkerLink]:
         return [worker for worker in self._places if worker is not None]
+
+    def _counted(self) -> list[WorkerLink]:
+        return [*self._present(), *(worker for worker in self._draining if worker.counted)]
 
     def _settings(self) -> orders.Settings:
         return orders.Settings(output.level(), self._count or 1, chosen_ports())

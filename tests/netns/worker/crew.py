@@ -80,6 +80,17 @@ class Crew:
     def tproxy(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.host.tproxy(*arguments, check=check, env={"TPROXY_CONFIG": CONFIG})
 
+    def start_tproxy(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start a command as ``tproxy`` runs it, and go on."""
+        argv = (sys.executable, "-m", "tproxy", *arguments)
+        return self.host.popen(*argv, env={"TPROXY_CONFIG": CONFIG})
+
+    def await_relay(self) -> None:
+        """Wait until the relay has met another daemon than the first one."""
+        for _ in eventually():
+            if "daemon lost: a new one has come" in self.host.path("/var/log/one_tproxy_br0.log").read_text():
+                return
+
     def signal(self, name: str, *pids: int) -> None:
         self.host.run("kill", f"-{name}", *map(str, pids))
 
