@@ -1,0 +1,116 @@
+"""What relays and workers may do: nothing but to use the sockets that they have."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.netns.program import program
+from tests.netns.surroundings import TPROXY
+from tests.netns.worker.crew import DRAINING, WORKER, Crew, Load
+from tproxy.kernel.privileges import FIRST_UID
+from tproxy.lab.hypervisor import Hypervisor
+from tproxy.model import SERVICE_ADDRESS
+
+NO_CAPABILITY = "0" * 16
+
+
+@pytest.fixture
+def crew(hypervisor: Hypervisor) -> Crew:
+    return Crew(hypervisor)
+
+
+def fields(crew: Crew, pid: int) -> dict[str, list[str]]:
+    """Return what /proc says of a process, proc(5)."""
+    lines = crew.host.path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: words.split() for name, words in (line.split(":", 1) for line in lines)}
+
+
+def confined(crew: Crew) -> list[int]:
+    return [crew.relay, *crew.pids(WORKER), *crew.pids(DRAINING)]
+
+
+def test_each_relay_and_worker_has_a_user_of_its_own_and_no_rights(crew: Crew) -> None:
+    load = Load(crew.guests[0], callers=0, streams=1)
+    crew.tproxy("restart")
+    processes = confined(crew)
+    assert len(processes) == 4
+    for pid in processes:
+        status = fields(crew, pid)
+        assert status["Uid"] == status["Gid"] == [str(FIRST_UID + pid)] * 4
+        assert status["Groups"] == []
+        for which in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert status[which] == [NO_CAPABILITY], which
+        assert status["NoNewPrivs"] == ["1"]
+    load.end()
+
+
+def test_relays_and_workers_see_no_file_and_have_none_open_but_their_log(crew: Crew) -> None:
+    load = Load(crew.guests[0], callers=0, streams=1)
+    inode = crew.host.run("stat", "-Lc", "%i", "/proc/1/ns/net").stdout.strip()
+    empty = f"/run/tproxy/{inode}/empty"
+    assert crew.host.run("stat", "-c", "%U %a", empty).stdout == "root 500\n"
+    assert crew.host.run("ls", "-A", empty).stdout == ""
+    for pid in confined(crew):
+        for link in ("root", "cwd"):
+            assert crew.host.run("readlink", f"/proc/{pid}/{link}").stdout.strip() == empty
+        shown = crew.host.run("find", f"/proc/{pid}/fd", "-printf", "%l\n").stdout.split("\n")
+        files = {each for each in shown if each.startswith("/")}
+        assert files - {"/dev/null"} <= {"/var/log/one_tproxy.log", "/var/log/one_tproxy_br0.log"} | {
+            each for each in files if each.startswith("/memfd:tproxy-counters")
+        }
+    load.end()
+
+
+def test_a_worker_is_in_the_namespace_of_the_host_and_a_relay_in_that_of_its_bridge(crew: Crew) -> None:
+    host = crew.host.run("readlink", "/proc/1/ns/net").stdout
+    assert {crew.host.run("readlink", f"/proc/{pid}/ns/net").stdout for pid in crew.pids(WORKER)} == {host}
+    assert crew.host.run("readlink", f"/proc/{crew.relay}/ns/net").stdout != host
+
+
+def test_a_process_that_passed_the_same_stages_can_do_nothing(crew: Crew) -> None:
+    """The stages are those of a relay or worker, tried from inside."""
+    crew.host.path("/run/empty").mkdir(mode=0o555)
+    done = json.loads(crew.host.run(*program("confined", "/run/empty")).stdout)
+    assert done["failed"] == []
+    outcome: dict[str, str] = done["outcome"]
+    assert len(outcome) > 20
+    assert {name for name, how in outcome.items() if how == "done"} == set()
+    assert set(outcome.values()) <= {"EPERM", "EACCES", "ENOENT", "EROFS"}, outcome
+
+
+def test_service_ports_below_1024_listen_although_no_relay_has_a_capability(crew: Crew) -> None:
+    crew.dial(1, "10.11.12.13, remote_port: 8080")
+    crew.hook_up()
+    assert crew.guests[0].get(SERVICE_ADDRESS, 1) == "hello"
+
+
+@pytest.mark.parametrize(
+    ("missing", "line"),
+    [
+        ("setuid", "it has no user id of its own: Operation not permitted"),
+        ("setgid", "it has no user id of its own: Operation not permitted"),
+        ("setpcap", "its capability bounding set stays: Operation not permitted"),
+        ("sys_chroot", "it keeps the host's files in sight: Operation not permitted"),
+    ],
+)
+def test_without_a_capability_of_the_daemon_the_stage_is_logged_and_guests_are_served(
+    hypervisor: Hypervisor, missing: str, line: str
+) -> None:
+    crew = Crew(hypervisor)
+    crew.tproxy("stop")
+    without = ("setpriv", f"--bounding-set=-{missing}", f"--inh-caps=-{missing}")
+    hook = ("hook", "up", "--bridge", "br0", "--config", "/run/tproxy.yaml")
+    crew.host.run(*without, str(TPROXY), *hook)
+    for guest in crew.guests:
+        assert guest.get(SERVICE_ADDRESS, 80) == "hello"
+    crew.await_in_log(f"a right that the worker does not need could not be given up: {line}")
+    relay_log = crew.host.path("/var/log/one_tproxy_br0.log")
+    assert f"a right that the relay does not need could not be given up: {line}" in relay_log.read_text()
+    for pid in confined(crew):
+        assert fields(crew, pid)["CapEff"] == [NO_CAPABILITY]
+    crew.tproxy("restart")
+    assert crew.guests[0].get(SERVICE_ADDRESS, 80) == "hello"
+    crew.tproxy("stop")
+    assert crew.processes() == {}
