@@ -42,9 +42,7 @@ def bind(port: int) -> None:
         sock.bind(("127.0.0.1", port))
 
 
-def attempts(
-    empty: str, parent: int, victim: int, network: int, directory: int
-) -> dict[str, Callable[[], object]]:
+def attempts(parent: int, victim: int, network: int) -> dict[str, Callable[[], object]]:
     return {
         "read a file": lambda: os.open("/etc/passwd", os.O_RDONLY),
         "read a file by a way up": lambda: os.open("../../../../etc/passwd", os.O_RDONLY),
