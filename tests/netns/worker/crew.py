@@ -7,11 +7,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from tests.netns.conftest import ENDPOINTS
 from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
@@ -150,6 +152,13 @@ class Crew:
             (int(pid), int(port))
             for port, pid in re.findall(rf"{SERVICE_ADDRESS}:(\d+) .*?,pid=(\d+),", shown)
         ]
+
+    def await_listening(self) -> None:
+        """Wait until a guest is served: some process is starting."""
+        for _ in eventually():
+            with suppress(ProcessError):
+                if self.guests[0].get(SERVICE_ADDRESS, HTTP) == "hello":
+                    return
 
     def await_connected(self, count: int) -> None:
         """Wait until so many connections are established; some may wait in the backlog of a listener."""
