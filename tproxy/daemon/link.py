@@ -75,6 +75,7 @@ class Link:
         self.version = 0  # of its protocol, from Hello
         self.namespace: NamespaceId | None = None
         self.leaving = False
+        self.adopted = False  # whether it was there before this daemon
         self.warnings = limit.warnings()  # of what it sends: a relay that was taken over may send anything
         self._loop = loop
         self._channel = channel
@@ -211,6 +212,7 @@ class Link:
             owned.pop_all()
         self._loop.close_later(self._channel)
         self._channel = channel
+        self.adopted = True
         if self._pidfd >= 0:
             os.close(self._pidfd)  # of the process that brought the channel, and ends now
         self.pid, self._pidfd = pid, pidfd

@@ -143,9 +143,7 @@ class Relays:
 
     def reopen_logs(self) -> None:
         for link in self._links.values():
-            fd = open_log(BridgeNames(link.bridge).relay_log)
-            link.use_log(fd)
-            os.close(fd)
+            self._give_log(link)
 
     # Starting and ending relays
 
@@ -200,6 +198,11 @@ class Relays:
         link.kill()
         self.ended(link, "relay did not answer")
 
+    def _give_log(self, link: Link) -> None:
+        fd = open_log(BridgeNames(link.bridge).relay_log)
+        link.use_log(fd)
+        os.close(fd)
+
     def _instruct(self, link: Link) -> None:
         link.listen(self._catalog.ports(link.bridge), output.level())
 
@@ -219,6 +222,8 @@ class Relays:
 
     def greeted(self, link: Link) -> None:
         if link.version == wire.VERSION:
+            if link.adopted:
+                self._give_log(link)  # logs may have been rotated while there was no daemon
             self._connect(link)
             self._instruct(link)
             return

@@ -369,6 +369,7 @@ class Workers:
         worker = WorkerLink(self._loop, channel, meeting, self)
         worker.adopt()
         log.info("worker %d of the daemon before goes on", worker.pid)
+        self._give_log(worker)  # logs may have been rotated while there was no daemon
         self._places.append(worker)
         self._occupy(len(self._places) - 1, worker)
         if replace:

@@ -403,6 +403,7 @@ def test_workers_of_the_daemon_before_go_on_and_are_told_everything(
     successor.pass_on(successor.workers.channels("br1", None))
     for each in workers:
         assert [type(message) for message in each.hear()] == [
+            orders.LogFile,
             orders.Settings,
             orders.Sync,
             orders.Services,
