@@ -50,7 +50,8 @@ def test_a_busy_worker_is_not_taken_for_one_that_stands_still(hypervisor: Hyperv
     crew = Crew(hypervisor, workers=1)
     crew.serve(90, "short")
     before = crew.pids(WORKER)
-    storm = program("storm", "--connections", "60000", "--at-once", "1000", SERVICE_ADDRESS, "90")
+    options = ("--connections", "60000", "--at-once", "1000", "--timeout", "60")
+    storm = program("storm", *options, SERVICE_ADDRESS, "90")
     report = json.loads(crew.guests[0].run(*storm, timeout=200).stdout)
     assert report["errors"] == {}
     assert crew.pids(WORKER) == before
