@@ -1,4 +1,4 @@
-"""What guests see when the daemon is killed under load: connections that are lost, and refused ones."""
+"""Counts connections that guests lose, and that are refused, while the daemon is killed under load."""
 
 from __future__ import annotations
 

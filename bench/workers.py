@@ -1,4 +1,4 @@
-"""What workers give: ``make bench-workers``, or ``python -m bench.workers [--quick] [--only PART]...``.
+"""Measures workers: ``make bench-workers``, or ``python -m bench.workers [--quick] [--only PART]...``.
 
 The parts, in each of which all peers are measured in turns:
 

@@ -17,6 +17,7 @@ import time
 from contextlib import suppress
 from typing import Protocol
 
+from tproxy.daemon.client import Json
 from tproxy.datapath.counters import Counts, View
 from tproxy.errors import ProtocolError
 from tproxy.kernel.loop import READ, WRITE, Loop, Timer
@@ -110,6 +111,20 @@ class WorkerLink:
     def read(self) -> tuple[int, dict[Key, Counts]]:
         """Return its open connections and counts."""
         return self._view.read() if self._view is not None else (0, {})
+
+    def report(self) -> Json:
+        """Return what ``tproxy status`` shows of it."""
+        open_, counts = self.read()
+        bridges: dict[str, int] = {}
+        for (bridge, _), each in counts.items():
+            bridges[bridge] = bridges.get(bridge, 0) + each.open
+        return {
+            "pid": self.pid,
+            "draining": self.draining,
+            "open": open_,
+            "cpu_seconds": self.cpu_seconds,
+            "bridges": [{"bridge": name, "open": bridges[name]} for name in sorted(bridges)],
+        }
 
     @property
     def cpu_seconds(self) -> float:

@@ -1,10 +1,8 @@
-"""All workers: starts them, tells them what to serve, replaces those that end, and finds those that are
-there.
+"""All workers: starts them, tells them what to serve, replaces those that end, and finds earlier ones.
 
 Theory of operation. A worker has a place, a number from 0 on. For each bridge there is a data channel to each
-place: the relay has one end, the worker the other, and the daemon keeps a copy of the worker's end. When a
-worker ends, the next one in its place gets the copies, and with them the sockets that were passed on and not
-received. Relays notice nothing.
+place (``data_channels``). When a worker ends, the next one in its place gets the copies of its ends, and with
+them the sockets that were passed on and not received. Relays notice nothing.
 
 Every worker is told everything: settings, services of all bridges, channels. Each has a meeting point, a
 socket in the run directory. There a daemon finds the workers of the daemon before it. It makes new data
@@ -19,9 +17,9 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
 
 from tproxy.daemon.client import Json
+from tproxy.daemon.data_channels import DataChannels
 from tproxy.daemon.spawner import Order, Spawner
 from tproxy.daemon.worker_link import Key, WorkerLink
 from tproxy.datapath.counters import Counts
@@ -45,11 +43,6 @@ RETRY_FIRST, RETRY_MOST = 0.1, 5.0
 # Seconds. A worker that lived this long has not failed at starting; the next one is started at once.
 SETTLED = 1.0
 
-# Bytes that a data channel takes: some 64 messages with up to 64 sockets each. The kernel lets a user without
-# privileges have as many descriptors in flight as it may have open (unix(7), ETOOMANYREFS), so one worker
-# that stands still must not take all of them.
-CHANNEL_BYTES = 24 * 1024
-
 # The folder of the meeting points, in the run directory.
 FOLDER = "workers"
 
@@ -57,17 +50,6 @@ FOLDER = "workers"
 def wanted_workers(setting: int | None) -> int:
     """Return how many workers there should be; the setting 0 or None means one for each core, at most 4."""
     return setting or min(len(os.sched_getaffinity(0)), AUTO_MOST)
-
-
-class Ends(NamedTuple):
-    """The data channels of a bridge. ``sockets`` are the workers' ends, in the order of places.
-
-    ``shift`` is the place of the worker that the relay has first.
-    """
-
-    cookie: int | None
-    shift: int
-    sockets: list[socket.socket]
 
 
 class Workers:
@@ -96,8 +78,7 @@ class Workers:
         self._retries: dict[int, tuple[float, Timer]] = {}  # delay and timer by place
         self._services: dict[str, Sequence[Service]] = {}
         self._complete = False  # whether all bridges that have services are in ``_services``
-        self._ends: dict[str, Ends] = {}
-        self._given = 0  # how many times ``channels`` was asked
+        self._channels = DataChannels()
         self._ended: dict[Key, Counts] = {}  # of workers that have ended
 
     # What is wanted
@@ -117,10 +98,6 @@ class Workers:
             self._start(place)
         self._regroup()
 
-    @property
-    def count(self) -> int:
-        return self._count
-
     def serve(self, bridge: str, services: Sequence[Service]) -> None:
         """Serve the bridge as these services say."""
         before = self._services.get(bridge)
@@ -139,7 +116,7 @@ class Workers:
         if self._services.pop(bridge, None) is not None:
             for worker in (*self._present(), *self._draining):
                 worker.tell(orders.Forget(bridge))
-        self.let_go(bridge)
+        self._channels.let_go(bridge)
         self._ended = {key: counts for key, counts in self._ended.items() if key[0] != bridge}
 
     def complete(self) -> None:
@@ -149,34 +126,15 @@ class Workers:
             self._forget_unknown(worker)
 
     def channels(self, bridge: str, cookie: int | None) -> list[socket.socket]:
-        """Return a new data channel to each worker, in the place of earlier ones; they are the caller's.
-
-        ``cookie`` is that of the bridge's namespace. The order differs from bridge to bridge, because guests
-        of different bridges often have the same addresses. Raises OSError.
-        """
-        self.let_go(bridge)
-        ours: list[socket.socket] = []
-        theirs: list[socket.socket] = []
-        try:
-            for _ in range(self._count):
-                near, far = pair()
-                ours.append(near)
-                theirs.append(far)
-                near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHANNEL_BYTES)
-        except OSError:
-            for each in (*ours, *theirs):
-                each.close()
-            raise
+        """Return a new data channel to each worker, as ``DataChannels.make``; they are the caller's."""
         if not self._count:  # a successor has other workers
+            self._channels.let_go(bridge)
             return []
-        shift = self._given % self._count
-        self._given += 1
-        self._ends[bridge] = Ends(cookie, shift, theirs)
-        for place in range(self._count):
-            worker = self._places[place]
+        ours = self._channels.make(bridge, cookie, self._count)
+        for worker, end in zip(self._places, self._channels.of_bridge(bridge), strict=True):
             if worker is not None:
-                worker.tell(orders.Bridge(bridge, cookie), theirs[place].fileno())
-        return ours[shift:] + ours[:shift]
+                worker.tell(orders.Bridge(bridge, cookie), end)
+        return ours
 
     def deliver(self, bridge: str, cookie: int | None, message: wire.Accepted, fds: list[int]) -> None:
         """Pass on the guests that a relay of version 1 has accepted."""
@@ -187,13 +145,16 @@ class Workers:
                 worker.tell(orders.Bridge(bridge, cookie), far.fileno())
                 send_bytes(near, wire.encode(message), fds)
 
-    def behind(self, place: int, bridge: str) -> None:
+    def let_go(self, bridge: str) -> None:
+        """Have no data channels for a bridge whose relay is gone."""
+        self._channels.let_go(bridge)
+
+    def behind(self, position: int, bridge: str) -> None:
         """Look after a worker that takes no sockets, as the relay of ``bridge`` says."""
-        ends = self._ends.get(bridge)
-        if ends is not None and self._count:
-            worker = self._places[(place + ends.shift) % self._count]
-            if worker is not None:
-                worker.sync()
+        place = self._channels.place(bridge, position)
+        worker = self._places[place] if place is not None and place < self._count else None
+        if worker is not None:
+            worker.sync()
 
     def set(self) -> None:
         """Tell the settings as they are now, and look which addresses are this host's."""
@@ -236,22 +197,7 @@ class Workers:
 
     def report(self) -> list[Json]:
         """Return what ``tproxy status`` shows of each worker."""
-        reports = []
-        for worker in (*self._present(), *self._draining):
-            open_, counts = worker.read()
-            bridges: dict[str, int] = {}
-            for (bridge, _), each in counts.items():
-                bridges[bridge] = bridges.get(bridge, 0) + each.open
-            reports.append(
-                {
-                    "pid": worker.pid,
-                    "draining": worker.draining,
-                    "open": open_,
-                    "cpu_seconds": worker.cpu_seconds,
-                    "bridges": [{"bridge": name, "open": bridges[name]} for name in sorted(bridges)],
-                }
-            )
-        return reports
+        return [worker.report() for worker in (*self._present(), *self._draining)]
 
     # What workers tell
 
@@ -282,12 +228,13 @@ class Workers:
         place = self._places.index(worker)
         self._keep_counts(worker)
         self._places[place] = None
-        log.warning("worker %d is lost: %s; starting another", worker.pid, reason)
-        if time.monotonic() - worker.since >= SETTLED:
-            self._retries.pop(place, None)
-            self._start(place)
-        else:
-            self._start_later(place)
+        if self._count:  # otherwise all of them finish, because a successor takes over
+            log.warning("worker %d is lost: %s; starting another", worker.pid, reason)
+            if time.monotonic() - worker.since >= SETTLED:
+                self._retries.pop(place, None)
+                self._start(place)
+            else:
+                self._start_later(place)
         self.changed()
 
     def _keep_counts(self, worker: WorkerLink) -> None:
@@ -333,9 +280,8 @@ class Workers:
         worker.tell(self._settings())
         for bridge in self._services:
             self._tell_services(worker, bridge)
-        for bridge, ends in self._ends.items():
-            if place < len(ends.sockets):  # otherwise the relays get other channels in a moment
-                worker.tell(orders.Bridge(bridge, ends.cookie), ends.sockets[place].fileno())
+        for bridge, cookie, end in self._channels.of_place(place):
+            worker.tell(orders.Bridge(bridge, cookie), end)
         worker.sync()
 
     def _finish(self, place: int, *, counted: bool = False) -> None:
@@ -402,10 +348,3 @@ class Workers:
     def _forget_unknown(self, worker: WorkerLink) -> None:
         for bridge in {bridge for bridge, _ in worker.read()[1]} - set(self._services):
             worker.tell(orders.Forget(bridge))
-
-    def let_go(self, bridge: str) -> None:
-        """Close our copies of a bridge's data channels, because its relay is gone or gets others."""
-        ends = self._ends.pop(bridge, None)
-        if ends is not None:
-            for end in ends.sockets:
-                end.close()

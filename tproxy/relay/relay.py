@@ -264,15 +264,21 @@ class Relay:
         """Give the listening sockets to the successor, and end."""
         self._rendezvous.close()
         self._loop.stop()
-        # Events that were fetched with this one may still be handled: no worker must get these guests as
-        # well.
-        for batch in self._passing.hand_over():
-            send(successor, batch.message, batch.fds)
-            batch.close()
+        # The listening sockets first: of all guests, few are among those that wait here.
         ports = self._listening.ports
         for start in range(0, len(ports), wire.MAX_DESCRIPTORS):
             some = ports[start : start + wire.MAX_DESCRIPTORS]
             send(successor, wire.Listeners(some), [self._listening.descriptor(port) for port in some])
+        # Events that were fetched with this one may still be handled: no worker must get these guests as
+        # well.
+        for batch in self._passing.hand_over():
+            try:
+                send(successor, batch.message, batch.fds)
+            except OSError as error:
+                log.warning("%d guests that waited are reset: %s", len(batch.fds), error.strerror)
+                batch.reset()
+            else:
+                batch.close()
         log.info("a new relay took over")
 
 

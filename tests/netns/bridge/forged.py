@@ -118,7 +118,7 @@ class Cast(NamedTuple):
 
     @property
     def _filling(self) -> bytes:
-        """What makes a frame of an ARP packet as long as it has to be."""
+        """Return the padding that makes the frame of an ARP packet as long as Ethernet wants it."""
         return self.mark + bytes(10)
 
     @property

@@ -186,7 +186,7 @@ def patterns(cast: Cast) -> list[bytes]:
 
 
 def arrivals(cast: Cast, sent: list[bytes], heard: list[Heard]) -> dict[str, set[str]]:
-    """What came in at each place: "frame"; and of the service a "question" by ARP, or an "answer"."""
+    """Return what arrived at each place: "frame", or, from the service, "question" (ARP) or "answer"."""
     behind_uplink = cast.me.address == cast.outside.address
     places = {
         (NAMESPACE, "br0a"): "service",
@@ -206,7 +206,7 @@ def arrivals(cast: Cast, sent: list[bytes], heard: list[Heard]) -> dict[str, set
 
 
 def kind(cast: Cast, sent: list[bytes], frame: bytes) -> str:
-    """What a frame is; nothing, if it has nothing to do with those that were sent."""
+    """Return the kind of a frame; "" if the frame has nothing to do with those that were sent."""
     inside = content(frame)
     if any(inside[: len(each)] == each[: len(inside)] for each in map(content, sent)):
         return "frame"
@@ -228,7 +228,7 @@ def source(frame: bytes) -> bytes:
 
 
 def wanted(row: dict[str, str]) -> dict[str, set[str]]:
-    """What the table says, by place."""
+    """Return what the row of the table expects at each place."""
     return {place: set(row[place].split(", ")) for place in PLACES if row[place] != NOTHING}
 
 
@@ -237,7 +237,7 @@ BEHIND_THE_WALL = (
     *("to-udp", "to-protocols", "icmp-too-large", "icmp-questions"),
     *("fragment-tiny", "fragment-overlap"),
 )
-AWAITED = pytest.mark.xfail(reason="there is no second wall yet", strict=False)
+AWAITED = pytest.mark.xfail(reason="there are no rules inside the namespace yet")
 
 
 @pytest.mark.parametrize(

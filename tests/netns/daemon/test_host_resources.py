@@ -1,4 +1,4 @@
-"""What one guest can use up of what the host and all networks share: docs/security.md has a table of it."""
+"""One guest can use up only a part of what the host and all networks share (table in docs/security.md)."""
 
 from __future__ import annotations
 

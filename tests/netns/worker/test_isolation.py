@@ -1,4 +1,4 @@
-"""What relays and workers may do: nothing but to use the sockets that they have."""
+"""Relays and workers have no rights: they can use the sockets that they have, and nothing else."""
 
 from __future__ import annotations
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.sockets import copies, run_until
+from tests.unit.sockets import copies, run_until, tcp_pair
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, receive, send
+from tproxy.relay.listening import Batch
 from tproxy.relay.relay import Relay
 
 
@@ -63,6 +64,30 @@ def test_guests_that_are_handed_over_wait_for_a_worker(listener: socket.socket) 
     for batch in batches:
         batch.close()
     assert copies(listener.fileno()) == 1
+
+
+def test_listening_sockets_are_handed_over_also_where_guests_that_wait_have_no_room(
+    listener: socket.socket,
+) -> None:
+    relay = Relay()
+    relay._listening.keep(80, listener.dup())
+    guests = [tcp_pair() for _ in range(300)]
+    for _, accepted in guests:
+        relay._passing.take(Batch(81, (b"",), [accepted.detach()]))
+    ours, theirs = pair()
+    ours.settimeout(0.0)  # of a successor that does not read now; otherwise this takes PATIENCE
+    with ours, theirs:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        relay._hand_over(ours)
+        delivery = receive(theirs)
+        assert delivery is not None
+        with delivery:
+            assert delivery.message == wire.Listeners((80,))
+    guest = guests[-1][0]
+    with pytest.raises(ConnectionResetError):
+        guest.recv(1)
+    for each, _ in guests:
+        each.close()
 
 
 def test_a_socket_that_is_not_tcp_is_closed_and_not_listened_on() -> None:
