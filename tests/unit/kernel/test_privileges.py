@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +74,7 @@ LOOKS: dict[str, Callable[[int], Any]] = {
         lambda: os.chroot("/"),
         lambda: os.setpriority(os.PRIO_PROCESS, 0, -5),
         lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP),
-        lambda: os.kill(1, signal.SIGCONT),
+        lambda: os.kill(1, 0),  # never SIGCONT: any process of the same session may send that (kill(2))
     ),
 }
 
