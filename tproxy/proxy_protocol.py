@@ -44,7 +44,7 @@ START = _START.size  # bytes of the part of each header that says how long the r
 
 
 class Header(NamedTuple):
-    """Who speaks to whom, with ports; None where the sender speaks for itself (LOCAL in the specification)."""
+    """Who speaks to whom, with ports; None where the sender speaks for itself (a LOCAL header)."""
 
     source: tuple[str, int] | None
     destination: tuple[str, int] | None
