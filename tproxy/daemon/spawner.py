@@ -133,35 +133,54 @@ def _obey(orders: socket.socket) -> None:
         payload, fds, _, _ = socket.recv_fds(orders, 4096, 3)
         if not payload:
             return
+        try:
+            _start(orders, Order.decode(payload), fds)
+        except Exception as error:
+            _note(error)  # the daemon sees that the channel has ended, and tries again later
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+
+def _start(orders: socket.socket, order: Order, fds: list[int]) -> None:
+    """Start the process that was ordered.
+
+    What is done before the fork is not done by each process again, in memory of its own.
+    """
+    relay.log.use(os.dup(fds[1]))
+    relay.log.level = order.log_level
+    empty = _empty_directory()
+    channel, *meeting = (socket.socket(fileno=os.dup(fd)) for fd in (fds[0], *fds[2:]))
+    with channel:
         if os.fork() == 0:
             orders.close()
-            _become(Order.decode(payload), fds)
-        for fd in fds:
-            os.close(fd)
+            _become(order, channel, meeting, empty)
+        for each in meeting:
+            each.close()
 
 
-def _become(order: Order, fds: list[int]) -> None:
+def _become(order: Order, channel: socket.socket, meeting: list[socket.socket], empty: str) -> None:
     """Be the process that was ordered, and never return: a child must not go on in its parent's code."""
     status = 1
     try:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        channel = socket.socket(fileno=fds[0])
-        relay.log.use(fds[1])
-        relay.log.level = order.log_level
         pidfd = os.pidfd_open(os.getpid())
         send(channel, wire.Born(os.getpid()), [pidfd])
         os.close(pidfd)
         if order.bridge:
-            relay.run(order.bridge, channel, _empty_directory(), replace=order.replace)
+            relay.run(order.bridge, channel, empty, replace=order.replace)
         else:
             from tproxy.worker import worker
 
-            worker.run(channel, socket.socket(fileno=fds[2]), _empty_directory(), relay.log)
+            worker.run(channel, meeting[0], empty, relay.log)
         status = 0
     except Exception as error:
-        relay.log.error("unexpected %s: %s\n%s", type(error).__name__, error, _places(error))
+        _note(error)
     finally:
         os._exit(status)
+
+
+def _note(error: Exception) -> None:
+    relay.log.error("unexpected %s: %s\n%s", type(error).__name__, error, _places(error))
 
 
 def _empty_directory() -> str:

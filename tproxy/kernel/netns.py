@@ -31,6 +31,9 @@ _MS_BIND, _MS_REC, _MS_SHARED = 1 << 12, 1 << 14, 1 << 20  # <linux/mount.h>
 # with the namespace, and nothing else tells ours from one that another program made under the same name.
 _MARK = "made by tproxy"
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.setns  # noqa: B018 - looked up now: each relay would make a function of its own
+
 
 class NamespaceId(NamedTuple):
     """The identity of a network namespace, as long as it exists."""
@@ -204,7 +207,7 @@ def _mount(source: str, target: str, flags: int) -> None:
 
 def _call(function: str, *arguments: object) -> None:
     """Call a function of libc that returns 0. Raises OSError."""
-    if getattr(ctypes.CDLL(None, use_errno=True), function)(*arguments) != 0:
+    if getattr(_LIBC, function)(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
@@ -215,9 +218,8 @@ def remove(name: str) -> None:
     Raises KernelError. A name that is not in use is no error.
     """
     file = path(name)
-    libc = ctypes.CDLL(None, use_errno=True)
     # Repeated, because two programs that create the name at once mount on it twice.
-    while libc.umount2(os.fsencode(file), 2) == 0:  # MNT_DETACH, umount(2)
+    while _LIBC.umount2(os.fsencode(file), 2) == 0:  # MNT_DETACH, umount(2)
         pass
     try:
         if os.path.isdir(file) and not os.path.islink(file):

@@ -51,7 +51,7 @@ def _stages(empty: str) -> tuple[tuple[str, Callable[[], None]], ...]:
         ("its capability bounding set stays", _empty_bounding_set),
         ("it has no user id of its own", _change_user),
         ("it keeps its capabilities", _clear_capabilities),
-        ("it may gain privileges", lambda: _prctl(_PR_SET_NO_NEW_PRIVS, 1)),
+        ("it may gain privileges", _forbid_gains),
     )
 
 
@@ -70,31 +70,34 @@ def _change_user() -> None:
 def _empty_bounding_set() -> None:
     """Drop all capabilities from the bounding set. The kernel says EINVAL after its last one."""
     for capability in range(64):
-        try:
-            _prctl(_PR_CAPBSET_DROP, capability)
-        except OSError as error:
-            if error.errno == _EINVAL:
+        if _prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0):
+            if ctypes.get_errno() == _EINVAL:
                 return
-            raise
+            _raise()
 
 
 def _clear_capabilities() -> None:
     """Empty the effective, permitted and inheritable sets, capset(2). The ambient set goes with them."""
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    none = (ctypes.c_uint32 * 6)()
-    if _libc().capset(header, none) != 0:
+    if _capset(_HEADER, _NO_CAPABILITY):
         _raise()
 
 
-def _prctl(option: int, value: int) -> None:
-    if _libc().prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)):
+def _forbid_gains() -> None:
+    if _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         _raise()
-
-
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
 
 
 def _raise() -> None:
     number = ctypes.get_errno()
     raise OSError(number, os.strerror(number))
+
+
+# Functions and structures are made here, before relays are forked: a library that is opened and a type that
+# is made in each of them take some 300 KB of its own.
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_prctl = _LIBC.prctl
+_prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
+_capset = _LIBC.capset
+_capset.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+_HEADER = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+_NO_CAPABILITY = (ctypes.c_uint32 * 6)()
