@@ -47,6 +47,7 @@ NAMES = {
     "shared guards": "nft list table bridge one_tproxy | grep 'chain guard_'",
     "sets of the guards": "for each in veths uplinks guarded; do nft list set bridge one_tproxy $each; done",
     "sets of the limits": "for each in known fresh syns arps; do nft list set bridge one_tproxy $each; done",
+    "wall": "ip netns exec one_tproxy_br0 nft list table inet one_tproxy",
     "daemon": "PID=$(pgrep -f '^one_tproxy *$'); tr '\\0' '\\n' </proc/$PID/cmdline",
     "relay": "PID=$(pgrep -f '^one_tproxy_br0 *$'); tr '\\0' '\\n' </proc/$PID/cmdline",
     "daemon's log": "test -s /var/log/one_tproxy.log",

@@ -8,12 +8,14 @@ Listings are JSON. Reads raise NftError rather than return too little.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 from tproxy.bridge import guards, service_map
 from tproxy.bridge.guards import ObservedGuard
 from tproxy.errors import NftError
+from tproxy.kernel import netns
 from tproxy.log.lazy import logger
 from tproxy.model import TABLE, BridgeNames, Member, ServiceMap
 from tproxy.typed import Any
@@ -37,6 +39,12 @@ _KINDS = {"No such file or directory": Absent, "Operation not supported": Unsupp
 
 @cache
 def _library() -> Any:
+    """The library that works in the namespace in which it was used first."""
+    return _open_library()
+
+
+def _open_library() -> Any:
+    """A library that works in the namespace of this thread, where its socket is opened. Raises NftError."""
     try:
         import nftables
 
@@ -46,6 +54,31 @@ def _library() -> Any:
     library.set_json_output(True)
     library.set_handle_output(False)
     return library
+
+
+class Inner:
+    """The nftables of a namespace other than the host's; made by ``inside``."""
+
+    def __init__(self) -> None:
+        self._library = _open_library()
+
+    def transaction(self, commands: Iterable[str]) -> None:
+        """As the function ``transaction``."""
+        _command("\n".join(commands), self._library)
+
+    def table(self, family: str) -> list[dict[str, Any]]:
+        """The objects of the table of our name, and the table itself; none where there is no such table."""
+        try:
+            return _list(f"list table {family} {TABLE}", self._library)
+        except (Absent, Unsupported):  # no such table, no such family
+            return []
+
+
+@contextmanager
+def inside(namespace: str) -> Iterator[Inner]:
+    """Run the body in a namespace, and return to the former one. Raises KernelError, NftError."""
+    with netns.inside(namespace):
+        yield Inner()
 
 
 def transaction(commands: Iterable[str]) -> None:
@@ -165,8 +198,8 @@ def _warn(line: str) -> None:
     log.warning("%s", line)
 
 
-def _list(command: str) -> list[dict[str, Any]]:
-    text = _command(command)
+def _list(command: str, library: Any = None) -> list[dict[str, Any]]:
+    text = _command(command, library)
     try:
         listed: list[dict[str, Any]] = json.loads(text)["nftables"]
     except ValueError as error:
@@ -187,8 +220,8 @@ def _list_or_nothing(command: str) -> list[dict[str, Any]]:
         return []
 
 
-def _command(text: str) -> str:
-    status, output, error = _library().cmd(text)
+def _command(text: str, library: Any = None) -> str:
+    status, output, error = (library or _library()).cmd(text)
     if status == 0:
         result: str = output
         return result

@@ -94,6 +94,7 @@ class Daemon:
             service_manager.reap_children()  # the spawner of the code that this process ran before
         log.info("daemon %s started", __version__)
         self._loop.run()
+        self._relays.close()
         log.info("daemon ended")
 
     def _regroup(self) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from tproxy.daemon.catalog import Catalog
 from tproxy.daemon.link import Link
 from tproxy.daemon.spawner import Order, Spawner
+from tproxy.daemon.wall_keeper import WallKeeper
 from tproxy.daemon.workers import Workers
 from tproxy.kernel import netns
 from tproxy.kernel.loop import Loop, Timer
@@ -68,6 +69,7 @@ class Relays:
         self._catalog = catalog
         self._workers = workers
         self._on_change = on_change
+        self._walls = WallKeeper(loop)
         self._links: dict[str, Link] = {}
         self._leaving: set[Link] = set()
         self._absent: dict[str, Absence] = {}
@@ -93,6 +95,7 @@ class Relays:
             self._spawn(bridge, replace=replace)
         elif link.greeted:
             self._instruct(link)
+            self._walls.look([bridge])
 
     def dismiss(self, bridge: str) -> None:
         """Have no relay for the bridge."""
@@ -102,6 +105,11 @@ class Relays:
         link = self._links.get(bridge)
         if link is not None:
             self._let_go(link)
+        self._walls.forget(bridge)
+
+    def close(self) -> None:
+        """Finish what was to be done soon."""
+        self._walls.close()
 
     def regroup(self) -> None:
         """Give all relays new data channels: the number of workers has changed."""
@@ -167,6 +175,8 @@ class Relays:
         self._links[bridge] = link
         if previous is not None:
             self._previous[link] = previous
+        # While the relay starts. It listens to nothing before it is told to.
+        self._walls.build(bridge, self._catalog.ports(bridge), again=True)
         self._loop.call_later(GREETING, lambda: self._give_up(link))
 
     def _miss(self, bridge: str, reason: str, previous: Absence | None) -> None:
@@ -204,6 +214,7 @@ class Relays:
         os.close(fd)
 
     def _instruct(self, link: Link) -> None:
+        self._walls.build(link.bridge, self._catalog.ports(link.bridge))
         link.listen(self._catalog.ports(link.bridge), output.level())
 
     def _connect(self, link: Link) -> None:

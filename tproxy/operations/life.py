@@ -10,7 +10,7 @@ import signal
 import time
 from typing import NoReturn
 
-from tproxy.bridge import nftables
+from tproxy.bridge import nftables, wall
 from tproxy.config import reader
 from tproxy.config.services import Config
 from tproxy.daemon import client, host_mounts, launcher
@@ -89,6 +89,7 @@ def start(settings: Settings, lock: Lock, *, reopen_logs: bool = False) -> list[
         send_signal(signal.SIGHUP, find().watchers)
     if not _needed(settings.watch_file):
         end_serving()
+        wall.remove_all()
         return []
     client.ensure_daemon(settings, lock)
     return _apply_all(settings, reopen_logs=reopen_logs)
@@ -104,6 +105,7 @@ def restart(settings: Settings, lock: Lock) -> list[str]:
     send_signal(signal.SIGUSR2, find().watchers)  # they replace themselves
     if not _needed(settings.watch_file):
         end_serving()
+        wall.remove_all()
         return []
     replace_daemon(settings, lock)
     return _apply_all(settings, reopen_logs=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from tproxy.bridge import guards, members, nftables, plan, plumbing, service_map
+from tproxy.bridge import guards, members, nftables, plan, plumbing, service_map, wall
 from tproxy.config.union import Offer, in_words
 from tproxy.daemon import host_mounts
 from tproxy.errors import ProcessError
@@ -151,6 +151,8 @@ def remove(bridge: str, observed: plan.Observed) -> None:
     if stays is None:
         steps.apply_or_queue(bridge)
         table.end_relay(bridge)  # a crashed daemon may have left one that the new daemon does not know
+        if observed.namespace and not observed.name_ours:
+            wall.remove(bridge)
         if not table.find().daemons and not nftables.read_maps():
             table.end_serving()  # nobody else tells workers that the last bridge is gone
     plumbing.carry_out(plan.dismantle(bridge, observed))

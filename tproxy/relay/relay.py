@@ -12,7 +12,7 @@ sockets (Takeover). While the daemon is away, guests are served as before. While
 relay does not accept: guests wait in the backlog, in the kernel.
 
 A relay gives up its rights before it listens (kernel/privileges.py). Ports below 1024 are open to it because
-the namespace, which is ours, reserves none for root.
+the daemon has told the namespace to reserve none for root (bridge/wall.py).
 """
 
 import os
@@ -40,9 +40,6 @@ RENDEZVOUS = "\0one_tproxy_relay"
 # stand still for some seconds, and a restart fails if one gives up.
 PATIENCE = 10.0
 
-# Ports from this one on need no capability, per namespace (Documentation/networking/ip-sysctl.rst).
-_UNPRIVILEGED_PORTS = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
-
 
 def run(bridge: str, channel: socket.socket, empty: str, *, replace: bool) -> None:
     """Be the relay of ``bridge`` until told to end; ``channel`` leads to the daemon, ``log`` has its file.
@@ -53,7 +50,6 @@ def run(bridge: str, channel: socket.socket, empty: str, *, replace: bool) -> No
     """
     try:
         netns.enter(BridgeNames(bridge).namespace)
-        _open_low_ports()
         # A batch process does not interrupt a running one when it wakes up (sched(7)). On a busy host more
         # guests have come by the time it runs, and share one message to the worker; on one with a processor
         # to spare it runs at once. Measured: a third more new connections.
@@ -77,13 +73,6 @@ def run(bridge: str, channel: socket.socket, empty: str, *, replace: bool) -> No
         log.error("relay cannot run: %s", error)
         with suppress(OSError):
             send(channel, wire.Failed(str(error)))
-
-
-def _open_low_ports() -> None:
-    """Let processes without capabilities bind ports below 1024 in this namespace."""
-    # Where /proc is read-only, binding such a port fails, which is reported with the port.
-    with suppress(OSError), open(_UNPRIVILEGED_PORTS, "w") as file:
-        file.write("0")
 
 
 def _meet_predecessor() -> socket.socket | None:

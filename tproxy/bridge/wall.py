@@ -1,0 +1,238 @@
+"""The second wall: nftables rules inside a bridge's namespace, as text, and the function that loads them.
+
+The guards (``guard_rules``) decide on the bridge which frames reach the namespace. The wall decides once
+more, in the namespace, what reaches its TCP/IP stack: TCP to the service ports, and a limited number of pings
+and of SYNs to other ports, which the kernel answers with a reset. So a guest cannot use the rest of the
+stack, such as ICMP errors that change a route's MTU, fragments, or UDP. A namespace that another program made
+has no guards of ours, and a wall all the same. How many connections a guest may open is the guards' matter:
+they know the port where a frame came in, which a guest cannot forge.
+
+A port that is no service any more may still have connections, and they go on. So segments without SYN pass to
+any port. Where there is no connection the kernel answers them with a reset.
+
+A relay may be taken over. It may bind any port of its namespace (SYSCTLS), but nothing comes in that answers
+a connection which it opens: no packet with SYN and ACK passes.
+
+ARP is no packet of the families that are filtered here. Connections to the service address from inside the
+namespace pass, for people who look for a fault.
+
+Each rule has a comment with a checksum of its text, as the guards' have. The wall is right when its chain,
+comments and ports are; otherwise one transaction replaces it, and no packet sees a namespace without a wall.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
+
+from tproxy.bridge import nftables
+from tproxy.errors import NftError, TproxyError
+from tproxy.kernel import links, netns
+from tproxy.log.lazy import logger
+from tproxy.model import SERVICE_ADDRESS, TABLE, BridgeNames
+from tproxy.typed import Any, NamedTuple
+
+log = logger(__name__)
+
+CHAIN = "wall"
+PORTS = "ports"  # the set of the service ports
+
+# Before the kernel would put fragments together, NF_IP_PRI_RAW_BEFORE_DEFRAG in <linux/netfilter_ipv4.h>.
+_HOOK, _PRIORITY = "prerouting", -450
+
+SYSCTLS = {
+    "ipv4/ip_unprivileged_port_start": "0",  # a relay without capabilities listens at low ports too
+    # The wall drops the ICMP errors of a router with a small MTU between a guest and the service, such as a
+    # guest's own tunnel. With 1 a connection whose large segments vanish tries smaller ones.
+    "ipv4/tcp_mtu_probing": "1",
+}
+
+# In a second, and at once. A monitoring system that pings from each guest fits in.
+PINGS, PING_BURST = 100, 200
+CLOSED, CLOSED_BURST = 100, 200  # likewise, SYNs to ports without a service
+
+_MARK = "tproxy "  # begins the comment of each of our rules
+_FOR_US = f"ip daddr {SERVICE_ADDRESS}"
+# Words at a fixed place, for the kernel's fast way (guard_rules). No more fragments, and offset 0:
+_WHOLE = "@nh,32,32 & 0x00003fff == 0"
+# SYN and ACK: the answer to a connection that began here.
+_NO_ANSWER = "@th,96,32 & 0x00120000 != 0x00120000"
+_NEW = "tcp flags & (fin | syn | rst | ack) == syn"
+_GOES_ON = "tcp flags & syn != syn"
+
+
+class Kind(NamedTuple):
+    """A wall that a kernel may support.
+
+    ``family`` is ``inet``, or ``ip`` where the kernel has no ``inet``. ``limited``: with limits of what is
+    not a connection to a service.
+    """
+
+    family: str
+    limited: bool
+
+    @property
+    def lacks(self) -> str:
+        """What a kernel lacks that needs this kind, in words, and what follows; or ""."""
+        lacks = [] if self.family == "inet" else ["family inet of nftables: walls let IPv6 pass"]
+        lacks += [] if self.limited else ["limit of nftables: walls let any number of pings pass"]
+        return ", and no ".join(lacks)
+
+
+# Best first.
+KINDS = (Kind("inet", True), Kind("ip", True), Kind("inet", False), Kind("ip", False))
+
+
+class Wall(NamedTuple):
+    """A wall as it was found: which kind, and for which ports. Another chain or other rules are no kind."""
+
+    kind: Kind | None
+    ports: frozenset[int]
+
+
+@cache
+def rules(kind: Kind) -> list[str]:
+    """The rules of the wall's chain, whose policy is drop."""
+    pings = f" limit rate {PINGS}/second burst {PING_BURST} packets" if kind.limited else ""
+    closed = f" limit rate {CLOSED}/second burst {CLOSED_BURST} packets" if kind.limited else ""
+    return [
+        f"{_FOR_US} {_WHOLE} tcp dport @{PORTS} {_NO_ANSWER} accept",
+        f"{_FOR_US} {_WHOLE} {_NEW}{closed} accept",
+        f"{_FOR_US} {_WHOLE} {_GOES_ON} accept",
+        f"{_FOR_US} {_WHOLE} icmp type echo-request{pings} accept",
+        "iif lo accept",
+    ]
+
+
+def load(kind: Kind, ports: Iterable[int]) -> str:
+    """Return the commands of one transaction that replaces whatever wall there is."""
+    table = f"{kind.family} {TABLE}"
+    elements = ", ".join(map(str, sorted(ports)))
+    lines = [
+        f"add table {table}",  # first, because deleting fails where there is none
+        f"delete table {table}",
+        f"add table {table}",
+        f"add set {table} {PORTS} {{ type inet_service; }}",
+        f"add chain {table} {CHAIN} {{ type filter hook {_HOOK} priority {_PRIORITY}; policy drop; }}",
+        *(f'add rule {table} {CHAIN} {rule} comment "{_mark(rule)}"' for rule in rules(kind)),
+    ]
+    if elements:
+        lines.append(f"add element {table} {PORTS} {{ {elements} }}")
+    return "\n".join(lines)
+
+
+def parse(family: str, listed: Iterable[dict[str, Any]]) -> Wall | None:
+    """Return the wall in the objects of ``nft -j list table``; None if there is nothing.
+
+    Raises NftError when the table has a chain or set that no wall has: another program's table.
+    """
+    chain: dict[str, Any] = {}
+    marks: list[str] = []
+    ports: list[Any] | None = None
+    found = False
+    for item in listed:
+        ((what, each),) = item.items()
+        found = found or what == "table"
+        if what == "chain" and each["name"] == CHAIN:
+            chain = each
+        elif what == "rule" and each["chain"] == CHAIN:
+            marks.append(each.get("comment", ""))
+        elif what == "set" and each["name"] == PORTS and each["type"] == "inet_service":
+            ports = each.get("elem", [])
+        elif what not in ("metainfo", "table"):
+            raise NftError(f"table {family} {TABLE} in the namespace belongs to another program")
+    if not found:
+        return None
+    kinds = (kind for kind in KINDS if kind.family == family and marks == list(map(_mark, rules(kind))))
+    where = chain.get("hook"), chain.get("prio"), chain.get("policy")
+    # An element with a comment, or a range, is listed as an object.
+    if (
+        ports is None
+        or where != (_HOOK, _PRIORITY, "drop")
+        or not all(isinstance(each, int) for each in ports)
+    ):
+        return Wall(None, frozenset())
+    return Wall(next(kinds, None), frozenset(ports))
+
+
+def ensure(bridge: str, ports: Iterable[int]) -> None:
+    """Have the wall in the bridge's namespace, for these service ports, and SYSCTLS set there.
+
+    Whoever made the namespace. Does nothing when all is as it should be. Raises NftError, KernelError.
+    """
+    wanted = frozenset(ports)
+    with nftables.inside(BridgeNames(bridge).namespace) as inner:
+        try:
+            wall = _find(inner)
+            if wall is None or wall.kind is None:
+                _load_best(inner, bridge, wanted)
+            elif wall.ports != wanted:
+                inner.transaction([load(wall.kind, wanted)])
+        finally:  # the relay needs them in any case
+            found = links.sysctls(SYSCTLS)
+            for path, value in SYSCTLS.items():
+                if found.get(path, value) != value:
+                    links.write_sysctl(path, value)
+
+
+def remove(bridge: str) -> None:
+    """Remove the wall from the bridge's namespace, if another program made that. SYSCTLS stay as they are.
+
+    Does nothing where there is no namespace or no wall. Our own namespace keeps its wall for as long as it
+    exists. Raises NftError, KernelError.
+    """
+    namespace = BridgeNames(bridge).namespace
+    if netns.identify(namespace) is None:
+        return
+    with nftables.inside(namespace) as inner:
+        if netns.is_marked():
+            return
+        for family in ("inet", "ip"):
+            with suppress(NftError):  # another program's table
+                if parse(family, inner.table(family)) is not None:
+                    inner.transaction([f"delete table {family} {TABLE}"])
+
+
+def remove_all() -> None:
+    """As ``remove``, for all namespaces that are named as if a bridge were served. Raises nothing."""
+    prefix = BridgeNames("x").namespace.removesuffix("x")
+    for name in netns.names():
+        if name.startswith(prefix):
+            with suppress(TproxyError):  # it closes what nobody uses
+                remove(name.removeprefix(prefix))
+
+
+def _find(inner: nftables.Inner) -> Wall | None:
+    """The wall in the namespace that this thread is in. The kinds tell which kernel this is."""
+    for family in ("inet", "ip"):
+        wall = parse(family, inner.table(family))
+        if wall is not None:
+            return wall
+    return None
+
+
+def _load_best(inner: nftables.Inner, bridge: str, ports: frozenset[int]) -> None:
+    """Load the first kind that this kernel accepts."""
+    for kind in KINDS:
+        try:
+            inner.transaction([load(kind, ports)])
+        except (nftables.Unsupported, nftables.Absent) as error:
+            refused = error
+        else:
+            log.debug("bridge %s: wall loaded for ports %s", bridge, sorted(ports))
+            if kind.lacks:
+                _tell(kind.lacks)
+            return
+    raise NftError(f"the namespace's wall cannot be loaded: {refused}")
+
+
+@cache
+def _tell(lacks: str) -> None:
+    """Log what the kernel lacks, once in a process: it is the same in each namespace."""
+    log.warning("this kernel has no %s", lacks)
+
+
+def _mark(rule: str) -> str:
+    return f"{_MARK}{zlib.crc32(rule.encode()):08x}"
