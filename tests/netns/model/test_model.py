@@ -3,7 +3,7 @@
 Steps are hooks, commands, maps that another program changes, endpoints that come and go, and processes that
 are killed. After each, every guest asks every port, and uses every connection that it has open.
 
-`make test` takes a few rows of steps, always the same. `make test-model EXAMPLES=100` takes others, at random.
+`make test` takes a few rows, always the same; `make test-model EXAMPLES=100` takes others, at random.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ class Host(RuleBasedStateMachine):
 
 def test_guests_see_what_the_model_says_after_any_row_of_steps(real_kernel: None) -> None:
     phases = [Phase.explicit, Phase.generate, *([Phase.shrink] if EXAMPLES else [])]
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Host,
         settings=settings(
             max_examples=EXAMPLES or 3,

@@ -2,8 +2,8 @@
 
 | words | answer, a line of JSON |
 | --- | --- |
-| ``["ask", {PORT: SECONDS}]`` | by port, the body that the endpoint answers, ``echo``, or an error. All at once |
-| ``["open", NUMBER, PORT]`` | the local port of a connection that stays open, after one line came back as it was |
+| ``["ask", {PORT: SECONDS}]`` | by port, what the endpoint answers, or an error. All at once |
+| ``["open", NUMBER, PORT]`` | the local port of a connection that stays open, once a block came back |
 | ``["use", [NUMBER, ...]]`` | by number, ``alive`` when a block came back as it was, or how that ended |
 | ``["close", [NUMBER, ...]]`` | nothing of interest |
 
