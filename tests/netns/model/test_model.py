@@ -139,9 +139,10 @@ class Host(RuleBasedStateMachine):
         self.world.kill(*self.world.pids("tproxy-spawner"))
 
     @precondition(lambda self: self.model.daemon and self.model.served_bridges())
-    @rule(data=st.data())
-    def kill_relay(self, data: st.DataObject) -> None:
-        title = f"one_tproxy_{data.draw(st.sampled_from(self.model.served_bridges()))}"
+    @rule(which=st.integers(0, 1))
+    def kill_relay(self, which: int) -> None:
+        served = self.model.served_bridges()
+        title = f"one_tproxy_{served[which % len(served)]}"
         killed = self.world.pids(title)
         self.world.kill(*killed)
         self.world.await_successor(title, killed)
@@ -150,10 +151,10 @@ class Host(RuleBasedStateMachine):
                 return
 
     @precondition(lambda self: self.model.daemon)
-    @rule(data=st.data())
-    def kill_worker(self, data: st.DataObject) -> None:
+    @rule(which=st.integers(0, 7))
+    def kill_worker(self, which: int) -> None:
         workers = self.world.pids("tproxy-worker", "tproxy-draining")
-        worker = workers[data.draw(st.integers(0, len(workers) - 1))]
+        worker = workers[which % len(workers)]
         self.world.kill(worker)
         self.must_be_reset(self.model.worker_killed(worker))
 
@@ -166,13 +167,13 @@ class Host(RuleBasedStateMachine):
 
     # Traffic
 
-    @rule(name=bridges, data=st.data())
-    def open_stream(self, name: str, data: st.DataObject) -> None:
+    @rule(name=bridges, which=st.integers(0, 1))
+    def open_stream(self, name: str, which: int) -> None:
         if self.model.answers(name, ECHO) != {"echo"} or len(self.model.streams) >= STREAMS:
             return
         if not self.model.daemon and not self.world.pids("tproxy-worker"):
             return  # it would wait for the next daemon
-        guest = data.draw(st.integers(0, GUESTS[name] - 1))
+        guest = which % GUESTS[name]
         self.opened += 1
         worker = self.world.open_stream(name, guest, self.opened)
         self.owners[self.opened] = name, guest

@@ -88,15 +88,18 @@ class World:
             f"- {{service_port: {port}, remote_addr: {ADDRESS}, remote_port: {ENDPOINT_PORTS[endpoint]}}}\n"
             for port, endpoint in config.items()
         )
+        _tell("configuration", config)
         self.host.write(CONFIG, f"tproxy_workers: {WORKERS}\ntproxy:\n{services}")
 
     def hook(self, verb: str, bridge: str, *options: str, check: bool = True) -> int:
+        _tell("hook", verb, bridge, *options)
         done = self.host.tproxy(
             *("hook", verb, "--bridge", bridge, "--config", CONFIG, *options), check=check
         )
         return done.returncode
 
     def command(self, name: str, check: bool = True) -> int:
+        _tell(name)
         return self.host.tproxy(name, check=check, env={"TPROXY_CONFIG": CONFIG}).returncode
 
     def edit(self, bridge: str, port: int, endpoint: str | None, mapped: Table) -> None:
@@ -107,16 +110,20 @@ class World:
             place = f"{ADDRESS} . {ENDPOINT_PORTS[endpoint]}"
             lines.append(f"add element ip one_tproxy ep_{bridge} {{ {port} : {place} }}")
         if lines:
+            _tell("nft", *lines)
             self.host.run("nft", "; ".join(lines))
 
     def delete_map(self, bridge: str) -> None:
+        _tell("delete map", bridge)
         self.host.run("nft", f"delete map ip one_tproxy ep_{bridge}")
 
     def start_endpoint(self, name: str) -> None:
+        _tell("start endpoint", name)
         argv = (sys.executable, str(ENDPOINTS), "echo") if name == "echo" else ()
         self._endpoints[name] = self.host.add_endpoint(ADDRESS, ENDPOINT_PORTS[name], name, program=argv)
 
     def kill_endpoint(self, name: str) -> None:
+        _tell("kill endpoint", name)
         process = self._endpoints.pop(name)
         process.kill()
         process.wait()
@@ -127,6 +134,8 @@ class World:
 
     def kill(self, *pids: int) -> None:
         """Kill processes, and return when they have ended."""
+        found = self.processes()
+        _tell("kill", {pid: found.get(pid) for pid in pids})
         # Some may have ended because of the others.
         self.host.run("kill", "-KILL", *map(str, pids), check=False)
         for _ in eventually():
@@ -163,6 +172,7 @@ class World:
 
     def open_stream(self, bridge: str, guest: int, number: int) -> int:
         """Open a connection that stays, and return the worker that carries it."""
+        _tell("open stream", number, "of guest", guest, "of", bridge)
         person = self.people[bridge][guest]
         local = person.do("open", number, ECHO)
         workers = set(self.pids("tproxy-worker"))
@@ -186,6 +196,11 @@ class World:
 
     def close_streams(self, bridge: str, guest: int, numbers: list[int]) -> None:
         self.people[bridge][guest].do("close", numbers)
+
+
+def _tell(*words: object) -> None:
+    """Print a step: pytest shows it with a failure, also where hypothesis cannot repeat that."""
+    print(*words, flush=True)
 
 
 def _patience(answers: set[str]) -> float:
