@@ -48,7 +48,7 @@ def refresh(debug: bool, file: str | None) -> None:
         output.warn(warning.at(path))
     failed = [f"{each.bridge}: {each.problem}" for each in outcomes if each.problem]
     skipped = [f"{each.bridge}: skipped: {each.skipped}" for each in outcomes if each.skipped]
-    with run_directory.lock() as lock:
+    with run_directory.lock(run_directory.ALL_BRIDGES) as lock:
         # This applies the log level and starts or ends a watcher. A watcher that runs reads the file again.
         problems = life.start(life.settings_from(read), lock, reopen_logs=True)
     for problem in dict.fromkeys([*failed, *problems, *skipped]):

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
-from tproxy.errors import NotRunning, ProcessError
+from tproxy.errors import DaemonEnded, NotRunning, ProcessError
 from tproxy.model import Settings
 from tproxy.process import run_directory
 from tproxy.process.run_directory import Lock
@@ -26,28 +27,31 @@ PING_TIMEOUT = 5.0
 Json = dict[str, Any]
 
 
-def ask(request: Json, timeout: float) -> Json:
+def ask(request: Json, timeout: float, sent: Callable[[], None] | None = None) -> Json:
     """Send one request and return the answer. ``timeout`` is in seconds.
 
-    Raises NotRunning when no daemon listens, and ProcessError when it does not answer in time, ends before it
-    has answered, or answers with an error.
+    ``sent`` is called when the request has been sent: the daemon handles later requests after this one.
+    Raises NotRunning when no daemon listens, DaemonEnded when it ends before it has answered, and
+    ProcessError when it does not answer in time or answers with an error.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout)
         try:
             _connect(sock, f"{run_directory.directory()}/{SOCKET}", timeout)
             sock.sendall(json.dumps(request).encode() + b"\n")
+            if sent is not None:
+                sent()
             data = b"".join(iter(lambda: sock.recv(256 * 1024), b""))
         except (FileNotFoundError, ConnectionRefusedError):
             raise NotRunning("the daemon is not running") from None
         except TimeoutError:
             raise ProcessError(f"the daemon did not answer within {timeout:g} s") from None
         except OSError as error:
-            raise ProcessError(f"the daemon ended before it answered: {error.strerror}") from None
+            raise DaemonEnded(f"the daemon ended before it answered: {error.strerror}") from None
     try:
         answer: Json = json.loads(data)
     except ValueError:  # nothing, or only a part of it
-        raise ProcessError("the daemon ended before it answered") from None
+        raise DaemonEnded("the daemon ended before it answered") from None
     if "error" in answer:
         raise ProcessError(answer["error"])
     return answer
@@ -83,7 +87,13 @@ def ensure_daemon(settings: Settings, lock: Lock) -> None:
         launcher.launch(settings, lock, replace=False)
 
 
-def apply(bridges: list[str] | None, settings: Settings, *, reopen_logs: bool = False) -> list[str]:
+def apply(
+    bridges: list[str] | None,
+    settings: Settings,
+    *,
+    reopen_logs: bool = False,
+    sent: Callable[[], None] | None = None,
+) -> list[str]:
     """Make the maps of these bridges, or of all (None), take effect; return one line for each problem.
 
     When this returns, every service port listens or is named in a line. If no map is left, all processes have
@@ -98,7 +108,7 @@ def apply(bridges: list[str] | None, settings: Settings, *, reopen_logs: bool = 
         request["watch"] = settings.watch_file
     if settings.workers is not None:
         request["workers"] = settings.workers
-    answer = ask(request, ANSWER_TIMEOUT)
+    answer = ask(request, ANSWER_TIMEOUT, sent)
     if answer["ending"]:
         from tproxy.process.table import end_serving
 

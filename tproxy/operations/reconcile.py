@@ -1,8 +1,9 @@
 """Brings a bridge to the state it should have, and repairs it. ``removal`` takes it down.
 
-Each function holds the host's lock until the daemon answers that the ports listen. So a hook never sees a
-bridge that another hook has half built. A hook that is killed half-way leaves a half-built bridge; the next
-one completes it, because every run compares everything.
+Each function holds the bridge's lock until the daemon answers that the ports listen. So a hook never sees a
+bridge that another hook has half built. It holds the host's lock only until the daemon has been told, so it
+does not keep the hooks of other bridges waiting (``process.run_directory``). A hook that is killed half-way
+leaves a half-built bridge; the next one completes it, because every run compares everything.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def up(
     """
     looked_up = False
     while not looked_up:
-        with run_directory.lock() as lock:
+        with run_directory.lock(run_directory.of_bridge(bridge)) as lock:
             check(bridge, uplinks)  # again: the holder of the lock before us may have changed it
             before = steps.found(bridge, plumbing.usable)
             wanted = joined(bridge, before.map, network, macs, anew=anew)
@@ -92,7 +93,7 @@ def note_guest(bridge: str, network: Network, macs: frozenset[str]) -> None:
     found = nftables.read_map(bridge)
     if found is None or found.members is None:
         return
-    with run_directory.lock():
+    with run_directory.lock(run_directory.of_bridge(bridge)):
         found = nftables.read_map(bridge)
         if found is not None and found.members is not None:
             wanted = joined(bridge, found, network, macs)._replace(services=found.services)
@@ -147,7 +148,7 @@ def _change(
 ) -> bool:
     """Give a bridge that still has the networks of ``found`` the services that are ``wanted``."""
     bridge = found.bridge
-    with run_directory.lock() as lock:
+    with run_directory.lock(run_directory.of_bridge(bridge)) as lock:
         plumbing.require_bridge(bridge)
         before = plumbing.usable(bridge)
         if before.map is None or before.map.networks != found.networks:
@@ -188,7 +189,7 @@ def repair(
     the MAC of a bridge that another program built (``plan.up_foreign``); None for one that a hook built.
     Raises TproxyError.
     """
-    with run_directory.lock() as lock:
+    with run_directory.lock(run_directory.of_bridge(bridge)) as lock:
         plumbing.require_bridge(bridge)
         found = plumbing.usable(bridge)
         if found.map is None:
@@ -201,8 +202,7 @@ def repair(
         steps.require_host_mounts(actions)
         plumbing.carry_out(actions, quiet=True)  # the caller logs all of them in one line
         if actions or restored:
-            client.ensure_daemon(settings, lock)
-            steps.apply(bridge, settings)
+            steps.apply(bridge, settings, lock)
             _warn_of_obstacles(bridge)
     return list(map(str, actions))
 
@@ -226,11 +226,11 @@ def _reconcile(
     try:
         storable = service_map.storable(wanted)
         actions = steps.carry_out(bridge, before, lambda now: plan.up(storable, now, uplinks))
-        client.ensure_daemon(settings, lock)
-        steps.apply(bridge, settings)
+        steps.apply(bridge, settings, lock)
     except TproxyError as error:
         log.error("bridge %s cannot be brought up, and stays as it was: %s", bridge, error)
-        _undo(bridge, before)
+        lock.take()
+        _undo(bridge, before, lock)
         raise
     _warn_of_obstacles(bridge)
     return bool(actions)
@@ -252,7 +252,7 @@ def _taken_down(bridge: str) -> bool:
     return run_directory.last_use(bridge) is None and not plumbing.has_links(bridge)
 
 
-def _undo(bridge: str, before: plan.Observed) -> None:
+def _undo(bridge: str, before: plan.Observed, lock: Lock) -> None:
     """Undo a failed ``up``: remove what it added to a bridge that had no map, otherwise load the old map."""
     with suppress(TproxyError):  # the caller raises the first error, which says what is wrong
         now = plumbing.observe(bridge)
@@ -262,4 +262,4 @@ def _undo(bridge: str, before: plan.Observed) -> None:
             removal.remove(bridge, now.added_since(before))
         elif now.map is not None and before.map != now.map:
             nftables.transaction(service_map.change_map(now.map, before.map))
-            client.apply([bridge], Settings())
+            client.apply([bridge], Settings(), sent=lock.release)

@@ -1,7 +1,7 @@
 """Takes a bridge down: all of it, or the services of a network whose last guest has gone.
 
-A hook that brings a bridge up does not load this module. As in ``reconcile``, each operation holds the host's
-lock, and may be killed at any point: the next run completes it.
+A hook that brings a bridge up does not load this module. As in ``reconcile``, each operation holds the locks
+of bridge and host, and may be killed at any point: the next run completes it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tproxy.log.lazy import logger
 from tproxy.model import BridgeNames, Network, ServiceMap, check_interface_name
 from tproxy.operations import lost_table, steps
 from tproxy.process import run_directory, table
+from tproxy.process.run_directory import Lock
 from tproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def down(
     check_interface_name(bridge)
     made: Offer | None = None
     while True:
-        with run_directory.lock():
+        with run_directory.lock(run_directory.of_bridge(bridge)) as lock:
             observed = steps.found(bridge, plumbing.observe)
             guests = plan.guests(bridge, observed, uplinks)
             if not guests or force:
@@ -54,7 +55,7 @@ def down(
                 return guests
             made = (made or offer()) if loses_network(observed.map, wanted) else None
             if made is None or made.is_known(wanted.networks):
-                _let_go(observed.map, wanted, made)
+                _let_go(observed.map, wanted, made, lock)
                 return guests
         made.look_up(wanted.networks)
     if left:
@@ -81,15 +82,15 @@ def served(found: ServiceMap, wanted: ServiceMap, offer: Offer) -> ServiceMap:
     return service_map.storable(wanted._replace(services=union.services))
 
 
-def _let_go(found: ServiceMap, wanted: ServiceMap, offer: Offer | None) -> None:
-    """Load the map of a bridge on which guests are left. The caller holds the lock. Raises TproxyError."""
+def _let_go(found: ServiceMap, wanted: ServiceMap, offer: Offer | None, lock: Lock) -> None:
+    """Load the map of a bridge on which guests are left. Raises TproxyError."""
     bridge = found.bridge
     if offer is not None:
         wanted = served(found, wanted, offer)
         gone = ", ".join(in_words(each) for each in found.networks if each not in wanted.networks)
         log.info("bridge %s: the last guest of %s has gone", bridge, gone)
     nftables.transaction(service_map.change_map(found, wanted))
-    steps.apply_or_queue(bridge)
+    steps.apply_or_queue(bridge, lock)
 
 
 def collect(bridge: str, uplinks: frozenset[str], unused_for: float) -> bool:
@@ -98,7 +99,7 @@ def collect(bridge: str, uplinks: frozenset[str], unused_for: float) -> bool:
     ``unused_for`` is in seconds. A bridge that a hook wanted since is left alone, because the guest for which
     the hook was called may not have started yet. Raises TproxyError.
     """
-    with run_directory.lock():
+    with run_directory.lock(run_directory.of_bridge(bridge)):
         observed = plumbing.observe(bridge)
         if not left_behind(bridge, observed, uplinks, unused_for):
             return False

@@ -114,7 +114,7 @@ class Watcher:
                 self._problems = []
                 return
             settings = self._settings()
-            with run_directory.lock() as lock:
+            with run_directory.lock(run_directory.ALL_BRIDGES) as lock:
                 if client.daemon_answers() or not (settings.watch_file or nftables.read_maps()):
                     return
                 problems = life.start(settings, lock)
@@ -165,7 +165,7 @@ class Watcher:
         # lock.
         lock = run_directory.take_lock()
         if self._repairer.is_missing_maps():
-            lock.release()
+            lock.close()
             self._loop.call_later(SETTLE, self._replace)
             return
         service_manager.execute_module("tproxy", *arguments, "--lock", str(lock.fileno()), keep=lock.fileno())
