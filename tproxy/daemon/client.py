@@ -30,10 +30,22 @@ Json = dict[str, Any]
 def ask(request: Json, timeout: float, sent: Callable[[], None] | None = None) -> Json:
     """Send one request and return the answer. ``timeout`` is in seconds.
 
-    ``sent`` is called when the request has been sent: the daemon handles later requests after this one.
-    Raises NotRunning when no daemon listens, DaemonEnded when it ends before it has answered, and
-    ProcessError when it does not answer in time or answers with an error.
+    A daemon whose socket somebody removed makes it again first. ``sent`` is called when the request has been
+    sent: the daemon handles later requests after this one. Raises NotRunning when no daemon listens,
+    DaemonEnded when it ends before it has answered, and ProcessError when it does not answer in time or
+    answers with an error.
     """
+    try:
+        return _ask(request, timeout, sent)
+    except NotRunning:
+        from tproxy.daemon import lost_socket
+
+        if not lost_socket.bring_back(SOCKET):
+            raise
+    return _ask(request, timeout, sent)
+
+
+def _ask(request: Json, timeout: float, sent: Callable[[], None] | None) -> Json:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout)
         try:

@@ -27,6 +27,7 @@ from tproxy.bridge import nftables
 from tproxy.daemon.catalog import Catalog
 from tproxy.daemon.client import Json
 from tproxy.daemon.guard_keeper import GuardKeeper
+from tproxy.daemon.lost_socket import LOOK_SIGNAL
 from tproxy.daemon.memory import Remembered, to_json
 from tproxy.daemon.relays import Relays
 from tproxy.daemon.server import Client, Server
@@ -41,7 +42,7 @@ from tproxy.kernel.loop import Loop
 from tproxy.log import output
 from tproxy.model import DAEMON_TITLE, ServiceMap, Settings
 from tproxy.process import service_manager
-from tproxy.process.run_directory import directory
+from tproxy.process.run_directory import directory, prepare
 from tproxy.process.title import set_title
 
 log = logging.getLogger(__name__)
@@ -78,16 +79,17 @@ class Daemon:
         self._knows_all = False  # whether all maps have been read once, and not only those of a hook's bridge
         self._stay = stay
         self._ending = False
+        self._retired = False
         self._started = time.time()
         self._wanted_workers = settings.workers or 0
         self._workers.keep(wanted_workers(self._wanted_workers), replace=replace)
 
     def run(self) -> None:
         """Serve until a signal, or until no map is left."""
-        set_title(DAEMON_TITLE)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.on_signal(number, self._loop.stop)
-        self._loop.on_signal(signal.SIGHUP, self._reopen_logs)
+        self._loop.on_signal(LOOK_SIGNAL, self._look_after_files)
+        set_title(DAEMON_TITLE)  # only now: whoever finds the process may signal it
         if self._stay:
             self._loop.on_signal(service_manager.LEAVE_SIGNAL, self._leave)
             self._loop.on_signal(signal.SIGCHLD, service_manager.reap_children)
@@ -218,6 +220,19 @@ class Daemon:
         self._workers.reopen_logs()
         self._relays.reopen_logs()
 
+    def _look_after_files(self) -> None:
+        self._reopen_logs()
+        if self._retired or not self._server.lost:
+            return
+        log.warning("the run directory was removed; it is made again")
+        try:
+            os.chdir(prepare())
+            self._server.listen_again()
+        except (OSError, TproxyError) as error:
+            log.error("the run directory cannot be made again: %s", error)
+            return
+        self._workers.meet_again()
+
     # Ending. A signal ends only this process: guests are served as before. `tproxy stop` ends all.
 
     def _renew(self, client: Client) -> None:
@@ -240,6 +255,7 @@ class Daemon:
 
     def _retire(self) -> None:
         """Make room for a successor, which has relays and workers of its own."""
+        self._retired = True
         log.info("a new daemon takes over")
         self._workers.drain()
         self._guards.close()

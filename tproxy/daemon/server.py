@@ -35,13 +35,31 @@ class Server:
         self._path = f"{directory}/{SOCKET}"
         self._handle = handle
         self._warnings = limit.warnings()
+        self._listener = self._listen()
+
+    def _listen(self) -> socket.socket:
         # A crash leaves a socket file on which nobody listens. It can be removed without a check: the command
         # that starts a daemon holds the host's lock, and has ended or retired the daemon before.
         _remove(self._path)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        self._listener.bind(self._path)
-        self._listener.listen(128)
-        loop.add(self._listener.fileno(), READ, self)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        listener.bind(self._path)
+        listener.listen(128)
+        self._inode = os.stat(self._path).st_ino
+        self._loop.add(listener.fileno(), READ, self)
+        return listener
+
+    @property
+    def lost(self) -> bool:
+        """Whether nobody can find the socket any more, because its file was removed."""
+        try:
+            return os.stat(self._path).st_ino != self._inode
+        except OSError:
+            return True
+
+    def listen_again(self) -> None:
+        """Make the socket anew. Raises OSError; then clients that are connected still are served."""
+        old, self._listener = self._listener, self._listen()
+        self._loop.close_later(old)
 
     def on_event(self, fd: int, mask: int) -> None:
         try:

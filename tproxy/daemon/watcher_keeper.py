@@ -15,7 +15,7 @@ import time
 
 from tproxy.errors import KernelError
 from tproxy.kernel.loop import READ, Loop, Timer
-from tproxy.process import run_directory
+from tproxy.process import run_directory, table
 
 log = logging.getLogger(__name__)
 
@@ -125,4 +125,4 @@ def _is_free() -> bool:
     if place is None:
         return False
     os.close(place)
-    return True
+    return not table.find().watchers  # somebody may have removed the file that a watcher has locked

@@ -62,7 +62,7 @@ class WorkerLink:
         self.ready = False
         self._loop = loop
         self._channel = channel
-        self._meeting = meeting
+        self.meeting = meeting
         self._owner = owner
         self._pidfd = -1
         self._view: View | None = None
@@ -148,7 +148,7 @@ class WorkerLink:
 
     def remove_meeting(self) -> None:
         with suppress(OSError):
-            os.unlink(self._meeting)
+            os.unlink(self.meeting)
 
     def on_event(self, fd: int, mask: int) -> None:
         if mask & WRITE:

@@ -169,6 +169,18 @@ class Workers:
         for worker in (*self._present(), *self._draining):
             self._give_log(worker)
 
+    def meet_again(self) -> None:
+        """Give all workers new meeting points: somebody removed the folder."""
+        for worker in (*self._present(), *self._draining):
+            meeting = self._new_meeting()
+            try:
+                with self._point(meeting) as point:
+                    worker.tell(orders.Meeting(), point.fileno())
+            except OSError as error:
+                log.error("worker %d has no meeting point: %s", worker.pid, error.strerror)
+            else:
+                worker.meeting = meeting
+
     def drain(self) -> None:
         """Let all workers finish what they have: a successor of this daemon starts others."""
         self._count = 0  # those that end now are not replaced
@@ -249,12 +261,9 @@ class Workers:
     def _start(self, place: int) -> None:
         if place >= self._count or self._places[place] is not None:
             return  # the number of workers has changed since an attempt failed
-        meeting = f"{self._folder}/{time.monotonic_ns()}"
+        meeting = self._new_meeting()
         try:
-            with suppress(FileExistsError):
-                os.mkdir(self._folder, 0o700)
-            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as point:
-                point.bind(meeting)
+            with self._point(meeting) as point:
                 log_file = open_log(output.DAEMON_LOG)
                 try:
                     order = Order("", replace=False, log_level=output.level())
@@ -268,6 +277,21 @@ class Workers:
             self._start_later(place)
             return
         self._occupy(place, WorkerLink(self._loop, channel, meeting, self))
+
+    def _new_meeting(self) -> str:
+        return f"{self._folder}/{time.monotonic_ns()}"
+
+    def _point(self, meeting: str) -> socket.socket:
+        """Return a socket that is bound to this path, and on which nobody listens yet. Raises OSError."""
+        with suppress(FileExistsError):
+            os.mkdir(self._folder, 0o700)
+        point = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            point.bind(meeting)
+        except OSError:
+            point.close()
+            raise
+        return point
 
     def _start_later(self, place: int) -> None:
         previous = self._retries.get(place)

@@ -184,10 +184,9 @@ def take_lock(bridges: Range | None = None) -> Lock:
                 # Of the open file description, as flock(2) is, and apart from that one (fcntl(2)).
                 fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _write_lock(*bridges))
             fcntl.flock(fd, fcntl.LOCK_EX)
-            if os.fstat(
-                fd
-            ).st_nlink:  # otherwise somebody removed the file meanwhile, and others lock a new one
+            if os.fstat(fd).st_nlink:
                 return Lock(fd)
+            # Somebody has removed the file meanwhile, and others lock a new one.
         except BaseException:
             os.close(fd)
             raise

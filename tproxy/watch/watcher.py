@@ -50,9 +50,10 @@ class Watcher:
         self._file_problem = ""  # why the file could not be read again
         self._problems: list[str] = []  # of the last attempt to start the daemon
         os.chdir(run_directory.prepare())
-        self._place = run_directory.claim(PLACE)
-        if self._place is None:
+        place = run_directory.claim(PLACE)
+        if place is None:
             raise ProcessError("a watcher is running already")
+        self._place = place
         self._loop = loop or Loop()
         self._repairer = Repairer(self._loop, self._settings)
         self._guests = GuestFollower(self._loop, config, self._settings, self._repairer.uplinks)
@@ -101,9 +102,22 @@ class Watcher:
 
     def _tick(self) -> None:
         self._loop.call_later(TICK, self._tick)
+        if not os.fstat(self._place).st_nlink:
+            self._claim_again()
         self._repairer.check_namespaces()
         self._guests.look_for_gone()
         self._look_for_daemon()
+
+    def _claim_again(self) -> None:
+        """Lock a new file: somebody removed the run directory."""
+        os.chdir(run_directory.prepare())
+        place = run_directory.claim(PLACE)
+        if place is None:
+            log.warning("another watcher has taken the place of this one")
+            self._loop.stop()
+            return
+        os.close(self._place)
+        self._place = place
 
     def _daemon_ended(self) -> None:
         self._loop.call_later(SETTLE, self._look_for_daemon)  # a restart may be replacing it

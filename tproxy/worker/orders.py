@@ -68,6 +68,10 @@ class LogFile(NamedTuple):
     """Daemon to worker. Beside it: the file to log to from now on."""
 
 
+class Meeting(NamedTuple):
+    """Daemon to worker. Beside it: a bound socket at which later daemons find the worker from now on."""
+
+
 class Sync(NamedTuple):
     """Daemon to worker: say Synced when all earlier messages have taken effect.
 
@@ -95,7 +99,7 @@ class Synced(NamedTuple):
     number: int
 
 
-Message = Settings | Services | Bridge | Forget | LogFile | Sync | Drain | Ready | Synced
+Message = Settings | Services | Bridge | Forget | LogFile | Meeting | Sync | Drain | Ready | Synced
 
 
 def encode(message: Message) -> bytes:
@@ -111,6 +115,8 @@ def encode(message: Message) -> bytes:
             return b"F" + _NAME.pack(bridge.encode())
         case LogFile():
             return b"L"
+        case Meeting():
+            return b"M"
         case Sync(number, counting):
             return b"s" + _SYNC.pack(number, counting)
         case Drain():
@@ -140,6 +146,8 @@ def decode(data: bytes) -> Message:
                 return Forget(_text(*_NAME.unpack(body)))
             case b"L" if not body:
                 return LogFile()
+            case b"M" if not body:
+                return Meeting()
             case b"s":
                 return Sync(*_SYNC.unpack(body))
             case b"D":

@@ -122,6 +122,14 @@ class Worker:
         self._forget_daemon()
         self._greet(channel)
 
+    def _move_meeting(self, meeting: socket.socket) -> None:
+        """Be found at another place: somebody removed the file of the one before."""
+        meeting.listen()
+        meeting.setblocking(False)
+        old, self._meeting = self._meeting, meeting
+        self._loop.close_later(old)
+        self._loop.add(meeting.fileno(), READ, self)
+
     def _greet(self, channel: socket.socket) -> None:
         channel.setblocking(False)
         self._channel = channel
@@ -189,6 +197,8 @@ class Worker:
                 self._connections.host.forget(ports)
             case orders.LogFile() if len(delivery.fds) == 1:
                 self._log.use(delivery.take()[0])
+            case orders.Meeting() if len(delivery.fds) == 1:
+                self._move_meeting(delivery.take_socket())
             case orders.Sync(number, counting):
                 if counting:
                     self._connections.count_open()
