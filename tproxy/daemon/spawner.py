@@ -154,6 +154,8 @@ def _start(orders: socket.socket, order: Order, fds: list[int]) -> None:
     with channel:
         if os.fork() == 0:
             orders.close()
+            for fd in fds:  # a channel that is closed later must not stay open, and polled, in a copy
+                os.close(fd)
             _become(order, channel, meeting, empty)
         for each in meeting:
             each.close()
