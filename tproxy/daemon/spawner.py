@@ -19,6 +19,7 @@ import sys
 import time
 from contextlib import ExitStack, suppress
 
+from tproxy.kernel import privileges
 from tproxy.log.lazy import logger
 from tproxy.process import run_directory
 from tproxy.process.title import set_title
@@ -69,6 +70,12 @@ class Spawner:
                         if fd > 2 and fd != theirs.fileno():
                             with suppress(OSError):  # the listing's own
                                 os.close(fd)
+                    # Not a terminal, into whose input they could write.
+                    null = os.open(os.devnull, os.O_RDWR)
+                    for fd in (0, 1, 2):
+                        os.dup2(null, fd)
+                    if null > 2:
+                        os.close(null)
                     _obey(theirs)
                     status = 0
                 finally:
@@ -134,37 +141,40 @@ def _obey(orders: socket.socket) -> None:
         if not payload:
             return
         try:
-            _start(orders, Order.decode(payload), fds)
-        except Exception as error:
-            _note(error)  # the daemon sees that the channel has ended, and tries again later
+            _start(Order.decode(payload), fds)
         finally:
             for fd in fds:
                 os.close(fd)
 
 
-def _start(orders: socket.socket, order: Order, fds: list[int]) -> None:
+def _start(order: Order, fds: list[int]) -> None:
     """Start the process that was ordered.
 
     What is done before the fork is not done by each process again, in memory of its own.
     """
     relay.log.use(os.dup(fds[1]))
     relay.log.level = order.log_level
-    empty = _empty_directory()
-    channel, *meeting = (socket.socket(fileno=os.dup(fd)) for fd in (fds[0], *fds[2:]))
-    with channel:
-        if os.fork() == 0:
-            orders.close()
-            for fd in fds:  # a channel that is closed later must not stay open, and polled, in a copy
-                os.close(fd)
-            _become(order, channel, meeting, empty)
-        for each in meeting:
-            each.close()
+    try:
+        empty = _empty_directory()
+        channel, *meeting = (socket.socket(fileno=os.dup(fd)) for fd in (fds[0], *fds[2:]))
+        with channel, ExitStack() as owned:
+            for each in meeting:
+                owned.enter_context(each)
+            if os.fork() == 0:
+                _become(order, channel, meeting, empty)
+    except Exception as error:
+        _note(error)  # the daemon sees that the channel has ended, and tries again later
+    finally:
+        relay.log.close()
 
 
 def _become(order: Order, channel: socket.socket, meeting: list[socket.socket], empty: str) -> None:
     """Be the process that was ordered, and never return: a child must not go on in its parent's code."""
     status = 1
     try:
+        # A channel that is closed later must not stay open, and polled, in a copy.
+        own = [each.fileno() for each in (channel, *meeting)]
+        privileges.keep_only(0, 1, 2, *own, relay.log.fileno())
         pidfd = os.pidfd_open(os.getpid())
         send(channel, wire.Born(os.getpid()), [pidfd])
         os.close(pidfd)

@@ -31,8 +31,9 @@ _MS_BIND, _MS_REC, _MS_SHARED = 1 << 12, 1 << 14, 1 << 20  # <linux/mount.h>
 # with the namespace, and nothing else tells ours from one that another program made under the same name.
 _MARK = "made by tproxy"
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_LIBC.setns  # noqa: B018 - looked up now: each relay would make a function of its own
+# One for all modules: each further one, and each function of it, takes memory.
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.setns  # noqa: B018 - looked up now: each relay would make a function of its own
 
 
 class NamespaceId(NamedTuple):
@@ -207,7 +208,7 @@ def _mount(source: str, target: str, flags: int) -> None:
 
 def _call(function: str, *arguments: object) -> None:
     """Call a function of libc that returns 0. Raises OSError."""
-    if getattr(_LIBC, function)(*arguments) != 0:
+    if getattr(LIBC, function)(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
@@ -219,7 +220,7 @@ def remove(name: str) -> None:
     """
     file = path(name)
     # Repeated, because two programs that create the name at once mount on it twice.
-    while _LIBC.umount2(os.fsencode(file), 2) == 0:  # MNT_DETACH, umount(2)
+    while LIBC.umount2(os.fsencode(file), 2) == 0:  # MNT_DETACH, umount(2)
         pass
     try:
         if os.path.isdir(file) and not os.path.islink(file):

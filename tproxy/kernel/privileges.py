@@ -8,7 +8,10 @@ order, as the unprivileged processes of OpenSSH and passt do:
 2. a user id of their own (``uid_of``): no signal and no ptrace(2) reaches another process, and the kernel
    counts its pipes, and the descriptors that it has in flight, apart from those of the others;
 3. no capabilities, and none that could come back (capabilities(7));
-4. no_new_privs (prctl(2)): an executed program could not gain any either.
+4. no_new_privs (prctl(2)): an executed program could not gain any either;
+5. only the system calls that a relay or a worker makes (``seccomp``).
+
+Before that, the spawner closes all descriptors but the process's own (``keep_only``).
 
 A stage that is not possible, as in a container that maps few user ids, is left out, and the caller says so.
 """
@@ -19,6 +22,9 @@ import ctypes
 import os
 from collections.abc import Callable
 
+from tproxy.kernel import seccomp
+from tproxy.kernel.netns import LIBC
+
 # User ids from here on are ours: 1,900,000,000 and the process id. Neither distributions nor systemd give out
 # ids in this range (systemd's "Users, Groups, UIDs and GIDs": 1,879,048,192 to 2,147,483,647 is unused), and
 # a process id is at most 4,194,304 (proc(5), pid_max).
@@ -28,16 +34,33 @@ _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38  # <linux/prctl.h>
 _CAPABILITY_VERSION_3 = 0x20080522  # <linux/capability.h>
 _EINVAL = 22
 
+# How far above a process's own descriptors others are looked for: the spawner has a handful. Linux before 5.9
+# tries one number after the other, and a million of them take a tenth of a second.
+_ABOVE = 1024
+
 
 def uid_of(pid: int) -> int:
     """Return the user and group id of the relay or worker that is process ``pid``."""
     return FIRST_UID + pid
 
 
-def drop(empty: str) -> list[str]:
-    """Pass all stages; ``empty`` is the path of an empty directory. Return a line for each that failed."""
+def keep_only(*fds: int) -> None:
+    """Close all descriptors but these, in a process that has few."""
+    start = 0
+    for fd in sorted(fds):
+        if start < fd:  # os.closerange(0, 0) would close all of them
+            os.closerange(start, fd)
+        start = fd + 1
+    os.closerange(start, start + _ABOVE)
+
+
+def drop(empty: str, calls: seccomp.Filter) -> list[str]:
+    """Pass all stages; ``empty`` is the path of an empty directory, ``calls`` are the system calls to keep.
+
+    Return a line for each stage that failed.
+    """
     failed = []
-    for what, stage in _stages(empty):
+    for what, stage in _stages(empty, calls):
         try:
             stage()
         except OSError as error:
@@ -45,13 +68,14 @@ def drop(empty: str) -> list[str]:
     return failed
 
 
-def _stages(empty: str) -> tuple[tuple[str, Callable[[], None]], ...]:
+def _stages(empty: str, calls: seccomp.Filter) -> tuple[tuple[str, Callable[[], None]], ...]:
     return (
         ("it keeps the host's files in sight", lambda: _confine(empty)),
         ("its capability bounding set stays", _empty_bounding_set),
         ("it has no user id of its own", _change_user),
         ("it keeps its capabilities", _clear_capabilities),
         ("it may gain privileges", _forbid_gains),
+        ("it can make any system call", calls.apply),
     )
 
 
@@ -94,10 +118,9 @@ def _raise() -> None:
 
 # Functions and structures are made here, before relays are forked: a library that is opened and a type that
 # is made in each of them take some 300 KB of its own.
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_prctl = _LIBC.prctl
+_prctl = LIBC.prctl
 _prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
-_capset = _LIBC.capset
+_capset = LIBC.capset
 _capset.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
 _HEADER = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
 _NO_CAPABILITY = (ctypes.c_uint32 * 6)()

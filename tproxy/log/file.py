@@ -64,6 +64,16 @@ class Log:
             os.close(self._fd)
         self._fd = fd
 
+    def close(self) -> None:
+        """Drop lines from now on."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def fileno(self) -> int:
+        """Return the descriptor of the file; -1 when there is none."""
+        return self._fd
+
     def info(self, message: str, *words: object) -> None:
         self._write(INFO, "INFO", message % words)
 

@@ -21,7 +21,7 @@ import socket
 from contextlib import ExitStack, suppress
 
 from tproxy.errors import KernelError, ProtocolError
-from tproxy.kernel import netns, privileges, tcp
+from tproxy.kernel import netns, privileges, seccomp, tcp
 from tproxy.kernel.loop import READ, WRITE, Loop
 from tproxy.log.file import Log
 from tproxy.model import BridgeNames
@@ -55,7 +55,7 @@ def run(bridge: str, channel: socket.socket, empty: str, *, replace: bool) -> No
         # to spare it runs at once. Measured: a third more new connections.
         with suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        failed = privileges.drop(empty)
+        failed = privileges.drop(empty, seccomp.RELAY)
         predecessor = _meet_predecessor()
         if predecessor is not None and not replace:
             with predecessor:

@@ -19,7 +19,7 @@ from tproxy.datapath.connection import Connections
 from tproxy.datapath.counters import Counters
 from tproxy.datapath.target import Target
 from tproxy.errors import ProtocolError
-from tproxy.kernel import privileges
+from tproxy.kernel import privileges, seccomp
 from tproxy.kernel.limits import descriptor_limit
 from tproxy.kernel.loop import READ, Loop
 from tproxy.log.file import Log
@@ -51,7 +51,7 @@ def run(channel: socket.socket, meeting: socket.socket, empty: str, log: Log) ->
     process, and ``empty`` is the path of an empty directory (kernel/privileges.py).
     """
     meeting.listen()  # now, as root: a daemon learns from it which process this is (unix(7), SO_PEERCRED)
-    failed = privileges.drop(empty)
+    failed = privileges.drop(empty, seccomp.WORKER)
     set_title(TITLE)
     for line in failed:
         log.warning("a right that the worker does not need could not be given up: %s", line)
