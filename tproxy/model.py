@@ -15,7 +15,7 @@ from tproxy.typed import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:  # the annotations of options, which are text at run time (tproxy.options)
     from typing import Annotated
 
-    from tproxy.options import Option, Seconds, Text
+    from tproxy.options import Number, Option, Seconds, Text
 
 SERVICE_ADDRESS = "169.254.16.9"
 
@@ -38,6 +38,7 @@ DAEMON_TITLE = "one_tproxy"
 INTERFACE_NAME_BYTES = 15
 
 DEFAULT_CONNECT_TIMEOUT = 5.0  # seconds
+DEFAULT_USER_TIMEOUT = 120  # seconds; relays' listeners have it too, and accepted sockets inherit it
 
 _MULTICAST = range(224, 240)  # 224.0.0.0/4
 
@@ -185,6 +186,68 @@ class Service(NamedTuple):
             general=True,
         ),
     ] = DEFAULT_CONNECT_TIMEOUT
+    # Limits and time-outs (datapath.limits, docs/limits.md). The most that a number can be is arbitrary, and
+    # far beyond what one host can hold. At most 30 days: arbitrary.
+    max_connections_per_guest: Annotated[
+        int,
+        Option(
+            Number(0, 1_000_000),
+            "how many connections one guest may have open; 0: no limit. More are reset",
+            general=True,
+        ),
+    ] = 1024
+    max_connections_per_bridge: Annotated[
+        int,
+        Option(
+            Number(1, 1_000_000, words={"auto": 0}),
+            "how many connections all guests of a bridge may have open. `auto`: half of those for which the "
+            "workers have descriptors. More are reset",
+            general=True,
+        ),
+    ] = 0
+    max_connections_to_endpoint: Annotated[
+        int,
+        Option(
+            Number(1, 1_000_000, words={"auto": 0}),
+            "how many connections may lead to one endpoint, from all bridges; each takes a local port of "
+            "this host. `auto`: three quarters of `net.ipv4.ip_local_port_range`. More are reset",
+            general=True,
+        ),
+    ] = 0
+    idle_timeout: Annotated[
+        int,
+        Option(
+            Number(0, 2_592_000, "seconds"),
+            "how long no byte may move before both sides are reset; 0: for ever",
+            general=True,
+        ),
+    ] = 3600
+    half_closed_timeout: Annotated[
+        int,
+        Option(
+            Number(0, 2_592_000, "seconds"),
+            "the same for a connection that one side has finished; 0: for ever",
+            general=True,
+        ),
+    ] = 300
+    user_timeout: Annotated[
+        int,
+        Option(
+            Number(0, 86_400, "seconds"),
+            "how long guest or endpoint may leave data unacknowledged, or its window closed, before both "
+            "sides are reset (TCP_USER_TIMEOUT); 0: as long as the kernel waits",
+            general=True,
+        ),
+    ] = DEFAULT_USER_TIMEOUT
+    drain_timeout: Annotated[
+        int,
+        Option(
+            Number(0, 2_592_000, "seconds"),
+            "how long connections may go on in an old worker, after a restart, before they are reset; 0: "
+            "for ever",
+            general=True,
+        ),
+    ] = 3600
 
     @property
     def options(self) -> dict[str, Any]:
@@ -227,12 +290,14 @@ class Settings(NamedTuple):
 
     A new daemon takes the default for None. ``log_level`` is a level of ``logging``. ``watch_file`` is the
     configuration file for which the daemon keeps a watcher; "" means no watcher. ``workers`` is the number of
-    processes that move bytes; 0 means that the daemon decides by the number of cores.
+    processes that move bytes; 0 means that the daemon decides by the number of cores. ``max_connections`` is
+    how many connections all of them may have open; 0 means as many as they have descriptors for.
     """
 
     log_level: int | None = None
     watch_file: str | None = None
     workers: int | None = None
+    max_connections: int | None = None
 
 
 class Member(NamedTuple):

@@ -250,7 +250,13 @@ def test_an_element_that_is_no_service_port_is_left_out_with_a_warning(
 
 def test_comments_have_the_words_of_the_contract(host: Hypervisor) -> None:
     entry = f"{{remote_addr: {ENDPOINT}, remote_port: 5030, name: with a space, connect_timeout: 2.5}}"
-    host.write(FILE, f"tproxy: [{entry}]\n")
+    limits = "max_connections_per_guest: 1, max_connections_per_bridge: 2, max_connections_to_endpoint: 3"
+    times = "idle_timeout: 4, half_closed_timeout: 5, user_timeout: 6, drain_timeout: 7"
+    others = "".join(
+        f", {{remote_addr: {ENDPOINT}, remote_port: {port}, {options}}}"
+        for port, options in ((5031, limits), (5032, times))
+    )
+    host.write(FILE, f"tproxy: [{entry}{others}]\n")
     host.ip("link add up0 type veth peer name up1", "link set up0 master br0")
     hook(host, "br0", "--network", "vnet1", "--network-id", "0", "--uplink", "up0")
     hook(host, "br0", "--network", "vnet2", "--mac", "02:00:0a:00:00:05", "--uplink", "up0")

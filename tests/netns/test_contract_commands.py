@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.contract import quoted, table
+from tests.contract import LIMITS, quoted, table
 from tests.netns.one_bridge import OneBridge
 from tests.netns.waiting import eventually
 from tproxy.lab.hypervisor import PATIENCE, Hypervisor
@@ -248,19 +248,26 @@ def test_status_as_json_has_the_keys_of_the_contract_and_no_other(lab: OneBridge
     lab.host.run("ip", "link", "set", "br0b", "nomaster")  # an obstacle
     shown = json.loads(lab.host.tproxy("status", "--json").stdout)
     keys = set(table("Output of `status`", "key", "value").column("key"))
-    assert keys_of(shown, names="daemon.bridges") - {"processes[].title", "processes[].pid"} == keys
+    service = "daemon.bridges.*.services[]"
+    named = {"daemon.bridges", f"{service}.limited", f"{service}.options"}
+    keys_there = table("Limits and time-outs", "key", page=LIMITS).column("key")
+    limits = {key.removeprefix("tproxy_") for key in keys_there}
+    for each in (one for bridge in shown["daemon"]["bridges"].values() for one in bridge["services"]):
+        assert {*each["limited"]} == limits - {"connect_timeout"}
+        assert {*each["options"]} == limits - {"max_connections"} | {"name"}
+    assert keys_of(shown, named) - {"processes[].title", "processes[].pid"} == keys
 
 
-def keys_of(value: object, names: str, at: str = "") -> set[str]:
+def keys_of(value: object, names: set[str], at: str = "") -> set[str]:
     """Return the keys of a JSON value and of everything in it, such as ``daemon.bridges.*.relay``.
 
-    The keys of the object at ``names`` are names, and a ``*`` stands for each of them.
+    The keys of the objects at ``names`` are names, and a ``*`` stands for each of them.
     """
     if isinstance(value, list):
         return set().union(*(keys_of(each, names, f"{at}[]") for each in value))
     if not isinstance(value, dict):
         return set()
-    if at == names:
+    if at in names:
         return set().union(*(keys_of(each, names, f"{at}.*") for each in value.values()))
     inner = {f"{at}.{key}".removeprefix("."): each for key, each in value.items()}
     return {*inner}.union(*(keys_of(each, names, path) for path, each in inner.items()))

@@ -248,7 +248,11 @@ def _service_comment(service: Service) -> str:
 
 def _words(options: Mapping[str, Any]) -> dict[str, str]:
     # The name, which is the first option, comes last: of all it is missed least where there is no room.
-    return {key: _word(options[key]) for key in reversed(_OPTIONS) if key in options}
+    return {
+        key: _word(options[key])
+        for key, default in zip(reversed(_OPTIONS), reversed(_DEFAULTS), strict=True)
+        if options.get(key, default) != default
+    }
 
 
 def misfits(options: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,9 @@ Lines = Sequence[tuple[str, int]]
 
 _WORKER_COLUMNS = ("worker", "state", "open", "processor time", "bridges")
 
+# Limits of which 0 means that they follow from something else.
+_AUTOMATIC = ("max_connections", "max_connections_per_bridge", "max_connections_to_endpoint")
+
 _COLUMNS = (
     "bridge",
     "network",
@@ -50,8 +53,21 @@ def as_table(processes: Lines, daemon: dict[str, Any] | None) -> str:
         for bridge, details in daemon["bridges"].items()
         for each in details["obstacles"]
     )
+    notes += "".join(
+        f"{bridge}, port {service['port']}: {name} ({_limit(name, daemon, service)}): {count}\n"
+        for bridge, details in daemon["bridges"].items()
+        for service in details["services"]
+        for name, count in service.get("limited", {}).items()  # a daemon of an older version has none
+        if count
+    )
     workers = tabulate(map(_worker_row, daemon["workers"]), _WORKER_COLUMNS, tablefmt="simple")
     return f"{text}\n\n{table}\n\n{notes}{workers}\n\n{daemon['connections']} open connections"
+
+
+def _limit(name: str, daemon: dict[str, Any], service: dict[str, Any]) -> str:
+    """The value of a limit or time-out, as the configuration file has it."""
+    value = service["options"].get(name, daemon.get("max_connections"))
+    return "auto" if not value and name in _AUTOMATIC else str(value)
 
 
 def _row(bridge: str, details: dict[str, Any], service: dict[str, Any]) -> list[str]:

@@ -166,10 +166,19 @@ class Config(NamedTuple):
             kept=True,
         ),
     ] = 0
+    max_connections: Annotated[
+        int | None,
+        Option(
+            Number(1, 1_000_000, words={"auto": 0}),
+            "how many connections may be open on this host; more are reset. `auto`: as many as the workers "
+            "have descriptors for; more wait",
+            kept=True,
+        ),
+    ] = 0
 
     @property
     def settings(self) -> Settings:
-        return Settings(self.log_level, self.watch_file, self.workers)
+        return Settings(self.log_level, self.watch_file, self.workers, self.max_connections)
 
     @property
     def watch_file(self) -> str:

@@ -1,8 +1,8 @@
 """The first steps of the daemon's process: it forks its spawner first, while little is loaded.
 
-``python -m tproxy.daemon [--replace] [--stay] [--log-level N] [--watch FILE] [--workers N] [--ready FD]
-[--lock FD]``, started by ``daemon.launcher`` or ``process.service_manager`` in the run directory
-(``process.run_directory``).
+``python -m tproxy.daemon [--replace] [--stay] [--log-level N] [--watch FILE] [--workers N]
+[--max-connections N] [--ready FD] [--lock FD]``, started by ``daemon.launcher`` or
+``process.service_manager`` in the run directory (``process.run_directory``).
 
 ``tproxy.daemon`` is a stable name: a running daemon of an older version goes on as the installed code by this
 name (``service_manager.execute_daemon``), so it must stay, with these options, when modules are moved.
@@ -84,6 +84,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--log-level", type=int, default=logging.INFO)
     parser.add_argument("--watch", default="", help="configuration file for which to keep a watcher")
     parser.add_argument("--workers", type=int, default=0, help="number of workers; 0: by the number of cores")
+    parser.add_argument("--max-connections", type=int, default=0, help="of all workers; 0: by descriptors")
     parser.add_argument("--ready", type=int, help="descriptor to write to when commands are taken")
     parser.add_argument("--lock", type=int, help="descriptor of the host's lock, which is closed then")
     return parser.parse_args()
@@ -102,7 +103,12 @@ def _start(spawner: Spawner, arguments: argparse.Namespace) -> Daemon:
         from tproxy.daemon.daemon import Daemon
         from tproxy.model import Settings
 
-        settings = Settings(arguments.log_level, arguments.watch, workers=arguments.workers)
+        settings = Settings(
+            arguments.log_level,
+            arguments.watch,
+            workers=arguments.workers,
+            max_connections=arguments.max_connections,
+        )
         daemon = Daemon(spawner, settings, replace=arguments.replace, stay=arguments.stay)
     except Exception as error:
         logging.getLogger("tproxy.daemon").exception("the daemon cannot start")

@@ -120,6 +120,8 @@ def apply(
         request["watch"] = settings.watch_file
     if settings.workers is not None:
         request["workers"] = settings.workers
+    if settings.max_connections is not None:
+        request["max_connections"] = settings.max_connections
     answer = ask(request, ANSWER_TIMEOUT, sent)
     if answer["ending"]:
         from tproxy.process.table import end_serving

@@ -35,7 +35,7 @@ from tproxy.daemon.spawner import Spawner
 from tproxy.daemon.watcher_keeper import WatcherKeeper
 from tproxy.daemon.worker_link import Key
 from tproxy.daemon.workers import Workers, wanted_workers
-from tproxy.datapath.counters import Counts
+from tproxy.datapath.counters import CAUSES, Counts
 from tproxy.errors import NftError, TproxyError
 from tproxy.kernel import mounts
 from tproxy.kernel.loop import Loop
@@ -82,6 +82,7 @@ class Daemon:
         self._retired = False
         self._started = time.time()
         self._wanted_workers = settings.workers or 0
+        self._workers.max_connections = settings.max_connections or 0
         self._workers.keep(wanted_workers(self._wanted_workers), replace=replace)
 
     def run(self) -> None:
@@ -112,6 +113,8 @@ class Daemon:
                 if "workers" in request:
                     self._wanted_workers = int(request["workers"])
                     self._workers.keep(wanted_workers(self._wanted_workers))
+                if "max_connections" in request:
+                    self._workers.max_connections = int(request["max_connections"])
                 if "watch" in request:
                     self._watcher.keep(str(request["watch"]))
                 if request.get("reopen_logs"):
@@ -239,6 +242,8 @@ class Daemon:
         """Go on as the installed code in this process."""
         arguments = ["--log-level", str(output.level()), "--watch", self._watcher.file]
         arguments += ["--workers", str(self._wanted_workers)]
+        if self._workers.max_connections:
+            arguments += ["--max-connections", str(self._workers.max_connections)]
         self._retire()
         client.answer_now({"renewed": True})
         try:
@@ -272,6 +277,7 @@ class Daemon:
             "pid": os.getpid(),
             "started": self._started,
             "connections": self._workers.open,
+            "max_connections": self._workers.max_connections,
             "workers": self._workers.report(),
             "bridges": {
                 bridge: self._bridge_status(bridge, counts) for bridge in sorted(self._catalog.bridges)
@@ -297,6 +303,8 @@ class Daemon:
                     "bytes_to_guest": counted.to_guest,
                     "last_error": counted.last_error or (f"cannot listen: {problem}" if problem else ""),
                     "last_error_at": counted.last_error_at or None,
+                    "limited": dict(zip(CAUSES, counted.limited, strict=True)),
+                    "options": dict(zip(service._fields[2:], service[2:], strict=True)),
                 }
             )
         return {

@@ -46,7 +46,10 @@ def launch(settings: Settings, lock: Lock, *, replace: bool) -> None:
 def arguments(settings: Settings) -> list[str]:
     """Return the options that tell a daemon its settings."""
     level, watch_file = settings.log_level or DEFAULT_LEVEL, settings.watch_file or ""
-    return ["--log-level", str(level), "--watch", watch_file, "--workers", str(settings.workers or 0)]
+    options = ["--log-level", str(level), "--watch", watch_file, "--workers", str(settings.workers or 0)]
+    if settings.max_connections:  # a version before this option would refuse it
+        options += ["--max-connections", str(settings.max_connections)]
+    return options
 
 
 def expect_ready(reader: int) -> None:

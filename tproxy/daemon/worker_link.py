@@ -60,6 +60,8 @@ class WorkerLink:
         self.draining = False
         self.counted = True  # whether status counts its connections
         self.ready = False
+        self._version = orders.VERSION
+        self._held = False  # until its version is known
         self._loop = loop
         self._channel = channel
         self.meeting = meeting
@@ -77,9 +79,15 @@ class WorkerLink:
         return self._asked == self._answered
 
     def tell(self, message: orders.Message, *fds: int) -> None:
-        """Tell the worker something; ``fds`` stay the caller's."""
+        """Tell the worker something; ``fds`` stay the caller's.
+
+        One of another version is told only what has the same form in all versions.
+        """
         data = orders.encode(message)
-        if not self._outgoing:
+        if self._version != orders.VERSION and data[:1] not in orders.IN_ALL_VERSIONS:
+            return
+        waits = self._held and not isinstance(message, (orders.Drain, orders.LogFile))
+        if not waits and (self._held or not self._outgoing):
             try:
                 send_bytes(self._channel, data, fds)
                 return
@@ -91,13 +99,19 @@ class WorkerLink:
 
     def sync(self, *, count: bool = False) -> None:
         """Ask whether it has taken all; kill it if it does not answer."""
+        if self._version != orders.VERSION:
+            return
         self._asked += 1
         self.tell(orders.Sync(self._asked, count))
         if self._timer is None:
             self._judge_later()
 
     def adopt(self) -> None:
-        """Learn from the kernel which process is at the other end of a meeting point."""
+        """Learn from the kernel which process is at the other end of a meeting point.
+
+        It may be of another version: nothing is sent before it has said so.
+        """
+        self._held = True
         peer = self._channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         self.pid = _CREDENTIALS.unpack(peer)[0]
         with suppress(OSError):
@@ -176,7 +190,9 @@ class WorkerLink:
             case wire.Born(pid) if len(delivery.fds) == 1 and not self.pid:
                 self.pid, self._pidfd = pid, delivery.take()[0]
             case orders.Ready(version, draining) if len(delivery.fds) == 1 and self.pid and not self.ready:
-                self._view = View(delivery.fds[0])
+                if version == orders.VERSION:
+                    self._view = View(delivery.fds[0])
+                self._meet(version)
                 self.ready = True
                 self.draining |= draining  # this daemon may have told it to finish before it said Ready
                 self._owner.greeted(self, version)
@@ -186,25 +202,39 @@ class WorkerLink:
             case other:
                 raise ProtocolError(f"unexpected {type(other).__name__}")
 
+    def _meet(self, version: int) -> None:
+        """Send what had to wait for the version; only what has the same form in all, if it is another one."""
+        self._version = version
+        if version != orders.VERSION:
+            outgoing, self._outgoing = self._outgoing, []
+            for data, fds in outgoing:
+                if data[:1] in orders.IN_ALL_VERSIONS:
+                    self._outgoing.append((data, fds))
+                else:
+                    _close(fds)
+            self._asked = self._answered = 0
+        self._held = False
+        if self._outgoing:
+            self._flush()
+
     def _flush(self) -> None:
         while self._outgoing:
             message, fds = self._outgoing[0]
             try:
                 send_bytes(self._channel, message, fds)
             except BlockingIOError:
+                self._loop.modify(self._channel.fileno(), READ | WRITE)
                 return
             except OSError:
                 self._forget_outgoing()  # it has ended, which its channel tells too
                 break
             del self._outgoing[0]
-            for fd in fds:
-                os.close(fd)
+            _close(fds)
         self._loop.modify(self._channel.fileno(), READ)
 
     def _forget_outgoing(self) -> None:
         for _, fds in self._outgoing:
-            for fd in fds:
-                os.close(fd)
+            _close(fds)
         self._outgoing.clear()
 
     def _judge_later(self) -> None:
@@ -221,6 +251,11 @@ class WorkerLink:
             self._owner.ended(self, "it did not answer")
         elif not self.settled:
             self._judge_later()
+
+
+def _close(fds: tuple[int, ...]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _decode(data: bytes) -> object:

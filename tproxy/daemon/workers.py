@@ -73,6 +73,7 @@ class Workers:
         self.changed = changed
         self._regroup = regroup
         self._count = 0
+        self.max_connections = 0  # in all workers; 0: as their descriptors allow
         self._places: list[WorkerLink | None] = []
         self._draining: set[WorkerLink] = set()
         self._retries: dict[int, tuple[float, Timer]] = {}  # delay and timer by place
@@ -355,7 +356,7 @@ class Workers:
         return [*self._present(), *(worker for worker in self._draining if worker.counted)]
 
     def _settings(self) -> orders.Settings:
-        return orders.Settings(output.level(), self._count or 1, chosen_ports())
+        return orders.Settings(output.level(), self._count or 1, chosen_ports(), self.max_connections)
 
     def _tell_services(self, worker: WorkerLink, bridge: str) -> None:
         services = tuple(self._services[bridge])

@@ -13,20 +13,39 @@ import os
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from tproxy.datapath.counters import OPEN, TO_ENDPOINT, TO_GUEST, TOTAL
+from tproxy.datapath.counters import (
+    CAUSES,
+    DRAIN,
+    HALF_CLOSED,
+    IDLE,
+    OPEN,
+    TO_ENDPOINT,
+    TO_GUEST,
+    TOTAL,
+    USER,
+)
 from tproxy.datapath.ended_lines import EndedLines
 from tproxy.datapath.flow import interest
+from tproxy.datapath.limits import NO_LIMIT, Limits
 from tproxy.datapath.splice import Mover, PipePool, SideLost
 from tproxy.datapath.target import Target
 from tproxy.datapath.this_host import ThisHost, met_itself
 from tproxy.kernel import tcp
-from tproxy.kernel.loop import ERROR, HANGUP, PEER_CLOSED, READ, WRITE, Loop
+from tproxy.kernel.loop import ERROR, HANGUP, PEER_CLOSED, READ, WRITE, Loop, Timer
 from tproxy.log.file import Log
+from tproxy.log.limit import LineLimit
+from tproxy.model import DEFAULT_USER_TIMEOUT, Service
 
 _TO_READ = READ | PEER_CLOSED | HANGUP | ERROR
+
+# Seconds between two log lines of one limit or time-out, whatever guests do.
+LIMIT_INTERVAL = 60.0
+
+# Connections that a sweep looks at before others have their turn: some tenths of a millisecond.
+SWEPT_AT_ONCE = 500
 
 _UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN})
 
@@ -46,7 +65,8 @@ class Connection:
     """One connection of a guest, from accepted to ended. ``Connections`` makes and keeps it.
 
     ``peer`` is the guest's address and port. ``deadline`` is the end of the connect timeout by
-    time.monotonic(), and 0 when the endpoint is not being dialled.
+    time.monotonic(), and 0 when the endpoint is not being dialled. ``silent_since`` is when a sweep found
+    ``seen`` bytes, the number that had been moved by then.
 
     Both sockets have SO_LINGER 0 until the last byte was sent to them (splice.py), so the death of this
     process is a reset at both ends, and no end of file that looks like a normal one.
@@ -61,6 +81,8 @@ class Connection:
         "deadline",
         "dialed",
         "peer",
+        "seen",
+        "silent_since",
         "started",
         "target",
         "to_endpoint",
@@ -73,7 +95,8 @@ class Connection:
         self._keeper = keeper
         self.target = target
         self.peer = peer
-        self.started = time.monotonic()
+        self.started = self.silent_since = time.monotonic()
+        self.seen = 0
         self.deadline = 0.0
         self.dialed = target.service.endpoint  # a reload may change the target's endpoint
         self._guest = guest
@@ -96,6 +119,9 @@ class Connection:
         """Begin to connect to the endpoint. If that fails at once, end the connection."""
         tcp.set_options(self._endpoint, near=self.to_guest.near)
         tcp.reset_on_close(self._endpoint)
+        if (timeout := self.target.service.user_timeout) != DEFAULT_USER_TIMEOUT:
+            for side in (self._guest, self._endpoint):
+                tcp.set_user_timeout(side, timeout)
         # Most guests have sent their request by now. Then the last packet of the handshake can carry it,
         # which saves a packet and a wake-up of the endpoint.
         try:
@@ -178,6 +204,29 @@ class Connection:
         if not look.poll(0):
             self._dial_failed(errno.ETIMEDOUT)
 
+    def sweep(self, now: float, draining_since: float | None) -> None:
+        """End the connection if it was silent for too long, or is in a worker that finishes for too long."""
+        service = self.target.service
+        draining = now - draining_since if draining_since is not None else 0.0
+        if 0 < service.drain_timeout <= draining:
+            self._limit(DRAIN)
+            return
+        up, down = self.to_endpoint, self.to_guest
+        moved = up.moved + down.moved
+        if moved != self.seen or self.deadline:
+            self.seen = moved
+            self.silent_since = now
+            return
+        silent = now - self.silent_since
+        if (up.ended or down.ended) and 0 < service.half_closed_timeout <= silent:
+            self._limit(HALF_CLOSED)
+        elif 0 < service.idle_timeout <= silent:
+            self._limit(IDLE)
+
+    def _limit(self, cause: int) -> None:
+        self._keeper.limited(self.target, cause)
+        self.abort(CAUSES[cause])
+
     def abort(self, how: str) -> None:
         """End both sides with a reset."""
         for side in (self._guest, self._endpoint):
@@ -213,6 +262,8 @@ class Connection:
             how = f"reset by {who}"
         else:
             how = f"{who} lost: {os.strerror(lost.errno)}"
+            if lost.errno == errno.ETIMEDOUT:
+                self._keeper.limited(self.target, USER)
         if who == "endpoint":
             self.target.failed(f"endpoint {self.dialed}: {how}")
         # The bytes that the lost side sent before can still be read, even if a write met the error. The
@@ -257,12 +308,18 @@ class Connections:
     # A connect timeout may be noticed so many seconds late.
     TICK = 0.1
 
-    def __init__(self, loop: Loop, log: Log) -> None:
+    def __init__(self, loop: Loop, log: Log, room: int = NO_LIMIT) -> None:
+        """``room`` is how many connections the descriptors allow."""
         self.loop = loop
+        self.limits = Limits(room)
         self.pipes = PipePool()
         self.host = ThisHost()
         self.lines = EndedLines(loop, log)
+        self._log = log
+        self._warnings = [LineLimit(1, LIMIT_INTERVAL) for _ in CAUSES]
         self._open: set[Connection] = set()
+        self._sweep_timer: Timer | None = None
+        self._draining_since: float | None = None
         # In the order of dialling, and not of deadlines: each target has its own timeout.
         self._dialing: dict[Connection, None] = {}
         self._ticking = False
@@ -276,6 +333,9 @@ class Connections:
     def accept(self, target: Target, guest: socket.SocketType, peer: tuple[str, int]) -> None:
         """Take over a guest's socket, and dial the target's endpoint. ``peer`` is as in ``Connection``."""
         target.counts[TOTAL] += 1
+        if refusal := self.limits.refusal(target, peer[0]):
+            self._refuse(target, guest, peer, *refusal)
+            return
         try:
             connection = Connection(self, target, guest, peer)
         except OSError as error:
@@ -285,6 +345,9 @@ class Connections:
             return
         target.counts[OPEN] += 1
         self._open.add(connection)
+        self.limits.add(target, peer[0], connection.dialed)
+        if self._sweep_timer is None:
+            self._sweep_later()
         connection.dial()
         if connection.dialing:
             self._dialing[connection] = None
@@ -297,6 +360,7 @@ class Connections:
     def ended(self, connection: Connection) -> None:
         """Note that a connection has ended, and add its bytes to the counts of its target."""
         connection.target.counts[OPEN] -= 1
+        self.limits.remove(connection.target, connection.peer[0], connection.dialed)
         connection.count()
         self._dialing.pop(connection, None)
         self._open.discard(connection)
@@ -315,6 +379,57 @@ class Connections:
         """Add the bytes of connections that are still open to the counts of their targets, as of now."""
         for connection in self._open:
             connection.count()
+
+    def serve(self, bridge: str, services: Sequence[Service]) -> None:
+        """Take over the limits of a bridge's services as they are now."""
+        before = self.limits.sweep
+        self.limits.serve(bridge, services)
+        if self.limits.sweep < before and self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+            self._sweep_later()
+
+    def drain(self) -> None:
+        """Note that from now on the connections only have their ``drain_timeout``."""
+        if self._draining_since is None:
+            self._draining_since = time.monotonic()
+
+    def limited(self, target: Target, cause: int, why: str = "") -> None:
+        """Count a connection that a limit or a time-out refused or ended, and log it now and then."""
+        target.limited[cause] = (target.limited[cause] + 1) & 0xFFFFFFFF
+        warnings = self._warnings[cause]
+        if warnings.allows(time.monotonic()):
+            self._log.warning(
+                "bridge=%s port=%d connection reset by %s%s%s",
+                target.bridge,
+                target.service.port,
+                CAUSES[cause],
+                why,
+                warnings.suffix(),
+            )
+
+    def _refuse(
+        self, target: Target, guest: socket.SocketType, peer: tuple[str, int], cause: int, number: int
+    ) -> None:
+        self.limited(target, cause, f": guest={peer[0]}, {number} are open")
+        tcp.reset_on_close(guest)
+        guest.close()
+
+    def _sweep_later(self) -> None:
+        self._sweep_timer = self.loop.call_later(self.limits.sweep, lambda: self._sweep([*self._open]))
+
+    def _sweep(self, left: list[Connection]) -> None:
+        """Look at each connection once, a few at a time, so that nobody waits for that."""
+        now = time.monotonic()
+        for connection in left[-SWEPT_AT_ONCE:]:
+            if connection in self._open:
+                connection.sweep(now, self._draining_since)
+        del left[-SWEPT_AT_ONCE:]
+        if left:
+            self._sweep_timer = self.loop.call_later(0, lambda: self._sweep(left))
+        elif self._open:
+            self._sweep_later()
+        else:
+            self._sweep_timer = None
 
     def _tick(self) -> None:
         if not self._ticking:

@@ -12,7 +12,8 @@ It begins with the number of records in use. A record belongs to one service of 
 | 8 | service port; 0 in a record that nobody uses, or whose service is gone |
 | 4 x 8 | connections open, and in total; bytes to the endpoint, and to the guest |
 | 8 | when a connection failed last, in seconds since the epoch, as a double |
-| 112 | why, in UTF-8, padded with NUL |
+| 80 | why, in UTF-8, padded with NUL |
+| 8 x 4 | connections that a limit or a time-out refused or ended, in the order of CAUSES |
 
 A reader may see a record half written: a count may then be one event behind, and a text cut off.
 """
@@ -26,11 +27,12 @@ import struct
 import time
 
 from tproxy.errors import ProtocolError
-from tproxy.typed import NamedTuple
+from tproxy.typed import Any, NamedTuple
 
 _NAME_BYTES = 16
-_ERROR_BYTES = 112
-_RECORD = struct.Struct(f"={_NAME_BYTES}sQ4Qd{_ERROR_BYTES}s")
+_ERROR_BYTES = 80
+_RECORD = struct.Struct(f"={_NAME_BYTES}sQ4Qd{_ERROR_BYTES}s8I")
+_LIMITED = _NAME_BYTES + 8 * 6 + _ERROR_BYTES
 _HEADER_BYTES = 64
 
 # Services that one worker can count. The memory is taken only as it is used.
@@ -39,6 +41,14 @@ SIZE = _HEADER_BYTES + MOST_RECORDS * _RECORD.size
 
 # The places of the counts in ``Record.counts``.
 OPEN, TOTAL, TO_ENDPOINT, TO_GUEST = range(4)
+
+# The limits and time-outs, by the names of their options, and their places in ``Counts.limited``.
+CAUSES = (
+    *("max_connections_per_guest", "max_connections_per_bridge", "max_connections_to_endpoint"),
+    *("max_connections", "idle_timeout", "half_closed_timeout", "user_timeout", "drain_timeout"),
+)
+PER_GUEST, PER_BRIDGE, TO_ENDPOINT_LIMIT, TOTAL_LIMIT, IDLE, HALF_CLOSED, USER, DRAIN = range(8)
+_NEVER = (0,) * len(CAUSES)
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -52,6 +62,7 @@ class Counts(NamedTuple):
     to_guest: int = 0
     last_error: str = ""
     last_error_at: float = 0.0
+    limited: tuple[int, ...] = _NEVER
 
     def plus(self, other: Counts) -> Counts:
         """Return the sum, with the later one of the errors."""
@@ -63,21 +74,25 @@ class Counts(NamedTuple):
             self.to_guest + other.to_guest,
             later.last_error,
             later.last_error_at,
+            tuple(map(sum, zip(self.limited, other.limited, strict=True))),
         )
 
 
 class Record:
-    """The counters of one service in this worker. ``counts`` is indexed by OPEN to TO_GUEST.
+    """The counters of one service in this worker.
+
+    ``counts`` is indexed by OPEN to TO_GUEST, ``limited`` by PER_GUEST to DRAIN.
 
     ``shared`` says whether the memory is a part of that which the daemon reads.
     """
 
-    __slots__ = ("_memory", "counts", "shared")
+    __slots__ = ("_memory", "counts", "limited", "shared")
 
     def __init__(self, memory: memoryview, *, shared: bool = True) -> None:
         self._memory = memory
         self.shared = shared
         self.counts = memory[_NAME_BYTES + 8 : _NAME_BYTES + 8 * 5].cast("Q")
+        self.limited = memory[_LIMITED:].cast("I")
 
     def failed(self, why: str) -> None:
         """Note why a connection failed."""
@@ -86,8 +101,7 @@ class Record:
 
     def read(self) -> Counts:
         """Return the counts as they are now."""
-        _, _, *counts, when, why = _RECORD.unpack(self._memory)
-        return _counts(counts, when, why)
+        return _counts(_RECORD.unpack(self._memory))
 
     def name(self, bridge: str, port: int) -> None:
         """Begin to count for this service, from 0."""
@@ -169,17 +183,19 @@ class View:
         found: dict[tuple[str, int], Counts] = {}
         end = _HEADER_BYTES + min(used, MOST_RECORDS) * _RECORD.size
         for start in range(_HEADER_BYTES, end, _RECORD.size):
-            bridge, port, *counts, when, why = _RECORD.unpack_from(self._memory, start)
-            open_ += counts[OPEN]
+            fields = _RECORD.unpack_from(self._memory, start)
+            bridge, port = fields[:2]
+            open_ += fields[2 + OPEN]
             if port:
                 key = (_text(bridge), port)
-                found[key] = found.get(key, Counts()).plus(_counts(counts, when, why))
+                found[key] = found.get(key, Counts()).plus(_counts(fields))
         return open_, found
 
 
-def _counts(counts: list[int], when: float, why: bytes) -> Counts:
-    open_, total, to_endpoint, to_guest = counts
-    return Counts(open_, total, to_endpoint, to_guest, _text(why), when)
+def _counts(fields: tuple[Any, ...]) -> Counts:
+    """Return the counts in the fields of a record."""
+    _, _, open_, total, to_endpoint, to_guest, when, why, *limited = fields
+    return Counts(open_, total, to_endpoint, to_guest, _text(why), when, tuple(limited))
 
 
 def _text(padded: bytes) -> str:

@@ -22,7 +22,7 @@ class Target:
     dialled. ``sharers`` is how many processes share the limit of log lines.
     """
 
-    __slots__ = ("bridge", "counts", "lines", "record", "service")
+    __slots__ = ("bridge", "counts", "limited", "lines", "record", "service")
 
     def __init__(
         self, bridge: str, service: Service, record: Record | None = None, *, sharers: int = 1
@@ -31,7 +31,13 @@ class Target:
         self.service = service
         self.record = record if record is not None else counters.unshared()
         self.counts = self.record.counts
+        self.limited = self.record.limited
         self.lines = LineLimit(max(LINES_AT_ONCE // sharers, 1), LINE_INTERVAL * sharers)
+
+    @property
+    def open(self) -> int:
+        """The open connections in this process."""
+        return self.counts[counters.OPEN]
 
     def failed(self, why: str) -> None:
         """Note why a connection failed, for ``tproxy status``."""

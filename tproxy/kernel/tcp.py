@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import struct
 
+from tproxy.model import DEFAULT_USER_TIMEOUT
+
 # Seconds, seconds, and a number: a dead peer is noticed after 60 + 4 * 15 seconds (tcp(7)). A guest that is
 # switched off sends no FIN.
 KEEPALIVE_IDLE = 60
@@ -22,7 +24,7 @@ _LINGER = struct.pack("ii", 0, 0)
 
 
 def set_options(sock: socket.SocketType, *, near: bool) -> None:
-    """Set no-delay and keep-alive. On a listener, the connections that it accepts inherit both.
+    """Set no-delay, keep-alive and the user timeout. On a listener, what it accepts inherits them.
 
     ``near`` says that the peer is on this host or one bridge away, and selects Reno, which every kernel has
     (tcp(7), TCP_CONGESTION). Such a path needs neither probing nor pacing. The host's default may be meant
@@ -33,8 +35,17 @@ def set_options(sock: socket.SocketType, *, near: bool) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    set_user_timeout(sock, DEFAULT_USER_TIMEOUT)
     if near:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+
+
+def set_user_timeout(sock: socket.SocketType, seconds: int) -> None:
+    """Give the peer up after so many seconds without an acknowledgement (tcp(7), TCP_USER_TIMEOUT).
+
+    From Linux 5.11 on this bounds the time that the peer's window may be closed too. 0: as the kernel does.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, seconds * 1000)
 
 
 def bound_window(sock: socket.SocketType) -> None:

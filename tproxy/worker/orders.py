@@ -1,8 +1,9 @@
 """The messages between daemon and worker, as bytes and as values. Nothing here does I/O.
 
 The daemon says what is wanted, and repeats all of it to a worker that it starts or adopts. As in
-``relay.wire``, a message is one SOCK_SEQPACKET datagram with descriptors beside it. ``Drain`` and ``Ready``
-keep their form in all versions: a daemon of another version must be able to tell a worker to finish.
+``relay.wire``, a message is one SOCK_SEQPACKET datagram with descriptors beside it. ``Ready``, ``Drain``,
+``Forget`` and ``LogFile`` keep their form in all versions: a daemon of another version must be able to tell a
+worker to finish, and that a bridge is gone meanwhile.
 """
 
 from __future__ import annotations
@@ -12,30 +13,37 @@ import struct
 
 from tproxy.errors import ProtocolError
 from tproxy.model import INTERFACE_NAME_BYTES, Endpoint, Service
-from tproxy.typed import NamedTuple
+from tproxy.typed import Any, NamedTuple
 
 # Of this protocol. A daemon tells a worker of another version to finish, and starts one of its own.
-VERSION = 1
+VERSION = 2
+
+# The first bytes of the messages to a worker that have the same form in all versions.
+IN_ALL_VERSIONS = (b"D", b"F", b"L")
 
 # Services in one message. Its size stays far below the default of net.core.wmem_default.
 MOST_SERVICES = 2048
 
 _NAME = struct.Struct(f"!{INTERFACE_NAME_BYTES}s")
 _BRIDGE = struct.Struct(f"!{INTERFACE_NAME_BYTES}s?Q")
-_SERVICE = struct.Struct("!H4sHd")
+_SERVICE = struct.Struct("!H4sHd7I")
 _SERVICES = struct.Struct(f"!{INTERFACE_NAME_BYTES}s??")
-_SETTINGS = struct.Struct("!BHHH")
+_SETTINGS = struct.Struct("!BHHHI")
 _NUMBER = struct.Struct("!I")
 _READY = struct.Struct("!H?")
 _SYNC = struct.Struct("!I?")
 
 
 class Settings(NamedTuple):
-    """Daemon to worker. ``workers``: how many share the limits. ``ports``: what ip_local_port_range says."""
+    """Daemon to worker. ``workers``: how many share the limits. ``ports``: what ip_local_port_range says.
+
+    ``max_connections``: how many may be open in all workers; 0: as many as they have descriptors for.
+    """
 
     log_level: int
     workers: int
     ports: tuple[int, int]
+    max_connections: int = 0
 
 
 class Services(NamedTuple):
@@ -105,8 +113,8 @@ Message = Settings | Services | Bridge | Forget | LogFile | Meeting | Sync | Dra
 def encode(message: Message) -> bytes:
     """Return the message as bytes."""
     match message:
-        case Settings(log_level, workers, (first, last)):
-            return b"S" + _SETTINGS.pack(log_level, workers, first, last)
+        case Settings(log_level, workers, (first, last), max_connections):
+            return b"S" + _SETTINGS.pack(log_level, workers, first, last, max_connections)
         case Services(bridge, first, last, services):
             return b"P" + _SERVICES.pack(bridge.encode(), first, last) + b"".join(map(_pack, services))
         case Bridge(bridge, cookie):
@@ -133,8 +141,8 @@ def decode(data: bytes) -> Message:
     try:
         match kind:
             case b"S":
-                log_level, workers, start, end = _SETTINGS.unpack(body)
-                return Settings(log_level, workers, (start, end))
+                log_level, workers, start, end, max_connections = _SETTINGS.unpack(body)
+                return Settings(log_level, workers, (start, end), max_connections)
             case b"P":
                 name, first, last = _SERVICES.unpack_from(body)
                 services = map(_unpack, _SERVICE.iter_unpack(body[_SERVICES.size :]))
@@ -162,15 +170,14 @@ def decode(data: bytes) -> Message:
 
 
 def _pack(service: Service) -> bytes:
-    endpoint = service.endpoint
-    return _SERVICE.pack(
-        service.port, socket.inet_aton(endpoint.address), endpoint.port, service.connect_timeout
-    )
+    port, endpoint, _, *options = service
+    return _SERVICE.pack(port, socket.inet_aton(endpoint.address), endpoint.port, *options)
 
 
-def _unpack(fields: tuple[int, bytes, int, float]) -> Service:
-    port, address, remote_port, connect_timeout = fields
-    return Service(port, Endpoint(socket.inet_ntoa(address), remote_port), connect_timeout=connect_timeout)
+def _unpack(fields: tuple[Any, ...]) -> Service:
+    """Return the service; a worker does not need its name."""
+    port, address, remote_port, *options = fields
+    return Service(port, Endpoint(socket.inet_ntoa(address), remote_port), "", *options)
 
 
 def _text(name: bytes) -> str:

@@ -65,10 +65,9 @@ class Worker:
         self._log = log
         self._loop = Loop(ALERT)
         self._counters = Counters()
-        self._connections = Connections(self._loop, log)
-        self._admission = Admission(
-            self._loop, log, most_connections(descriptor_limit()), self._connections, self._poll_intakes
-        )
+        most = most_connections(descriptor_limit())
+        self._connections = Connections(self._loop, log, most)
+        self._admission = Admission(self._loop, log, most, self._connections, self._poll_intakes)
         self._meeting = meeting
         self._channel: socket.socket | None = None
         self._services: dict[str, dict[int, Target]] = {}
@@ -190,11 +189,13 @@ class Worker:
             case orders.Forget(bridge):
                 self._apply(bridge, [])
                 del self._services[bridge]
+                self._connections.limits.forget(bridge)
                 self._connections.abort_bridge(bridge, "bridge removed")
-            case orders.Settings(log_level, workers, ports):
+            case orders.Settings(log_level, workers, ports, max_connections):
                 self._log.level = log_level
                 self._workers = workers
                 self._connections.host.forget(ports)
+                self._connections.limits.set(workers, max_connections, ports)
             case orders.LogFile() if len(delivery.fds) == 1:
                 self._log.use(delivery.take()[0])
             case orders.Meeting() if len(delivery.fds) == 1:
@@ -222,11 +223,13 @@ class Worker:
         for target in before.values():
             self._counters.give_back(target.record)
         self._services[bridge] = after
+        self._connections.serve(bridge, services)
 
     # Ending
 
     def _drain(self) -> None:
         self._draining = True
+        self._connections.drain()
         set_title(DRAINING_TITLE)
         self._end_if_done()
 

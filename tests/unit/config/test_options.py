@@ -121,6 +121,9 @@ def test_options_for_all_entries_take_room_too(loaded: Load) -> None:
 
 # The schema
 
+# An option of a service that can also stand at the top level has two keys.
+TOPS = ("", "tproxy_")
+
 BAD_VALUES: dict[str, list[str]] = {
     "tproxy": ["5", "{}", "[5]", "['x']", "[[]]"],
     "tproxy_debug_level": ["4", "-1", "debug", "1.5", "[2]"],
@@ -128,6 +131,14 @@ BAD_VALUES: dict[str, list[str]] = {
     "tproxy_watch": ["maybe", "1", "[]"],
     "tproxy_watch_grace": ["-1", "86401", "soon", "[]"],
     "tproxy_connect_timeout": ["0", "301", "soon"],
+    "tproxy_max_connections": ["0", "1000001", "all", "-1", "true", "[2]"],
+    **{f"{top}max_connections_per_guest": ["1000001", "-1", "auto", "1.5", "[]"] for top in TOPS},
+    **{f"{top}max_connections_per_bridge": ["0", "1000001", "-1", "many"] for top in TOPS},
+    **{f"{top}max_connections_to_endpoint": ["0", "1000001", "-1", "many"] for top in TOPS},
+    **{f"{top}idle_timeout": ["-1", "2592001", "0.5", "never"] for top in TOPS},
+    **{f"{top}half_closed_timeout": ["-1", "2592001", "0.5", "never"] for top in TOPS},
+    **{f"{top}user_timeout": ["-1", "86401", "0.5", "never"] for top in TOPS},
+    **{f"{top}drain_timeout": ["-1", "2592001", "0.5", "never"] for top in TOPS},
     "tproxy_bridges": ["br0", "[br0]", "[{network: blue}]"],
     "service_port": ["0", "65536", "http", "-5", "1.5", "[80]"],
     "remote_addr": [
@@ -199,6 +210,14 @@ GOOD_VALUES: dict[str, list[str]] = {
     "networks": ["", "''", "0", "a", "'a b'", "[0, a]", "[]", "['a,b']", "!!str 7"],
     "name": ["", "n", "'a b'", "'0'"],
     "connect_timeout": ["", "0.001", "300", "'2.5'"],
+    "tproxy_max_connections": ["", "auto", "1", "1000000"],
+    "max_connections_per_guest": ["", "0", "1", "1000000"],
+    "max_connections_per_bridge": ["", "auto", "1", "1000000"],
+    "max_connections_to_endpoint": ["", "auto", "1", "1000000"],
+    "idle_timeout": ["", "0", "2592000", "'60'"],
+    "half_closed_timeout": ["", "0", "2592000"],
+    "user_timeout": ["", "0", "86400"],
+    "drain_timeout": ["", "0", "2592000"],
     "bridge": ["br0", "'onebr*'", "br[0-9]", "5"],
     "uplinks": ["", "''", "eth0", "[eth0, eth1.100]", "[]"],
     "network": ["", "blue", "7"],

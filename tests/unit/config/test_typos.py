@@ -28,7 +28,10 @@ from tproxy.model import Network
         ("service-port", "service_port"),
         ("servicePort", "service_port"),
         ("names", "name"),
-        ("timeout", "connect_timeout"),
+        ("timeout", "user_timeout"),
+        ("conn_timeout", "connect_timeout"),
+        ("idletime", "idle_timeout"),
+        ("max_connections_per_guests", "max_connections_per_guest"),
         (":conect_timeout", "connect_timeout"),
     ],
 )

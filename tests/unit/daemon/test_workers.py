@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -378,6 +379,12 @@ def successor(daemon: Daemon, tmp_path: Path) -> Iterator[Daemon]:
     made.close()
 
 
+def has_heard(worker: StandIn, count: int) -> bool:
+    """Hear all that the daemon has said; return whether it was so much in all."""
+    worker.hear()
+    return len(worker.heard) == count
+
+
 def follow(daemon: Daemon) -> list[StandIn]:
     """Let the workers of a daemon answer its successor; return them as that one has them."""
     found = []
@@ -402,7 +409,8 @@ def test_workers_of_the_daemon_before_go_on_and_are_told_everything(
     successor.workers.serve("br1", services(90))
     successor.pass_on(successor.workers.channels("br1", None))
     for each in workers:
-        assert [type(message) for message in each.hear()] == [
+        successor.until(partial(has_heard, each, 5))
+        assert [type(message) for message in each.heard] == [
             orders.LogFile,
             orders.Settings,
             orders.Sync,
@@ -434,6 +442,27 @@ def test_a_restart_lets_the_workers_that_are_there_finish(daemon: Daemon, succes
     assert len(successor.workers.channels("br0", None)) == 2
 
 
+def test_a_worker_of_another_version_is_told_only_what_each_version_understands(
+    daemon: Daemon, successor: Daemon
+) -> None:
+    successor.workers.keep(1)
+    meeting = daemon.spawner.workers[0].meeting
+    assert meeting is not None
+    old = StandIn(meeting.accept()[0])
+    successor.workers.serve("br0", services(80))
+    successor.workers.serve("br1", services(80))
+    assert [type(each) for each in old.hear()] == [orders.LogFile]  # it has not said its version yet
+    old.ready(orders.VERSION + 1)
+    successor.stand_in(0)
+    successor.workers.forget("br1")
+    successor.workers.set()
+    successor.workers.sync(count=True)
+    successor.workers.reopen_logs()
+    successor.until(partial(has_heard, old, 4))
+    assert [type(each) for each in old.heard[1:]] == [orders.Drain, orders.Forget, orders.LogFile]
+    assert successor.workers.report()[-1]["draining"]
+
+
 def test_a_worker_that_was_only_finishing_goes_on_with_that_beside_another_one(
     daemon: Daemon, successor: Daemon
 ) -> None:
@@ -449,8 +478,10 @@ def test_more_workers_than_wanted_finish_and_too_few_are_joined_by_new_ones(
     daemon: Daemon, successor: Daemon
 ) -> None:
     successor.workers.keep(1)
-    workers = follow(daemon)
-    assert [worker.hear()[-1] for worker in workers] == [orders.Sync(1, False), orders.Drain()]
+    stays, goes = follow(daemon)
+    assert orders.Drain in map(type, goes.hear())
+    successor.until(lambda: orders.Sync(1, False) in stays.hear())
+    assert orders.Drain not in map(type, stays.heard)
     successor.workers.keep(3)
     assert len(successor.spawner.workers) == 2
 

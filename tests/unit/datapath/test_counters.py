@@ -199,7 +199,14 @@ def test_a_service_without_a_record_does_not_take_the_place_of_one_that_could_ha
 
 @given(
     st.lists(
-        st.builds(Counts, *[st.integers(0, 100)] * 4, st.text(max_size=5), st.floats(0, 100)), max_size=5
+        st.builds(
+            Counts,
+            *[st.integers(0, 100)] * 4,
+            st.text(max_size=5),
+            st.floats(0, 100),
+            st.tuples(*[st.integers(0, 100)] * 8),
+        ),
+        max_size=5,
     )
 )
 def test_sums_do_not_depend_on_the_order_but_for_errors_of_one_moment(parts: list[Counts]) -> None:

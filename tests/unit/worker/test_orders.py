@@ -18,11 +18,13 @@ service = st.builds(
     Service,
     port,
     st.builds(Endpoint, st.ip_addresses(v=4).map(str), port),
-    connect_timeout=st.floats(0.001, 300),
+    st.just(""),
+    st.floats(0.001, 300),
+    *[uint32] * 7,
 )
 
 messages: st.SearchStrategy[orders.Message] = st.one_of(
-    st.builds(orders.Settings, st.integers(0, 255), port, st.tuples(port, port)),
+    st.builds(orders.Settings, st.integers(0, 255), port, st.tuples(port, port), uint32),
     st.builds(
         orders.Services, bridge, st.booleans(), st.booleans(), st.lists(service, max_size=20).map(tuple)
     ),
