@@ -19,7 +19,7 @@ from tproxy.typed import Any, NamedTuple
 VERSION = 2
 
 # The first bytes of the messages to a worker that have the same form in all versions.
-IN_ALL_VERSIONS = (b"D", b"F", b"L")
+IN_ALL_VERSIONS = (b"D", b"F", b"L", b"M")
 
 # Services in one message. Its size stays far below the default of net.core.wmem_default.
 MOST_SERVICES = 2048
