@@ -26,6 +26,8 @@ def main() -> None:
     here = os.path.abspath(sys.path[0])
     python = os.path.realpath(sys.executable)
     folder = FOLDER if os.geteuid() == 0 else os.path.expanduser(USERS_FOLDER)
+    if os.path.isdir(folder) and os.stat(folder).st_uid != os.geteuid():
+        sys.exit(f"tproxy: {folder} belongs to another user: what is in it will not be run")
     file = os.stat(here)
     stamp = f"{here} {file.st_size} {file.st_mtime_ns} {python}"
     current = os.path.join(folder, "current")
@@ -50,8 +52,6 @@ def _require_python() -> None:
 def _unpack(here: str, folder: str, stamp: str, python: str) -> None:
     """Unpack the tree of this file unless it is there, and make ``current`` lead to it."""
     os.makedirs(folder, mode=0o755, exist_ok=True)
-    if os.stat(folder).st_uid != os.geteuid():
-        sys.exit(f"tproxy: {folder} belongs to another user: what is in it will not be run")
     version = "{}.{}".format(*sys.version_info[:2])
     with open(os.path.join(folder, "lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -100,18 +100,10 @@ def _make_tree(here: str, new: str, home: str, version: str, python: str) -> Non
 
 
 def _forget_others(folder: str, name: str) -> None:
-    """Remove trees of other versions, except those from which a process runs: it may load more modules."""
-    used = ""
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/maps", errors="replace") as maps:
-                used += maps.read()
-        except OSError:
-            continue
+    """Remove trees of other versions. A process that was started from one imports from ``current``."""
     for each in os.listdir(folder):
         tree = os.path.join(folder, each)
-        old = each != name and not os.path.islink(tree) and os.path.isfile(os.path.join(tree, "pyvenv.cfg"))
-        if old and tree + "/" not in used:
+        if each not in (name, "current") and os.path.isfile(os.path.join(tree, "pyvenv.cfg")):
             shutil.rmtree(tree, ignore_errors=True)
 
 

@@ -18,7 +18,7 @@ class Kind(ABC):
     # Packages of the distribution that have to be there before; what a Debian package needs, apt finds
     # itself.
     needs: ClassVar[tuple[str, ...]]
-    # Under systemd or without a unit: a Debian package brings units, for the others somebody copies them.
+    # Whether the package brings units; for the others somebody copies them.
     has_units: ClassVar[bool]
 
     @abstractmethod
