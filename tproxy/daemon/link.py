@@ -9,7 +9,9 @@ Theory of operation. Messages come in this order (``relay.wire``):
    Or Adopted, with a channel to a relay that was there already: the link goes on with that channel instead of
    its own, and Hello comes there.
 3. The daemon sends Workers, with the data channels on which the relay passes sockets on, and Listen with all
-   wanted ports whenever these change. The relay answers with Report.
+   wanted ports whenever these change. The relay answers with Listeners, which are copies of its new listening
+   sockets, and with Report. A relay that takes the place of one that died gets such copies with Listeners,
+   before Listen.
 4. Behind, when a worker does not take sockets.
 
 Anything else ends the link. A link decides nothing more: it reports to its owner (``Owner``).
@@ -23,6 +25,7 @@ import signal
 import socket
 import struct
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from typing import Protocol
 
@@ -31,7 +34,7 @@ from tproxy.kernel import netns
 from tproxy.kernel.loop import READ, Loop, Timer
 from tproxy.kernel.netns import NamespaceId
 from tproxy.log import limit
-from tproxy.model import BridgeNames
+from tproxy.model import SERVICE_ADDRESS, BridgeNames
 from tproxy.relay import wire
 from tproxy.relay.channel import Delivery, receive, send
 
@@ -58,6 +61,9 @@ class Owner(Protocol):
     def accepted_before(self, link: Link, message: wire.Accepted, fds: list[int]) -> None:
         """A relay of version 1 had accepted guests while it had no daemon; ``fds`` stay the link's."""
 
+    def copied(self, link: Link, port: int, listener: socket.socket) -> None:
+        """The relay has given a copy of its listening socket, which is the owner's from now on."""
+
     def behind(self, link: Link, place: int) -> None:
         """The worker at this place in Workers takes no sockets."""
 
@@ -75,7 +81,10 @@ class Link:
         self.version = 0  # of its protocol, from Hello
         self.namespace: NamespaceId | None = None
         self.leaving = False
+        self.killed = False
+        self.trusted = True  # until it sends what no relay of ours would
         self.adopted = False  # whether it was there before this daemon
+        self.adopted_at = 0.0  # by time.monotonic()
         self.warnings = limit.warnings()  # of what it sends: a relay that was taken over may send anything
         self._loop = loop
         self._channel = channel
@@ -108,6 +117,24 @@ class Link:
         )
 
     @property
+    def generation(self) -> int:
+        """The number of the last Listen; 0 before the first."""
+        return self._asked.generation if self._asked is not None else 0
+
+    def has_reported(self, generation: int) -> bool:
+        """Return whether it has reported on this Listen, or on a later one."""
+        return self._report is not None and self._report.generation >= generation
+
+    @property
+    def runs(self) -> bool:
+        """Whether its process computes, or waits for a processor or a disk (proc(5), /proc/PID/stat)."""
+        try:
+            with open(f"/proc/{self.pid}/stat") as file:
+                return file.read().rpartition(")")[2].split()[0] in ("R", "D")
+        except OSError:
+            return False
+
+    @property
     def problems(self) -> dict[int, int]:
         """The errno of each port that it could not have, as last reported."""
         return self._report.problems if self._report is not None else {}
@@ -124,6 +151,13 @@ class Link:
         """Let the relay pass sockets on by these channels, which stay the caller's."""
         self._send(wire.Workers(), *(each.fileno() for each in channels))
 
+    def use_listeners(self, listeners: Mapping[int, socket.socket]) -> None:
+        """Let the relay go on with these listening sockets by port, which stay the caller's."""
+        ports = tuple(listeners)
+        for start in range(0, len(ports), wire.MAX_DESCRIPTORS):
+            some = ports[start : start + wire.MAX_DESCRIPTORS]
+            self._send(wire.Listeners(some), *(listeners[port].fileno() for port in some))
+
     def use_log(self, fd: int) -> None:
         """Let the relay log to this file; the descriptor stays the caller's."""
         self._send(wire.LogFile(), fd)
@@ -135,6 +169,7 @@ class Link:
 
     def kill(self) -> None:
         """Kill the relay's process, if it is known and there."""
+        self.killed = True
         if self._pidfd >= 0:
             with suppress(OSError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -161,6 +196,7 @@ class Link:
         except BlockingIOError:
             return
         except (OSError, ProtocolError) as error:
+            self.trusted = isinstance(error, OSError)
             log.warning("bridge %s: relay lost: %s", self.bridge, error)
             reason = f"relay lost: {error}"
             self.kill()  # it must not be found and followed again
@@ -178,6 +214,9 @@ class Link:
                 self._adopt(delivery)
             case wire.Report() if self.greeted:
                 self._note(message)
+            case wire.Listeners(ports) if self.greeted and len(ports) == count:
+                for port in ports:
+                    self._take_copy(port, delivery)
             case wire.Behind(place) if self.greeted:
                 self._owner.behind(self, place)
             case wire.Accepted() if self.greeted and self.version == 1:
@@ -212,12 +251,30 @@ class Link:
             owned.pop_all()
         self._loop.close_later(self._channel)
         self._channel = channel
-        self.adopted = True
+        self.adopted, self.adopted_at = True, time.monotonic()
         if self._pidfd >= 0:
             os.close(self._pidfd)  # of the process that brought the channel, and ends now
         self.pid, self._pidfd = pid, pidfd
 
+    def _take_copy(self, port: int, delivery: Delivery) -> None:
+        """Take the next socket, if it listens as a relay of this bridge may be asked to."""
+        with ExitStack() as owned:
+            listener = owned.enter_context(delivery.take_socket())
+            if (
+                self._asked is not None
+                and port in self._asked.ports
+                and listener.family == socket.AF_INET
+                and listener.proto == socket.IPPROTO_TCP
+                and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                and listener.getsockname() == (SERVICE_ADDRESS, port)
+                and netns.of_socket(listener.fileno()) == self.namespace
+            ):
+                self._owner.copied(self, port, listener)
+                owned.pop_all()
+
     def _note(self, report: wire.Report) -> None:
+        if report.generation > self.generation:
+            raise ProtocolError("it reports what it was not asked for")
         before = self.problems
         self._report = report
         if self._retry is not None:

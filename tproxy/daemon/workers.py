@@ -120,6 +120,17 @@ class Workers:
         self._channels.let_go(bridge)
         self._ended = {key: counts for key, counts in self._ended.items() if key[0] != bridge}
 
+    def abort(self, bridge: str) -> None:
+        """End the bridge's connections: its namespace is gone, or another one. It is served as before."""
+        self._channels.let_go(bridge)
+        for worker in self._present():
+            self._keep_counts(worker, bridge)
+        for worker in (*self._present(), *self._draining):
+            worker.tell(orders.Forget(bridge))
+        if bridge in self._services:
+            for worker in self._present():
+                self._tell_services(worker, bridge)
+
     def complete(self) -> None:
         """Note that every bridge with services was told: workers of an earlier daemon may serve others."""
         self._complete = True
@@ -250,10 +261,11 @@ class Workers:
                 self._start_later(place)
         self.changed()
 
-    def _keep_counts(self, worker: WorkerLink) -> None:
-        """Add the counts of a worker that has ended to those of the ones before it."""
+    def _keep_counts(self, worker: WorkerLink, only: str = "") -> None:
+        """Add the counts of a worker that has ended, or lost one bridge, to those of the ones before it."""
         for (bridge, port), counts in worker.read()[1].items():
-            if any(service.port == port for service in self._services.get(bridge, ())):
+            served = only in ("", bridge) and self._services.get(bridge, ())
+            if served and any(service.port == port for service in served):
                 sums = self._ended.get((bridge, port), Counts())
                 self._ended[bridge, port] = sums.plus(counts._replace(open=0))
 

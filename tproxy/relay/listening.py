@@ -9,7 +9,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 
 from tproxy.kernel import tcp
 from tproxy.kernel.limits import descriptor_limit
@@ -85,12 +85,24 @@ class Listening:
     def ports(self) -> tuple[int, ...]:
         return tuple(self._sockets)
 
-    def descriptor(self, port: int) -> int:
-        """Return the descriptor of the socket that listens on ``port``; this object still owns it."""
-        return self._sockets[port].fileno()
+    def messages(
+        self, most: int, without: Collection[int] = ()
+    ) -> Iterator[tuple[wire.Listeners, list[int]]]:
+        """Yield messages with all listening sockets but those of ports ``without``, ``most`` in each.
+
+        The sockets stay this object's.
+        """
+        ports = tuple(port for port in self._sockets if port not in without)
+        for start in range(0, len(ports), most):
+            some = ports[start : start + most]
+            yield wire.Listeners(some), [self._sockets[port].fileno() for port in some]
 
     def keep(self, port: int, listener: socket.socket) -> None:
-        """Own a listening socket from now on, and accept from it."""
+        """Own a listening socket from now on, and accept from it, unless there is one for the port."""
+        if port in self._sockets:
+            listener.close()
+            return
+        listener.setblocking(False)  # whoever had it before may have changed that
         self._sockets[port] = listener
         self._ports[listener.fileno()] = port
         if self._polled:

@@ -40,6 +40,9 @@ RENDEZVOUS = "\0one_tproxy_relay"
 # stand still for some seconds, and a restart fails if one gives up.
 PATIENCE = 10.0
 
+# Copies of listening sockets that go to the daemon in one message: it may have few descriptors left.
+COPIES_AT_ONCE = 64
+
 
 def run(bridge: str, channel: socket.socket, empty: str, *, replace: bool) -> None:
     """Be the relay of ``bridge`` until told to end; ``channel`` leads to the daemon, ``log`` has its file.
@@ -97,6 +100,7 @@ class Relay:
         self._listening = Listening(self._loop, log, self._accepted)
         self._passing = Passing(self._loop, log, self._settle, self._tell_behind)
         self._report: wire.Report | None = None  # due, but the daemon is behind
+        self._copied: set[int] = set()  # ports of whose listening sockets the daemon has copies
         self._rendezvous = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     # Life
@@ -137,16 +141,22 @@ class Relay:
         match delivery.message:
             case wire.Accepted(port):
                 self._passing.take(Batch(port, (b"",) * len(delivery.fds), delivery.take()))
-            case wire.Listeners(ports) if len(ports) == len(delivery.fds):
-                for port in ports:
-                    with ExitStack() as owned:
-                        listener = owned.enter_context(delivery.take_socket())
-                        tcp.set_options(listener, near=True)  # those of an older version may differ
-                        tcp.reset_on_close(listener)
-                        owned.pop_all()
-                    self._listening.keep(port, listener)
+            case wire.Listeners() as message:
+                self._keep(message, delivery)
             case _:
                 raise _unexpected(delivery)
+
+    def _keep(self, message: wire.Listeners, delivery: Delivery) -> None:
+        """Go on with the listening sockets of a relay before this one."""
+        if len(message.ports) != len(delivery.fds):
+            raise _unexpected(delivery)
+        for port in message.ports:
+            with ExitStack() as owned:
+                listener = owned.enter_context(delivery.take_socket())
+                tcp.set_options(listener, near=True)  # those of an older version may differ
+                tcp.reset_on_close(listener)
+                owned.pop_all()
+            self._listening.keep(port, listener)
 
     def _settle(self) -> None:
         """Bring what is polled in line with the state."""
@@ -176,6 +186,7 @@ class Relay:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as proof:
             send(channel, wire.Hello(wire.VERSION), [proof.fileno()])
         self._channel = channel
+        self._copied.clear()
         self._channel_mask = READ
         self._loop.add(channel.fileno(), READ, self)
         self._settle()
@@ -202,6 +213,9 @@ class Relay:
                     log.level = log_level
                     self._report = wire.Report(generation, self._listening.listen(ports))
                     self._tell(channel)
+                case wire.Listeners() as message:
+                    self._keep(message, delivery)
+                    self._copied.update(message.ports)
                 case wire.LogFile() if len(delivery.fds) == 1:
                     log.use(delivery.take()[0])
                 case wire.Quit():
@@ -211,9 +225,16 @@ class Relay:
                     raise _unexpected(delivery)
 
     def _tell(self, channel: socket.socket) -> None:
-        """Send the report that is due; keep it for later while the daemon is behind."""
+        """Send the report that is due, after copies of new listening sockets.
+
+        With these another relay can go on. All is kept for later while the daemon is behind.
+        """
         if self._report is not None:
             with suppress(BlockingIOError):
+                self._copied.intersection_update(self._listening.ports)
+                for message, fds in self._listening.messages(COPIES_AT_ONCE, tuple(self._copied)):
+                    send(channel, message, fds)
+                    self._copied.update(message.ports)
                 send(channel, self._report)
                 self._report = None
         self._settle()
@@ -254,10 +275,8 @@ class Relay:
         self._rendezvous.close()
         self._loop.stop()
         # The listening sockets first: of all guests, few are among those that wait here.
-        ports = self._listening.ports
-        for start in range(0, len(ports), wire.MAX_DESCRIPTORS):
-            some = ports[start : start + wire.MAX_DESCRIPTORS]
-            send(successor, wire.Listeners(some), [self._listening.descriptor(port) for port in some])
+        for message, fds in self._listening.messages(wire.MAX_DESCRIPTORS):
+            send(successor, message, fds)
         # Events that were fetched with this one may still be handled: no worker must get these guests as
         # well.
         for batch in self._passing.hand_over():

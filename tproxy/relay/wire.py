@@ -104,7 +104,10 @@ class Takeover(NamedTuple):
 
 
 class Listeners(NamedTuple):
-    """Relay to successor. Beside it: the sockets that listen on ``ports``. End of file follows the last."""
+    """Relay to daemon or successor, daemon to relay. Beside it: the sockets that listen on ``ports``.
+
+    At a successor, end of file follows the last.
+    """
 
     ports: tuple[int, ...]
 

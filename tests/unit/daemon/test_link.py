@@ -6,16 +6,21 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from tests.unit.daemon.standins import end, paused_process
 from tests.unit.sockets import copies, run_until
 from tproxy.daemon.link import REASON_LENGTH, Link
 from tproxy.kernel import netns
 from tproxy.kernel.loop import Loop
+from tproxy.model import SERVICE_ADDRESS
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, receive, send
+
+IP_FREEBIND = 15  # <linux/in.h>
 
 
 class Owner:
@@ -24,6 +29,7 @@ class Owner:
     def __init__(self) -> None:
         self.accepted: list[int] = []
         self.behinds: list[int] = []
+        self.copies: list[int] = []
         self.ends: list[str] = []
 
     def greeted(self, link: Link) -> None:
@@ -36,7 +42,8 @@ class Owner:
         self.accepted.append(len(fds))
 
     def copied(self, link: Link, port: int, listener: socket.socket) -> None:
-        raise AssertionError("no relay of these tests was asked to listen")
+        self.copies.append(port)
+        listener.close()
 
     def behind(self, link: Link, place: int) -> None:
         self.behinds.append(place)
@@ -47,7 +54,7 @@ class Owner:
 
     @property
     def told(self) -> int:
-        return len(self.accepted) + len(self.behinds) + len(self.ends)
+        return len(self.accepted) + len(self.behinds) + len(self.copies) + len(self.ends)
 
 
 class Setting:
@@ -227,3 +234,79 @@ def test_data_channels_and_log_files_stay_the_callers(setting: Setting, file: in
             with delivery:
                 assert (delivery.message, len(delivery.fds)) == (message, count)
         assert (copies(channel.fileno()), copies(file)) == (1, 1)
+
+
+def listening(port: int, address: str = SERVICE_ADDRESS, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    """Return a socket as a relay has it, or nearly so; this namespace need not have the address."""
+    sock = socket.socket(socket.AF_INET, kind)
+    sock.setsockopt(socket.SOL_IP, IP_FREEBIND, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind((address, port))
+    if kind == socket.SOCK_STREAM:
+        sock.listen()
+    return sock
+
+
+def not_listening(port: int) -> socket.socket:
+    sock = listening(port)
+    sock.shutdown(socket.SHUT_RD)
+    return sock
+
+
+def unix() -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.bind("")  # a name of the kernel's choice, unix(7)
+    sock.listen()
+    return sock
+
+
+PORT, OTHER = 47113, 47114
+NOT_TAKEN = {
+    "of another port": lambda: listening(OTHER),
+    "of another address": lambda: listening(PORT, "127.0.0.1"),
+    "that does not listen": lambda: not_listening(PORT),
+    "of UDP": lambda: listening(PORT, kind=socket.SOCK_DGRAM),
+    "of family UNIX": unix,
+}
+
+
+@pytest.mark.parametrize("case", NOT_TAKEN)
+def test_a_copy_is_taken_only_of_a_socket_that_a_relay_must_have(setting: Setting, case: str) -> None:
+    setting.greet()
+    setting.link.listen((PORT,), 20)
+    with listening(PORT) as right, NOT_TAKEN[case]() as wrong:
+        setting.send(wire.Listeners((PORT, PORT)), [wrong.fileno(), right.fileno()])
+        assert setting.owner.copies == [PORT]
+        assert setting.owner.ends == []
+        assert (copies(wrong.fileno()), copies(right.fileno())) == (1, 1)
+
+
+def test_a_copy_of_a_port_that_is_not_wanted_any_more_is_closed(setting: Setting) -> None:
+    setting.greet()
+    setting.link.listen((OTHER,), 20)
+    with listening(PORT) as former, listening(OTHER) as right:
+        setting.send(wire.Listeners((PORT, OTHER)), [former.fileno(), right.fileno()])
+        assert setting.owner.copies == [OTHER]
+        assert copies(former.fileno()) == 1
+
+
+def test_a_report_on_what_was_not_asked_for_ends_the_link_and_the_trust_in_its_sockets(
+    setting: Setting,
+) -> None:
+    setting.greet()
+    setting.link.listen((PORT,), 20)
+    setting.send(wire.Report(2, {}), [])
+    assert setting.owner.ends == ["relay lost: it reports what it was not asked for"]
+    assert not setting.link.trusted
+
+
+def test_the_kernel_says_whether_a_relay_runs(setting: Setting) -> None:
+    setting.link.pid = os.getpid()
+    assert setting.link.runs
+    setting.link.pid = paused_process()
+    try:
+        while setting.link.runs:  # until it has paused
+            time.sleep(0.01)
+    finally:
+        end(setting.link.pid)
+    assert not setting.link.runs
