@@ -1,5 +1,5 @@
-# All commands of this checkout: make venv | demo | test | test-vm | test-packages | bench | bench-workers | lint |
-# deb | zipapp | wheel | manual | lock | options | clean
+# All commands of this checkout: make venv | demo | test | test-vm | test-packages | test-model | bench | bench-workers |
+# soak | lint | deb | zipapp | wheel | manual | lock | options | clean
 
 # Tests that run at the same time. They wait for processes and the kernel more than they compute, so this is
 # more than there are cores.
@@ -38,6 +38,22 @@ VM_TESTS ?= tests/vm
 test-vm:
 	@.ci/setup vm
 	.venv/bin/python -m pytest -n 2 --maxschedchunk=1 -rs $(VM_TESTS)
+
+# Random steps on a real host against a model of what guests must see; `make test` has three rows of them.
+EXAMPLES ?= 30
+
+.PHONY: test-model
+test-model: export TPROXY_PATIENCE ?= 100
+test-model: venv
+	TPROXY_MODEL_EXAMPLES=$(EXAMPLES) .venv/bin/python -m pytest -p no:xdist --timeout=0 tests/netns/model
+
+# Mixed traffic with faults, every byte hashed by both ends. The report goes to build/soak.
+MINUTES ?= 30
+
+.PHONY: soak
+soak: export TPROXY_PATIENCE ?= 100
+soak: venv
+	.venv/bin/python -m bench.soak --minutes $(MINUTES) $(SOAK)
 
 # Options of the benchmark. BASE=path compares with tproxy of another checkout as well, which runs with its own
 # virtual environment when it has one.
