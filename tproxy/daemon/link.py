@@ -29,6 +29,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from typing import Protocol
 
+from tproxy.daemon.budget import Budget
 from tproxy.errors import ProtocolError
 from tproxy.kernel import netns
 from tproxy.kernel.loop import READ, Loop, Timer
@@ -93,6 +94,7 @@ class Link:
         self._pidfd = -1
         self._asked: wire.Listen | None = None
         self._report: wire.Report | None = None
+        self._budget = Budget(self.since)
         self._retry: Timer | None = None  # of ports that could not be had
         loop.add(channel.fileno(), READ, self)
 
@@ -190,17 +192,29 @@ class Link:
             delivery = receive(self._channel)
             if delivery is not None:
                 with delivery:
+                    self._charge(delivery)
                     self._hear(delivery)
                 return
             reason = "relay ended"
         except BlockingIOError:
             return
-        except (OSError, ProtocolError) as error:
+        except Exception as error:  # of any kind: what a relay says ends its own link, and never the daemon
+            if not isinstance(error, OSError | ProtocolError):
+                log.exception("bridge %s: unexpected error", self.bridge)
             self.trusted = isinstance(error, OSError)
             log.warning("bridge %s: relay lost: %s", self.bridge, error)
             reason = f"relay lost: {error}"
             self.kill()  # it must not be found and followed again
         self._owner.ended(self, reason)
+
+    def _charge(self, delivery: Delivery) -> None:
+        """Refuse more than a relay has to say: one report for each Listen, and few other messages."""
+        if not self._budget.spend(len(delivery.fds), time.monotonic()):
+            raise ProtocolError("it says too much")
+        message = delivery.message
+        reported = self._report.generation if self._report is not None else 0
+        if isinstance(message, wire.Report) and message.generation <= reported:
+            raise ProtocolError("it reports what nobody asked for")
 
     def _hear(self, delivery: Delivery) -> None:
         """Act on one message. The caller closes the descriptors that are not taken, whatever happens here."""
@@ -247,6 +261,10 @@ class Link:
             peer = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
             pid = _CREDENTIALS.unpack(peer)[0]
             pidfd = os.pidfd_open(pid)
+            owned.callback(os.close, pidfd)
+            # The channel may have been made by any process, even this one.
+            if netns.of_process(pid) != netns.identify(BridgeNames(self.bridge).namespace):
+                raise ProtocolError("its channel leads into another namespace than the bridge's")
             self._loop.add(channel.fileno(), READ, self)
             owned.pop_all()
         self._loop.close_later(self._channel)

@@ -180,7 +180,9 @@ class WorkerLink:
             reason = "it has ended"
         except BlockingIOError:
             return
-        except (OSError, ProtocolError) as error:
+        except Exception as error:  # of any kind: what a worker says never ends the daemon
+            if not isinstance(error, OSError | ProtocolError):
+                log.exception("worker %d: unexpected error", self.pid)
             reason = str(error)
             self.kill()
         self._owner.ended(self, reason)

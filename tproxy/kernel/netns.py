@@ -110,6 +110,12 @@ def is_marked() -> bool:
     return loopback is not None and loopback.alias == _MARK
 
 
+def of_process(pid: int) -> NamespaceId:
+    """The namespace of a process. Raises OSError."""
+    status = os.stat(f"/proc/{pid}/ns/net")
+    return NamespaceId(status.st_dev, status.st_ino)
+
+
 def of_socket(fd: int) -> NamespaceId:
     """The namespace of a socket, from the kernel. Needs CAP_NET_ADMIN. Raises OSError."""
     namespace = fcntl.ioctl(fd, _SIOCGSKNS)

@@ -8,11 +8,13 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
 from tests.unit.daemon.standins import end, paused_process
 from tests.unit.sockets import copies, run_until
+from tproxy.daemon.budget import BURST, MESSAGE
 from tproxy.daemon.link import REASON_LENGTH, Link
 from tproxy.kernel import netns
 from tproxy.kernel.loop import Loop
@@ -158,7 +160,10 @@ def test_a_descriptor_that_is_no_socket_ends_the_link_and_is_closed(
         os.close(file)
 
 
-def test_a_relay_that_was_there_already_goes_on_over_the_channel_that_was_brought(setting: Setting) -> None:
+def test_a_relay_that_was_there_already_goes_on_over_the_channel_that_was_brought(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(netns, "identify", lambda _: netns.current())  # the bridge's namespace is this one
     near, far = pair()
     with far:
         send(setting.relay, wire.Adopted(), [near.fileno()])
@@ -167,6 +172,53 @@ def test_a_relay_that_was_there_already_goes_on_over_the_channel_that_was_brough
         send(far, wire.Failed("heard"), [])
         run_until(setting.loop, lambda: bool(setting.owner.ends))
     assert setting.owner.ends == ["heard"]
+
+
+def test_a_channel_that_a_process_outside_of_the_bridges_namespace_made_is_refused(setting: Setting) -> None:
+    """The daemon learns from the channel whom to kill: a relay could bring one that the daemon has made."""
+    near, far = pair()
+    with near, far:
+        setting.send(wire.Adopted(), [near.fileno()])
+        assert copies(near.fileno()) == 1
+    assert setting.owner.ends == ["relay lost: its channel leads into another namespace than the bridge's"]
+
+
+def test_a_relay_that_says_too_much_is_cut_off(setting: Setting, file: int) -> None:
+    setting.greet()
+    most = BURST // MESSAGE
+
+    def flood() -> bool:
+        with suppress(BlockingIOError, ConnectionError):
+            while True:
+                send(setting.relay, wire.Behind(0))
+        return bool(setting.owner.ends)
+
+    setting.relay.setblocking(False)
+    run_until(setting.loop, flood)
+    assert setting.owner.ends == ["relay lost: it says too much"]
+    assert most <= len(setting.owner.behinds) < 2 * most
+
+
+def test_a_report_that_nobody_asked_for_is_refused(setting: Setting) -> None:
+    setting.greet()
+    setting.link.listen((80,), 20)
+    send(setting.relay, wire.Report(1, {}))
+    run_until(setting.loop, lambda: setting.link.settled)
+    setting.send(wire.Report(1, {80: 98}), [])
+    assert setting.owner.ends == ["relay lost: it reports what nobody asked for"]
+
+
+def test_an_error_in_what_a_message_leads_to_ends_the_link_and_not_the_loop(
+    setting: Setting, file: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("a fault of ours")
+
+    setting.greet()
+    monkeypatch.setattr(setting.owner, "behind", fail)
+    setting.send(wire.Behind(0), [file])
+    assert setting.owner.ends == ["relay lost: 'a fault of ours'"]
+    assert copies(file) == 1
 
 
 def test_the_end_of_the_channel_is_the_end_of_the_relay(setting: Setting) -> None:
