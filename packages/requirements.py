@@ -48,7 +48,7 @@ class Choice(NamedTuple):
 
 def of_project() -> list[Requirement]:
     """Return what pyproject.toml says that tproxy needs to run."""
-    toml = import_module("tomllib")  # Python 3.11 has it, and mypy checks for 3.10
+    toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     project = toml.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     return [Requirement(each) for each in project["dependencies"]]
 
