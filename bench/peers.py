@@ -49,8 +49,11 @@ class Peer:
 
 def tproxy_config(ports: Sequence[int] = PORTS, workers: int | None = None) -> str:
     """The text of a configuration; without ``workers`` their number is the default."""
+    # One guest opens more connections than one guest may by default (docs/configuration.md).
     entries = (
-        f"- {{service_port: {port}, remote_addr: {ENDPOINT}, remote_port: {port}}}\n" for port in ports
+        f"- {{service_port: {port}, remote_addr: {ENDPOINT}, remote_port: {port}, "
+        "max_connections_per_guest: 0}\n"
+        for port in ports
     )
     head = "tproxy_debug_level: 1\n" + (f"tproxy_workers: {workers}\n" if workers else "")
     return f"{head}tproxy:\n" + "".join(entries)
