@@ -46,16 +46,16 @@ def soak(host: Host, seconds: float, seed: int) -> tuple[str, bool]:
     """Return the report, and whether all went well."""
     events: list[Event] = []
     # What a process allocates once, or an action leaves the first time, comes before the first sample.
-    warm_up = [Traffic(guest) for guest in host.guests]
+    warm_up = begin(host)
     _do(host, plan.STEADY, seed, 3.0, 0.2, events, [])
     before = at_rest(host, warm_up)
     started, pause = time.monotonic(), plan.pause(seconds)
     # No process is replaced, so what is left over is a leak.
     steady: list[Sample] = []
-    first = [Traffic(guest) for guest in host.guests]
+    first = begin(host)
     _do(host, plan.STEADY, seed, seconds * plan.STEADY_PART, pause, events, steady)
     between = at_rest(host, first)
-    second = [Traffic(guest) for guest in host.guests]
+    second = begin(host)
     _do(host, plan.FAULTS, seed, seconds * (1 - plan.STEADY_PART), pause, events, [])
     events.append(host.actions()["restart"]())
     after = at_rest(host, second)
@@ -72,6 +72,14 @@ def soak(host: Host, seconds: float, seed: int) -> tuple[str, bool]:
         circumstances(1, seconds)[0],
     ]
     return report.markdown(about, counts, events, judgement, before, (between, after)), judgement.well
+
+
+def begin(host: Host) -> list[Traffic]:
+    """Start the traffic of all guests; returns when it flows."""
+    traffic = [Traffic(guest) for guest in host.guests]
+    for one in traffic:
+        one.await_ready()
+    return traffic
 
 
 def at_rest(host: Host, traffic: list[Traffic]) -> Sample:

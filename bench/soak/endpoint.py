@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import socketserver
+import struct
 import sys
 from contextlib import suppress
 
@@ -11,10 +13,13 @@ from bench.soak.exchange import Damaged, answer
 
 class Handler(socketserver.BaseRequestHandler):
     def handle(self) -> None:
-        # What ends too early is an error that the guest sees too, or a guest's program that was ended.
+        # When this program is killed, guests must see a reset, so that an end of file is always ours.
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        # What ends too early is an error that the guest sees too.
         with suppress(OSError, Damaged):
             while answer(self.request):
                 pass
+            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
 
 
 class Server(socketserver.ThreadingTCPServer):

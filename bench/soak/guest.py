@@ -1,7 +1,8 @@
 """The traffic of one guest: ``python -m bench.soak.guest ADDRESS STEADY [FICKLE]``, until its input ends.
 
 The ports are those of two services: the endpoint behind STEADY never goes away, the one behind FICKLE does.
-Prints a line of JSON for each loss (judgement.py, ``Loss``), and a last one, with counts, when all is closed.
+Prints a line of JSON when it has all its idle connections, and for each loss (judgement.py, ``Loss``); and a
+last one, with counts, when all is closed.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Guest:
         self.ending = threading.Event()
         self.counts: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._ready = False
 
     def connect(self, kind: str, port: int, talk: Callable[[socket.socket], None]) -> None:
         """Connect, and talk; when one of that fails there is a line, and a pause."""
@@ -117,6 +119,10 @@ class Guest:
         """Hold many connections, and use each one once in a while."""
         held: list[tuple[float, socket.socket]] = []
         while not self.ending.is_set():
+            if len(held) == IDLE and not self._ready:
+                self._ready = True
+                with self._lock:
+                    print(json.dumps({"ready": True}), flush=True)
             while len(held) < IDLE and not self.ending.is_set():
                 began, sock = time.monotonic(), socket.socket()
                 sock.settimeout(PATIENCE)

@@ -40,6 +40,7 @@ class Traffic:
         self.counts: Counter[str] = Counter()
         argv = (sys.executable, "-m", "bench.soak.guest", SERVICE_ADDRESS, str(STEADY), str(FICKLE))
         self._process = guest.popen(*argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
@@ -47,12 +48,20 @@ class Traffic:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             said = json.loads(line)
+            if "ready" in said:
+                self._ready.set()
+                continue
             if "counts" in said:
                 self.counts.update(said["counts"])
                 continue
             loss = said["loss"]
             connection = Connection(self.guest.bridge, self.guest.address, loss.pop("local"))
             self.losses.append(Loss(connection=connection, **loss))
+
+    def await_ready(self) -> None:
+        """Wait until there is traffic of all kinds. Raises ProcessError."""
+        if not self._ready.wait(PATIENCE):
+            raise ProcessError(f"{self.guest.name} does not get its connections")
 
     def end(self) -> None:
         """Let all finish; raises ProcessError when the guest's program has failed."""
