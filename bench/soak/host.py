@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -216,7 +216,7 @@ class Host:
 
     def sample(self) -> Sample:
         """Figures of all processes by their titles, and of what else the host has of ours."""
-        figures: Counter[str] = Counter()
+        figures: defaultdict[str, float] = defaultdict(float)
         processes = self.processes()
         for pid, title in processes.items():
             try:
@@ -227,8 +227,7 @@ class Host:
             pipes = sum(target.startswith("pipe:") for target in targets)
             figures[f"descriptors, without pipes: {title}"] += len(targets) - pipes
             figures[f"{PIPES}: {title}"] += pipes / 2
-        figures.update(self._objects())
-        found: dict[str, float] = dict(figures)
+        found: dict[str, float] = {**figures, **self._objects()}
         for title in {DAEMON, WORKER, SPAWNER, WATCHER, "one_tproxy_br0"}:
             pids = [pid for pid, of in processes.items() if of == title]
             try:

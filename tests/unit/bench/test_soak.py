@@ -94,7 +94,12 @@ def test_both_ends_agree_about_what_was_sent(header: Header) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ending: list[bool] = []
-        endpoint = threading.Thread(target=lambda: (ending.append(answer(theirs)), theirs.close()))
+
+        def serve() -> None:
+            ending.append(answer(theirs))
+            theirs.close()
+
+        endpoint = threading.Thread(target=serve)
         endpoint.start()
         ask(ours, header)
         endpoint.join()
