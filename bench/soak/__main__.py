@@ -16,8 +16,11 @@ from pathlib import Path
 from bench.report import circumstances
 from bench.soak import plan, report
 from bench.soak.host import Host, Traffic
-from bench.soak.judgement import Event, Sample, judge
+from bench.soak.judgement import Event, Sample, judge, left_over
 from tproxy.lab.hypervisor import Hypervisor
+
+# How often, at intervals of a second, the host is looked at for what may be a leak.
+TRIES = 10
 
 REPORT = Path(__file__).parents[2] / "build/soak/report.md"
 
@@ -54,11 +57,11 @@ def soak(host: Host, seconds: float, seed: int) -> tuple[str, bool]:
     steady: list[Sample] = []
     first = begin(host)
     _do(host, plan.STEADY, seed, seconds * plan.STEADY_PART, pause, events, steady)
-    between = at_rest(host, first)
+    between = at_rest(host, first, before)
     second = begin(host)
     _do(host, plan.FAULTS, seed, seconds * (1 - plan.STEADY_PART), pause, events, [])
     events.append(host.actions()["restart"]())
-    after = at_rest(host, second)
+    after = at_rest(host, second, before)
     traffic = [*warm_up, *first, *second]
     losses = [loss for one in traffic for loss in one.losses]
     judgement = judge(losses, events, before, (between, after), steady)
@@ -82,12 +85,21 @@ def begin(host: Host) -> list[Traffic]:
     return traffic
 
 
-def at_rest(host: Host, traffic: list[Traffic]) -> Sample:
-    """Let the traffic finish, and return the host's figures without it."""
+def at_rest(host: Host, traffic: list[Traffic], before: Sample | None = None) -> Sample:
+    """Let the traffic finish, and return the host's figures without it.
+
+    A command that has just returned may still have a connection to the daemon, and the like. So what is more
+    than ``before`` is looked at again for a while: a leak stays.
+    """
     for one in traffic:
         one.end()
     host.await_settled()
-    return host.sample()
+    for _ in range(TRIES):
+        sample = host.sample()
+        if before is None or not left_over(before, sample):
+            break
+        time.sleep(1.0)
+    return sample
 
 
 def _do(
