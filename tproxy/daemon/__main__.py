@@ -110,6 +110,7 @@ def _start(spawner: Spawner, arguments: argparse.Namespace) -> Daemon:
             max_connections=arguments.max_connections,
         )
         daemon = Daemon(spawner, settings, replace=arguments.replace, stay=arguments.stay)
+        daemon.appear()
     except Exception as error:
         logging.getLogger("tproxy.daemon").exception("the daemon cannot start")
         if arguments.ready is not None:

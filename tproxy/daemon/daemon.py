@@ -4,8 +4,9 @@ The daemon carries no connection. When it dies, relays and workers go on with wh
 the next daemon finds them (``relays``, ``workers``).
 
 The daemon reads maps only when it is asked to (start, reload, a hook), in the network namespace that it was
-started in. On the first request it reads all maps: an older daemon may have served bridges that the request
-does not name. A read that fails changes nothing: unknown is not empty.
+started in, and when nobody has asked a second after its start: that command was killed. On the first request
+it reads all maps: an older daemon may have served bridges that the request does not name. A read that fails
+changes nothing: unknown is not empty.
 
 When no map is left, the daemon ends, and all its relays with it. It stays if it keeps a watcher, which may
 need it again, or if it runs as a service (``stay``). A service keeps its process id when it is replaced: see
@@ -14,6 +15,7 @@ need it again, or if it runs as a service (``stay``). A service keeps its proces
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -24,6 +26,7 @@ from typing import Any
 
 from tproxy import __version__
 from tproxy.bridge import nftables
+from tproxy.daemon import launcher
 from tproxy.daemon.catalog import Catalog
 from tproxy.daemon.client import Json
 from tproxy.daemon.guard_keeper import GuardKeeper
@@ -52,11 +55,15 @@ log = logging.getLogger(__name__)
 LAST_ANSWER = 0.01
 
 
+# Seconds. The command that starts a daemon asks for the maps some milliseconds after that.
+UNASKED = 1.0
+
+
 @dataclass(frozen=True)
 class Request:
     """An ``apply`` that is under way: it is answered when it has taken effect."""
 
-    client: Client
+    client: Client | None  # None: nobody asked
     bridges: frozenset[str]
 
 
@@ -85,19 +92,26 @@ class Daemon:
         self._workers.max_connections = settings.max_connections or 0
         self._workers.keep(wanted_workers(self._wanted_workers), replace=replace)
 
-    def run(self) -> None:
-        """Serve until a signal, or until no map is left."""
+    def appear(self) -> None:
+        """Take signals, and be found by other processes. The starter still holds the host's lock."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.on_signal(number, self._loop.stop)
         self._loop.on_signal(LOOK_SIGNAL, self._look_after_files)
-        set_title(DAEMON_TITLE)  # only now: whoever finds the process may signal it
+        self._spawner.attend(self._loop)
+        self._keep_alive()
         if self._stay:
             self._loop.on_signal(service_manager.LEAVE_SIGNAL, self._leave)
             self._loop.on_signal(signal.SIGCHLD, service_manager.reap_children)
             service_manager.reap_children()  # the spawner of the code that this process ran before
+        set_title(DAEMON_TITLE)  # only now: whoever finds the process may signal it
+
+    def run(self) -> None:
+        """Serve until a signal, or until no map is left."""
         log.info("daemon %s started", __version__)
+        self._loop.call_later(UNASKED, self._serve_unasked)
         self._loop.run()
         self._relays.close()
+        self._spawner.close(ended=True)
         log.info("daemon ended")
 
     def _regroup(self) -> None:
@@ -117,6 +131,7 @@ class Daemon:
                     self._workers.max_connections = int(request["max_connections"])
                 if "watch" in request:
                     self._watcher.keep(str(request["watch"]))
+                self._keep_alive()
                 if request.get("reopen_logs"):
                     self._reopen_logs()
                 named = request.get("bridges")
@@ -141,14 +156,28 @@ class Daemon:
             case _:
                 client.answer({"error": f"unknown request {request!r:.100}"})
 
-    def _apply(self, client: Client, named: Iterable[str] | None) -> None:
+    def _serve_unasked(self) -> None:
+        """Serve the maps that are there, because the command that started this daemon has died since."""
+        if self._knows_all or self._retired:
+            return
+        try:
+            found = nftables.read_maps()
+        except NftError as error:
+            log.error("the maps cannot be read: %s", error)
+            return
+        if found:  # without any, somebody may have flushed nftables: a hook decides
+            log.warning("nobody has asked for the maps; they are served as they are")
+            self._apply(None, None)
+
+    def _apply(self, client: Client | None, named: Iterable[str] | None) -> None:
         """Make the maps take effect as they are now, for the named bridges or for all."""
         only = named if self._knows_all else None
         try:
             maps = {each.bridge: each for each in nftables.read_maps(only)}
         except NftError as error:
             log.error("the maps cannot be read, nothing is changed: %s", error)
-            client.answer({"error": str(error)})
+            if client is not None:
+                client.answer({"error": str(error)})
             return
         self._knows_all = True
         known = self._catalog.bridges | self._relays.bridges
@@ -185,6 +214,8 @@ class Daemon:
         for request in list(self._requests):
             if all(self._relays.settled(bridge) for bridge in request.bridges):
                 self._requests.remove(request)
+                if request.client is None:
+                    continue
                 request.client.answer(
                     {
                         "problems": self._problems(request.bridges & self._catalog.bridges),
@@ -223,6 +254,16 @@ class Daemon:
         self._workers.reopen_logs()
         self._relays.reopen_logs()
 
+    def _keep_alive(self) -> None:
+        """Have the spawner start a daemon with these settings if this one crashes, unless a manager does."""
+        if not self._stay:
+            self._spawner.keep(json.dumps(self._settings()._asdict()).encode())
+
+    def _settings(self) -> Settings:
+        return Settings(
+            output.level(), self._watcher.file, self._wanted_workers, self._workers.max_connections
+        )
+
     def _look_after_files(self) -> None:
         self._reopen_logs()
         if self._retired or not self._server.lost:
@@ -240,10 +281,7 @@ class Daemon:
 
     def _renew(self, client: Client) -> None:
         """Go on as the installed code in this process."""
-        arguments = ["--log-level", str(output.level()), "--watch", self._watcher.file]
-        arguments += ["--workers", str(self._wanted_workers)]
-        if self._workers.max_connections:
-            arguments += ["--max-connections", str(self._workers.max_connections)]
+        arguments = launcher.arguments(self._settings())
         self._retire()
         client.answer_now({"renewed": True})
         try:
@@ -266,7 +304,9 @@ class Daemon:
         self._guards.close()
         self._watcher.close()
         self._server.close()
-        self._spawner.close()
+        # The command that has asked for this holds the host's lock. If it dies before it has started a
+        # successor, the spawner does that.
+        self._spawner.close(ended=False)
 
     # Status
 

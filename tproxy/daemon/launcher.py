@@ -10,7 +10,7 @@ import sys
 from tproxy.daemon import host_mounts
 from tproxy.daemon.client import ANSWER_TIMEOUT
 from tproxy.errors import ProcessError
-from tproxy.kernel import children
+from tproxy.kernel import children, limits
 from tproxy.log.lazy import DEFAULT_LEVEL
 from tproxy.model import Settings
 from tproxy.process import run_directory
@@ -21,8 +21,10 @@ def launch(settings: Settings, lock: Lock, *, replace: bool) -> None:
     """Start a daemon and return when it takes commands; ``replace``: it replaces the relays that it finds.
 
     Raises ProcessError when the daemon cannot be started, ends, or hangs; then no process of it is left.
-    Raises KernelError in a mount namespace in which the host's namespaces do not appear.
+    Raises KernelError in a mount namespace in which the host's namespaces do not appear, and with few
+    descriptors.
     """
+    limits.require_descriptors()
     host_mounts.require_sight()  # it would take bridges for gone whose namespaces it cannot see
     children.can_be_waited_for()
     home = run_directory.prepare()

@@ -170,6 +170,7 @@ _WORKER: tuple[Group, ...] = (
             ),
         ),
     ),
+    ("be found at another place, with a socket that the daemon has bound", ("listen",)),
     ("move bulk", ("splice", "pipe2")),
     ("counters that the daemon reads", ("memfd_create", "ftruncate")),
 )

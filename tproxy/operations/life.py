@@ -15,6 +15,7 @@ from tproxy.config import reader
 from tproxy.config.services import Config
 from tproxy.daemon import client, host_mounts, launcher
 from tproxy.errors import NftError, ProcessError, TproxyError
+from tproxy.kernel import limits
 from tproxy.log.lazy import logger
 from tproxy.model import Settings
 from tproxy.operations import lost_table, rotation
@@ -50,6 +51,7 @@ def become_daemon(settings: Settings) -> NoReturn:
     """
     if (client.ping() or {}).get("stays"):
         raise ProcessError("the daemon runs as a service already: see tproxy restart")
+    limits.require_descriptors()
     host_mounts.require_sight()
     nftables.read_maps()  # if they cannot be read, this raises before anything has changed
     lost_table.restore()
@@ -101,7 +103,8 @@ def restart(settings: Settings, lock: Lock) -> list[str]:
     Raises NftError as ``start`` does.
     """
     lost_table.require_table()
-    host_mounts.require_sight()  # before the old daemon ends
+    limits.require_descriptors()  # before the old daemon ends
+    host_mounts.require_sight()
     send_signal(signal.SIGUSR2, find().watchers)  # they replace themselves
     if not _needed(settings.watch_file):
         end_serving()

@@ -32,7 +32,7 @@ def start_hook(lab: OneBridge, bridge: str, config: str) -> subprocess.Popen[str
 def test_hooks_of_other_bridges_go_on_while_a_relay_does_not_report(lab: OneBridge) -> None:
     lab.add_bridge("br1")
     lab.host.add_bridge("br2")
-    hooks = []
+    hooks: list[subprocess.Popen[str]] = []
     for _ in eventually():
         # The daemon replaces such a relay. Where that is faster than the hooks of the other bridges, as on a
         # busy machine, this is tried again.

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from tests.netns.conftest import ENDPOINTS
+from tests.netns.daemonless import kill_daemon
 from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tproxy.errors import ProcessError
@@ -102,6 +103,10 @@ class Crew:
         for _ in eventually():
             if not set(pids) & set(self.processes()):
                 return
+
+    def kill_daemon(self) -> None:
+        """Kill the daemon, so that it does not come back by itself; return when it has ended."""
+        kill_daemon(self.host)
 
     def change_workers(self, count: int) -> None:
         self.configure(count)

@@ -62,7 +62,7 @@ def test_all_processes_write_to_new_files_after_reopen_logs_under_load(crew: Cre
 
 
 def test_relay_and_workers_that_a_daemon_finds_get_the_log_as_it_is_now(crew: Crew) -> None:
-    crew.kill(crew.daemon)
+    crew.kill_daemon()
     rotate(crew)
     crew.tproxy("start")
     for _ in eventually():

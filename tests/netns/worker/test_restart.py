@@ -82,7 +82,7 @@ def test_connections_of_an_old_worker_end_when_their_bridge_is_taken_down(crew: 
     load = Load(crew.guests[0], callers=0, streams=1)
     crew.tproxy("restart")
     if daemon != "lives":
-        crew.kill(crew.daemon)
+        crew.kill_daemon()
     if daemon == "was killed and came back":
         crew.tproxy("start")
     load.go_on()
@@ -100,7 +100,7 @@ def test_connections_of_an_old_worker_end_when_their_bridge_is_taken_down(crew: 
 def test_an_old_worker_ends_although_the_daemon_died_and_came_back(crew: Crew) -> None:
     load = Load(crew.guests[0])
     crew.tproxy("restart")
-    crew.kill(crew.daemon)
+    crew.kill_daemon()
     crew.tproxy("start")
     load.go_on()
     assert len(crew.pids(DRAINING)) == 1
@@ -115,7 +115,7 @@ def test_an_old_worker_that_a_new_daemon_took_for_one_that_serves_ends_all_the_s
     load = Load(crew.guests[0], callers=0, streams=1)
     crew.tproxy("restart")
     (old,) = crew.pids(DRAINING)
-    crew.kill(crew.daemon)
+    crew.kill_daemon()
     crew.signal("STOP", old)  # it cannot say that it only finishes
     starting = crew.start_tproxy("start")
     for _ in eventually():

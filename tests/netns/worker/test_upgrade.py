@@ -62,7 +62,7 @@ def test_a_restart_with_the_new_version_refuses_nobody_and_old_streams_end_whole
 
 @pytest.mark.parametrize("command", ["start", "restart", "hook"])
 def test_guests_that_wait_in_the_old_relay_after_its_daemon_died_are_served(crew: Crew, command: str) -> None:
-    crew.kill(crew.daemon)
+    crew.kill_daemon()
     asking = [start_asking(guest) for guest in crew.guests for _ in range(5)]
     crew.await_connected(len(asking))
     old_relay = crew.relay

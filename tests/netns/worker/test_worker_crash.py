@@ -33,7 +33,7 @@ def test_a_killed_worker_resets_its_own_guests_connections_and_no_other_guest_no
     workers = [crew.worker_of(load.guest) for load in loads]
     assert len(set(workers)) == 2
     if daemon == "is dead too":
-        crew.kill(crew.daemon)
+        crew.kill_daemon()
     crew.kill(workers[0])
     other.go_on()
     later = Load(victim.guest)  # served by a new worker, or by the other one
