@@ -13,11 +13,14 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from bench.report import circumstances
+from bench.report import circumstances, put
 from bench.soak import plan, report
 from bench.soak.host import Host, Traffic
 from bench.soak.judgement import Event, Sample, judge, left_over
 from tproxy.lab.hypervisor import Hypervisor
+
+PAGE = Path(__file__).parents[2] / "docs/reliability.md"
+MARKERS = "<!-- soak: begin (written by make soak SOAK=--page) -->", "<!-- soak: end -->"
 
 # How often, at intervals of a second, the host is looked at for what may be a leak.
 TRIES = 10
@@ -30,6 +33,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=1, help="of the order of what is done")
     parser.add_argument("--report", type=Path, default=REPORT, help="the file for the report")
+    parser.add_argument("--page", action="store_true", help="put the report into docs/reliability.md too")
     options = parser.parse_args()
     seconds = options.minutes * 60
     options.report.parent.mkdir(parents=True, exist_ok=True)
@@ -40,6 +44,8 @@ def main() -> None:
             for path in hypervisor.path("/var/log").glob("one_tproxy*.log"):
                 (options.report.parent / path.name).write_text(path.read_text(errors="replace"))
     options.report.write_text(text)
+    if options.page:
+        put(PAGE, text.rstrip(), MARKERS)
     print(text)
     print(f"written: {options.report}, with the logs beside it", file=sys.stderr)
     sys.exit(0 if well else 1)
