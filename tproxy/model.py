@@ -112,6 +112,10 @@ class BridgeNames(_Bridge):
         return f"gu_{self.bridge}"
 
     @property
+    def options(self) -> str:
+        return f"op_{self.bridge}"
+
+    @property
     def arp_guard(self) -> str:
         return f"ch_{self.bridge}"
 
@@ -173,7 +177,6 @@ class Service(NamedTuple):
 
     port: int
     endpoint: Endpoint
-    # A character can take three bytes in the comment of an element, 127 bytes, which all options share.
     name: Annotated[str, Option(Text(32), "the name of the service, for `status` and logs", unset="none")] = (
         ""
     )

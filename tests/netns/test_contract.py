@@ -15,10 +15,10 @@ import pytest
 from tests.contract import quoted, table
 from tests.netns.contract import FILE, furnish, hook, shell
 from tests.netns.one_bridge import OneBridge
-from tests.netns.operations.test_hook import ENDPOINT
+from tests.netns.operations.test_hook import CONFIG, ENDPOINT
 from tests.netns.waiting import eventually
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
+from tproxy.model import SERVICE_ADDRESS, Service
 
 
 @pytest.fixture
@@ -43,6 +43,7 @@ NAMES = {
         ip netns exec one_tproxy_br0 ip -4 route""",
     "service map": "nft list map ip one_tproxy ep_br0",
     "set of members": "nft list set ip one_tproxy gu_br0",
+    "set of options": "nft list set ip one_tproxy op_br0",
     "ARP guard": "nft list chain bridge one_tproxy ch_br0",
     "shared guards": "nft list table bridge one_tproxy | grep 'chain guard_'",
     "sets of the guards": "for each in veths uplinks guarded; do nft list set bridge one_tproxy $each; done",
@@ -60,7 +61,12 @@ NAMES = {
 def served(real_kernel: None) -> Iterator[Hypervisor]:
     """A hypervisor whose bridge br0 is up. The tests of rows only look at it."""
     with Hypervisor() as hypervisor:
-        hook(furnish(hypervisor))
+        furnish(hypervisor)
+        options = "".join(
+            f"tproxy_{field}: 9\n" for field in Service._fields[3:]
+        )  # more than a comment holds
+        hypervisor.write(FILE, options + CONFIG)
+        hook(hypervisor)
         yield hypervisor
 
 
@@ -254,7 +260,7 @@ def test_comments_have_the_words_of_the_contract(host: Hypervisor) -> None:
     times = "idle_timeout: 4, half_closed_timeout: 5, user_timeout: 6, drain_timeout: 7"
     others = "".join(
         f", {{remote_addr: {ENDPOINT}, remote_port: {port}, {options}}}"
-        for port, options in ((5031, limits), (5032, times))
+        for port, options in ((5031, limits), (5032, times), (5033, f"{limits}, {times}"))
     )
     host.write(FILE, f"tproxy: [{entry}{others}]\n")
     host.ip("link add up0 type veth peer name up1", "link set up0 master br0")

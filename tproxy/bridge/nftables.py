@@ -97,8 +97,13 @@ def read_maps(bridges: Iterable[str] | None = None) -> list[ServiceMap]:
     if bridges is not None:
         return [each for bridge in bridges if (each := read_map(bridge)) is not None]
     listed = _table("ip")
-    maps = {item["map"]["name"]: _parse_map(item["map"]) for item in listed if "map" in item}
-    sets = {item["set"]["name"]: service_map.parse_members(item["set"]) for item in listed if "set" in item}
+    listed_sets = {item["set"]["name"]: item["set"] for item in listed if "set" in item}
+    maps = {
+        item["map"]["name"]: _parse_map(item["map"], listed_sets.get(_options_name(item["map"])))
+        for item in listed
+        if "map" in item
+    }
+    sets = {name: service_map.parse_members(each) for name, each in listed_sets.items()}
     for name, each in maps.items():
         if each is None and name.startswith(service_map.MAP_PREFIX):
             _warn(f"map {name} is not of type {_MAP_TYPE}")
@@ -117,13 +122,26 @@ def read_map(bridge: str) -> ServiceMap | None:
     name = BridgeNames(bridge).map
     for item in _list_or_nothing(f"list map ip {TABLE} {name}"):
         if "map" in item:
-            parsed = _parse_map(item["map"])
+            options = _read_options(bridge) if service_map.continued(item["map"]) else None
+            parsed = _parse_map(item["map"], options)
             if parsed is None:
                 raise NftError(
                     f"map {name} is not of type {_MAP_TYPE}: it belongs to another program; remove it"
                 )
             return parsed._replace(members=_read_members(bridge))
     return None
+
+
+def _read_options(bridge: str) -> dict[str, Any] | None:
+    """The set with the rest of the bridge's options, as it is listed; None when there is none."""
+    listed = _list_or_nothing(f"list set ip {TABLE} {BridgeNames(bridge).options}")
+    return next((item["set"] for item in listed if "set" in item), None)
+
+
+def _options_name(listed_map: dict[str, Any]) -> str:
+    """The name of the set that belongs to a map."""
+    name: str = listed_map["name"]
+    return service_map.OPTIONS_PREFIX + name.removeprefix(service_map.MAP_PREFIX)
 
 
 def _read_members(bridge: str) -> dict[str, Member] | None:
@@ -184,8 +202,15 @@ def rules(family: str, table: str, chain: str) -> list[list[dict[str, Any]]]:
     return [item["rule"].get("expr", []) for item in listed if "rule" in item]
 
 
-def _parse_map(listed: dict[str, Any]) -> ServiceMap | None:
-    parsed = service_map.parse_map(listed)
+def _parse_map(listed: dict[str, Any], options: dict[str, Any] | None) -> ServiceMap | None:
+    """The service map; ``options`` is the set with the rest of its options, where there is one."""
+    rest = (service_map.parse_rest(options) if options is not None else None) or {}
+    parsed = service_map.parse_map(listed, rest)
+    for port, count in service_map.continued(listed).items() if parsed is not None else ():
+        if any((port, number) not in rest for number in range(count)):
+            _warn(
+                f"map {listed['name']}: options of port {port} are missing in the set {_options_name(listed)}"
+            )
     if parsed is not None and len(parsed.services) < len(listed.get("elem", [])):
         for each in service_map.unusable_elements(listed):
             _warn(f"map {listed['name']}: {each} is ignored: it is not one port and its endpoint")

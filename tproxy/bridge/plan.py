@@ -191,7 +191,7 @@ def unload(bridge: str, observed: Observed) -> list[Action]:
     if observed.map is not None:
         commands += service_map.delete_map(bridge)
     elif observed.guard is not None and observed.guard.own(guards.VETHS):
-        commands += service_map.delete_set(bridge)  # it outlives a map that another program deleted
+        commands += service_map.delete_sets(bridge)  # they outlive a map that another program deleted
     if observed.guard is not None and observed.guard.anything:
         commands += guards.unload(observed.guard)
     if not commands:

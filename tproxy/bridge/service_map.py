@@ -5,7 +5,10 @@ and on its elements hold the network and the options of a service, as ``key=valu
 values. So nft can always load its own listing again.
 
 Beside the map of a bridge is the set of its members: the MAC of each guest's NIC, with the NIC's network in
-the comment. One transaction changes both.
+the comment. Where the options of a service do not fit into one comment, the rest of the text is in the
+comments of another set, ``op_<bridge>``, whose elements are a port and a number, from 0 on. The word ``more``
+in the comment of the map's element says how many of them belong to it. So what an earlier map left there
+means nothing, and a reader that does not know the set has the options that fit. One transaction changes all.
 """
 
 from __future__ import annotations
@@ -28,12 +31,17 @@ from tproxy.typed import Any
 
 MAP_PREFIX = "ep_"
 SET_PREFIX = "gu_"
+OPTIONS_PREFIX = "op_"
 _MAP_TYPE = "type inet_service : ipv4_addr . inet_service;"
 
 # NFTNL_UDATA_COMMENT_MAXLEN of libnftnl is 128 with the final NUL.
 MAX_COMMENT = 127
 # Bytes for a network, so that its words are the same in the map and in the set, where the order follows them.
 _MAX_NETWORK = MAX_COMMENT - len(" order=99999")
+
+# The word that says how many comments in the other set go on with the options, and room for it.
+_MORE = "more"
+_MOST_BEFORE_MORE = MAX_COMMENT - len(" more=9999")
 
 # The options of a service: words in its element's comment, which it lacks where a default counts.
 _OPTIONS = Service._fields[2:]
@@ -51,7 +59,7 @@ def storable(wanted: ServiceMap) -> ServiceMap:
     Only such a map can be compared with one that was read.
     """
     services = {
-        port: _service(port, each.endpoint, _service_comment(each)) for port, each in wanted.services.items()
+        port: _service(port, each.endpoint, _service_text(each)) for port, each in wanted.services.items()
     }
     members = wanted.members
     if members is not None:
@@ -73,6 +81,7 @@ def add_map(wanted: ServiceMap) -> list[str]:
         f"add table ip {TABLE}",
         f"add map ip {TABLE} {names.map} {{ {_MAP_TYPE} {comment + ';' if comment else ''} }}",
         *_elements("add", names, wanted.services.values()),
+        *_set_rest(names, {}, wanted.services),
         *_add_set(names, wanted.members),
     ]
 
@@ -83,29 +92,39 @@ def change_map(observed: ServiceMap, wanted: ServiceMap) -> list[str]:
     if observed.network != wanted.network:
         # A map's comment cannot be changed, so the map is replaced. One transaction does both.
         new_map = add_map(wanted._replace(members=None))
-        return [f"delete map ip {TABLE} {names.map}", *new_map, *_change_set(names, observed, wanted)]
+        rest = [] if _rest(wanted.services) else _set_rest(names, observed.services, wanted.services)
+        return [f"delete map ip {TABLE} {names.map}", *new_map, *rest, *_change_set(names, observed, wanted)]
     gone = [each for port, each in observed.services.items() if wanted.services.get(port) != each]
     new = [each for port, each in wanted.services.items() if observed.services.get(port) != each]
     services = [*_elements("delete", names, gone), *_elements("add", names, new)]
+    if gone or new:
+        services += _set_rest(names, observed.services, wanted.services)
     return [*services, *_change_set(names, observed, wanted)]
 
 
 def delete_map(bridge: str) -> list[str]:
-    """Return the commands that delete the bridge's map and its set of members."""
-    return [f"delete map ip {TABLE} {BridgeNames(bridge).map}", *delete_set(bridge)]
+    """Return the commands that delete the bridge's map and the sets beside it."""
+    return [f"delete map ip {TABLE} {BridgeNames(bridge).map}", *delete_sets(bridge)]
 
 
-def delete_set(bridge: str) -> list[str]:
-    """Return commands after which the bridge has no set of members, whether or not it has one now."""
+def delete_sets(bridge: str) -> list[str]:
+    """Return commands after which the bridge has no set beside its map, whether or not it has one now."""
     # Added first, because deleting a missing set fails.
     names = BridgeNames(bridge)
-    return [f"add table ip {TABLE}", _set(names), f"delete set ip {TABLE} {names.members}"]
+    return [
+        f"add table ip {TABLE}",
+        _set(names),
+        f"delete set ip {TABLE} {names.members}",
+        _options_set(names),
+        f"delete set ip {TABLE} {names.options}",
+    ]
 
 
-def parse_map(listed: Json) -> ServiceMap | None:
+def parse_map(listed: Json, rest: Mapping[tuple[int, int], str] | None = None) -> ServiceMap | None:
     """The service map in an object of ``nft -j list``; None when its name or type is another.
 
-    Its members are in another object, see ``parse_members``.
+    Its members are in another object, see ``parse_members``, and so is the ``rest`` of the options, see
+    ``parse_rest``.
     """
     name, key, value = listed["name"], listed.get("type"), listed.get("map")
     if isinstance(value, list):  # newer versions of nft list the parts of the type
@@ -117,7 +136,7 @@ def parse_map(listed: Json) -> ServiceMap | None:
         BridgeNames(bridge)
     except BadName:
         return None
-    found = (_parse_element(*each) for each in listed.get("elem", []))
+    found = (_parse_element(rest or {}, *each) for each in listed.get("elem", []))
     services = {each.port: each for each in found if each is not None}
     return ServiceMap(bridge, services, _member(listed.get("comment", "")).network)
 
@@ -134,13 +153,43 @@ def parse_members(listed: Json) -> dict[str, Member] | None:
     return found
 
 
+def continued(listed: Json) -> dict[int, int]:
+    """How many comments in the set ``op_<bridge>`` go on with the options of a map's ports, by port."""
+    found = {}
+    for left, _ in listed.get("elem", []):
+        element = left.get("elem", left) if isinstance(left, dict) else {}
+        if (count := _more(element.get("comment", ""))) and isinstance(element.get("val"), int):
+            found[element["val"]] = count
+    return found
+
+
+def _more(comment: str) -> int:
+    text = decode_words(comment).get(_MORE, "")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 5 else 0
+
+
+def parse_rest(listed: Json) -> dict[tuple[int, int], str] | None:
+    """The comments of an object of ``nft -j list``, by port and number; None when it is no such set."""
+    if listed.get("type") not in (["inet_service", "mark"], "inet_service . mark"):
+        return None
+    found = {}
+    for each in listed.get("elem", []):
+        element = each.get("elem", {}) if isinstance(each, dict) else {}
+        try:
+            port, number = element["val"]["concat"]
+            found[int(port), int(number)] = str(element["comment"])
+        except (KeyError, TypeError, ValueError):  # without a comment, or a range: not by tproxy
+            continue
+    return found
+
+
 def unusable_elements(listed: Json) -> list[str]:
     """The elements of a map that ``parse_map`` leaves out, each as the JSON text of nft."""
     elements = listed.get("elem", [])
-    return [json.dumps(each) for each in elements if _parse_element(*each) is None]
+    return [json.dumps(each) for each in elements if _parse_element({}, *each) is None]
 
 
-def _parse_element(left: Any, right: Any) -> Service | None:
+def _parse_element(rest: Mapping[tuple[int, int], str], left: Any, right: Any) -> Service | None:
     """The service; None for anything but one port and its endpoint: a range, nft's "*", or port 0."""
     element = left.get("elem", left) if isinstance(left, dict) else {"val": left}
     try:
@@ -148,7 +197,18 @@ def _parse_element(left: Any, right: Any) -> Service | None:
         endpoint = Endpoint(address, int(remote_port))
     except (KeyError, TypeError, ValueError):
         return None
-    return _service(port, endpoint, element.get("comment", "")) if port else None
+    return _service(port, endpoint, _whole(port, element.get("comment", ""), rest)) if port else None
+
+
+def _whole(port: int, comment: str, rest: Mapping[tuple[int, int], str]) -> str:
+    """The text of a service's options. Where a part is missing, only the words before it count."""
+    text = ""
+    for number in range(_more(comment)):
+        if (port, number) not in rest:
+            text = text.rpartition(" ")[0]  # without the beginning of a word
+            break
+        text += rest[port, number]
+    return f"{comment} {text}" if text else comment
 
 
 def _service(port: int, endpoint: Endpoint, comment: str) -> Service:
@@ -188,7 +248,7 @@ def _word(value: Any) -> str:
 def _elements(verb: str, names: BridgeNames, services: Iterable[Service]) -> list[str]:
     texts = []
     for service in services:
-        comment = _quoted(_service_comment(service)) if verb == "add" else ""
+        comment = _quoted(_parts(service)[0]) if verb == "add" else ""
         endpoint = f"{service.endpoint.address} . {service.endpoint.port}"
         texts.append(f"{service.port} {comment} : {endpoint}")
     return [f"{verb} element ip {TABLE} {names.map} {{ {', '.join(texts)} }}"] if texts else []
@@ -204,7 +264,9 @@ def _add_set(names: BridgeNames, members: Mapping[str, Member] | None) -> list[s
 def _change_set(names: BridgeNames, observed: ServiceMap, wanted: ServiceMap) -> list[str]:
     before, after = observed.members, wanted.members
     if before is None or after is None:
-        return _add_set(names, after) if before is None else delete_set(names.bridge)
+        if before is None:
+            return _add_set(names, after)
+        return [f"add table ip {TABLE}", _set(names), f"delete set ip {TABLE} {names.members}"]
     gone = {mac: each for mac, each in before.items() if after.get(mac) != each}
     new = {mac: each for mac, each in after.items() if before.get(mac) != each}
     return [*_member_elements("delete", names, gone), *_member_elements("add", names, new)]
@@ -242,23 +304,58 @@ def _network_comment(network: Network) -> str:
     return comment
 
 
-def _service_comment(service: Service) -> str:
-    return encode_words(_words(service.options))
+def _options_set(names: BridgeNames) -> str:
+    return f"add set ip {TABLE} {names.options} {{ type inet_service . mark; }}"
+
+
+def _rest(services: Mapping[int, Service]) -> list[str]:
+    """The elements of ``op_<bridge>`` for these services."""
+    return [
+        f'{port} . {number} comment "{part}"'
+        for port, service in services.items()
+        for number, part in enumerate(_parts(service)[1])
+    ]
+
+
+def _set_rest(names: BridgeNames, before: Mapping[int, Service], after: Mapping[int, Service]) -> list[str]:
+    """Return commands after which ``op_<bridge>`` is as the services need it; none if none ever needed it.
+
+    It is filled anew with each change, so that it repairs itself.
+    """
+    if rest := _rest(after):
+        elements = f"add element ip {TABLE} {names.options} {{ {', '.join(rest)} }}"
+        return [_options_set(names), f"flush set ip {TABLE} {names.options}", elements]
+    if _rest(before):
+        return [_options_set(names), f"delete set ip {TABLE} {names.options}"]
+    return []
+
+
+def _service_text(service: Service) -> str:
+    """The options of a service as words, however long that is."""
+    return " ".join(f"{key}={_escaped(value)}" for key, value in _words(service.options).items() if value)
+
+
+def _parts(service: Service) -> tuple[str, list[str]]:
+    """The comment of a service's element, and those that go on with it, cut anywhere."""
+    text = _service_text(service)
+    if len(text) <= MAX_COMMENT:
+        return text, []
+    words = text.split(" ")
+    first = ""
+    while words and len(first) + 1 + len(words[0]) <= _MOST_BEFORE_MORE:
+        first = f"{first} {words.pop(0)}".lstrip()
+    rest = " ".join(words)
+    parts = [rest[start : start + MAX_COMMENT] for start in range(0, len(rest), MAX_COMMENT)]
+    return f"{first} {_MORE}={len(parts)}".lstrip(), parts
 
 
 def _words(options: Mapping[str, Any]) -> dict[str, str]:
-    # The name, which is the first option, comes last: of all it is missed least where there is no room.
+    # The name, which is the first option, comes last: of all, a reader without the set misses it least.
     return {
         key: _word(options[key])
         for key, default in zip(reversed(_OPTIONS), reversed(_DEFAULTS), strict=True)
         if options.get(key, default) != default
     }
-
-
-def misfits(options: Mapping[str, Any]) -> list[str]:
-    """Return those of a service's options for which its element's comment has no room."""
-    words = {key: word for key, word in _words(options).items() if word}
-    return [key for key in words if key not in decode_words(encode_words(words))]
 
 
 def _quoted(comment: str) -> str:

@@ -51,7 +51,12 @@ def bridges_in(change: Ruleset) -> tuple[set[str], bool]:
     words = map(service_map.decode_words, change.comments)
     bridges = {each["bridge"] for each in words if "bridge" in each}
     others = set(change.names)
-    for prefix in (service_map.MAP_PREFIX, service_map.SET_PREFIX, guards.ARP_GUARD_PREFIX):
+    for prefix in (
+        service_map.MAP_PREFIX,
+        service_map.SET_PREFIX,
+        service_map.OPTIONS_PREFIX,
+        guards.ARP_GUARD_PREFIX,
+    ):
         mine = {name for name in others if name.startswith(prefix)}
         bridges |= {name.removeprefix(prefix) for name in mine}
         others -= mine

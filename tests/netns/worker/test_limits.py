@@ -274,6 +274,35 @@ def test_connections_in_an_old_worker_are_reset_after_the_drain_timeout(crew: Li
 # The maps
 
 
+def test_options_that_do_not_fit_into_a_comment_count_and_are_repaired_by_the_next_hook(
+    crew: Limited,
+) -> None:
+    every = (
+        "name: a name of some twenty letters, connect_timeout: 4, max_connections_per_guest: 2, "
+        "max_connections_per_bridge: 900, max_connections_to_endpoint: 901, idle_timeout: 902, "
+        "half_closed_timeout: 903, user_timeout: 904, drain_timeout: 905"
+    )
+    crew.set(echo=every)
+    visitor = Visitor(crew.guests[0], ECHO)
+    assert visitor.open(3) == {"served": 2, RESET: 1}
+    options = crew.service(ECHO)["options"]
+    assert [*options.values()] == ["a name of some twenty letters", 4.0, 2, *range(900, 906)]
+    crew.host.run("nft", "flush set ip one_tproxy op_br0")  # another program damages it
+    crew.tproxy("reload")
+    assert crew.service(ECHO)["options"]["drain_timeout"] == 905  # what is in the map itself
+    assert crew.service(ECHO)["options"]["name"] == ""
+    assert "op_br0" in crew.log()
+    crew.hook_up()
+    assert crew.service(ECHO)["options"] == options
+    crew.tproxy("restart")
+    assert crew.service(ECHO)["options"] == options
+    crew.set()
+    assert "op_br0" not in crew.host.run("nft", "list", "ruleset").stdout
+    crew.set(echo=every)
+    crew.host.tproxy("hook", "down", "--bridge", "br0", "--force")
+    assert "one_tproxy" not in crew.host.run("nft", "list", "tables").stdout
+
+
 def test_options_that_somebody_wrote_into_the_map_count(crew: Limited) -> None:
     nft = [f"delete element ip one_tproxy ep_br0 {{ {ECHO} }}"]
     comment = "max_connections_per_guest=1 idle_timeout=0 user_timeout=0 drain_timeout=soon"

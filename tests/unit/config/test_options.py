@@ -81,42 +81,24 @@ def test_a_bad_option_for_all_entries_is_one_warning_and_the_default(loaded: Loa
 # The comment of an element
 
 
-@pytest.fixture
-def long_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A declaration that allows more than fits: the bounds of today's options leave room for all of them."""
-    name = keys.SERVICE["name"]
-    longer = name._replace(option=name.option._replace(kind=Text(200)))
-    for table in (keys.SERVICE, keys.ENTRY):
-        monkeypatch.setitem(table, "name", longer)
-
-
-@pytest.mark.usefixtures("long_names")
-def test_an_entry_whose_options_do_not_fit_is_skipped_with_a_line_that_names_the_option(loaded: Load) -> None:
-    for length, fits in ((121, True), (122, False)):
-        name = "n" * length
-        lines = ["tproxy:", "- remote_addr: 10.0.0.1", "  remote_port: 80", f"  name: {name}"]
-        found = loaded("\n".join([*lines, "- {remote_addr: one.example, remote_port: 1}"]))
-        assert [each.number for each in found.entries] == ([1, 2] if fits else [2])
-        if fits:
-            stored = service_map.storable(ServiceMap("br0", services(found)[0])).services
-            assert stored[80].name == name
-        else:
-            (warning,) = found.warnings
-            assert warning.line == 4
-            assert re.fullmatch(
-                r"entry 1: name 'n{20,}.* does not fit into the 127 bytes that nftables keeps of a service: "
-                "entry skipped",
-                warning.text,
-            )
-
-
-@pytest.mark.usefixtures("long_names")
-def test_options_for_all_entries_take_room_too(loaded: Load) -> None:
-    text = entry(name="n" * 120)
-    assert not said(loaded(text))
-    (warning,) = said(loaded(f"tproxy_connect_timeout: 2.5\n{text}"))
-    assert "entry 1: name " in warning
-    assert "does not fit" in warning
+def test_all_options_of_an_entry_at_once_are_stored(loaded: Load) -> None:
+    options = {
+        "name": "n" * 32,
+        "connect_timeout": "299.999",
+        "max_connections_per_guest": "1000000",
+        "max_connections_per_bridge": "1000000",
+        "max_connections_to_endpoint": "1000000",
+        "idle_timeout": "2592000",
+        "half_closed_timeout": "2592000",
+        "user_timeout": "86400",
+        "drain_timeout": "2592000",
+    }
+    assert options.keys() == keys.SERVICE.keys()
+    found = loaded(entry(**options))
+    assert not said(found)
+    wanted = ServiceMap("br0", services(found)[0])
+    assert wanted.services[80].drain_timeout == 2592000
+    assert service_map.storable(wanted) == wanted
 
 
 # The schema
