@@ -171,8 +171,7 @@ class Host:
 
         def kill() -> None:
             self._host.run("kill", "-KILL", *map(str, pids))
-            # A spawner comes back when it is needed.
-            self._await(lambda: title == SPAWNER or bool(set(self.pids(title)) - set(pids)))
+            self._await(lambda: bool(set(self.pids(title)) - set(pids)))
 
         names = {DAEMON: "kill daemon", SPAWNER: "kill spawner", WATCHER: "kill watcher"}
         if not pids:

@@ -134,11 +134,14 @@ class Model:
         return endpoint if endpoint in self.endpoints else RESET
 
     def _daemon_runs(self) -> None:
-        """A hook finds a daemon, or starts one, which reads all maps."""
-        if not self.daemon:
-            self.running = self.daemon = True
+        """A hook finds a daemon, or starts one, which reads all maps.
+
+        After a crash nobody knows when the present daemon has read them: doubts remain.
+        """
+        if not self.running:
             for bridge in self.bridges.values():
                 bridge.apply()
+        self.running = self.daemon = True
 
     def _doubt(self) -> None:
         if self.running and not self.daemon:
