@@ -99,7 +99,7 @@ class Guest:
             self.connect(kind, port, talk)
 
     def bulk(self, kind: str, port: int, up: int, down: int) -> None:
-        while not self.ending.wait(0.5):
+        while not self.ending.wait(1.0):
             self.connect(kind, port, lambda sock: self.exchange(sock, up, down))
 
     def half_closed(self, kind: str, port: int) -> None:
@@ -171,9 +171,9 @@ def main() -> None:
         partial(guest.short, "short", steady),
         partial(guest.short, "short", fickle),
         *(partial(guest.kept, "kept", port) for port in (steady, steady, fickle)),
-        partial(guest.bulk, "bulk up", steady, 20_000_000, 0),
-        partial(guest.bulk, "bulk down", steady, 0, 20_000_000),
-        partial(guest.bulk, "bulk both ways", steady, 5_000_000, 5_000_000),
+        partial(guest.bulk, "bulk up", steady, 8_000_000, 0),
+        partial(guest.bulk, "bulk down", steady, 0, 8_000_000),
+        partial(guest.bulk, "bulk both ways", steady, 3_000_000, 3_000_000),
         partial(guest.half_closed, "half-closed", steady),
         *[partial(guest.slow, "slow reader", steady)] * 3,
         partial(guest.idle, "idle", steady),
