@@ -40,12 +40,11 @@ def test_hooks_of_other_bridges_go_on_while_a_relay_does_not_report(lab: OneBrid
         hooks.append(start_hook(lab, "br0", changed(lab, 6000 + len(hooks))))
         lab.await_in_log("port 6", times=len(hooks))
         lab.host.tproxy("hook", "up", "--bridge", "br1", "--config", lab.config)
-        lab.host.tproxy("hook", "up", "--bridge", "br2", "--config", lab.config)
         if hooks[-1].poll() is None:
             break
         hooks[-1].wait()
-        lab.host.tproxy("hook", "down", "--bridge", "br2")
-    lab.host.run("pkill", "-CONT", "-f", "^one_tproxy_br0 *$")
+    lab.host.tproxy("hook", "up", "--bridge", "br2", "--config", lab.config)
+    lab.host.run("pkill", "-CONT", "-f", "^one_tproxy_br0 *$", check=False)
     for each in hooks:
         each.communicate()
         assert each.returncode == 0
