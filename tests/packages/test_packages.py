@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.packages.conftest import SOURCE
 from tests.packages.kinds import Kind
 from tests.packages.machine import Machine
 from tests.packages.service import CONFIG, service
@@ -27,11 +26,13 @@ def test_the_lab_runs(machine: Machine, kind: Kind, new: Path) -> None:
 
 
 @pytest.mark.parametrize("by", ["systemd", "a hook"])
-def test_an_upgrade_loses_no_connection(machine: Machine, kind: Kind, old: Path, new: Path, by: str) -> None:
+def test_an_upgrade_loses_no_connection(
+    machine: Machine, kind: Kind, old: Path, new: Path, old_source: Path, by: str
+) -> None:
     machine.install(*kind.needs)
     kind.install(machine, machine.put(old))
     if by == "systemd" and not kind.has_units:
-        shutil.copy(SOURCE / "etc/systemd/tproxy.service", machine.path("/etc/systemd/system"))
+        shutil.copy(old_source / "etc/systemd/tproxy.service", machine.path("/etc/systemd/system"))
         machine.sh("systemctl daemon-reload; systemctl enable --now tproxy")
     if by == "a hook" and kind.has_units:
         machine.sh("systemctl disable --now tproxy")
