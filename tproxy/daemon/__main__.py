@@ -16,6 +16,7 @@ import sys
 from contextlib import suppress
 
 from tproxy.daemon.spawner import Spawner
+from tproxy.kernel import privileges
 from tproxy.kernel.limits import raise_descriptor_limit
 from tproxy.typed import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ def main() -> None:
     if "--stay" not in sys.argv:
         _reset_priorities()
     raise_descriptor_limit()
+    privileges.limit()
     spawner = Spawner()
     # Everything else is imported only now: relays carry what is loaded when the spawner is forked.
     arguments = _arguments()

@@ -44,6 +44,60 @@ def uid_of(pid: int) -> int:
     return FIRST_UID + pid
 
 
+# What the daemon, its spawner and a watcher keep of root's capabilities (capabilities(7)), by number. The
+# units for systemd say the same.
+_KEPT = {
+    2: "DAC_READ_SEARCH: a configuration file of another user",
+    5: "KILL: relays and workers, which have users of their own",
+    6: "SETGID: relays and workers get groups of their own",
+    7: "SETUID: and users",
+    8: "SETPCAP: relays and workers empty their bounding set",
+    12: "NET_ADMIN: links, rules and sysctls",
+    18: "SYS_CHROOT: relays and workers have an empty root directory",
+    19: "SYS_PTRACE: to find processes of tproxy that have other rights",
+    21: "SYS_ADMIN: to enter and make network namespaces",
+    23: "SYS_NICE: relays are batch processes, also in a service with another scheduling policy",
+}
+
+
+def limit() -> list[str]:
+    """Keep the capabilities that the daemon needs, for good, also in what it starts; and gain no others.
+
+    Return a line for each step that failed. What this process may have already is not extended.
+    """
+    failed = []
+    for what, step in (
+        ("its capability bounding set stays", _limit_bounding_set),
+        ("it keeps its capabilities", _limit_capabilities),
+        ("it may gain privileges", _forbid_gains),
+    ):
+        try:
+            step()
+        except OSError as error:
+            failed.append(f"{what}: {error.strerror}")
+    return failed
+
+
+def _limit_bounding_set() -> None:
+    for capability in range(64):
+        if capability not in _KEPT and _prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0):
+            if ctypes.get_errno() == _EINVAL:
+                return
+            _raise()
+
+
+def _limit_capabilities() -> None:
+    """Take all others from the three sets, of which the kernel has the lower and then the upper halves."""
+    held = (ctypes.c_uint32 * 6)()
+    if _capget(_HEADER, held):
+        _raise()
+    kept = sum(1 << number for number in _KEPT)
+    # effective, permitted and inheritable, capset(2)
+    limited = (ctypes.c_uint32 * 6)(*(held[place] & (kept if place < 3 else 0) for place in range(6)))
+    if _capset(_HEADER, limited):
+        _raise()
+
+
 def keep_only(*fds: int) -> None:
     """Close all descriptors but these, in a process that has few."""
     start = 0
@@ -122,5 +176,7 @@ _prctl = LIBC.prctl
 _prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
 _capset = LIBC.capset
 _capset.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+_capget = LIBC.capget
+_capget.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
 _HEADER = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
 _NO_CAPABILITY = (ctypes.c_uint32 * 6)()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from tests.netns.program import program
 from tests.netns.surroundings import TPROXY
 from tests.netns.worker.crew import DRAINING, WORKER, Crew, Load
-from tproxy.kernel.privileges import FIRST_UID
+from tproxy.kernel.privileges import _KEPT, FIRST_UID
 from tproxy.lab.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
+ROOT = Path(__file__).parents[3]
 NO_CAPABILITY = "0" * 16
 
 
@@ -45,6 +47,25 @@ def test_each_relay_and_worker_has_a_user_of_its_own_and_no_rights(crew: Crew) -
         assert status["NoNewPrivs"] == ["1"]
         assert status["Seccomp"] == ["2"]  # a filter, proc(5)
     load.end()
+
+
+def test_daemon_and_spawner_keep_only_the_capabilities_that_they_need(crew: Crew) -> None:
+    kept = f"{sum(1 << number for number in _KEPT):016x}"
+    for title in ("one_tproxy", "tproxy-spawner"):
+        (pid,) = crew.pids(title)
+        status = fields(crew, pid)
+        for which in ("CapPrm", "CapEff", "CapBnd"):
+            assert status[which] == [kept], (title, which)
+        assert status["CapInh"] == status["CapAmb"] == [NO_CAPABILITY]
+        assert status["NoNewPrivs"] == ["1"]
+
+
+def test_the_unit_of_the_daemon_names_the_capabilities_that_it_keeps() -> None:
+    for unit in ("tproxy.service", "tproxy-watch.service"):
+        text = (ROOT / "etc/systemd" / unit).read_text()
+        (line,) = [each for each in text.splitlines() if each.startswith("CapabilityBoundingSet=")]
+        named = {each.removeprefix("CAP_") for each in line.partition("=")[2].split()}
+        assert named == {reason.partition(":")[0] for reason in _KEPT.values()}, unit
 
 
 def test_relays_and_workers_see_no_file_and_have_none_open_but_their_log(crew: Crew) -> None:
