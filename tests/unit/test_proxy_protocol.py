@@ -23,11 +23,14 @@ BYTES = (
     b"\xe0\x00\x03\x64\x6d\x7a"
 )
 
-# As the kernel writes them: ::ffff:10.0.0.5, and not ::ffff:a00:5.
-addresses = some.one_of(
-    some.tuples(*2 * [some.binary(min_size=size, max_size=size).map(partial(socket.inet_ntop, family))])
-    for family, size in ((socket.AF_INET, 4), (socket.AF_INET6, 16))
-)
+
+def pairs(family: int, size: int) -> some.SearchStrategy[tuple[str, str]]:
+    """Two addresses as the kernel writes them: ::ffff:10.0.0.5, and not ::ffff:a00:5."""
+    address = some.binary(min_size=size, max_size=size).map(partial(socket.inet_ntop, family))
+    return some.tuples(address, address)
+
+
+addresses = pairs(socket.AF_INET, 4) | pairs(socket.AF_INET6, 16)
 ports = some.integers(0, 65535)
 # Lengths far below MOST in sum.
 values = some.dictionaries(some.integers(0xE0, 0xEF), some.text(min_size=1, max_size=20), max_size=10)
