@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 
@@ -129,3 +130,25 @@ def heard(daemon: socket.socket) -> bool:
 
 def gone(relay: Relay) -> bool:
     return relay._channel is None
+
+
+def test_a_successor_whose_daemon_has_ended_keeps_what_it_took_over_for_the_next_daemon(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon can be killed in the middle of a restart, and guests wait at these sockets."""
+    monkeypatch.setattr("tproxy.relay.relay.RENDEZVOUS", f"\0tproxy_test_relay_{os.getpid()}")
+    relay = take_over((wire.Listeners((80,)), [listener.fileno()]))
+    daemon, channel = pair()
+    daemon.close()
+    relay._loop.call_later(0, relay._loop.stop)
+    relay.serve(channel)
+    assert relay._listening.ports == (80,)
+    assert copies(listener.fileno()) == 2
+
+
+def test_a_relay_without_guests_ends_with_its_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tproxy.relay.relay.RENDEZVOUS", f"\0tproxy_test_relay_{os.getpid()}")
+    daemon, channel = pair()
+    daemon.close()
+    with pytest.raises(BrokenPipeError):
+        Relay().serve(channel)
