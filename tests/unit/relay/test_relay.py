@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +19,12 @@ from tproxy.relay.relay import Relay
 def listener() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         yield sock
+
+
+@pytest.fixture
+def rendezvous(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The abstract socket of the relay under test is this test's own."""
+    monkeypatch.setattr("tproxy.relay.relay.RENDEZVOUS", f"\0{tmp_path}")
 
 
 def take_over(*messages: tuple[wire.Message, list[int]]) -> Relay:
@@ -133,10 +139,9 @@ def gone(relay: Relay) -> bool:
 
 
 def test_a_successor_whose_daemon_has_ended_keeps_what_it_took_over_for_the_next_daemon(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+    listener: socket.socket, rendezvous: None
 ) -> None:
     """A daemon can be killed in the middle of a restart, and guests wait at these sockets."""
-    monkeypatch.setattr("tproxy.relay.relay.RENDEZVOUS", f"\0tproxy_test_relay_{os.getpid()}")
     relay = take_over((wire.Listeners((80,)), [listener.fileno()]))
     daemon, channel = pair()
     daemon.close()
@@ -146,8 +151,7 @@ def test_a_successor_whose_daemon_has_ended_keeps_what_it_took_over_for_the_next
     assert copies(listener.fileno()) == 2
 
 
-def test_a_relay_without_guests_ends_with_its_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tproxy.relay.relay.RENDEZVOUS", f"\0tproxy_test_relay_{os.getpid()}")
+def test_a_relay_without_guests_ends_with_its_daemon(rendezvous: None) -> None:
     daemon, channel = pair()
     daemon.close()
     with pytest.raises(BrokenPipeError):
