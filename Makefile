@@ -47,7 +47,7 @@ test-model: export TPROXY_PATIENCE ?= 100
 test-model: venv
 	TPROXY_MODEL_EXAMPLES=$(EXAMPLES) .venv/bin/python -m pytest -p no:xdist --timeout=0 tests/netns/model
 
-# Each step of hook and restart is killed once, for an hour; `make test` takes one step in eight.
+# Each step of hook and restart is killed once, for an hour; `make test` takes one step in sixteen.
 .PHONY: test-steps
 test-steps: export TPROXY_PATIENCE ?= 100
 test-steps: venv

@@ -33,8 +33,8 @@ COMMANDS = {
     "hook of a new bridge": ("hook", "up", "--bridge", "br1", "--config", CONFIG),
     "restart": ("restart",),
 }
-# Seconds for a step are many, so `make test` takes one in eight. `make test-steps` takes all.
-PARTS = 8
+# A step takes seconds, so `make test` takes one in sixteen. `make test-steps` takes all.
+PARTS = 16
 TAKEN = range(PARTS if os.environ.get("TPROXY_ALL_STEPS") else 1)
 
 
