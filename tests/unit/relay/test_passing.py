@@ -393,15 +393,16 @@ def test_too_many_descriptors_in_flight_is_no_end_of_a_worker_and_is_tried_again
             before(outlet, error)
 
         setting.passing._refused = refuse  # type: ignore[method-assign]
-        for number in range(8):
-            setting.accept(*[f"10.0.0.{number % 2}"] * 10)
-        assert refused
+        accepted = 0
+        while not refused:
+            setting.accept(*[f"10.0.0.{accepted % 2}"] * 9)
+            accepted += 9
         found = 0
 
         def all_taken() -> bool:
             nonlocal found
             found += len(setting.taken(0)) + len(setting.taken(1))
-            return found == 80
+            return found == accepted
 
         run_until(setting.loop, all_taken)
         return [sorted(set(refused)), setting.log.messages]
