@@ -131,7 +131,9 @@ class Connection:
             return
         if self.to_endpoint.held:
             self._endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
-        number = self._endpoint.connect_ex((self.dialed.address, self.dialed.port))
+        number = self._keeper.host.local_ports.connect(
+            self._endpoint, (self.dialed.address, self.dialed.port)
+        )
         if number not in (0, errno.EINPROGRESS):
             self._dial_failed(number)
             return

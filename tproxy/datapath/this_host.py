@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tproxy.datapath.local_ports import LocalPorts
 from tproxy.kernel import tcp
 from tproxy.model import Endpoint
 
@@ -15,6 +16,7 @@ class ThisHost:
     def __init__(self) -> None:
         self._near: dict[str, bool] = {}
         self._chosen_ports = _ANY_PORT
+        self.local_ports = LocalPorts(_ANY_PORT)
 
     def has(self, address: str) -> bool:
         """Return whether an address is one of this host."""
@@ -32,6 +34,7 @@ class ThisHost:
         self._near.clear()
         first, last = ports
         self._chosen_ports = range(first, last + 1)
+        self.local_ports.use(self._chosen_ports)
 
 
 def met_itself(name: tuple[str, int], endpoint: Endpoint) -> bool:
