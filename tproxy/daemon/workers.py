@@ -226,16 +226,12 @@ class Workers:
     # What workers tell
 
     def greeted(self, worker: WorkerLink, version: int) -> None:
-        if worker in self._draining:
-            if self._complete:
-                self._forget_unknown(worker)
-            return
-        place = self._places.index(worker)
-        if worker.draining or version != orders.VERSION:
+        if worker not in self._draining and (worker.draining or version != orders.VERSION):
+            place = self._places.index(worker)
             self._finish(place)
             self._start(place)
             self._regroup()  # it must not go on to share the data channels of this place
-        elif self._complete:
+        if self._complete:
             self._forget_unknown(worker)
 
     def ended(self, worker: WorkerLink, reason: str) -> None:

@@ -47,7 +47,7 @@ def uid_of(pid: int) -> int:
 # What the daemon, its spawner and a watcher keep of root's capabilities (capabilities(7)), by number. The
 # units for systemd say the same.
 _KEPT = {
-    2: "DAC_READ_SEARCH: a configuration file of another user",
+    1: "DAC_OVERRIDE: files of another user, and those whose mode shuts their owner out, such as logs",
     5: "KILL: relays and workers, which have users of their own",
     6: "SETGID: relays and workers get groups of their own",
     7: "SETUID: and users",
