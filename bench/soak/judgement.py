@@ -54,7 +54,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Event:
-    """What was done to the host; ``end`` is when its effect was over, such as when a successor ran."""
+    """A fault or a command. ``end`` is when its effect was over: for a killed process, when the next one ran."""
 
     name: str
     begin: float
@@ -121,7 +121,7 @@ def judge(
 
 
 def left_over(before: Sample, after: Sample) -> list[str]:
-    """What is there at the end and was not at the beginning."""
+    """Return the objects that are there at the end and were not there at the beginning."""
     found = []
     for key, figure in after.figures.items():
         at_first = before.figures.get(key, 0.0)

@@ -115,7 +115,7 @@ class Model:
     # What guests see
 
     def answers(self, name: str, port: int) -> set[str]:
-        """What a guest of the bridge may get from a port; one answer, unless the bridge is in doubt."""
+        """Return the answers that a guest may get from a port: one, unless the bridge's state is unknown."""
         bridge = self.bridges[name]
         if not bridge.built:
             return {ABSENT}

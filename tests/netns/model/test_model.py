@@ -191,7 +191,7 @@ class Host(RuleBasedStateMachine):
     # Inside
 
     def differences(self) -> list[str]:
-        """What guests see that they must not, in words."""
+        """Return a line for each guest that sees something else than the model says."""
         wanted = {name: {port: self.model.answers(name, port) for port in (ECHO, *PORTS)} for name in GUESTS}
         if not self.model.config:
             return []  # before ``begin``

@@ -203,7 +203,7 @@ def _tell(*words: object) -> None:
 
 
 def _meaning(said: str, wanted: set[str]) -> str:
-    """What an answer means. A guest that knows our MAC from before does not notice that nobody is there."""
+    """Return the meaning of an answer. A guest that has our MAC in its cache gets a time-out, and no error."""
     if said == "timeout" and wanted & {CLOSED, ABSENT}:
         return ABSENT if ABSENT in wanted else CLOSED
     return _MEANINGS.get(said, said)
