@@ -54,7 +54,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Event:
-    """A fault or a command. ``end`` is when its effect was over: for a killed process, when the next one ran."""
+    """A fault or a command. ``end`` is when its effect was over: a killed process had a successor."""
 
     name: str
     begin: float

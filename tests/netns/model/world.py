@@ -203,7 +203,7 @@ def _tell(*words: object) -> None:
 
 
 def _meaning(said: str, wanted: set[str]) -> str:
-    """Return the meaning of an answer. A guest that has our MAC in its cache gets a time-out, and no error."""
+    """Return the meaning of an answer. A guest that has our MAC in its cache gets a time-out."""
     if said == "timeout" and wanted & {CLOSED, ABSENT}:
         return ABSENT if ABSENT in wanted else CLOSED
     return _MEANINGS.get(said, said)
