@@ -26,6 +26,7 @@ NETNS = "one_tproxy_br0"
 
 WORKER = "tproxy-worker"
 DRAINING = "tproxy-draining"
+SPAWNER = "tproxy-spawner"
 
 
 class Crew:
