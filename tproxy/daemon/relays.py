@@ -17,6 +17,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tproxy.daemon.catalog import Catalog
@@ -27,11 +28,11 @@ from tproxy.daemon.patience import Patience
 from tproxy.daemon.spawner import Order, Spawner
 from tproxy.daemon.wall_keeper import WallKeeper
 from tproxy.daemon.workers import Workers
-from tproxy.kernel import netns
+from tproxy.kernel import netns, tcp
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.log import output
 from tproxy.log.file import open_log
-from tproxy.model import BridgeNames
+from tproxy.model import BridgeNames, Service
 from tproxy.relay import wire
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,9 @@ class Relays:
         """
         self._namespaces.begin()
         self._copies.keep(bridge, self._catalog.ports(bridge))
+        for service in self._catalog.services(bridge):
+            if (listener := self._copies.get(bridge, service.port)) is not None:
+                _save_syn(listener, service)
         link = self._links.get(bridge)
         if link is not None and self._lost_namespace(link):
             link = None
@@ -295,6 +299,9 @@ class Relays:
         self._workers.deliver(link.bridge, link.cookie, message, fds)
 
     def copied(self, link: Link, port: int, listener: socket.socket) -> None:
+        service = self._catalog.service(link.bridge, port)
+        if service is not None:
+            _save_syn(listener, service)
         self._copies.add(link.bridge, link.namespace, port, listener)
 
     def behind(self, link: Link, place: int) -> None:
@@ -323,3 +330,12 @@ class Relays:
             self._spawn(bridge, replace=False)
         else:
             self._miss(link.bridge, reason, previous)
+
+
+def _save_syn(listener: socket.socket, service: Service) -> None:
+    """Have the kernel keep the SYN of each connection, with the guest's MAC, if the endpoint is told of it.
+
+    The relay has the same socket; so it needs to know nothing of that.
+    """
+    with suppress(OSError):  # before Linux 5.10: the MAC is left out
+        tcp.save_syn(listener, wanted=service.introduced)

@@ -18,6 +18,14 @@ KEEPALIVE_PROBES = 4
 # (docs/performance-experiments.md).
 NEAR_WINDOW = 512 * 1024
 
+# <linux/tcp.h>; Python does not name them. With this value the kernel keeps the Ethernet header too, from
+# Linux 5.10 on.
+_SAVE_SYN, _SAVED_SYN = 27, 28
+_WITH_ETHERNET = 2
+
+# Bytes of the longest SYN: Ethernet, IPv4 and TCP with all options.
+_LONGEST_SYN = 14 + 60 + 60
+
 # Closing with this option set sends a reset instead of FIN (socket(7), SO_LINGER).
 _RESET = struct.pack("ii", 1, 0)
 _LINGER = struct.pack("ii", 0, 0)
@@ -71,3 +79,23 @@ def reset_on_close(sock: socket.SocketType) -> None:
 def linger_on_close(sock: socket.SocketType) -> None:
     """Make closing this socket send what is left, and then FIN, in the background (the default)."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER)
+
+
+def save_syn(listener: socket.socket, *, wanted: bool) -> None:
+    """Say whether the SYN of each connection is kept until it is read (``caller_mac``). Raises OSError."""
+    listener.setsockopt(socket.IPPROTO_TCP, _SAVE_SYN, _WITH_ETHERNET if wanted else 0)
+
+
+def caller_mac(sock: socket.SocketType) -> str:
+    """Return the MAC address from which the SYN of an accepted connection came; "" where it was not kept.
+
+    It is kept if the listener was told so (``save_syn``), except under SYN cookies. It can be read once.
+    """
+    try:
+        syn = sock.getsockopt(socket.IPPROTO_TCP, _SAVED_SYN, _LONGEST_SYN)
+    except OSError:
+        return ""
+    # Destination, source, 0x0800; then the first byte of an IPv4 header. Else it begins with that header.
+    if len(syn) < 34 or syn[12:14] != b"\x08\x00" or syn[14] >> 4 != 4 or not any(syn[6:12]):
+        return ""
+    return syn[6:12].hex(":")
