@@ -23,7 +23,7 @@ from tproxy.config.services import Config
 from tproxy.errors import ConfigError
 from tproxy.log import output
 from tproxy.model import PORT_MAC, SERVICE_ADDRESS, SERVICE_MAC, BridgeNames, Endpoint, Network, Service
-from tproxy.options import Entries
+from tproxy.options import Entries, Text
 
 VNET1 = Network("vnet1", "0")
 BEFORE = Service(5030, Endpoint("192.0.2.7", 5030))
@@ -122,6 +122,7 @@ OTHER = "remote_addr: 192.0.2.2, remote_port: 5031"
 FIRST = {5030: "192.0.2.1:5030"}
 SECOND = {5031: "192.0.2.2:5031"}
 SKIPPED = Said(SECOND, 1)
+UNUSABLE = {Text: "[1]"}  # by the kind of a value; any other kind does not take a word that means nothing
 BASE = f"b: &b {{{GOOD}}}\n"
 
 CASES: dict[str, list[tuple[str, Said | None]]] = {
@@ -178,7 +179,7 @@ CASES: dict[str, list[tuple[str, Said | None]]] = {
         (f":Tproxy: []\nnetworks: [vnet2]\n{entries(GOOD)}", Said(FIRST, 0))
     ],
     "value at the top level that cannot be used, other than a list": [
-        (f"{key}: nonsense\n{entries(GOOD)}", Said(FIRST, 1))
+        (f"{key}: {UNUSABLE.get(type(each.option.kind), 'nonsense')}\n{entries(GOOD)}", Said(FIRST, 1))
         for key, each in keys.FILE.items()
         if not isinstance(each.option.kind, Entries)
     ],

@@ -40,9 +40,7 @@ messages: st.SearchStrategy[orders.Message] = st.one_of(
         st.lists(network, max_size=5).map(tuple),
         st.lists(st.tuples(mac, port), max_size=20).map(tuple),
     ),
-    st.builds(
-        orders.Ports, bridge, st.booleans(), st.lists(st.tuples(mac, st.just("") | bridge)).map(tuple)
-    ),
+    st.builds(orders.Ports, bridge, st.booleans(), st.lists(st.tuples(mac, st.just("") | bridge)).map(tuple)),
     st.builds(orders.Bridge, bridge, st.none() | st.integers(0, 2**64 - 1)),
     st.builds(orders.Forget, bridge),
     st.builds(orders.LogFile),
