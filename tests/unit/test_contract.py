@@ -122,7 +122,9 @@ OTHER = "remote_addr: 192.0.2.2, remote_port: 5031"
 FIRST = {5030: "192.0.2.1:5030"}
 SECOND = {5031: "192.0.2.2:5031"}
 SKIPPED = Said(SECOND, 1)
-UNUSABLE = {Text: "[1]"}  # by the kind of a value; any other kind does not take a word that means nothing
+UNUSABLE: dict[type, str] = {
+    Text: "[1]"
+}  # by the kind of a value; any other kind does not take a word that means nothing
 BASE = f"b: &b {{{GOOD}}}\n"
 
 CASES: dict[str, list[tuple[str, Said | None]]] = {

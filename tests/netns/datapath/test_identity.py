@@ -96,7 +96,7 @@ def host(hypervisor: Hypervisor) -> Host:
 
 
 def mac_of(guest: Guest) -> str:
-    return json.loads(guest.run("ip", "-j", "link", "show", "eth0").stdout)[0]["address"]
+    return str(json.loads(guest.run("ip", "-j", "link", "show", "eth0").stdout)[0]["address"])
 
 
 def talker(guest: Guest, *arguments: str) -> subprocess.Popen[str]:
