@@ -82,6 +82,17 @@ class Host:
     def log(self) -> str:
         return self.hypervisor.path("/var/log/one_tproxy.log").read_text()
 
+    def daemon_memory(self) -> int:
+        """Resident bytes of the daemon."""
+        (pid,) = self.hypervisor.run("pgrep", "-fx", "one_tproxy").stdout.split()
+        status = self.hypervisor.run("cat", f"/proc/{pid}/status").stdout
+        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+    def saved_syns(self) -> str:
+        """The service ports of br0 whose listening sockets keep the SYNs of connections."""
+        (pid,) = self.hypervisor.run("pgrep", "-fx", "one_tproxy_br0").stdout.split()
+        return self.hypervisor.run(*program("saved_syns", pid)).stdout.strip()
+
     def subscribed(self) -> bool:
         """Whether the daemon hears of forwarding tables: RTNLGRP_NEIGH is the third group."""
         (pid,) = self.hypervisor.run("pgrep", "-fx", "one_tproxy").stdout.split()
@@ -272,6 +283,18 @@ def test_an_address_that_two_guests_use_has_no_port(host: Host) -> None:
     assert f"{mac_of(good)} was seen behind {good.port} and {bad.port}" in host.log()
 
 
+def test_a_guest_with_endless_addresses_takes_the_ports_of_others_for_a_moment_only(host: Host) -> None:
+    host.add("br0")
+    good = host.hypervisor.add_guest("good", "br0", "10.0.0.5/24")
+    bad = host.hypervisor.add_guest("bad", "br0", "10.0.0.6/24")
+    host.await_call(good, PORT, good.port)
+    memory = host.daemon_memory()
+    bad.run(*program("mac_flood", "eth0", "30000"), timeout=100)
+    assert host.call(good).get(PORT, good.port) == good.port
+    host.await_call(good, PORT, good.port)
+    assert host.daemon_memory() - memory < 8_000_000
+
+
 def test_guests_that_were_there_before_are_known(host: Host) -> None:
     host.hypervisor.write(FILE, CONFIG.replace(", proxy_protocol: v2", ""))
     host.add("br0")
@@ -283,6 +306,19 @@ def test_guests_that_were_there_before_are_known(host: Host) -> None:
     assert host.subscribed()
     values = host.call(guest)
     assert (values[MAC], values[PORT]) == (mac_of(guest), guest.port)
+
+
+def test_the_kernel_keeps_syns_only_for_the_ports_that_need_them(host: Host) -> None:
+    plain = f"{{remote_addr: {ENDPOINT}, remote_port: 8081}}"
+    host.hypervisor.write(FILE, f"tproxy: [{SERVICE}, {plain}]\n")
+    host.add("br0")
+    assert host.saved_syns() == "8080"
+    host.hypervisor.write(FILE, f"tproxy: [{SERVICE.replace('v2', 'none')}, {plain}]\n")
+    host.up("br0")
+    assert host.saved_syns() == ""
+    host.hypervisor.write(FILE, f"tproxy_proxy_protocol: v2\ntproxy: [{SERVICE}, {plain}]\n")
+    host.up("br0")
+    assert host.saved_syns() == "8080 8081"
 
 
 def test_nothing_is_followed_any_more_when_no_service_wants_it(host: Host) -> None:
