@@ -38,7 +38,7 @@ from tproxy.kernel import tcp
 from tproxy.kernel.loop import ERROR, HANGUP, PEER_CLOSED, READ, WRITE, Loop, Timer
 from tproxy.log.file import Log
 from tproxy.log.limit import LineLimit
-from tproxy.model import DEFAULT_USER_TIMEOUT, Service
+from tproxy.model import DEFAULT_USER_TIMEOUT, BridgeNames, Service
 
 _TO_READ = READ | PEER_CLOSED | HANGUP | ERROR
 
@@ -143,7 +143,8 @@ class Connection:
             self._lost(lost)
             return
         if self.target.service.introduced:
-            self.mac = tcp.caller_mac(self._guest)
+            device = BridgeNames(self.target.bridge).veth_namespace
+            self.mac = tcp.caller_mac(self._guest) or tcp.neighbour_mac(self._guest, self.peer[0], device)
         if self.to_endpoint.held or self.mac is not None:
             self._endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
         number = self._endpoint.connect_ex((self.dialed.address, self.dialed.port))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import struct
 
@@ -25,6 +26,10 @@ _WITH_ETHERNET = 2
 
 # Bytes of the longest SYN: Ethernet, IPv4 and TCP with all options.
 _LONGEST_SYN = 14 + 60 + 60
+
+_SIOCGARP, _COMPLETE = 0x8954, 0x02  # arp(7); ATF_COM
+# struct arpreq: the protocol's address, the hardware's, flags, a mask, and the device
+_ARP = struct.Struct("=HH4s8x2x6s8xi16x16s")
 
 # Closing with this option set sends a reset instead of FIN (socket(7), SO_LINGER).
 _RESET = struct.pack("ii", 1, 0)
@@ -99,3 +104,14 @@ def caller_mac(sock: socket.SocketType) -> str:
     if len(syn) < 34 or syn[12:14] != b"\x08\x00" or syn[14] >> 4 != 4 or not any(syn[6:12]):
         return ""
     return syn[6:12].hex(":")
+
+
+def neighbour_mac(sock: socket.SocketType, address: str, device: str) -> str:
+    """Return the MAC that an IPv4 address has in the ARP table of the socket's namespace; "" without one."""
+    family, ip, name = socket.AF_INET, socket.inet_aton(address), device.encode()
+    try:
+        found = fcntl.ioctl(sock.fileno(), _SIOCGARP, _ARP.pack(family, 0, ip, bytes(6), 0, name))
+    except OSError:
+        return ""
+    *_, mac, flags, _ = _ARP.unpack(found)
+    return mac.hex(":") if flags & _COMPLETE else ""

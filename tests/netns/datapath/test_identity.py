@@ -179,6 +179,17 @@ def test_guests_of_several_networks_on_one_bridge_are_told_apart_by_their_macs(h
     assert [each.get(NETWORK_ID) for each in found] == [None, "1", None]
 
 
+def test_the_mac_is_known_under_syn_cookies_too(host: Host) -> None:
+    host.add("br0")
+    guest = host.hypervisor.add_guest("guest", "br0")
+    host.hypervisor.run("sysctl", "-w", "net.ipv4.tcp_syncookies=2", netns="one_tproxy_br0")
+    values = host.await_call(guest, PORT, guest.port)
+    assert values[MAC] == mac_of(guest)
+    counted = host.hypervisor.run("cat", "/proc/net/netstat", netns="one_tproxy_br0").stdout
+    names, numbers = (line.split() for line in counted.splitlines() if line.startswith("TcpExt:"))
+    assert int(dict(zip(names, numbers, strict=True))["SyncookiesRecv"])
+
+
 def test_a_name_that_is_too_long_for_the_map_is_left_out(host: Host) -> None:
     host.add("br0", "--network", "n" * 200, "--network-id", "7")
     values = host.call(host.hypervisor.add_guest("guest", "br0"))
