@@ -22,10 +22,6 @@ class Catalog:
         found = self._maps.get(bridge)
         return sorted(found.services.values()) if found is not None else ()
 
-    def service(self, bridge: str, port: int) -> Service | None:
-        found = self._maps.get(bridge)
-        return found.services.get(port) if found is not None else None
-
     def networks(self, bridge: str) -> tuple[Network, ...]:
         """The networks of a bridge, the first one first."""
         return self._maps[bridge].networks

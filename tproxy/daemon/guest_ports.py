@@ -124,9 +124,9 @@ class GuestPorts:
             self._drop(event.name)
             self._bridges[event.name] = _Bridge(0)
             self._read(event.name)
-        if event.link not in self._names:
+        self._names.pop(event.link, None)
+        if event.link not in self._counts:
             return
-        self._names.pop(event.link)
         for name, each in self._bridges.items():
             macs = {mac for mac, ports in each.seen.items() if event.link in ports.values()}
             if event.master != each.index:

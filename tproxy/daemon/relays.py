@@ -32,7 +32,7 @@ from tproxy.kernel import netns, tcp
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.log import output
 from tproxy.log.file import open_log
-from tproxy.model import BridgeNames, Service
+from tproxy.model import BridgeNames
 from tproxy.relay import wire
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ class Relays:
         self._copies = ListenerCopies()
         self._namespaces = NamespaceWatch(loop, self.look)
         self._patience = Patience(loop, self._present, self._give_up)
+        self._syns: dict[str, set[int]] = {}  # ports whose SYNs are kept, by bridge
         self._links: dict[str, Link] = {}
         self._leaving: set[Link] = set()
         self._absent: dict[str, Absence] = {}
@@ -93,9 +94,7 @@ class Relays:
         """
         self._namespaces.begin()
         self._copies.keep(bridge, self._catalog.ports(bridge))
-        for service in self._catalog.services(bridge):
-            if (listener := self._copies.get(bridge, service.port)) is not None:
-                _save_syn(listener, service)
+        self._choose_syns(bridge)
         link = self._links.get(bridge)
         if link is not None and self._lost_namespace(link):
             link = None
@@ -114,6 +113,7 @@ class Relays:
         if link is not None:
             self._let_go(link)
         self._copies.drop(bridge)
+        self._syns.pop(bridge, None)
         self._walls.forget(bridge)
 
     def look(self, bridge: str | None) -> None:
@@ -246,6 +246,15 @@ class Relays:
         self._workers.abort(link.bridge)
         return True
 
+    def _choose_syns(self, bridge: str) -> None:
+        """Have the kernel keep the SYNs of the ports whose endpoints are told who is calling."""
+        before = self._syns.get(bridge, set())
+        wanted = {each.port for each in self._catalog.services(bridge) if each.introduced}
+        self._syns[bridge] = wanted
+        for port in before ^ wanted:
+            if (listener := self._copies.get(bridge, port)) is not None:
+                _save_syn(listener, wanted=port in wanted)
+
     def _give_log(self, link: Link) -> None:
         fd = open_log(BridgeNames(link.bridge).relay_log)
         link.use_log(fd)
@@ -299,9 +308,7 @@ class Relays:
         self._workers.deliver(link.bridge, link.cookie, message, fds)
 
     def copied(self, link: Link, port: int, listener: socket.socket) -> None:
-        service = self._catalog.service(link.bridge, port)
-        if service is not None:
-            _save_syn(listener, service)
+        _save_syn(listener, wanted=port in self._syns.get(link.bridge, ()))
         self._copies.add(link.bridge, link.namespace, port, listener)
 
     def behind(self, link: Link, place: int) -> None:
@@ -332,10 +339,10 @@ class Relays:
             self._miss(link.bridge, reason, previous)
 
 
-def _save_syn(listener: socket.socket, service: Service) -> None:
-    """Have the kernel keep the SYN of each connection, with the guest's MAC, if the endpoint is told of it.
+def _save_syn(listener: socket.socket, *, wanted: bool) -> None:
+    """Have the kernel keep the SYN of each connection, with the guest's MAC.
 
     The relay has the same socket; so it needs to know nothing of that.
     """
-    with suppress(OSError):  # before Linux 5.10: the MAC is left out
-        tcp.save_syn(listener, wanted=service.introduced)
+    with suppress(OSError):  # before Linux 5.10; workers then ask for the ARP entry
+        tcp.save_syn(listener, wanted=wanted)

@@ -147,6 +147,9 @@ def test_the_host_name_is_the_default_and_unknown_values_are_left_out(host: Host
     values = host.await_call(guest, PORT, guest.port)
     assert values.keys() == {UNIQUE_ID, BRIDGE, MAC, PORT, HYPERVISOR}
     assert values[HYPERVISOR] == "node8"
+    host.hypervisor.write(FILE, CONFIG)
+    host.hypervisor.tproxy("reload", env={"TPROXY_CONFIG": FILE})
+    assert host.call(guest)[HYPERVISOR] == "node7"
 
 
 def test_each_connection_has_an_id_of_its_own(host: Host) -> None:
