@@ -1,5 +1,5 @@
-# All commands of this checkout: make venv | demo | test | test-vm | test-packages | test-model | bench | bench-workers |
-# soak | lint | deb | zipapp | wheel | manual | lock | options | clean
+# All commands of this checkout: make venv | demo | test | test-vm | test-packages | test-model | test-steps | bench |
+# bench-workers | soak | lint | deb | zipapp | wheel | manual | lock | options | clean
 
 # Tests that run at the same time. They wait for processes and the kernel more than they compute, so this is
 # more than there are cores.
@@ -46,6 +46,12 @@ EXAMPLES ?= 30
 test-model: export TPROXY_PATIENCE ?= 100
 test-model: venv
 	TPROXY_MODEL_EXAMPLES=$(EXAMPLES) .venv/bin/python -m pytest -p no:xdist --timeout=0 tests/netns/model
+
+# Each step of hook and restart is killed once, for an hour; `make test` takes one step in sixteen.
+.PHONY: test-steps
+test-steps: export TPROXY_PATIENCE ?= 100
+test-steps: venv
+	TPROXY_ALL_STEPS=1 .venv/bin/python -m pytest -n $(WORKERS) tests/netns/test_killed_steps.py
 
 # Mixed traffic with faults, every byte hashed by both ends. The report goes to build/soak.
 MINUTES ?= 30

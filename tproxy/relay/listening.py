@@ -62,7 +62,11 @@ class Batch(NamedTuple):
     def reset(self) -> None:
         """End the connections with a reset: nobody will serve them."""
         for fd in self.fds:
-            guest = socket.SocketType(fileno=fd)
+            try:
+                guest = socket.SocketType(fileno=fd)
+            except OSError:
+                os.close(fd)  # a relay before this one handed over something else than a socket
+                continue
             tcp.reset_on_close(guest)
             guest.close()
 

@@ -127,7 +127,13 @@ class Relay:
         self._loop.on_signal(signal.SIGTERM, self._loop.stop)
         self._loop.on_signal(signal.SIGINT, self._loop.stop)
         log.info("relay started")
-        self._greet(channel)
+        try:
+            self._greet(channel)
+        except OSError as error:
+            # The daemon ended meanwhile. Guests wait at the sockets of the relay before, until the next one.
+            if not self._listening.ports:
+                raise
+            log.warning("daemon lost: %s", error.strerror)
         self._loop.run()
         log.info("relay ended")
 

@@ -49,7 +49,7 @@ def test_more_ports_than_descriptors_are_named_and_the_others_are_served(lab: On
     assert lab.ask() == "one"
 
 
-@pytest.mark.parametrize("descriptors", [256, 1024])
+@pytest.mark.parametrize("descriptors", [512, 1024])
 def test_with_few_descriptors_guests_are_served_all_the_same(lab: OneBridge, descriptors: int) -> None:
     lab.host.run("sh", "-c", f"ulimit -n {descriptors}; exec {sys.executable} -m tproxy restart")
     for _ in range(3):

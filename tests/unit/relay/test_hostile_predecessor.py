@@ -39,6 +39,7 @@ def test_a_successor_survives_whatever_the_relay_before_hands_over(
     relay = Relay()
     ours, theirs = pair()
     ours.settimeout(10)
+    theirs.setblocking(False)  # messages of the greatest length fill the channel
     for payload, kinds in messages:
         send_hostile(theirs, payload, kinds)
     with theirs, suppress(OSError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,12 @@ from tproxy.relay.relay import Relay
 def listener() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         yield sock
+
+
+@pytest.fixture
+def rendezvous(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The abstract socket of the relay under test is this test's own."""
+    monkeypatch.setattr("tproxy.relay.relay.RENDEZVOUS", f"\0{tmp_path}")
 
 
 def take_over(*messages: tuple[wire.Message, list[int]]) -> Relay:
@@ -129,3 +136,23 @@ def heard(daemon: socket.socket) -> bool:
 
 def gone(relay: Relay) -> bool:
     return relay._channel is None
+
+
+def test_a_successor_whose_daemon_has_ended_keeps_what_it_took_over_for_the_next_daemon(
+    listener: socket.socket, rendezvous: None
+) -> None:
+    """A daemon can be killed in the middle of a restart, and guests wait at these sockets."""
+    relay = take_over((wire.Listeners((80,)), [listener.fileno()]))
+    daemon, channel = pair()
+    daemon.close()
+    relay._loop.call_later(0, relay._loop.stop)
+    relay.serve(channel)
+    assert relay._listening.ports == (80,)
+    assert copies(listener.fileno()) == 2
+
+
+def test_a_relay_without_guests_ends_with_its_daemon(rendezvous: None) -> None:
+    daemon, channel = pair()
+    daemon.close()
+    with pytest.raises(BrokenPipeError):
+        Relay().serve(channel)
