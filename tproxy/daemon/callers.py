@@ -31,12 +31,12 @@ class Callers:
 
     def serve(self, maps: Iterable[ServiceMap]) -> None:
         """Take over the maps of all bridges as they are now."""
-        before, self._maps = (
-            self._maps,
-            {each.bridge: each for each in maps if any(one.introduced for one in each.services.values())},
-        )
+        before, said = self._maps, self._said
+        self._maps = {
+            each.bridge: each for each in maps if any(one.introduced for one in each.services.values())
+        }
+        self._said = {bridge: [*self._networks(bridge)] for bridge in self._maps}
         self._ports.follow(self._maps)
-        said, self._said = self._said, {bridge: [*self._networks(bridge)] for bridge in self._maps}
         for bridge, networks in self._said.items():
             if bridge not in before:
                 for message in self.messages(bridge):
