@@ -15,7 +15,7 @@ from tproxy.typed import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:  # the annotations of options, which are text at run time (tproxy.options)
     from typing import Annotated
 
-    from tproxy.options import Number, Option, Seconds, Text
+    from tproxy.options import Choice, Number, Option, Seconds, Text
 
 SERVICE_ADDRESS = "169.254.16.9"
 
@@ -38,6 +38,8 @@ DAEMON_TITLE = "one_tproxy"
 INTERFACE_NAME_BYTES = 15
 
 DEFAULT_CONNECT_TIMEOUT = 5.0  # seconds
+PROXY_V2 = "v2"  # the value of a service's option proxy_protocol
+
 DEFAULT_USER_TIMEOUT = 120  # seconds; relays' listeners have it too, and accepted sockets inherit it
 
 _MULTICAST = range(224, 240)  # 224.0.0.0/4
@@ -251,6 +253,20 @@ class Service(NamedTuple):
             general=True,
         ),
     ] = 3600
+    # A word that another program wrote can be anything. All but PROXY_V2 means no header.
+    proxy_protocol: Annotated[
+        str,
+        Option(
+            Choice({"none": "", "v2": "v2"}),
+            "whether the endpoint is told who is calling, by a header of the PROXY protocol, version 2",
+            general=True,
+        ),
+    ] = ""
+
+    @property
+    def introduced(self) -> bool:
+        """Whether the endpoint is told who is calling."""
+        return self.proxy_protocol == PROXY_V2
 
     @property
     def options(self) -> dict[str, Any]:
@@ -275,10 +291,15 @@ class Network(NamedTuple):
         """Return whether its name or its id is in ``networks``."""
         if not networks.isdisjoint((self.name, self.id)):
             return True
-        return self.name.startswith(_LONG_NAME) and self.name in map(stand_in, networks)
+        return is_stand_in(self.name) and self.name in map(stand_in, networks)
 
 
 _LONG_NAME = "blake2s:"
+
+
+def is_stand_in(name: str) -> bool:
+    """Return whether this is the stand-in of a longer name."""
+    return name.startswith(_LONG_NAME)
 
 
 def stand_in(name: str) -> str:
@@ -295,12 +316,14 @@ class Settings(NamedTuple):
     configuration file for which the daemon keeps a watcher; "" means no watcher. ``workers`` is the number of
     processes that move bytes; 0 means that the daemon decides by the number of cores. ``max_connections`` is
     how many connections all of them may have open; 0 means as many as they have descriptors for.
+    ``hypervisor_name`` is what endpoints are told; "" means the host name.
     """
 
     log_level: int | None = None
     watch_file: str | None = None
     workers: int | None = None
     max_connections: int | None = None
+    hypervisor_name: str | None = None
 
 
 class Member(NamedTuple):

@@ -258,9 +258,10 @@ def test_comments_have_the_words_of_the_contract(host: Hypervisor) -> None:
     entry = f"{{remote_addr: {ENDPOINT}, remote_port: 5030, name: with a space, connect_timeout: 2.5}}"
     limits = "max_connections_per_guest: 1, max_connections_per_bridge: 2, max_connections_to_endpoint: 3"
     times = "idle_timeout: 4, half_closed_timeout: 5, user_timeout: 6, drain_timeout: 7"
+    who = "proxy_protocol: v2"
     others = "".join(
         f", {{remote_addr: {ENDPOINT}, remote_port: {port}, {options}}}"
-        for port, options in ((5031, limits), (5032, times), (5033, f"{limits}, {times}"))
+        for port, options in ((5031, limits), (5032, times), (5033, f"{limits}, {times}"), (5034, who))
     )
     host.write(FILE, f"tproxy: [{entry}{others}]\n")
     host.ip("link add up0 type veth peer name up1", "link set up0 master br0")
@@ -272,6 +273,7 @@ def test_comments_have_the_words_of_the_contract(host: Hypervisor) -> None:
         "network=vnet2 order=2",
         "connect_timeout=2.5 name=with%20a%20space",
         "bridge=br0 named=yes",
+        "proxy_protocol=v2",
     ):
         assert f'comment "{words}"' in ruleset
     for key in table("Comments", "on", "key").column("key"):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # the annotations of options, which are text at run time
         Option,
         Port,
         Seconds,
+        Text,
     )
 
 # Seconds that a watched bridge stays up without guests. Longer than a guest takes to be moved or started
@@ -175,10 +176,22 @@ class Config(NamedTuple):
             kept=True,
         ),
     ] = 0
+    # As long as a host name can be, HOST_NAME_MAX.
+    hypervisor_name: Annotated[
+        str | None,
+        Option(
+            Text(64),
+            "this hypervisor's name for endpoints of services with `proxy_protocol`",
+            unset="the host name",
+            kept=True,
+        ),
+    ] = ""
 
     @property
     def settings(self) -> Settings:
-        return Settings(self.log_level, self.watch_file, self.workers, self.max_connections)
+        return Settings(
+            self.log_level, self.watch_file, self.workers, self.max_connections, self.hypervisor_name
+        )
 
     @property
     def watch_file(self) -> str:

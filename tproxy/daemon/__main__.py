@@ -1,7 +1,7 @@
 """The first steps of the daemon's process: it forks its spawner first, while little is loaded.
 
 ``python -m tproxy.daemon [--replace] [--stay] [--log-level N] [--watch FILE] [--workers N]
-[--max-connections N] [--ready FD] [--lock FD]``, started by ``daemon.launcher`` or
+[--max-connections N] [--hypervisor-name NAME] [--ready FD] [--lock FD]``, started by ``daemon.launcher`` or
 ``process.service_manager`` in the run directory (``process.run_directory``).
 
 ``tproxy.daemon`` is a stable name: a running daemon of an older version goes on as the installed code by this
@@ -87,6 +87,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--watch", default="", help="configuration file for which to keep a watcher")
     parser.add_argument("--workers", type=int, default=0, help="number of workers; 0: by the number of cores")
     parser.add_argument("--max-connections", type=int, default=0, help="of all workers; 0: by descriptors")
+    parser.add_argument("--hypervisor-name", default="", help="what endpoints are told; empty: the host name")
     parser.add_argument("--ready", type=int, help="descriptor to write to when commands are taken")
     parser.add_argument("--lock", type=int, help="descriptor of the host's lock, which is closed then")
     return parser.parse_args()
@@ -110,6 +111,7 @@ def _start(spawner: Spawner, arguments: argparse.Namespace) -> Daemon:
             arguments.watch,
             workers=arguments.workers,
             max_connections=arguments.max_connections,
+            hypervisor_name=arguments.hypervisor_name,
         )
         daemon = Daemon(spawner, settings, replace=arguments.replace, stay=arguments.stay)
         daemon.appear()

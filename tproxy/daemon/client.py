@@ -122,6 +122,8 @@ def apply(
         request["workers"] = settings.workers
     if settings.max_connections is not None:
         request["max_connections"] = settings.max_connections
+    if settings.hypervisor_name is not None:
+        request["hypervisor_name"] = settings.hypervisor_name
     answer = ask(request, ANSWER_TIMEOUT, sent)
     if answer["ending"]:
         from tproxy.process.table import end_serving

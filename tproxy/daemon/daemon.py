@@ -27,6 +27,7 @@ from typing import Any
 from tproxy import __version__
 from tproxy.bridge import nftables
 from tproxy.daemon import launcher
+from tproxy.daemon.callers import Callers
 from tproxy.daemon.catalog import Catalog
 from tproxy.daemon.client import Json
 from tproxy.daemon.guard_keeper import GuardKeeper
@@ -78,6 +79,11 @@ class Daemon:
         self._relays = Relays(self._loop, spawner, self._catalog, self._workers, self._answer_settled)
         self._server = Server(self._loop, directory(), self._handle)
         self._guards = GuardKeeper(self._loop, lambda: self._catalog.bridges)
+        self._callers = Callers(
+            self._loop, self._workers.tell, lambda bridge: self._guards.named_uplinks(bridge) or ()
+        )
+        self._callers.hypervisor = settings.hypervisor_name or ""
+        self._workers.preface = self._callers.messages
         self._watcher = WatcherKeeper(self._loop)
         self._watcher.keep(settings.watch_file or "")
         self._requests: list[Request] = []
@@ -129,6 +135,8 @@ class Daemon:
                     self._workers.keep(wanted_workers(self._wanted_workers))
                 if "max_connections" in request:
                     self._workers.max_connections = int(request["max_connections"])
+                if "hypervisor_name" in request:
+                    self._callers.hypervisor = str(request["hypervisor_name"])
                 if "watch" in request:
                     self._watcher.keep(str(request["watch"]))
                 self._keep_alive()
@@ -182,17 +190,20 @@ class Daemon:
         self._knows_all = True
         known = self._catalog.bridges | self._relays.bridges
         considered = set(only) if only is not None else known | set(maps)
+        for bridge in sorted(considered & set(maps)):
+            for change in self._catalog.apply(maps[bridge]):
+                log.info("bridge %s: %s", bridge, change)
+        for bridge in sorted(considered - set(maps)):
+            self._catalog.remove(bridge)
+        self._callers.serve(self._catalog.maps())
         for bridge in sorted(considered):
             if bridge in maps:
-                for change in self._catalog.apply(maps[bridge]):
-                    log.info("bridge %s: %s", bridge, change)
                 self._workers.serve(bridge, self._catalog.services(bridge))
                 self._relays.ensure(bridge, replace=self._replace)
                 if named is not None:
                     self._guards.forget(bridge)
             elif bridge in known:
                 log.info("bridge %s has no map any more", bridge)
-                self._catalog.remove(bridge)
                 self._relays.dismiss(bridge)
                 self._workers.forget(bridge)
         if only is None:
@@ -261,7 +272,11 @@ class Daemon:
 
     def _settings(self) -> Settings:
         return Settings(
-            output.level(), self._watcher.file, self._wanted_workers, self._workers.max_connections
+            output.level(),
+            self._watcher.file,
+            self._wanted_workers,
+            self._workers.max_connections,
+            self._callers.hypervisor,
         )
 
     def _look_after_files(self) -> None:
@@ -301,6 +316,7 @@ class Daemon:
         self._retired = True
         log.info("a new daemon takes over")
         self._workers.drain()
+        self._callers.close()
         self._guards.close()
         self._watcher.close()
         self._server.close()

@@ -51,6 +51,8 @@ def arguments(settings: Settings) -> list[str]:
     options = ["--log-level", str(level), "--watch", watch_file, "--workers", str(settings.workers or 0)]
     if settings.max_connections:  # a version before this option would refuse it
         options += ["--max-connections", str(settings.max_connections)]
+    if settings.hypervisor_name:  # likewise
+        options.append(f"--hypervisor-name={settings.hypervisor_name}")  # it can begin with a dash
     return options
 
 

@@ -54,6 +54,11 @@ class ListenerCopies:
         held.sockets[port] = listener
         self._count += 1
 
+    def get(self, bridge: str, port: int) -> socket.socket | None:
+        """Return the socket that listens on this port for this bridge, which stays ours."""
+        held = self._bridges.get(bridge)
+        return held.sockets.get(port) if held is not None else None
+
     def of(self, bridge: str, namespace: NamespaceId | None) -> dict[int, socket.socket]:
         """Return the sockets that listen for this bridge in this namespace, by port; they stay ours."""
         held = self._bridges.get(bridge)

@@ -17,6 +17,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tproxy.daemon.catalog import Catalog
@@ -27,7 +28,7 @@ from tproxy.daemon.patience import Patience
 from tproxy.daemon.spawner import Order, Spawner
 from tproxy.daemon.wall_keeper import WallKeeper
 from tproxy.daemon.workers import Workers
-from tproxy.kernel import netns
+from tproxy.kernel import netns, tcp
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.log import output
 from tproxy.log.file import open_log
@@ -78,6 +79,7 @@ class Relays:
         self._copies = ListenerCopies()
         self._namespaces = NamespaceWatch(loop, self.look)
         self._patience = Patience(loop, self._present, self._give_up)
+        self._syns: dict[str, set[int]] = {}  # ports whose SYNs are kept, by bridge
         self._links: dict[str, Link] = {}
         self._leaving: set[Link] = set()
         self._absent: dict[str, Absence] = {}
@@ -92,6 +94,7 @@ class Relays:
         """
         self._namespaces.begin()
         self._copies.keep(bridge, self._catalog.ports(bridge))
+        self._choose_syns(bridge)
         link = self._links.get(bridge)
         if link is not None and self._lost_namespace(link):
             link = None
@@ -110,6 +113,7 @@ class Relays:
         if link is not None:
             self._let_go(link)
         self._copies.drop(bridge)
+        self._syns.pop(bridge, None)
         self._walls.forget(bridge)
 
     def look(self, bridge: str | None) -> None:
@@ -242,6 +246,15 @@ class Relays:
         self._workers.abort(link.bridge)
         return True
 
+    def _choose_syns(self, bridge: str) -> None:
+        """Have the kernel keep the SYNs of the ports whose endpoints are told who is calling."""
+        before = self._syns.get(bridge, set())
+        wanted = {each.port for each in self._catalog.services(bridge) if each.introduced}
+        self._syns[bridge] = wanted
+        for port in before ^ wanted:
+            if (listener := self._copies.get(bridge, port)) is not None:
+                _save_syn(listener, wanted=port in wanted)
+
     def _give_log(self, link: Link) -> None:
         fd = open_log(BridgeNames(link.bridge).relay_log)
         link.use_log(fd)
@@ -295,6 +308,7 @@ class Relays:
         self._workers.deliver(link.bridge, link.cookie, message, fds)
 
     def copied(self, link: Link, port: int, listener: socket.socket) -> None:
+        _save_syn(listener, wanted=port in self._syns.get(link.bridge, ()))
         self._copies.add(link.bridge, link.namespace, port, listener)
 
     def behind(self, link: Link, place: int) -> None:
@@ -323,3 +337,12 @@ class Relays:
             self._spawn(bridge, replace=False)
         else:
             self._miss(link.bridge, reason, previous)
+
+
+def _save_syn(listener: socket.socket, *, wanted: bool) -> None:
+    """Have the kernel keep the SYN of each connection, with the guest's MAC.
+
+    The relay has the same socket; so it needs to know nothing of that.
+    """
+    with suppress(OSError):  # before Linux 5.10; workers then ask for the ARP entry
+        tcp.save_syn(listener, wanted=wanted)

@@ -15,7 +15,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from tproxy.daemon.client import Json
@@ -78,6 +78,8 @@ class Workers:
         self._draining: set[WorkerLink] = set()
         self._retries: dict[int, tuple[float, Timer]] = {}  # delay and timer by place
         self._services: dict[str, Sequence[Service]] = {}
+        # What a worker is told of a bridge before its services.
+        self.preface: Callable[[str], Iterable[orders.Message]] = lambda _: ()
         self._complete = False  # whether all bridges that have services are in ``_services``
         self._channels = DataChannels()
         self._ended: dict[Key, Counts] = {}  # of workers that have ended
@@ -366,7 +368,14 @@ class Workers:
     def _settings(self) -> orders.Settings:
         return orders.Settings(output.level(), self._count or 1, chosen_ports(), self.max_connections)
 
+    def tell(self, message: orders.Message) -> None:
+        """Tell all workers but those that only finish."""
+        for worker in self._present():
+            worker.tell(message)
+
     def _tell_services(self, worker: WorkerLink, bridge: str) -> None:
+        for message in self.preface(bridge):
+            worker.tell(message)
         services = tuple(self._services[bridge])
         most = orders.MOST_SERVICES
         parts = [services[start : start + most] for start in range(0, len(services), most)] or [()]

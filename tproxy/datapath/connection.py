@@ -29,6 +29,7 @@ from tproxy.datapath.counters import (
 )
 from tproxy.datapath.ended_lines import EndedLines
 from tproxy.datapath.flow import interest
+from tproxy.datapath.introduction import Introductions
 from tproxy.datapath.limits import NO_LIMIT, Limits
 from tproxy.datapath.splice import Mover, PipePool, SideLost
 from tproxy.datapath.target import Target
@@ -37,7 +38,7 @@ from tproxy.kernel import tcp
 from tproxy.kernel.loop import ERROR, HANGUP, PEER_CLOSED, READ, WRITE, Loop, Timer
 from tproxy.log.file import Log
 from tproxy.log.limit import LineLimit
-from tproxy.model import DEFAULT_USER_TIMEOUT, Service
+from tproxy.model import DEFAULT_USER_TIMEOUT, BridgeNames, Service
 
 _TO_READ = READ | PEER_CLOSED | HANGUP | ERROR
 
@@ -66,7 +67,8 @@ class Connection:
 
     ``peer`` is the guest's address and port. ``deadline`` is the end of the connect timeout by
     time.monotonic(), and 0 when the endpoint is not being dialled. ``silent_since`` is when a sweep found
-    ``seen`` bytes, the number that had been moved by then.
+    ``seen`` bytes, the number that had been moved by then. ``mac`` is None where the endpoint gets no header
+    (``introduction``), and "" where nobody knows the guest's.
 
     Both sockets have SO_LINGER 0 until the last byte was sent to them (splice.py), so the death of this
     process is a reset at both ends, and no end of file that looks like a normal one.
@@ -77,9 +79,12 @@ class Connection:
         "_endpoint_mask",
         "_guest",
         "_guest_mask",
+        "_header_bytes",
         "_keeper",
         "deadline",
         "dialed",
+        "mac",
+        "number",
         "peer",
         "seen",
         "silent_since",
@@ -95,6 +100,9 @@ class Connection:
         self._keeper = keeper
         self.target = target
         self.peer = peer
+        self.number = keeper.next_number()
+        self.mac: str | None = None
+        self._header_bytes = 0
         self.started = self.silent_since = time.monotonic()
         self.seen = 0
         self.deadline = 0.0
@@ -115,6 +123,11 @@ class Connection:
     def guest_name(self) -> str:
         return f"{self.peer[0]}:{self.peer[1]}"
 
+    @property
+    def id(self) -> str:
+        """The id by which the log and the endpoint know this connection."""
+        return self._keeper.introductions.id(self.number)
+
     def dial(self) -> None:
         """Begin to connect to the endpoint. If that fails at once, end the connection."""
         tcp.set_options(self._endpoint, near=self.to_guest.near)
@@ -129,7 +142,10 @@ class Connection:
         except SideLost as lost:
             self._lost(lost)
             return
-        if self.to_endpoint.held:
+        if self.target.service.introduced:
+            device = BridgeNames(self.target.bridge).veth_namespace
+            self.mac = tcp.caller_mac(self._guest) or tcp.neighbour_mac(self._guest, self.peer[0], device)
+        if self.to_endpoint.held or self.mac is not None:
             self._endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
         number = self._keeper.host.local_ports.connect(
             self._endpoint, (self.dialed.address, self.dialed.port)
@@ -145,19 +161,38 @@ class Connection:
         ):
             self._dial_failed(errno.ECONNREFUSED)
             return
-        if self.to_endpoint.held:
+        if self.to_endpoint.held or self.mac is not None:
             # The handshake with an endpoint on this host is over by now, although connect(2) said
             # EINPROGRESS.
             try:
+                if self.mac is not None:
+                    self._introduce()
                 if self.to_endpoint.send_ahead():
+                    if self.to_endpoint.ended:
+                        self.to_endpoint.pump(self._keeper.pipes, False)
                     self._poll()
                     return
             except SideLost as lost:
-                self._dial_failed(lost.errno)
+                if lost.side is self._guest:
+                    self._lost(lost)
+                else:
+                    self._dial_failed(lost.errno)
                 return
         self.deadline = self.started + self.target.service.connect_timeout
         self._keeper.loop.add(self._endpoint.fileno(), WRITE, self)
         self._endpoint_mask = WRITE
+
+    def _introduce(self) -> None:
+        """Put the header before what the guest has sent by now. Raises SideLost.
+
+        Called again, it makes the header anew: the daemon may have told more of the guest meanwhile.
+        """
+        self.to_endpoint.read_ahead()
+        header = self._keeper.introductions.header(
+            self.number, self.target.bridge, self.target.service.port, self.peer, self.mac or ""
+        )
+        self.to_endpoint.put_first(header, self._header_bytes)
+        self._header_bytes = len(header)
 
     def count(self) -> None:
         """Add the bytes that were moved since the last time to the counts of the target."""
@@ -246,6 +281,8 @@ class Connection:
         self.deadline = 0.0
         self._keeper.dialed(self)
         try:
+            if self.mac is not None and not self.to_endpoint.moved:
+                self._introduce()
             if self.to_endpoint.held or self.to_endpoint.ended:
                 self.to_endpoint.pump(self._keeper.pipes, False)
         except SideLost as lost:
@@ -317,6 +354,8 @@ class Connections:
         self.pipes = PipePool()
         self.host = ThisHost()
         self.lines = EndedLines(loop, log)
+        self.introductions = Introductions()
+        self._number = 0
         self._log = log
         self._warnings = [LineLimit(1, LIMIT_INTERVAL) for _ in CAUSES]
         self._open: set[Connection] = set()
@@ -354,6 +393,11 @@ class Connections:
         if connection.dialing:
             self._dialing[connection] = None
             self._tick()
+
+    def next_number(self) -> int:
+        """Return the number of a new connection."""
+        self._number += 1
+        return self._number
 
     def dialed(self, connection: Connection) -> None:
         """Note that a connection is no longer being dialled."""

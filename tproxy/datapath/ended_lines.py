@@ -43,7 +43,7 @@ class EndedLines:
                     self._timer = self._loop.call_later(SUMMARY, self.summarize)
             return
         self._log.info(
-            "bridge=%s guest=%s port=%d endpoint=%s to_endpoint=%d to_guest=%d seconds=%.3f end=%s",
+            "bridge=%s guest=%s port=%d endpoint=%s to_endpoint=%d to_guest=%d seconds=%.3f%s end=%s",
             target.bridge,
             connection.guest_name,
             target.service.port,
@@ -51,6 +51,7 @@ class EndedLines:
             connection.to_endpoint.moved,
             connection.to_guest.moved,
             now - connection.started,
+            "" if connection.mac is None else f" id={connection.id}",
             how.replace(" ", "_"),
         )
 

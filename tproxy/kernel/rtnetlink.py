@@ -32,11 +32,12 @@ _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _LINKINFO, _IFALIAS = 1, 3, 4, 5, 10, 1
 _EXT_MASK, _LINK_NETNSID, _ALT_IFNAME = 29, 37, 53
 _INFO_KIND = 1  # IFLA_INFO_KIND, in IFLA_LINKINFO
 _NSID, _NSID_FD = 1, 3  # NETNSA_NSID, NETNSA_FD
-_LLADDR, _VLAN = 2, 5  # NDA_LLADDR, NDA_VLAN
+_LLADDR, _VLAN, _MASTER_OF_ENTRY = 2, 5, 9  # NDA_LLADDR, NDA_VLAN, NDA_MASTER
 _SKIP_STATS = _NUMBER.pack(1 << 3)  # RTEXT_FILTER_SKIP_STATS
 
 _IFF_UP = 0x1
 STATIC, IN_BRIDGE, STICKY = 0x40, 0x04, 0x40  # NUD_NOARP, NTF_MASTER, NTF_STICKY: as `bridge fdb` says it
+PERMANENT = 0x80  # NUD_PERMANENT: an address of the port or the bridge itself
 _RECEIVE = 64 * 1024  # bytes; the kernel fills at most 32 KiB at a time
 _TRIES = 5
 
@@ -118,6 +119,31 @@ def fixed_vlans(port: int, mac: str) -> frozenset[int]:
         if entry.get(_LLADDR) == address and _is_fixed(answer, port):
             found.append(int.from_bytes(entry.get(_VLAN, b""), sys.byteorder))
     return frozenset(found)
+
+
+def forwarding_entries(port: int, most: int) -> Iterator[tuple[str, int]]:
+    """MAC and VLAN of the entries of a bridge's forwarding table at this port, so many at most.
+
+    Without those of the host's own addresses. Raises OSError.
+    """
+    found = 0
+    for answer in _ask(_GETNEIGH, _DUMP, _IFINFOMSG.pack(socket.AF_BRIDGE, 0, port, 0, 0), {}):
+        _, index, state, _, _ = _NDMSG.unpack_from(answer)
+        entry = _attributes(answer, _NDMSG.size)
+        if index != port or state & PERMANENT or _MASTER_OF_ENTRY not in entry:
+            continue
+        if found == most:
+            return
+        found += 1
+        yield entry.get(_LLADDR, b"").hex(":"), int.from_bytes(entry.get(_VLAN, b""), sys.byteorder)
+
+
+def name(index: int) -> str:
+    """The name of the link with this index; "" when there is none."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return ""
 
 
 def _is_fixed(entry: bytes, port: int) -> bool:

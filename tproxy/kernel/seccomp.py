@@ -127,7 +127,10 @@ _BOTH: tuple[Group, ...] = (
     ("connect: a relay to the one before it, a worker to endpoints", ("connect",)),
     ("write to its log, read signals", ("write", "read", "close", "lseek", "fstat", "newfstatat")),
     ("wake its own loop when a signal comes", ("socketpair",)),
-    ("non-blocking sockets; what waits in a channel", (_one_of("ioctl", 1, 0x5421, 0x5411, 0x541B),)),
+    (
+        "non-blocking sockets; what waits in a channel; the MAC behind an address",
+        (_one_of("ioctl", 1, 0x5421, 0x5411, 0x541B, 0x8954),),
+    ),
     # F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC
     ("flags of descriptors", (_one_of("fcntl", 1, 1, 2, 3, 4, 1030, *range(1031, 1035)),)),
     (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import struct
 
@@ -17,6 +18,18 @@ KEEPALIVE_PROBES = 4
 # out of order ten times as often, which costs more than waiting does
 # (docs/performance-experiments.md).
 NEAR_WINDOW = 512 * 1024
+
+# <linux/tcp.h>; Python does not name them. With this value the kernel keeps the Ethernet header too, from
+# Linux 5.10 on.
+_SAVE_SYN, _SAVED_SYN = 27, 28
+_WITH_ETHERNET = 2
+
+# Bytes of the longest SYN: Ethernet, IPv4 and TCP with all options.
+_LONGEST_SYN = 14 + 60 + 60
+
+_SIOCGARP, _COMPLETE = 0x8954, 0x02  # arp(7); ATF_COM
+# struct arpreq: the protocol's address, the hardware's, flags, a mask, and the device
+_ARP = struct.Struct("=HH4s8x2x6s8xi16x16s")
 
 # How many bytes that were not sent yet wait in a socket, at most: then it is not writable any more, whatever
 # the kernel's tuning lets the buffer grow to. A peer that does not read costs 0.1 MB instead of 2.6 MB of a
@@ -77,3 +90,34 @@ def reset_on_close(sock: socket.SocketType) -> None:
 def linger_on_close(sock: socket.SocketType) -> None:
     """Make closing this socket send what is left, and then FIN, in the background (the default)."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER)
+
+
+def save_syn(listener: socket.socket, *, wanted: bool) -> None:
+    """Say whether the SYN of each connection is kept until it is read (``caller_mac``). Raises OSError."""
+    listener.setsockopt(socket.IPPROTO_TCP, _SAVE_SYN, _WITH_ETHERNET if wanted else 0)
+
+
+def caller_mac(sock: socket.SocketType) -> str:
+    """Return the MAC address from which the SYN of an accepted connection came; "" where it was not kept.
+
+    It is kept if the listener was told so (``save_syn``), except under SYN cookies. It can be read once.
+    """
+    try:
+        syn = sock.getsockopt(socket.IPPROTO_TCP, _SAVED_SYN, _LONGEST_SYN)
+    except OSError:
+        return ""
+    # Destination, source, 0x0800; then the first byte of an IPv4 header. Else it begins with that header.
+    if len(syn) < 34 or syn[12:14] != b"\x08\x00" or syn[14] >> 4 != 4 or not any(syn[6:12]):
+        return ""
+    return syn[6:12].hex(":")
+
+
+def neighbour_mac(sock: socket.SocketType, address: str, device: str) -> str:
+    """Return the MAC that an IPv4 address has in the ARP table of the socket's namespace; "" without one."""
+    family, ip, name = socket.AF_INET, socket.inet_aton(address), device.encode()
+    try:
+        found = fcntl.ioctl(sock.fileno(), _SIOCGARP, _ARP.pack(family, 0, ip, bytes(6), 0, name))
+    except OSError:
+        return ""
+    *_, mac, flags, _ = _ARP.unpack(found)
+    return mac.hex(":") if flags & _COMPLETE else ""

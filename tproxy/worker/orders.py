@@ -12,11 +12,11 @@ import socket
 import struct
 
 from tproxy.errors import ProtocolError
-from tproxy.model import INTERFACE_NAME_BYTES, Endpoint, Service
+from tproxy.model import INTERFACE_NAME_BYTES, PROXY_V2, Endpoint, Network, Service
 from tproxy.typed import Any, NamedTuple
 
 # Of this protocol. A daemon tells a worker of another version to finish, and starts one of its own.
-VERSION = 2
+VERSION = 3
 
 # The first bytes of the messages to a worker that have the same form in all versions.
 IN_ALL_VERSIONS = (b"D", b"F", b"L", b"M")
@@ -24,12 +24,20 @@ IN_ALL_VERSIONS = (b"D", b"F", b"L", b"M")
 # Services in one message. Its size stays far below the default of net.core.wmem_default.
 MOST_SERVICES = 2048
 
+# Guests in one message.
+MOST_GUESTS = 2048
+
 _NAME = struct.Struct(f"!{INTERFACE_NAME_BYTES}s")
 _BRIDGE = struct.Struct(f"!{INTERFACE_NAME_BYTES}s?Q")
-_SERVICE = struct.Struct("!H4sHd7I")
+_SERVICE = struct.Struct("!H4sHd7I?")
 _SERVICES = struct.Struct(f"!{INTERFACE_NAME_BYTES}s??")
 _SETTINGS = struct.Struct("!BHHHI")
 _NUMBER = struct.Struct("!I")
+_NETWORKS = struct.Struct(f"!{INTERFACE_NAME_BYTES}s?H")
+_PORTS = struct.Struct(f"!{INTERFACE_NAME_BYTES}s?")
+_MEMBER = struct.Struct("!6sH")
+_PORT = struct.Struct(f"!6s{INTERFACE_NAME_BYTES}s")
+_LENGTH = struct.Struct("!H")
 _READY = struct.Struct("!H?")
 _SYNC = struct.Struct("!I?")
 
@@ -53,6 +61,31 @@ class Services(NamedTuple):
     first: bool
     last: bool
     services: tuple[Service, ...]
+
+
+class Networks(NamedTuple):
+    """Daemon to worker: what endpoints are told of a bridge's guests (``datapath.introduction``).
+
+    ``members``: MAC addresses, each with a place in ``networks``. A long list comes in several messages,
+    which all have the networks; the ``first`` replaces what was said before.
+    """
+
+    bridge: str
+    first: bool
+    hypervisor: str
+    networks: tuple[Network, ...]
+    members: tuple[tuple[str, int], ...]
+
+
+class Ports(NamedTuple):
+    """Daemon to worker: behind which port of the bridge MAC addresses are; "" where that is not known now.
+
+    ``first``: in place of all that was said before.
+    """
+
+    bridge: str
+    first: bool
+    ports: tuple[tuple[str, str], ...]
 
 
 class Bridge(NamedTuple):
@@ -107,7 +140,20 @@ class Synced(NamedTuple):
     number: int
 
 
-Message = Settings | Services | Bridge | Forget | LogFile | Meeting | Sync | Drain | Ready | Synced
+Message = (
+    Settings
+    | Services
+    | Networks
+    | Ports
+    | Bridge
+    | Forget
+    | LogFile
+    | Meeting
+    | Sync
+    | Drain
+    | Ready
+    | Synced
+)
 
 
 def encode(message: Message) -> bytes:
@@ -117,6 +163,18 @@ def encode(message: Message) -> bytes:
             return b"S" + _SETTINGS.pack(log_level, workers, first, last, max_connections)
         case Services(bridge, first, last, services):
             return b"P" + _SERVICES.pack(bridge.encode(), first, last) + b"".join(map(_pack, services))
+        case Networks(bridge, first, hypervisor, networks, members):
+            texts = [hypervisor, *(text for network in networks for text in network)]
+            return b"".join(
+                (
+                    b"N" + _NETWORKS.pack(bridge.encode(), first, len(networks)),
+                    *(_LENGTH.pack(len(data)) + data for data in map(str.encode, texts)),
+                    *(_MEMBER.pack(_mac_bytes(mac), place) for mac, place in members),
+                )
+            )
+        case Ports(bridge, first, ports):
+            packed = (_PORT.pack(_mac_bytes(mac), port.encode()) for mac, port in ports)
+            return b"p" + _PORTS.pack(bridge.encode(), first) + b"".join(packed)
         case Bridge(bridge, cookie):
             return b"B" + _BRIDGE.pack(bridge.encode(), cookie is not None, cookie or 0)
         case Forget(bridge):
@@ -147,6 +205,12 @@ def decode(data: bytes) -> Message:
                 name, first, last = _SERVICES.unpack_from(body)
                 services = map(_unpack, _SERVICE.iter_unpack(body[_SERVICES.size :]))
                 return Services(_text(name), first, last, tuple(services))
+            case b"N":
+                return _unpack_networks(body)
+            case b"p":
+                name, first = _PORTS.unpack_from(body)
+                found = _PORT.iter_unpack(body[_PORTS.size :])
+                return Ports(_text(name), first, tuple((mac.hex(":"), _text(port)) for mac, port in found))
             case b"B":
                 name, known, cookie = _BRIDGE.unpack(body)
                 return Bridge(_text(name), cookie if known else None)
@@ -170,14 +234,36 @@ def decode(data: bytes) -> Message:
 
 
 def _pack(service: Service) -> bytes:
-    port, endpoint, _, *options = service
-    return _SERVICE.pack(port, socket.inet_aton(endpoint.address), endpoint.port, *options)
+    port, endpoint, _, *options, _ = service
+    address = socket.inet_aton(endpoint.address)
+    return _SERVICE.pack(port, address, endpoint.port, *options, service.introduced)
 
 
 def _unpack(fields: tuple[Any, ...]) -> Service:
     """Return the service; a worker does not need its name."""
-    port, address, remote_port, *options = fields
-    return Service(port, Endpoint(socket.inet_ntoa(address), remote_port), "", *options)
+    port, address, remote_port, *options, introduced = fields
+    endpoint = Endpoint(socket.inet_ntoa(address), remote_port)
+    service = Service(port, endpoint, "", *options)
+    return service._replace(proxy_protocol=PROXY_V2) if introduced else service
+
+
+def _unpack_networks(body: bytes) -> Networks:
+    name, first, count = _NETWORKS.unpack_from(body)
+    at = _NETWORKS.size
+    texts = []
+    for _ in range(1 + 2 * count):
+        (length,) = _LENGTH.unpack_from(body, at)
+        at += _LENGTH.size + length
+        if at > len(body):
+            raise ProtocolError("the name of a network is cut off")
+        texts.append(body[at - length : at].decode())
+    networks = tuple(map(Network, texts[1::2], texts[2::2]))
+    members = tuple((mac.hex(":"), place) for mac, place in _MEMBER.iter_unpack(body[at:]))
+    return Networks(_text(name), first, texts[0], networks, members)
+
+
+def _mac_bytes(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
 
 
 def _text(name: bytes) -> str:

@@ -40,6 +40,10 @@ DRAINING_TITLE = "tproxy-draining"
 # this is spent in vain.
 ALERT = 50e-6
 
+# Seconds without a daemon after which a worker does not know any more behind which ports guests are: one of
+# them may have moved. A daemon that is restarted is back earlier.
+PORTS_KEPT = 5.0
+
 # Seconds between two looks of a worker that is not wanted any more whether its last connection has ended.
 DRAIN_CHECK = 0.2
 
@@ -99,8 +103,8 @@ class Worker:
 
     def find(self, bridge: str, port: int) -> Target | None:
         target = self._services.get(bridge, {}).get(port)
-        if target is None:
-            # A relay can be faster than the daemon's message that came before.
+        if target is None or target.service.introduced:
+            # A relay can be faster than the daemon's message that came before; and so can a guest be.
             self._listen_to_daemon()
             target = self._services.get(bridge, {}).get(port)
         return target
@@ -139,6 +143,11 @@ class Worker:
         if self._channel is not None:
             self._loop.close_later(self._channel)
             self._channel = None
+            self._loop.call_later(PORTS_KEPT, self._forget_ports)
+
+    def _forget_ports(self) -> None:
+        if self._channel is None:
+            self._connections.introductions.forget_ports()
 
     def _say(self, message: orders.Message, *fds: int) -> None:
         if self._channel is not None:
@@ -173,6 +182,10 @@ class Worker:
                 if last:
                     self._apply(bridge, self._coming)
                     self._coming = []
+            case orders.Networks():
+                self._connections.introductions.use_networks(*delivery.message)
+            case orders.Ports():
+                self._connections.introductions.use_ports(*delivery.message)
             case orders.Bridge(bridge, cookie) if len(delivery.fds) == 1:
                 self._intakes.add(
                     Intake(
@@ -190,6 +203,7 @@ class Worker:
                 self._apply(bridge, [])
                 del self._services[bridge]
                 self._connections.limits.forget(bridge)
+                self._connections.introductions.forget(bridge)
                 self._connections.abort_bridge(bridge, "bridge removed")
             case orders.Settings(log_level, workers, ports, max_connections):
                 self._log.level = log_level

@@ -42,6 +42,7 @@ class Host:
 
     def __init__(self, hypervisor: Hypervisor, start_endpoint: StartEndpoint) -> None:
         self.hypervisor = hypervisor
+        self.start_endpoint = start_endpoint
         hypervisor.add_bridge("br0")
         self.guest: Guest = hypervisor.add_guest("guest", "br0")
         start_endpoint("echo", ENDPOINT, ECHO)
@@ -51,6 +52,15 @@ class Host:
         hypervisor.tproxy("hook", "up", "--bridge", "br0", "--config", config)
         _, self.relay = self.status_pids()
         (self.worker,) = costs.titled(hypervisor, "tproxy-worker")
+
+    def introduce(self) -> None:
+        """Let service port SHORT lead to an endpoint that gets PROXY headers."""
+        self.start_endpoint("short", "10.11.12.14", SHORT, "--introduced")
+        before = f"{{remote_addr: {ENDPOINT}, remote_port: {SHORT}}}"
+        assert before in CONFIG
+        after = f"{{remote_addr: 10.11.12.14, remote_port: {SHORT}, proxy_protocol: v2}}"
+        config = self.hypervisor.write("/run/tproxy.yaml", CONFIG.replace(before, after))
+        self.hypervisor.tproxy("hook", "up", "--bridge", "br0", "--config", config)
 
     def status_pids(self) -> list[int]:
         lines = self.hypervisor.tproxy("status").stdout.splitlines()
@@ -157,6 +167,20 @@ def test_a_new_connection_costs_some_thirty_system_calls(host: Host) -> None:
     relay = system_calls(host, host.relay, lambda: host.storm(connections, 1))
 
     assert worker.total() <= CALLS_OF_A_CONNECTION * connections
+    assert relay.total() <= CALLS_OF_AN_ACCEPT * connections
+
+
+def test_telling_the_endpoint_who_is_calling_costs_a_few_system_calls(host: Host) -> None:
+    connections = 300
+    plain = system_calls(host, host.worker, lambda: host.storm(connections, 1)).total()
+    host.introduce()
+
+    worker = system_calls(host, host.worker, lambda: host.storm(connections, 1))
+    relay = system_calls(host, host.relay, lambda: host.storm(connections, 1))
+
+    # A look for what the daemon has said, the SYN, the guest's bytes that came during the dial, and the
+    # option of the handshake where none had come before.
+    assert worker.total() - plain <= 6 * connections
     assert relay.total() <= CALLS_OF_AN_ACCEPT * connections
 
 

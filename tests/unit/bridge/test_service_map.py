@@ -26,16 +26,11 @@ timeouts = st.sampled_from([0.1, 1.5, 4.0, DEFAULT_CONNECT_TIMEOUT, 30.0, 300.0]
 
 @st.composite
 def maps(draw: st.DrawFn) -> ServiceMap:
-    services = {
-        port: Service(
-            port,
-            draw(endpoints),
-            draw(names),
-            draw(timeouts),
-            *[draw(st.integers(0, 10**6)) for _ in range(7)],
-        )
-        for port in draw(st.sets(ports, max_size=6))
-    }
+    services = {}
+    for port in draw(st.sets(ports, max_size=6)):
+        options: list[Any] = [draw(st.integers(0, 10**6)) for _ in range(7)]
+        options.append(draw(st.sampled_from(["", "v2"])))
+        services[port] = Service(port, draw(endpoints), draw(names), draw(timeouts), *options)
     return ServiceMap("br0", services, Network(draw(names), draw(names)))
 
 

@@ -92,6 +92,7 @@ def test_all_options_of_an_entry_at_once_are_stored(loaded: Load) -> None:
         "half_closed_timeout": "2592000",
         "user_timeout": "86400",
         "drain_timeout": "2592000",
+        "proxy_protocol": "v2",
     }
     assert options.keys() == keys.SERVICE.keys()
     found = loaded(entry(**options))
@@ -121,6 +122,8 @@ BAD_VALUES: dict[str, list[str]] = {
     **{f"{top}half_closed_timeout": ["-1", "2592001", "0.5", "never"] for top in TOPS},
     **{f"{top}user_timeout": ["-1", "86401", "0.5", "never"] for top in TOPS},
     **{f"{top}drain_timeout": ["-1", "2592001", "0.5", "never"] for top in TOPS},
+    **{f"{top}proxy_protocol": ["v1", "2", "true", "[v2]"] for top in TOPS},
+    "tproxy_hypervisor_name": ["''", "5", "é", f"{'n' * 65}", "[a]"],
     "tproxy_bridges": ["br0", "[br0]", "[{network: blue}]"],
     "service_port": ["0", "65536", "http", "-5", "1.5", "[80]"],
     "remote_addr": [
@@ -200,6 +203,9 @@ GOOD_VALUES: dict[str, list[str]] = {
     "half_closed_timeout": ["", "0", "2592000"],
     "user_timeout": ["", "0", "86400"],
     "drain_timeout": ["", "0", "2592000"],
+    "proxy_protocol": ["", "none", "v2", "'v2'"],
+    "tproxy_proxy_protocol": ["", "none", "v2"],
+    "tproxy_hypervisor_name": ["", "node7", "'node 7'", f"{'n' * 64}"],
     "bridge": ["br0", "'onebr*'", "br[0-9]", "5"],
     "uplinks": ["", "''", "eth0", "[eth0, eth1.100]", "[]"],
     "network": ["", "blue", "7"],

@@ -90,6 +90,8 @@ def test_memory_with_code_is_refused_and_other_memory_is_not(machine: str) -> No
 def test_ioctl_does_only_what_sockets_need(machine: str) -> None:
     assert allows("relay", machine, "ioctl", 5, 0x5421)  # FIONBIO
     assert not allows("relay", machine, "ioctl", 0, 0x5412)  # TIOCSTI
+    assert allows("worker", machine, "ioctl", 5, 0x8954)  # SIOCGARP
+    assert not allows("worker", machine, "ioctl", 5, 0x8955)  # SIOCSARP
     # The kernel looks at the lower half only, and so does the program.
     assert not allows("relay", machine, "ioctl", 0, 0x5421_0000_5412)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tproxy.errors import ProtocolError
-from tproxy.model import INTERFACE_NAME_BYTES, Endpoint, Service
+from tproxy.model import INTERFACE_NAME_BYTES, Endpoint, Network, Service
 from tproxy.relay import wire
 from tproxy.worker import orders
 
@@ -21,13 +21,26 @@ service = st.builds(
     st.just(""),
     st.floats(0.001, 300),
     *[uint32] * 7,
+    st.sampled_from(["", "v2"]),
 )
+mac = st.binary(min_size=6, max_size=6).map(lambda data: data.hex(":"))
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+network = st.builds(Network, text, text)
 
 messages: st.SearchStrategy[orders.Message] = st.one_of(
     st.builds(orders.Settings, st.integers(0, 255), port, st.tuples(port, port), uint32),
     st.builds(
         orders.Services, bridge, st.booleans(), st.booleans(), st.lists(service, max_size=20).map(tuple)
     ),
+    st.builds(
+        orders.Networks,
+        bridge,
+        st.booleans(),
+        text,
+        st.lists(network, max_size=5).map(tuple),
+        st.lists(st.tuples(mac, port), max_size=20).map(tuple),
+    ),
+    st.builds(orders.Ports, bridge, st.booleans(), st.lists(st.tuples(mac, st.just("") | bridge)).map(tuple)),
     st.builds(orders.Bridge, bridge, st.none() | st.integers(0, 2**64 - 1)),
     st.builds(orders.Forget, bridge),
     st.builds(orders.LogFile),
@@ -40,6 +53,8 @@ messages: st.SearchStrategy[orders.Message] = st.one_of(
 ONE_OF_EACH: list[orders.Message] = [
     orders.Settings(20, 4, (32768, 60999)),
     orders.Services("br0", True, False, (Service(80, Endpoint("10.0.0.1", 81), connect_timeout=0.5),)),
+    orders.Networks("br0", True, "node7", (Network("blue", "7"),), (("02:00:0a:00:00:05", 0),)),
+    orders.Ports("br0", True, (("02:00:0a:00:00:05", "vnet0"), ("02:00:0a:00:00:06", ""))),
     orders.Bridge("br0", 1),
     orders.Forget("br0"),
     orders.LogFile(),

@@ -1,0 +1,112 @@
+"""The header that tells an endpoint who is calling, and what this process was told for it.
+
+The service option ``proxy_protocol`` asks for it. The header has the addresses and, as far as they are
+known, the values that docs/contract.md lists under PROXY protocol. The guest's MAC is that of its own SYN
+(``kernel.tcp.caller_mac``). The rest comes from the daemon: the networks of a bridge, which guest is of
+which, and behind which port of the bridge a MAC was seen. What is not known is left out, and nothing waits
+for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from tproxy import proxy_protocol
+from tproxy.model import SERVICE_ADDRESS, Network
+from tproxy.proxy_protocol import (
+    OF_BRIDGE,
+    OF_HYPERVISOR,
+    OF_MAC,
+    OF_NETWORK,
+    OF_NETWORK_ID,
+    OF_PORT,
+    UNIQUE_ID,
+)
+
+_UNKNOWN = Network()
+
+
+class _Bridge:
+    __slots__ = ("hypervisor", "members", "networks", "ports")
+
+    def __init__(self) -> None:
+        self.hypervisor = ""
+        self.networks: tuple[Network, ...] = ()
+        self.members: dict[str, int] = {}  # the place in ``networks`` by MAC
+        self.ports: dict[str, str] = {}  # by MAC
+
+
+class Introductions:
+    """What the daemon has said of guests, by bridge."""
+
+    def __init__(self) -> None:
+        # Ids are unique among all processes and hosts: 48 random bits, and a number.
+        self._start = os.urandom(6).hex()
+        self._bridges: dict[str, _Bridge] = {}
+
+    def id(self, number: int) -> str:
+        """Return the id of this process's connection with this number."""
+        return f"{self._start}-{number}"
+
+    def header(self, number: int, bridge: str, port: int, peer: tuple[str, int], mac: str) -> bytes:
+        """Return the header for a connection to a service port; ``mac`` is "" where nobody knows it."""
+        known = self._bridges.get(bridge) or _Bridge()
+        network = _UNKNOWN
+        if len(known.networks) == 1:
+            network = known.networks[0]
+        elif mac in known.members:
+            network = known.networks[known.members[mac]]
+        return proxy_protocol.encode(
+            peer,
+            (SERVICE_ADDRESS, port),
+            {
+                UNIQUE_ID: self.id(number),
+                OF_NETWORK: network.name,
+                OF_NETWORK_ID: network.id,
+                OF_BRIDGE: bridge,
+                OF_MAC: mac,
+                OF_PORT: known.ports.get(mac, ""),
+                OF_HYPERVISOR: known.hypervisor,
+            },
+        )
+
+    def use_networks(
+        self,
+        bridge: str,
+        first: bool,
+        hypervisor: str,
+        networks: tuple[Network, ...],
+        members: Iterable[tuple[str, int]],
+    ) -> None:
+        """Take over the networks of a bridge, and which guests are of which, where there are several.
+
+        ``first``: in place of all members that were named before.
+        """
+        known = self._bridges.setdefault(bridge, _Bridge())
+        known.hypervisor, known.networks = hypervisor, networks
+        if first:
+            known.members = {}
+        known.members.update((mac, place) for mac, place in members if place < len(networks))
+
+    def use_ports(self, bridge: str, first: bool, ports: Iterable[tuple[str, str]]) -> None:
+        """Take over behind which ports MACs were seen; "" means that this is not known any more.
+
+        ``first``: in place of all that was said before.
+        """
+        known = self._bridges.setdefault(bridge, _Bridge())
+        if first:
+            known.ports = {}
+        for mac, port in ports:
+            if port:
+                known.ports[mac] = port
+            else:
+                known.ports.pop(mac, None)
+
+    def forget_ports(self) -> None:
+        """Leave all ports out from now on: nobody tells when a guest moves to another."""
+        for known in self._bridges.values():
+            known.ports = {}
+
+    def forget(self, bridge: str) -> None:
+        self._bridges.pop(bridge, None)
