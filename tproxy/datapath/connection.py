@@ -13,9 +13,10 @@ import os
 import select
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
+from tproxy.datapath.checking import Checks
 from tproxy.datapath.counters import (
     CAUSES,
     DRAIN,
@@ -28,8 +29,10 @@ from tproxy.datapath.counters import (
     USER,
 )
 from tproxy.datapath.ended_lines import EndedLines
+from tproxy.datapath.endpoints import Endpoints, State
 from tproxy.datapath.flow import interest
 from tproxy.datapath.limits import NO_LIMIT, Limits
+from tproxy.datapath.racing import Race
 from tproxy.datapath.splice import Mover, PipePool, SideLost
 from tproxy.datapath.target import Target
 from tproxy.datapath.this_host import ThisHost, met_itself
@@ -37,7 +40,7 @@ from tproxy.kernel import tcp
 from tproxy.kernel.loop import ERROR, HANGUP, PEER_CLOSED, READ, WRITE, Loop, Timer
 from tproxy.log.file import Log
 from tproxy.log.limit import LineLimit
-from tproxy.model import DEFAULT_USER_TIMEOUT, Service
+from tproxy.model import DEFAULT_USER_TIMEOUT, Endpoint, Service
 
 _TO_READ = READ | PEER_CLOSED | HANGUP | ERROR
 
@@ -48,6 +51,8 @@ LIMIT_INTERVAL = 60.0
 SWEPT_AT_ONCE = 500
 
 _UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN})
+# Errors of a dial that are the endpoint's, or the way's to it. Others, such as no free port, are this host's.
+_OF_ENDPOINT = _UNREACHABLE | {errno.ECONNREFUSED, errno.ETIMEDOUT, errno.EACCES, errno.EPERM}
 
 
 def dial_failure(number: int) -> str:
@@ -66,7 +71,8 @@ class Connection:
 
     ``peer`` is the guest's address and port. ``deadline`` is the end of the connect timeout by
     time.monotonic(), and 0 when the endpoint is not being dialled. ``silent_since`` is when a sweep found
-    ``seen`` bytes, the number that had been moved by then.
+    ``seen`` bytes, the number that had been moved by then. ``dialed`` is the endpoint that is dialled, or was
+    dialled last. ``race`` has the dials while one of several endpoints is looked for.
 
     Both sockets have SO_LINGER 0 until the last byte was sent to them (splice.py), so the death of this
     process is a reset at both ends, and no end of file that looks like a normal one.
@@ -81,6 +87,7 @@ class Connection:
         "deadline",
         "dialed",
         "peer",
+        "race",
         "seen",
         "silent_since",
         "started",
@@ -98,11 +105,16 @@ class Connection:
         self.started = self.silent_since = time.monotonic()
         self.seen = 0
         self.deadline = 0.0
-        self.dialed = target.service.endpoint  # a reload may change the target's endpoint
+        self.race: Race | None = None
+        service = target.service
+        if service.endpoints:
+            self.dialed, *others = keeper.in_order(service)
+            if others:
+                self.race = Race(self, keeper, others)
+        else:
+            self.dialed = service.endpoint  # a reload may change the target's endpoint
         self._guest = guest
-        self._endpoint = socket.SocketType(
-            socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        )
+        self._endpoint = tcp.dialling_socket(self.dialed.address)
         self.to_endpoint = Mover(guest, self._endpoint, near=True)
         self.to_guest = Mover(self._endpoint, guest, near=keeper.host.has(self.dialed.address))
         self._guest_mask = self._endpoint_mask = 0  # not polled yet
@@ -112,16 +124,19 @@ class Connection:
         return self.deadline > 0
 
     @property
+    def endpoint_socket(self) -> socket.SocketType:
+        """The endpoint's side; the newest dial while there are several."""
+        return self._endpoint
+
+    @property
     def guest_name(self) -> str:
         return f"{self.peer[0]}:{self.peer[1]}"
 
     def dial(self) -> None:
         """Begin to connect to the endpoint. If that fails at once, end the connection."""
-        tcp.set_options(self._endpoint, near=self.to_guest.near)
-        tcp.reset_on_close(self._endpoint)
+        self._set_options(self._endpoint, near=self.to_guest.near)
         if (timeout := self.target.service.user_timeout) != DEFAULT_USER_TIMEOUT:
-            for side in (self._guest, self._endpoint):
-                tcp.set_user_timeout(side, timeout)
+            tcp.set_user_timeout(self._guest, timeout)
         # Most guests have sent their request by now. Then the last packet of the handshake can carry it,
         # which saves a packet and a wake-up of the endpoint.
         try:
@@ -129,33 +144,54 @@ class Connection:
         except SideLost as lost:
             self._lost(lost)
             return
-        if self.to_endpoint.held:
-            self._endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
-        number = self._endpoint.connect_ex((self.dialed.address, self.dialed.port))
-        if number not in (0, errno.EINPROGRESS):
-            self._dial_failed(number)
+        if self.race is not None:
+            self.deadline = self.started + self.target.service.connect_timeout
+            self.race.begin()
             return
-        # The kernel has chosen the socket's own address and port by now, whatever it says of the handshake.
-        if (
-            self.to_guest.near
-            and self._keeper.host.chooses(self.dialed.port)
-            and met_itself(self._endpoint.getsockname(), self.dialed)
-        ):
-            self._dial_failed(errno.ECONNREFUSED)
+        if number := self.connect(self._endpoint, self.dialed):
+            self._only_failed(number)
             return
         if self.to_endpoint.held:
             # The handshake with an endpoint on this host is over by now, although connect(2) said
             # EINPROGRESS.
             try:
                 if self.to_endpoint.send_ahead():
+                    self._keeper.answered(self.dialed)
                     self._poll()
                     return
             except SideLost as lost:
-                self._dial_failed(lost.errno)
+                self._only_failed(lost.errno)
                 return
         self.deadline = self.started + self.target.service.connect_timeout
         self._keeper.loop.add(self._endpoint.fileno(), WRITE, self)
         self._endpoint_mask = WRITE
+
+    def new_socket(self, endpoint: Endpoint) -> socket.SocketType:
+        """Return a socket that can dial an endpoint. Raises OSError."""
+        sock = tcp.dialling_socket(endpoint.address)
+        self._set_options(sock, near=self._keeper.host.has(endpoint.address))
+        return sock
+
+    def _set_options(self, sock: socket.SocketType, *, near: bool) -> None:
+        tcp.set_options(sock, near=near)
+        tcp.reset_on_close(sock)
+        if (timeout := self.target.service.user_timeout) != DEFAULT_USER_TIMEOUT:
+            tcp.set_user_timeout(sock, timeout)
+
+    def connect(self, sock: socket.SocketType, endpoint: Endpoint) -> int:
+        """Begin to connect; return 0, or the errno if that failed at once."""
+        if self.to_endpoint.held:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+        return self._keeper.connect(sock, endpoint)
+
+    def use(self, sock: socket.SocketType, endpoint: Endpoint) -> None:
+        """Have this socket, which dials the endpoint, for the endpoint's side. Nothing was sent yet."""
+        if sock is self._endpoint:
+            return
+        self._keeper.limits.move(self.dialed, endpoint)
+        self.dialed = endpoint
+        self._endpoint = self.to_endpoint.destination = self.to_guest.source = sock
+        self.to_guest.near = self._keeper.host.has(endpoint.address)
 
     def count(self) -> None:
         """Add the bytes that were moved since the last time to the counts of the target."""
@@ -167,7 +203,10 @@ class Connection:
     def on_event(self, fd: int, mask: int) -> None:
         """Handle one epoll event of a socket of this connection."""
         if self.deadline:
-            self._on_dialed(mask)
+            if self.race is not None:
+                self.race.on_event(fd, mask)
+            else:
+                self.on_dialed(mask)
             return
         if fd == self._guest.fileno():
             reading, writing, side = self.to_endpoint, self.to_guest, self._guest
@@ -198,11 +237,14 @@ class Connection:
 
     def expire(self) -> None:
         """End the connection, unless the endpoint has answered by now."""
+        if self.race is not None:
+            self.race.expire()
+            return
         look = select.poll()
         look.register(self._endpoint, select.POLLOUT)
         # If this process was stopped, the loop may not have seen yet that the endpoint answered in time.
         if not look.poll(0):
-            self._dial_failed(errno.ETIMEDOUT)
+            self._only_failed(errno.ETIMEDOUT)
 
     def sweep(self, now: float, draining_since: float | None) -> None:
         """End the connection if it was silent for too long, or is in a worker that finishes for too long."""
@@ -233,15 +275,17 @@ class Connection:
             tcp.reset_on_close(side)
         self._end(how)
 
-    def _on_dialed(self, mask: int) -> None:
+    def on_dialed(self, mask: int) -> None:
+        """Handle the first epoll event of the endpoint's socket: it is connected, or has failed."""
         if mask & (ERROR | HANGUP):
             number = self._endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if number in (errno.ECONNRESET, errno.EPIPE):  # it was connected, and may have sent bytes
-                self._lost(SideLost(self._endpoint, number))
+                self.was_reset(number)
             else:
-                self._dial_failed(number)
+                self._only_failed(number)
             return
         self.deadline = 0.0
+        self._endpoint_mask = WRITE
         self._keeper.dialed(self)
         try:
             if self.to_endpoint.held or self.to_endpoint.ended:
@@ -251,7 +295,18 @@ class Connection:
             return
         self._poll()
 
-    def _dial_failed(self, number: int) -> None:
+    def was_reset(self, number: int) -> None:
+        """End the connection, because the endpoint accepted it, and then reset it."""
+        self._keeper.answered(self.dialed)
+        self._lost(SideLost(self._endpoint, number))
+
+    def _only_failed(self, number: int) -> None:
+        """End the connection, because the only endpoint failed."""
+        self._keeper.dial_failed(self.dialed, number)
+        self.dial_failed(number)
+
+    def dial_failed(self, number: int) -> None:
+        """End the connection, because no endpoint answers."""
         how = dial_failure(number)
         self.target.failed(f"endpoint {self.dialed} {how}")
         self.abort(how)
@@ -294,6 +349,8 @@ class Connection:
 
     def _end(self, how: str) -> None:
         keeper = self._keeper
+        if self.race is not None:
+            self.race.close()
         self.to_endpoint.release(keeper.pipes)
         self.to_guest.release(keeper.pipes)
         keeper.loop.close_later(self._guest, shared=True)
@@ -315,6 +372,11 @@ class Connections:
         self.pipes = PipePool()
         self.host = ThisHost()
         self.lines = EndedLines(loop, log)
+        self.health = Endpoints(self._changed)
+        self.checks = Checks(loop, self.health, self.connect, self.dial_failed)
+        # Called with an endpoint and what is known of it, when that has changed; None: it is in no service.
+        self.report: Callable[[Endpoint, State | None], None] = lambda endpoint, state: None
+        self._services: dict[str, Sequence[Service]] = {}
         self._log = log
         self._warnings = [LineLimit(1, LIMIT_INTERVAL) for _ in CAUSES]
         self._open: set[Connection] = set()
@@ -356,6 +418,38 @@ class Connections:
     def dialed(self, connection: Connection) -> None:
         """Note that a connection is no longer being dialled."""
         del self._dialing[connection]
+        self.answered(connection.dialed)
+
+    def connect(self, sock: socket.SocketType, endpoint: Endpoint) -> int:
+        """Begin to connect; return 0, or the errno if that failed at once."""
+        number = sock.connect_ex((endpoint.address, endpoint.port))
+        if number not in (0, errno.EINPROGRESS):
+            return number
+        # The kernel has chosen the socket's own address and port by now, whatever it says of the handshake.
+        if (
+            self.host.has(endpoint.address)
+            and self.host.chooses(endpoint.port)
+            and met_itself(sock.getsockname(), endpoint)
+        ):
+            return errno.ECONNREFUSED
+        return 0
+
+    def in_order(self, service: Service) -> list[Endpoint]:
+        """Return the endpoints of a service that may have one more connection, the one to try first first."""
+        open_, most = self.limits.to_endpoints, self.limits.most_to_endpoint(service)
+        candidates = self.health.candidates(service)
+        order = self.health.order(candidates, service.spread, open_)
+        return [each for each in order if open_.get(each, 0) < most] or order
+
+    def answered(self, endpoint: Endpoint) -> None:
+        """Note that an endpoint has accepted a connection."""
+        if endpoint not in self.health.good:
+            self.health.answered(endpoint, time.monotonic())
+
+    def dial_failed(self, endpoint: Endpoint, number: int) -> None:
+        """Note that a dial failed, if that says something of the endpoint and not of this host."""
+        if number in _OF_ENDPOINT:
+            self.health.fail(endpoint, dial_failure(number), time.monotonic())
 
     def ended(self, connection: Connection) -> None:
         """Note that a connection has ended, and add its bytes to the counts of its target."""
@@ -384,12 +478,15 @@ class Connections:
         """Take over the limits of a bridge's services as they are now."""
         before = self.limits.sweep
         self.limits.serve(bridge, services)
+        self._services[bridge] = services
+        self._keep_health()
         if self.limits.sweep < before and self._sweep_timer is not None:
             self._sweep_timer.cancel()
             self._sweep_later()
 
     def drain(self) -> None:
         """Note that from now on the connections only have their ``drain_timeout``."""
+        self.checks.stop()
         if self._draining_since is None:
             self._draining_since = time.monotonic()
 
@@ -406,6 +503,22 @@ class Connections:
                 why,
                 warnings.suffix(),
             )
+
+    def _keep_health(self) -> None:
+        services = [each for services in self._services.values() for each in services]
+        several = {each for service in services if service.endpoints for each in service.candidates}
+        for endpoint in self.health.keep({each.endpoint for each in services}, several):
+            self.report(endpoint, None)
+        self.checks.plan()
+
+    def _changed(self, endpoint: Endpoint, state: State) -> None:
+        self.report(endpoint, state)
+        if self.health.has_others(endpoint):
+            if state.failed:
+                self._log.warning("endpoint %s has failed: %s", endpoint, state.why)
+            else:
+                self._log.info("endpoint %s answers", endpoint)
+            self.checks.plan()
 
     def _refuse(
         self, target: Target, guest: socket.SocketType, peer: tuple[str, int], cause: int, number: int
