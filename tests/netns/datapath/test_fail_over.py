@@ -119,7 +119,7 @@ def test_killed_endpoints_reset_what_is_open_there_and_no_new_connection_fails(
     assert len(report["failed"]) <= CALLERS * rounds
 
 
-def test_streams_at_a_killed_endpoint_are_reset_and_those_at_another_one_go_on(site: Site) -> None:
+def test_streams_at_a_killed_endpoint_end_and_those_at_another_one_go_on(site: Site) -> None:
     site.start(FIRST)
     site.start(SECOND)
     site.serve(SECOND)
@@ -129,7 +129,11 @@ def test_streams_at_a_killed_endpoint_are_reset_and_those_at_another_one_go_on(s
     streams = site.load(callers=0, streams=2)
     streams.go_on()
     site.kill(FIRST)
-    assert streams.end()["streams"] == ["ECONNRESET"] * 2
+    for _ in eventually():
+        if len(streams.look()["streams"]) == 2:
+            break
+    # The kernel ends a killed process's connection with a reset if bytes were unread, otherwise with FIN.
+    assert all(each == "ECONNRESET" or "another block" in each for each in streams.end()["streams"])
     other.go_on()
     assert other.end()["streams"] == ["whole"] * 2
 
@@ -138,22 +142,26 @@ def test_while_an_endpoint_is_frozen_new_connections_go_to_the_next_one_and_none
     site.start(FIRST, backlog=1)
     site.start(SECOND)
     site.serve(FIRST, SECOND)
-    load = site.load()
-    site.wait_until_served(FIRST)
+    before = site.load(callers=2)
     site.signal(FIRST, signal.SIGSTOP)
-    # The kernel accepts two connections for it: these wait. The others meet its silence.
-    site.wait_until_served(SECOND)
+    # The kernel accepts some connections for a frozen process: these wait. Then it is silent.
+    site.host.serve(*program("fill_backlog"), FIRST, "9000")
+    during = site.load()
+    during.go_on()
     assert site.wait_for_state(FIRST, "failed")["why"] in ("silent", "timed out")
-    site.wait_until_served(SECOND)
+    served = site.served(SECOND)
+    during.go_on()
+    assert site.served(SECOND) >= served + CALLERS
     site.signal(FIRST, signal.SIGCONT)
     site.wait_for_state(FIRST, "good")
     site.wait_until_served(FIRST)
-    assert load.end()["failed"] == []
+    before.go_on()
+    assert before.end()["failed"] == during.end()["failed"] == []
 
 
 def test_a_guest_is_reset_only_when_no_endpoint_answers(site: Site, blackhole: str) -> None:
     site.serve(blackhole, FIRST, SECOND, more="connect_timeout: 2")
-    with pytest.raises(Exception, match="reset"):
+    with pytest.raises(Exception, match="ECONNRESET"):
         site.guest.get(SERVICE_ADDRESS, PORT)
     site.start(SECOND)
     load = site.load(callers=2)
