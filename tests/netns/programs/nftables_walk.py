@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import sys
+from typing import Any
 
 from tproxy.bridge import guards, nftables, service_map
 from tproxy.bridge.guards import Guard
@@ -71,7 +72,7 @@ class Walk:
         for port in self.chance.sample([1, 22, 80, 5030, 65535], self.chance.randrange(5)):
             endpoint = Endpoint(f"10.0.0.{self.chance.randrange(3)}", self.chance.choice([1, 80, 65535]))
             name, timeout = self.chance.choice(WORDS), self.chance.choice([5.0, 0.25, 300.0])
-            numbers = [self.chance.choice([0, 7, 1_000_000]) for _ in range(self.chance.choice([0, 7]))]
+            numbers: Any = [self.chance.choice([0, 7, 1_000_000]) for _ in range(self.chance.choice([0, 7]))]
             services[port] = Service(port, endpoint, name, timeout, *numbers)
         network = Network(self.chance.choice(WORDS), self.chance.choice(WORDS))
         return service_map.storable(ServiceMap(bridge, services, network))
