@@ -40,9 +40,9 @@ addresses = st.lists(st.ip_addresses().map(str).filter(is_address), min_size=1, 
 def maps(draw: st.DrawFn) -> ServiceMap:
     services = {}
     for port in draw(st.sets(ports, max_size=6)):
-        numbers: Any = [draw(st.integers(0, 10**6)) for _ in range(7)]
-        spread = draw(st.sampled_from(["first", "least"]))
-        service = Service(port, draw(endpoints), draw(names), draw(timeouts), *numbers, spread)
+        numbers: list[Any] = [draw(st.integers(0, 10**6)) for _ in range(7)]
+        more = [*numbers, draw(st.sampled_from(["first", "least"]))]
+        service = Service(port, draw(endpoints), draw(names), draw(timeouts), *more)
         services[port] = service.led_to(draw(addresses)) if draw(st.booleans()) else service
     return ServiceMap("br0", services, Network(draw(names), draw(names)))
 
