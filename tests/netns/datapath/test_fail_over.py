@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ class Site:
 
     def __init__(self, host: Hypervisor) -> None:
         self.host = host
+        self.processes: list[subprocess.Popen[str]] = []
         host.add_bridge("br0")
         self.guest: Guest = host.add_guest("guest", "br0")
         # Without an endpoint there, a dial is refused.
@@ -40,7 +43,12 @@ class Site:
 
     def start(self, address: str, backlog: int = 100) -> None:
         argv = program("stoppable_echo", self.pid_file(address), str(backlog))
-        self.host.serve(*argv, address, "9000")
+        self.processes.append(self.host.serve(*argv, address, "9000"))
+
+    def go_on(self) -> None:
+        """Let the parents of the endpoints go on: nsenter(1) stops itself when its child is stopped."""
+        for each in self.processes:
+            each.send_signal(signal.SIGCONT)
 
     def pid_file(self, address: str) -> str:
         return f"/run/{address.replace(':', '_')}.pid"
@@ -89,8 +97,10 @@ class Site:
 
 
 @pytest.fixture
-def site(hypervisor: Hypervisor) -> Site:
-    return Site(hypervisor)
+def site(hypervisor: Hypervisor) -> Iterator[Site]:
+    made = Site(hypervisor)
+    yield made
+    made.go_on()
 
 
 @pytest.mark.parametrize("spread", ["first", "least"])
