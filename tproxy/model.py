@@ -7,7 +7,7 @@ The types are the light named tuples of ``typed``, because a hook runs at every 
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tproxy.errors import BadName
 from tproxy.typed import TYPE_CHECKING, Any, NamedTuple
@@ -38,6 +38,8 @@ DAEMON_TITLE = "one_tproxy"
 INTERFACE_NAME_BYTES = 15
 
 DEFAULT_CONNECT_TIMEOUT = 5.0  # seconds
+MOST_ENDPOINTS = 16  # of one service; arbitrary
+SPREADS = ("first", "least")
 PROXY_V2 = "v2"  # the value of a service's option proxy_protocol
 
 DEFAULT_USER_TIMEOUT = 120  # seconds; relays' listeners have it too, and accepted sockets inherit it
@@ -139,14 +141,39 @@ def is_ipv4(text: str) -> bool:
     return True
 
 
+def as_ipv6(text: str) -> str:
+    """Return an IPv6 address as RFC 5952 writes it; "" for anything else, and for one with a zone."""
+    try:
+        return socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, text))
+    except (OSError, ValueError):
+        return ""
+
+
+def is_address(text: str) -> bool:
+    """Return whether the text is an IPv4 address, or an IPv6 address as ``as_ipv6`` writes it."""
+    return is_ipv4(text) or (":" in text and as_ipv6(text) == text)
+
+
 def refused(address: str) -> str:
     """Return why an address cannot be an endpoint; "" when it can, or when it is a host name."""
     if address == SERVICE_ADDRESS:
         return "is the service address itself: a loop"
+    if ":" in address:
+        return _refused_ipv6(socket.inet_pton(socket.AF_INET6, address))
     if not is_ipv4(address):
         return ""
     if address in ("0.0.0.0", "255.255.255.255") or int(address.partition(".")[0]) in _MULTICAST:
         return "is not the address of one host"
+    return ""
+
+
+def _refused_ipv6(address: bytes) -> str:
+    if address.startswith(b"\xff") or not any(address):
+        return "is not the address of one host"
+    if address[0] == 0xFE and address[1] & 0xC0 == 0x80:
+        return "is a link-local address, which means nothing without an interface"
+    if address.startswith(bytes(10) + b"\xff\xff"):
+        return "stands for an IPv4 address: write that one"
     return ""
 
 
@@ -156,25 +183,33 @@ class _AddressPort(NamedTuple):
 
 
 class Endpoint(_AddressPort):
-    """The real address behind a service port. Raises ValueError unless ``address`` is a dotted IPv4."""
+    """A real address behind a service port. Raises ValueError unless ``is_address(address)``."""
 
     __slots__ = ()
 
     def __new__(cls, address: str, port: int) -> Endpoint:
-        if not is_ipv4(address):
-            raise ValueError(f"{address!a} is not an IPv4 address")
+        if not is_address(address):
+            raise ValueError(f"{address!a} is not an IP address")
         return super().__new__(cls, address, port)
 
     def __str__(self) -> str:
-        return f"{self.address}:{self.port}"
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+def leading(addresses: Sequence[str]) -> str:
+    """Return the first IPv4 address, which a service map can hold; without one the first address."""
+    return next(filter(is_ipv4, addresses), addresses[0])
 
 
 class Service(NamedTuple):
-    """A service port with its endpoint and options, on one bridge.
+    """A service port with its endpoints and options, on one bridge.
 
-    Each field behind the endpoint is an option of the configuration file (``tproxy.options``), and a word in
-    the comment of the service's element in nftables (``bridge.service_map``). A new one goes to the end: a
-    daemon sends them in this order to the code of another version.
+    ``endpoint`` is the ``leading`` one. ``endpoints`` are the addresses of all, in the order in which they
+    are tried; it is empty where there is one only. All have the port of ``endpoint``.
+
+    Each declared field behind the endpoint is an option of the configuration file (``tproxy.options``), and
+    a word in the comment of the service's element in nftables (``bridge.service_map``), as ``endpoints`` is.
+    A new one goes to the end: a daemon sends them in this order to the code of another version.
     """
 
     port: int
@@ -267,6 +302,34 @@ class Service(NamedTuple):
     def introduced(self) -> bool:
         """Whether the endpoint is told who is calling."""
         return self.proxy_protocol == PROXY_V2
+
+    spread: Annotated[
+        str,
+        Option(
+            Choice({"first": "first", "least": "least"}),
+            "which of several endpoints a connection goes to: the first one in order that answers, or the "
+            "one with the fewest open connections",
+            general=True,
+        ),
+    ] = "first"
+    endpoints: tuple[str, ...] = ()
+
+    @property
+    def candidates(self) -> tuple[Endpoint, ...]:
+        """All endpoints, in order."""
+        if not self.endpoints:
+            return (self.endpoint,)
+        return tuple(Endpoint(address, self.endpoint.port) for address in self.endpoints)
+
+    @property
+    def leads_to(self) -> str:
+        """All endpoints for a message."""
+        return ", ".join(map(str, self.candidates))
+
+    def led_to(self, addresses: Sequence[str]) -> Service:
+        """Return the service with these addresses for its endpoints; there is at least one."""
+        endpoint = Endpoint(leading(addresses), self.endpoint.port)
+        return self._replace(endpoint=endpoint, endpoints=tuple(addresses) if len(addresses) > 1 else ())
 
     @property
     def options(self) -> dict[str, Any]:

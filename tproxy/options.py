@@ -76,11 +76,16 @@ class Choice(NamedTuple):
         return self.shown or ", ".join(f"`{each}`" for each in self.values)
 
 
-class Host(NamedTuple):
-    """The address of an endpoint, or its host name."""
+class Hosts(NamedTuple):
+    """Addresses of endpoints, or their host names: ``most`` at most."""
+
+    most: int
 
     def __str__(self) -> str:
-        return "IPv4 address, or a host name that this hypervisor resolves"
+        return (
+            "an IPv4 or IPv6 address, a host name that this hypervisor resolves, or a list of up to "
+            f"{self.most} of these"
+        )
 
 
 class NetworkName(NamedTuple):
@@ -127,7 +132,7 @@ Kind = (
     | Text
     | Flag
     | Choice
-    | Host
+    | Hosts
     | NetworkName
     | NetworkNames
     | BridgePattern

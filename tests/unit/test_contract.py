@@ -152,9 +152,21 @@ CASES: dict[str, list[tuple[str, Said | None]]] = {
         (entries(f"{GOOD}, connect_timeout: 301", OTHER), SKIPPED),
         (entries(f"{GOOD}, name: {'n' * 33}", OTHER), SKIPPED),
     ],
-    "`remote_addr` that is the service address, `0.0.0.0`, `255.255.255.255` or multicast": [
+    "`remote_addr` that is the service address, `0.0.0.0`, `255.255.255.255` or multicast; "
+    "likewise of IPv6, and link-local": [
         (entries(f"remote_addr: {address}, remote_port: 5030", OTHER), SKIPPED)
-        for address in (SERVICE_ADDRESS, "0.0.0.0", "255.255.255.255", "224.0.0.1")
+        for address in (
+            SERVICE_ADDRESS,
+            "0.0.0.0",
+            "255.255.255.255",
+            "224.0.0.1",
+            "'::'",
+            "ff02::1",
+            "fe80::1",
+        )
+    ],
+    "`remote_addr` that is a UNIX socket (`unix:/run/x.sock`)": [
+        (entries("remote_addr: unix:/run/x.sock, remote_port: 5030", OTHER), SKIPPED)
     ],
     "host name that does not exist": [(entries("remote_addr: nobody, remote_port: 5030", OTHER), SKIPPED)],
     "host name for which no name server answers": [

@@ -122,7 +122,7 @@ def read_map(bridge: str) -> ServiceMap | None:
     name = BridgeNames(bridge).map
     for item in _list_or_nothing(f"list map ip {TABLE} {name}"):
         if "map" in item:
-            options = _read_options(bridge) if service_map.continued(item["map"]) else None
+            options = _read_options(bridge)
             parsed = _parse_map(item["map"], options)
             if parsed is None:
                 raise NftError(
@@ -211,7 +211,8 @@ def _parse_map(listed: dict[str, Any], options: dict[str, Any] | None) -> Servic
             _warn(
                 f"map {listed['name']}: options of port {port} are missing in the set {_options_name(listed)}"
             )
-    if parsed is not None and len(parsed.services) < len(listed.get("elem", [])):
+    elements = len(listed.get("elem", []))
+    if parsed is not None and sum(service_map.in_map(each) for each in parsed.services.values()) < elements:
         for each in service_map.unusable_elements(listed):
             _warn(f"map {listed['name']}: {each} is ignored: it is not one port and its endpoint")
     return parsed

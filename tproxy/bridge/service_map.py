@@ -9,6 +9,9 @@ the comment. Where the options of a service do not fit into one comment, the res
 comments of another set, ``op_<bridge>``, whose elements are a port and a number, from 0 on. The word ``more``
 in the comment of the map's element says how many of them belong to it. So what an earlier map left there
 means nothing, and a reader that does not know the set has the options that fit. One transaction changes all.
+
+A service without an IPv4 endpoint has no element in the map, where older readers would serve it. Its element
+is in ``op_<bridge>`` under the number ALONE, with the same words. If the map has the port too, that counts.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from collections.abc import Iterable, Mapping
 
 from tproxy.errors import BadName
 from tproxy.model import (
+    MOST_ENDPOINTS,
     TABLE,
     BridgeNames,
     Endpoint,
@@ -25,6 +29,8 @@ from tproxy.model import (
     Network,
     Service,
     ServiceMap,
+    is_address,
+    is_ipv4,
     stand_in,
 )
 from tproxy.typed import Any
@@ -42,6 +48,11 @@ _MAX_NETWORK = MAX_COMMENT - len(" order=99999")
 # The word that says how many comments in the other set go on with the options, and room for it.
 _MORE = "more"
 _MOST_BEFORE_MORE = MAX_COMMENT - len(" more=9999")
+
+# The number, in ``op_<bridge>``, of the first comment of a service that has no element in the map. Behind all
+# numbers that ``more`` can mean. Its port at the endpoint is the word PORT.
+ALONE = 1 << 16
+_PORT = "port"
 
 # The options of a service: words in its element's comment, which it lacks where a default counts.
 _OPTIONS = Service._fields[2:]
@@ -138,6 +149,9 @@ def parse_map(listed: Json, rest: Mapping[tuple[int, int], str] | None = None) -
         return None
     found = (_parse_element(rest or {}, *each) for each in listed.get("elem", []))
     services = {each.port: each for each in found if each is not None}
+    for port, number in rest or ():
+        if number == ALONE and port not in services and (alone := _parse_alone(rest or {}, port)):
+            services[port] = alone
     return ServiceMap(bridge, services, _member(listed.get("comment", "")).network)
 
 
@@ -200,6 +214,18 @@ def _parse_element(rest: Mapping[tuple[int, int], str], left: Any, right: Any) -
     return _service(port, endpoint, _whole(port, element.get("comment", ""), rest)) if port else None
 
 
+def _parse_alone(rest: Mapping[tuple[int, int], str], port: int) -> Service | None:
+    """The service that has no element in the map; None unless its words name an endpoint."""
+    comment = _whole(port, rest[port, ALONE], rest)
+    words = decode_words(comment)
+    addresses, remote_port = _addresses(words.get("endpoints", "")), words.get(_PORT, "")
+    if not (addresses and port and remote_port.isascii() and remote_port.isdecimal()):
+        return None
+    if any(map(is_ipv4, addresses)) or not 0 < int(remote_port[:6]) < 1 << 16:
+        return None
+    return _service(port, Endpoint(addresses[0], int(remote_port)), comment)
+
+
 def _whole(port: int, comment: str, rest: Mapping[tuple[int, int], str]) -> str:
     """The text of a service's options. Where a part is missing, only the words before it count."""
     text = ""
@@ -217,7 +243,16 @@ def _service(port: int, endpoint: Endpoint, comment: str) -> Service:
         if key in _OPTIONS:
             place = _OPTIONS.index(key)
             options[place] = _value(text, _DEFAULTS[place])
-    return Service(port, endpoint, *options)
+    service = Service(port, endpoint, *options)
+    if not service.endpoints:
+        return service
+    # Another program may have changed the element's address alone.
+    others = service.endpoints if endpoint.address in service.endpoints else ()
+    return service._replace(endpoints=others if len(others) > 1 else ())
+
+
+def _addresses(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(filter(is_address, text.split(","))))[:MOST_ENDPOINTS]
 
 
 def _value(text: str, default: Any) -> Any:
@@ -236,18 +271,22 @@ def _value(text: str, default: Any) -> Any:
         except ValueError:
             return default
         return number if 0 < number < float("inf") else default
-    return text
+    return _addresses(text) if isinstance(default, tuple) else text
 
 
 def _word(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ",".join(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _elements(verb: str, names: BridgeNames, services: Iterable[Service]) -> list[str]:
     texts = []
     for service in services:
+        if not in_map(service):
+            continue
         comment = _quoted(_parts(service)[0]) if verb == "add" else ""
         endpoint = f"{service.endpoint.address} . {service.endpoint.port}"
         texts.append(f"{service.port} {comment} : {endpoint}")
@@ -313,8 +352,19 @@ def _rest(services: Mapping[int, Service]) -> list[str]:
     return [
         f'{port} . {number} comment "{part}"'
         for port, service in services.items()
-        for number, part in enumerate(_parts(service)[1])
+        for number, part in _numbered(service)
     ]
+
+
+def in_map(service: Service) -> bool:
+    """Whether the service has an element in the map: then its leading endpoint has an IPv4 address."""
+    return is_ipv4(service.endpoint.address)
+
+
+def _numbered(service: Service) -> list[tuple[int, str]]:
+    first, parts = _parts(service)
+    alone = [] if in_map(service) else [(ALONE, first)]
+    return [*alone, *enumerate(parts)]
 
 
 def _set_rest(names: BridgeNames, before: Mapping[int, Service], after: Mapping[int, Service]) -> list[str]:
@@ -332,7 +382,11 @@ def _set_rest(names: BridgeNames, before: Mapping[int, Service], after: Mapping[
 
 def _service_text(service: Service) -> str:
     """The options of a service as words, however long that is."""
-    return " ".join(f"{key}={_escaped(value)}" for key, value in _words(service.options).items() if value)
+    words = _words(service.options)
+    if not in_map(service):
+        addresses = service.endpoints or (service.endpoint.address,)
+        words = {_PORT: str(service.endpoint.port), **words, "endpoints": _word(addresses)}
+    return " ".join(f"{key}={_escaped(value)}" for key, value in words.items() if value)
 
 
 def _parts(service: Service) -> tuple[str, list[str]]:

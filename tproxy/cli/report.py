@@ -14,6 +14,8 @@ _WORKER_COLUMNS = ("worker", "state", "open", "processor time", "bridges")
 # Limits of which 0 means that they follow from something else.
 _AUTOMATIC = ("max_connections", "max_connections_per_bridge", "max_connections_to_endpoint")
 
+_ENDPOINT_COLUMNS = ("bridge", "port", "endpoint", "state", "since", "why")
+
 _COLUMNS = (
     "bridge",
     "network",
@@ -60,6 +62,14 @@ def as_table(processes: Lines, daemon: dict[str, Any] | None) -> str:
         for name, count in service.get("limited", {}).items()  # a daemon of an older version has none
         if count
     )
+    endpoints = [
+        _endpoint_row(bridge, service, each)
+        for bridge, details in daemon["bridges"].items()
+        for service in details["services"]
+        for each in service.get("endpoints", ())  # a daemon of an older version has none
+    ]
+    if endpoints:
+        notes += tabulate(endpoints, _ENDPOINT_COLUMNS, tablefmt="simple", disable_numparse=True) + "\n\n"
     workers = tabulate(map(_worker_row, daemon["workers"]), _WORKER_COLUMNS, tablefmt="simple")
     return f"{text}\n\n{table}\n\n{notes}{workers}\n\n{daemon['connections']} open connections"
 
@@ -83,13 +93,25 @@ def _row(bridge: str, details: dict[str, Any], service: dict[str, Any]) -> list[
         _printable(", ".join(networks)),
         str(service["port"]),
         _printable(service["name"]),
-        service["endpoint"],
+        ", ".join(each["endpoint"] for each in service.get("endpoints", ())) or service["endpoint"],
         _state(service, details["obstacles"]),
         str(service["open"]),
         str(service["total"]),
         _bytes(service["bytes_to_endpoint"]),
         _bytes(service["bytes_to_guest"]),
         error,
+    ]
+
+
+def _endpoint_row(bridge: str, service: dict[str, Any], endpoint: dict[str, Any]) -> list[str]:
+    since = endpoint["since"]
+    return [
+        bridge,
+        str(service["port"]),
+        endpoint["endpoint"],
+        endpoint["state"],
+        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since)) if since else "",
+        _printable(endpoint["why"]),
     ]
 
 

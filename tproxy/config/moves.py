@@ -1,40 +1,60 @@
-"""Services by host name whose address changed. Pure.
+"""Services by host name whose addresses changed. Pure.
 
-A service moves only from an address that its name had to one that the name has now. So a service whose map
-somebody changed, or whose entry is in another file, stays as it is. A service also stays while its address is
-one of several that the name has: hooks choose the lowest, but moving a service that works helps nobody.
+A service moves only from the addresses that its names had to those that they have now. So a service whose map
+somebody changed, or whose entry is in another file, stays as it is. A service that no name gave an address
+before is added when one has an address.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tproxy.config.services import Config
-from tproxy.model import Endpoint, Network, Service, is_ipv4
+from tproxy.config.services import Config, Entry
+from tproxy.model import MOST_ENDPOINTS, Endpoint, Network, Service, is_address
 
-# The usable addresses of host names, the lowest first; a name for which there was no answer is missing.
+# The usable addresses of host names, in order; a name for which there was no answer is missing.
 Addresses = Mapping[str, Sequence[str]]
 
-Moves = Mapping[int, tuple[Service, Service]]  # the service before and after, by service port
+# The service before, None where there was none, and after, by service port.
+Moves = Mapping[int, tuple[Service | None, Service]]
 
 
 def moves(
     config: Config, network: Network, services: Mapping[int, Service], before: Addresses, now: Addresses
 ) -> Moves:
     """Return those of a network's ``services`` that move, by what names had ``before`` and have ``now``."""
-    found: dict[int, tuple[Service, Service]] = {}
+    found: dict[int, tuple[Service | None, Service]] = {}
     decided: set[int] = set()  # the first entry that can be used decides about its port, as in ``services``
     for entry in config.entries:
-        name, port = entry.remote_addr, entry.service_port
+        port = entry.service_port
         if port in decided or not entry.applies_to(network):
             continue
-        if not is_ipv4(name) and name not in before and name not in now:
+        had, has = _addresses(entry, before), _addresses(entry, now)
+        if not had and not has:
             continue
         decided.add(port)
-        service, addresses = services.get(port), now.get(name)
-        if service is None or not addresses or service.endpoint.port != entry.remote_port:
+        service = services.get(port)
+        if not has or all(map(is_address, entry.remote_addr)):
             continue
-        address = service.endpoint.address
-        if address in before.get(name, ()) and address not in addresses:
-            found[port] = service, service._replace(endpoint=Endpoint(addresses[0], entry.remote_port))
+        if service is None:
+            if not had:
+                new = Service(port, Endpoint(has[0], entry.remote_port), **entry.options)
+                found[port] = None, new.led_to(has)
+            continue
+        if service.endpoint.port != entry.remote_port:
+            continue
+        # An older version, or a hook while a name server was silent, chose some of the addresses only.
+        addresses = [each.address for each in service.candidates]
+        if addresses != has and set(addresses) <= {*had}:
+            found[port] = service, service.led_to(has)
     return found
+
+
+def _addresses(entry: Entry, known: Addresses) -> list[str]:
+    """All addresses of an entry in order, each once."""
+    found = (
+        address
+        for each in entry.remote_addr
+        for address in ((each,) if is_address(each) else known.get(each, ()))
+    )
+    return [*found][:MOST_ENDPOINTS]

@@ -10,10 +10,10 @@ of the log.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tproxy.errors import to_ascii
-from tproxy.model import Endpoint, Network, Service, Settings, is_ipv4
+from tproxy.model import MOST_ENDPOINTS, Endpoint, Network, Service, Settings, is_address
 from tproxy.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # the annotations of options, which are text at run time
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # the annotations of options, which are text at run time
         Choice,
         Entries,
         Flag,
-        Host,
+        Hosts,
         LinkNames,
         NetworkName,
         NetworkNames,
@@ -70,14 +70,14 @@ class Entry(NamedTuple):
             nftables="the element's key",
         ),
     ]
-    # It can be a host name that does not resolve.
+    # There can be host names that do not resolve.
     remote_addr: Annotated[
-        str,
+        tuple[str, ...],
         Option(
-            Host(),
-            "where the service is. Of several addresses of a name the lowest counts",
+            Hosts(16),
+            "where the service is. All addresses of a name count: first those of IPv4, each kind in order",
             required=True,
-            nftables="the element's value, as an address",
+            nftables="the first IPv4 address is the element's value; see [Endpoints](contract.md#endpoints)",
         ),
     ]
     remote_port: Annotated[
@@ -216,21 +216,21 @@ def nothing_known(port: int) -> Service | None:
 
 def host_names(config: Config, network: Network) -> list[str]:
     """The host names that the entries for a network need looked up, each once."""
-    applying = (each.remote_addr for each in config.entries if each.applies_to(network))
-    return [each for each in dict.fromkeys(applying) if not is_ipv4(each)]
+    applying = (name for each in config.entries if each.applies_to(network) for name in each.remote_addr)
+    return [each for each in dict.fromkeys(applying) if not is_address(each)]
 
 
 def choose(
     config: Config,
     network: Network,
-    addresses: Mapping[str, str | NoAddress],
+    addresses: Mapping[str, Sequence[str] | NoAddress],
     last_known: LastKnown = nothing_known,
 ) -> tuple[dict[int, Service], list[Problem]]:
     """Return the services of a network by service port, and the problems of entries that are not used.
 
-    ``addresses`` holds an IPv4 address, or the reason for having none, for each of ``host_names``.
+    ``addresses`` holds the addresses, or the reason for having none, of each of ``host_names``.
     Of the entries that apply to the network and can be used, the first one of a service port wins. While
-    nobody answers for a host name, its port leads to the endpoint that it led to before, which
+    nobody answers for a host name, its port leads to the endpoints that it led to before, which
     ``last_known`` tells: running guests must not lose a service because a name server is down.
     """
     services: dict[int, Service] = {}
@@ -245,18 +245,43 @@ def choose(
             taken = f"entry {winners[port].number} (line {winners[port].line}) has it on this network"
             problems.append(Problem(entry.line, f"{label}: service_port {port}: {taken}: entry ignored"))
             continue
-        address = addresses.get(entry.remote_addr, entry.remote_addr)
-        if isinstance(address, NoAddress):
-            known = None if address.certain else last_known(port)
-            if known is None or known.endpoint.port != entry.remote_port:
-                problems.append(Problem(entry.line, f"{label}: {address.reason}: entry skipped"))
-                continue
-            problems.append(Problem(entry.line, f"{label}: {address.reason}: {known.endpoint} as before"))
-            address = known.endpoint.address
+        found, reasons = _found(entry, addresses)
+        unanswered = [each for each in reasons if not each.certain]
+        known = last_known(port) if unanswered else None
+        if known is not None and known.endpoint.port == entry.remote_port:
+            # Those of the addresses as before that are of no other name are those of this one.
+            before = [each.address for each in known.candidates]
+            found += [each for each in before if each not in found]
+            found.sort(key=lambda each: before.index(each) if each in before else len(before))
+            reasons = [each for each in reasons if each.certain]
+            said = ", ".join(each.reason for each in unanswered)
+            problems.append(Problem(entry.line, f"{label}: {said}: {known.leads_to} as before"))
+        outcome = "the other addresses are used" if found else "entry skipped"
+        problems += [Problem(entry.line, f"{label}: {each.reason}: {outcome}") for each in reasons]
+        if not found:
+            continue
+        if len(found) > MOST_ENDPOINTS:
+            more = f"remote_addr has {len(found)} addresses: the first {MOST_ENDPOINTS} are used"
+            problems.append(Problem(entry.line, f"{label}: {more}"))
         winners[port] = entry
-        endpoint = Endpoint(address, entry.remote_port)
-        services[port] = Service(port, endpoint, **entry.options)
+        endpoint = Endpoint(found[0], entry.remote_port)
+        services[port] = Service(port, endpoint, **entry.options).led_to(found[:MOST_ENDPOINTS])
     return services, problems
+
+
+def _found(
+    entry: Entry, addresses: Mapping[str, Sequence[str] | NoAddress]
+) -> tuple[list[str], list[NoAddress]]:
+    """All addresses of an entry in order, each once, and why some of its names have none."""
+    found: dict[str, None] = {}
+    reasons = []
+    for each in entry.remote_addr:
+        known = addresses.get(each, (each,))
+        if isinstance(known, NoAddress):
+            reasons.append(known)
+        else:
+            found |= dict.fromkeys(known)
+    return [*found], reasons
 
 
 def place(path: str, line: int | None = None) -> str:

@@ -78,10 +78,10 @@ class Offer:
     ``look_up`` asks name servers, which can take seconds; the other methods ask nobody.
     """
 
-    def __init__(self, config: Config, resolve: resolver.Resolver = resolver.resolve_ipv4) -> None:
+    def __init__(self, config: Config, resolve: resolver.Resolver = resolver.addresses_of) -> None:
         self.config = config
         self._resolve = resolve
-        self._addresses: dict[str, str | NoAddress] = {}
+        self._addresses: dict[str, list[str] | NoAddress] = {}
 
     def look_up(self, networks: Iterable[Network]) -> None:
         """Look up the host names that these networks need, and that were not looked up yet."""
@@ -136,8 +136,8 @@ def in_words(network: Network) -> str:
 
 def _shown(service: Service, than: Service | None = None) -> str:
     """A service for a message; with its options where only these differ from another one."""
-    if than is None or service.endpoint != than.endpoint:
-        return str(service.endpoint)
+    if than is None or service.candidates != than.candidates:
+        return service.leads_to
     names = [
         field
         for field, *values in zip(service._fields[2:], service[2:], than[2:], strict=True)

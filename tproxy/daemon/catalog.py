@@ -41,10 +41,10 @@ class Catalog:
         changes = []
         for port, service in wanted.services.items():
             if port not in before:
-                changes.append(f"port {port} leads to {service.endpoint}")
-            elif before[port].endpoint != service.endpoint:
+                changes.append(f"port {port} leads to {service.leads_to}")
+            elif before[port].candidates != service.candidates:
                 changes.append(
-                    f"port {port} leads to {service.endpoint}, no longer to {before[port].endpoint}"
+                    f"port {port} leads to {service.leads_to}, no longer to {before[port].leads_to}"
                 )
         return [*changes, *(f"port {port} is gone" for port in before if port not in wanted.services)]
 

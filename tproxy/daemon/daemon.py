@@ -39,7 +39,7 @@ from tproxy.daemon.spawner import Spawner
 from tproxy.daemon.watcher_keeper import WatcherKeeper
 from tproxy.daemon.worker_link import Key
 from tproxy.daemon.workers import Workers, wanted_workers
-from tproxy.datapath.counters import CAUSES, Counts
+from tproxy.datapath.counters import CAUSES, Counts, EndpointState
 from tproxy.errors import NftError, TproxyError
 from tproxy.kernel import mounts
 from tproxy.kernel.loop import Loop
@@ -327,7 +327,7 @@ class Daemon:
     # Status
 
     def _status(self) -> Json:
-        counts = self._workers.counts()
+        counts, states = self._workers.counts(), self._workers.states()
         return {
             "version": __version__,
             "pid": os.getpid(),
@@ -336,11 +336,14 @@ class Daemon:
             "max_connections": self._workers.max_connections,
             "workers": self._workers.report(),
             "bridges": {
-                bridge: self._bridge_status(bridge, counts) for bridge in sorted(self._catalog.bridges)
+                bridge: self._bridge_status(bridge, counts, states)
+                for bridge in sorted(self._catalog.bridges)
             },
         }
 
-    def _bridge_status(self, bridge: str, counts: dict[Key, Counts]) -> dict[str, Any]:
+    def _bridge_status(
+        self, bridge: str, counts: dict[Key, Counts], states: dict[str, EndpointState]
+    ) -> dict[str, Any]:
         networks = self._catalog.networks(bridge)
         services = []
         for service in self._catalog.services(bridge):
@@ -351,6 +354,7 @@ class Daemon:
                     "port": service.port,
                     "name": service.name,
                     "endpoint": str(service.endpoint),
+                    "endpoints": [_endpoint_status(str(each), states) for each in service.candidates],
                     "listening": not problem,
                     "problem": problem,
                     "open": counted.open,
@@ -360,7 +364,7 @@ class Daemon:
                     "last_error": counted.last_error or (f"cannot listen: {problem}" if problem else ""),
                     "last_error_at": counted.last_error_at or None,
                     "limited": dict(zip(CAUSES, counted.limited, strict=True)),
-                    "options": dict(zip(service._fields[2:], service[2:], strict=True)),
+                    "options": dict(zip(service._fields[2:-1], service[2:-1], strict=True)),
                 }
             )
         return {
@@ -370,3 +374,12 @@ class Daemon:
             "relay": self._relays.pid(bridge),
             "services": services,
         }
+
+
+def _endpoint_status(endpoint: str, states: dict[str, EndpointState]) -> Json:
+    """Return what ``tproxy status`` shows of an endpoint."""
+    state = states.get(endpoint)
+    if state is None:
+        return {"endpoint": endpoint, "state": "not tried", "since": None, "why": ""}
+    word = "failed" if state.failed else "good"
+    return {"endpoint": endpoint, "state": word, "since": state.since, "why": state.why}

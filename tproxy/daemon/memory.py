@@ -5,7 +5,7 @@ The request is ``{"op": "maps"}``. The answer has an object for each bridge.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tproxy.daemon.client import PING_TIMEOUT, Json, ask
 from tproxy.model import Endpoint, Member, Network, Service, ServiceMap
@@ -45,7 +45,7 @@ def to_json(each: Remembered) -> Json:
 def from_json(each: Json) -> Remembered:
     """Return the bridge that an object stands for."""
     services = {
-        port: Service(port, Endpoint(address, remote_port), *options[: len(Service._fields) - 2])
+        port: _service(port, Endpoint(address, remote_port), options)
         for port, address, remote_port, *options in each["services"]
     }
     members = each["members"]
@@ -55,3 +55,8 @@ def from_json(each: Json) -> Remembered:
     return Remembered(
         ServiceMap(each["bridge"], services, network, members), each["guarded"], frozenset(each["uplinks"])
     )
+
+
+def _service(port: int, endpoint: Endpoint, options: list[Any]) -> Service:
+    service = Service(port, endpoint, *options[: len(Service._fields) - 2])
+    return service._replace(endpoints=tuple(service.endpoints))  # JSON has lists only

@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from tproxy.daemon.client import Json
-from tproxy.datapath.counters import Counts, View
+from tproxy.datapath.counters import Counts, EndpointState, View
 from tproxy.errors import ProtocolError
 from tproxy.kernel.loop import READ, WRITE, Loop, Timer
 from tproxy.relay import wire
@@ -125,6 +125,10 @@ class WorkerLink:
     def read(self) -> tuple[int, dict[Key, Counts]]:
         """Return its open connections and counts."""
         return self._view.read() if self._view is not None else (0, {})
+
+    def states(self) -> dict[str, EndpointState]:
+        """Return what it knows of endpoints, by address and port."""
+        return self._view.states() if self._view is not None else {}
 
     def report(self) -> Json:
         """Return what ``tproxy status`` shows of it."""

@@ -22,7 +22,7 @@ from tproxy.daemon.client import Json
 from tproxy.daemon.data_channels import DataChannels
 from tproxy.daemon.spawner import Order, Spawner
 from tproxy.daemon.worker_link import Key, WorkerLink
-from tproxy.datapath.counters import Counts
+from tproxy.datapath.counters import Counts, EndpointState
 from tproxy.datapath.this_host import chosen_ports
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.log import output
@@ -216,6 +216,15 @@ class Workers:
                 sums[key] = sums.get(key, Counts()).plus(counts)
         return sums
 
+    def states(self) -> dict[str, EndpointState]:
+        """Return what workers know of endpoints, by address and port; of several words the latest."""
+        found: dict[str, EndpointState] = {}
+        for worker in self._present():
+            for endpoint, state in worker.states().items():
+                if endpoint not in found or found[endpoint].since < state.since:
+                    found[endpoint] = state
+        return found
+
     @property
     def open(self) -> int:
         """The open connections, without those from before a restart."""
@@ -376,9 +385,7 @@ class Workers:
     def _tell_services(self, worker: WorkerLink, bridge: str) -> None:
         for message in self.preface(bridge):
             worker.tell(message)
-        services = tuple(self._services[bridge])
-        most = orders.MOST_SERVICES
-        parts = [services[start : start + most] for start in range(0, len(services), most)] or [()]
+        parts = orders.parts(self._services[bridge])
         for number, part in enumerate(parts):
             worker.tell(orders.Services(bridge, number == 0, number == len(parts) - 1, part))
 

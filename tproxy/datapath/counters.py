@@ -15,6 +15,15 @@ It begins with the number of records in use. A record belongs to one service of 
 | 80 | why, in UTF-8, padded with NUL |
 | 8 x 4 | connections that a limit or a time-out refused or ended, in the order of CAUSES |
 
+Behind the records are the states of endpoints:
+
+| bytes | what |
+| --- | --- |
+| 64 | address and port as text, padded with NUL |
+| 8 | 0: nobody uses this, 1: good, 2: failed |
+| 8 | since when, in seconds since the epoch, as a double |
+| 48 | why, in UTF-8, padded with NUL |
+
 A reader may see a record half written: a count may then be one event behind, and a text cut off.
 """
 
@@ -37,7 +46,12 @@ _HEADER_BYTES = 64
 
 # Services that one worker can count. The memory is taken only as it is used.
 MOST_RECORDS = 1 << 16
-SIZE = _HEADER_BYTES + MOST_RECORDS * _RECORD.size
+_STATES = _HEADER_BYTES + MOST_RECORDS * _RECORD.size
+# Endpoints whose state one worker can tell.
+MOST_STATES = 4096
+_STATE = struct.Struct("=64sQd48s")
+_GOOD, _FAILED = 1, 2
+SIZE = _STATES + MOST_STATES * _STATE.size
 
 # The places of the counts in ``Record.counts``.
 OPEN, TOTAL, TO_ENDPOINT, TO_GUEST = range(4)
@@ -51,6 +65,14 @@ PER_GUEST, PER_BRIDGE, TO_ENDPOINT_LIMIT, TOTAL_LIMIT, IDLE, HALF_CLOSED, USER, 
 _NEVER = (0,) * len(CAUSES)
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+class EndpointState(NamedTuple):
+    """What a worker knows of an endpoint; ``since`` in seconds since the epoch."""
+
+    failed: bool
+    since: float
+    why: str
 
 
 class Counts(NamedTuple):
@@ -131,6 +153,8 @@ class Counters:
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
         self._used = 0
         self._free: list[Record] = []
+        self._places: dict[str, int] = {}  # of the states of endpoints
+        self._free_places = [*reversed(range(MOST_STATES))]
         self._gone: list[Record] = []  # their services are gone, but they may have open connections
 
     def record(self, bridge: str, port: int) -> Record:
@@ -153,6 +177,23 @@ class Counters:
         record.disown()
         if record.shared:
             self._gone.append(record)
+
+    def note(self, endpoint: str, *, failed: bool, why: str) -> None:
+        """Note the state of an endpoint since now. Beyond MOST_STATES nobody hears of it."""
+        place = self._places.get(endpoint)
+        if place is None:
+            if not self._free_places:
+                return
+            place = self._places[endpoint] = self._free_places.pop()
+        state = endpoint.encode(), _FAILED if failed else _GOOD, time.time(), why.encode(errors="replace")
+        _STATE.pack_into(self._memory, _STATES + place * _STATE.size, *state)
+
+    def forget(self, endpoint: str) -> None:
+        """Forget the state of an endpoint."""
+        place = self._places.pop(endpoint, None)
+        if place is not None:
+            _STATE.pack_into(self._memory, _STATES + place * _STATE.size, b"", 0, 0.0, b"")
+            self._free_places.append(place)
 
     def _sweep(self) -> None:
         ended = [each for each in self._gone if not each.counts[OPEN]]
@@ -190,6 +231,19 @@ class View:
                 key = (_text(bridge), port)
                 found[key] = found.get(key, Counts()).plus(_counts(fields))
         return open_, found
+
+    def states(self) -> dict[str, EndpointState]:
+        """Return the states of endpoints that are known, by address and port."""
+        if len(self._memory) < SIZE:
+            return {}
+        found = {}
+        for start in range(_STATES, SIZE, _STATE.size):
+            if not self._memory[start]:
+                continue
+            endpoint, state, since, why = _STATE.unpack_from(self._memory, start)
+            if state in (_GOOD, _FAILED) and 0 < since < 1 << 40:  # as a worker writes it
+                found[_text(endpoint)] = EndpointState(state == _FAILED, since, _text(why))
+        return found
 
 
 def _counts(fields: tuple[Any, ...]) -> Counts:

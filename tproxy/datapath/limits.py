@@ -14,7 +14,7 @@ descriptors are used up to three quarters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tproxy.datapath.counters import PER_BRIDGE, PER_GUEST, TO_ENDPOINT_LIMIT, TOTAL_LIMIT
 from tproxy.datapath.target import Target
@@ -115,9 +115,12 @@ class Limits:
             return PER_GUEST, has
         if self.total * 4 >= self._room * 3 and on_bridge * len(self._bridges) > self._room:
             return PER_BRIDGE, on_bridge
-        to_endpoint = self._endpoints.get(service.endpoint, 0)
-        most = service.max_connections_to_endpoint
-        if to_endpoint >= (self._share(most) if most else self._auto_to_endpoint):
+        if not service.endpoints:
+            to_endpoint = self._endpoints.get(service.endpoint, 0)
+        else:
+            port = service.endpoint.port
+            to_endpoint = min(self._endpoints.get((each, port), 0) for each in service.endpoints)
+        if to_endpoint >= self.most_to_endpoint(service):
             return TO_ENDPOINT_LIMIT, to_endpoint
         if self.total >= self._total_most:
             return TOTAL_LIMIT, self.total
@@ -146,6 +149,22 @@ class Limits:
         self._bridges.less(bridge)
         self._visits.less((target, address))
         self._endpoints.less(endpoint)
+
+    def move(self, before: Endpoint, after: Endpoint) -> None:
+        """Count an open connection for another endpoint."""
+        if before != after:
+            self._endpoints.less(before)
+            self._endpoints.more(after)
+
+    def most_to_endpoint(self, service: Service) -> int:
+        """Return how many connections may lead to one endpoint of the service."""
+        most = service.max_connections_to_endpoint
+        return self._share(most) if most else self._auto_to_endpoint
+
+    @property
+    def to_endpoints(self) -> Mapping[Any, int]:
+        """The open connections by endpoint; one without any is missing."""
+        return self._endpoints
 
     def _measure(self, bridge: str, services: Sequence[Service]) -> None:
         of_guest = [each.max_connections_per_guest or NO_LIMIT for each in services]

@@ -103,7 +103,7 @@ def _one_of(name: str, argument: int, *values: int) -> Only:
     return Only(name, tuple(((argument, 0xFFFFFFFF, value),) for value in values))
 
 
-_AF_UNIX, _AF_INET = 1, 2
+_AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
 _STREAM, _DGRAM, _SEQPACKET = 1, 2, 5
 _ANY_PROTOCOL_OF_TYPE, _TCP, _UDP = 0, 6, 17
 
@@ -169,7 +169,9 @@ _WORKER: tuple[Group, ...] = (
             Only(
                 "socket",
                 _socket(_AF_INET, _STREAM, _ANY_PROTOCOL_OF_TYPE, _TCP)
-                + _socket(_AF_INET, _DGRAM, _ANY_PROTOCOL_OF_TYPE, _UDP),
+                + _socket(_AF_INET, _DGRAM, _ANY_PROTOCOL_OF_TYPE, _UDP)
+                + _socket(_AF_INET6, _STREAM, _ANY_PROTOCOL_OF_TYPE, _TCP)
+                + _socket(_AF_INET6, _DGRAM, _ANY_PROTOCOL_OF_TYPE, _UDP),
             ),
         ),
     ),

@@ -72,9 +72,23 @@ def bound_window(sock: socket.SocketType) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, NEAR_WINDOW)
 
 
+def family(address: str) -> int:
+    """Return the address family of an IP address."""
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def dialling_socket(address: str) -> socket.SocketType:
+    """Return a socket that can dial an IP address, and never blocks. Raises OSError."""
+    return socket.SocketType(family(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+
 def on_this_host(address: str) -> bool:
-    """Whether an IPv4 address is this host's own: then the kernel chooses it as the source address too."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    """Whether an IP address is this host's own: then the kernel chooses it as the source address too."""
+    try:
+        probe = socket.socket(family(address), socket.SOCK_DGRAM)
+    except OSError:  # the kernel has no IPv6
+        return False
+    with probe:
         try:
             probe.connect((address, 1))  # sends nothing, but chooses the source address (udp(7))
         except OSError:

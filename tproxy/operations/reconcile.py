@@ -130,7 +130,7 @@ def refresh(found: ServiceMap, union: Union, settings: Settings) -> bool:
     return _change(found, lambda _: union.services, settings)
 
 
-def move(found: ServiceMap, moves: Mapping[int, tuple[Service, Service]], settings: Settings) -> bool:
+def move(found: ServiceMap, moves: Mapping[int, tuple[Service | None, Service]], settings: Settings) -> bool:
     """As ``refresh``, but change only these services. ``moves`` has the old and the new service of each port.
 
     A service that is not the old one any more is left alone.

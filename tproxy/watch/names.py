@@ -25,12 +25,12 @@ from threading import Thread
 
 from tproxy.bridge import nftables
 from tproxy.config.moves import Addresses, Moves, moves
-from tproxy.config.resolver import resolve_ipv4, usable
+from tproxy.config.resolver import addresses_of, usable
 from tproxy.config.services import Config
 from tproxy.config.union import held_by
 from tproxy.errors import TproxyError
 from tproxy.kernel.loop import READ, Loop
-from tproxy.model import Service, Settings, is_ipv4
+from tproxy.model import Service, Settings, is_address
 from tproxy.operations import reconcile, refresh
 from tproxy.process import run_directory
 
@@ -72,7 +72,7 @@ class NameFollower:
 
     def look(self) -> None:
         """Look up all host names of the configuration now, and then again and again."""
-        names = {each.remote_addr for each in self.config.entries if not is_ipv4(each.remote_addr)}
+        names = {name for each in self.config.entries for name in each.remote_addr if not is_address(name)}
         if not names:
             self._look_later()
             return
@@ -143,7 +143,7 @@ class NameFollower:
         found = nftables.read_map(bridge)
         if found is None:  # somebody has taken it down
             return
-        due: dict[int, tuple[Service, Service]] = {}
+        due: dict[int, tuple[Service | None, Service]] = {}
         for network in found.networks:
             held = held_by(self.config, network, found)
             due |= moves(self.config, network, held, self._behind[bridge], self._known)
@@ -172,13 +172,15 @@ def _work(waiting: SimpleQueue[str], found: dict[str, list[str]]) -> None:
         while True:
             name = waiting.get_nowait()
             with suppress(OSError, UnicodeError):
-                found[name] = usable(resolve_ipv4(name))
+                found[name] = usable(addresses_of(name))
 
 
 def _recall() -> Addresses:
     try:
         with open(f"{run_directory.directory()}/{FILE}", encoding="ascii") as file:
-            return {str(name): [*filter(is_ipv4, addresses)] for name, addresses in json.load(file).items()}
+            return {
+                str(name): [*filter(is_address, addresses)] for name, addresses in json.load(file).items()
+            }
     except (OSError, ValueError, TypeError, AttributeError):  # missing or damaged: begin anew
         return {}
 

@@ -14,7 +14,7 @@ import select
 import socket
 import time
 
-from tproxy.datapath.connection import Connections
+from tproxy.datapath.connections import Connections
 from tproxy.datapath.target import Target
 from tproxy.errors import ProtocolError
 from tproxy.kernel import netns, tcp

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Iterator, Sequence
 
 from tproxy.errors import ProtocolError
-from tproxy.model import INTERFACE_NAME_BYTES, PROXY_V2, Endpoint, Network, Service
-from tproxy.typed import Any, NamedTuple
+from tproxy.model import INTERFACE_NAME_BYTES, PROXY_V2, SPREADS, Endpoint, Network, Service
+from tproxy.typed import NamedTuple
 
 # Of this protocol. A daemon tells a worker of another version to finish, and starts one of its own.
 VERSION = 3
@@ -21,15 +22,17 @@ VERSION = 3
 # The first bytes of the messages to a worker that have the same form in all versions.
 IN_ALL_VERSIONS = (b"D", b"F", b"L", b"M")
 
-# Services in one message. Its size stays far below the default of net.core.wmem_default.
-MOST_SERVICES = 2048
+# Bytes of services in one message: far below the default of net.core.wmem_default.
+MOST_BYTES = 100_000
 
 # Guests in one message.
 MOST_GUESTS = 2048
 
 _NAME = struct.Struct(f"!{INTERFACE_NAME_BYTES}s")
 _BRIDGE = struct.Struct(f"!{INTERFACE_NAME_BYTES}s?Q")
-_SERVICE = struct.Struct("!H4sHd7I?")
+_SERVICE = struct.Struct("!HHd7I??B")  # behind it the addresses, of 16 bytes each
+_ADDRESS = 16
+_IPV4 = bytes(10) + b"\xff\xff"  # IPv4 addresses as IPv6 maps them (RFC 4291, 2.5.5.2)
 _SERVICES = struct.Struct(f"!{INTERFACE_NAME_BYTES}s??")
 _SETTINGS = struct.Struct("!BHHHI")
 _NUMBER = struct.Struct("!I")
@@ -203,8 +206,7 @@ def decode(data: bytes) -> Message:
                 return Settings(log_level, workers, (start, end), max_connections)
             case b"P":
                 name, first, last = _SERVICES.unpack_from(body)
-                services = map(_unpack, _SERVICE.iter_unpack(body[_SERVICES.size :]))
-                return Services(_text(name), first, last, tuple(services))
+                return Services(_text(name), first, last, tuple(_unpack(body[_SERVICES.size :])))
             case b"N":
                 return _unpack_networks(body)
             case b"p":
@@ -233,18 +235,53 @@ def decode(data: bytes) -> Message:
     raise ProtocolError(f"an order of unknown kind {kind!r}")
 
 
+def parts(services: Sequence[Service]) -> list[tuple[Service, ...]]:
+    """Return the services in parts that fit into one message each; there is at least one part."""
+    found: list[list[Service]] = [[]]
+    room = MOST_BYTES
+    for each in services:
+        size = _SERVICE.size + _ADDRESS * len(each.candidates)
+        if size > room:
+            found.append([])
+            room = MOST_BYTES
+        found[-1].append(each)
+        room -= size
+    return [tuple(each) for each in found]
+
+
 def _pack(service: Service) -> bytes:
-    port, endpoint, _, *options, _ = service
-    address = socket.inet_aton(endpoint.address)
-    return _SERVICE.pack(port, address, endpoint.port, *options, service.introduced)
+    port, endpoint, _, *numbers, _, spread, endpoints = service
+    addresses = b"".join(map(_packed, endpoints or (endpoint.address,)))
+    count = len(addresses) // _ADDRESS
+    head = _SERVICE.pack(port, endpoint.port, *numbers, service.introduced, spread == "least", count)
+    return head + addresses
 
 
-def _unpack(fields: tuple[Any, ...]) -> Service:
-    """Return the service; a worker does not need its name."""
-    port, address, remote_port, *options, introduced = fields
-    endpoint = Endpoint(socket.inet_ntoa(address), remote_port)
-    service = Service(port, endpoint, "", *options)
-    return service._replace(proxy_protocol=PROXY_V2) if introduced else service
+def _unpack(body: bytes) -> Iterator[Service]:
+    """Yield the services; a worker does not need their names."""
+    at = 0
+    while at < len(body):
+        port, remote_port, *numbers, introduced, least, count = _SERVICE.unpack_from(body, at)
+        at += _SERVICE.size
+        end = at + count * _ADDRESS
+        if not count or end > len(body):
+            raise ProtocolError("a service has no endpoint")
+        addresses = [_unpacked(body[start : start + _ADDRESS]) for start in range(at, end, _ADDRESS)]
+        at = end
+        options = *numbers, PROXY_V2 if introduced else "", SPREADS[least]
+        yield Service(port, Endpoint(addresses[0], remote_port), "", *options).led_to(addresses)
+
+
+def _packed(address: str) -> bytes:
+    if ":" in address:
+        return socket.inet_pton(socket.AF_INET6, address)
+    return _IPV4 + socket.inet_aton(address)
+
+
+def _unpacked(packed: bytes) -> str:
+    if packed.startswith(_IPV4):
+        return socket.inet_ntoa(packed[len(_IPV4) :])
+    return socket.inet_ntop(socket.AF_INET6, packed)
 
 
 def _unpack_networks(body: bytes) -> Networks:

@@ -15,15 +15,16 @@ from __future__ import annotations
 import signal
 import socket
 
-from tproxy.datapath.connection import Connections
+from tproxy.datapath.connections import Connections
 from tproxy.datapath.counters import Counters
+from tproxy.datapath.endpoints import State
 from tproxy.datapath.target import Target
 from tproxy.errors import ProtocolError
 from tproxy.kernel import privileges, seccomp
 from tproxy.kernel.limits import descriptor_limit
 from tproxy.kernel.loop import READ, Loop
 from tproxy.log.file import Log
-from tproxy.model import Service
+from tproxy.model import Endpoint, Service
 from tproxy.process.title import set_title
 from tproxy.relay.channel import Delivery, receive, send_bytes
 from tproxy.worker import orders
@@ -71,6 +72,7 @@ class Worker:
         self._counters = Counters()
         most = most_connections(descriptor_limit())
         self._connections = Connections(self._loop, log, most)
+        self._connections.report = self._report
         self._admission = Admission(self._loop, log, most, self._connections, self._poll_intakes)
         self._meeting = meeting
         self._channel: socket.socket | None = None
@@ -238,6 +240,12 @@ class Worker:
             self._counters.give_back(target.record)
         self._services[bridge] = after
         self._connections.serve(bridge, services)
+
+    def _report(self, endpoint: Endpoint, state: State | None) -> None:
+        if state is None:
+            self._counters.forget(str(endpoint))
+        else:
+            self._counters.note(str(endpoint), failed=state.failed, why=state.why)
 
     # Ending
 

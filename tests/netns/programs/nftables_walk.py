@@ -73,7 +73,7 @@ class Walk:
             endpoint = Endpoint(f"10.0.0.{self.chance.randrange(3)}", self.chance.choice([1, 80, 65535]))
             name, timeout = self.chance.choice(WORDS), self.chance.choice([5.0, 0.25, 300.0])
             options: list[Any] = [self.chance.choice([0, 7, 1_000_000]) for _ in range(7)]
-            options.append(self.chance.choice(["", "v2"]))
+            options += [self.chance.choice(["", "v2"]), self.chance.choice(["first", "least"])]
             services[port] = Service(port, endpoint, name, timeout, *self.chance.choice([[], options]))
         network = Network(self.chance.choice(WORDS), self.chance.choice(WORDS))
         return service_map.storable(ServiceMap(bridge, services, network))

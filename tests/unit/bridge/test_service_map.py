@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from tproxy.bridge import service_map
 from tproxy.config import keys
-from tproxy.model import DEFAULT_CONNECT_TIMEOUT, Endpoint, Network, Service, ServiceMap, stand_in
+from tproxy.model import (
+    DEFAULT_CONNECT_TIMEOUT,
+    Endpoint,
+    Network,
+    Service,
+    ServiceMap,
+    is_address,
+    is_ipv4,
+    stand_in,
+)
 from tproxy.options import Text
 
 # Any bytes that a driver may pass, as Python decodes them: surrogates stand for undecodable bytes.
@@ -24,14 +33,23 @@ endpoints = st.builds(Endpoint, st.ip_addresses(v=4).map(str), ports)
 timeouts = st.sampled_from([0.1, 1.5, 4.0, DEFAULT_CONNECT_TIMEOUT, 30.0, 300.0])
 
 
+addresses = st.lists(st.ip_addresses().map(str).filter(is_address), min_size=1, max_size=5, unique=True)
+
+
 @st.composite
 def maps(draw: st.DrawFn) -> ServiceMap:
     services = {}
     for port in draw(st.sets(ports, max_size=6)):
         options: list[Any] = [draw(st.integers(0, 10**6)) for _ in range(7)]
-        options.append(draw(st.sampled_from(["", "v2"])))
-        services[port] = Service(port, draw(endpoints), draw(names), draw(timeouts), *options)
+        options += [draw(st.sampled_from(["", "v2"])), draw(st.sampled_from(["first", "least"]))]
+        service = Service(port, draw(endpoints), draw(names), draw(timeouts), *options)
+        services[port] = service.led_to(draw(addresses)) if draw(st.booleans()) else service
     return ServiceMap("br0", services, Network(draw(names), draw(names)))
+
+
+def in_map(each: ServiceMap) -> dict[int, Endpoint]:
+    """The endpoints that the elements of the map have: a service without an IPv4 address has none."""
+    return {port: s.endpoint for port, s in each.services.items() if is_ipv4(s.endpoint.address)}
 
 
 ADD = re.compile(r'(\d+) (?:comment "([^"]*)" )?: ([\d.]+) \. (\d+)')
@@ -118,6 +136,43 @@ def test_a_set_that_is_damaged_loses_the_words_behind_the_damage_only_and_is_wri
     assert service_map.parse_map(listing([commands[1], *repair]), listed_rest(repair)) == wanted
 
 
+def test_a_service_without_ipv4_is_beside_the_map_and_counts_only_where_the_map_has_no_such_port() -> None:
+    alone = Service(80, Endpoint("10.0.0.1", 8080), "web").led_to(["fd00::1", "fd00::2"])
+    commands = service_map.add_map(ServiceMap("br0", {80: alone}))
+    words = "port=8080 endpoints=fd00%3A%3A1%2Cfd00%3A%3A2 name=web"
+    assert commands[-1] == f'add element ip one_tproxy op_br0 {{ 80 . 65536 comment "{words}" }}'
+    assert not [each for each in commands if each.startswith("add element ip one_tproxy ep_")]
+    listed, rest = listing(commands), listed_rest(commands)
+    found = service_map.parse_map(listed, rest)
+    assert found is not None
+    assert found.services == {80: alone}
+    plain = Service(80, Endpoint("10.0.0.2", 80))
+    listed = listing(service_map.add_map(ServiceMap("br0", {80: plain})))
+    found = service_map.parse_map(listed, rest)
+    assert found is not None
+    assert found.services == {80: plain}
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["", "port=80", "endpoints=fd00%3A%3A1", "port=0 endpoints=fd00%3A%3A1", "port=x endpoints=fd00%3A%3A1",
+     "port=80 endpoints=10.0.0.1", "port=80 endpoints=host", "port=70000 endpoints=fd00%3A%3A1"],
+)  # fmt: skip
+def test_words_beside_the_map_that_are_no_such_service_are_ignored(words: str) -> None:
+    found = service_map.parse_map(listing(service_map.add_map(ServiceMap("br0", {}))), {(80, 1 << 16): words})
+    assert found is not None
+    assert found.services == {}
+
+
+def test_an_address_that_another_program_gave_the_element_counts_alone() -> None:
+    several = Service(80, Endpoint("10.0.0.1", 80)).led_to(["10.0.0.1", "fd00::1"])
+    listed = listing(service_map.add_map(ServiceMap("br0", {80: several})))
+    listed["elem"][0][1]["concat"][0] = "10.0.0.9"
+    found = service_map.parse_map(listed)
+    assert found is not None
+    assert found.services == {80: Service(80, Endpoint("10.0.0.9", 80))}
+
+
 def test_the_set_goes_with_the_last_service_that_needs_it() -> None:
     before = ServiceMap("br0", {80: MANY})
     plain = ServiceMap("br0", {80: Service(80, MANY.endpoint)})
@@ -192,7 +247,7 @@ def test_a_map_in_order_needs_no_command(wanted: ServiceMap) -> None:
 @given(maps(), maps())
 def test_a_change_deletes_and_adds_exactly_what_differs(observed: ServiceMap, wanted: ServiceMap) -> None:
     wanted = wanted._replace(network=observed.network)
-    after: dict[int, Endpoint] = {p: s.endpoint for p, s in observed.services.items()}
+    after: dict[int, Endpoint] = in_map(observed)
     untouched = {p for p, s in observed.services.items() if wanted.services.get(p) == s}
     for command in service_map.change_map(observed, wanted):
         if " op_br0" in command:
@@ -204,7 +259,7 @@ def test_a_change_deletes_and_adds_exactly_what_differs(observed: ServiceMap, wa
             else:
                 assert port not in after, "nft refuses an element that is there with another value"
                 after[port] = Endpoint(address, remote)
-    assert after == {p: s.endpoint for p, s in wanted.services.items()}
+    assert after == in_map(wanted)
 
 
 def test_for_another_network_the_map_is_replaced_in_one_transaction() -> None:

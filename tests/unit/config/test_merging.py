@@ -52,7 +52,7 @@ def test_of_several_merged_mappings_the_earlier_one_wins(loaded: Load) -> None:
         "tproxy: [{<<: [*one, *two, {name: three, connect_timeout: 3}]}]"
     )
     entry = only_entry(found)
-    assert (entry.remote_port, entry.remote_addr, entry.options["name"]) == (81, "10.0.0.2", "two")
+    assert (entry.remote_port, entry.remote_addr, entry.options["name"]) == (81, ("10.0.0.2",), "two")
     assert entry.options["connect_timeout"] == 3
 
 
@@ -63,7 +63,7 @@ def test_a_merged_mapping_can_merge_another(loaded: Load) -> None:
         "tproxy: [{<<: *two, name: own}]"
     )
     entry = only_entry(found)
-    assert (entry.remote_addr, entry.remote_port, entry.options["name"]) == ("10.0.0.1", 82, "own")
+    assert (entry.remote_addr, entry.remote_port, entry.options["name"]) == (("10.0.0.1",), 82, "own")
 
 
 def test_a_mapping_can_be_merged_by_two_ways(loaded: Load) -> None:
@@ -172,7 +172,7 @@ def test_an_overridden_value_is_not_judged(loaded: Load) -> None:
         "base: &base {remote_addr: 10.1, remote_addr: 10.2, remote_port: 80}\n"
         "tproxy: [{<<: *base, remote_addr: 10.0.0.1}]"
     )
-    assert only_entry(found).remote_addr == "10.0.0.1"
+    assert only_entry(found).remote_addr == ("10.0.0.1",)
 
 
 def test_options_of_the_file_name_the_line_that_merges_them(loaded: Load) -> None:

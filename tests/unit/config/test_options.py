@@ -81,6 +81,9 @@ def test_a_bad_option_for_all_entries_is_one_warning_and_the_default(loaded: Loa
 # The comment of an element
 
 
+LONGEST = [f"'fd00:{each:x}:2222:3333:4444:5555:6666:7777'" for each in range(1, 16)]
+
+
 def test_all_options_of_an_entry_at_once_are_stored(loaded: Load) -> None:
     options = {
         "name": "n" * 32,
@@ -93,8 +96,12 @@ def test_all_options_of_an_entry_at_once_are_stored(loaded: Load) -> None:
         "user_timeout": "86400",
         "drain_timeout": "2592000",
         "proxy_protocol": "v2",
+        "spread": "least",
+        "remote_addr": "["
+        + ", ".join(f"'fd00:{each:x}:2222:3333:4444:5555:6666:7777'" for each in range(15))
+        + ", 10.0.0.1]",
     }
-    assert options.keys() == keys.SERVICE.keys()
+    assert options.keys() == keys.SERVICE.keys() | {"remote_addr"}
     found = loaded(entry(**options))
     assert not said(found)
     wanted = ServiceMap("br0", services(found)[0])
@@ -124,10 +131,14 @@ BAD_VALUES: dict[str, list[str]] = {
     **{f"{top}drain_timeout": ["-1", "2592001", "0.5", "never"] for top in TOPS},
     **{f"{top}proxy_protocol": ["v1", "2", "true", "[v2]"] for top in TOPS},
     "tproxy_hypervisor_name": ["''", "5", "é", f"{'n' * 65}", "[a]"],
+    **{f"{top}spread": ["last", "0", "[first]", "true"] for top in TOPS},
     "tproxy_bridges": ["br0", "[br0]", "[{network: blue}]"],
     "service_port": ["0", "65536", "http", "-5", "1.5", "[80]"],
     "remote_addr": [
-        "5", "''", "a b", "169.254.16.9", "0.0.0.0", "255.255.255.255", "224.0.0.1", "10.0.0.256", "[a]",
+        "5", "''", "a b", "169.254.16.9", "0.0.0.0", "255.255.255.255", "224.0.0.1", "10.0.0.256",
+        "[]", "[[a]]",
+        "[10.0.0.1, 10.0.0.256]", "'fe80::1'", "'ff02::1'", "'::'", "'::ffff:10.0.0.1'",
+        "unix:/run/x.sock", "[10.0.0.1, unix:/run/x.sock]", "'fd00::1%eth0'", f"[{', '.join(17 * ['a'])}]",
     ],
     "remote_port": ["0", "65536", "http", "{}"],
     "networks": ["true", "{}", "'0, 1'", "a;b", "'1 2'", "[true]", "[[a]]", "-1", "1.5"],
@@ -191,7 +202,18 @@ GOOD_VALUES: dict[str, list[str]] = {
     "tproxy_watch_grace": ["", "0", "0.5", "86400", "'30'", "'1.125'"],
     "tproxy_bridges": ["", "[]"],
     "service_port": ["", "1", "65535", "'80'"],
-    "remote_addr": ["10.0.0.1", "localhost", "a-b.example.", "x_1", "1.example", "0xfg"],
+    "remote_addr": [
+        "10.0.0.1",
+        "localhost",
+        "a-b.example.",
+        "x_1",
+        "1.example",
+        "0xfg",
+        "'fd00::1'",
+        "'::1'",
+        "[10.0.0.1, a, 'fd00::1']",
+        "'64:ff9b::10.0.0.1'",
+    ],
     "networks": ["", "''", "0", "a", "'a b'", "[0, a]", "[]", "['a,b']", "!!str 7"],
     "name": ["", "n", "'a b'", "'0'"],
     "connect_timeout": ["", "0.001", "300", "'2.5'"],
@@ -206,6 +228,7 @@ GOOD_VALUES: dict[str, list[str]] = {
     "proxy_protocol": ["", "none", "v2", "'v2'"],
     "tproxy_proxy_protocol": ["", "none", "v2"],
     "tproxy_hypervisor_name": ["", "node7", "'node 7'", f"{'n' * 64}"],
+    "spread": ["", "first", "'least'"],
     "bridge": ["br0", "'onebr*'", "br[0-9]", "5"],
     "uplinks": ["", "''", "eth0", "[eth0, eth1.100]", "[]"],
     "network": ["", "blue", "7"],

@@ -33,8 +33,8 @@ def test_the_merge_key_that_the_sample_shows_works(loaded: Load) -> None:
     found = loaded("".join(lines[1:]).partition("\n\n")[0].replace("#", ""))
     assert not said(found)
     assert [(each.remote_addr, each.remote_port, set(each.networks)) for each in found.entries] == [
-        ("10.11.12.14", 5031, {"blue"}),
-        ("10.11.12.14", 5032, {"blue"}),
+        (("10.11.12.14",), 5031, {"blue"}),
+        (("10.11.12.14",), 5032, {"blue"}),
     ]
 
 

@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 
 from tests.unit.config.files import VNET1, Load, entry, resolve, services
-from tproxy.config.resolver import resolve_ipv4, services_for
+from tproxy.config.resolver import addresses_of, services_for
 from tproxy.model import Endpoint, Service
 
 
@@ -40,7 +40,7 @@ def test_a_name_keeps_its_address_while_no_name_server_answers(
     before, _ = services(found)
     after, (problem,) = services_for(found, VNET1, unanswered, before.get)
     assert after == (before if kept else {})
-    assert problem.text.endswith(": 10.0.0.2:80 as before" if kept else ": entry skipped")
+    assert problem.text.endswith(": 10.0.0.2:80, 10.0.0.10:80 as before" if kept else ": entry skipped")
     # A port that is another service by now does not keep its endpoint.
     assert services_for(found, VNET1, unanswered)[0] == {}
     other = {80: Service(80, Endpoint("10.0.0.2", 81))}
@@ -80,8 +80,9 @@ def test_a_name_is_looked_up_once(loaded: Load) -> None:
     resolver.assert_called_once_with("gone.example")
 
 
-def test_the_resolver_returns_ipv4_addresses_or_raises_oserror() -> None:
+def test_the_resolver_returns_addresses_or_raises_oserror() -> None:
     # An address needs no name server, and not even a hosts file.
-    assert resolve_ipv4("10.0.0.1") == ["10.0.0.1"]
+    assert addresses_of("10.0.0.1") == ["10.0.0.1"]
+    assert addresses_of("fd00::1") == ["fd00::1"]
     with pytest.raises(socket.gaierror):
-        resolve_ipv4("::1")
+        addresses_of("10.0.0.1.")

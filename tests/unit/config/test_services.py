@@ -12,10 +12,10 @@ CONFIG = Config(
     "file",
     20,
     (
-        Entry(1, 2, 80, "one.example", 8080),
-        Entry(2, 3, 81, "10.0.0.1", 81),
-        Entry(3, 4, 82, "one.example", 82),
-        Entry(4, 5, 83, "other.example", 83, frozenset({"vnet2"})),
+        Entry(1, 2, 80, ("one.example",), 8080),
+        Entry(2, 3, 81, ("10.0.0.1",), 81),
+        Entry(3, 4, 82, ("one.example",), 82),
+        Entry(4, 5, 83, ("other.example",), 83, frozenset({"vnet2"})),
     ),
     (),
 )
@@ -27,7 +27,7 @@ def test_only_host_names_of_the_networks_entries_are_looked_up_each_once() -> No
 
 
 def test_services_are_chosen_without_any_look_up() -> None:
-    chosen, problems = choose(CONFIG, VNET1, {"one.example": "10.0.0.9"})
+    chosen, problems = choose(CONFIG, VNET1, {"one.example": ["10.0.0.9"]})
     endpoints = {port: str(service.endpoint) for port, service in chosen.items()}
     assert endpoints == {80: "10.0.0.9:8080", 81: "10.0.0.1:81", 82: "10.0.0.9:82"}
     assert problems == []
@@ -43,6 +43,35 @@ def test_a_service_without_an_address_goes_where_it_went_unless_that_is_certain(
         Problem(2, f"entry 1: no answer: {outcome}"),
         Problem(4, "entry 3: no answer: entry skipped"),
     ]
+
+
+LIST = Config("file", 20, (Entry(1, 2, 80, ("10.0.0.1", "one.example", "fd00::1"), 8080),), ())
+
+
+def test_all_addresses_of_a_list_and_of_its_names_are_endpoints_in_order() -> None:
+    chosen, problems = choose(LIST, VNET1, {"one.example": ["10.0.0.9", "10.0.0.1", "fd00::9"]})
+    assert problems == []
+    assert chosen[80].endpoints == ("10.0.0.1", "10.0.0.9", "fd00::9", "fd00::1")
+    assert chosen[80].endpoint == Endpoint("10.0.0.1", 8080)
+
+
+@pytest.mark.parametrize("certain", [True, False])
+def test_a_name_of_a_list_that_never_resolved_is_left_out(certain: bool) -> None:
+    chosen, problems = choose(LIST, VNET1, {"one.example": NoAddress("no answer", certain)})
+    assert chosen[80].endpoints == ("10.0.0.1", "fd00::1")
+    assert problems == [Problem(2, "entry 1: no answer: the other addresses are used")]
+
+
+def test_a_name_of_a_list_keeps_its_addresses_while_nobody_answers() -> None:
+    before, _ = choose(LIST, VNET1, {"one.example": ["10.0.0.9", "fd00::9"]})
+    chosen, _ = choose(LIST, VNET1, {"one.example": NoAddress("no answer", False)}, before.get)
+    assert chosen == before
+
+
+def test_a_service_has_at_most_sixteen_endpoints() -> None:
+    chosen, problems = choose(LIST, VNET1, {"one.example": [f"10.0.1.{each}" for each in range(20)]})
+    assert len(chosen[80].endpoints) == 16
+    assert problems == [Problem(2, "entry 1: remote_addr has 22 addresses: the first 16 are used")]
 
 
 def test_a_network_without_name_and_id_gets_only_entries_for_every_network(loaded: Load) -> None:

@@ -118,8 +118,7 @@ def test_an_entry_whose_name_cannot_be_in_logs_and_maps_is_skipped(loaded: Load,
         "1.2.3.4.",
         "1.2.3.256",
         "1.2.3.4.5",
-        "'::1'",
-        "'::ffff:10.0.0.1'",
+        "'::1::'",
         "'fe80::1%eth0'",
         "'10.0.0.1 '",
         '"10.0.0.1\\n"',
@@ -136,7 +135,7 @@ def test_an_entry_whose_name_cannot_be_in_logs_and_maps_is_skipped(loaded: Load,
         "a." * 127 + "a",
         "yes",
         "''",
-        "[10.0.0.1]",
+        "[10.1]",
         "http://one.example",
     ],
 )
@@ -144,7 +143,7 @@ def test_an_entry_with_an_ambiguous_remote_addr_is_skipped(loaded: Load, address
     found = loaded(entry(remote_addr=address))
     assert not found.entries
     assert "entry 1: remote_addr " in said(found)[0]
-    assert "is not an IPv4 address or a host name: entry skipped" in said(found)[0]
+    assert "is not an IP address or a host name: entry skipped" in said(found)[0]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from tproxy.daemon.memory import Remembered, from_json, to_json
 from tproxy.model import Endpoint, Member, Network, Service, ServiceMap
 
 SERVICES = {80: Service(80, Endpoint("10.0.0.1", 8080), "web, and more", 2.5)}
+SERVICES[81] = SERVICES[80]._replace(port=81).led_to(["fd00::1", "10.0.0.2"])
 
 
 # Names may be of any bytes.

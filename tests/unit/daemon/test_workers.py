@@ -146,7 +146,8 @@ def test_only_what_has_changed_is_told_again(daemon: Daemon) -> None:
 
 def test_a_long_list_of_services_comes_in_parts(daemon: Daemon) -> None:
     daemon.start(1)
-    many = services(*range(1, 2 * orders.MOST_SERVICES + 2))
+    one_part = len(orders.parts(services(*range(1, 1 << 16)))[0])
+    many = services(*range(1, 2 * one_part + 2))
     daemon.workers.serve("br0", many)
     parts = [each for each in daemon.stand_in(0).hear() if isinstance(each, orders.Services)]
     assert [(each.first, each.last) for each in parts] == [(True, False), (False, False), (False, True)]

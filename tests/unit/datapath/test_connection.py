@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from tests.unit.sockets import descriptors, noise, reset, run_until, tcp_pair, wait_for
 from tproxy.datapath import splice
-from tproxy.datapath.connection import Connection, Connections, dial_failure
+from tproxy.datapath.connection import Connection, dial_failure
+from tproxy.datapath.connections import Connections
 from tproxy.datapath.splice import Mover
 from tproxy.datapath.target import Target
 from tproxy.kernel import tcp

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.recorder import Recorder
 from tests.unit.sockets import run_until, tcp_pair
 from tproxy.datapath import ended_lines, target
-from tproxy.datapath.connection import Connections
+from tproxy.datapath.connections import Connections
 from tproxy.datapath.target import Target
 from tproxy.kernel.loop import Loop
 from tproxy.log.file import WARNING

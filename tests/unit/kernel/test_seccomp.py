@@ -65,12 +65,14 @@ def test_sockets_are_those_that_each_kind_of_process_needs(machine: str) -> None
     meeting = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
     assert allows("relay", machine, "socket", *meeting)
     assert not allows("worker", machine, "socket", *meeting)
+    assert allows("worker", machine, "socket", socket.AF_INET6, socket.SOCK_STREAM, 0)
+    assert not allows("relay", machine, "socket", socket.AF_INET6, socket.SOCK_STREAM, 0)
     for kind in KINDS:
         for family, type_, protocol in (
             (socket.AF_INET, socket.SOCK_RAW, 6),
             (socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP),
             (socket.AF_INET, socket.SOCK_STREAM, 262),
-            (socket.AF_INET6, socket.SOCK_STREAM, 0),
+            (socket.AF_INET6, socket.SOCK_RAW, 58),
             (socket.AF_NETLINK, socket.SOCK_RAW, 0),
             (socket.AF_PACKET, socket.SOCK_DGRAM, 0),
             (socket.AF_UNIX, socket.SOCK_STREAM, 0),

@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.recorder import Recorder
 from tests.unit.sockets import copies, reset, run_until, wait_for
-from tproxy.datapath.connection import Connections
+from tproxy.datapath.connections import Connections
 from tproxy.datapath.target import Target
 from tproxy.kernel import netns
 from tproxy.kernel.loop import Loop

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tproxy.errors import ProtocolError
-from tproxy.model import INTERFACE_NAME_BYTES, Endpoint, Network, Service
+from tproxy.model import INTERFACE_NAME_BYTES, MOST_ENDPOINTS, Endpoint, Network, Service
 from tproxy.relay import wire
 from tproxy.worker import orders
 
@@ -87,8 +87,11 @@ def test_each_kind_of_message_has_a_first_byte_of_its_own() -> None:
 
 
 def test_the_longest_list_of_services_fits_into_a_message() -> None:
-    services = tuple(Service(port, Endpoint("10.0.0.1", 80)) for port in range(1, orders.MOST_SERVICES + 1))
-    data = orders.encode(orders.Services("a" * INTERFACE_NAME_BYTES, True, True, services))
+    addresses = [f"fd00::{number:x}" for number in range(1, MOST_ENDPOINTS + 1)]
+    services = [Service(port, Endpoint("10.0.0.1", 80)).led_to(addresses) for port in range(1, 2000)]
+    first, *others = orders.parts(services)
+    assert len(others) > 1
+    data = orders.encode(orders.Services("a" * INTERFACE_NAME_BYTES, True, True, first))
     assert len(data) <= wire.MAX_BYTES
     assert len(orders.decode(data)) == len(orders.Services._fields)
 
