@@ -297,6 +297,31 @@ def test_an_address_that_two_guests_use_has_no_port(host: Host) -> None:
     assert f"{mac_of(good)} was seen behind {good.port} and {bad.port}" in host.log()
 
 
+def test_two_guests_behind_one_port_have_that_port_and_only_their_addresses_tell_them_apart(
+    host: Host,
+) -> None:
+    host.add("br0", "--network", "blue")
+    outer = host.hypervisor.add_guest("outer", "br0", "10.0.0.5/24")
+    outer.ip("link add nested type bridge", "link set nested up", "link set eth0 master nested")
+    inner = []
+    for name, address in (("one", "10.0.0.6"), ("two", "10.0.0.7")):
+        host.hypervisor.ip(f"netns add {name}")
+        outer.ip(
+            f"link add {name} type veth peer name eth0 netns {name}", f"link set {name} master nested up"
+        )
+        guest = Guest(host.hypervisor, name, "br0", outer.port, address)
+        guest.ip(f"address add {address}/24 dev eth0", "link set eth0 up")
+        guest.ip(f"route add {SERVICE_ADDRESS} dev eth0")
+        inner.append(guest)
+    one, two = inner
+    for guest in inner:
+        values = host.await_call(guest, PORT, outer.port)
+        assert (values[NETWORK], values[MAC]) == ("blue", mac_of(guest))
+    two.ip(f"link set eth0 address {mac_of(one)}")
+    values = host.await_call(two, MAC, mac_of(one))
+    assert values[PORT] == outer.port  # the bridge sees no difference, so neither is contested
+
+
 def test_a_guest_with_endless_addresses_takes_the_ports_of_others_for_a_moment_only(host: Host) -> None:
     host.add("br0")
     good = host.hypervisor.add_guest("good", "br0", "10.0.0.5/24")
