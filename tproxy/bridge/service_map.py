@@ -162,8 +162,8 @@ def parse_map(listed: Json, rest: Rest | None = None) -> ServiceMap | None:
     Its members are in another object, see ``parse_members``, and so are the ``rest`` of the options, see
     ``parse_rest``, and the services that are not plain, see ``parse_typed``.
     """
-    name, key, value = listed["name"], listed.get("type"), listed.get("map")
-    if not name.startswith(MAP_PREFIX) or (key, _joined(value)) != (
+    name, left, right = listed["name"], listed.get("type"), listed.get("map")
+    if not name.startswith(MAP_PREFIX) or (left, _joined(right)) != (
         "inet_service",
         "ipv4_addr . inet_service",
     ):
@@ -301,9 +301,9 @@ def _whole(key: ServiceKey, comment: str, rest: Rest) -> str:
 
 def _service(key: ServiceKey, endpoint: Endpoint, comment: str) -> Service:
     options = list(_DEFAULTS)
-    for key, text in decode_words(comment).items():
-        if key in _OPTIONS:
-            place = _OPTIONS.index(key)
+    for word, text in decode_words(comment).items():
+        if word in _OPTIONS:
+            place = _OPTIONS.index(word)
             options[place] = _value(text, _DEFAULTS[place])
     service = Service(key, endpoint, *options)
     if not service.endpoints:

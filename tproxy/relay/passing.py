@@ -53,9 +53,7 @@ class Outlet:
         self.place = place
         self.channel = channel
         self.next: Batch | None = None  # is sent before all that waits
-        self.waiting: dict[
-            bytes, list[tuple[ServiceKey, int]]
-        ] = {}  # keys and descriptors by guest, in turns
+        self.waiting: dict[bytes, list[tuple[ServiceKey, int]]] = {}  # by guest, in turns
         self.polled = False
         self.judged = False  # whether a timer looks at it
 

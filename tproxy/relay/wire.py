@@ -8,6 +8,7 @@ or skipped message does no harm.
 import socket
 import struct
 from collections.abc import Iterable
+from itertools import groupby
 
 from tproxy.errors import ProtocolError
 from tproxy.model import PROTOCOLS, ServiceKey
@@ -232,23 +233,16 @@ def _unpack_ports(data: bytes) -> tuple[int, ...]:
 
 
 def _pack_keys(keys: Iterable[ServiceKey]) -> bytes:
-    """Return the keys, in their order. Those that follow each other and differ by port alone share the rest."""
-    packed: list[bytes] = []
-    ports: list[int] = []
-    common = None
-    for port, *rest in [*keys, (0, None, None, 0)]:
-        if rest[:2] != common:
-            if common is not None and ports:
-                packed += _pack_common(*common, len(ports)), _pack_ports(ports)
-            common, ports = rest[:2], []
-        ports.append(port)
+    """Return the keys, in their order. Those that follow each other share what they have in common."""
+    packed = []
+    for (protocol, address), same in groupby(keys, lambda key: (key.protocol, key.address)):
+        version = 6 if ":" in address else 4
+        ports = _pack_ports(key.port for key in same)
+        binary = socket.inet_pton(_VERSIONS[version][0], address)
+        packed.append(
+            _KEYS.pack(PROTOCOLS.index(protocol), version, binary, len(ports) // _PORT.size) + ports
+        )
     return b"".join(packed)
-
-
-def _pack_common(protocol: str, address: str, count: int) -> bytes:
-    version = 6 if ":" in address else 4
-    family, _ = _VERSIONS[version]
-    return _KEYS.pack(PROTOCOLS.index(protocol), version, socket.inet_pton(family, address), count)
 
 
 def _unpack_keys(data: bytes) -> tuple[ServiceKey, ...]:
