@@ -118,6 +118,10 @@ class BridgeNames(_Bridge):
         return f"gu_{self.bridge}"
 
     @property
+    def cards(self) -> str:
+        return f"pt_{self.bridge}"
+
+    @property
     def options(self) -> str:
         return f"op_{self.bridge}"
 
@@ -472,21 +476,32 @@ class _ServiceMap(NamedTuple):
     services: Mapping[ServiceKey, Service]
     network: Network = Network()
     members: Mapping[str, Member] | None = None
+    cards: frozenset[tuple[str, str]] = frozenset()
 
 
 class ServiceMap(_ServiceMap):
     """The content of the service map of one bridge, which alone decides what is proxied there.
 
     ``network`` is the first network of the bridge. ``members`` tells the network of each guest, by the MAC of
-    its NIC; None when the bridge has no set of members, because another program loaded the map.
+    its NIC; None when the bridge has no set of members, because another program loaded the map. ``cards`` are
+    pairs of a port of the bridge and the MAC of a member that a hook named there.
     """
 
     __slots__ = ()
 
     @property
-    def networks(self) -> tuple[Network, ...]:
-        """The networks whose services the bridge has, the first one first. There is at least one."""
+    def orders(self) -> dict[Network, int]:
+        """The networks whose services the bridge has, with their orders, the first one first.
+
+        There is at least one.
+        """
         orders: dict[Network, int] = {}
         for network, order in (self.members or {}).values():
             orders[network] = min(order, orders.get(network, order))
-        return tuple(sorted(orders, key=lambda each: (orders[each], each))) or (self.network,)
+        ordered = sorted(orders, key=lambda each: (orders[each], each)) or [self.network]
+        return {network: orders.get(network, 1) for network in ordered}
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """As ``orders``, the networks alone."""
+        return tuple(self.orders)

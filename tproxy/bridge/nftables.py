@@ -115,11 +115,15 @@ def read_maps(bridges: Iterable[str] | None = None) -> list[ServiceMap]:
         if not name.startswith(service_map.TYPED_PREFIX)
     }
     sets = {name: service_map.parse_members(each) for name, each in listed_sets.items()}
+    cards = {name: _parse_cards(each) for name, each in listed_sets.items() if _is_cards(name)}
     for name, each in maps.items():
         if each is None and name.startswith(service_map.MAP_PREFIX):
             _warn(f"map {name} is not of type {_MAP_TYPE}")
     return [
-        each._replace(members=sets.get(BridgeNames(each.bridge).members))
+        each._replace(
+            members=sets.get(BridgeNames(each.bridge).members),
+            cards=cards.get(BridgeNames(each.bridge).cards, frozenset()),
+        )
         for each in maps.values()
         if each is not None
     ]
@@ -133,19 +137,22 @@ def read_map(bridge: str) -> ServiceMap | None:
     name = BridgeNames(bridge).map
     for item in _list_or_nothing(f"list map ip {TABLE} {name}"):
         if "map" in item:
-            parsed = _parse_map(item["map"], *_read_beside(bridge))
+            maps, sets = _read_beside(bridge)
+            parsed = _parse_map(item["map"], maps, sets)
             if parsed is None:
                 raise NftError(
                     f"map {name} is not of type {_MAP_TYPE}: it belongs to another program; remove it"
                 )
-            return parsed._replace(members=_read_members(bridge))
+            cards = sets.get(BridgeNames(bridge).cards)
+            found = _parse_cards(cards, known=True) if cards is not None else frozenset()
+            return parsed._replace(members=_read_members(bridge), cards=found)
     return None
 
 
 def _read_beside(bridge: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The maps and sets beside the bridge's map, as they are listed, by name. Most bridges have none."""
     names = BridgeNames(bridge)
-    there = _there((names.options, names.typed_map, names.typed_options))
+    there = _there((names.options, names.cards, names.typed_map, names.typed_options))
     found: dict[str, dict[str, Any]] = {"map": {}, "set": {}}
     for name in there:
         kind = "map" if name == names.typed_map else "set"
@@ -153,6 +160,22 @@ def _read_beside(bridge: str) -> tuple[dict[str, Any], dict[str, Any]]:
             if kind in item:
                 found[kind][name] = item[kind]
     return found["map"], found["set"]
+
+
+def _is_cards(name: str) -> bool:
+    return name.startswith(service_map.CARDS_PREFIX)
+
+
+def _parse_cards(listed: dict[str, Any], *, known: bool = False) -> frozenset[tuple[str, str]]:
+    """The cards in a set. Of one of another type: raise NftError if the bridge is ``known``, else warn."""
+    found = service_map.parse_cards(listed)
+    if found is None:
+        text = f"set {listed['name']} is not of type ifname . ether_addr"
+        if known:
+            raise NftError(f"{text}: it belongs to another program; remove it")
+        _warn(text)
+        return frozenset()
+    return found
 
 
 def _there(names: Sequence[str]) -> list[str]:

@@ -5,7 +5,9 @@ and on its elements hold the network and the options of a service, as ``key=valu
 values. So nft can always load its own listing again.
 
 Beside the map of a bridge is the set of its members: the MAC of each guest's NIC, with the NIC's network in
-the comment. Where the options of a service do not fit into one comment, the rest of the text is in the
+the comment. Where a hook named the port of a NIC, the set ``pt_<bridge>`` has port and MAC.
+
+Where the options of a service do not fit into one comment, the rest of the text is in the
 comments of another set, ``op_<bridge>``, whose elements are a port and a number, from 0 on. The word ``more``
 in the comment of the map's element says how many of them belong to it. So what an earlier map left there
 means nothing, and a reader that does not know the set has the options that fit. One transaction changes all.
@@ -43,9 +45,11 @@ from tproxy.typed import Any
 
 MAP_PREFIX = "ep_"
 SET_PREFIX = "gu_"
+CARDS_PREFIX = "pt_"
 OPTIONS_PREFIX = "op_"
 TYPED_PREFIX = "sv_"
 TYPED_OPTIONS_PREFIX = "so_"
+_CARD = "ifname . ether_addr"
 _KEY = "ipv4_addr . inet_proto . inet_service . mark"
 _MAP_TYPE = "type inet_service : ipv4_addr . inet_service;"
 _TYPED_MAP_TYPE = f"type {_KEY} : ipv4_addr . inet_service;"
@@ -88,7 +92,7 @@ def storable(wanted: ServiceMap) -> ServiceMap:
     members = wanted.members
     if members is not None:
         members = {mac: each._replace(network=stored(each.network)) for mac, each in members.items()}
-    return ServiceMap(wanted.bridge, services, stored(wanted.network), members)
+    return ServiceMap(wanted.bridge, services, stored(wanted.network), members, wanted.cards)
 
 
 def stored(network: Network) -> Network:
@@ -110,6 +114,8 @@ def add_map(wanted: ServiceMap) -> list[str]:
         *_elements("add", names, wanted.services.values()),
         *_set_rest(names, wanted.services),
         *_add_set(names, wanted.members),
+        *([_card_set(names), f"flush set ip {TABLE} {names.cards}"] if wanted.cards else []),
+        *_change_cards(names, frozenset(), wanted.cards),
     ]
 
 
@@ -118,11 +124,12 @@ def change_map(observed: ServiceMap, wanted: ServiceMap) -> list[str]:
     names = BridgeNames(wanted.bridge)
     if observed.network != wanted.network:
         # A map's comment cannot be changed, so the map is replaced. One transaction does both.
-        new_map = add_map(wanted._replace(members=None))
+        new_map = add_map(wanted._replace(members=None, cards=frozenset()))
         plain = f"delete map ip {TABLE} {names.map}"
         typed = [_map(names), f"delete map ip {TABLE} {names.typed_map}"] if _typed(observed.services) else []
         unused = _unused_rest(names, observed.services, wanted.services)
-        return [plain, *typed, *new_map, *unused, *_change_set(names, observed, wanted)]
+        cards = _change_cards(names, observed.cards, wanted.cards)
+        return [plain, *typed, *new_map, *unused, *_change_set(names, observed, wanted), *cards]
     gone = [each for key, each in observed.services.items() if wanted.services.get(key) != each]
     new = [each for key, each in wanted.services.items() if observed.services.get(key) != each]
     services = _elements("delete", names, gone)
@@ -131,7 +138,11 @@ def change_map(observed: ServiceMap, wanted: ServiceMap) -> list[str]:
     if gone or new:
         services += _set_rest(names, wanted.services)
         services += _unused_rest(names, observed.services, wanted.services)
-    return [*services, *_change_set(names, observed, wanted)]
+    return [
+        *services,
+        *_change_set(names, observed, wanted),
+        *_change_cards(names, observed.cards, wanted.cards),
+    ]
 
 
 def delete_map(bridge: str) -> list[str]:
@@ -147,6 +158,8 @@ def delete_sets(bridge: str) -> list[str]:
         f"add table ip {TABLE}",
         _set(names),
         f"delete set ip {TABLE} {names.members}",
+        _card_set(names),
+        f"delete set ip {TABLE} {names.cards}",
         _options_set(names, plain=True),
         f"delete set ip {TABLE} {names.options}",
         _map(names),
@@ -209,6 +222,19 @@ def parse_members(listed: Json) -> dict[str, Member] | None:
         if isinstance(mac := element.get("val"), str):  # neither a prefix nor a range
             found[mac] = _member(element.get("comment", ""))
     return found
+
+
+def parse_cards(listed: Json) -> frozenset[tuple[str, str]] | None:
+    """The pairs of port and MAC in an object of ``nft -j list``; None when it is no set of that type."""
+    if _joined(listed.get("type")) != _CARD:
+        return None
+    found = set()
+    for each in listed.get("elem", []):
+        element = each.get("elem", each) if isinstance(each, dict) else {}
+        match element.get("val", element):
+            case {"concat": [str(port), str(mac)]}:
+                found.add((port, mac))
+    return frozenset(found)
 
 
 def continued(listed: Json) -> dict[ServiceKey, int]:
@@ -403,6 +429,29 @@ def _change_set(names: BridgeNames, observed: ServiceMap, wanted: ServiceMap) ->
 
 def _set(names: BridgeNames) -> str:
     return f"add set ip {TABLE} {names.members} {{ type ether_addr; }}"
+
+
+def _card_set(names: BridgeNames) -> str:
+    return f"add set ip {TABLE} {names.cards} {{ type {_CARD}; }}"
+
+
+def _card(port: str, mac: str) -> str:
+    return f'"{port}" . {mac}'
+
+
+def _change_cards(
+    names: BridgeNames, before: frozenset[tuple[str, str]], after: frozenset[tuple[str, str]]
+) -> list[str]:
+    """Return commands for the set of cards, which exists only while there are some."""
+    if before and not after:
+        return [f"delete set ip {TABLE} {names.cards}"]
+    changes = [("delete", sorted(before - after)), ("add", sorted(after - before))]
+    lines = [
+        f"{verb} element ip {TABLE} {names.cards} {{ {', '.join(_card(*each) for each in cards)} }}"
+        for verb, cards in changes
+        if cards
+    ]
+    return [_card_set(names), *lines] if lines else []
 
 
 def _member_elements(verb: str, names: BridgeNames, members: Mapping[str, Member]) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tproxy.config.services import Config, Entry
+from tproxy.config.union import Services, divide, view
 from tproxy.model import MOST_ENDPOINTS, Endpoint, Network, Service, ServiceKey, is_address
 
 # The usable addresses of host names, in order; a name for which there was no answer is missing.
@@ -53,6 +54,19 @@ def moves(
             if addresses != has and set(addresses) <= {*had}:
                 found[key] = service, service.led_to(has)
     return found
+
+
+def move(due: Mapping[int, Moves], services: Services) -> dict[ServiceKey, Service]:
+    """Return the services of a bridge after these moves, which are by the order of a network.
+
+    A service that is not the old one any more is left alone.
+    """
+    views = {order: view(services, order) for order in due}
+    for order, found in due.items():
+        has = views[order]
+        has |= {key: new for key, (old, new) in found.items() if has.get(key) == old}
+    others = {key: each for key, each in services.items() if key.network and key.network not in due}
+    return {**divide(views), **others}
 
 
 def _addresses(entry: Entry, known: Addresses) -> list[str]:

@@ -8,11 +8,12 @@ leaves a half-built bridge; the next one completes it, because every run compare
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from tproxy.bridge import guards, members, nftables, plan, plumbing, port_state, service_map
-from tproxy.config.union import Offer, Union, in_words
+from tproxy.bridge.members import Nics
+from tproxy.config.union import Offer, Services, Union, in_words
 from tproxy.daemon import client
 from tproxy.errors import TproxyError
 from tproxy.kernel import links
@@ -36,7 +37,7 @@ def check(bridge: str, uplinks: frozenset[str]) -> None:
 def up(
     bridge: str,
     network: Network,
-    macs: frozenset[str],
+    nics: Nics,
     offer: Offer,
     uplinks: frozenset[str],
     settings: Settings,
@@ -45,7 +46,7 @@ def up(
 ) -> None:
     """Have the services of this network on the bridge, and those of the networks of its other guests.
 
-    Their ports listen when this returns. For ``macs`` and ``anew`` see ``members.join``. A running daemon
+    Their ports listen when this returns. For ``nics`` and ``anew`` see ``members.join``. A running daemon
     keeps its ``watch_file``. Raises TproxyError; then the bridge is as it was before.
     """
     looked_up = False
@@ -53,18 +54,19 @@ def up(
         with run_directory.lock(run_directory.of_bridge(bridge)) as lock:
             check(bridge, uplinks)  # again: the holder of the lock before us may have changed it
             before = steps.found(bridge, plumbing.usable)
-            wanted = joined(bridge, before.map, network, macs, anew=anew)
+            wanted = joined(bridge, before.map, network, nics, anew=anew)
             looked_up = offer.is_known(wanted.networks)
             if looked_up:
                 warn_of_uplinks(bridge, before, uplinks)
-                union = offer.union(wanted.networks, before.map)
+                union = offer.union(wanted.orders, before.map)
                 for problem in union.problems:
                     log.warning("%s", problem.at(offer.config.path))
-                warn_of_union(before.map, wanted.networks, union)
+                wanted = wanted._replace(services=union.services)
+                warn_of_unnamed(before.map, wanted, union)
                 first = run_directory.last_use(bridge) is None
                 run_directory.note_use(bridge, map_stays=_map_stays(before, first=first))
                 try:
-                    _reconcile(wanted._replace(services=union.services), before, uplinks, settings, lock)
+                    _reconcile(wanted, before, uplinks, settings, lock)
                 except TproxyError:
                     if first:  # then what the bridge has is still another program's
                         run_directory.forget_use(bridge)
@@ -81,43 +83,61 @@ def _map_stays(before: plan.Observed, *, first: bool) -> bool | None:
 
 
 def joined(
-    bridge: str, found: ServiceMap | None, network: Network, macs: frozenset[str], *, anew: bool = False
+    bridge: str, found: ServiceMap | None, network: Network, nics: Nics, *, anew: bool = False
 ) -> ServiceMap:
     """The map of a bridge, without services, after a guest of this network came."""
-    wanted = ServiceMap(bridge, {}, members=members.join(found, network, macs, anew=anew))
+    wanted = members.after_join(found, ServiceMap(bridge, {}), network, nics, anew=anew)
     return wanted._replace(network=wanted.networks[0])
 
 
-def note_guest(bridge: str, network: Network, macs: frozenset[str]) -> None:
+def note_guest(bridge: str, network: Network, nics: Nics, offer: Offer) -> None:
     """Note a guest of a network without services, if the bridge is up for guests of other networks."""
-    found = nftables.read_map(bridge)
-    if found is None or found.members is None:
-        return
-    with run_directory.lock(run_directory.of_bridge(bridge)):
+    while True:
         found = nftables.read_map(bridge)
-        if found is not None and found.members is not None:
-            wanted = joined(bridge, found, network, macs)._replace(services=found.services)
-            nftables.transaction(service_map.change_map(found, wanted))
-            warn_of_union(found, wanted.networks, Union(dict(found.services), [], [], mixed=True))
+        if found is None or found.members is None:
+            return
+        offer.look_up(joined(bridge, found, network, nics).orders)
+        with run_directory.lock(run_directory.of_bridge(bridge)) as lock:
+            found = nftables.read_map(bridge)
+            if found is None or found.members is None:
+                return
+            wanted = joined(bridge, found, network, nics)
+            if not offer.is_known(wanted.orders):
+                continue
+            union = offer.union(wanted.orders, found)
+            wanted = service_map.storable(wanted._replace(services=union.services))
+            if commands := service_map.change_map(found, wanted):
+                nftables.transaction(commands)
+                steps.apply_or_queue(bridge, lock)
+            warn_of_unnamed(found, wanted, union)
+            return
 
 
-def warn_of_union(found: ServiceMap | None, networks: tuple[Network, ...], union: Union) -> None:
-    """Log what it means that a bridge has several networks, when that differs from what was ``found``."""
-    if found is None or not union.mixed:
+def warn_of_unnamed(found: ServiceMap | None, wanted: ServiceMap, union: Union) -> None:
+    """Warn if networks have different services, and hooks do not tell which guests are of which.
+
+    Not if that was so in the map that was ``found``.
+    """
+    if not union.divided:
         return
-    if (
-        found.networks == networks
-        and found.services == service_map.storable(found._replace(services=union.services)).services
+    if found is not None and (found.orders, found.services) == (
+        wanted.orders,
+        service_map.storable(wanted).services,
     ):
         return
-    names = ", ".join(map(in_words, networks))
-    log.warning("bridge %s: all its guests reach the services of all its networks: %s", found.bridge, names)
-    warn_of_contradictions(found.bridge, union)
-
-
-def warn_of_contradictions(bridge: str, union: Union) -> None:
-    for each in union.contradictions:
-        log.warning("bridge %s: %s", bridge, each)
+    unnamed = [
+        each.network
+        for mac, each in (wanted.members or {}).items()
+        if members.is_stand_in(mac, each.network) and all(mac != card for _, card in wanted.cards)
+    ]
+    if unnamed:
+        log.warning(
+            "bridge %s: its networks have different services (%s), and no hook named MAC or port of guests "
+            "of %s: they get only the services that all networks have",
+            wanted.bridge,
+            ", ".join(map(in_words, wanted.networks)),
+            ", ".join(map(in_words, unnamed)),
+        )
 
 
 def refresh(found: ServiceMap, union: Union, settings: Settings) -> bool:
@@ -131,23 +151,15 @@ def refresh(found: ServiceMap, union: Union, settings: Settings) -> bool:
 
 
 def move(
-    found: ServiceMap, moves: Mapping[ServiceKey, tuple[Service | None, Service]], settings: Settings
+    found: ServiceMap, moved: Callable[[Services], dict[ServiceKey, Service]], settings: Settings
 ) -> bool:
-    """As ``refresh``, but change only these services. ``moves`` has the old and the new service of each key.
-
-    A service that is not the old one any more is left alone.
-    """
-
-    def moved(services: Mapping[ServiceKey, Service]) -> dict[ServiceKey, Service]:
-        new = {key: after for key, (old, after) in moves.items() if services.get(key) == old}
-        return {**services, **new}
-
+    """As ``refresh``, with the services that ``moved`` makes of those that the bridge has."""
     return _change(found, moved, settings)
 
 
 def _change(
     found: ServiceMap,
-    wanted: Callable[[Mapping[ServiceKey, Service]], dict[ServiceKey, Service]],
+    wanted: Callable[[Services], dict[ServiceKey, Service]],
     settings: Settings,
 ) -> bool:
     """Give a bridge that still has the networks of ``found`` the services that are ``wanted``."""
@@ -155,7 +167,7 @@ def _change(
     with run_directory.lock(run_directory.of_bridge(bridge)) as lock:
         plumbing.require_bridge(bridge)
         before = plumbing.usable(bridge)
-        if before.map is None or before.map.networks != found.networks:
+        if before.map is None or before.map.orders != found.orders:
             return False
         uplinks = before.guard.named_uplinks if before.guard else frozenset()
         services = wanted(before.map.services)

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from tproxy.bridge import guards, members, nftables, plan, plumbing, service_map, wall
-from tproxy.config.union import Offer, in_words
+from tproxy.bridge.members import NO_NICS, Nics
+from tproxy.config.union import Offer, in_words, view
 from tproxy.daemon import host_mounts
 from tproxy.errors import ProcessError
 from tproxy.log.lazy import logger
@@ -32,12 +33,12 @@ def down(
     offer: Callable[[], Offer | None],
     *,
     force: bool,
-    macs: frozenset[str] = frozenset(),
+    nics: Nics = NO_NICS,
 ) -> frozenset[str]:
     """Remove everything of ours from the bridge, which may be gone already.
 
     Returns the guests because of which that was not done: none if it was done. ``force`` ignores guests. With
-    guests, those with these ``macs`` are members no more, and services that no network of the others offers
+    guests, those with these ``nics`` are members no more, and services that no network of the others offers
     are removed. ``offer`` returns the configuration for that; without one, services stay. Raises TproxyError.
     """
     check_interface_name(bridge)
@@ -50,7 +51,7 @@ def down(
                 left = kept(bridge, observed)
                 remove(bridge, observed)
                 break
-            wanted = remaining(observed.map, macs)
+            wanted = remaining(observed.map, nics)
             if observed.map is None or wanted is None:
                 return guests
             made = (made or offer()) if loses_network(observed.map, wanted) else None
@@ -63,22 +64,27 @@ def down(
     return frozenset()
 
 
-def remaining(found: ServiceMap | None, macs: frozenset[str]) -> ServiceMap | None:
-    """The map after the guests with these MACs have gone, with its services; None when nothing changes."""
-    if found is None or found.members is None or macs.isdisjoint(found.members):
+def remaining(found: ServiceMap | None, nics: Nics) -> ServiceMap | None:
+    """The map after guests with these NICs have gone, with its services; None when nothing changes."""
+    if found is None or found.members is None:
         return None
-    wanted = found._replace(members=members.leave(found, macs))
+    wanted = members.after_leave(found, nics)
+    if wanted == found:
+        return None
+    if not wanted.members:
+        # The ports that are still attached may be guests of the first network.
+        wanted = wanted._replace(services=view(found.services, next(iter(found.orders.values()))))
     return wanted._replace(network=wanted.networks[0])
 
 
 def loses_network(found: ServiceMap, wanted: ServiceMap) -> bool:
     """Whether the last guest of a network has gone, and a network is left."""
-    return bool(wanted.members) and found.networks != wanted.networks
+    return bool(wanted.members) and found.orders != wanted.orders
 
 
 def served(found: ServiceMap, wanted: ServiceMap, offer: Offer) -> ServiceMap:
     """``wanted``, with the services that its networks have after others of ``found`` have gone."""
-    union = offer.union(wanted.networks, found)
+    union = offer.union(wanted.orders, found)
     return service_map.storable(wanted._replace(services=union.services))
 
 
@@ -143,7 +149,7 @@ def remove(bridge: str, observed: plan.Observed) -> None:
         return plan.unload(bridge, there)
 
     if stays is not None and hooked:  # it goes on with the services that it has, and no word of ours
-        own = stays._replace(network=Network(), members=None)
+        own = stays._replace(network=Network(), members=None, cards=frozenset())
         nftables.transaction(service_map.change_map(stays, own))
     steps.carry_out(bridge, observed, unload)
     # A table that is gone would mean that somebody flushed all of nftables (lost_table).

@@ -54,6 +54,7 @@ def bridges_in(change: Ruleset) -> tuple[set[str], bool]:
     for prefix in (
         service_map.MAP_PREFIX,
         service_map.SET_PREFIX,
+        service_map.CARDS_PREFIX,
         service_map.OPTIONS_PREFIX,
         service_map.TYPED_PREFIX,
         service_map.TYPED_OPTIONS_PREFIX,

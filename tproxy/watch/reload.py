@@ -86,13 +86,13 @@ def decide(
     return TABLE[compare(before.entry, entry), changed, found is not None]
 
 
-def networks_of(
+def orders_of(
     before: WatchedBridge | None, now: WatchedBridge, found: ServiceMap | None
-) -> tuple[Network, ...]:
-    """Return the networks whose services a bridge should have.
+) -> dict[Network, int]:
+    """Return the networks whose services a bridge should have, as ``ServiceMap.orders``.
 
     A bridge that is up keeps its networks until the entry changes, because hooks may know them better.
     """
     if found is None or compare(before, now) is Entry.CHANGED:
-        return (stored(now.network),)
-    return found.networks
+        return {stored(now.network): 1}
+    return found.orders
