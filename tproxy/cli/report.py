@@ -58,7 +58,7 @@ def as_table(processes: Lines, daemon: dict[str, Any] | None) -> str:
         for each in details["obstacles"]
     )
     notes += "".join(
-        f"{bridge}, port {_port(service)}: {name} ({_limit(name, daemon, service)}): {count}\n"
+        f"{bridge}, port {_port(service)}: {name}{_limit(name, daemon, service)}: {count}\n"
         for bridge, details in daemon["bridges"].items()
         for service in details["services"]
         for name, count in service.get("limited", {}).items()  # a daemon of an older version has none
@@ -77,15 +77,17 @@ def as_table(processes: Lines, daemon: dict[str, Any] | None) -> str:
 
 
 def _limit(name: str, daemon: dict[str, Any], service: dict[str, Any]) -> str:
-    """The value of a limit or time-out, as the configuration file has it."""
+    """The value of a limit or time-out, as the configuration file has it, in parentheses."""
+    if name == "network":  # no limit: the caller's network has no such service, or is not known
+        return ""
     value = service["options"].get(name, daemon.get("max_connections"))
-    return "auto" if not value and name in _AUTOMATIC else str(value)
+    return f" ({'auto' if not value and name in _AUTOMATIC else value})"
 
 
 def _row(bridge: str, details: dict[str, Any], service: dict[str, Any]) -> list[str]:
     networks = (
         f"{each['name']} ({each['id']})".strip() if each["id"] else each["name"]
-        for each in details["networks"]
+        for each in service.get("networks", details["networks"])  # of older versions none
     )
     error = _printable(service["last_error"])
     if error:

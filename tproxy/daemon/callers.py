@@ -1,6 +1,8 @@
-"""What workers are told of the callers of services whose endpoints want to know them (``introduction``).
+"""What workers are told of callers: of services that differ between networks, or whose endpoints want it.
 
-Only of bridges that have such a service. All of it is repeated to each worker before the bridge's services.
+That is which guest is of which network, and behind which port of the bridge it is (``datapath.membership``,
+``datapath.introduction``). Only of bridges that have such a service. All of it is repeated to each worker
+before the bridge's services.
 """
 
 from __future__ import annotations
@@ -8,9 +10,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from tproxy.bridge.members import is_stand_in
 from tproxy.daemon.guest_ports import GuestPorts, Places
+from tproxy.datapath.membership import Card
 from tproxy.kernel.loop import Loop
-from tproxy.model import Network, ServiceMap, is_stand_in
+from tproxy.model import Network, ServiceMap
+from tproxy.model import is_stand_in as is_short
 from tproxy.worker import orders
 
 
@@ -33,7 +38,9 @@ class Callers:
         """Take over the maps of all bridges as they are now."""
         before, said = self._maps, self._said
         self._maps = {
-            each.bridge: each for each in maps if any(one.introduced for one in each.services.values())
+            each.bridge: each
+            for each in maps
+            if any(one.introduced or one.key.network for one in each.services.values())
         }
         self._said = {bridge: [*self._networks(bridge)] for bridge in self._maps}
         self._ports.follow(self._maps)
@@ -56,15 +63,20 @@ class Callers:
 
     def _networks(self, bridge: str) -> Iterator[orders.Networks]:
         found = self._maps[bridge]
-        networks = tuple(map(_told, found.networks))
+        networks = tuple((order, _told(network)) for network, order in found.orders.items())
         hypervisor = _readable(self.hypervisor or socket.gethostname())
-        members = []
-        if len(networks) > 1:  # otherwise all are of the same
-            places = {network: place for place, network in enumerate(found.networks)}
-            members = [(mac, places[each.network]) for mac, each in (found.members or {}).items()]
-        for start in range(0, len(members) or 1, orders.MOST_GUESTS):
-            some = tuple(members[start : start + orders.MOST_GUESTS])
-            yield orders.Networks(bridge, start == 0, hypervisor, networks, some)
+        members: list[tuple[str, int]] = []
+        cards: list[Card] = []
+        if len(networks) > 1 or any(key.network for key in found.services):  # otherwise all are of the same
+            known = found.members or {}
+            # A guest could choose an address that stands for others.
+            members = [(mac, each.order) for mac, each in known.items() if not is_stand_in(mac, each.network)]
+            cards = [(port, mac, known[mac].order) for port, mac in sorted(found.cards) if mac in known]
+        starts = range(0, max(len(members), len(cards), 1), orders.MOST_GUESTS)
+        for start in starts:
+            end = start + orders.MOST_GUESTS
+            some = tuple(members[start:end]), tuple(cards[start:end])
+            yield orders.Networks(bridge, start == 0, start == starts[-1], hypervisor, networks, *some)
 
     def _ports_changed(self, bridge: str, places: Places) -> None:
         for message in _port_messages(bridge, places, first=False):
@@ -79,7 +91,7 @@ def _port_messages(bridge: str, places: Mapping[str, str], *, first: bool) -> It
 
 def _told(network: Network) -> Network:
     """The network as the driver gave it: without a name that is not in the map, for want of room."""
-    return Network("" if is_stand_in(network.name) else _readable(network.name), _readable(network.id))
+    return Network("" if is_short(network.name) else _readable(network.name), _readable(network.id))
 
 
 def _readable(text: str) -> str:

@@ -22,9 +22,9 @@ class Catalog:
         found = self._maps.get(bridge)
         return sorted(found.services.values()) if found is not None else ()
 
-    def networks(self, bridge: str) -> tuple[Network, ...]:
-        """The networks of a bridge, the first one first."""
-        return self._maps[bridge].networks
+    def orders(self, bridge: str) -> dict[Network, int]:
+        """The networks of a bridge, as ``ServiceMap.orders``."""
+        return self._maps[bridge].orders
 
     def listeners(self, bridge: str) -> tuple[ServiceKey, ...]:
         """What the bridge's relay listens on: the keys of its services, each once for all networks."""

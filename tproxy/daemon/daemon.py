@@ -344,16 +344,22 @@ class Daemon:
     def _bridge_status(
         self, bridge: str, counts: dict[Key, Counts], states: dict[str, EndpointState]
     ) -> dict[str, Any]:
-        networks = self._catalog.networks(bridge)
+        orders = self._catalog.orders(bridge)
+        networks = tuple(orders)
         services = []
         for service in self._catalog.services(bridge):
             counted = counts.get((bridge, service.key), Counts())
-            problem = self._relays.problem(bridge, service.key)
+            problem = self._relays.problem(bridge, service.key.listener)
             services.append(
                 {
                     "port": service.port,
                     "protocol": service.key.protocol,
                     "address": service.key.address,
+                    "networks": [
+                        {"name": each.name, "id": each.id}
+                        for each, order in orders.items()
+                        if service.key.network in (0, order)
+                    ],
                     "name": service.name,
                     "endpoint": str(service.endpoint),
                     "endpoints": [_endpoint_status(str(each), states) for each in service.candidates],

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
+from tproxy.datapath.membership import SEVERAL
 from tproxy.kernel import kinds, links, rtnetlink
 from tproxy.kernel.loop import Loop
 from tproxy.kernel.netlink import Entry, ForwardingEvents, Name
@@ -37,7 +38,7 @@ MOST_AT_A_PORT = 256
 # Seconds between two times that all tables are read because messages were lost.
 RETRY = 2.0
 
-# By MAC: the port's name, or "" if it is not known any more.
+# By MAC: the port's name, SEVERAL if two guests use it, or "" if it is not known any more.
 Places = dict[str, str]
 
 
@@ -229,7 +230,9 @@ class GuestPorts:
     def _place(self, bridge: str, mac: str) -> str:
         known = self._bridges[bridge]
         ports = set(known.seen.get(mac, {}).values())
-        if len(ports) != 1 or mac in known.contested:
+        if len(ports) > 1 or (ports and mac in known.contested):
+            return SEVERAL
+        if not ports:
             return ""
         return self._name(bridge, ports.pop())
 

@@ -247,12 +247,12 @@ class Relays:
         return True
 
     def _choose_syns(self, bridge: str) -> None:
-        """Have the kernel keep the SYNs of the ports whose endpoints are told who is calling."""
+        """Have the kernel keep the SYNs of the ports where it counts who is calling."""
         before = self._syns.get(bridge, set())
         wanted = {
             each.key.listener
             for each in self._catalog.services(bridge)
-            if each.introduced and each.key.protocol == TCP
+            if (each.introduced or each.key.network) and each.key.protocol == TCP
         }
         self._syns[bridge] = wanted
         for key in before ^ wanted:

@@ -378,8 +378,8 @@ class Workers:
         return orders.Settings(output.level(), self._count or 1, chosen_ports(), self.max_connections)
 
     def tell(self, message: orders.Message) -> None:
-        """Tell all workers but those that only finish."""
-        for worker in self._present():
+        """Tell all workers, also those that only finish."""
+        for worker in (*self._present(), *self._draining):
             worker.tell(message)
 
     def _tell_services(self, worker: WorkerLink, bridge: str) -> None:

@@ -81,15 +81,22 @@ class Connection:
     )
 
     def __init__(
-        self, keeper: Connections, target: Target, guest: socket.SocketType, peer: tuple[str, int]
+        self,
+        keeper: Connections,
+        target: Target,
+        guest: socket.SocketType,
+        peer: tuple[str, int],
+        mac: str | None = None,
+        since: float | None = None,
     ) -> None:
+        """``mac`` is None where nobody has looked it up yet, and ``since`` is when it was accepted."""
         self._keeper = keeper
         self.target = target
         self.peer = peer
         self.number = keeper.next_number()
-        self.mac: str | None = None
+        self.mac = mac if target.service.introduced else None
         self._header_bytes = 0
-        self.started = self.silent_since = time.monotonic()
+        self.started = self.silent_since = time.monotonic() if since is None else since
         self.seen = 0
         self.deadline = 0.0
         self.race: Race | None = None
@@ -136,7 +143,7 @@ class Connection:
         except SideLost as lost:
             self._lost(lost)
             return
-        if self.target.service.introduced:
+        if self.mac is None and self.target.service.introduced:
             device = BridgeNames(self.target.bridge).veth_namespace
             self.mac = tcp.caller_mac(self._guest) or tcp.neighbour_mac(self._guest, self.peer[0], device)
         if self.race is not None:

@@ -17,6 +17,7 @@ from tproxy.datapath.limits import NO_LIMIT, Limits
 from tproxy.datapath.splice import PipePool
 from tproxy.datapath.target import Target
 from tproxy.datapath.this_host import ThisHost, met_itself
+from tproxy.datapath.waiting import Waiting
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.log.file import Log
@@ -44,6 +45,7 @@ class Connections:
         self.host = ThisHost()
         self.lines = EndedLines(loop, log)
         self.introductions = Introductions()
+        self.waiting = Waiting(loop, self.introductions, self)
         self._number = 0
         self.health = Endpoints(self._changed)
         self.checks = Checks(loop, self.health, self.connect, self.dial_failed)
@@ -60,19 +62,27 @@ class Connections:
         self._ticking = False
 
     def __len__(self) -> int:
-        return len(self._open)
+        """All whose descriptors are held, also those that wait."""
+        return len(self._open) + len(self.waiting)
 
     def __iter__(self) -> Iterator[Connection]:
         return iter(self._open)
 
-    def accept(self, target: Target, guest: socket.SocketType, peer: tuple[str, int]) -> None:
-        """Take over a guest's socket, and dial the target's endpoint. ``peer`` is as in ``Connection``."""
+    def accept(
+        self,
+        target: Target,
+        guest: socket.SocketType,
+        peer: tuple[str, int],
+        mac: str | None = None,
+        since: float | None = None,
+    ) -> None:
+        """Take over a guest's socket, and dial the target's endpoint; the rest is as in ``Connection``."""
         target.counts[TOTAL] += 1
         if refusal := self.limits.refusal(target, peer[0]):
             self._refuse(target, guest, peer, *refusal)
             return
         try:
-            connection = Connection(self, target, guest, peer)
+            connection = Connection(self, target, guest, peer, mac, since)
         except OSError as error:
             target.failed(f"no socket for the endpoint: {error.strerror}")
             tcp.reset_on_close(guest)
@@ -139,11 +149,13 @@ class Connections:
 
     def abort_bridge(self, bridge: str, how: str) -> None:
         """Reset all connections whose target has the label ``bridge``."""
+        self.waiting.reset(bridge)
         for connection in [each for each in self._open if each.target.bridge == bridge]:
             connection.abort(how)
 
     def abort_all(self, how: str) -> None:
         """Reset all connections."""
+        self.waiting.reset_all()
         for connection in list(self._open):
             connection.abort(how)
 

@@ -16,7 +16,7 @@ It begins with the number of records in use. A record belongs to one service of 
 | 4 x 8 | connections open, and in total; bytes to the endpoint, and to the guest |
 | 8 | when a connection failed last, in seconds since the epoch, as a double |
 | 80 | why, in UTF-8, padded with NUL |
-| 8 x 4 | connections that a limit or a time-out refused or ended, in the order of CAUSES |
+| 9 x 4 | connections that a limit or a time-out refused or ended, in the order of CAUSES |
 
 Behind the records are the states of endpoints:
 
@@ -47,7 +47,7 @@ _NAME_BYTES = 16
 _ERROR_BYTES = 80
 _KEY = struct.Struct("=HHI16s")
 _COUNTS = _NAME_BYTES + _KEY.size
-_RECORD = struct.Struct(f"={_NAME_BYTES}sHHI16s4Qd{_ERROR_BYTES}s8I")
+_RECORD = struct.Struct(f"={_NAME_BYTES}sHHI16s4Qd{_ERROR_BYTES}s9I")
 _LIMITED = _COUNTS + 8 * 5 + _ERROR_BYTES
 _HEADER_BYTES = 64
 
@@ -63,12 +63,14 @@ SIZE = _STATES + MOST_STATES * _STATE.size
 # The places of the counts in ``Record.counts``.
 OPEN, TOTAL, TO_ENDPOINT, TO_GUEST = range(4)
 
-# The limits and time-outs, by the names of their options, and their places in ``Counts.limited``.
+# The limits and time-outs, by the names of their options, and their places in ``Counts.limited``. "network" is
+# no option: it counts callers on whose network there is no such service, or whose network is not known.
 CAUSES = (
     *("max_connections_per_guest", "max_connections_per_bridge", "max_connections_to_endpoint"),
     *("max_connections", "idle_timeout", "half_closed_timeout", "user_timeout", "drain_timeout"),
+    "network",
 )
-PER_GUEST, PER_BRIDGE, TO_ENDPOINT_LIMIT, TOTAL_LIMIT, IDLE, HALF_CLOSED, USER, DRAIN = range(8)
+PER_GUEST, PER_BRIDGE, TO_ENDPOINT_LIMIT, TOTAL_LIMIT, IDLE, HALF_CLOSED, USER, DRAIN, NETWORK = range(9)
 _KEY_FIELDS = 5  # of a record
 _NEVER = (0,) * len(CAUSES)
 
@@ -111,7 +113,7 @@ class Counts(NamedTuple):
 class Record:
     """The counters of one service in this worker.
 
-    ``counts`` is indexed by OPEN to TO_GUEST, ``limited`` by PER_GUEST to DRAIN.
+    ``counts`` is indexed by OPEN to TO_GUEST, ``limited`` by PER_GUEST to NETWORK.
 
     ``shared`` says whether the memory is a part of that which the daemon reads.
     """

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable
 
 from tproxy import proxy_protocol
+from tproxy.datapath.membership import SEVERAL, WAIT, Card, Guests, Verdict
 from tproxy.model import Network, ServiceKey
 from tproxy.proxy_protocol import (
     OF_BRIDGE,
@@ -28,13 +29,13 @@ _UNKNOWN = Network()
 
 
 class _Bridge:
-    __slots__ = ("hypervisor", "members", "networks", "ports")
+    __slots__ = ("coming", "guests", "hypervisor", "networks")
 
     def __init__(self) -> None:
         self.hypervisor = ""
-        self.networks: tuple[Network, ...] = ()
-        self.members: dict[str, int] = {}  # the place in ``networks`` by MAC
-        self.ports: dict[str, str] = {}  # by MAC
+        self.networks: dict[int, Network] = {}  # by order
+        self.guests = Guests()
+        self.coming: tuple[dict[str, int], list[Card]] = {}, []  # of a long list, what is here already
 
 
 class Introductions:
@@ -52,11 +53,11 @@ class Introductions:
     def header(self, number: int, bridge: str, key: ServiceKey, peer: tuple[str, int], mac: str) -> bytes:
         """Return the header for a connection to a service; ``mac`` is "" where nobody knows it."""
         known = self._bridges.get(bridge) or _Bridge()
-        network = _UNKNOWN
         if len(known.networks) == 1:
-            network = known.networks[0]
-        elif mac in known.members:
-            network = known.networks[known.members[mac]]
+            network = next(iter(known.networks.values()))
+        else:
+            network = known.networks.get(key.network or known.guests.judge(mac).network, _UNKNOWN)
+        place = known.guests.places.get(mac, "")
         return proxy_protocol.encode(
             peer,
             (key.address, key.port),
@@ -66,47 +67,58 @@ class Introductions:
                 OF_NETWORK_ID: network.id,
                 OF_BRIDGE: bridge,
                 OF_MAC: mac,
-                OF_PORT: known.ports.get(mac, ""),
+                OF_PORT: "" if place == SEVERAL else place,
                 OF_HYPERVISOR: known.hypervisor,
             },
         )
+
+    def judge(self, bridge: str, mac: str) -> Verdict:
+        """Return the network of a caller (``membership``)."""
+        known = self._bridges.get(bridge)
+        return known.guests.judge(mac) if known is not None else Verdict(WAIT)
 
     def use_networks(
         self,
         bridge: str,
         first: bool,
+        last: bool,
         hypervisor: str,
-        networks: tuple[Network, ...],
+        networks: Iterable[tuple[int, Network]],
         members: Iterable[tuple[str, int]],
+        cards: Iterable[Card],
     ) -> None:
         """Take over the networks of a bridge, and which guests are of which, where there are several.
 
-        ``first``: in place of all members that were named before.
+        A long list comes in parts; it counts with the ``last`` one.
         """
         known = self._bridges.setdefault(bridge, _Bridge())
-        known.hypervisor, known.networks = hypervisor, networks
         if first:
-            known.members = {}
-        known.members.update((mac, place) for mac, place in members if place < len(networks))
+            known.coming = {}, []
+        known.coming[0].update(members)
+        known.coming[1].extend(cards)
+        if last:
+            known.hypervisor, known.networks = hypervisor, dict(networks)
+            known.guests.name(*known.coming)
+            known.coming = {}, []
 
     def use_ports(self, bridge: str, first: bool, ports: Iterable[tuple[str, str]]) -> None:
         """Take over behind which ports MACs were seen; "" means that this is not known any more.
 
         ``first``: in place of all that was said before.
         """
-        known = self._bridges.setdefault(bridge, _Bridge())
+        places = self._bridges.setdefault(bridge, _Bridge()).guests.places
         if first:
-            known.ports = {}
+            places.clear()
         for mac, port in ports:
             if port:
-                known.ports[mac] = port
+                places[mac] = port
             else:
-                known.ports.pop(mac, None)
+                places.pop(mac, None)
 
     def forget_ports(self) -> None:
         """Leave all ports out from now on: nobody tells when a guest moves to another."""
         for known in self._bridges.values():
-            known.ports = {}
+            known.guests.places.clear()
 
     def forget(self, bridge: str) -> None:
         self._bridges.pop(bridge, None)

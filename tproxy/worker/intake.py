@@ -16,6 +16,7 @@ import time
 
 from tproxy.datapath.connections import Connections
 from tproxy.datapath.target import Target
+from tproxy.datapath.waiting import Divided
 from tproxy.errors import ProtocolError
 from tproxy.kernel import netns, tcp
 from tproxy.kernel.loop import READ, Loop
@@ -35,8 +36,11 @@ class Refused(Exception):
 class Owner(Protocol):
     """Knows the services, and is told when a channel has ended (``worker.Worker``)."""
 
-    def find(self, bridge: str, key: ServiceKey) -> Target | None:
-        """Return the target of a service; None if the bridge has no such service."""
+    def find(self, bridge: str, key: ServiceKey) -> Target | Divided | None:
+        """Return the target of a service; None if the bridge has no such service.
+
+        Where networks have different services under this key: all of these.
+        """
 
     def ended(self, intake: Intake) -> None:
         """The relay has closed the channel, or what it said cannot be used."""
@@ -117,7 +121,10 @@ class Intake:
             except OSError:
                 guest.close()  # the guest has reset the connection meanwhile
             else:
-                self._connections.accept(target, guest, peer)
+                if isinstance(target, Divided):
+                    self._connections.waiting.admit(target, guest, peer)
+                else:
+                    self._connections.accept(target, guest, peer)
 
     def _check(self, sock: socket.SocketType, key: ServiceKey) -> tuple[str, int]:
         """Return the guest's address and port.

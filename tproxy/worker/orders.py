@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 
+from tproxy.datapath.membership import Card
 from tproxy.errors import ProtocolError
 from tproxy.model import (
     INTERFACE_NAME_BYTES,
@@ -27,7 +28,7 @@ from tproxy.model import (
 from tproxy.typed import NamedTuple
 
 # Of this protocol. A daemon tells a worker of another version to finish, and starts one of its own.
-VERSION = 4
+VERSION = 5
 
 # The first bytes of the messages to a worker that have the same form in all versions.
 IN_ALL_VERSIONS = (b"D", b"F", b"L", b"M")
@@ -45,9 +46,11 @@ _ADDRESS = 16
 _SERVICES = struct.Struct(f"!{INTERFACE_NAME_BYTES}s??")
 _SETTINGS = struct.Struct("!BHHHI")
 _NUMBER = struct.Struct("!I")
-_NETWORKS = struct.Struct(f"!{INTERFACE_NAME_BYTES}s?H")
+_NETWORKS = struct.Struct(f"!{INTERFACE_NAME_BYTES}s??HH")
+_ORDER = struct.Struct("!I")
 _PORTS = struct.Struct(f"!{INTERFACE_NAME_BYTES}s?")
-_MEMBER = struct.Struct("!6sH")
+_MEMBER = struct.Struct("!6sI")
+_CARD = struct.Struct(f"!{INTERFACE_NAME_BYTES}s6sI")
 _PORT = struct.Struct(f"!6s{INTERFACE_NAME_BYTES}s")
 _LENGTH = struct.Struct("!H")
 _READY = struct.Struct("!H?")
@@ -78,19 +81,24 @@ class Services(NamedTuple):
 class Networks(NamedTuple):
     """Daemon to worker: what endpoints are told of a bridge's guests (``datapath.introduction``).
 
-    ``members``: MAC addresses, each with a place in ``networks``. A long list comes in several messages,
-    which all have the networks; the ``first`` replaces what was said before.
+    Networks have their order before them. ``members``: MAC addresses, each with the order of its network.
+    ``cards``: ports, each with a MAC and the order. A long list comes in several messages, which all have the
+    networks; it replaces what was said before.
     """
 
     bridge: str
     first: bool
+    last: bool
     hypervisor: str
-    networks: tuple[Network, ...]
-    members: tuple[tuple[str, int], ...]
+    networks: tuple[tuple[int, Network], ...]
+    members: tuple[tuple[str, int], ...] = ()
+    cards: tuple[Card, ...] = ()
 
 
 class Ports(NamedTuple):
-    """Daemon to worker: behind which port of the bridge MAC addresses are; "" where that is not known now.
+    """Daemon to worker: behind which port of the bridge MAC addresses are.
+
+    "" where that is not known now, and ``membership.SEVERAL`` where there are several.
 
     ``first``: in place of all that was said before.
     """
@@ -175,13 +183,15 @@ def encode(message: Message) -> bytes:
             return b"S" + _SETTINGS.pack(log_level, workers, first, last, max_connections)
         case Services(bridge, first, last, services):
             return b"P" + _SERVICES.pack(bridge.encode(), first, last) + b"".join(map(_pack, services))
-        case Networks(bridge, first, hypervisor, networks, members):
-            texts = [hypervisor, *(text for network in networks for text in network)]
+        case Networks(bridge, first, last, hypervisor, networks, members, cards):
+            texts = [hypervisor, *(text for _, network in networks for text in network)]
             return b"".join(
                 (
-                    b"N" + _NETWORKS.pack(bridge.encode(), first, len(networks)),
+                    b"N" + _NETWORKS.pack(bridge.encode(), first, last, len(networks), len(members)),
+                    *(_ORDER.pack(order) for order, _ in networks),
                     *(_LENGTH.pack(len(data)) + data for data in map(str.encode, texts)),
-                    *(_MEMBER.pack(_mac_bytes(mac), place) for mac, place in members),
+                    *(_MEMBER.pack(_mac_bytes(mac), order) for mac, order in members),
+                    *(_CARD.pack(port.encode(), _mac_bytes(mac), order) for port, mac, order in cards),
                 )
             )
         case Ports(bridge, first, ports):
@@ -288,8 +298,9 @@ def _unpack(body: bytes) -> Iterator[Service]:
 
 
 def _unpack_networks(body: bytes) -> Networks:
-    name, first, count = _NETWORKS.unpack_from(body)
-    at = _NETWORKS.size
+    name, first, last, count, guests = _NETWORKS.unpack_from(body)
+    at = _NETWORKS.size + count * _ORDER.size
+    orders = [order for (order,) in _ORDER.iter_unpack(body[_NETWORKS.size : at])]
     texts = []
     for _ in range(1 + 2 * count):
         (length,) = _LENGTH.unpack_from(body, at)
@@ -297,9 +308,13 @@ def _unpack_networks(body: bytes) -> Networks:
         if at > len(body):
             raise ProtocolError("the name of a network is cut off")
         texts.append(body[at - length : at].decode())
-    networks = tuple(map(Network, texts[1::2], texts[2::2]))
-    members = tuple((mac.hex(":"), place) for mac, place in _MEMBER.iter_unpack(body[at:]))
-    return Networks(_text(name), first, texts[0], networks, members)
+    networks = tuple(zip(orders, map(Network, texts[1::2], texts[2::2]), strict=True))
+    end = at + guests * _MEMBER.size
+    if end > len(body):
+        raise ProtocolError("the members of networks are cut off")
+    members = tuple((mac.hex(":"), order) for mac, order in _MEMBER.iter_unpack(body[at:end]))
+    cards = tuple((_text(port), mac.hex(":"), order) for port, mac, order in _CARD.iter_unpack(body[end:]))
+    return Networks(_text(name), first, last, texts[0], networks, members, cards)
 
 
 def _mac_bytes(mac: str) -> bytes:

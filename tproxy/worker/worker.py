@@ -18,7 +18,9 @@ import socket
 from tproxy.datapath.connections import Connections
 from tproxy.datapath.counters import Counters
 from tproxy.datapath.endpoints import State
+from tproxy.datapath.membership import EVERYBODY
 from tproxy.datapath.target import Target
+from tproxy.datapath.waiting import Divided
 from tproxy.errors import ProtocolError
 from tproxy.kernel import privileges, seccomp
 from tproxy.kernel.limits import descriptor_limit
@@ -77,6 +79,8 @@ class Worker:
         self._meeting = meeting
         self._channel: socket.socket | None = None
         self._services: dict[str, dict[ServiceKey, Target]] = {}
+        # What guests find at a service port, by a key without a network.
+        self._doors: dict[str, dict[ServiceKey, Target | Divided]] = {}
         self._coming: list[Service] = []  # the part of a long list that is here already
         self._intakes: set[Intake] = set()
         self._workers = 1
@@ -103,13 +107,13 @@ class Worker:
 
     # intake.Owner
 
-    def find(self, bridge: str, key: ServiceKey) -> Target | None:
-        target = self._services.get(bridge, {}).get(key)
-        if target is None or target.service.introduced:
+    def find(self, bridge: str, key: ServiceKey) -> Target | Divided | None:
+        found = self._doors.get(bridge, {}).get(key)
+        if found is None or isinstance(found, Divided) or found.service.introduced:
             # A relay can be faster than the daemon's message that came before; and so can a guest be.
             self._listen_to_daemon()
-            target = self._services.get(bridge, {}).get(key)
-        return target
+            found = self._doors.get(bridge, {}).get(key)
+        return found
 
     def ended(self, intake: Intake) -> None:
         self._intakes.discard(intake)
@@ -186,8 +190,11 @@ class Worker:
                     self._coming = []
             case orders.Networks():
                 self._connections.introductions.use_networks(*delivery.message)
+                self._connections.waiting.look(delivery.message.bridge)
             case orders.Ports():
                 self._connections.introductions.use_ports(*delivery.message)
+                macs = (mac for mac, _ in delivery.message.ports)
+                self._connections.waiting.look(delivery.message.bridge, macs)
             case orders.Bridge(bridge, cookie) if len(delivery.fds) == 1:
                 self._intakes.add(
                     Intake(
@@ -203,7 +210,7 @@ class Worker:
                 )
             case orders.Forget(bridge):
                 self._apply(bridge, [])
-                del self._services[bridge]
+                del self._services[bridge], self._doors[bridge]
                 self._connections.limits.forget(bridge)
                 self._connections.introductions.forget(bridge)
                 self._connections.abort_bridge(bridge, "bridge removed")
@@ -239,6 +246,7 @@ class Worker:
         for target in before.values():
             self._counters.give_back(target.record)
         self._services[bridge] = after
+        self._doors[bridge] = _doors(after, self._doors.get(bridge, {}))
         self._connections.serve(bridge, services)
 
     def _report(self, endpoint: Endpoint, state: State | None) -> None:
@@ -274,3 +282,25 @@ class Worker:
     def _poll_intakes(self) -> None:
         for intake in self._intakes:
             intake.poll()
+
+
+def _doors(
+    targets: dict[ServiceKey, Target], before: dict[ServiceKey, Target | Divided]
+) -> dict[ServiceKey, Target | Divided]:
+    """Return what guests find at each service port.
+
+    Guests who wait at one that is ``before`` find there what it has now.
+    """
+    by_network: dict[ServiceKey, dict[int, Target]] = {}
+    for key, target in targets.items():
+        by_network.setdefault(key.listener, {})[key.network] = target
+    found: dict[ServiceKey, Target | Divided] = {}
+    for key, each in by_network.items():
+        former = before.get(key)
+        if isinstance(former, Divided):
+            former.targets = each
+        if len(each) == 1 and EVERYBODY in each:
+            found[key] = each[EVERYBODY]
+        else:
+            found[key] = former if isinstance(former, Divided) else Divided(each)
+    return found
