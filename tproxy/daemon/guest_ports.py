@@ -5,8 +5,8 @@ is read only when a bridge is new here, and after messages were lost.
 
 A MAC address is where it was seen last, as long as that port is a port of the bridge, even if the kernel has
 forgotten it: a guest that was silent for some minutes is where it was. An address that moves from one guest's
-port to another, while both are there, is not known for CONTESTED seconds: two guests use it, or one guest
-uses another's. The same goes for an address in several VLANs at different ports. Uplinks are no guests'
+port to another is at SEVERAL for CONTESTED seconds, while both ports are there: two guests use it, or one
+guest uses another's. The same goes for an address in several VLANs at different ports. Uplinks are no guests'
 ports: what is seen there is not known.
 
 Guests decide how many addresses there are, so there is a limit for each port, and for the messages of the
@@ -19,6 +19,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import NamedTuple
 
 from tproxy.datapath.membership import SEVERAL
 from tproxy.kernel import kinds, links, rtnetlink
@@ -42,13 +43,20 @@ RETRY = 2.0
 Places = dict[str, str]
 
 
+class Contest(NamedTuple):
+    """The ports at which an address was seen in turn, and until when that counts, by time.monotonic()."""
+
+    until: float
+    ports: set[int]
+
+
 class _Bridge:
     """One bridge: the index of the port of each MAC, by VLAN, and what was told of it."""
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.seen: dict[str, dict[int, int]] = {}
-        self.contested: dict[str, float] = {}  # until when, by time.monotonic()
+        self.contested: dict[str, Contest] = {}
         self.told: Places = {}
 
 
@@ -126,6 +134,9 @@ class GuestPorts:
             self._bridges[event.name] = _Bridge(0)
             self._read(event.name)
         self._names.pop(event.link, None)
+        for name, each in self._bridges.items():
+            if event.master != each.index:
+                touched.setdefault(name, set()).update(_left(each.contested, event.link))
         if event.link not in self._counts:
             return
         for name, each in self._bridges.items():
@@ -177,7 +188,10 @@ class GuestPorts:
         if not self._name(bridge, entry.port):
             return
         if before is not None:
-            known.contested[entry.mac] = time.monotonic() + CONTESTED
+            ports = {before, entry.port}
+            if entry.mac in known.contested:
+                ports |= known.contested[entry.mac].ports
+            known.contested[entry.mac] = Contest(time.monotonic() + CONTESTED, ports)
             self._expire_later()
             if self._warnings.allows(time.monotonic()):
                 log.warning(
@@ -257,9 +271,19 @@ class GuestPorts:
         self._expires = False
         now = time.monotonic()
         for name, known in self._bridges.items():
-            over = [mac for mac, until in known.contested.items() if until <= now]
+            over = [mac for mac, contest in known.contested.items() if contest.until <= now]
             for mac in over:
                 del known.contested[mac]
             self._tell(name, over)
         if any(known.contested for known in self._bridges.values()):
             self._expire_later()
+
+
+def _left(contested: dict[str, Contest], port: int) -> list[str]:
+    """Note that a port is no port of the bridge any more; return the addresses that it contests no more."""
+    for contest in contested.values():
+        contest.ports.discard(port)
+    over = [mac for mac, contest in contested.items() if len(contest.ports) < 2]
+    for mac in over:
+        del contested[mac]
+    return over

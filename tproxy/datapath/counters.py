@@ -63,8 +63,8 @@ SIZE = _STATES + MOST_STATES * _STATE.size
 # The places of the counts in ``Record.counts``.
 OPEN, TOTAL, TO_ENDPOINT, TO_GUEST = range(4)
 
-# The limits and time-outs, by the names of their options, and their places in ``Counts.limited``. "network" is
-# no option: it counts callers on whose network there is no such service, or whose network is not known.
+# The limits and time-outs, by the names of their options, and their places in ``Counts.limited``. "network"
+# is no option: it counts callers on whose network there is no such service, or whose network is not known.
 CAUSES = (
     *("max_connections_per_guest", "max_connections_per_bridge", "max_connections_to_endpoint"),
     *("max_connections", "idle_timeout", "half_closed_timeout", "user_timeout", "drain_timeout"),

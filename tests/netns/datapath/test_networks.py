@@ -217,7 +217,7 @@ def test_nobody_gets_a_network_by_an_address_that_stands_for_others(site: Site) 
 
 def test_a_guest_of_a_guest_has_the_network_of_the_port(site: Site) -> None:
     site.both()
-    site.one.ip(f"link set eth0 address 02:00:0a:00:00:99")
+    site.one.ip("link set eth0 address 02:00:0a:00:00:99")
     assert asked(site.one) == "blue"
 
 
@@ -241,6 +241,7 @@ def test_open_connections_go_on_when_a_second_network_comes_and_goes(site: Site)
     )
     assert talk.stdin is not None
     assert talk.stdout is not None
+    assert talk.stdout.readline() == "ready\n"
     for change in (
         lambda: None,
         lambda: site.up("red", site.two, port=site.two.port),
@@ -258,7 +259,8 @@ def test_the_map_of_an_older_version_serves_everybody_until_the_next_hook(site: 
     site.up("blue", site.one)
     site.nft(
         "delete map ip one_tproxy ep_br0; flush set ip one_tproxy gu_br0;"
-        'add map ip one_tproxy ep_br0 { type inet_service : ipv4_addr . inet_service; comment "network=blue"; };'
+        "add map ip one_tproxy ep_br0"
+        '{ type inet_service : ipv4_addr . inet_service; comment "network=blue"; };'
         f"add element ip one_tproxy ep_br0 {{ 80 : {ENDPOINT} . 8080, 81 : {ENDPOINT} . 8081 }};"
         f"add element ip one_tproxy ep_br0 {{ 82 : {ENDPOINT} . 8082 }};"
         f'add element ip one_tproxy gu_br0 {{ {one} comment "network=blue" }};'

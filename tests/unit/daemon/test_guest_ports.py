@@ -7,6 +7,7 @@ import pytest
 from tests.unit.sockets import run_until
 from tproxy.daemon import guest_ports
 from tproxy.daemon.guest_ports import GuestPorts, Places
+from tproxy.datapath.membership import SEVERAL
 from tproxy.kernel.loop import Loop
 from tproxy.kernel.netlink import Entry, Name
 
@@ -54,23 +55,37 @@ def test_an_address_is_forgotten_with_its_port(setting: Setting) -> None:
     assert setting.known == {MAC: "vnet1"}  # nobody else is there
 
 
-def test_an_address_at_two_ports_is_not_known_for_a_while(
+def test_an_address_at_two_ports_is_at_several_for_a_while(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guest_ports, "CONTESTED", 0.05)
     setting.see(ONE)
     setting.see(TWO)
-    assert setting.known == {}
+    assert setting.known == {MAC: SEVERAL}
     run_until(setting.loop, lambda: setting.known == {MAC: "vnet1"})
 
 
-def test_an_address_in_two_vlans_at_different_ports_is_not_known(setting: Setting) -> None:
+def test_an_address_is_contested_no_more_when_one_of_the_two_ports_is_gone(setting: Setting) -> None:
+    setting.see(ONE)
+    setting.see(TWO)
+    setting.see(ONE)
+    setting.ports._heard([Name(TWO, "", 0)])
+    assert setting.known == {MAC: "vnet0"}
+    setting.see(TWO)
+    assert setting.known == {MAC: SEVERAL}
+    setting.ports._heard([Name(TWO, "", 0)])
+    assert setting.known == {}  # until it is seen again
+    setting.see(ONE)
+    assert setting.known == {MAC: "vnet0"}
+
+
+def test_an_address_in_two_vlans_at_different_ports_is_at_several(setting: Setting) -> None:
     setting.see(ONE, vlan=10)
     setting.see(ONE, vlan=20)
     assert setting.known == {MAC: "vnet0"}
     setting.see(TWO, OTHER, vlan=10)
     setting.see(ONE, OTHER, vlan=20)
-    assert setting.known == {MAC: "vnet0"}
+    assert setting.known == {MAC: "vnet0", OTHER: SEVERAL}
 
 
 def test_an_address_behind_an_uplink_has_no_port_and_one_that_comes_from_there_has(setting: Setting) -> None:
