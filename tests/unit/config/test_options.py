@@ -64,7 +64,7 @@ def test_an_option_at_the_top_level_counts_for_all_entries_that_do_not_have_it(l
         f":tproxy_connect_timeout: 2.5\ntproxy: [{{{base}: 80}}, {{{base}: 81, connect_timeout: 5}}, "
         f"{{{base}: 82, connect_timeout: ~}}]"
     )
-    times = {port: each.connect_timeout for port, each in services(found)[0].items()}
+    times = {key.port: each.connect_timeout for key, each in services(found)[0].items()}
     assert times == {80: 2.5, 81: 5.0, 82: 2.5}
     assert not said(found)
 
@@ -75,7 +75,7 @@ def test_a_bad_option_for_all_entries_is_one_warning_and_the_default(loaded: Loa
     assert warning.at("f") == (
         "f:1: tproxy_connect_timeout '301' is not a time of 0.001 to 300 seconds: 5 is used"
     )
-    assert services(found)[0][80].connect_timeout == 5
+    assert services(found)[0][ServiceKey(80)].connect_timeout == 5
 
 
 # The comment of an element
