@@ -95,8 +95,7 @@ def macs_of(text: str | None) -> frozenset[str]:
 
 def nics_of(macs: frozenset[str], ports: Iterable[str]) -> Nics:
     """Return what a platform says of one NIC: its MAC, and the ports of the bridge behind which it can be."""
-    usable = [port for port in ports if _is_port(port)]
-    return Nics(macs, frozenset((port, mac) for port in usable for mac in macs or ("",)))
+    return Nics(macs, frozenset((port, mac) for port in ports if _is_port(port) for mac in macs))
 
 
 def _is_port(name: str) -> bool:

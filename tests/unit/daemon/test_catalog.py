@@ -80,7 +80,7 @@ def test_one_port_of_two_bridges_is_two_services() -> None:
     catalog.apply(a_map({80: TWO}, "br1", "green"))
     assert endpoint(catalog, "br0") == ONE
     assert endpoint(catalog, "br1") == TWO
-    assert [[each.name for each in catalog.networks(bridge)] for bridge in ("br0", "br1")] == [
+    assert [[each.name for each in catalog.orders(bridge)] for bridge in ("br0", "br1")] == [
         ["blue"],
         ["green"],
     ]

@@ -71,10 +71,15 @@ def test_an_address_is_contested_no_more_when_one_of_the_two_ports_is_gone(setti
     setting.see(ONE)
     setting.ports._heard([Name(TWO, "", 0)])
     assert setting.known == {MAC: "vnet0"}
+
+
+def test_an_address_whose_last_port_is_gone_is_at_the_other_one_when_it_is_seen_there(
+    setting: Setting,
+) -> None:
+    setting.see(ONE)
     setting.see(TWO)
-    assert setting.known == {MAC: SEVERAL}
     setting.ports._heard([Name(TWO, "", 0)])
-    assert setting.known == {}  # until it is seen again
+    assert setting.known == {}
     setting.see(ONE)
     assert setting.known == {MAC: "vnet0"}
 

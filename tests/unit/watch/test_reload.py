@@ -7,7 +7,7 @@ import pytest
 from tproxy.config.services import WatchedBridge
 from tproxy.model import Endpoint, Network, Service, ServiceKey, ServiceMap
 from tproxy.watch import reload
-from tproxy.watch.reload import TABLE, Action, Entry, Said, compare, decide, networks_of
+from tproxy.watch.reload import TABLE, Action, Entry, Said, compare, decide, orders_of
 
 BLUE = WatchedBridge("br*", "blue")
 RED = WatchedBridge("br*", "red")
@@ -83,4 +83,4 @@ def test_a_changed_entry_replaces_network_and_uplinks(
 def test_a_bridge_keeps_its_networks_until_its_entry_changes(
     before: WatchedBridge | None, found: ServiceMap | None, network: str
 ) -> None:
-    assert networks_of(before, BLUE, found) == (Network(network),)
+    assert orders_of(before, BLUE, found) == {Network(network): 1}
