@@ -133,7 +133,8 @@ def change_map(observed: ServiceMap, wanted: ServiceMap) -> list[str]:
     gone = [each for key, each in observed.services.items() if wanted.services.get(key) != each]
     new = [each for key, each in wanted.services.items() if observed.services.get(key) != each]
     services = _elements("delete", names, gone)
-    services += _typed_map(names, observed.services, wanted.services)
+    if gone or new:
+        services += _typed_map(names, observed.services, wanted.services)
     services += _elements("add", names, new)
     if gone or new:
         services += _set_rest(names, wanted.services)

@@ -117,7 +117,7 @@ def parse(command: str, arguments: list[str]) -> Options:
                 mac = _checked(command, option, check_mac, value)
                 options.macs |= {mac}
             elif option == "--port":
-                options.ports |= {(_checked(command, option, check_interface_name, value), mac)}
+                options.ports |= {(_checked(command, option, _port, value), mac)}
             else:
                 setattr(options, _attribute(option), value)
         elif word in FLAGS and (word, command) != ("--force", "up"):
@@ -135,6 +135,10 @@ def _suggestion(command: str, word: str) -> str:
     except BadName:
         return ""
     return "" if word.startswith("-") else f": did you mean tproxy hook {command} --bridge {word}?"
+
+
+def _port(text: str) -> str:
+    return check_interface_name(text, "port")
 
 
 def _checked(command: str, option: str, check: Callable[[str], str], text: str) -> str:
