@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.unit.sockets import wait_for
+from tests.unit.worker.test_intake import key_here
 from tproxy.datapath.counters import Counts, View
 from tproxy.kernel import netns
 from tproxy.log.file import Log
-from tproxy.model import Endpoint, Service, ServiceKey
+from tproxy.model import Endpoint, Service
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, receive, send, send_bytes
 from tproxy.worker import orders
@@ -73,9 +74,7 @@ class Host:
         assert delivery.message == orders.Synced(self.synced)
 
     def serve(self, *ports: int, bridge: str = "br0") -> None:
-        services = tuple(
-            Service(ServiceKey(port, address=HERE), Endpoint(*self.endpoint.getsockname())) for port in ports
-        )
+        services = tuple(Service(key_here(port), Endpoint(*self.endpoint.getsockname())) for port in ports)
         self.tell(orders.Services(bridge, True, True, services))
 
     def relay(self, bridge: str = "br0") -> socket.socket:
@@ -91,7 +90,7 @@ class Host:
         guest = socket.create_connection((HERE, self.port))
         self.opened.append(guest)
         with self.listener.accept()[0] as accepted:
-            send(relay, wire.Accepted(ServiceKey(self.port, address=HERE)), [accepted.fileno()])
+            send(relay, wire.Accepted(key_here(self.port)), [accepted.fileno()])
         return guest
 
     def talk(self, guest: socket.socket) -> socket.socket:
@@ -155,8 +154,8 @@ def test_a_port_that_stays_keeps_its_counts_and_one_that_comes_again_begins_anew
     host.sync()
     counts = host.counters.read()[1]
     assert (
-        counts["br0", ServiceKey(host.port, address=HERE)].total,
-        counts["br0", ServiceKey(90, address=HERE)].total,
+        counts["br0", key_here(host.port)].total,
+        counts["br0", key_here(90)].total,
     ) == (1, 0)
     host.serve(90)
     host.serve(host.port, 90)
@@ -167,9 +166,9 @@ def test_a_port_that_stays_keeps_its_counts_and_one_that_comes_again_begins_anew
 
 def test_a_long_list_that_comes_in_parts_is_one_list(host: Host) -> None:
     endpoint = Endpoint(*host.endpoint.getsockname())
-    host.tell(orders.Services("br0", True, False, (Service(ServiceKey(host.port, address=HERE), endpoint),)))
-    host.tell(orders.Services("br0", False, False, (Service(ServiceKey(90, address=HERE), endpoint),)))
-    host.tell(orders.Services("br0", False, True, (Service(ServiceKey(91, address=HERE), endpoint),)))
+    host.tell(orders.Services("br0", True, False, (Service(key_here(host.port), endpoint),)))
+    host.tell(orders.Services("br0", False, False, (Service(key_here(90), endpoint),)))
+    host.tell(orders.Services("br0", False, True, (Service(key_here(91), endpoint),)))
     host.sync()
     assert set(host.counters.read()[1]) == {("br0", port) for port in (host.port, 90, 91)}
 
