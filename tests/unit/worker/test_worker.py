@@ -133,7 +133,7 @@ def test_a_guest_talks_with_the_endpoint_and_is_counted(host: Host) -> None:
     host.serve(host.port)
     host.talk(host.guest(host.relay()))
     host.sync(counting=True)
-    assert host.counters.read() == (1, {("br0", host.port): Counts(1, 1, 8, 6)})
+    assert host.counters.read() == (1, {("br0", key_here(host.port)): Counts(1, 1, 8, 6)})
 
 
 def test_a_relay_can_be_faster_than_the_daemon(host: Host) -> None:
@@ -161,7 +161,7 @@ def test_a_port_that_stays_keeps_its_counts_and_one_that_comes_again_begins_anew
     host.serve(host.port, 90)
     host.sync()
     open_, counts = host.counters.read()
-    assert (open_, counts["br0", host.port].total) == (1, 0)  # its connection goes on
+    assert (open_, counts["br0", key_here(host.port)].total) == (1, 0)  # its connection goes on
 
 
 def test_a_long_list_that_comes_in_parts_is_one_list(host: Host) -> None:
@@ -170,7 +170,7 @@ def test_a_long_list_that_comes_in_parts_is_one_list(host: Host) -> None:
     host.tell(orders.Services("br0", False, False, (Service(key_here(90), endpoint),)))
     host.tell(orders.Services("br0", False, True, (Service(key_here(91), endpoint),)))
     host.sync()
-    assert set(host.counters.read()[1]) == {("br0", port) for port in (host.port, 90, 91)}
+    assert set(host.counters.read()[1]) == {("br0", key_here(port)) for port in (host.port, 90, 91)}
 
 
 def test_a_bridge_that_is_forgotten_resets_its_guests_and_no_others(host: Host) -> None:
@@ -186,7 +186,7 @@ def test_a_bridge_that_is_forgotten_resets_its_guests_and_no_others(host: Host) 
     assert endpoint.recv(100) == b"still here"
     host.tell(orders.Forget("br7"))  # which it has never heard of
     host.sync()
-    assert set(host.counters.read()[1]) == {("br1", host.port)}
+    assert set(host.counters.read()[1]) == {("br1", key_here(host.port))}
 
 
 def test_a_level_and_another_file_for_the_log(host: Host, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_without_a_daemon_guests_are_served_as_before_and_a_new_one_is_followed(
     host.lose_daemon()
     host.talk(host.guest(relay))
     host.new_daemon()
-    assert host.hear_ready().read()[1]["br0", host.port].total == 2
+    assert host.hear_ready().read()[1]["br0", key_here(host.port)].total == 2
     host.synced = 0
     host.sync()
     host.tell(orders.Forget("br0"))
