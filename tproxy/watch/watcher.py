@@ -18,6 +18,7 @@ from tproxy.config.services import Config
 from tproxy.daemon import client
 from tproxy.daemon.watcher_keeper import PLACE
 from tproxy.errors import ProcessError, TproxyError
+from tproxy.kernel import privileges
 from tproxy.kernel.limits import raise_descriptor_limit
 from tproxy.kernel.loop import Loop
 from tproxy.kernel.netlink import LinkEvents, RulesetEvents
@@ -193,7 +194,10 @@ def run(
     Raises ConfigError when the file cannot be used, ProcessError when another watcher runs.
     """
     raise_descriptor_limit()  # each bridge takes about twenty (probe)
+    unlimited = privileges.limit()
     output.for_command(DEFAULT_LEVEL, debug=debug)
+    for line in unlimited:
+        log.warning("a right that the watcher does not need could not be given up: %s", line)
     try:
         read = reader.load(os.path.abspath(path))
     except TproxyError as error:
