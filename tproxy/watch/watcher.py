@@ -16,7 +16,7 @@ from tproxy.bridge import nftables
 from tproxy.config import reader
 from tproxy.config.services import Config
 from tproxy.daemon import client
-from tproxy.daemon.watcher_keeper import PLACE
+from tproxy.daemon.watcher_keeper import take_place
 from tproxy.errors import ProcessError, TproxyError
 from tproxy.kernel import privileges
 from tproxy.kernel.limits import raise_descriptor_limit
@@ -51,7 +51,7 @@ class Watcher:
         self._file_problem = ""  # why the file could not be read again
         self._problems: list[str] = []  # of the last attempt to start the daemon
         os.chdir(run_directory.prepare())
-        place = run_directory.claim(PLACE)
+        place = take_place(kept=kept_by is not None)
         if place is None:
             raise ProcessError("a watcher is running already")
         self._place = place
@@ -112,7 +112,7 @@ class Watcher:
     def _claim_again(self) -> None:
         """Lock a new file: somebody removed the run directory."""
         os.chdir(run_directory.prepare())
-        place = run_directory.claim(PLACE)
+        place = take_place(kept=self._kept_by is not None)
         if place is None:
             log.warning("another watcher has taken the place of this one")
             self._loop.stop()
