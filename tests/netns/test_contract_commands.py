@@ -124,6 +124,13 @@ def doctor(lab: OneBridge) -> list[Done]:
     return [good, bad]
 
 
+def probe(lab: OneBridge) -> list[Done]:
+    good = lab.host.tproxy("probe", "br0:5030")
+    bad = lab.host.tproxy("probe", "br0:5031", check=False)
+    assert bad.returncode == 1
+    return [good, bad]
+
+
 def sync(lab: OneBridge) -> list[Done]:
     """Hosts that can be reached are in operations/test_sync.py."""
     arguments = ("--config", lab.config, "--ssh", "false", "node1")
@@ -209,8 +216,8 @@ def until(lab: OneBridge, ready: Callable[[], bool], end: tuple[str, ...], *argu
 COMMANDS: dict[str, Callable[[OneBridge], list[Done]]] = {
     each.__name__.replace("_", "-"): each
     for each in (
-        *(start, reload, reopen_logs, restart, stop, status, refresh, check, doctor, sync, hook, watch, gc),
-        *(install, uninstall, daemon, event),
+        *(start, reload, reopen_logs, restart, stop, status, refresh, check, doctor, probe, sync, hook),
+        *(watch, gc, install, uninstall, daemon, event),
     )
 }
 

@@ -15,8 +15,7 @@ from tproxy.doctor.finding import BAD, Finding, worst
 from tproxy.kernel import links
 from tproxy.log import output
 
-# Of the JSON document (docs/contract.md, Output of `doctor`). It grows when a reader of the old form would be
-# misled.
+# Of the JSON document (docs/contract.md, Output of `doctor`).
 VERSION = 1
 
 
