@@ -29,7 +29,7 @@ later() {{
 inside() {{ ip netns exec one_tproxy_br0 "$@"; }}
 process() {{ pgrep -f "^$1 *$"; }}
 services() {{ echo "$1" >{CONFIG}; tproxy refresh >/dev/null; }}
-python() {{ {sys.executable} "$@"; }}
+PYTHON={sys.executable}
 """
 
 

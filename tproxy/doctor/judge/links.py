@@ -42,7 +42,7 @@ def _remove(names: BridgeNames, found: Links) -> str:
         real = found.stranger.rpartition(" ")[2]
         return f"ip link property del dev {real} altname {names.veth_bridge}"
     if "in /run/netns" in found.stranger:
-        return f"mv /run/netns/{names.namespace} /root"
+        return f"mv /run/netns/{names.namespace} /run"
     if "table bridge" in found.stranger:
         return "nft list table bridge one_tproxy"
     if f"link {names.veth_namespace} " in found.stranger:
