@@ -21,11 +21,14 @@ from tproxy.model import Endpoint, Service, ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, send
 from tproxy.relay.listening import BATCH
-from tproxy.worker import intake
 from tproxy.worker.admission import Admission
 from tproxy.worker.intake import Intake
 
 HERE = "127.0.0.1"  # in place of the service address, which only a bridge's namespace has
+
+
+def key_here(port: int) -> ServiceKey:
+    return ServiceKey(port, address=HERE)
 
 
 class Worker:
@@ -39,7 +42,7 @@ class Worker:
         self.endpoint = socket.create_server((HERE, 0), backlog=1000)
         self.listener = socket.create_server((HERE, 0), backlog=1000)
         self.port = self.listener.getsockname()[1]
-        self.target = Target("br0", Service(ServiceKey(self.port), Endpoint(*self.endpoint.getsockname())))
+        self.target = Target("br0", Service(key_here(self.port), Endpoint(*self.endpoint.getsockname())))
         self.lost: list[Intake] = []
         self.opened: list[socket.socket] = []
         self.cookie = netns.cookie(self.listener) if cookie is None else cookie
@@ -60,7 +63,7 @@ class Worker:
         return far
 
     def find(self, bridge: str, key: ServiceKey) -> Target | None:
-        return self.target if (bridge, key) == ("br0", ServiceKey(self.port)) else None
+        return self.target if (bridge, key) == ("br0", key_here(self.port)) else None
 
     def ended(self, intake: Intake) -> None:
         self.lost.append(intake)
@@ -78,7 +81,7 @@ class Worker:
         """Pass sockets on, as a relay does, which closes its own copies."""
         send(
             self.relays[relay],
-            wire.Accepted(ServiceKey(port or self.port)),
+            wire.Accepted(key_here(port or self.port)),
             [each.fileno() for each in socks],
         )
         for each in socks:
@@ -96,11 +99,6 @@ class Worker:
         for last in list(self.intakes):
             self.ended(last)
         self.loop.close()
-
-
-@pytest.fixture(autouse=True)
-def service_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "SERVICE_ADDRESS", HERE)
 
 
 @pytest.fixture
@@ -189,7 +187,9 @@ def test_a_socket_that_no_guest_has_is_refused_and_closed(worker: Worker, kind: 
         worker.turn()
         assert copies(kept.fileno()) == before - 1
     (warning,) = worker.log.warnings
-    assert warning.startswith(f"bridge br0: connection to port {worker.port} reset: it is ")
+    assert warning.startswith(
+        f"bridge br0: connection to port {key_here(worker.port).in_words} reset: it is "
+    )
     assert worker.lost == []
     assert worker.target.read().total == 1
 
@@ -200,7 +200,7 @@ def test_a_socket_of_another_namespace_is_refused() -> None:
     worker.pass_on(near)
     run_until(worker.loop, lambda: bool(worker.log.warnings))
     assert worker.log.warnings == [
-        f"bridge br0: connection to port {worker.port} reset: it is of another namespace"
+        f"bridge br0: connection to port {key_here(worker.port).in_words} reset: it is of another namespace"
     ]
     assert not worker.connections
     with pytest.raises(ConnectionResetError):
@@ -246,7 +246,9 @@ def test_a_port_without_a_service_resets_the_guest(worker: Worker) -> None:
     far, near = worker.guest()
     worker.pass_on(near, port=1)
     run_until(worker.loop, lambda: bool(worker.log.warnings))
-    assert worker.log.warnings == ["bridge br0: connection to port 1 reset: there is no such service"]
+    assert worker.log.warnings == [
+        "bridge br0: connection to port 127.0.0.1:1 reset: there is no such service"
+    ]
     with pytest.raises(ConnectionResetError):
         far.recv(1)
 
