@@ -19,7 +19,14 @@ NETWORK = Network("\udcff and other bytes", "7")
 
 def test_a_bridge_arrives_as_it_was_sent() -> None:
     for members in (None, {}, {"02:00:0a:00:00:05": Member(NETWORK, 2)}):
-        wanted = ServiceMap("br0", SERVICES, NETWORK, members)
+        cards = frozenset({("vnet0", each) for each in members or ()})
+        wanted = ServiceMap("br0", SERVICES, NETWORK, members, cards)
         for guarded, uplinks in ((True, {"eth1", "eth2"}), (False, set[str]())):
             each = Remembered(wanted, guarded, frozenset(uplinks))
             assert from_json(json.loads(json.dumps(to_json(each)))) == each
+
+
+def test_a_bridge_of_an_older_daemon_has_no_cards() -> None:
+    sent = to_json(Remembered(ServiceMap("br0", SERVICES, NETWORK, {}), True, frozenset()))
+    del sent["cards"]
+    assert from_json(sent).map.cards == frozenset()

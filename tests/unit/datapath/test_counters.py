@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.unit.child import in_child
 from tproxy.datapath import counters
-from tproxy.datapath.counters import OPEN, SIZE, TO_ENDPOINT, TO_GUEST, TOTAL, Counters, Counts, View
+from tproxy.datapath.counters import CAUSES, OPEN, SIZE, TO_ENDPOINT, TO_GUEST, TOTAL, Counters, Counts, View
 from tproxy.errors import ProtocolError
 from tproxy.model import ServiceKey
 
@@ -212,7 +212,7 @@ def test_a_service_without_a_record_does_not_take_the_place_of_one_that_could_ha
             *[st.integers(0, 100)] * 4,
             st.text(max_size=5),
             st.floats(0, 100),
-            st.tuples(*[st.integers(0, 100)] * 8),
+            st.tuples(*[st.integers(0, 100)] * len(CAUSES)),
         ),
         max_size=5,
     )

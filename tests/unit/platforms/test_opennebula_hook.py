@@ -109,7 +109,7 @@ def test_on_detach_only_the_marked_nic_goes() -> None:
     assert hook.calls("clean", nics) == [("onebr0", ["hook", "down", "--bridge=onebr0", *card])]
 
 
-@pytest.mark.parametrize("port", ["", "..", "--force", "one 7", "a/b", "x" * 16])
+@pytest.mark.parametrize("port", ["", "..", "one 7", "a/b", "x" * 16])
 def test_what_is_no_port_is_not_passed_on(port: str) -> None:
     down = ["hook", "down", "--bridge=onebr0", f"--mac={FIRST}"]
     assert only_call("clean", nic(TARGET=port), "bridge") == down
