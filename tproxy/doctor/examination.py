@@ -32,7 +32,7 @@ from tproxy.doctor.look.rules import Rules
 from tproxy.errors import TproxyError
 from tproxy.kernel import kinds
 from tproxy.kernel import links as kernel_links
-from tproxy.model import TABLE, Endpoint, Service, check_interface_name
+from tproxy.model import TABLE, TCP, Endpoint, Service, check_interface_name
 from tproxy.operations import lost_table, removal
 from tproxy.operations.gc import candidates
 from tproxy.process import run_directory
@@ -136,7 +136,13 @@ def _maps(bridges: list[_Bridge], ran: Processes) -> list[Finding]:
 
 
 def _services(bridges: list[_Bridge]) -> list[Service]:
-    return [each for _, _, read in bridges if read.map is not None for each in read.map.services.values()]
+    return [
+        each
+        for _, _, read in bridges
+        if read.map is not None
+        for key, each in read.map.services.items()
+        if key.protocol == TCP
+    ]
 
 
 def _of_bridge(bridge: _Bridge, known: _Known) -> list[Finding]:

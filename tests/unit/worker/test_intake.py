@@ -255,7 +255,7 @@ def test_a_port_without_a_service_resets_the_guest(worker: Worker) -> None:
 
 def test_a_descriptor_that_is_no_socket_is_closed_and_the_worker_goes_on(worker: Worker) -> None:
     file = os.memfd_create("no socket")
-    send(worker.relays[0], wire.Accepted(worker.port), [file, file])
+    send(worker.relays[0], wire.Accepted(key_here(worker.port)), [file, file])
     run_until(worker.loop, lambda: bool(worker.log.warnings))
     worker.turn()
     assert copies(file) == 1

@@ -10,7 +10,7 @@ from tproxy.config.services import NoAddress
 from tproxy.config.union import Offer
 from tproxy.doctor.finding import Finding, bad, good, warning
 from tproxy.doctor.look.configuration import Configuration
-from tproxy.model import Service, ServiceMap
+from tproxy.model import Service, ServiceKey, ServiceMap
 
 
 def of_file(found: Configuration) -> list[Finding]:
@@ -58,23 +58,23 @@ def of_bridge(found: Configuration, loaded: ServiceMap) -> list[Finding]:
     if union.contradictions:
         findings[-1:] = [warning("networks", str(each), "tproxy check") for each in union.contradictions]
     wrong = sorted(
-        port
-        for port in loaded.services.keys() | union.services.keys()
-        if _endpoint(loaded.services, port) != _endpoint(union.services, port)
+        key
+        for key in loaded.services.keys() | union.services.keys()
+        if _endpoint(loaded.services, key) != _endpoint(union.services, key)
     )
     if wrong:
-        port = wrong[0]
+        key = wrong[0]
         more = f", and {len(wrong) - 1} other ports differ" if len(wrong) > 1 else ""
         text = (
-            f"port {port} leads to {_endpoint(loaded.services, port)}, "
-            f"and the file says {_endpoint(union.services, port)}{more}"
+            f"port {key.in_words} leads to {_endpoint(loaded.services, key)}, "
+            f"and the file says {_endpoint(union.services, key)}{more}"
         )
         return [*findings, bad("file", text, refresh)]
     return [*findings, good("file", f"the map is what {read.path} says")]
 
 
-def _endpoint(services: Mapping[int, Service], port: int) -> str:
-    found = services.get(port)
+def _endpoint(services: Mapping[ServiceKey, Service], key: ServiceKey) -> str:
+    found = services.get(key)
     return found.leads_to if found is not None else "nothing"
 
 

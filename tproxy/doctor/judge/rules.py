@@ -9,7 +9,7 @@ from tproxy.doctor.finding import Finding, bad, good, warning
 from tproxy.doctor.look.links import Links
 from tproxy.doctor.look.processes import Agent
 from tproxy.doctor.look.rules import Rules
-from tproxy.model import SERVICE_ADDRESS, BridgeNames, ServiceMap
+from tproxy.model import SERVICE_ADDRESS, TCP, BridgeNames, ServiceMap
 
 # A chain of another program that drops can still accept what guests send, which only a guest can tell.
 _TRY = "tproxy probe {}"
@@ -99,5 +99,6 @@ def of_wall(bridge: str, found: Rules) -> Finding:
 
 
 def _closed(wall: Wall, found: ServiceMap | None) -> int:
-    closed = (found.services.keys() if found is not None else set()) - wall.ports
+    keys = found.services.keys() if found is not None else ()
+    closed = {key.port for key in keys if key.protocol == TCP} - wall.ports
     return min(closed, default=0)

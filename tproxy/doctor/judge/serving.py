@@ -9,7 +9,7 @@ from typing import Any
 from tproxy.doctor.finding import Finding, bad, good, warning
 from tproxy.doctor.look.dial import Dialled
 from tproxy.doctor.look.processes import Processes
-from tproxy.model import BridgeNames, Endpoint, ServiceMap
+from tproxy.model import TCP, BridgeNames, Endpoint, ServiceKey, ServiceMap
 
 # Seconds for which a worker's last error is news. Arbitrary: older ones are in `status` and in the log.
 _RECENT = 600.0
@@ -41,20 +41,19 @@ def of_ports(bridge: str, found: Processes, loaded: ServiceMap) -> Finding:
             "not known without the daemon",
             f"ip netns exec {BridgeNames(bridge).namespace} ss -Hltn",
         )
-    served = {each["port"]: each for each in status["services"]}
-    for port, each in sorted(served.items()):
-        if port in loaded.services and not each["listening"]:
+    served = {_key(each): each for each in status["services"]}
+    for key, each in sorted(served.items(), key=lambda item: item[0]):
+        if key in loaded.services and not each["listening"]:
             look = f"ip netns exec {BridgeNames(bridge).namespace} ss -Hltnp"
-            return bad("listening", f"port {port} cannot listen: {each['problem']}", look)
+            return bad("listening", f"port {key.in_words} cannot listen: {each['problem']}", look)
     changed = sorted(
-        port
-        for port in served.keys() | loaded.services.keys()
-        if _endpoint(served.get(port)) != _loaded(loaded, port)
+        key
+        for key in served.keys() | loaded.services.keys()
+        if _endpoint(served.get(key)) != _loaded(loaded, key)
     )
     if changed:
-        text = (
-            f"the map was changed, and the daemon was not told: port {', '.join(map(str, changed[:_NAMED]))}"
-        )
+        ports = ", ".join(key.in_words for key in changed[:_NAMED])
+        text = f"the map was changed, and the daemon was not told: port {ports}"
         return bad("listening", text, "tproxy reload")
     return good("listening", f"{len(served)} of {len(served)} ports")
 
@@ -62,11 +61,11 @@ def of_ports(bridge: str, found: Processes, loaded: ServiceMap) -> Finding:
 def of_endpoints(loaded: ServiceMap, dialled: Mapping[Endpoint, Dialled]) -> list[Finding]:
     """Each endpoint, in the order of the ports."""
     findings = []
-    for port, service in sorted(loaded.services.items()):
-        for endpoint in service.candidates:
+    for key, service in sorted(loaded.services.items()):
+        for endpoint in service.candidates if key.protocol == TCP else ():
             found = dialled.get(endpoint)
             name = f" ({service.name})" if service.name else ""
-            where = f"port {port}{name}: endpoint {endpoint}"
+            where = f"port {key.in_words}{name}: endpoint {endpoint}"
             if found is None:
                 text = f"{where} was not dialled: too many others do not answer"
                 findings.append(warning("endpoint", text))
@@ -87,12 +86,14 @@ def of_limits(bridge: str, found: Processes) -> Finding:
         if counts:
             name, count = max(counts.items(), key=lambda item: item[1])
             most = each["options"].get(name)
-            text = f"port {each['port']}: {name}{f' ({most})' if most else ''} ended {count} connections"
+            text = (
+                f"port {_key(each).in_words}: {name}{f' ({most})' if most else ''} ended {count} connections"
+            )
             return warning("limits", text, "tproxy status --verbose")
     for each in services:
         at = each.get("last_error_at")
         if at and time.time() - at < _RECENT:
-            text = f"port {each['port']}: {each['last_error']}, {time.time() - at:.0f} s ago"
+            text = f"port {_key(each).in_words}: {each['last_error']}, {time.time() - at:.0f} s ago"
             return warning("limits", text, "tproxy status --verbose")
     return good("limits", "no connection ran into a limit or an error lately")
 
@@ -108,6 +109,11 @@ def _endpoint(served: Mapping[str, Any] | None) -> str:
     return ", ".join(each["endpoint"] for each in served.get("endpoints", ())) or str(served["endpoint"])
 
 
-def _loaded(loaded: ServiceMap, port: int) -> str:
-    service = loaded.services.get(port)
+def _key(served: Mapping[str, Any]) -> ServiceKey:
+    known = (served[each] for each in ("protocol", "address") if each in served)  # of older versions none
+    return ServiceKey(served["port"], *known)
+
+
+def _loaded(loaded: ServiceMap, key: ServiceKey) -> str:
+    service = loaded.services.get(key)
     return service.leads_to if service is not None else ""

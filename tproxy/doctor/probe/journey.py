@@ -85,7 +85,9 @@ def travel(wish: Wish) -> Generator[Step]:
 
 
 def _services(place: _Place) -> list[Service]:
-    found = [each for port, each in sorted(place.map.services.items()) if place.wish.port in (None, port)]
+    # What is not plain is not visited: nobody can tell whether a UDP service answers.
+    plain = [each for key, each in sorted(place.map.services.items()) if key.plain]
+    found = [each for each in plain if place.wish.port in (None, each.port)]
     return found[:MOST_PORTS]
 
 
