@@ -43,6 +43,7 @@ NAMES = {
         ip netns exec one_tproxy_br0 ip -4 route""",
     "service map": "nft list map ip one_tproxy ep_br0",
     "set of members": "nft list set ip one_tproxy gu_br0",
+    "set of cards": "nft list set ip one_tproxy pt_br0",
     "set of options": "nft list set ip one_tproxy op_br0",
     "map of other services": "nft list map ip one_tproxy sv_br0",
     "set of their options": "nft list set ip one_tproxy so_br0",
@@ -69,7 +70,7 @@ def served(real_kernel: None) -> Iterator[Hypervisor]:
         )  # more than a comment holds
         udp = "- {service_port: 53, remote_addr: 10.0.0.53, remote_port: 53, protocol: udp}\n"
         hypervisor.write(FILE, f"{options}{CONFIG.rstrip()}\n{udp}")
-        hook(hypervisor)
+        hook(hypervisor, "br0", "--port", "vnet0")
         yield hypervisor
 
 

@@ -269,7 +269,7 @@ def test_status_as_json_has_the_keys_of_the_contract_and_no_other(lab: OneBridge
     keys_there = table("Limits and time-outs", "key", page=LIMITS).column("key")
     limits = {key.removeprefix("tproxy_") for key in keys_there}
     for each in (one for bridge in shown["daemon"]["bridges"].values() for one in bridge["services"]):
-        assert {*each["limited"]} == limits - {"connect_timeout"}
+        assert {*each["limited"]} == limits - {"connect_timeout"} | {"network"}
         assert {*each["options"]} == limits - {"max_connections"} | {"name"}
     assert keys_of(shown, named) - {"processes[].title", "processes[].pid"} == keys
 

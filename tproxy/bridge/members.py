@@ -50,6 +50,16 @@ def is_stand_in(mac: str, network: Network) -> bool:
     return mac.startswith(_STAND_IN) and mac == address_of(network)
 
 
+def unnamed(found: ServiceMap) -> list[Network]:
+    """Return the networks with guests that hooks named neither by MAC nor by port."""
+    named = {mac for _, mac in found.cards}
+    return [
+        each.network
+        for mac, each in (found.members or {}).items()
+        if mac not in named and is_stand_in(mac, each.network)
+    ]
+
+
 def after_join(
     found: ServiceMap | None, wanted: ServiceMap, network: Network, nics: Nics, *, anew: bool = False
 ) -> ServiceMap:

@@ -119,7 +119,10 @@ def hook_up(
         words += ["--network-id", network.id]
     # Without an address, `up` would note a guest of which nobody tells when it goes.
     members = (found.members if found is not None else None) or {}
-    words += next((["--mac", mac] for mac, each in sorted(members.items()) if each.network == network), [])
+    mac = next((mac for mac, each in sorted(members.items()) if each.network == network), None)
+    if found is not None and mac is not None:
+        words += ["--mac", mac]
+        words += [word for port, at in sorted(found.cards) if at == mac for word in ("--port", port)]
     for each in sorted(uplinks):
         words += ["--uplink", each]
     if config is not None:

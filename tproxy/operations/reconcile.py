@@ -125,12 +125,7 @@ def warn_of_unnamed(found: ServiceMap | None, wanted: ServiceMap, union: Union) 
         service_map.storable(wanted).services,
     ):
         return
-    unnamed = [
-        each.network
-        for mac, each in (wanted.members or {}).items()
-        if members.is_stand_in(mac, each.network) and all(mac != card for _, card in wanted.cards)
-    ]
-    if unnamed:
+    if unnamed := members.unnamed(wanted):
         log.warning(
             "bridge %s: its networks have different services (%s), and no hook named MAC or port of guests "
             "of %s: they get only the services that all networks have",

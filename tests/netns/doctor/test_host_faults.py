@@ -143,7 +143,7 @@ LOGS = {
 
 
 def two_networks(port: int, remote_port: int) -> str:
-    """The script that brings up br9 for networks a and b; b has this port with another endpoint than a."""
+    """The script that brings up br9 for networks a and b, which have different services."""
     entry = "{{service_port: {}, remote_addr: 10.11.12.13, remote_port: {}, networks: [{}]}}"
     entries = f"{entry.format(1, 8080, 'a')}, {entry.format(port, remote_port, 'b')}"
     return (
@@ -183,7 +183,7 @@ CONFIGURATION = {
     ),
     "networks share a bridge": Fault(
         two_networks(2, 8080),
-        *("networks", "all its guests reach the services of all its networks: a, b"),
+        *("networks", "its networks have different services (a, b), and no hook named MAC or port of guests"),
         repair="tproxy hook down --bridge br9 --force",
         afterwards="ip link del br9",
         level="warning",
@@ -191,7 +191,7 @@ CONFIGURATION = {
     ),
     "networks want one port for different endpoints": Fault(
         two_networks(1, 8081),
-        *("networks", "port 1 leads to 10.11.12.13:8080 for network 'a', which came first"),
+        *("networks", "of a, b: they get only the services that all networks have"),
         repair="tproxy hook down --bridge br9 --force",
         afterwards="ip link del br9",
         level="warning",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from tproxy.bridge import members
 from tproxy.config.services import NoAddress
 from tproxy.config.union import Offer
 from tproxy.doctor.finding import Finding, bad, good, warning
 from tproxy.doctor.look.configuration import Configuration
-from tproxy.model import Service, ServiceKey, ServiceMap
+from tproxy.model import Network, Service, ServiceKey, ServiceMap
 
 
 def of_file(found: Configuration) -> list[Finding]:
@@ -53,10 +54,8 @@ def of_bridge(found: Configuration, loaded: ServiceMap) -> list[Finding]:
     refresh = shlex.join(["tproxy", "refresh", *(["--config", read.path] if found.named else [])])
     offer = Offer(read, lambda name: _resolved(found, name))
     offer.look_up(loaded.networks)
-    union = offer.union(loaded.networks, loaded)
-    findings = [_networks(loaded, mixed=union.mixed)]
-    if union.contradictions:
-        findings[-1:] = [warning("networks", str(each), "tproxy check") for each in union.contradictions]
+    union = offer.union(loaded.orders, loaded)
+    findings = [_networks(loaded, divided=union.divided)]
     wrong = sorted(
         key
         for key in loaded.services.keys() | union.services.keys()
@@ -78,12 +77,22 @@ def _endpoint(services: Mapping[ServiceKey, Service], key: ServiceKey) -> str:
     return found.leads_to if found is not None else "nothing"
 
 
-def _networks(loaded: ServiceMap, *, mixed: bool) -> Finding:
-    names = ", ".join(each.name or each.id or "none" for each in loaded.networks)
-    if mixed:
-        text = f"all its guests reach the services of all its networks: {names}"
+def _networks(loaded: ServiceMap, *, divided: bool) -> Finding:
+    names = _names_of(loaded.networks)
+    unnamed = members.unnamed(loaded) if divided else []
+    if unnamed:
+        text = (
+            f"its networks have different services ({names}), and no hook named MAC or port of guests of "
+            f"{_names_of(unnamed)}: they get only the services that all networks have"
+        )
         return warning("networks", text, "tproxy status --verbose")
+    if divided:
+        return good("networks", f"each of its networks has services of its own: {names}")
     return good("networks", f"the bridge has network {names}" if names != "none" else "no network is named")
+
+
+def _names_of(networks: Iterable[Network]) -> str:
+    return ", ".join(each.name or each.id or "none" for each in networks)
 
 
 def _resolved(found: Configuration, name: str) -> list[str]:

@@ -19,9 +19,9 @@ def of_map(bridge: str, found: Rules, repair: str) -> Finding:
     """Whether the bridge has services."""
     names = BridgeNames(bridge)
     if found.map_problem:
-        what = "set" if names.members in found.map_problem else "map"
-        name = names.members if what == "set" else names.map
-        return bad("map", found.map_problem, f"nft delete {what} ip one_tproxy {name}")
+        named = next((each for each in (names.members, names.cards) if each in found.map_problem), None)
+        what = f"set ip one_tproxy {named}" if named else f"map ip one_tproxy {names.map}"
+        return bad("map", found.map_problem, f"nft delete {what}")
     if found.map is None:
         text = f"there is no map {names.map}: no hook brought the bridge up, or somebody took it down"
         return bad("map", text, repair)
