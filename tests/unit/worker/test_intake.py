@@ -246,7 +246,9 @@ def test_a_port_without_a_service_resets_the_guest(worker: Worker) -> None:
     far, near = worker.guest()
     worker.pass_on(near, port=1)
     run_until(worker.loop, lambda: bool(worker.log.warnings))
-    assert worker.log.warnings == ["bridge br0: connection to port 127.0.0.1:1 reset: there is no such service"]
+    assert worker.log.warnings == [
+        "bridge br0: connection to port 127.0.0.1:1 reset: there is no such service"
+    ]
     with pytest.raises(ConnectionResetError):
         far.recv(1)
 
