@@ -216,6 +216,10 @@ def test_a_wall_that_cannot_be_built_is_one_line_and_the_bridge_is_served(foreig
 @pytest.mark.parametrize("kind", wall.KINDS, ids=str)
 def test_each_kind_of_wall_is_found_as_what_was_loaded(hypervisor: Hypervisor, kind: wall.Kind) -> None:
     hypervisor.ip(f"netns add {NAMESPACE}")
-    hypervisor.run("nft", wall.load(kind, [80, 443]), netns=NAMESPACE)
-    listed = hypervisor.run("nft", "-j", "list", "table", kind.family, "one_tproxy", netns=NAMESPACE).stdout
-    assert wall.parse(kind.family, json.loads(listed)["nftables"]) == wall.Wall(kind, frozenset({80, 443}))
+    for udp in ([53, 123], []):
+        hypervisor.run("nft", wall.load(kind, [80, 443], udp), netns=NAMESPACE)
+        list_ = ("nft", "-j", "list", "table", kind.family, "one_tproxy")
+        listed = json.loads(hypervisor.run(*list_, netns=NAMESPACE).stdout)["nftables"]
+        # Without UDP services, walls that refuse and those that do not are the same.
+        same = kind if udp else kind._replace(refuses=True)
+        assert wall.parse(kind.family, listed) == wall.Wall(same, frozenset({80, 443}), frozenset(udp))
