@@ -23,7 +23,7 @@ from tproxy.model import Member, Network, ServiceMap
 from tproxy.typed import NamedTuple
 
 # Locally administered (bit 1 of the first byte), so no manufacturer gives such an address to a NIC.
-_STAND_IN = "0a:fe"
+STAND_IN = "0a:fe"
 
 Members = Mapping[str, Member]
 
@@ -42,12 +42,12 @@ def address_of(network: Network) -> str:
     """Return the address that stands for the guests of a network whose MACs no hook named."""
     name, number = (each.encode(errors="surrogateescape") for each in service_map.stored(network))
     digits = f"{zlib.crc32(number + bytes(1) + name):08x}"
-    return ":".join([_STAND_IN, *(digits[at : at + 2] for at in range(0, 8, 2))])
+    return ":".join([STAND_IN, *(digits[at : at + 2] for at in range(0, 8, 2))])
 
 
 def is_stand_in(mac: str, network: Network) -> bool:
     """Return whether a member's address stands for guests whose MACs no hook named."""
-    return mac.startswith(_STAND_IN) and mac == address_of(network)
+    return mac.startswith(STAND_IN) and mac == address_of(network)
 
 
 def unnamed(found: ServiceMap) -> list[Network]:

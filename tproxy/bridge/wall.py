@@ -3,7 +3,8 @@
 The guards (``guard_rules``) decide on the bridge which frames reach the namespace. The wall decides once
 more, in the namespace, what reaches its TCP/IP stack: TCP to the service ports, and a limited number of pings
 and of SYNs to other ports, which the kernel answers with a reset. So a guest cannot use the rest of the
-stack, such as ICMP errors that change a route's MTU, fragments, or UDP. A namespace that another program made
+stack, such as ICMP errors that change a route's MTU, fragments, or UDP that is
+no service's. A namespace that another program made
 has no guards of ours, and a wall all the same. How many connections a guest may open is the guards' matter:
 they know the port where a frame came in, which a guest cannot forge.
 
@@ -16,6 +17,10 @@ a connection which it opens: no packet with SYN and ACK passes.
 ARP is no packet of the families that are filtered here. Connections to the service address from inside the
 namespace pass, for people who look for a fault.
 
+Where the bridge has UDP services, fragments of UDP pass too: only the first one of a datagram has ports. The
+kernel puts them together, and the chain AFTER, which sees the whole datagram, drops what is for no service.
+It also refuses, by ICMP, what is for a service whose endpoints cannot be reached (``refuse``).
+
 Each rule has a comment with a checksum of its text, as the guards' have. The wall is right when its chain,
 comments and ports are; otherwise one transaction replaces it, and no packet sees a namespace without a wall.
 """
@@ -23,7 +28,7 @@ comments and ports are; otherwise one transaction replaces it, and no packet see
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from functools import cache
 
@@ -31,22 +36,30 @@ from tproxy.bridge import nftables
 from tproxy.errors import NftError, TproxyError
 from tproxy.kernel import links, netns
 from tproxy.log.lazy import logger
-from tproxy.model import SERVICE_ADDRESS, TABLE, TCP, BridgeNames, ServiceKey
+from tproxy.model import SERVICE_ADDRESS, TABLE, TCP, UDP, BridgeNames, ServiceKey
 from tproxy.typed import Any, NamedTuple
 
 log = logger(__name__)
 
 CHAIN = "wall"
-PORTS = "ports"  # the set of the service ports
+PORTS = "ports"  # the set of the service ports of TCP
+AFTER = "datagrams"  # the chain behind the place where the kernel puts fragments together
+UDP_PORTS = "udp_ports"
+REFUSED = "refused"  # the set of the UDP ports whose guests are refused now
 
 # Before the kernel would put fragments together, NF_IP_PRI_RAW_BEFORE_DEFRAG in <linux/netfilter_ipv4.h>.
 _HOOK, _PRIORITY = "prerouting", -450
+_SETS = {PORTS, UDP_PORTS, REFUSED}
+_BASE = {CHAIN: (_HOOK, _PRIORITY, "drop"), AFTER: ("input", 0, "accept")}
 
 SYSCTLS = {
     "ipv4/ip_unprivileged_port_start": "0",  # a relay without capabilities listens at low ports too
     # The wall drops the ICMP errors of a router with a small MTU between a guest and the service, such as a
     # guest's own tunnel. With 1 a connection whose large segments vanish tries smaller ones.
     "ipv4/tcp_mtu_probing": "1",
+    # Fragments of a datagram come right behind each other. Those without the rest must not take the memory of
+    # others' (ipfrag_high_thresh) for longer than this, in seconds.
+    "ipv4/ipfrag_time": "3",
 }
 
 # In a second, and at once. A monitoring system that pings from each guest fits in.
@@ -57,6 +70,8 @@ _MARK = "tproxy "  # begins the comment of each of our rules
 _FOR_US = f"ip daddr {SERVICE_ADDRESS}"
 # Words at a fixed place, for the kernel's fast way (guard_rules). No more fragments, and offset 0:
 _WHOLE = "@nh,32,32 & 0x00003fff == 0"
+_REFUSE = "reject with icmp type port-unreachable"
+_FRAGMENT = "@nh,32,32 & 0x00003fff != 0"
 # SYN and ACK: the answer to a connection that began here.
 _NO_ANSWER = "@th,96,32 & 0x00120000 != 0x00120000"
 _NEW = "tcp flags & (fin | syn | rst | ack) == syn"
@@ -67,22 +82,25 @@ class Kind(NamedTuple):
     """A wall that a kernel may support.
 
     ``family`` is ``inet``, or ``ip`` where the kernel has no ``inet``. ``limited``: with limits of what is
-    not a connection to a service.
+    not a connection to a service. ``refuses``: with ICMP for UDP services that cannot be reached.
     """
 
     family: str
     limited: bool
+    refuses: bool = True
 
     @property
     def lacks(self) -> str:
         """What a kernel lacks that needs this kind, in words, and what follows; or ""."""
         lacks = [] if self.family == "inet" else ["family inet of nftables: walls let IPv6 pass"]
         lacks += [] if self.limited else ["limit of nftables: walls let any number of pings pass"]
+        lacks += [] if self.refuses else ["reject of nftables: guests of UDP get no ICMP"]
         return ", and no ".join(lacks)
 
 
+_LIMITED = (Kind("inet", True), Kind("ip", True), Kind("inet", False), Kind("ip", False))
 # Best first.
-KINDS = (Kind("inet", True), Kind("ip", True), Kind("inet", False), Kind("ip", False))
+KINDS = (*_LIMITED, *(each._replace(refuses=False) for each in _LIMITED))
 
 
 class Wall(NamedTuple):
@@ -90,36 +108,57 @@ class Wall(NamedTuple):
 
     kind: Kind | None
     ports: frozenset[int]
+    udp_ports: frozenset[int] = frozenset()
 
 
 @cache
-def rules(kind: Kind) -> list[str]:
-    """The rules of the wall's chain, whose policy is drop."""
+def rules(kind: Kind, *, udp: bool) -> dict[str, list[str]]:
+    """The rules of the wall's chains. ``udp``: the bridge has UDP services."""
     pings = f" limit rate {PINGS}/second burst {PING_BURST} packets" if kind.limited else ""
     closed = f" limit rate {CLOSED}/second burst {CLOSED_BURST} packets" if kind.limited else ""
-    return [
+    datagrams = [
+        f"{_FOR_US} {_WHOLE} udp dport @{UDP_PORTS} accept",
+        f"{_FOR_US} {_FRAGMENT} ip protocol udp accept",
+    ]
+    wall = [
         f"{_FOR_US} {_WHOLE} tcp dport @{PORTS} {_NO_ANSWER} accept",
         f"{_FOR_US} {_WHOLE} {_NEW}{closed} accept",
         f"{_FOR_US} {_WHOLE} {_GOES_ON} accept",
         f"{_FOR_US} {_WHOLE} icmp type echo-request{pings} accept",
+        *(datagrams if udp else []),
         "iif lo accept",
     ]
+    if not udp:
+        return {CHAIN: wall}
+    after = [
+        "iif lo accept",
+        *([f"{_FOR_US} udp dport @{REFUSED} {_REFUSE}"] if kind.refuses else []),
+        f"{_FOR_US} udp dport != @{UDP_PORTS} drop",
+    ]
+    return {CHAIN: wall, AFTER: after}
 
 
-def load(kind: Kind, ports: Iterable[int]) -> str:
+def load(kind: Kind, ports: Collection[int], udp_ports: Collection[int] = ()) -> str:
     """Return the commands of one transaction that replaces whatever wall there is."""
     table = f"{kind.family} {TABLE}"
-    elements = ", ".join(map(str, sorted(ports)))
+    sets = {PORTS: "type inet_service;"}
+    if udp_ports:
+        sets |= {UDP_PORTS: "type inet_service;", REFUSED: "type inet_service; flags timeout;"}
+    chains = rules(kind, udp=bool(udp_ports))
     lines = [
         f"add table {table}",  # first, because deleting fails where there is none
         f"delete table {table}",
         f"add table {table}",
-        f"add set {table} {PORTS} {{ type inet_service; }}",
-        f"add chain {table} {CHAIN} {{ type filter hook {_HOOK} priority {_PRIORITY}; policy drop; }}",
-        *(f'add rule {table} {CHAIN} {rule} comment "{_mark(rule)}"' for rule in rules(kind)),
+        *(f"add set {table} {name} {{ {kind_of} }}" for name, kind_of in sets.items()),
     ]
-    if elements:
-        lines.append(f"add element {table} {PORTS} {{ {elements} }}")
+    for chain, its_rules in chains.items():
+        hook, priority, policy = _BASE[chain]
+        base = f"type filter hook {hook} priority {priority}; policy {policy};"
+        lines.append(f"add chain {table} {chain} {{ {base} }}")
+        lines += [f'add rule {table} {chain} {rule} comment "{_mark(rule)}"' for rule in its_rules]
+    for name, wanted in ((PORTS, ports), (UDP_PORTS, udp_ports)):
+        if wanted:
+            lines.append(f"add element {table} {name} {{ {', '.join(map(str, sorted(wanted)))} }}")
     return "\n".join(lines)
 
 
@@ -128,48 +167,54 @@ def parse(family: str, listed: Iterable[dict[str, Any]]) -> Wall | None:
 
     Raises NftError when the table has a chain or set that no wall has: another program's table.
     """
-    chain: dict[str, Any] = {}
-    marks: list[str] = []
-    ports: list[Any] | None = None
+    chains: dict[str, tuple[Any, Any, Any]] = {}
+    marks: dict[str, list[str]] = {}
+    sets: dict[str, list[Any]] = {}
     found = False
     for item in listed:
         ((what, each),) = item.items()
         found = found or what == "table"
-        if what == "chain" and each["name"] == CHAIN:
-            chain = each
-        elif what == "rule" and each["chain"] == CHAIN:
-            marks.append(each.get("comment", ""))
-        elif what == "set" and each["name"] == PORTS and each["type"] == "inet_service":
-            ports = each.get("elem", [])
+        if what == "chain" and each["name"] in _BASE:
+            chains[each["name"]] = each.get("hook"), each.get("prio"), each.get("policy")
+        elif what == "rule" and each["chain"] in _BASE:
+            marks.setdefault(each["chain"], []).append(each.get("comment", ""))
+        elif what == "set" and each["name"] in _SETS and each["type"] == "inet_service":
+            sets[each["name"]] = each.get("elem", [])
         elif what not in ("metainfo", "table"):
             raise NftError(f"table {family} {TABLE} in the namespace belongs to another program")
     if not found:
         return None
-    kinds = (kind for kind in KINDS if kind.family == family and marks == list(map(_mark, rules(kind))))
-    where = chain.get("hook"), chain.get("prio"), chain.get("policy")
+    ports, udp_ports = sets.get(PORTS), sets.get(UDP_PORTS, [])
+    udp = AFTER in chains
+    wanted = [CHAIN, *([AFTER] if udp else [])]
     # An element with a comment, or a range, is listed as an object.
     if (
         ports is None
-        or where != (_HOOK, _PRIORITY, "drop")
-        or not all(isinstance(each, int) for each in ports)
+        or chains != {name: _BASE[name] for name in wanted}
+        or (sets.keys() == _SETS) != udp
+        or not all(isinstance(each, int) for each in (*ports, *udp_ports))
     ):
         return Wall(None, frozenset())
-    return Wall(next(kinds, None), frozenset(ports))
+    for kind in KINDS:
+        known = {name: list(map(_mark, each)) for name, each in rules(kind, udp=udp).items()}
+        if kind.family == family and known == marks:
+            return Wall(kind, frozenset(ports), frozenset(udp_ports))
+    return Wall(None, frozenset(ports), frozenset(udp_ports))
 
 
-def ensure(bridge: str, keys: Iterable[ServiceKey]) -> None:
+def ensure(bridge: str, keys: Collection[ServiceKey]) -> None:
     """Have the wall in the bridge's namespace, for these services, and SYSCTLS set there.
 
     Whoever made the namespace. Does nothing when all is as it should be. Raises NftError, KernelError.
     """
-    wanted = frozenset(key.port for key in keys if key.protocol == TCP)
+    ports, udp_ports = (frozenset(key.port for key in keys if key.protocol == each) for each in (TCP, UDP))
     with nftables.inside(BridgeNames(bridge).namespace) as inner:
         try:
             wall = _find(inner)
             if wall is None or wall.kind is None:
-                _load_best(inner, bridge, wanted)
-            elif wall.ports != wanted:
-                inner.transaction([load(wall.kind, wanted)])
+                _load_best(inner, bridge, ports, udp_ports)
+            elif (wall.ports, wall.udp_ports) != (ports, udp_ports):
+                inner.transaction([load(wall.kind, ports, udp_ports)])
         finally:  # the relay needs them in any case
             found = links.sysctls(SYSCTLS)
             for path, value in SYSCTLS.items():
@@ -181,6 +226,23 @@ def look(bridge: str) -> Wall | None:
     """Return the wall in the bridge's namespace as it is now; None for none. Raises NftError, KernelError."""
     with nftables.inside(BridgeNames(bridge).namespace) as inner:
         return _find(inner)
+
+
+def refuse(bridge: str, port: int, seconds: float) -> None:
+    """Have guests' datagrams for a UDP port refused by ICMP for so many seconds; 0: no more.
+
+    Raises NftError, KernelError.
+    """
+    with nftables.inside(BridgeNames(bridge).namespace) as inner:
+        wall = _find(inner)
+        if wall is None or wall.kind is None or port not in wall.udp_ports:
+            return
+        place = f"element {wall.kind.family} {TABLE} {REFUSED}"
+        # Added first, because deleting fails where there is none, and adding does not renew a time-out.
+        commands = [f"add {place} {{ {port} }}", f"delete {place} {{ {port} }}"]
+        if seconds:
+            commands.append(f"add {place} {{ {port} timeout {max(round(seconds), 1)}s }}")
+        inner.transaction(commands)
 
 
 def remove(bridge: str) -> None:
@@ -219,15 +281,15 @@ def _find(inner: nftables.Inner) -> Wall | None:
     return None
 
 
-def _load_best(inner: nftables.Inner, bridge: str, ports: frozenset[int]) -> None:
+def _load_best(inner: nftables.Inner, bridge: str, ports: frozenset[int], udp_ports: frozenset[int]) -> None:
     """Load the first kind that this kernel accepts."""
     for kind in KINDS:
         try:
-            inner.transaction([load(kind, ports)])
+            inner.transaction([load(kind, ports, udp_ports)])
         except (nftables.Unsupported, nftables.Absent) as error:
             refused = error
         else:
-            log.debug("bridge %s: wall loaded for ports %s", bridge, sorted(ports))
+            log.debug("bridge %s: wall loaded for ports %s", bridge, sorted(ports | udp_ports))
             if kind.lacks:
                 _tell(kind.lacks)
             return

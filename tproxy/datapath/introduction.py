@@ -22,6 +22,7 @@ from tproxy.proxy_protocol import (
     OF_NETWORK,
     OF_NETWORK_ID,
     OF_PORT,
+    STREAM,
     UNIQUE_ID,
 )
 
@@ -45,12 +46,21 @@ class Introductions:
         # Ids are unique among all processes and hosts: 48 random bits, and a number.
         self._start = os.urandom(6).hex()
         self._bridges: dict[str, _Bridge] = {}
+        self.state = 0  # changes with all that the daemon says
 
     def id(self, number: int) -> str:
         """Return the id of this process's connection with this number."""
         return f"{self._start}-{number}"
 
-    def header(self, number: int, bridge: str, key: ServiceKey, peer: tuple[str, int], mac: str) -> bytes:
+    def header(
+        self,
+        number: int,
+        bridge: str,
+        key: ServiceKey,
+        peer: tuple[str, int],
+        mac: str,
+        transport: int = STREAM,
+    ) -> bytes:
         """Return the header for a connection to a service; ``mac`` is "" where nobody knows it."""
         known = self._bridges.get(bridge) or _Bridge()
         if len(known.networks) == 1:
@@ -70,6 +80,7 @@ class Introductions:
                 OF_PORT: "" if place == SEVERAL else place,
                 OF_HYPERVISOR: known.hypervisor,
             },
+            transport,
         )
 
     def judge(self, bridge: str, mac: str) -> Verdict:
@@ -92,6 +103,7 @@ class Introductions:
         A long list comes in parts; it counts with the ``last`` one.
         """
         known = self._bridges.setdefault(bridge, _Bridge())
+        self.state += 1
         if first:
             known.coming = {}, []
         known.coming[0].update(members)
@@ -107,6 +119,7 @@ class Introductions:
         ``first``: in place of all that was said before.
         """
         places = self._bridges.setdefault(bridge, _Bridge()).guests.places
+        self.state += 1
         if first:
             places.clear()
         for mac, port in ports:
@@ -117,6 +130,7 @@ class Introductions:
 
     def forget_ports(self) -> None:
         """Leave all ports out from now on: nobody tells when a guest moves to another."""
+        self.state += 1
         for known in self._bridges.values():
             known.guests.places.clear()
 

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from tests.netns.conftest import ENDPOINTS
 from tests.netns.one_bridge import ECHO, ENDPOINT, OneBridge
 from tests.netns.talk import Talk
 from tests.netns.waiting import eventually
@@ -114,6 +115,17 @@ def test_a_reload_opens_and_closes_ports_and_connections_go_on(lab: OneBridge) -
     with_service.end()
 
 
+def test_a_process_in_the_namespace_can_open_no_connection_to_a_guest(lab: OneBridge) -> None:
+    """Such as a relay that was taken over. The guest's answer, a SYN with ACK, is dropped."""
+    argv = (sys.executable, str(ENDPOINTS), "echo", lab.guest.address, "9000")
+    lab.host.serve(*argv, netns=lab.guest.name)
+    dial = f"import socket; socket.create_connection(('{lab.guest.address}', 9000), 2)"
+    done = lab.host.run(sys.executable, "-c", dial, netns=NAMESPACE, check=False)
+    assert "timed out" in done.stderr
+    lab.host.run("nft", "delete", "table", *TABLE, netns=NAMESPACE)
+    lab.host.run(sys.executable, "-c", dial, netns=NAMESPACE)
+
+
 @pytest.mark.parametrize("command", ["hook", "reload", "start"])
 @pytest.mark.parametrize(
     "damage",
@@ -204,6 +216,10 @@ def test_a_wall_that_cannot_be_built_is_one_line_and_the_bridge_is_served(foreig
 @pytest.mark.parametrize("kind", wall.KINDS, ids=str)
 def test_each_kind_of_wall_is_found_as_what_was_loaded(hypervisor: Hypervisor, kind: wall.Kind) -> None:
     hypervisor.ip(f"netns add {NAMESPACE}")
-    hypervisor.run("nft", wall.load(kind, [80, 443]), netns=NAMESPACE)
-    listed = hypervisor.run("nft", "-j", "list", "table", kind.family, "one_tproxy", netns=NAMESPACE).stdout
-    assert wall.parse(kind.family, json.loads(listed)["nftables"]) == wall.Wall(kind, frozenset({80, 443}))
+    for udp in ([53, 123], []):
+        hypervisor.run("nft", wall.load(kind, [80, 443], udp), netns=NAMESPACE)
+        list_ = ("nft", "-j", "list", "table", kind.family, "one_tproxy")
+        listed = json.loads(hypervisor.run(*list_, netns=NAMESPACE).stdout)["nftables"]
+        # Without UDP services, walls that refuse and those that do not are the same.
+        same = kind if udp else kind._replace(refuses=True)
+        assert wall.parse(kind.family, listed) == wall.Wall(same, frozenset({80, 443}), frozenset(udp))

@@ -97,6 +97,7 @@ def test_all_options_of_an_entry_at_once_are_stored(loaded: Load) -> None:
         "drain_timeout": "2592000",
         "proxy_protocol": "v2",
         "spread": "least",
+        "udp_idle_timeout": "86400",
         "remote_addr": "["
         + ", ".join(f"'fd00:{each:x}:2222:3333:4444:5555:6666:7777'" for each in range(15))
         + ", 10.0.0.1]",
@@ -131,6 +132,7 @@ BAD_VALUES: dict[str, list[str]] = {
     **{f"{top}drain_timeout": ["-1", "2592001", "0.5", "never"] for top in TOPS},
     **{f"{top}proxy_protocol": ["v1", "2", "true", "[v2]"] for top in TOPS},
     "tproxy_hypervisor_name": ["''", "5", "é", f"{'n' * 65}", "[a]"],
+    **{f"{top}udp_idle_timeout": ["0", "86401", "-1", "never", "0.5"] for top in TOPS},
     **{f"{top}spread": ["last", "0", "[first]", "true"] for top in TOPS},
     "tproxy_bridges": ["br0", "[br0]", "[{network: blue}]"],
     "service_port": ["0", "65536", "http", "-5", "1.5", "[80]"],
@@ -216,6 +218,7 @@ GOOD_VALUES: dict[str, list[str]] = {
         "'64:ff9b::10.0.0.1'",
     ],
     "networks": ["", "''", "0", "a", "'a b'", "[0, a]", "[]", "['a,b']", "!!str 7"],
+    "udp_idle_timeout": ["", "auto", "1", "86400", "'5'"],
     "protocol": ["", "tcp", "udp", "[udp]", "[tcp, udp]", "[udp, tcp, udp]"],
     "name": ["", "n", "'a b'", "'0'"],
     "connect_timeout": ["", "0.001", "300", "'2.5'"],

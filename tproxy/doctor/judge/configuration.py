@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 
 from tproxy.bridge import members
 from tproxy.config.services import NoAddress
-from tproxy.config.union import Offer
+from tproxy.config.union import Offer, in_words
 from tproxy.doctor.finding import Finding, bad, good, warning
 from tproxy.doctor.look.configuration import Configuration
 from tproxy.model import Network, Service, ServiceKey, ServiceMap
@@ -26,6 +26,9 @@ def of_file(found: Configuration) -> list[Finding]:
 
 
 def _entries(found: Configuration, check: str) -> Finding:
+    if found.read is not None and found.read.silent:
+        text = f"{found.path} has no key tproxy: `tproxy refresh` refuses it, and hooks serve nothing"
+        return bad("configuration", text, check)
     if found.problems:
         first, *others = found.problems
         more = f" (and {len(others)} more)" if others else ""
@@ -46,16 +49,19 @@ def _names(found: Configuration) -> Finding:
     return good("names", f"{count} host names resolve" if count else "the file has no host names")
 
 
-def of_bridge(found: Configuration, loaded: ServiceMap) -> list[Finding]:
-    """Whether the map is what the file says for the bridge's networks, and what these share."""
+def of_bridge(found: Configuration, loaded: ServiceMap, gone: Set[str]) -> list[Finding]:
+    """Whether the map is what the file says for the bridge's networks, and what these share.
+
+    ``gone`` are members that are not to be seen at any port.
+    """
     read = found.read
-    if read is None:
+    if read is None or read.silent:
         return []
     refresh = shlex.join(["tproxy", "refresh", *(["--config", read.path] if found.named else [])])
     offer = Offer(read, lambda name: _resolved(found, name))
     offer.look_up(loaded.networks)
     union = offer.union(loaded.orders, loaded)
-    findings = [_networks(loaded, divided=union.divided)]
+    findings = [_networks(loaded, gone, divided=union.divided)]
     wrong = sorted(
         key
         for key in loaded.services.keys() | union.services.keys()
@@ -77,7 +83,13 @@ def _endpoint(services: Mapping[ServiceKey, Service], key: ServiceKey) -> str:
     return found.leads_to if found is not None else "nothing"
 
 
-def _networks(loaded: ServiceMap, *, divided: bool) -> Finding:
+def _networks(loaded: ServiceMap, gone: Set[str], *, divided: bool) -> Finding:
+    for network in loaded.networks if len(loaded.networks) > 1 else ():
+        macs = sorted(mac for mac, each in (loaded.members or {}).items() if each.network == network)
+        if macs and gone >= set(macs):
+            text = f"{in_words(network)} has its services here, and none of its {len(macs)} guests is seen"
+            repair = shlex.join(["tproxy", "hook", "down", "--bridge", loaded.bridge, "--mac", macs[0]])
+            return warning("networks", text, repair)
     names = _names_of(loaded.networks)
     unnamed = members.unnamed(loaded) if divided else []
     if unnamed:
