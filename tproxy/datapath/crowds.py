@@ -37,7 +37,7 @@ class Crowd:
 
     def oldest(self, guest: str, key: ServiceKey | None = None) -> Session:
         """Return the guest's session that was used least recently, of this service or of any."""
-        return next(each for each in self.guests[guest] if key is None or each.gate.key == key)
+        return next(each for each in self.guests[guest] if key is None or each.key == key)
 
     def largest(self, key: ServiceKey | None = None) -> str:
         """Return the guest that has the most sessions, with this service or in all."""

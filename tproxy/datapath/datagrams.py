@@ -20,22 +20,27 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 
 from tproxy.datapath.connection import OF_ENDPOINT, dial_failure
-from tproxy.datapath.counters import CAUSES, OPEN, TO_ENDPOINT, TO_GUEST, TOTAL
+from tproxy.datapath.counters import CAUSES, NETWORK, OPEN, TO_ENDPOINT, TO_GUEST, TOTAL
 from tproxy.datapath.crowds import Crowds
 from tproxy.datapath.datagram_checks import DatagramChecks
 from tproxy.datapath.ended_lines import EndedLines
 from tproxy.datapath.endpoints import BACK_OFF_MOST, Endpoints, State
+from tproxy.datapath.held import Held
 from tproxy.datapath.introduction import Introductions
+from tproxy.datapath.membership import WAIT
 from tproxy.datapath.session import BUFFER, Gate, Session
 from tproxy.datapath.target import Target
+from tproxy.datapath.waiting import Divided, Door, targets_of
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import READ, Loop, Timer
 from tproxy.log.file import Log
 from tproxy.log.limit import LineLimit
 from tproxy.model import BridgeNames, Endpoint, Service, ServiceKey
 from tproxy.proxy_protocol import DATAGRAM
+from tproxy.typed import Any
 
 # Datagrams that are read from one socket in a row, so that the others have their turn.
 AT_ONCE = 64
@@ -48,6 +53,12 @@ REFUSED_FOR = BACK_OFF_MOST + 10
 
 # Seconds between two log lines of one limit, whatever guests do.
 LIMIT_INTERVAL = 60.0
+
+# Seconds between two looks at datagrams whose guest is not known: the kernel does not tell a worker when it
+# has found a guest's MAC address.
+LOOK = 0.05
+
+_DISCARD = 9  # RFC 863
 
 _DONT_WAIT = int(socket.MSG_DONTWAIT)
 
@@ -78,7 +89,9 @@ class Datagrams:
         self.unreachable: Callable[[str, ServiceKey, float], None] = lambda bridge, key, seconds: None
         self._log = log
         self._lines = lines
-        self._targets: dict[str, Mapping[ServiceKey, Target]] = {}
+        self._doors: dict[str, Mapping[ServiceKey, Door]] = {}
+        self._held = Held()
+        self._looks = False  # whether a timer looks at what is held
         self._gates: dict[str, dict[ServiceKey, Gate]] = {}
         self._by_fd: dict[int, Gate] = {}
         self._warnings = [LineLimit(1, LIMIT_INTERVAL) for _ in CAUSES]
@@ -90,27 +103,31 @@ class Datagrams:
 
     # What the daemon wants
 
-    def serve(self, bridge: str, targets: Mapping[ServiceKey, Target]) -> None:
+    def serve(self, bridge: str, doors: Mapping[ServiceKey, Door]) -> None:
         """Take over a bridge's UDP services as they are now."""
-        self._targets[bridge] = targets
-        self.crowds.serve(bridge, [each.service for each in targets.values()])
+        self._doors[bridge] = doors
+        self.crowds.serve(bridge, [each.service for door in doors.values() for each in targets_of(door)])
         for key, gate in [*self._gates.get(bridge, {}).items()]:
-            if key not in targets:
+            if key not in doors:
                 self._close(bridge, gate, "service removed")
                 continue
-            known = set(targets[key].service.candidates)
-            self._end_all(gate, "endpoint removed", known)
+            gate.door = doors[key]
+            for target in {*targets_of(gate.door), *(each.target for each in gate.sessions.values())}:
+                there = target in targets_of(gate.door)
+                known = target.service.candidates if there else ()
+                self._end_all(gate, "endpoint removed" if there else "service removed", known, target)
         self._keep_health()
+        self.look()
 
     def take(self, bridge: str, key: ServiceKey, sock: socket.SocketType) -> None:
         """Read guests' datagrams from this socket, which is this object's from now on."""
-        target = self._targets.get(bridge, {}).get(key)
-        if target is None or self._draining_since is not None:
+        door = self._doors.get(bridge, {}).get(key)
+        if door is None or self._draining_since is not None:
             sock.close()
             return
         gate = self._gates.setdefault(bridge, {}).get(key)
         if gate is None:
-            gate = self._gates[bridge][key] = Gate(key, target, sock)
+            gate = self._gates[bridge][key] = Gate(bridge, key, door, sock)
         else:
             self._stop_reading(gate)
             self.loop.close_later(gate.sock, shared=True)
@@ -128,7 +145,7 @@ class Datagrams:
         for gate in [*self._gates.get(bridge, {}).values()]:
             self._close(bridge, gate, how)
         self._gates.pop(bridge, None)
-        self._targets.pop(bridge, None)
+        self._doors.pop(bridge, None)
         self.crowds.forget(bridge)
         self._keep_health()
 
@@ -155,11 +172,15 @@ class Datagrams:
                 return
             except OSError:  # of an answer before, such as a route that is gone
                 continue
-            session = sessions.get(guest) or self._open(gate, guest)
+            session = sessions.get(guest)
+            if session is None:
+                if (target := self._target(gate, guest, count)) is None:
+                    continue
+                session = self._open(gate, target, guest)
             if session is not None:
                 session.used = now
                 sessions.move_to_end(guest)
-                self.crowds.used(gate.target.bridge, guest[0], session)
+                self.crowds.used(gate.bridge, guest[0], session)
                 session.send(BUFFER[:count])
 
     def connected(self, endpoint: Endpoint) -> socket.SocketType:
@@ -182,7 +203,7 @@ class Datagrams:
 
     def introduce(self, session: Session) -> bytes:
         """Return the header that is sent before each datagram of a session."""
-        target = session.gate.target
+        target = session.target
         device = BridgeNames(target.bridge).veth_namespace
         if not session.mac and "." in session.guest[0]:
             session.mac = tcp.neighbour_mac(session.gate.sock, session.guest[0], device)
@@ -194,19 +215,98 @@ class Datagrams:
     def next_endpoint(self, session: Session, number: int) -> Endpoint | None:
         """Note why an endpoint failed; return the next one for the session, or None."""
         self._failed(session.endpoint, number)
-        order = self._in_order(session.gate.target.service)
+        order = self._in_order(session.target.service)
         return next((each for each in order if each not in session.tried), None)
 
     def end_refused(self, session: Session, number: int) -> None:
         """End a session that no endpoint takes."""
         how = dial_failure(number)
-        session.gate.target.failed(f"endpoint {session.endpoint} {how}")
+        session.target.failed(f"endpoint {session.endpoint} {how}")
         self._end(session, how)
 
     # Sessions
 
-    def _open(self, gate: Gate, guest: tuple[str, int]) -> Session | None:
-        target, bridge, address = gate.target, gate.target.bridge, guest[0]
+    def _target(self, gate: Gate, guest: tuple[Any, ...], count: int) -> Target | None:
+        """Return what a guest gets that sent a datagram of ``count`` bytes.
+
+        None if it gets nothing, or not yet: then the datagram waits.
+        """
+        door = gate.door
+        if not isinstance(door, Divided):
+            return door
+        known, target = self._known(gate, door, guest)
+        if not known:
+            deadline = time.monotonic() + door.patience
+            self._held.add(gate, guest, bytes(BUFFER[:count]), deadline)
+            self._look_later()
+            return None
+        return target
+
+    def _known(self, gate: Gate, door: Divided, guest: tuple[Any, ...]) -> tuple[bool, Target | None]:
+        """Return whether it is known what a guest gets, and what that is; None for nothing."""
+        address = guest[0]
+        mac = ""
+        if "." in address:
+            mac = tcp.neighbour_mac(gate.sock, address, BridgeNames(gate.bridge).veth_namespace)
+            if not mac:
+                # A guest that takes us for a gateway leaves no entry in the namespace's ARP table. A datagram
+                # to it makes the kernel ask for its MAC; nobody reads it at this port.
+                with suppress(OSError):
+                    gate.sock.sendto(b"", _DONT_WAIT, (address, _DISCARD))
+                return False, None
+        verdict = self.introductions.judge(gate.bridge, mac)
+        if verdict.network == WAIT:
+            return False, None
+        target, why = door.answer(verdict, mac)
+        if target is None:
+            self._refuse(door.any, guest, why)
+        return True, target
+
+    def look(self) -> None:
+        """Look again at what is held: something new is known."""
+        now = time.monotonic()
+        for gate, guest, deadline in self._held:
+            door = gate.door
+            known, target = self._known(gate, door, guest) if isinstance(door, Divided) else (True, door)
+            if not known:
+                if now >= deadline:
+                    self._held.take(gate, guest)
+                    self._refuse(targets_of(door)[0], guest, "it is not known behind which port it is")
+                continue
+            datagrams = self._held.take(gate, guest)
+            session = gate.sessions.get(guest)
+            if session is None and target is not None:
+                session = self._open(gate, target, guest)
+            if session is not None:
+                for data in datagrams:
+                    session.send(data)
+
+    def _look_later(self) -> None:
+        if not self._looks:
+            self._looks = True
+            self.loop.call_later(LOOK, self._look_again)
+
+    def _look_again(self) -> None:
+        self._looks = False
+        self.look()
+        if self._held:
+            self._look_later()
+
+    def _refuse(self, target: Target, guest: tuple[Any, ...], why: str) -> None:
+        target.limited[NETWORK] = (target.limited[NETWORK] + 1) & 0xFFFFFFFF
+        warnings = self._warnings[NETWORK]
+        if warnings.allows(time.monotonic()):
+            self._log.warning(
+                "bridge=%s port=%s datagram refused by network: guest=%s, %s%s",
+                target.bridge,
+                target.service.key.listener.in_words,
+                guest[0],
+                why,
+                warnings.suffix(),
+            )
+
+    def _open(self, gate: Gate, target: Target, guest: tuple[Any, ...]) -> Session | None:
+        bridge, address = gate.bridge, guest[0]
         target.counts[TOTAL] += 1
         while (found := self.crowds.in_the_way(bridge, target.service, address)) is not None:
             self._evict(*found)
@@ -214,13 +314,13 @@ class Datagrams:
         last: OSError | None = None
         for endpoint in order:
             try:
-                session = Session(self, gate, guest, endpoint)
+                session = Session(self, gate, target, guest, endpoint)
             except OSError as error:
                 last = error
                 self._failed(endpoint, error.errno or 0)
                 continue
             gate.sessions[guest] = session
-            self.crowds.add(bridge, gate.key, address, session)
+            self.crowds.add(bridge, session.key, address, session)
             target.counts[OPEN] += 1
             if self._timer is None:
                 self._timer = self.loop.call_later(SWEEP, self._sweep)
@@ -230,7 +330,7 @@ class Datagrams:
         return None
 
     def _evict(self, session: Session, cause: int) -> None:
-        target = session.gate.target
+        target = session.target
         target.limited[cause] = (target.limited[cause] + 1) & 0xFFFFFFFF
         if self._warnings[cause].allows(time.monotonic()):
             self._log.warning(
@@ -248,17 +348,17 @@ class Datagrams:
         if gate.sessions.get(session.guest) is not session:
             return
         del gate.sessions[session.guest]
-        self.crowds.remove(gate.target.bridge, gate.key, session.guest[0], session)
-        counts = gate.target.counts
+        self.crowds.remove(gate.bridge, session.key, session.guest[0], session)
+        counts = session.target.counts
         counts[OPEN] -= 1
         self.count(session)
         self.loop.close_later(session.sock)
-        id_ = self.introductions.id(session.number) if gate.target.service.introduced else ""
+        id_ = self.introductions.id(session.number) if session.target.service.introduced else ""
         self._lines.write_session(session, id_, how)
 
     def count(self, session: Session) -> None:
         """Add the bytes that were moved since the last time to the counts of the target."""
-        counts = session.gate.target.counts
+        counts = session.target.counts
         counts[TO_ENDPOINT] += session.sent - session.counted_sent
         counts[TO_GUEST] += session.received - session.counted_received
         session.counted_sent, session.counted_received = session.sent, session.received
@@ -270,25 +370,34 @@ class Datagrams:
                 for session in gate.sessions.values():
                     self.count(session)
 
-    def _end_all(self, gate: Gate, how: str, but_to: Collection[Endpoint] = ()) -> None:
+    def _end_all(
+        self, gate: Gate, how: str, but_to: Collection[Endpoint] = (), target: Target | None = None
+    ) -> None:
         for session in [each for each in gate.sessions.values() if each.endpoint not in but_to]:
-            self._end(session, how)
+            if target is None or session.target is target:
+                self._end(session, how)
 
     def _sweep(self) -> None:
         now = time.monotonic()
         self._timer = None
         for gates in self._gates.values():
             for gate in gates.values():
-                idle = gate.target.service.session_idle
-                if self._draining_since is not None and now - self._draining_since >= idle:
-                    self._end_all(gate, "idle")
-                while gate.sessions:
-                    session = next(iter(gate.sessions.values()))
-                    if now - session.used < idle:
-                        break
-                    self._end(session, "idle")
+                if self._draining_since is not None:
+                    for session in [*gate.sessions.values()]:
+                        if now - self._draining_since >= session.target.service.session_idle:
+                            self._end(session, "idle")
+                self._end_idle(gate, now)
         if self.crowds.total:
             self._timer = self.loop.call_later(SWEEP, self._sweep)
+
+    def _end_idle(self, gate: Gate, now: float) -> None:
+        """End sessions that were silent for too long. The first are those that were used longest ago."""
+        shortest = min(each.service.session_idle for each in targets_of(gate.door))
+        for session in [*gate.sessions.values()]:
+            if now - session.used < shortest:
+                break
+            if now - session.used >= session.target.service.session_idle:
+                self._end(session, "idle")
 
     # Gates
 
@@ -300,6 +409,7 @@ class Datagrams:
 
     def _close(self, bridge: str, gate: Gate, how: str) -> None:
         self._end_all(gate, how)
+        self._held.drop(gate)
         self._stop_reading(gate)
         self.loop.close_later(gate.sock, shared=True)
         del self._gates[bridge][gate.key]
@@ -318,7 +428,12 @@ class Datagrams:
         self._tell_guests(endpoint)
 
     def _keep_health(self) -> None:
-        services = [each.service for targets in self._targets.values() for each in targets.values()]
+        services = [
+            each.service
+            for doors in self._doors.values()
+            for door in doors.values()
+            for each in targets_of(door)
+        ]
         used = {endpoint for each in services for endpoint in each.candidates}
         for endpoint in self.health.keep(used, used):
             self.report(endpoint, None)
@@ -337,7 +452,11 @@ class Datagrams:
         """Have guests of services refused that this was the last endpoint of, or refused no more."""
         for bridge, gates in self._gates.items():
             for key, gate in gates.items():
-                candidates = self.health.candidates(gate.target.service)
+                candidates = [
+                    candidate
+                    for each in targets_of(gate.door)
+                    for candidate in self.health.candidates(each.service)
+                ]
                 if endpoint not in candidates or not gate.reading:
                     continue
                 if self.health.failed.issuperset(candidates):

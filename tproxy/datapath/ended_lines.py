@@ -48,7 +48,7 @@ class EndedLines:
 
     def write_session(self, session: Session, id_: str, how: str) -> None:
         """Write the line of a UDP session, likewise; ``id_`` is "" where the endpoint is told nothing."""
-        target = session.gate.target
+        target = session.target
         if not self._allows(target):
             return
         address, port = session.guest[:2]

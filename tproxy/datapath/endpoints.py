@@ -54,6 +54,8 @@ class Endpoints:
 
     def candidates(self, service: Service) -> tuple[Endpoint, ...]:
         """As the property of ``Service``, and quicker."""
+        if not service.endpoints:
+            return (service.endpoint,)
         key = service.endpoints, service.endpoint.port
         found = self._lists.get(key)
         if found is None:

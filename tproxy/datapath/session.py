@@ -17,6 +17,7 @@ from collections import OrderedDict
 from contextlib import suppress
 
 from tproxy.datapath.target import Target
+from tproxy.datapath.waiting import Door
 from tproxy.kernel.loop import READ
 from tproxy.model import Endpoint, ServiceKey
 from tproxy.typed import TYPE_CHECKING, Any
@@ -39,16 +40,17 @@ _LOST = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EMSGSIZE})
 
 
 class Gate:
-    """The bound socket of one service in the bridge's namespace, and its sessions.
+    """The bound socket of one service port in the bridge's namespace, and its sessions.
 
     ``sessions`` are by the guest's address and port, those that were used last at the end.
     """
 
-    __slots__ = ("key", "reading", "sessions", "sock", "target", "unreachable")
+    __slots__ = ("bridge", "door", "key", "reading", "sessions", "sock", "unreachable")
 
-    def __init__(self, key: ServiceKey, target: Target, sock: socket.SocketType) -> None:
+    def __init__(self, bridge: str, key: ServiceKey, door: Door, sock: socket.SocketType) -> None:
+        self.bridge = bridge
         self.key = key
-        self.target = target
+        self.door = door
         self.sock = sock
         self.sessions: OrderedDict[tuple[Any, ...], Session] = OrderedDict()
         self.reading = True  # whether new datagrams are read here
@@ -74,14 +76,18 @@ class Session:
         "sent",
         "sock",
         "started",
+        "target",
         "tried",
         "used",
     )
 
-    def __init__(self, keeper: Datagrams, gate: Gate, guest: tuple[Any, ...], endpoint: Endpoint) -> None:
+    def __init__(
+        self, keeper: Datagrams, gate: Gate, target: Target, guest: tuple[Any, ...], endpoint: Endpoint
+    ) -> None:
         """Raises OSError when no socket can be had."""
         self._keeper = keeper
         self.gate = gate
+        self.target = target
         self.guest = guest
         self.number = keeper.next_number()
         self.started = self.used = time.monotonic()
@@ -95,17 +101,20 @@ class Session:
         self.sock = keeper.connected(endpoint)
         keeper.loop.add(self.sock.fileno(), READ, self)
 
+    @property
+    def key(self) -> ServiceKey:
+        """The key of the service."""
+        return self.target.service.key
+
     def send(self, data: memoryview | bytes) -> None:
         """Send a guest's datagram to the endpoint."""
         self.sent += len(data)
         number = self._send(data)
         if number in _LOST:
             if number == errno.EMSGSIZE:
-                self.gate.target.failed(
-                    f"endpoint {self.endpoint}: a datagram of {len(data)} bytes is too long"
-                )
+                self.target.failed(f"endpoint {self.endpoint}: a datagram of {len(data)} bytes is too long")
             return
-        service = self.gate.target.service
+        service = self.target.service
         if number:
             # The error is of a datagram before: this one was not sent.
             self._refused(number, bytes(data))
@@ -136,7 +145,7 @@ class Session:
     def _send(self, data: memoryview | bytes) -> int:
         """Send with the header that the service wants; return 0 or the errno."""
         try:
-            if self.gate.target.service.introduced:
+            if self.target.service.introduced:
                 self.sock.sendmsg((self._introduction(), data), (), _DONT_WAIT)
             else:
                 self.sock.send(data, _DONT_WAIT)

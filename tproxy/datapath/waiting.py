@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from tproxy.datapath.counters import NETWORK
 from tproxy.datapath.introduction import Introductions
-from tproxy.datapath.membership import EVERYBODY, REFUSED, WAIT
+from tproxy.datapath.membership import EVERYBODY, REFUSED, WAIT, Verdict
 from tproxy.datapath.target import Target
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import Loop, Timer
-from tproxy.model import BridgeNames
+from tproxy.model import BridgeNames, ServiceKey
 from tproxy.typed import Protocol
 
 # Sockets of one guest's address that wait at once, on one bridge; arbitrary. A guest's place is known some
@@ -42,6 +42,17 @@ class Divided:
         """Return what guests of this network get."""
         return self.targets.get(network) or self.targets.get(EVERYBODY)
 
+    def answer(self, verdict: Verdict, mac: str) -> tuple[Target | None, str]:
+        """Return what a caller gets by this verdict, or None and why. It must not be WAIT."""
+        if verdict.network == REFUSED:
+            return None, verdict.why
+        target = self.of(verdict.network)
+        if target is not None:
+            return target, ""
+        if verdict.network == EVERYBODY:
+            return None, f"no hook named {mac}, and the networks have different services"
+        return None, f"the network of {mac} has no such service"
+
     @property
     def any(self) -> Target:
         """One of the targets, always the same, which counts those that get none."""
@@ -51,6 +62,35 @@ class Divided:
     def patience(self) -> float:
         """Seconds that a caller may take to become known."""
         return max(each.service.connect_timeout for each in self.targets.values())
+
+
+# What guests find at a service port.
+Door = Target | Divided
+
+
+def targets_of(door: Door) -> tuple[Target, ...]:
+    """Return all targets behind a door."""
+    return tuple(door.targets.values()) if isinstance(door, Divided) else (door,)
+
+
+def doors(targets: Mapping[ServiceKey, Target], before: Mapping[ServiceKey, Door]) -> dict[ServiceKey, Door]:
+    """Return what guests find at each service port, by keys without a network.
+
+    Guests who wait at one that is ``before`` find there what it has now.
+    """
+    by_network: dict[ServiceKey, dict[int, Target]] = {}
+    for key, target in targets.items():
+        by_network.setdefault(key.listener, {})[key.network] = target
+    found: dict[ServiceKey, Door] = {}
+    for key, each in by_network.items():
+        former = before.get(key)
+        if isinstance(former, Divided):
+            former.targets = each
+        if len(each) == 1 and EVERYBODY in each:
+            found[key] = each[EVERYBODY]
+        else:
+            found[key] = former if isinstance(former, Divided) else Divided(each)
+    return found
 
 
 class Keeper(Protocol):
@@ -136,16 +176,11 @@ class Waiting:
         verdict = self._introductions.judge(bridge, caller.mac)
         if verdict.network == WAIT:
             return False
-        if verdict.network == REFUSED:
-            self._refuse(caller, verdict.why)
-            return True
-        target = caller.divided.of(verdict.network)
+        target, why = caller.divided.answer(verdict, caller.mac)
         if target is not None:
             self._keeper.accept(target, caller.guest, caller.peer, caller.mac, caller.since)
-        elif verdict.network == EVERYBODY:
-            self._refuse(caller, f"no hook named {caller.mac}, and the networks have different services")
         else:
-            self._refuse(caller, f"the network of {caller.mac} has no such service")
+            self._refuse(caller, why)
         return True
 
     def _expire(self, bridge: str, caller: Caller) -> None:

@@ -19,9 +19,8 @@ from tproxy.datapath.connections import Connections
 from tproxy.datapath.counters import Counters
 from tproxy.datapath.datagrams import Datagrams
 from tproxy.datapath.endpoints import State
-from tproxy.datapath.membership import EVERYBODY
 from tproxy.datapath.target import Target
-from tproxy.datapath.waiting import Divided
+from tproxy.datapath.waiting import Divided, Door, doors
 from tproxy.errors import ProtocolError
 from tproxy.kernel import privileges, seccomp
 from tproxy.kernel.limits import descriptor_limit
@@ -92,7 +91,7 @@ class Worker:
         self._channel: socket.socket | None = None
         self._services: dict[str, dict[ServiceKey, Target]] = {}
         # What guests find at a service port, by a key without a network.
-        self._doors: dict[str, dict[ServiceKey, Target | Divided]] = {}
+        self._doors: dict[str, dict[ServiceKey, Door]] = {}
         self._coming: list[Service] = []  # the part of a long list that is here already
         self._intakes: set[Intake] = set()
         self._workers = 1
@@ -119,7 +118,7 @@ class Worker:
 
     # intake.Owner
 
-    def find(self, bridge: str, key: ServiceKey) -> Target | Divided | None:
+    def find(self, bridge: str, key: ServiceKey) -> Door | None:
         found = self._doors.get(bridge, {}).get(key)
         if found is None or isinstance(found, Divided) or found.service.introduced:
             # A relay can be faster than the daemon's message that came before; and so can a guest be.
@@ -211,10 +210,12 @@ class Worker:
             case orders.Networks():
                 self._connections.introductions.use_networks(*delivery.message)
                 self._connections.waiting.look(delivery.message.bridge)
+                self._datagrams.look()
             case orders.Ports():
                 self._connections.introductions.use_ports(*delivery.message)
                 macs = (mac for mac, _ in delivery.message.ports)
                 self._connections.waiting.look(delivery.message.bridge, macs)
+                self._datagrams.look()
             case orders.Bridge(bridge, cookie) if len(delivery.fds) == 1:
                 self._intakes.add(
                     Intake(
@@ -273,9 +274,10 @@ class Worker:
         for target in before.values():
             self._counters.give_back(target.record)
         self._services[bridge] = after
-        self._doors[bridge] = _doors(after, self._doors.get(bridge, {}))
+        self._doors[bridge] = doors(after, self._doors.get(bridge, {}))
         self._connections.serve(bridge, [each for each in services if each.key.protocol == TCP])
-        self._datagrams.serve(bridge, {key: each for key, each in after.items() if key.protocol == UDP})
+        udp = {key: each for key, each in self._doors[bridge].items() if key.protocol == UDP}
+        self._datagrams.serve(bridge, udp)
 
     def _report(self, endpoint: Endpoint, state: State | None, protocol: str = "") -> None:
         name = f"{endpoint}{protocol}"
@@ -312,25 +314,3 @@ class Worker:
     def _poll_intakes(self) -> None:
         for intake in self._intakes:
             intake.poll()
-
-
-def _doors(
-    targets: dict[ServiceKey, Target], before: dict[ServiceKey, Target | Divided]
-) -> dict[ServiceKey, Target | Divided]:
-    """Return what guests find at each service port.
-
-    Guests who wait at one that is ``before`` find there what it has now.
-    """
-    by_network: dict[ServiceKey, dict[int, Target]] = {}
-    for key, target in targets.items():
-        by_network.setdefault(key.listener, {})[key.network] = target
-    found: dict[ServiceKey, Target | Divided] = {}
-    for key, each in by_network.items():
-        former = before.get(key)
-        if isinstance(former, Divided):
-            former.targets = each
-        if len(each) == 1 and EVERYBODY in each:
-            found[key] = each[EVERYBODY]
-        else:
-            found[key] = former if isinstance(former, Divided) else Divided(each)
-    return found

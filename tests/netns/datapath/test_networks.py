@@ -353,3 +353,76 @@ def test_bridges_whose_networks_agree_ask_nobody(site: Site) -> None:
     rows = [line.split() for line in table]
     assert not any(int(row[3], 16) & 4 for row in rows if row[1] == "0")
     assert [asked(guest, 82) for guest in (site.one, site.two)] == ["all", "all"]
+
+
+# UDP
+
+OF_BLUE, OF_RED = "10.11.12.21", "10.11.12.22"
+UDP = f"""
+tproxy_workers: 1
+tproxy:
+- {{service_port: 53, remote_addr: {OF_BLUE}, remote_port: 5353, networks: [blue], protocol: udp}}
+- {{service_port: 53, remote_addr: {OF_RED}, remote_port: 5353, networks: [red], protocol: udp}}
+- {{service_port: 54, remote_addr: {OF_BLUE}, remote_port: 5353, protocol: [tcp, udp]}}
+"""
+
+
+class Datagrams:
+    """The site with UDP endpoints that say their address."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        for address in (OF_BLUE, OF_RED):
+            site.host.add_endpoint(address, 5353, program=program("datagram_endpoint", "who"))
+        site.host.write(FILE, UDP)
+
+    def ask(self, guest: Guest, port: int = 53, patience: float = 30.0) -> str:
+        """The address of the endpoint that answers, or how the datagram failed."""
+        lines = json.dumps([(0, "hello", patience)])
+        asked = program("datagram_caller", SERVICE_ADDRESS, str(port), lines)
+        return guest.run(*asked, timeout=100).stdout.split()[0]
+
+
+@pytest.fixture
+def datagrams(site: Site) -> Datagrams:
+    return Datagrams(site)
+
+
+def test_datagrams_of_each_guest_reach_the_service_of_its_own_network(datagrams: Datagrams) -> None:
+    site = datagrams.site
+    site.both()
+    assert [datagrams.ask(guest) for guest in (site.one, site.two)] == [OF_BLUE, OF_RED]
+    assert [datagrams.ask(guest, 54) for guest in (site.one, site.two)] == [OF_BLUE, OF_BLUE]
+
+
+def test_datagrams_of_a_guest_that_takes_us_for_a_gateway_are_told_apart_too(datagrams: Datagrams) -> None:
+    """Its ARP requests are for another address, so the namespace has no entry for it."""
+    site = datagrams.site
+    site.both()
+    for guest in (site.one, site.two):
+        guest.ip(f"neigh replace {SERVICE_ADDRESS} lladdr 06:00:a9:fe:10:09 dev eth0 nud permanent")
+    assert [datagrams.ask(guest) for guest in (site.one, site.two)] == [OF_BLUE, OF_RED]
+
+
+def test_datagrams_of_a_guest_that_no_hook_named_go_nowhere(datagrams: Datagrams) -> None:
+    site = datagrams.site
+    site.both()
+    stranger = site.host.add_guest("stranger", "br0", "10.0.0.7/24")
+    assert datagrams.ask(stranger, 54) == OF_BLUE
+    assert datagrams.ask(stranger, patience=0.5) == "silent"
+    for _ in eventually():
+        if "datagram refused by network: guest=10.0.0.7, no hook named" in site.log():
+            break
+    assert site.refused() == 1
+    site.up("red", stranger, port=stranger.port)
+    assert datagrams.ask(stranger) == OF_RED
+
+
+def test_a_udp_session_ends_with_its_network_and_the_next_datagram_opens_another(
+    datagrams: Datagrams,
+) -> None:
+    site = datagrams.site
+    site.both()
+    assert datagrams.ask(site.one) == OF_BLUE
+    site.hook("down", f"--mac={mac_of(site.one)}", check=False)
+    assert datagrams.ask(site.one) == OF_RED  # one network is left, whose services are for everybody

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from tproxy.datapath.counters import PER_BRIDGE, PER_GUEST, TOTAL_LIMIT
 from tproxy.datapath.crowds import Crowds
@@ -16,16 +16,12 @@ def service(key: ServiceKey, per_guest: int = 1024, per_bridge: int = 0) -> Serv
     return Service(key, Endpoint("10.0.0.53", 53), **cast("Any", limits))
 
 
-class Gate(NamedTuple):
-    key: ServiceKey
-
-
 class Session:
     """As much of a session as counts here."""
 
     def __init__(self, name: str, key: ServiceKey) -> None:
         self.name = name
-        self.gate = Gate(key)
+        self.key = key
 
 
 class Players:
@@ -46,7 +42,7 @@ class Players:
         if found is not None:
             ended = cast("Any", found[0])
             where, of = self.guests.pop(ended)
-            self.crowds.remove(where, ended.gate.key, of, ended)
+            self.crowds.remove(where, ended.key, of, ended)
         session = cast("Any", Session(name, key))
         self.guests[session] = bridge, guest
         self.crowds.add(bridge, key, guest, session)
