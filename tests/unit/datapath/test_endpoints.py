@@ -122,3 +122,9 @@ def test_candidates_are_those_of_the_service(addresses: list[str]) -> None:
     site = Site()
     assert site.endpoints.candidates(service) == service.candidates
     assert site.endpoints.candidates(service) is site.endpoints.candidates(service)
+
+
+def test_services_with_one_endpoint_each_have_their_own_at_one_port() -> None:
+    site = Site()
+    services = [Service(ServiceKey(53, network=number), endpoint) for number, endpoint in enumerate(ALL)]
+    assert [site.endpoints.candidates(each) for each in services] == [(each,) for each in ALL]
