@@ -94,9 +94,7 @@ class Kind(NamedTuple):
         """What a kernel lacks that needs this kind, in words, and what follows; or ""."""
         lacks = [] if self.family == "inet" else ["family inet of nftables: walls let IPv6 pass"]
         lacks += [] if self.limited else ["limit of nftables: walls let any number of pings pass"]
-        lacks += (
-            [] if self.refuses else ["reject of nftables: guests of UDP get no ICMP"]
-        )
+        lacks += [] if self.refuses else ["reject of nftables: guests of UDP get no ICMP"]
         return ", and no ".join(lacks)
 
 
