@@ -1,6 +1,7 @@
 """The whole journey of a probe: attaches a guest, and visits services in every way that guests have.
 
-It ends with the first step that is bad and that the next ones need.
+It ends with the first step that is bad and that the next ones need. Where a guest with a route does not
+arrive, one with only a gateway is not tried: the way from the bridge on is the same.
 """
 
 from __future__ import annotations
@@ -80,8 +81,12 @@ def travel(wish: Wish) -> Generator[Step]:
             if step.level == BAD:
                 return
         for way in ALL_WAYS:
+            arrived = True
             for step in _go(place, visitor, way, services, dialled):
+                arrived = arrived and step.level != BAD
                 yield step._replace(way=way)
+            if not arrived:
+                return
 
 
 def _services(place: _Place) -> list[Service]:
