@@ -28,8 +28,8 @@ from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, Endpoint, Service, Servic
 
 MOST_PORTS = 8  # that are visited where none is named: some seconds at most
 
-_GUARDS = 2.0  # seconds in which the daemon adds a new port to the guards; it takes milliseconds
-_CARRIER = 2.0  # seconds in which a bridge without STP forwards what a new port brings
+_GUARDS = 5.0  # seconds in which the daemon adds a new port to the guards; an idle one takes milliseconds
+_CARRIER = 5.0  # seconds in which a bridge without STP forwards what a new port brings
 _POLL = 0.005
 
 # An address that is nobody's (RFC 5737), and a MAC that nobody has: a guest only has to send something there.
