@@ -24,6 +24,9 @@ SOCKET = "control.sock"
 ANSWER_TIMEOUT = 60.0
 PING_TIMEOUT = 5.0
 
+# The format of the daemon's answer to the question for metrics (``figures``).
+FIGURES = 1
+
 Json = dict[str, Any]
 
 
@@ -137,6 +140,12 @@ def queue_apply(bridge: str) -> None:
     """Queue a request for a daemon that hangs: when it runs again, it reads the bridge's map."""
     with suppress(ProcessError):  # no daemon runs; or, as expected, it does not answer at once
         ask({"op": "apply", "bridges": [bridge]}, 0)
+
+
+def count_repair(bridge: str, *, failed: bool) -> None:
+    """Have the daemon count a repair, for metrics. Nothing is waited for."""
+    with suppress(ProcessError):  # as in queue_apply
+        ask({"op": "repair", "bridge": bridge, "failed": failed}, 0)
 
 
 def _connect(sock: socket.socket, path: str, timeout: float) -> None:

@@ -22,7 +22,7 @@ from tproxy.daemon.client import Json
 from tproxy.daemon.data_channels import DataChannels
 from tproxy.daemon.spawner import Order, Spawner
 from tproxy.daemon.worker_link import Key, WorkerLink
-from tproxy.datapath.counters import Counts, EndpointState
+from tproxy.datapath.counters import STOPPED, WORKER_LOST, Counts, EndpointState, LoopTimes
 from tproxy.datapath.this_host import chosen_ports
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.log import output
@@ -83,6 +83,8 @@ class Workers:
         self._complete = False  # whether all bridges that have services are in ``_services``
         self._channels = DataChannels()
         self._ended: dict[Key, Counts] = {}  # of workers that have ended
+        self._ended_loops = LoopTimes()
+        self.restarts = 0
 
     # What is wanted
 
@@ -126,7 +128,7 @@ class Workers:
         """End the bridge's connections: its namespace is gone, or another one. It is served as before."""
         self._channels.let_go(bridge)
         for worker in self._present():
-            self._keep_counts(worker, bridge)
+            self._keep_counts(worker, bridge, outcome=STOPPED)
         for worker in (*self._present(), *self._draining):
             worker.tell(orders.Forget(bridge))
         if bridge in self._services:
@@ -216,6 +218,24 @@ class Workers:
                 sums[key] = sums.get(key, Counts()).plus(counts)
         return sums
 
+    def ended_counts(self) -> dict[Key, Counts]:
+        """Return the counts of workers that have ended."""
+        return self._ended
+
+    def ended_loops(self) -> LoopTimes:
+        """Return how long the turns of the event loops of these took."""
+        return self._ended_loops
+
+    def memories(self) -> list[int]:
+        """Return a read-only descriptor of the counters of each worker that counts; they stay ours."""
+        return [worker.counters for worker in self._counted() if worker.counters >= 0]
+
+    def pids(self) -> list[tuple[int | None, int]]:
+        """Return place and process id of each worker; None for the place of those that only finish."""
+        placed = [(place, worker) for place, worker in enumerate(self._places) if worker is not None]
+        found = [*placed, *((None, worker) for worker in self._draining)]
+        return [(place, worker.pid) for place, worker in found if worker.pid]
+
     def states(self) -> dict[str, EndpointState]:
         """Return what workers know of endpoints, by address and port; of several words the latest."""
         found: dict[str, EndpointState] = {}
@@ -259,6 +279,7 @@ class Workers:
         place = self._places.index(worker)
         self._keep_counts(worker)
         self._places[place] = None
+        self.restarts += 1
         if self._count:  # otherwise all of them finish, because a successor takes over
             log.warning("worker %d is lost: %s; starting another", worker.pid, reason)
             if time.monotonic() - worker.since >= SETTLED:
@@ -268,13 +289,18 @@ class Workers:
                 self._start_later(place)
         self.changed()
 
-    def _keep_counts(self, worker: WorkerLink, only: str = "") -> None:
-        """Add the counts of a worker that has ended, or lost one bridge, to those of the ones before it."""
+    def _keep_counts(self, worker: WorkerLink, only: str = "", outcome: int = WORKER_LOST) -> None:
+        """Add the counts of a worker that has ended, or lost one bridge, to those of the ones before it.
+
+        ``outcome`` is that of the connections that were open.
+        """
+        if not only:
+            self._ended_loops = self._ended_loops.plus(worker.loop())
         for (bridge, port), counts in worker.read()[1].items():
             served = only in ("", bridge) and self._services.get(bridge, ())
             if served and any(service.port == port for service in served):
                 sums = self._ended.get((bridge, port), Counts())
-                self._ended[bridge, port] = sums.plus(counts._replace(open=0))
+                self._ended[bridge, port] = sums.plus(counts.of_lost_worker(outcome))
 
     # Starting and ending workers
 

@@ -259,3 +259,8 @@ _seccomp = LIBC["syscall"]  # a function of its own, with its own types of argum
 _seccomp.argtypes = (ctypes.c_long, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_void_p)
 RELAY = Filter(_BOTH + _RELAY)
 WORKER = Filter(_BOTH + _WORKER)
+
+
+def of_metrics() -> Filter:
+    """Return the filter of the process that serves metrics, which makes no socket of its own."""
+    return Filter(_BOTH)

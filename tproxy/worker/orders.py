@@ -17,7 +17,7 @@ from tproxy.model import INTERFACE_NAME_BYTES, PROXY_V2, SPREADS, Endpoint, Netw
 from tproxy.typed import NamedTuple
 
 # Of this protocol. A daemon tells a worker of another version to finish, and starts one of its own.
-VERSION = 3
+VERSION = 4
 
 # The first bytes of the messages to a worker that have the same form in all versions.
 IN_ALL_VERSIONS = (b"D", b"F", b"L", b"M")
