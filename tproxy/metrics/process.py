@@ -7,7 +7,7 @@ daemon's answer, with read-only descriptors of the workers' counters. The parent
 root, because the control socket of the daemon is root's; of root's rights it keeps that to read.
 
 A question is the ``known`` of ``facts`` and a line end. A reply begins with its length, beside which the
-descriptors come; then JSON.
+descriptors come; then JSON. Before the first question the server says READY, when it has given up its rights.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from tproxy.process.title import set_title
 
 # Not "tproxy-...": `tproxy stop` must not end these, which are not the daemon's.
 TITLE, SERVER_TITLE = "tproxy metrics", "tproxy metrics server"
+
+READY = b"ready\n"
 
 _LENGTH = struct.Struct("!I")
 
@@ -68,6 +70,8 @@ def serve(places: list[str], group: int | None) -> NoReturn:
     for line in privileges.limit_to_reading():
         say(f"a right that metrics do not need could not be given up: {line}")
     try:
+        if parent.recv(len(READY), socket.MSG_WAITALL) == READY:
+            service_manager.report_ready()
         while True:
             _reply(parent)
     finally:
@@ -100,14 +104,15 @@ def _listen_unix(path: str, group: int | None) -> socket.socket:
         if stat.S_ISSOCK(os.lstat(path).st_mode) and not _somebody_listens(path):
             os.unlink(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
+    before = os.umask(0o177 if group is None else 0o117)
+    own = os.getegid()
     try:
+        if group is not None:
+            os.setegid(group)  # to give the file to a group afterwards would take CAP_CHOWN
         sock.bind(path)
     finally:
+        os.setegid(own)
         os.umask(before)
-    if group is not None:
-        os.chown(path, -1, group)
-        os.chmod(path, 0o660)
     sock.listen(BACKLOG)
     return sock
 
@@ -155,7 +160,7 @@ def _be_server(channel: socket.socket, listeners: list[socket.socket]) -> None:
     pages = Pages(channel)
     rendering.render(Snapshot(True))
     set_title(SERVER_TITLE)
-    folder = tempfile.mkdtemp(prefix="tproxy-metrics-")
+    folder = tempfile.mkdtemp(prefix="tproxy-metrics-", dir=os.environ.get("RUNTIME_DIRECTORY"))
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     os.rmdir(folder)
     for line in privileges.drop(f"/proc/self/fd/{fd}", seccomp.of_metrics()):
@@ -164,7 +169,7 @@ def _be_server(channel: socket.socket, listeners: list[socket.socket]) -> None:
     server = Server(loop, listeners, rendering.CONTENT_TYPE, pages.ask)
     pages.publish = server.publish
     loop.add(channel.fileno(), READ, pages)
-    service_manager.report_ready()
+    channel.sendall(READY)
     loop.run()
 
 

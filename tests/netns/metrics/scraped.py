@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import socket
 import sys
 from contextlib import suppress
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.netns.conftest import ENDPOINTS
+from tests.netns.metrics import unix_http
 from tests.netns.waiting import eventually
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
@@ -78,21 +77,12 @@ class Scraped:
                     return int(found)
         raise AssertionError
 
-    def fetch(self, request: str = "GET /metrics HTTP/1.1\r\nHost: tproxy\r\n\r\n") -> str:
+    def fetch(self, request: str = unix_http.GET) -> str:
         """Return what the server answers at the UNIX socket."""
-        with socket.socket(socket.AF_UNIX) as sock:
-            folder = os.open(self.host.path(SOCKET).parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                sock.connect(f"/proc/self/fd/{folder}/{self.host.path(SOCKET).name}")
-            finally:
-                os.close(folder)
-            sock.sendall(request.encode())
-            return b"".join(iter(lambda: sock.recv(1 << 16), b"")).decode()
+        return unix_http.ask(self.host.path(SOCKET), request)
 
     def scrape(self) -> Samples:
-        head, _, body = self.fetch().partition("\r\n\r\n")
-        assert head.startswith("HTTP/1.1 200 ")
-        return parse(body)
+        return parse(unix_http.get(self.host.path(SOCKET)))
 
     def ask(self, port: int = 5030) -> str:
         with suppress(ProcessError):

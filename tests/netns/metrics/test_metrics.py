@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import socket
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
-from tests.netns.metrics.scraped import ENDPOINT, PORT, Key, Samples, Scraped, key, parse, service
+from tests.netns.metrics import unix_http
+from tests.netns.metrics.scraped import ENDPOINT, PORT, SOCKET, Key, Samples, Scraped, key, parse, service
 from tests.netns.waiting import eventually
 from tproxy.lab.hypervisor import Hypervisor
 from tproxy.metrics import declared
@@ -224,17 +225,10 @@ def test_only_the_page_is_served(host: Scraped, request_: str, status: str) -> N
 
 
 def test_who_says_nothing_keeps_nobody_else_out(host: Scraped) -> None:
-    path = host.host.path("/run/tproxy-metrics.sock")
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    silent = [socket.socket(socket.AF_UNIX) for _ in range(10)]
-    try:
-        for each in silent:
-            each.connect(f"/proc/self/fd/{folder}/{path.name}")
+    with ExitStack() as silent:
+        for _ in range(10):
+            silent.enter_context(unix_http.connected(host.host.path(SOCKET)))
         assert host.scrape()[key("tproxy_up")] == 1
-    finally:
-        os.close(folder)
-        for each in silent:
-            each.close()
 
 
 def test_the_process_that_answers_has_no_rights(host: Scraped) -> None:
@@ -253,7 +247,38 @@ def test_the_process_that_answers_has_no_rights(host: Scraped) -> None:
 
 
 def test_the_socket_is_for_root_or_a_group(host: Scraped) -> None:
-    assert host.host.run("stat", "-c", "%a %U", "/run/tproxy-metrics.sock").stdout == "600 root\n"
+    assert host.host.run("stat", "-c", "%a %U", SOCKET).stdout == "600 root\n"
+
+
+def test_a_group_can_be_let_in(host: Scraped) -> None:
+    path = "/run/for-group.sock"
+    serving = host.host.popen(
+        sys.executable, "-m", "tproxy", "metrics", "--listen", path, "--group", "daemon"
+    )
+    for _ in eventually():
+        if host.host.path(path).exists():
+            break
+    assert host.host.run("stat", "-c", "%a %U %G", path).stdout == "660 root daemon\n"
+    serving.terminate()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--listen", "no-port"), "cannot listen at no-port: "),
+        (("--listen", "/nowhere/x.sock"), "cannot listen at /nowhere/x.sock: No such file or directory"),
+        (("--listen", f"127.0.0.1:{PORT}"), f"cannot listen at 127.0.0.1:{PORT}: Address already in use"),
+        (("--listen", SOCKET), f"cannot listen at {SOCKET}: Address already in use"),
+        (("--listen", "/run/y.sock", "--group", "nobody-has-it"), "there is no group nobody-has-it"),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_named(
+    host: Scraped, arguments: tuple[str, ...], problem: str
+) -> None:
+    done = host.host.tproxy("metrics", *arguments, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"tproxy: {problem}")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_without_a_daemon_metrics_say_so(host: Scraped) -> None:
