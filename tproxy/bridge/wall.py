@@ -177,6 +177,12 @@ def ensure(bridge: str, ports: Iterable[int]) -> None:
                     links.write_sysctl(path, value)
 
 
+def look(bridge: str) -> Wall | None:
+    """Return the wall in the bridge's namespace as it is now; None for none. Raises NftError, KernelError."""
+    with nftables.inside(BridgeNames(bridge).namespace) as inner:
+        return _find(inner)
+
+
 def remove(bridge: str) -> None:
     """Remove the wall from the bridge's namespace, if another program made that. SYSCTLS stay as they are.
 
