@@ -146,10 +146,11 @@ test-packages:
 	@.ci/setup roots
 	.venv/bin/python -m pytest -p no:xdist --timeout=900 -rs $(PACKAGE_TESTS)
 
-# The pages and the JSON schema that are made of the options' declarations (CONTRIBUTING.md, Add an option).
+# The pages and the JSON schema that are made of the declarations of options and metrics (CONTRIBUTING.md).
 .PHONY: options
 options:
 	.venv/bin/python -m tproxy.config.reference
+	.venv/bin/python -m tproxy.metrics.reference
 
 .PHONY: clean
 clean:
