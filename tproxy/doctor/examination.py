@@ -62,6 +62,11 @@ def examine(bridge: str | None, config: str | None) -> list[Finding]:
     """
     if bridge is not None:
         check_interface_name(bridge)
+    with rules.warnings() as said:
+        return _examine(bridge, config, said)
+
+
+def _examine(bridge: str | None, config: str | None, said: list[str]) -> list[Finding]:
     holder = host.lock_holder()
     guards, problem = rules.guards()
     ran = processes.look()
@@ -70,7 +75,7 @@ def examine(bridge: str | None, config: str | None) -> list[Finding]:
     watch_file = file.read.watch_file if file.read is not None else ""
     report = judge_host.first(found) + judge_configuration.of_file(file)
     usable = not found.links and problem is None
-    bridges = _look_at(bridge, guards or {}, file, HostFirewall()) if usable else []
+    bridges = _look_at(bridge, guards or {}, file, said) if usable else []
     report += _maps(bridges, ran) if usable else []
     needed = any(each.rules.map is not None for each in bridges)
     report += judge_processes.first(ran, needed=needed, watch_file=watch_file)
@@ -91,13 +96,13 @@ def _place(line: Finding) -> tuple[int, str, int]:
 
 
 def _look_at(
-    only: str | None, guards: dict[str, ObservedGuard], file: Configuration, firewall: HostFirewall
+    only: str | None, guards: dict[str, ObservedGuard], file: Configuration, said: list[str]
 ) -> list[_Bridge]:
-    dropping, bridges = rules.dropping_chains(), []
+    firewall, dropping, bridges = HostFirewall(), rules.dropping_chains(), []
     for name in [only] if only is not None else sorted({*candidates(), *_waiting(file)}):
         guard = guards.get(name) or guards[""]._replace(bridge=name)
         seen = links.look(name, guard, firewall)
-        read = rules.look(name, namespace=seen.observed.namespace, dropping=dropping)
+        read = rules.look(name, said, namespace=seen.observed.namespace, dropping=dropping)
         seen = seen._replace(observed=seen.observed._replace(map=read.map))
         bridges.append(_Bridge(name, seen, read))
     return bridges

@@ -42,7 +42,7 @@ def _remove(names: BridgeNames, found: Links) -> str:
         real = found.stranger.rpartition(" ")[2]
         return f"ip link property del dev {real} altname {names.veth_bridge}"
     if "in /run/netns" in found.stranger:
-        return f"mv /run/netns/{names.namespace} /root"
+        return f"mv /run/netns/{names.namespace} /run"
     if "table bridge" in found.stranger:
         return "nft list table bridge one_tproxy"
     if f"link {names.veth_namespace} " in found.stranger:
@@ -152,7 +152,10 @@ def _of_obstacles(bridge: str, found: Links) -> list[Finding]:
     by_kind = {each.kind: each.text for each in found.obstacles}
     findings = []
     if "STP" in by_kind:
-        findings.append(bad("stp", by_kind["STP"], f"ip link set dev {bridge} type bridge stp_state 0"))
+        # Only a port that comes up anew forwards at once.
+        again = f"ip link set dev {ours} down && ip link set dev {ours} up"
+        repair = f"ip link set dev {bridge} type bridge stp_state 0 && {again}"
+        findings.append(bad("stp", by_kind["STP"], repair))
     else:
         findings.append(good("stp", f"port {ours} forwards"))
     if "VLAN" in by_kind:
@@ -197,9 +200,7 @@ def _entry(bridge: str, found: Links, outer: OuterLink, repair: str) -> Finding:
         text = f"port {found.claimed_at} has our MAC {SERVICE_MAC}: guests lose the service"
         return bad("forwarding", text, repair)
     if not outer.fixed:
-        text = (
-            f"the bridge's entry for {SERVICE_MAC} is not fixed at its port {BridgeNames(bridge).veth_bridge}"
-        )
+        text = f"the bridge's entry for {SERVICE_MAC} is not fixed at {BridgeNames(bridge).veth_bridge}"
         return bad("forwarding", f"{text}: a guest can draw others' packets to itself", repair)
     return good("forwarding", f"{SERVICE_MAC} is fixed at {BridgeNames(bridge).veth_bridge}")
 

@@ -16,7 +16,7 @@ _NEARLY = 0.8
 def first(found: Processes, *, needed: bool, watch_file: str) -> list[Finding]:
     """Daemon, workers, watcher. ``needed``: there are maps. ``watch_file``: the file that wants a watcher."""
     findings = [_daemon(found, needed=needed)]
-    if found.status is not None:
+    if found.status is not None or found.stopped.intersection(found.workers):
         findings.append(_workers(found))
     return [*findings, *_foreign(found), _watcher(found, watch_file)]
 
@@ -37,6 +37,8 @@ def _daemon(found: Processes, *, needed: bool) -> Finding:
     if stopped := found.stopped.intersection(found.daemons):
         text = f"the daemon, process {min(stopped)}, is stopped by a signal or a debugger"
         return bad("daemon", text, f"kill -CONT {min(stopped)}")
+    if found.stopped.intersection(found.workers):
+        return good("daemon", f"process {found.daemons[0]} waits for a worker, and was not asked")
     if found.status is None:
         return bad("daemon", found.silent or "the daemon has ended meanwhile", "tproxy restart")
     version = found.status["version"]

@@ -11,7 +11,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from tproxy.model import Endpoint, Service
 
 AT_ONCE = 256  # sockets: few beside the 1,024 descriptors that any process may have
 LONGEST = 10.0  # seconds: a command that looks has to come back, whatever connect_timeout says
+_AGAIN = 1.0  # seconds for the comparison with root
 _ALL = 30.0  # seconds for all endpoints
 
 
@@ -46,7 +47,22 @@ def dial(services: Iterable[Service], worker: int | None) -> dict[Endpoint, Dial
         part, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
         with _as_user_of(worker):
             found |= _dial(part)
+    if worker is not None:
+        found |= _compared(found, longest)
     return found
+
+
+def _compared(
+    found: Mapping[Endpoint, Dialled], longest: Mapping[Endpoint, float]
+) -> dict[Endpoint, Dialled]:
+    """Dial what failed once more, as root: where that succeeds, a rule concerns the workers only."""
+    failed = [(each, min(longest[each], _AGAIN)) for each, dialled in found.items() if dialled.problem]
+    only = "for workers, and not for root: see the rules on OUTPUT"
+    return {
+        each: found[each]._replace(problem=f"{found[each].problem} {only}")
+        for each, dialled in _dial(failed[:AT_ONCE]).items()
+        if not dialled.problem
+    }
 
 
 def _dial(part: list[tuple[Endpoint, float]]) -> dict[Endpoint, Dialled]:

@@ -21,6 +21,9 @@ _MOST = "/proc/sys/net/ipv4/neigh/default/gc_thresh3"  # only the kernel's first
 _LOCKS = "/proc/locks"
 
 
+_SOME = 8  # links by which it shows whether /sys is that of this network namespace
+
+
 class Kernel(NamedTuple):
     """What this kernel lacks of what tproxy uses, in words; "" for nothing."""
 
@@ -50,7 +53,7 @@ def host(found: dict[str, ObservedGuard] | None, problem: NftError | None) -> Ho
         mounts=_mounts(),
         nftables=str(problem) if problem is not None else "",
         library=problem is None or "not installed" not in str(problem),
-        kernel=_kernel(found) if found is not None else None,
+        kernel=_try_kernel(found) if found is not None else None,
         directory=_directory(),
         neighbours=_neighbours(),
     )
@@ -72,7 +75,8 @@ def lock_holder() -> int | None:
 
 def _links() -> str:
     try:
-        links.exists("lo")
+        for name in os.listdir("/sys/class/net")[:_SOME]:
+            links.exists(name)
     except KernelError as error:
         return str(error)
     return ""
@@ -85,6 +89,13 @@ def _mounts() -> str:
     except KernelError as error:
         return str(error)
     return ""
+
+
+def _try_kernel(found: dict[str, ObservedGuard]) -> Kernel | None:
+    try:
+        return _kernel(found)
+    except (KernelError, OSError):
+        return None  # no namespace can be made, or no descriptor is left
 
 
 def _kernel(found: dict[str, ObservedGuard]) -> Kernel:

@@ -17,7 +17,9 @@ from tproxy.log.file import DIRECTORY
 from tproxy.log.output import DAEMON_LOG
 from tproxy.model import DAEMON_TITLE, BridgeNames, Network
 from tproxy.process import table
-from tproxy.process.table import RELAY_PREFIX
+from tproxy.process.table import AUXILIARY_PREFIX, RELAY_PREFIX
+
+WORKER_TITLE = AUXILIARY_PREFIX + "worker"
 
 _STOPPED = ("T", "t")  # proc_pid_stat(5): by a signal, by a debugger
 
@@ -68,14 +70,15 @@ def look() -> Processes:
     watchers = tuple(each.pid for each in found.watchers)
     ours = {*daemons, *relays.values(), *watchers, *(each.pid for each in found.auxiliary)}
     stopped = frozenset(filter(_is_stopped, ours))
+    workers = tuple(each.pid for each in found.auxiliary if _title(each.pid) == WORKER_TITLE)
     status, silent, watch_file = None, "", ""
-    if daemons and not stopped.intersection(daemons):
+    # A daemon that waits for a worker gives no status meanwhile.
+    if daemons and not stopped.intersection({*daemons, *workers}):
         try:
             status = client.status()
             watch_file = str((client.ping() or {}).get("watch") or "")
         except ProcessError as error:
             silent = str(error)
-    workers = tuple(each["pid"] for each in status["workers"] if not each["draining"]) if status else ()
     return Processes(
         daemons,
         relays,
@@ -90,6 +93,14 @@ def look() -> Processes:
         tuple(_logs(daemons + watchers, relays)),
         tuple(_agents(ours)),
     )
+
+
+def _title(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read().rstrip(b"\0 ").decode(errors="replace")
+    except OSError:
+        return ""  # it has ended
 
 
 def _is_stopped(pid: int) -> bool:

@@ -12,7 +12,7 @@ from tproxy.bridge.guards import ObservedGuard
 from tproxy.bridge.wall import Wall
 from tproxy.errors import KernelError, NftError
 from tproxy.kernel import tcp
-from tproxy.model import SERVICE_ADDRESS, TABLE, ServiceMap
+from tproxy.model import SERVICE_ADDRESS, TABLE, BridgeNames, ServiceMap
 
 
 class Rules(NamedTuple):
@@ -26,21 +26,22 @@ class Rules(NamedTuple):
     dropping: tuple[str, ...] = ()  # other programs' chains of the bridge family with policy drop
 
 
-def look(bridge: str, *, namespace: bool, dropping: tuple[str, ...]) -> Rules:
-    """Look at the rules for a bridge. ``namespace``: it has its namespace."""
+def look(bridge: str, said: list[str], *, namespace: bool, dropping: tuple[str, ...]) -> Rules:
+    """Look at the rules for a bridge. ``namespace``: it has its namespace. ``said``: see ``warnings``."""
     found, problem = None, ""
-    with _said() as lines:
-        try:
-            found = nftables.read_map(bridge)
-        except NftError as error:
-            problem = str(error)
+    try:
+        found = nftables.read_map(bridge)
+    except NftError as error:
+        problem = str(error)
     built, wall_problem = None, ""
     if namespace and found is not None:
         try:
             built = wall.look(bridge)
         except (NftError, KernelError) as error:
             wall_problem = str(error)
-    return Rules(found, problem, tuple(lines), built, wall_problem, dropping)
+    about = f"map {BridgeNames(bridge).map}: "
+    ignored = tuple(each for each in said if each.startswith(about))
+    return Rules(found, problem, ignored, built, wall_problem, dropping)
 
 
 def guards() -> tuple[dict[str, ObservedGuard] | None, NftError | None]:
@@ -72,8 +73,8 @@ def host_has_service_address() -> bool:
 
 
 @contextmanager
-def _said() -> Iterator[list[str]]:
-    """Collect what is logged meanwhile."""
+def warnings() -> Iterator[list[str]]:
+    """Collect what is logged meanwhile: reading a map logs what of it is ignored, once in a process."""
     lines: list[str] = []
 
     class Collector(logging.Handler):
@@ -82,8 +83,8 @@ def _said() -> Iterator[list[str]]:
 
     collector, ours = Collector(logging.WARNING), logging.getLogger("tproxy")
     before, level = ours.handlers[:], ours.level
-    ours.handlers[:] = [collector]
-    ours.setLevel(logging.WARNING)
+    ours.handlers[:] = [*(before if level == logging.DEBUG else ()), collector]
+    ours.setLevel(min(level, logging.WARNING))
     try:
         yield lines
     finally:
