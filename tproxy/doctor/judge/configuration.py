@@ -75,7 +75,7 @@ def of_bridge(found: Configuration, loaded: ServiceMap) -> list[Finding]:
 
 def _endpoint(services: Mapping[int, Service], port: int) -> str:
     found = services.get(port)
-    return str(found.endpoint) if found is not None else "nothing"
+    return found.leads_to if found is not None else "nothing"
 
 
 def _networks(loaded: ServiceMap, *, mixed: bool) -> Finding:
@@ -87,8 +87,8 @@ def _networks(loaded: ServiceMap, *, mixed: bool) -> Finding:
 
 
 def _resolved(found: Configuration, name: str) -> list[str]:
-    address = found.addresses.get(name)
-    if isinstance(address, str):
-        return [address]
-    certain = address is not None and address.certain
+    known = found.addresses.get(name)
+    if known is not None and not isinstance(known, NoAddress):
+        return [*known]
+    certain = known is not None and known.certain
     raise socket.gaierror(socket.EAI_NONAME if certain else socket.EAI_AGAIN, "is not known")

@@ -63,16 +63,18 @@ def of_endpoints(loaded: ServiceMap, dialled: Mapping[Endpoint, Dialled]) -> lis
     """Each endpoint, in the order of the ports."""
     findings = []
     for port, service in sorted(loaded.services.items()):
-        found = dialled.get(service.endpoint)
-        name = f" ({service.name})" if service.name else ""
-        where = f"port {port}{name}: endpoint {service.endpoint}"
-        if found is None:
-            findings.append(warning("endpoint", f"{where} was not dialled: too many others do not answer"))
-        elif found.problem:
-            repair = f"nc -zv {service.endpoint.address} {service.endpoint.port}"
-            findings.append(bad("endpoint", f"{where} {found.problem}", repair))
-        else:
-            findings.append(good("endpoint", f"{where} accepts after {found.seconds * 1000:.1f} ms"))
+        for endpoint in service.candidates:
+            found = dialled.get(endpoint)
+            name = f" ({service.name})" if service.name else ""
+            where = f"port {port}{name}: endpoint {endpoint}"
+            if found is None:
+                text = f"{where} was not dialled: too many others do not answer"
+                findings.append(warning("endpoint", text))
+            elif found.problem:
+                repair = f"nc -zv {endpoint.address} {endpoint.port}"
+                findings.append(bad("endpoint", f"{where} {found.problem}", repair))
+            else:
+                findings.append(good("endpoint", f"{where} accepts after {found.seconds * 1000:.1f} ms"))
     return findings
 
 
@@ -101,9 +103,11 @@ def _status(bridge: str, found: Processes) -> dict[str, Any] | None:
 
 
 def _endpoint(served: Mapping[str, Any] | None) -> str:
-    return str(served["endpoint"]) if served is not None else ""
+    if served is None:
+        return ""
+    return ", ".join(each["endpoint"] for each in served.get("endpoints", ())) or str(served["endpoint"])
 
 
 def _loaded(loaded: ServiceMap, port: int) -> str:
     service = loaded.services.get(port)
-    return str(service.endpoint) if service is not None else ""
+    return service.leads_to if service is not None else ""

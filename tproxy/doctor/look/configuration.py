@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from tproxy.config import check, reader, resolver
 from tproxy.config.file import search
 from tproxy.config.services import Config, NoAddress, Problem
 from tproxy.errors import ConfigError
-from tproxy.model import is_ipv4
+from tproxy.model import is_address
 
 # Seconds. The system's resolver may take 10 s and more for each dead name server, and cannot be stopped.
 _PATIENCE = 5.0
@@ -32,7 +32,7 @@ class Configuration(NamedTuple):
     unusable: str = ""
     read: Config | None = None
     problems: tuple[Problem, ...] = ()
-    addresses: Mapping[str, str | NoAddress] = MappingProxyType({})  # of each host name in the file
+    addresses: Mapping[str, Sequence[str] | NoAddress] = MappingProxyType({})  # of each host name in the file
 
 
 def look(explicit: str | None, watch_file: str) -> Configuration:
@@ -49,13 +49,14 @@ def look(explicit: str | None, watch_file: str) -> Configuration:
     except ConfigError as error:
         return Configuration(path, named, str(error))
     problems = tuple(check.problems(read, check.all_resolve))
-    names = sorted({each.remote_addr for each in read.entries if not is_ipv4(each.remote_addr)})[:_MOST_NAMES]
+    named_by = (name for each in read.entries for name in each.remote_addr)
+    names = sorted({each for each in named_by if not is_address(each)})[:_MOST_NAMES]
     return Configuration(path, named, "", read, problems, look_up(names))
 
 
-def look_up(names: Iterable[str]) -> dict[str, str | NoAddress]:
-    """The address of each name, or why it has none. Names are looked up at the same time."""
-    found: dict[str, str | NoAddress] = {}
+def look_up(names: Iterable[str]) -> dict[str, Sequence[str] | NoAddress]:
+    """The addresses of each name, or why it has none. Names are looked up at the same time."""
+    found: dict[str, Sequence[str] | NoAddress] = {}
 
     def look_up_one(name: str) -> None:
         found.update(resolver.addresses([name]))

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from tproxy.datapath.this_host import met_itself
 from tproxy.kernel.netns import LIBC
+from tproxy.kernel.tcp import family
 from tproxy.model import Endpoint, Service
 
 AT_ONCE = 256  # sockets: few beside the 1,024 descriptors that any process may have
@@ -40,7 +41,8 @@ def dial(services: Iterable[Service], worker: int | None) -> dict[Endpoint, Dial
     """
     longest: dict[Endpoint, float] = {}
     for each in services:
-        longest[each.endpoint] = max(longest.get(each.endpoint, 0.0), min(each.connect_timeout, LONGEST))
+        for endpoint in each.candidates:
+            longest[endpoint] = max(longest.get(endpoint, 0.0), min(each.connect_timeout, LONGEST))
     found: dict[Endpoint, Dialled] = {}
     waiting, end = list(longest.items()), time.monotonic() + _ALL
     while waiting and time.monotonic() < end:
@@ -72,7 +74,7 @@ def _dial(part: list[tuple[Endpoint, float]]) -> dict[Endpoint, Dialled]:
     began = time.monotonic()
     try:
         for endpoint, seconds in part:
-            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            sock = socket.socket(family(endpoint.address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             open_[sock.fileno()] = sock, endpoint, began + seconds
             number = sock.connect_ex(endpoint)
             if number == errno.EINPROGRESS:
