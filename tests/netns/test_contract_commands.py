@@ -246,6 +246,7 @@ def test_a_command_does_and_prints_what_the_contract_says(lab: OneBridge, comman
     ("arguments", "code"),
     [
         ("status", 0),
+        ("metrics --listen nowhere", 1),
         ("hook up --bridge nobody --config /run/tproxy.yaml", 1),
         ("check /nowhere", 1),
         ("hook up", 2),

@@ -23,8 +23,20 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 
-from tproxy.datapath.connection import OF_ENDPOINT, dial_failure
-from tproxy.datapath.counters import CAUSES, NETWORK, OPEN, TO_ENDPOINT, TO_GUEST, TOTAL, TOTAL_LIMIT
+from tproxy.datapath.connection import OF_ENDPOINT, dial_failure, dial_reason
+from tproxy.datapath.counters import (
+    CAUSES,
+    DIAL_FAILED,
+    FINISHED,
+    LIMITED,
+    NETWORK,
+    OPEN,
+    STOPPED,
+    TO_ENDPOINT,
+    TO_GUEST,
+    TOTAL,
+    TOTAL_LIMIT,
+)
 from tproxy.datapath.crowds import Crowds
 from tproxy.datapath.datagram_checks import DatagramChecks
 from tproxy.datapath.ended_lines import EndedLines
@@ -117,7 +129,9 @@ class Datagrams:
             for target in {*targets_of(gate.door), *(each.target for each in gate.sessions.values())}:
                 there = target in targets_of(gate.door)
                 known = target.service.candidates if there else ()
-                self._end_all(gate, "endpoint removed" if there else "service removed", known, target)
+                self._end_all(
+                    gate, "endpoint removed" if there else "service removed", STOPPED, known, target
+                )
         self._keep_health()
         self.look()
 
@@ -217,6 +231,7 @@ class Datagrams:
     def next_endpoint(self, session: Session, number: int) -> Endpoint | None:
         """Note why an endpoint failed; return the next one for the session, or None."""
         self._failed(session.endpoint, number)
+        session.target.record.dial_failed(dial_reason(number))
         order = self._in_order(session.target.service)
         return next((each for each in order if each not in session.tried), None)
 
@@ -224,7 +239,7 @@ class Datagrams:
         """End a session that no endpoint takes."""
         how = dial_failure(number)
         session.target.failed(f"endpoint {session.endpoint} {how}")
-        self._end(session, how)
+        self._end(session, how, DIAL_FAILED)
 
     # Sessions
 
@@ -295,6 +310,8 @@ class Datagrams:
             self._look_later()
 
     def _refuse(self, target: Target, guest: tuple[Any, ...], why: str) -> None:
+        target.counts[TOTAL] += 1
+        target.record.never_began(LIMITED)
         target.limited[NETWORK] = (target.limited[NETWORK] + 1) & 0xFFFFFFFF
         warnings = self._warnings[NETWORK]
         if warnings.allows(time.monotonic()):
@@ -320,6 +337,7 @@ class Datagrams:
             except OSError as error:
                 last = error
                 self._failed(endpoint, error.errno or 0)
+                target.record.dial_failed(dial_reason(error.errno or 0))
                 if error.errno in _NO_DESCRIPTOR and (oldest := self.crowds.oldest()) is not None:
                     self._evict(oldest, TOTAL_LIMIT)  # the next datagram has its descriptor
                     break
@@ -330,6 +348,7 @@ class Datagrams:
             if self._timer is None:
                 self._timer = self.loop.call_later(SWEEP, self._sweep)
             return session
+        target.record.never_began(DIAL_FAILED)
         if last is not None:
             target.failed(f"endpoint {order[-1]} {dial_failure(last.errno or 0)}")
         return None
@@ -346,9 +365,9 @@ class Datagrams:
                 CAUSES[cause],
                 self._warnings[cause].suffix(),
             )
-        self._end(session, CAUSES[cause])
+        self._end(session, CAUSES[cause], LIMITED)
 
-    def _end(self, session: Session, how: str) -> None:
+    def _end(self, session: Session, how: str, outcome: int) -> None:
         gate = session.gate
         if gate.sessions.get(session.guest) is not session:
             return
@@ -356,6 +375,7 @@ class Datagrams:
         self.crowds.remove(gate.bridge, session.key, session.guest[0], session)
         counts = session.target.counts
         counts[OPEN] -= 1
+        session.target.record.ended(outcome, time.monotonic() - session.started)
         self.count(session)
         self.loop.close_later(session.sock)
         id_ = self.introductions.id(session.number) if session.target.service.introduced else ""
@@ -376,11 +396,16 @@ class Datagrams:
                     self.count(session)
 
     def _end_all(
-        self, gate: Gate, how: str, but_to: Collection[Endpoint] = (), target: Target | None = None
+        self,
+        gate: Gate,
+        how: str,
+        outcome: int,
+        but_to: Collection[Endpoint] = (),
+        target: Target | None = None,
     ) -> None:
         for session in [each for each in gate.sessions.values() if each.endpoint not in but_to]:
             if target is None or session.target is target:
-                self._end(session, how)
+                self._end(session, how, outcome)
 
     def _sweep(self) -> None:
         now = time.monotonic()
@@ -390,7 +415,7 @@ class Datagrams:
                 if self._draining_since is not None:
                     for session in [*gate.sessions.values()]:
                         if now - self._draining_since >= session.target.service.session_idle:
-                            self._end(session, "idle")
+                            self._end(session, "idle", FINISHED)
                 self._end_idle(gate, now)
         if self.crowds.total:
             self._timer = self.loop.call_later(SWEEP, self._sweep)
@@ -402,7 +427,7 @@ class Datagrams:
             if now - session.used < shortest:
                 break
             if now - session.used >= session.target.service.session_idle:
-                self._end(session, "idle")
+                self._end(session, "idle", FINISHED)
 
     # Gates
 
@@ -413,7 +438,7 @@ class Datagrams:
             self.loop.remove(gate.sock.fileno())
 
     def _close(self, bridge: str, gate: Gate, how: str) -> None:
-        self._end_all(gate, how)
+        self._end_all(gate, how, STOPPED)
         self._held.drop(gate)
         self._stop_reading(gate)
         self.loop.close_later(gate.sock, shared=True)

@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 
-from tproxy.datapath.counters import NETWORK
+from tproxy.datapath.counters import LIMITED, NETWORK, TOTAL
 from tproxy.datapath.introduction import Introductions
 from tproxy.datapath.membership import EVERYBODY, REFUSED, WAIT, Verdict
 from tproxy.datapath.target import Target
@@ -197,7 +197,10 @@ class Waiting:
             del self._callers[bridge]
 
     def _refuse(self, caller: Caller, why: str) -> None:
-        self._keeper.limited(caller.divided.any, NETWORK, f": guest={caller.peer[0]}, {why}")
+        target = caller.divided.any
+        target.counts[TOTAL] += 1
+        target.record.never_began(LIMITED)
+        self._keeper.limited(target, NETWORK, f": guest={caller.peer[0]}, {why}")
         _reset(caller.guest)
 
 
