@@ -118,11 +118,11 @@ def test_a_reread_file_counts_for_all_networks_of_a_bridge(host: Host) -> None:
     host.configure(more=red(92))
     host.signal("HUP", host.watcher)
     for _ in eventually():
-        ports = host.nft("list map ip one_tproxy ep_br0")
-        if "92 : " in ports:
+        listed = host.nft("list table ip one_tproxy")
+        if "tcp . 92 . 0x00000002 : " in listed:  # red's alone
             break
-    assert "5030 : " in ports
-    assert "91 : " not in ports
+    assert "5030 : " in listed
+    assert "tcp . 91 . " not in listed
     assert "network=red order=2" in host.nft("list set ip one_tproxy gu_br0")
 
 
