@@ -341,6 +341,11 @@ class Service(NamedTuple):
         }
 
 
+def service_label(name: str, port: int) -> str:
+    """Return what metrics and logs call a service. No two services of a bridge are called the same."""
+    return f"{name}:{port}" if name else str(port)
+
+
 class Network(NamedTuple):
     """A virtual network as the driver names it. What the driver did not give is empty.
 

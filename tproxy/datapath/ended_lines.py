@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import time
 
+from tproxy.datapath.counters import OUTCOMES
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.log.file import INFO, Log
+from tproxy.log.lines import Fields
 from tproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ class EndedLines:
         self._left_out: dict[Target, None] = {}
         self._timer: Timer | None = None
 
-    def write(self, connection: Connection, how: str) -> None:
+    def write(self, connection: Connection, how: str, outcome: int) -> None:
         """Write the line of a connection that has ended, unless its target has had too many."""
         if self._log.level > INFO:
             return
@@ -53,7 +55,22 @@ class EndedLines:
             now - connection.started,
             "" if connection.mac is None else f" id={connection.id}",
             how.replace(" ", "_"),
+            fields=self._fields(connection, how, outcome, now) if self._log.has_fields else None,
         )
+
+    def _fields(self, connection: Connection, how: str, outcome: int, now: float) -> Fields:
+        target = connection.target
+        return {
+            "connection": connection.id,
+            **target.fields,
+            "guest": connection.guest_name,
+            "endpoint": str(connection.dialed),
+            "outcome": OUTCOMES[outcome],
+            "end": how,
+            "to_endpoint": connection.to_endpoint.moved,
+            "to_guest": connection.to_guest.moved,
+            "seconds": round(now - connection.started, 3),
+        }
 
     def summarize(self) -> None:
         """Write for each target how many lines were left out since the last time."""
@@ -67,5 +84,6 @@ class EndedLines:
                 target.bridge,
                 target.service.port,
                 target.lines.left_out,
+                fields={**target.fields, "left_out": target.lines.left_out},
             )
             target.lines.left_out = 0

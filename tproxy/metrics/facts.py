@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from tproxy.daemon.client import FIGURES
 from tproxy.datapath.counters import Counts, EndpointState, LoopTimes, View
 from tproxy.errors import ProtocolError
+from tproxy.model import service_label
 
 
 class Service(NamedTuple):
@@ -91,7 +92,7 @@ class Facts:
                     Service(
                         bridge,
                         _network(details),
-                        label(name, port),
+                        service_label(name, port),
                         silent is not None and port not in silent,
                         counts.get((bridge, port), Counts()),
                         tuple((each, not states[each].failed) for each in endpoints if each in states),
@@ -117,11 +118,6 @@ class Facts:
             (("daemon", _loop(answer["loop"])), ("worker", loops)),
             listed,
         )
-
-
-def label(name: str, port: int) -> str:
-    """Return the value of the label ``service``; no two services of a bridge have the same."""
-    return f"{name}:{port}" if name else str(port)
 
 
 def _network(details: dict[str, Any]) -> str:
