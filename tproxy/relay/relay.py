@@ -160,6 +160,8 @@ class Relay:
         for port in message.ports:
             with ExitStack() as owned:
                 listener = owned.enter_context(delivery.take_socket())
+                if listener.family != socket.AF_INET or not tcp.listens(listener):
+                    raise ProtocolError(f"a socket for port {port} that does not listen")
                 tcp.set_options(listener, near=True)  # those of an older version may differ
                 tcp.reset_on_close(listener)
                 owned.pop_all()
