@@ -56,6 +56,7 @@ _KEPT = {
     7: "SETUID: and users",
     8: "SETPCAP: relays and workers empty their bounding set",
     12: "NET_ADMIN: links, rules and sysctls",
+    13: "NET_RAW: iptables-legacy-save, by which a watcher sees whether the host's firewall drops",
     18: "SYS_CHROOT: relays and workers have an empty root directory",
     19: "SYS_PTRACE: to find processes of tproxy that have other rights",
     21: "SYS_ADMIN: to enter and make network namespaces",
