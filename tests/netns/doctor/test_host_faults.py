@@ -170,6 +170,11 @@ CONFIGURATION = {
         *("configuration", "tproxi"),
         repair=HEALTHY,
     ),
+    "a name that YAML reads as a number": Fault(
+        f"echo {configuration(options=', networks: [0123]')} >{CONFIG}",
+        *("configuration", "0123"),
+        repair=HEALTHY,
+    ),
     "the file is for other programs": Fault(
         f"echo 'vxlan_mtu: 1450' >{CONFIG}", "configuration", "has no key tproxy", repair=HEALTHY
     ),

@@ -54,7 +54,7 @@ def test_any_reason_can_be_noted_and_is_cut_if_it_is_long(why: str) -> None:
     record = counters.unshared()
     record.failed(why)
     whole = why.encode(errors="replace")
-    if len(whole) <= 112:
+    if len(whole) <= counters._ERROR_BYTES:
         assert record.read().last_error == whole.decode().rstrip("\0")
     else:
         assert whole.startswith(

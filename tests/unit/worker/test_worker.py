@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.sockets import wait_for
+from tproxy.datapath import connections
 from tproxy.datapath.counters import Counts, View
 from tproxy.kernel import netns
 from tproxy.log.file import Log
@@ -147,6 +148,29 @@ def test_a_relay_can_be_faster_than_the_daemon(host: Host) -> None:
     host.serve(host.port)  # both wait for the worker when it goes on
     os.kill(host.pid, signal.SIGCONT)
     host.talk(guest)
+
+
+def test_bytes_are_counted_a_few_connections_at_a_time_and_answered_when_all_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "COUNTED_AT_ONCE", 1)
+    monkeypatch.setattr(intake, "SERVICE_ADDRESS", HERE)
+    host = Host(tmp_path)
+    host.serve(host.port)
+    relay = host.relay()
+    for _ in range(5):
+        host.talk(host.guest(relay))
+    for number, counting in ((1, True), (2, False), (3, True)):
+        host.tell(orders.Sync(number, counting))
+    answered = 0
+    while answered < 3:  # one answer may be for several
+        delivery = receive(host.daemon, orders.decode)
+        assert delivery is not None
+        assert isinstance(delivery.message, orders.Synced)
+        assert delivery.message.number > answered
+        answered = delivery.message.number
+    assert host.counters.read()[1]["br0", host.port][:4] == (5, 5, 5 * 8, 5 * 6)
+    host.close()
 
 
 def test_a_port_that_stays_keeps_its_counts_and_one_that_comes_again_begins_anew(host: Host) -> None:
