@@ -260,7 +260,11 @@ class Daemon:
                 if self._stay:
                     service_manager.report_ready()
         if self._ending and not self._requests:
-            self._loop.call_later(LAST_ANSWER, self._loop.stop)
+            self._loop.call_later(LAST_ANSWER, self._end_if_unneeded)
+
+    def _end_if_unneeded(self) -> None:
+        if self._ending and not self._requests:  # otherwise another hook has brought a bridge up meanwhile
+            self._loop.stop()
 
     def _answer_figures(self) -> None:
         reading, self._reading = self._reading, {}

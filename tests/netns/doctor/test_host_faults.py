@@ -194,6 +194,11 @@ CONFIGURATION = {
         *("file", "port 5030 leads to 10.11.12.13:8080, and the file says 10.11.12.13:8081"),
         afterwards=HEALTHY,
     ),
+    "an option in the file was changed": Fault(
+        f"echo {configuration(options=', connect_timeout: 7')} >{CONFIG}",
+        *("file", "port 5030 has other options than the file says"),
+        afterwards=HEALTHY,
+    ),
     "networks share a bridge": Fault(
         two_networks(2, 8080),
         *("networks", "all its guests reach the services of all its networks: a, b"),
