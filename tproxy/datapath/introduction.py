@@ -83,6 +83,11 @@ class Introductions:
             transport,
         )
 
+    def network(self, bridge: str, order: int) -> Network | None:
+        """Return the network of a bridge with this order, if it was told."""
+        known = self._bridges.get(bridge)
+        return known.networks.get(order) if known is not None else None
+
     def judge(self, bridge: str, mac: str) -> Verdict:
         """Return the network of a caller (``membership``)."""
         known = self._bridges.get(bridge)

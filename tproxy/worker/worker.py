@@ -26,7 +26,7 @@ from tproxy.kernel import privileges, seccomp
 from tproxy.kernel.limits import descriptor_limit
 from tproxy.kernel.loop import READ, Loop
 from tproxy.log.file import Log
-from tproxy.model import TCP, UDP, Endpoint, Service, ServiceKey
+from tproxy.model import TCP, UDP, Endpoint, Service, ServiceKey, service_label
 from tproxy.process.title import set_title
 from tproxy.relay.channel import Delivery, receive, send_bytes
 from tproxy.worker import orders
@@ -92,6 +92,7 @@ class Worker:
         self._services: dict[str, dict[ServiceKey, Target]] = {}
         # What guests find at a service port, by a key without a network.
         self._doors: dict[str, dict[ServiceKey, Door]] = {}
+        self._labels: dict[str, tuple[str, dict[ServiceKey, str]]] = {}  # network, and names; for the log
         self._coming: list[Service] = []  # the part of a long list that is here already
         self._intakes: set[Intake] = set()
         self._workers = 1
@@ -214,6 +215,11 @@ class Worker:
                 self._connections.introductions.use_networks(*delivery.message)
                 self._connections.waiting.look(delivery.message.bridge)
                 self._datagrams.look()
+            case orders.Labels(bridge, first, network, names):
+                known = {} if first else self._labels.get(bridge, ("", {}))[1]
+                self._labels[bridge] = network, {**known, **dict(names)}
+                for target in self._services.get(bridge, {}).values():
+                    self._label(target)
             case orders.Ports():
                 self._connections.introductions.use_ports(*delivery.message)
                 macs = (mac for mac, _ in delivery.message.ports)
@@ -235,6 +241,7 @@ class Worker:
             case orders.Forget(bridge):
                 self._apply(bridge, [])
                 del self._services[bridge], self._doors[bridge]
+                self._labels.pop(bridge, None)
                 self._connections.limits.forget(bridge)
                 self._connections.introductions.forget(bridge)
                 self._connections.abort_bridge(bridge, "bridge removed")
@@ -244,7 +251,7 @@ class Worker:
             case orders.LetGo(bridge):
                 self._datagrams.let_go(bridge)
             case orders.Settings(log_level, workers, ports, max_connections):
-                self._log.level = log_level
+                self._log.use_style(log_level)
                 self._workers = workers
                 self._connections.host.forget(ports)
                 self._connections.limits.set(workers, max_connections, ports)
@@ -276,6 +283,7 @@ class Worker:
                 record = self._counters.record(bridge, service.key)
                 target = Target(bridge, service, record, sharers=self._workers)
             target.service = service
+            self._label(target)
             after[service.key] = target
         for target in before.values():
             self._counters.give_back(target.record)
@@ -284,6 +292,13 @@ class Worker:
         self._connections.serve(bridge, [each for each in services if each.key.protocol == TCP])
         udp = {key: each for key, each in self._doors[bridge].items() if key.protocol == UDP}
         self._datagrams.serve(bridge, udp)
+
+    def _label(self, target: Target) -> None:
+        target.network, names = self._labels.get(target.bridge, ("", {}))
+        key = target.service.key
+        if key.network and (own := self._connections.introductions.network(target.bridge, key.network)):
+            target.network = own.name or own.id
+        target.label = service_label(names.get(key, ""), key)
 
     def _counted(self) -> None:
         self._counting -= 1
