@@ -131,7 +131,7 @@ def stranger(bridge: str, observed: Observed) -> str:
         return f"link {names.veth_namespace} in namespace {names.namespace} belongs to another program"
     if observed.name_taken and not (observed.namespace or observed.name_ours):
         return f"{names.namespace} in /run/netns is no namespace"
-    shared = observed.guard.foreign.intersection(guards.SHARED_CHAINS) if observed.guard else ()
+    shared = list(filter(guards.is_shared, observed.guard.foreign)) if observed.guard else ()
     if shared:
         return f"chain {min(shared)} in table bridge {TABLE} belongs to another program"
     return ""
