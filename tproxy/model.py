@@ -40,6 +40,8 @@ DAEMON_TITLE = "one_tproxy"
 # IFNAMSIZ is 16 with the final NUL, <linux/if.h>.
 INTERFACE_NAME_BYTES = 15
 
+TCP, UDP = PROTOCOLS = ("tcp", "udp")
+
 DEFAULT_CONNECT_TIMEOUT = 5.0  # seconds
 MOST_ENDPOINTS = 16  # of one service; arbitrary
 SPREADS = ("first", "least")
@@ -123,6 +125,14 @@ class BridgeNames(_Bridge):
         return f"op_{self.bridge}"
 
     @property
+    def typed_map(self) -> str:
+        return f"sv_{self.bridge}"
+
+    @property
+    def typed_options(self) -> str:
+        return f"so_{self.bridge}"
+
+    @property
     def arp_guard(self) -> str:
         return f"ch_{self.bridge}"
 
@@ -155,6 +165,23 @@ def as_ipv6(text: str) -> str:
 def is_address(text: str) -> bool:
     """Return whether the text is an IPv4 address, or an IPv6 address as ``as_ipv6`` writes it."""
     return is_ipv4(text) or (":" in text and as_ipv6(text) == text)
+
+
+_MAPPED = bytes(10) + b"\xff\xff"  # begins an IPv4 address as IPv6 maps it (RFC 4291, 2.5.5.2)
+
+
+def packed_address(address: str) -> bytes:
+    """Return an IPv6 or IPv4 address in 16 bytes."""
+    if ":" in address:
+        return socket.inet_pton(socket.AF_INET6, address)
+    return _MAPPED + socket.inet_aton(address)
+
+
+def unpacked_address(packed: bytes) -> str:
+    """Return the address that ``packed_address`` packed."""
+    if packed.startswith(_MAPPED):
+        return socket.inet_ntoa(packed[len(_MAPPED) :])
+    return socket.inet_ntop(socket.AF_INET6, packed)
 
 
 def refused(address: str) -> str:
@@ -204,8 +231,47 @@ def leading(addresses: Sequence[str]) -> str:
     return next(filter(is_ipv4, addresses), addresses[0])
 
 
+class ServiceKey(NamedTuple):
+    """What identifies a service on a bridge.
+
+    ``address`` is the service address. ``network`` is the ``order`` of the bridge's network whose guests have
+    the service (``Member``); 0: all guests.
+    """
+
+    port: int
+    protocol: str = TCP
+    address: str = SERVICE_ADDRESS
+    network: int = 0
+
+    @property
+    def plain(self) -> bool:
+        """Whether it can stand in ``ep_<bridge>``, which says nothing but the port."""
+        return self[1:] == _PLAIN
+
+    @property
+    def listener(self) -> ServiceKey:
+        """What a relay listens on for it: the same key for all networks."""
+        return self._replace(network=0) if self.network else self
+
+    @property
+    def in_words(self) -> str:
+        """The key for a message: the port alone for a plain one, such as 5030; or 169.254.169.254:53/udp."""
+        if self.plain:
+            return str(self.port)
+        address = f"[{self.address}]" if ":" in self.address else self.address
+        return (
+            ("" if self.address == SERVICE_ADDRESS else f"{address}:")
+            + str(self.port)
+            + ("" if self.protocol == TCP else f"/{self.protocol}")
+            + (f"@{self.network}" if self.network else "")
+        )
+
+
+_PLAIN = ServiceKey(0)[1:]
+
+
 class Service(NamedTuple):
-    """A service port with its endpoints and options, on one bridge.
+    """A service with its endpoints and options, on one bridge.
 
     ``endpoint`` is the ``leading`` one. ``endpoints`` are the addresses of all, in the order in which they
     are tried; it is empty where there is one only. All have the port of ``endpoint``.
@@ -215,7 +281,7 @@ class Service(NamedTuple):
     A new one goes to the end: a daemon sends them in this order to the code of another version.
     """
 
-    port: int
+    key: ServiceKey
     endpoint: Endpoint
     name: Annotated[str, Option(Text(32), "the name of the service, for `status` and logs", unset="none")] = (
         ""
@@ -318,6 +384,11 @@ class Service(NamedTuple):
     endpoints: tuple[str, ...] = ()
 
     @property
+    def port(self) -> int:
+        """The service port."""
+        return self.key.port
+
+    @property
     def candidates(self) -> tuple[Endpoint, ...]:
         """All endpoints, in order."""
         if not self.endpoints:
@@ -401,7 +472,7 @@ class Member(NamedTuple):
 
 class _ServiceMap(NamedTuple):
     bridge: str
-    services: Mapping[int, Service]
+    services: Mapping[ServiceKey, Service]
     network: Network = Network()
     members: Mapping[str, Member] | None = None
 

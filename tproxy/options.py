@@ -19,9 +19,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
+from tproxy.model import PROTOCOLS
+
 
 class Port(NamedTuple):
-    """A TCP port, an int."""
+    """A port of TCP or UDP, an int."""
 
     def __str__(self) -> str:
         return "1 to 65535"
@@ -88,6 +90,13 @@ class Hosts(NamedTuple):
         )
 
 
+class Protocols(NamedTuple):
+    """One or several of the protocols of services, a tuple of their names."""
+
+    def __str__(self) -> str:
+        return f"{', '.join(f'`{each}`' for each in PROTOCOLS)}, or a list of these"
+
+
 class NetworkName(NamedTuple):
     """The name or the id of one network."""
 
@@ -133,6 +142,7 @@ Kind = (
     | Flag
     | Choice
     | Hosts
+    | Protocols
     | NetworkName
     | NetworkNames
     | BridgePattern
@@ -202,4 +212,6 @@ def written(kind: Kind, value: Any) -> str:
             return f"{value:g}"
         case Flag():
             return str(value).lower()
+        case Protocols():
+            return ", ".join(value)
     return str(value) if isinstance(value, str) else ""

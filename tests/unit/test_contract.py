@@ -22,7 +22,16 @@ from tproxy.config.resolver import services_for
 from tproxy.config.services import Config
 from tproxy.errors import ConfigError
 from tproxy.log import output
-from tproxy.model import PORT_MAC, SERVICE_ADDRESS, SERVICE_MAC, BridgeNames, Endpoint, Network, Service
+from tproxy.model import (
+    PORT_MAC,
+    SERVICE_ADDRESS,
+    SERVICE_MAC,
+    BridgeNames,
+    Endpoint,
+    Network,
+    Service,
+    ServiceKey,
+)
 from tproxy.options import Entries, Text
 from tproxy.proxy_protocol import (
     OF_BRIDGE,
@@ -35,7 +44,7 @@ from tproxy.proxy_protocol import (
 )
 
 VNET1 = Network("vnet1", "0")
-BEFORE = Service(5030, Endpoint("192.0.2.7", 5030))
+BEFORE = Service(ServiceKey(5030), Endpoint("192.0.2.7", 5030))
 
 
 def test_the_names_are_those_that_are_made() -> None:
@@ -117,7 +126,7 @@ def resolve(name: str) -> list[str]:
 
 def said(text: str) -> Said:
     read: Config = reader.parse("f", text)
-    services, problems = services_for(read, VNET1, resolve, {5030: BEFORE}.get)
+    services, problems = services_for(read, VNET1, resolve, {ServiceKey(5030): BEFORE}.get)
     endpoints = {port: str(each.endpoint) for port, each in services.items()}
     return Said(endpoints, len(read.warnings) + len(problems))
 

@@ -8,7 +8,9 @@ Listings are JSON. Reads raise NftError rather than return too little.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 
@@ -17,12 +19,20 @@ from tproxy.bridge.guards import ObservedGuard
 from tproxy.errors import NftError
 from tproxy.kernel import netns
 from tproxy.log.lazy import logger
-from tproxy.model import TABLE, BridgeNames, Member, ServiceMap
+from tproxy.model import TABLE, BridgeNames, Member, Service, ServiceKey, ServiceMap
 from tproxy.typed import Any
 
 log = logger(__name__)
 
 _MAP_TYPE = "inet_service : ipv4_addr . inet_service"
+
+# <linux/netlink.h>, <linux/netfilter/nf_tables.h>
+_NETLINK_NETFILTER = 12
+_GETSET, _NEWSET = 10 << 8 | 10, 10 << 8 | 9  # subsystem and message
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+_REQUEST = 1  # NLM_F_REQUEST
+_IPV4 = b"\x02\x00\x00\x00"  # struct nfgenmsg: NFPROTO_IPV4, version 0
+_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr; the table's name is attribute 1, the set's 2
 
 
 class Unsupported(NftError):
@@ -98,10 +108,11 @@ def read_maps(bridges: Iterable[str] | None = None) -> list[ServiceMap]:
         return [each for bridge in bridges if (each := read_map(bridge)) is not None]
     listed = _table("ip")
     listed_sets = {item["set"]["name"]: item["set"] for item in listed if "set" in item}
+    listed_maps = {item["map"]["name"]: item["map"] for item in listed if "map" in item}
     maps = {
-        item["map"]["name"]: _parse_map(item["map"], listed_sets.get(_options_name(item["map"])))
-        for item in listed
-        if "map" in item
+        name: _parse_map(each, listed_maps, listed_sets)
+        for name, each in listed_maps.items()
+        if not name.startswith(service_map.TYPED_PREFIX)
     }
     sets = {name: service_map.parse_members(each) for name, each in listed_sets.items()}
     for name, each in maps.items():
@@ -122,8 +133,7 @@ def read_map(bridge: str) -> ServiceMap | None:
     name = BridgeNames(bridge).map
     for item in _list_or_nothing(f"list map ip {TABLE} {name}"):
         if "map" in item:
-            options = _read_options(bridge)
-            parsed = _parse_map(item["map"], options)
+            parsed = _parse_map(item["map"], *_read_beside(bridge))
             if parsed is None:
                 raise NftError(
                     f"map {name} is not of type {_MAP_TYPE}: it belongs to another program; remove it"
@@ -132,16 +142,48 @@ def read_map(bridge: str) -> ServiceMap | None:
     return None
 
 
-def _read_options(bridge: str) -> dict[str, Any] | None:
-    """The set with the rest of the bridge's options, as it is listed; None when there is none."""
-    listed = _list_or_nothing(f"list set ip {TABLE} {BridgeNames(bridge).options}")
-    return next((item["set"] for item in listed if "set" in item), None)
+def _read_beside(bridge: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The maps and sets beside the bridge's map, as they are listed, by name. Most bridges have none."""
+    names = BridgeNames(bridge)
+    there = _there((names.options, names.typed_map, names.typed_options))
+    found: dict[str, dict[str, Any]] = {"map": {}, "set": {}}
+    for name in there:
+        kind = "map" if name == names.typed_map else "set"
+        for item in _list_or_nothing(f"list {kind} ip {TABLE} {name}"):
+            if kind in item:
+                found[kind][name] = item[kind]
+    return found["map"], found["set"]
 
 
-def _options_name(listed_map: dict[str, Any]) -> str:
-    """The name of the set that belongs to a map."""
-    name: str = listed_map["name"]
-    return service_map.OPTIONS_PREFIX + name.removeprefix(service_map.MAP_PREFIX)
+def _there(names: Sequence[str]) -> list[str]:
+    """Those of the maps and sets that exist; all of them if the kernel does not say.
+
+    libnftables takes a hook a fifth of a millisecond to find out for each of them, and this takes a tenth of
+    that for all.
+    """
+    requests = []
+    for number, name in enumerate(names):
+        body = _IPV4 + _attribute(1, TABLE) + _attribute(2, name)
+        requests.append(_HEADER.pack(_HEADER.size + len(body), _GETSET, _REQUEST, number, 0) + body)
+    found = []
+    try:
+        with socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
+        ) as kernel:
+            kernel.settimeout(1)
+            kernel.send(b"".join(requests))
+            for _ in names:
+                _, kind, _, number, _ = _HEADER.unpack_from(kernel.recv(1 << 16))
+                if kind == _NEWSET:
+                    found.append(names[number])
+    except OSError:
+        return [*names]
+    return found
+
+
+def _attribute(kind: int, text: str) -> bytes:
+    value = text.encode() + b"\0"
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
 
 
 def _read_members(bridge: str) -> dict[str, Member] | None:
@@ -212,20 +254,41 @@ def rules(family: str, table: str, chain: str) -> list[list[dict[str, Any]]]:
     return [item["rule"].get("expr", []) for item in listed if "rule" in item]
 
 
-def _parse_map(listed: dict[str, Any], options: dict[str, Any] | None) -> ServiceMap | None:
-    """The service map; ``options`` is the set with the rest of its options, where there is one."""
+def _parse_map(
+    listed: dict[str, Any], maps: Mapping[str, dict[str, Any]], sets: Mapping[str, dict[str, Any]]
+) -> ServiceMap | None:
+    """The service map, with what belongs to it in other ``maps`` and ``sets``, which are by name."""
+    bridge = listed["name"].removeprefix(service_map.MAP_PREFIX)
+    options = sets.get(service_map.OPTIONS_PREFIX + bridge)
     rest = (service_map.parse_rest(options) if options is not None else None) or {}
     parsed = service_map.parse_map(listed, rest)
-    for port, count in service_map.continued(listed).items() if parsed is not None else ():
-        if any((port, number) not in rest for number in range(count)):
-            _warn(
-                f"map {listed['name']}: options of port {port} are missing in the set {_options_name(listed)}"
-            )
+    if parsed is None:
+        return None
+    _warn_of(listed, rest, parsed.services, service_map.OPTIONS_PREFIX + bridge)
+    typed = maps.get(service_map.TYPED_PREFIX + bridge)
+    if typed is None:
+        return parsed
+    options = sets.get(service_map.TYPED_OPTIONS_PREFIX + bridge)
+    rest = (service_map.parse_rest(options, plain=False) if options is not None else None) or {}
+    services = service_map.parse_typed(typed, rest)
+    if services is None:
+        _warn(f"map {typed['name']} is not of the type that tproxy knows, and is ignored")
+        return parsed
+    _warn_of(typed, rest, services, service_map.TYPED_OPTIONS_PREFIX + bridge)
+    return parsed._replace(services={**parsed.services, **services})
+
+
+def _warn_of(
+    listed: dict[str, Any], rest: service_map.Rest, services: Mapping[ServiceKey, Service], options: str
+) -> None:
+    """Log what of a map cannot be used; ``options`` is the name of the set with the rest of its options."""
+    for key, count in service_map.continued(listed).items():
+        if any((key, number) not in rest for number in range(count)):
+            _warn(f"map {listed['name']}: options of port {key.in_words} are missing in the set {options}")
     elements = len(listed.get("elem", []))
-    if parsed is not None and sum(service_map.in_map(each) for each in parsed.services.values()) < elements:
+    if sum(map(service_map.in_map, services.values())) < elements:
         for each in service_map.unusable_elements(listed):
             _warn(f"map {listed['name']}: {each} is ignored: it is not one port and its endpoint")
-    return parsed
 
 
 @cache

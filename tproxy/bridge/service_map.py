@@ -12,6 +12,10 @@ means nothing, and a reader that does not know the set has the options that fit.
 
 A service without an IPv4 endpoint has no element in the map, where older readers would serve it. Its element
 is in ``op_<bridge>`` under the number ALONE, with the same words. If the map has the port too, that counts.
+
+A service that is not plain (``ServiceKey.plain``) is in ``sv_<bridge>``, a map whose key is the whole key of
+the service. ``so_<bridge>`` is to it what ``op_<bridge>`` is to ``ep_<bridge>``. Both exist only where they
+are needed, and mean nothing without ``ep_<bridge>``.
 """
 
 from __future__ import annotations
@@ -22,12 +26,14 @@ from collections.abc import Iterable, Mapping
 from tproxy.errors import BadName
 from tproxy.model import (
     MOST_ENDPOINTS,
+    PROTOCOLS,
     TABLE,
     BridgeNames,
     Endpoint,
     Member,
     Network,
     Service,
+    ServiceKey,
     ServiceMap,
     is_address,
     is_ipv4,
@@ -38,7 +44,11 @@ from tproxy.typed import Any
 MAP_PREFIX = "ep_"
 SET_PREFIX = "gu_"
 OPTIONS_PREFIX = "op_"
+TYPED_PREFIX = "sv_"
+TYPED_OPTIONS_PREFIX = "so_"
+_KEY = "ipv4_addr . inet_proto . inet_service . mark"
 _MAP_TYPE = "type inet_service : ipv4_addr . inet_service;"
+_TYPED_MAP_TYPE = f"type {_KEY} : ipv4_addr . inet_service;"
 
 # NFTNL_UDATA_COMMENT_MAXLEN of libnftnl is 128 with the final NUL.
 MAX_COMMENT = 127
@@ -63,6 +73,9 @@ _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234567
 
 Json = dict[str, Any]
 
+# The comments of a set with the rest of options, by key and number.
+Rest = Mapping[tuple[ServiceKey, int], str]
+
 
 def storable(wanted: ServiceMap) -> ServiceMap:
     """The map as it reads after it was loaded: without the words that do not fit into a comment.
@@ -70,7 +83,7 @@ def storable(wanted: ServiceMap) -> ServiceMap:
     Only such a map can be compared with one that was read.
     """
     services = {
-        port: _service(port, each.endpoint, _service_text(each)) for port, each in wanted.services.items()
+        key: _service(key, each.endpoint, _service_text(each)) for key, each in wanted.services.items()
     }
     members = wanted.members
     if members is not None:
@@ -91,8 +104,11 @@ def add_map(wanted: ServiceMap) -> list[str]:
     return [
         f"add table ip {TABLE}",
         f"add map ip {TABLE} {names.map} {{ {_MAP_TYPE} {comment + ';' if comment else ''} }}",
+        *_typed_map(names, {}, wanted.services),
+        # What outlived its map says nothing of the services that the bridge has now.
+        *([f"flush map ip {TABLE} {names.typed_map}"] if _typed(wanted.services) else []),
         *_elements("add", names, wanted.services.values()),
-        *_set_rest(names, {}, wanted.services),
+        *_set_rest(names, wanted.services),
         *_add_set(names, wanted.members),
     ]
 
@@ -103,13 +119,18 @@ def change_map(observed: ServiceMap, wanted: ServiceMap) -> list[str]:
     if observed.network != wanted.network:
         # A map's comment cannot be changed, so the map is replaced. One transaction does both.
         new_map = add_map(wanted._replace(members=None))
-        rest = [] if _rest(wanted.services) else _set_rest(names, observed.services, wanted.services)
-        return [f"delete map ip {TABLE} {names.map}", *new_map, *rest, *_change_set(names, observed, wanted)]
-    gone = [each for port, each in observed.services.items() if wanted.services.get(port) != each]
-    new = [each for port, each in wanted.services.items() if observed.services.get(port) != each]
-    services = [*_elements("delete", names, gone), *_elements("add", names, new)]
+        plain = f"delete map ip {TABLE} {names.map}"
+        typed = [_map(names), f"delete map ip {TABLE} {names.typed_map}"] if _typed(observed.services) else []
+        unused = _unused_rest(names, observed.services, wanted.services)
+        return [plain, *typed, *new_map, *unused, *_change_set(names, observed, wanted)]
+    gone = [each for key, each in observed.services.items() if wanted.services.get(key) != each]
+    new = [each for key, each in wanted.services.items() if observed.services.get(key) != each]
+    services = _elements("delete", names, gone)
+    services += _typed_map(names, observed.services, wanted.services)
+    services += _elements("add", names, new)
     if gone or new:
-        services += _set_rest(names, observed.services, wanted.services)
+        services += _set_rest(names, wanted.services)
+        services += _unused_rest(names, observed.services, wanted.services)
     return [*services, *_change_set(names, observed, wanted)]
 
 
@@ -126,33 +147,56 @@ def delete_sets(bridge: str) -> list[str]:
         f"add table ip {TABLE}",
         _set(names),
         f"delete set ip {TABLE} {names.members}",
-        _options_set(names),
+        _options_set(names, plain=True),
         f"delete set ip {TABLE} {names.options}",
+        _map(names),
+        f"delete map ip {TABLE} {names.typed_map}",
+        _options_set(names, plain=False),
+        f"delete set ip {TABLE} {names.typed_options}",
     ]
 
 
-def parse_map(listed: Json, rest: Mapping[tuple[int, int], str] | None = None) -> ServiceMap | None:
+def parse_map(listed: Json, rest: Rest | None = None) -> ServiceMap | None:
     """The service map in an object of ``nft -j list``; None when its name or type is another.
 
-    Its members are in another object, see ``parse_members``, and so is the ``rest`` of the options, see
-    ``parse_rest``.
+    Its members are in another object, see ``parse_members``, and so are the ``rest`` of the options, see
+    ``parse_rest``, and the services that are not plain, see ``parse_typed``.
     """
-    name, key, value = listed["name"], listed.get("type"), listed.get("map")
-    if isinstance(value, list):  # newer versions of nft list the parts of the type
-        value = " . ".join(value)
-    if not name.startswith(MAP_PREFIX) or (key, value) != ("inet_service", "ipv4_addr . inet_service"):
+    name, left, right = listed["name"], listed.get("type"), listed.get("map")
+    if not name.startswith(MAP_PREFIX) or (left, _joined(right)) != (
+        "inet_service",
+        "ipv4_addr . inet_service",
+    ):
         return None
     bridge = name.removeprefix(MAP_PREFIX)
     try:
         BridgeNames(bridge)
     except BadName:
         return None
-    found = (_parse_element(rest or {}, *each) for each in listed.get("elem", []))
-    services = {each.port: each for each in found if each is not None}
-    for port, number in rest or ():
-        if number == ALONE and port not in services and (alone := _parse_alone(rest or {}, port)):
-            services[port] = alone
+    services = _parse_elements(listed, rest or {})
     return ServiceMap(bridge, services, _member(listed.get("comment", "")).network)
+
+
+def parse_typed(listed: Json, rest: Rest | None = None) -> dict[ServiceKey, Service] | None:
+    """The services in an object ``sv_<bridge>`` of ``nft -j list``, by key; None when its type is another."""
+    if " . ".join(listed.get("type", ())) != _KEY or _joined(listed.get("map")) != "ipv4_addr . inet_service":
+        return None
+    return _parse_elements(listed, rest or {})
+
+
+def _joined(kind: Any) -> Any:
+    """A type as text; newer versions of nft list its parts."""
+    return " . ".join(kind) if isinstance(kind, list) else kind
+
+
+def _parse_elements(listed: Json, rest: Rest) -> dict[ServiceKey, Service]:
+    """The services of a map, and those that have no element there but in the set beside it."""
+    found = (_parse_element(rest, *each) for each in listed.get("elem", []))
+    services = {each.key: each for each in found if each is not None}
+    for key, number in rest:
+        if number == ALONE and key not in services and (alone := _parse_alone(rest, key)):
+            services[key] = alone
+    return services
 
 
 def parse_members(listed: Json) -> dict[str, Member] | None:
@@ -167,13 +211,13 @@ def parse_members(listed: Json) -> dict[str, Member] | None:
     return found
 
 
-def continued(listed: Json) -> dict[int, int]:
-    """How many comments in the set ``op_<bridge>`` go on with the options of a map's ports, by port."""
+def continued(listed: Json) -> dict[ServiceKey, int]:
+    """How many comments in the set beside a map go on with the options of its services, by key."""
     found = {}
     for left, _ in listed.get("elem", []):
         element = left.get("elem", left) if isinstance(left, dict) else {}
-        if (count := _more(element.get("comment", ""))) and isinstance(element.get("val"), int):
-            found[element["val"]] = count
+        if (count := _more(element.get("comment", ""))) and (key := _parse_key(element.get("val"))):
+            found[key] = count
     return found
 
 
@@ -182,19 +226,36 @@ def _more(comment: str) -> int:
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 5 else 0
 
 
-def parse_rest(listed: Json) -> dict[tuple[int, int], str] | None:
-    """The comments of an object of ``nft -j list``, by port and number; None when it is no such set."""
-    if listed.get("type") not in (["inet_service", "mark"], "inet_service . mark"):
+def parse_rest(listed: Json, *, plain: bool = True) -> dict[tuple[ServiceKey, int], str] | None:
+    """The comments of an object of ``nft -j list``, by key and number; None when it is no such set.
+
+    ``plain`` says whether it is ``op_<bridge>`` or ``so_<bridge>``.
+    """
+    if _joined(listed.get("type")) != ("inet_service . mark" if plain else f"{_KEY} . mark"):
         return None
     found = {}
     for each in listed.get("elem", []):
         element = each.get("elem", {}) if isinstance(each, dict) else {}
         try:
-            port, number = element["val"]["concat"]
-            found[int(port), int(number)] = str(element["comment"])
+            *left, number = element["val"]["concat"]
+            if (key := _parse_key(left[0] if plain else {"concat": left})) is not None:
+                found[key, int(number)] = str(element["comment"])
         except (KeyError, TypeError, ValueError):  # without a comment, or a range: not by tproxy
             continue
     return found
+
+
+def _parse_key(value: Any) -> ServiceKey | None:
+    """The key in an element's left side; None for anything else: a range, nft's "*", port 0, a protocol."""
+    try:
+        if not isinstance(value, dict):
+            return ServiceKey(port) if (port := int(value)) else None
+        address, protocol, port, network = value["concat"]
+        key = ServiceKey(int(port), str(protocol), str(address), int(network))
+    except (KeyError, TypeError, ValueError):
+        return None
+    usable = key.port and key.protocol in PROTOCOLS and is_ipv4(key.address) and not key.plain
+    return key if usable else None
 
 
 def unusable_elements(listed: Json) -> list[str]:
@@ -203,47 +264,48 @@ def unusable_elements(listed: Json) -> list[str]:
     return [json.dumps(each) for each in elements if _parse_element({}, *each) is None]
 
 
-def _parse_element(rest: Mapping[tuple[int, int], str], left: Any, right: Any) -> Service | None:
-    """The service; None for anything but one port and its endpoint: a range, nft's "*", or port 0."""
-    element = left.get("elem", left) if isinstance(left, dict) else {"val": left}
+def _parse_element(rest: Rest, left: Any, right: Any) -> Service | None:
+    """The service; None for anything but one key and its endpoint."""
+    element = left["elem"] if isinstance(left, dict) and "elem" in left else {"val": left}
+    key = _parse_key(element.get("val"))
     try:
-        port, (address, remote_port) = int(element["val"]), right["concat"]
+        address, remote_port = right["concat"]
         endpoint = Endpoint(address, int(remote_port))
     except (KeyError, TypeError, ValueError):
         return None
-    return _service(port, endpoint, _whole(port, element.get("comment", ""), rest)) if port else None
+    return _service(key, endpoint, _whole(key, element.get("comment", ""), rest)) if key else None
 
 
-def _parse_alone(rest: Mapping[tuple[int, int], str], port: int) -> Service | None:
+def _parse_alone(rest: Rest, key: ServiceKey) -> Service | None:
     """The service that has no element in the map; None unless its words name an endpoint."""
-    comment = _whole(port, rest[port, ALONE], rest)
+    comment = _whole(key, rest[key, ALONE], rest)
     words = decode_words(comment)
     addresses, remote_port = _addresses(words.get("endpoints", "")), words.get(_PORT, "")
-    if not (addresses and port and remote_port.isascii() and remote_port.isdecimal()):
+    if not (addresses and remote_port.isascii() and remote_port.isdecimal()):
         return None
     if any(map(is_ipv4, addresses)) or not 0 < int(remote_port[:6]) < 1 << 16:
         return None
-    return _service(port, Endpoint(addresses[0], int(remote_port)), comment)
+    return _service(key, Endpoint(addresses[0], int(remote_port)), comment)
 
 
-def _whole(port: int, comment: str, rest: Mapping[tuple[int, int], str]) -> str:
+def _whole(key: ServiceKey, comment: str, rest: Rest) -> str:
     """The text of a service's options. Where a part is missing, only the words before it count."""
     text = ""
     for number in range(_more(comment)):
-        if (port, number) not in rest:
+        if (key, number) not in rest:
             text = text.rpartition(" ")[0]  # without the beginning of a word
             break
-        text += rest[port, number]
+        text += rest[key, number]
     return f"{comment} {text}" if text else comment
 
 
-def _service(port: int, endpoint: Endpoint, comment: str) -> Service:
+def _service(key: ServiceKey, endpoint: Endpoint, comment: str) -> Service:
     options = list(_DEFAULTS)
-    for key, text in decode_words(comment).items():
-        if key in _OPTIONS:
-            place = _OPTIONS.index(key)
+    for word, text in decode_words(comment).items():
+        if word in _OPTIONS:
+            place = _OPTIONS.index(word)
             options[place] = _value(text, _DEFAULTS[place])
-    service = Service(port, endpoint, *options)
+    service = Service(key, endpoint, *options)
     if not service.endpoints:
         return service
     # Another program may have changed the element's address alone.
@@ -283,14 +345,42 @@ def _word(value: Any) -> str:
 
 
 def _elements(verb: str, names: BridgeNames, services: Iterable[Service]) -> list[str]:
-    texts = []
+    texts: dict[str, list[str]] = {names.map: [], names.typed_map: []}
     for service in services:
         if not in_map(service):
             continue
         comment = _quoted(_parts(service)[0]) if verb == "add" else ""
         endpoint = f"{service.endpoint.address} . {service.endpoint.port}"
-        texts.append(f"{service.port} {comment} : {endpoint}")
-    return [f"{verb} element ip {TABLE} {names.map} {{ {', '.join(texts)} }}"] if texts else []
+        place = names.map if service.key.plain else names.typed_map
+        texts[place].append(f"{_left(service.key)} {comment} : {endpoint}")
+    return [
+        f"{verb} element ip {TABLE} {place} {{ {', '.join(each)} }}" for place, each in texts.items() if each
+    ]
+
+
+def _left(key: ServiceKey) -> str:
+    """The key of an element."""
+    if key.plain:
+        return str(key.port)
+    return f"{key.address} . {key.protocol} . {key.port} . {key.network:#x}"
+
+
+def _typed(services: Mapping[ServiceKey, Service]) -> bool:
+    """Whether ``sv_<bridge>`` is needed."""
+    return any(not key.plain for key in services)
+
+
+def _typed_map(
+    names: BridgeNames, before: Mapping[ServiceKey, Service], after: Mapping[ServiceKey, Service]
+) -> list[str]:
+    """Return the commands after which ``sv_<bridge>`` is there exactly if it is needed."""
+    if _typed(after):
+        return [_map(names)]
+    return [_map(names), f"delete map ip {TABLE} {names.typed_map}"] if _typed(before) else []
+
+
+def _map(names: BridgeNames) -> str:
+    return f"add map ip {TABLE} {names.typed_map} {{ {_TYPED_MAP_TYPE} }}"
 
 
 def _add_set(names: BridgeNames, members: Mapping[str, Member] | None) -> list[str]:
@@ -343,15 +433,17 @@ def _network_comment(network: Network) -> str:
     return comment
 
 
-def _options_set(names: BridgeNames) -> str:
-    return f"add set ip {TABLE} {names.options} {{ type inet_service . mark; }}"
+def _options_set(names: BridgeNames, *, plain: bool) -> str:
+    name, key = (names.options, "inet_service") if plain else (names.typed_options, _KEY)
+    return f"add set ip {TABLE} {name} {{ type {key} . mark; }}"
 
 
-def _rest(services: Mapping[int, Service]) -> list[str]:
-    """The elements of ``op_<bridge>`` for these services."""
+def _rest(services: Mapping[ServiceKey, Service], *, plain: bool) -> list[str]:
+    """The elements of ``op_<bridge>``, or of ``so_<bridge>``, for these services."""
     return [
-        f'{port} . {number} comment "{part}"'
-        for port, service in services.items()
+        f'{_left(key)} . {number} comment "{part}"'
+        for key, service in services.items()
+        if key.plain == plain
         for number, part in _numbered(service)
     ]
 
@@ -367,17 +459,29 @@ def _numbered(service: Service) -> list[tuple[int, str]]:
     return [*alone, *enumerate(parts)]
 
 
-def _set_rest(names: BridgeNames, before: Mapping[int, Service], after: Mapping[int, Service]) -> list[str]:
-    """Return commands after which ``op_<bridge>`` is as the services need it; none if none ever needed it.
+def _set_rest(names: BridgeNames, services: Mapping[ServiceKey, Service]) -> list[str]:
+    """Return commands after which ``op_<bridge>`` and ``so_<bridge>`` have what the services need of them.
 
-    It is filled anew with each change, so that it repairs itself.
+    They are filled anew with each change, so that they repair themselves.
     """
-    if rest := _rest(after):
-        elements = f"add element ip {TABLE} {names.options} {{ {', '.join(rest)} }}"
-        return [_options_set(names), f"flush set ip {TABLE} {names.options}", elements]
-    if _rest(before):
-        return [_options_set(names), f"delete set ip {TABLE} {names.options}"]
-    return []
+    commands = []
+    for plain, name in ((True, names.options), (False, names.typed_options)):
+        if rest := _rest(services, plain=plain):
+            elements = f"add element ip {TABLE} {name} {{ {', '.join(rest)} }}"
+            commands += [_options_set(names, plain=plain), f"flush set ip {TABLE} {name}", elements]
+    return commands
+
+
+def _unused_rest(
+    names: BridgeNames, before: Mapping[ServiceKey, Service], after: Mapping[ServiceKey, Service]
+) -> list[str]:
+    """Return the commands that delete those of the two sets which no service needs any more."""
+    return [
+        command
+        for plain, name in ((True, names.options), (False, names.typed_options))
+        if _rest(before, plain=plain) and not _rest(after, plain=plain)
+        for command in (_options_set(names, plain=plain), f"delete set ip {TABLE} {name}")
+    ]
 
 
 def _service_text(service: Service) -> str:

@@ -31,7 +31,7 @@ from tproxy.bridge import nftables
 from tproxy.errors import NftError, TproxyError
 from tproxy.kernel import links, netns
 from tproxy.log.lazy import logger
-from tproxy.model import SERVICE_ADDRESS, TABLE, BridgeNames
+from tproxy.model import SERVICE_ADDRESS, TABLE, TCP, BridgeNames, ServiceKey
 from tproxy.typed import Any, NamedTuple
 
 log = logger(__name__)
@@ -157,12 +157,12 @@ def parse(family: str, listed: Iterable[dict[str, Any]]) -> Wall | None:
     return Wall(next(kinds, None), frozenset(ports))
 
 
-def ensure(bridge: str, ports: Iterable[int]) -> None:
-    """Have the wall in the bridge's namespace, for these service ports, and SYSCTLS set there.
+def ensure(bridge: str, keys: Iterable[ServiceKey]) -> None:
+    """Have the wall in the bridge's namespace, for these services, and SYSCTLS set there.
 
     Whoever made the namespace. Does nothing when all is as it should be. Raises NftError, KernelError.
     """
-    wanted = frozenset(ports)
+    wanted = frozenset(key.port for key in keys if key.protocol == TCP)
     with nftables.inside(BridgeNames(bridge).namespace) as inner:
         try:
             wall = _find(inner)

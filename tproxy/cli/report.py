@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from tproxy.model import ServiceKey
+
 Lines = Sequence[tuple[str, int]]
 
 _WORKER_COLUMNS = ("worker", "state", "open", "processor time", "bridges")
@@ -56,7 +58,7 @@ def as_table(processes: Lines, daemon: dict[str, Any] | None) -> str:
         for each in details["obstacles"]
     )
     notes += "".join(
-        f"{bridge}, port {service['port']}: {name} ({_limit(name, daemon, service)}): {count}\n"
+        f"{bridge}, port {_port(service)}: {name} ({_limit(name, daemon, service)}): {count}\n"
         for bridge, details in daemon["bridges"].items()
         for service in details["services"]
         for name, count in service.get("limited", {}).items()  # a daemon of an older version has none
@@ -91,7 +93,7 @@ def _row(bridge: str, details: dict[str, Any], service: dict[str, Any]) -> list[
     return [
         bridge,
         _printable(", ".join(networks)),
-        str(service["port"]),
+        _port(service),
         _printable(service["name"]),
         ", ".join(each["endpoint"] for each in service.get("endpoints", ())) or service["endpoint"],
         _state(service, details["obstacles"]),
@@ -103,11 +105,17 @@ def _row(bridge: str, details: dict[str, Any], service: dict[str, Any]) -> list[
     ]
 
 
+def _port(service: dict[str, Any]) -> str:
+    """The service port, with protocol and service address where they are not the usual ones."""
+    known = (service[each] for each in ("protocol", "address") if each in service)  # of older versions none
+    return ServiceKey(service["port"], *known).in_words
+
+
 def _endpoint_row(bridge: str, service: dict[str, Any], endpoint: dict[str, Any]) -> list[str]:
     since = endpoint["since"]
     return [
         bridge,
-        str(service["port"]),
+        _port(service),
         endpoint["endpoint"],
         endpoint["state"],
         time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since)) if since else "",

@@ -10,43 +10,48 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tproxy.config.services import Config, Entry
-from tproxy.model import MOST_ENDPOINTS, Endpoint, Network, Service, is_address
+from tproxy.model import MOST_ENDPOINTS, Endpoint, Network, Service, ServiceKey, is_address
 
 # The usable addresses of host names, in order; a name for which there was no answer is missing.
 Addresses = Mapping[str, Sequence[str]]
 
-# The service before, None where there was none, and after, by service port.
-Moves = Mapping[int, tuple[Service | None, Service]]
+# The service before, None where there was none, and after, by key.
+Moves = Mapping[ServiceKey, tuple[Service | None, Service]]
 
 
 def moves(
-    config: Config, network: Network, services: Mapping[int, Service], before: Addresses, now: Addresses
+    config: Config,
+    network: Network,
+    services: Mapping[ServiceKey, Service],
+    before: Addresses,
+    now: Addresses,
 ) -> Moves:
     """Return those of a network's ``services`` that move, by what names had ``before`` and have ``now``."""
-    found: dict[int, tuple[Service | None, Service]] = {}
-    decided: set[int] = set()  # the first entry that can be used decides about its port, as in ``services``
+    found: dict[ServiceKey, tuple[Service | None, Service]] = {}
+    decided: set[ServiceKey] = set()  # the first entry that can be used decides about its key
     for entry in config.entries:
-        port = entry.service_port
-        if port in decided or not entry.applies_to(network):
+        keys = [key for key in entry.keys if key not in decided] if entry.applies_to(network) else []
+        if not keys:
             continue
         had, has = _addresses(entry, before), _addresses(entry, now)
         if not had and not has:
             continue
-        decided.add(port)
-        service = services.get(port)
+        decided.update(keys)
         if not has or all(map(is_address, entry.remote_addr)):
             continue
-        if service is None:
-            if not had:
-                new = Service(port, Endpoint(has[0], entry.remote_port), **entry.options)
-                found[port] = None, new.led_to(has)
-            continue
-        if service.endpoint.port != entry.remote_port:
-            continue
-        # An older version, or a hook while a name server was silent, chose some of the addresses only.
-        addresses = [each.address for each in service.candidates]
-        if addresses != has and set(addresses) <= {*had}:
-            found[port] = service, service.led_to(has)
+        for key in keys:
+            service = services.get(key)
+            if service is None:
+                if not had:
+                    new = Service(key, Endpoint(has[0], entry.remote_port), **entry.options)
+                    found[key] = None, new.led_to(has)
+                continue
+            if service.endpoint.port != entry.remote_port:
+                continue
+            # An older version, or a hook while a name server was silent, chose some of the addresses only.
+            addresses = [each.address for each in service.candidates]
+            if addresses != has and set(addresses) <= {*had}:
+                found[key] = service, service.led_to(has)
     return found
 
 

@@ -18,7 +18,7 @@ from tproxy.config.services import (
     nothing_known,
 )
 from tproxy.errors import quoted, to_ascii
-from tproxy.model import Network, Service, is_address, refused
+from tproxy.model import Network, Service, ServiceKey, is_address, refused
 
 AT_ONCE = 16  # names that are looked up at the same time; arbitrary
 
@@ -36,7 +36,7 @@ def addresses_of(name: str) -> list[str]:
 
 def services_for(
     config: Config, network: Network, resolve: Resolver = addresses_of, last_known: LastKnown = nothing_known
-) -> tuple[dict[int, Service], list[Problem]]:
+) -> tuple[dict[ServiceKey, Service], list[Problem]]:
     """Look up the host names that a network needs, and choose its services; see ``services.choose``."""
     return choose(config, network, addresses(host_names(config, network), resolve), last_known)
 

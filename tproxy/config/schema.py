@@ -13,7 +13,7 @@ from typing import Any
 from tproxy import options
 from tproxy.config import keys, values
 from tproxy.config.keys import Keys
-from tproxy.model import SERVICE_ADDRESS
+from tproxy.model import PROTOCOLS, SERVICE_ADDRESS
 from tproxy.options import Declared
 
 Json = dict[str, Any]
@@ -111,6 +111,9 @@ def _kind(kind: options.Kind) -> Json:
                 "not": _matching(unusable),
             }
             return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": kind.most}]}
+        case options.Protocols():
+            protocol: Json = {"enum": list(PROTOCOLS)}
+            return {"anyOf": [protocol, {"type": "array", "items": protocol, "minItems": 1}]}
         case options.NetworkName():
             return _network(".+")
         case options.NetworkNames():

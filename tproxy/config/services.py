@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 
 from tproxy.errors import to_ascii
-from tproxy.model import MOST_ENDPOINTS, Endpoint, Network, Service, Settings, is_address
+from tproxy.model import MOST_ENDPOINTS, TCP, Endpoint, Network, Service, ServiceKey, Settings, is_address
 from tproxy.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # the annotations of options, which are text at run time
@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # the annotations of options, which are text at run time
         Number,
         Option,
         Port,
+        Protocols,
         Seconds,
         Text,
     )
@@ -39,7 +40,7 @@ if TYPE_CHECKING:  # the annotations of options, which are text at run time
 # anew, so that its network keeps the services meanwhile.
 DEFAULT_WATCH_GRACE = 30.0
 
-LastKnown = Callable[[int], Service | None]
+LastKnown = Callable[[ServiceKey], Service | None]
 
 
 class Problem(NamedTuple):
@@ -93,7 +94,22 @@ class Entry(NamedTuple):
             nftables="no: it decides which bridges have the element",
         ),
     ] = frozenset()
+    # An entry with several protocols is a service for each of them.
+    protocol: Annotated[
+        tuple[str, ...],
+        Option(
+            Protocols(),
+            "the protocol that guests and the endpoint speak; with a list, both reach the same port",
+            nftables="a part of the element's key; see [Services that are not plain]"
+            "(contract.md#services-that-are-not-plain)",
+        ),
+    ] = (TCP,)
     options: Mapping[str, Any] = _NO_OPTIONS
+
+    @property
+    def keys(self) -> tuple[ServiceKey, ...]:
+        """The keys of the entry's services, one for each protocol."""
+        return tuple(ServiceKey(self.service_port, each) for each in self.protocol)
 
     def applies_to(self, network: Network) -> bool:
         return not self.networks or network.is_one_of(self.networks)
@@ -209,7 +225,7 @@ class NoAddress(NamedTuple):
     certain: bool
 
 
-def nothing_known(port: int) -> Service | None:
+def nothing_known(key: ServiceKey) -> Service | None:
     """``last_known`` of a bridge that is not up."""
     return None
 
@@ -225,48 +241,58 @@ def choose(
     network: Network,
     addresses: Mapping[str, Sequence[str] | NoAddress],
     last_known: LastKnown = nothing_known,
-) -> tuple[dict[int, Service], list[Problem]]:
-    """Return the services of a network by service port, and the problems of entries that are not used.
+) -> tuple[dict[ServiceKey, Service], list[Problem]]:
+    """Return the services of a network by key, and the problems of entries that are not used.
 
     ``addresses`` holds the addresses, or the reason for having none, of each of ``host_names``.
-    Of the entries that apply to the network and can be used, the first one of a service port wins. While
-    nobody answers for a host name, its port leads to the endpoints that it led to before, which
-    ``last_known`` tells: running guests must not lose a service because a name server is down.
+    Of the entries that apply to the network and can be used, the first one of a key wins. While nobody
+    answers for a host name, its services lead to the endpoints that they led to before, which ``last_known``
+    tells: running guests must not lose a service because a name server is down.
     """
-    services: dict[int, Service] = {}
-    winners: dict[int, Entry] = {}
-    problems: list[Problem] = []
+    services: dict[ServiceKey, Service] = {}
+    winners: dict[ServiceKey, Entry] = {}
+    problems: dict[Problem, None] = {}
 
     for entry in config.entries:
         if not entry.applies_to(network):
             continue
-        label, port = f"entry {entry.number}", entry.service_port
-        if port in winners:
-            taken = f"entry {winners[port].number} (line {winners[port].line}) has it on this network"
-            problems.append(Problem(entry.line, f"{label}: service_port {port}: {taken}: entry ignored"))
-            continue
-        found, reasons = _found(entry, addresses)
-        unanswered = [each for each in reasons if not each.certain]
-        known = last_known(port) if unanswered else None
-        if known is not None and known.endpoint.port == entry.remote_port:
-            # Those of the addresses as before that are of no other name are those of this one.
-            before = [each.address for each in known.candidates]
-            found += [each for each in before if each not in found]
-            found.sort(key=lambda each: before.index(each) if each in before else len(before))
-            reasons = [each for each in reasons if each.certain]
-            said = ", ".join(each.reason for each in unanswered)
-            problems.append(Problem(entry.line, f"{label}: {said}: {known.leads_to} as before"))
-        outcome = "the other addresses are used" if found else "entry skipped"
-        problems += [Problem(entry.line, f"{label}: {each.reason}: {outcome}") for each in reasons]
-        if not found:
-            continue
-        if len(found) > MOST_ENDPOINTS:
-            more = f"remote_addr has {len(found)} addresses: the first {MOST_ENDPOINTS} are used"
-            problems.append(Problem(entry.line, f"{label}: {more}"))
-        winners[port] = entry
-        endpoint = Endpoint(found[0], entry.remote_port)
-        services[port] = Service(port, endpoint, **entry.options).led_to(found[:MOST_ENDPOINTS])
-    return services, problems
+        for key in entry.keys:
+            if (winner := winners.get(key)) is not None:
+                taken = f"entry {winner.number} (line {winner.line}) has it on this network"
+                ignored = "entry ignored" if len(entry.keys) == 1 else f"ignored for {key.protocol}"
+                text = f"entry {entry.number}: service_port {key.in_words}: {taken}: {ignored}"
+                problems[Problem(entry.line, text)] = None
+                continue
+            found, said = _used(entry, addresses, key, last_known)
+            problems |= dict.fromkeys(Problem(entry.line, f"entry {entry.number}: {each}") for each in said)
+            if found:
+                winners[key] = entry
+                endpoint = Endpoint(found[0], entry.remote_port)
+                services[key] = Service(key, endpoint, **entry.options).led_to(found)
+    return services, [*problems]
+
+
+def _used(
+    entry: Entry, addresses: Mapping[str, Sequence[str] | NoAddress], key: ServiceKey, last_known: LastKnown
+) -> tuple[list[str], list[str]]:
+    """Return the addresses that the entry's service of this key has, and what is wrong with others."""
+    found, reasons = _found(entry, addresses)
+    said: list[str] = []
+    unanswered = [each for each in reasons if not each.certain]
+    known = last_known(key) if unanswered else None
+    if known is not None and known.endpoint.port == entry.remote_port:
+        # Those of the addresses as before that are of no other name are those of this one.
+        before = [each.address for each in known.candidates]
+        found += [each for each in before if each not in found]
+        found.sort(key=lambda each: before.index(each) if each in before else len(before))
+        reasons = [each for each in reasons if each.certain]
+        silent = ", ".join(each.reason for each in unanswered)
+        said.append(f"{silent}: {known.leads_to} as before")
+    outcome = "the other addresses are used" if found else "entry skipped"
+    said += [f"{each.reason}: {outcome}" for each in reasons]
+    if len(found) > MOST_ENDPOINTS:
+        said.append(f"remote_addr has {len(found)} addresses: the first {MOST_ENDPOINTS} are used")
+    return found[:MOST_ENDPOINTS], said
 
 
 def _found(

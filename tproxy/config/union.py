@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from tproxy.config import resolver
 from tproxy.config.services import Config, NoAddress, Problem, choose, host_names
 from tproxy.errors import to_ascii
-from tproxy.model import Network, Service, ServiceMap
+from tproxy.model import Network, Service, ServiceKey, ServiceMap
 
 # The two classes are no named tuples, because each of those takes a hook longer to make.
 
@@ -24,13 +24,14 @@ class Contradiction:
     """
 
     def __init__(self, holder: Network, kept: Service, other: Network, refused: Service) -> None:
-        self.port = kept.port
+        self.key = kept.key
         self.holder, self.kept = holder, kept
         self.other, self.refused = other, refused
 
     def __str__(self) -> str:
         return (
-            f"port {self.port} leads to {_shown(self.kept)} for {in_words(self.holder)}, which came first; "
+            f"port {self.key.in_words} leads to {_shown(self.kept)} for {in_words(self.holder)}, "
+            "which came first; "
             f"{in_words(self.other)} wants {_shown(self.refused, self.kept)}, "
             "and gets it when the last guest of the first has gone"
         )
@@ -44,7 +45,7 @@ class Union:
 
     def __init__(
         self,
-        services: dict[int, Service],
+        services: dict[ServiceKey, Service],
         problems: list[Problem],
         contradictions: list[Contradiction],
         *,
@@ -57,18 +58,18 @@ class Union:
 
 
 def merge(
-    wanted: Iterable[tuple[Network, Mapping[int, Service]]],
-) -> tuple[dict[int, Service], list[Contradiction]]:
+    wanted: Iterable[tuple[Network, Mapping[ServiceKey, Service]]],
+) -> tuple[dict[ServiceKey, Service], list[Contradiction]]:
     """Return the union of what networks want, the first network first, and their contradictions."""
-    holders: dict[int, Network] = {}
-    services: dict[int, Service] = {}
+    holders: dict[ServiceKey, Network] = {}
+    services: dict[ServiceKey, Service] = {}
     contradictions = []
     for network, each in wanted:
-        for port, service in each.items():
-            if port not in services:
-                holders[port], services[port] = network, service
-            elif services[port] != service:
-                contradictions.append(Contradiction(holders[port], services[port], network, service))
+        for key, service in each.items():
+            if key not in services:
+                holders[key], services[key] = network, service
+            elif services[key] != service:
+                contradictions.append(Contradiction(holders[key], services[key], network, service))
     return services, contradictions
 
 
@@ -99,7 +100,7 @@ class Offer:
         ``found`` is the bridge's map. While nobody answers for a host name, its port keeps the endpoint that
         it has there, if it has it for the same network.
         """
-        wanted: list[tuple[Network, Mapping[int, Service]]] = []
+        wanted: list[tuple[Network, Mapping[ServiceKey, Service]]] = []
         problems: dict[Problem, None] = {}
         for network in networks:
             known = held_by(self.config, network, found) if found is not None else {}
@@ -115,15 +116,18 @@ class Offer:
         return [name for name in names if name not in self._addresses]
 
 
-def held_by(config: Config, network: Network, found: ServiceMap) -> Mapping[int, Service]:
+def held_by(config: Config, network: Network, found: ServiceMap) -> Mapping[ServiceKey, Service]:
     """The services of a map that it has for this network: the first network that wants a port holds it."""
     if network not in found.networks:
         return {}
     earlier = found.networks[: found.networks.index(network)]
     taken = {
-        entry.service_port for entry in config.entries if any(entry.applies_to(each) for each in earlier)
+        key
+        for entry in config.entries
+        if any(entry.applies_to(each) for each in earlier)
+        for key in entry.keys
     }
-    return {port: each for port, each in found.services.items() if port not in taken}
+    return {key: each for key, each in found.services.items() if key not in taken}
 
 
 def in_words(network: Network) -> str:

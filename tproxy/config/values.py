@@ -17,7 +17,7 @@ import yaml
 
 from tproxy import options
 from tproxy.errors import BadName, quoted, to_ascii
-from tproxy.model import as_ipv6, check_interface_name, is_ipv4, refused
+from tproxy.model import PROTOCOLS, as_ipv6, check_interface_name, is_ipv4, refused
 
 STR, INT, FLOAT, BOOL, NULL, MERGE = (
     f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "merge")
@@ -125,6 +125,14 @@ def _host(node: yaml.Node) -> str:
     return address or text
 
 
+def _protocols(kind: options.Protocols, node: yaml.Node) -> tuple[str, ...]:
+    listed = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    found = [written(each, STR) for each in listed]
+    if not found or not set(PROTOCOLS).issuperset(found):
+        raise Unusable(f"is not {' or '.join(PROTOCOLS)}, or a list of these")
+    return tuple(each for each in PROTOCOLS if each in found)
+
+
 def _networks(kind: options.NetworkNames, node: yaml.Node) -> frozenset[str]:
     if isinstance(node, yaml.ScalarNode):
         _refuse_several(node, quotes_suffice=False)
@@ -192,6 +200,7 @@ _PARSERS: dict[type[options.Kind], Callable[[Any, yaml.Node], object]] = {
     options.Flag: _flag,
     options.Choice: _choice,
     options.Hosts: _hosts,
+    options.Protocols: _protocols,
     options.NetworkName: _network,
     options.NetworkNames: _networks,
     options.BridgePattern: _pattern,

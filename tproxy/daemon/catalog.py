@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tproxy.model import Network, Service, ServiceMap
+from tproxy.model import Network, Service, ServiceKey, ServiceMap
 
 
 class Catalog:
@@ -18,7 +18,7 @@ class Catalog:
         return set(self._maps)
 
     def services(self, bridge: str) -> Sequence[Service]:
-        """The services of a bridge, sorted by port."""
+        """The services of a bridge, sorted by key."""
         found = self._maps.get(bridge)
         return sorted(found.services.values()) if found is not None else ()
 
@@ -26,8 +26,9 @@ class Catalog:
         """The networks of a bridge, the first one first."""
         return self._maps[bridge].networks
 
-    def ports(self, bridge: str) -> tuple[int, ...]:
-        return tuple(each.port for each in self.services(bridge))
+    def listeners(self, bridge: str) -> tuple[ServiceKey, ...]:
+        """What the bridge's relay listens on: the keys of its services, each once for all networks."""
+        return tuple(dict.fromkeys(each.key.listener for each in self.services(bridge)))
 
     def maps(self) -> list[ServiceMap]:
         """The maps of all bridges as they were read, sorted by bridge."""
@@ -39,14 +40,13 @@ class Catalog:
         before = found.services if found is not None else {}
         self._maps[wanted.bridge] = wanted
         changes = []
-        for port, service in wanted.services.items():
-            if port not in before:
-                changes.append(f"port {port} leads to {service.leads_to}")
-            elif before[port].candidates != service.candidates:
-                changes.append(
-                    f"port {port} leads to {service.leads_to}, no longer to {before[port].leads_to}"
-                )
-        return [*changes, *(f"port {port} is gone" for port in before if port not in wanted.services)]
+        for key, service in wanted.services.items():
+            words = f"port {key.in_words} leads to {service.leads_to}"
+            if key not in before:
+                changes.append(words)
+            elif before[key].candidates != service.candidates:
+                changes.append(f"{words}, no longer to {before[key].leads_to}")
+        return [*changes, *(f"port {key.in_words} is gone" for key in before if key not in wanted.services)]
 
     def remove(self, bridge: str) -> None:
         """Forget a bridge that has no map any more; does nothing if it is unknown."""

@@ -44,7 +44,7 @@ from tproxy.errors import NftError, TproxyError
 from tproxy.kernel import mounts
 from tproxy.kernel.loop import Loop
 from tproxy.log import output
-from tproxy.model import DAEMON_TITLE, ServiceMap, Settings
+from tproxy.model import DAEMON_TITLE, ServiceKey, ServiceMap, Settings
 from tproxy.process import service_manager
 from tproxy.process.run_directory import directory, prepare
 from tproxy.process.title import set_title
@@ -242,16 +242,16 @@ class Daemon:
     def _problems(self, bridges: Iterable[str]) -> list[str]:
         lines = []
         for bridge in sorted(bridges):
-            ports = self._catalog.ports(bridge)
-            reasons = {port: self._relays.problem(bridge, port) for port in ports}
-            if not ports and self._relays.pid(bridge) is None:
-                lines.append(f"bridge {bridge}: {self._relays.problem(bridge, 0)}")
-            elif ports and self._relays.pid(bridge) is None:
-                lines.append(f"bridge {bridge}: {reasons[ports[0]]}")
+            keys = self._catalog.listeners(bridge)
+            reasons = {key: self._relays.problem(bridge, key) for key in keys}
+            if not keys and self._relays.pid(bridge) is None:
+                lines.append(f"bridge {bridge}: {self._relays.problem(bridge, ServiceKey(0))}")
+            elif keys and self._relays.pid(bridge) is None:
+                lines.append(f"bridge {bridge}: {reasons[keys[0]]}")
             else:
                 lines += [
-                    f"bridge {bridge}: port {port} cannot listen: {reason}"
-                    for port, reason in reasons.items()
+                    f"bridge {bridge}: port {key.in_words} cannot listen: {reason}"
+                    for key, reason in reasons.items()
                     if reason
                 ]
         return lines
@@ -347,11 +347,13 @@ class Daemon:
         networks = self._catalog.networks(bridge)
         services = []
         for service in self._catalog.services(bridge):
-            counted = counts.get((bridge, service.port), Counts())
-            problem = self._relays.problem(bridge, service.port)
+            counted = counts.get((bridge, service.key), Counts())
+            problem = self._relays.problem(bridge, service.key)
             services.append(
                 {
                     "port": service.port,
+                    "protocol": service.key.protocol,
+                    "address": service.key.address,
                     "name": service.name,
                     "endpoint": str(service.endpoint),
                     "endpoints": [_endpoint_status(str(each), states) for each in service.candidates],

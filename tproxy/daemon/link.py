@@ -35,7 +35,7 @@ from tproxy.kernel import netns
 from tproxy.kernel.loop import READ, Loop, Timer
 from tproxy.kernel.netns import NamespaceId
 from tproxy.log import limit
-from tproxy.model import SERVICE_ADDRESS, BridgeNames
+from tproxy.model import TCP, BridgeNames, ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import Delivery, receive, send
 
@@ -56,13 +56,13 @@ class Owner(Protocol):
     def greeted(self, link: Link) -> None:
         """The relay has proved that it is in the bridge's namespace, and waits for Listen."""
 
-    def reported(self, link: Link, before: dict[int, int]) -> None:
+    def reported(self, link: Link, before: dict[ServiceKey, int]) -> None:
         """``link.problems`` are as of now; they were ``before``."""
 
     def accepted_before(self, link: Link, message: wire.Accepted, fds: list[int]) -> None:
         """A relay of version 1 had accepted guests while it had no daemon; ``fds`` stay the link's."""
 
-    def copied(self, link: Link, port: int, listener: socket.socket) -> None:
+    def copied(self, link: Link, key: ServiceKey, listener: socket.socket) -> None:
         """The relay has given a copy of its listening socket, which is the owner's from now on."""
 
     def behind(self, link: Link, place: int) -> None:
@@ -137,28 +137,28 @@ class Link:
             return False
 
     @property
-    def problems(self) -> dict[int, int]:
-        """The errno of each port that it could not have, as last reported."""
+    def problems(self) -> dict[ServiceKey, int]:
+        """The errno of each port, by key, that it could not have, as last reported."""
         return self._report.problems if self._report is not None else {}
 
     # What the relay is told
 
-    def listen(self, ports: tuple[int, ...], log_level: int) -> None:
+    def listen(self, keys: tuple[ServiceKey, ...], log_level: int) -> None:
         """Ask for exactly these ports, unless that was asked for already and there are no problems."""
         asked = self._asked
-        if asked is None or (asked.ports, asked.log_level) != (ports, log_level) or self.problems:
-            self._ask(ports, log_level)
+        if asked is None or (asked.keys, asked.log_level) != (keys, log_level) or self.problems:
+            self._ask(keys, log_level)
 
     def use_workers(self, channels: list[socket.socket]) -> None:
         """Let the relay pass sockets on by these channels, which stay the caller's."""
         self._send(wire.Workers(), *(each.fileno() for each in channels))
 
-    def use_listeners(self, listeners: Mapping[int, socket.socket]) -> None:
-        """Let the relay go on with these listening sockets by port, which stay the caller's."""
-        ports = tuple(listeners)
-        for start in range(0, len(ports), wire.MAX_DESCRIPTORS):
-            some = ports[start : start + wire.MAX_DESCRIPTORS]
-            self._send(wire.Listeners(some), *(listeners[port].fileno() for port in some))
+    def use_listeners(self, listeners: Mapping[ServiceKey, socket.socket]) -> None:
+        """Let the relay go on with these listening sockets by key, which stay the caller's."""
+        keys = tuple(listeners)
+        for start in range(0, len(keys), wire.MAX_DESCRIPTORS):
+            some = keys[start : start + wire.MAX_DESCRIPTORS]
+            self._send(wire.Listeners(some), *(listeners[key].fileno() for key in some))
 
     def use_log(self, fd: int) -> None:
         """Let the relay log to this file; the descriptor stays the caller's."""
@@ -228,9 +228,9 @@ class Link:
                 self._adopt(delivery)
             case wire.Report() if self.greeted:
                 self._note(message)
-            case wire.Listeners(ports) if self.greeted and len(ports) == count:
-                for port in ports:
-                    self._take_copy(port, delivery)
+            case wire.Listeners(keys) if self.greeted and len(keys) == count:
+                for key in keys:
+                    self._take_copy(key, delivery)
             case wire.Behind(place) if self.greeted:
                 self._owner.behind(self, place)
             case wire.Accepted() if self.greeted and self.version == 1:
@@ -274,20 +274,19 @@ class Link:
             os.close(self._pidfd)  # of the process that brought the channel, and ends now
         self.pid, self._pidfd = pid, pidfd
 
-    def _take_copy(self, port: int, delivery: Delivery) -> None:
+    def _take_copy(self, key: ServiceKey, delivery: Delivery) -> None:
         """Take the next socket, if it listens as a relay of this bridge may be asked to."""
         with ExitStack() as owned:
             listener = owned.enter_context(delivery.take_socket())
             if (
                 self._asked is not None
-                and port in self._asked.ports
-                and listener.family == socket.AF_INET
-                and listener.proto == socket.IPPROTO_TCP
-                and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-                and listener.getsockname() == (SERVICE_ADDRESS, port)
+                and key in self._asked.keys
+                and listener.family == (socket.AF_INET6 if ":" in key.address else socket.AF_INET)
+                and _waits(listener, key)
+                and listener.getsockname()[:2] == (key.address, key.port)
                 and netns.of_socket(listener.fileno()) == self.namespace
             ):
-                self._owner.copied(self, port, listener)
+                self._owner.copied(self, key, listener)
                 owned.pop_all()
 
     def _note(self, report: wire.Report) -> None:
@@ -303,11 +302,11 @@ class Link:
 
     def _ask_again(self) -> None:
         if self._asked is not None and self.settled and self.problems and not self.leaving:
-            self._ask(self._asked.ports, self._asked.log_level)
+            self._ask(self._asked.keys, self._asked.log_level)
 
-    def _ask(self, ports: tuple[int, ...], log_level: int) -> None:
+    def _ask(self, keys: tuple[ServiceKey, ...], log_level: int) -> None:
         generation = self._asked.generation + 1 if self._asked is not None else 1
-        self._asked = wire.Listen(generation, log_level, ports)
+        self._asked = wire.Listen(generation, log_level, keys)
         self._send(self._asked)
 
     def _send(self, message: wire.Message, *fds: int) -> None:
@@ -315,3 +314,11 @@ class Link:
         # does.
         with suppress(OSError):
             send(self._channel, message, fds)
+
+
+def _waits(listener: socket.socket, key: ServiceKey) -> bool:
+    """Whether a socket is of the key's protocol, and waits for guests."""
+    if key.protocol == TCP:
+        listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        return listener.proto == socket.IPPROTO_TCP and bool(listening)
+    return listener.proto == socket.IPPROTO_UDP

@@ -16,17 +16,18 @@ from typing import NamedTuple
 from tproxy.kernel.limits import descriptor_limit
 from tproxy.kernel.netns import NamespaceId
 from tproxy.log import limit
+from tproxy.model import ServiceKey
 
 log = logging.getLogger(__name__)
 
 
 class _Bridge(NamedTuple):
     namespace: NamespaceId | None
-    sockets: dict[int, socket.socket]
+    sockets: dict[ServiceKey, socket.socket]
 
 
 class ListenerCopies:
-    """Listening sockets by bridge and port; the owner of all of them.
+    """Listening sockets by bridge and key; the owner of all of them.
 
     They take half of the descriptors of this process at most. Without a copy, guests of that port are refused
     for a moment when the relay dies.
@@ -38,46 +39,48 @@ class ListenerCopies:
         self._count = 0
         self._warnings = limit.warnings()
 
-    def add(self, bridge: str, namespace: NamespaceId | None, port: int, listener: socket.socket) -> None:
+    def add(
+        self, bridge: str, namespace: NamespaceId | None, key: ServiceKey, listener: socket.socket
+    ) -> None:
         """Own a socket that listens in this namespace."""
         held = self._bridges.get(bridge)
         if held is None or held.namespace != namespace:
             self.drop(bridge)
             held = self._bridges[bridge] = _Bridge(namespace, {})
-        self._close(held, port)
+        self._close(held, key)
         if self._count >= self._most:
             listener.close()
             if self._warnings.allows(time.monotonic()):
                 more = self._warnings.suffix()
                 log.warning("too few descriptors for a copy of each listening socket%s", more)
             return
-        held.sockets[port] = listener
+        held.sockets[key] = listener
         self._count += 1
 
-    def get(self, bridge: str, port: int) -> socket.socket | None:
-        """Return the socket that listens on this port for this bridge, which stays ours."""
+    def get(self, bridge: str, key: ServiceKey) -> socket.socket | None:
+        """Return the socket that listens for this bridge on what the key says, which stays ours."""
         held = self._bridges.get(bridge)
-        return held.sockets.get(port) if held is not None else None
+        return held.sockets.get(key) if held is not None else None
 
-    def of(self, bridge: str, namespace: NamespaceId | None) -> dict[int, socket.socket]:
-        """Return the sockets that listen for this bridge in this namespace, by port; they stay ours."""
+    def of(self, bridge: str, namespace: NamespaceId | None) -> dict[ServiceKey, socket.socket]:
+        """Return the sockets that listen for this bridge in this namespace, by key; they stay ours."""
         held = self._bridges.get(bridge)
         return dict(held.sockets) if held is not None and held.namespace == namespace else {}
 
-    def keep(self, bridge: str, ports: Collection[int]) -> None:
-        """Close the copies of all other ports of the bridge."""
+    def keep(self, bridge: str, keys: Collection[ServiceKey]) -> None:
+        """Close all other copies of the bridge."""
         held = self._bridges.get(bridge)
         if held is not None:
-            for port in held.sockets.keys() - set(ports):
-                self._close(held, port)
+            for key in held.sockets.keys() - set(keys):
+                self._close(held, key)
 
     def drop(self, bridge: str) -> None:
         """Close all copies of the bridge."""
         self.keep(bridge, ())
         self._bridges.pop(bridge, None)
 
-    def _close(self, held: _Bridge, port: int) -> None:
-        listener = held.sockets.pop(port, None)
+    def _close(self, held: _Bridge, key: ServiceKey) -> None:
+        listener = held.sockets.pop(key, None)
         if listener is not None:
             listener.close()
             self._count -= 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from tproxy.daemon.client import PING_TIMEOUT, Json, ask
-from tproxy.model import Endpoint, Member, Network, Service, ServiceMap
+from tproxy.model import Endpoint, Member, Network, Service, ServiceKey, ServiceMap
 
 
 class Remembered(NamedTuple):
@@ -34,7 +34,11 @@ def to_json(each: Remembered) -> Json:
         "bridge": bridge,
         "network": network.name,
         "network_id": network.id,
-        "services": [[port, *endpoint, *options] for port, endpoint, *options in services.values()],
+        "services": [
+            # A plain key as its port alone, as versions without other keys have it.
+            [key.port if key.plain else key, *endpoint, *options]
+            for key, endpoint, *options in services.values()
+        ],
         "members": members
         and {mac: [network.name, network.id, order] for mac, (network, order) in members.items()},
         "guarded": each.guarded,
@@ -44,10 +48,11 @@ def to_json(each: Remembered) -> Json:
 
 def from_json(each: Json) -> Remembered:
     """Return the bridge that an object stands for."""
-    services = {
-        port: _service(port, Endpoint(address, remote_port), options)
-        for port, address, remote_port, *options in each["services"]
-    }
+    found = (
+        _service(key, Endpoint(address, remote_port), options)
+        for key, address, remote_port, *options in each["services"]
+    )
+    services = {service.key: service for service in found}
     members = each["members"]
     if members is not None:
         members = {mac: Member(Network(name, id_), order) for mac, (name, id_, order) in members.items()}
@@ -57,6 +62,7 @@ def from_json(each: Json) -> Remembered:
     )
 
 
-def _service(port: int, endpoint: Endpoint, options: list[Any]) -> Service:
-    service = Service(port, endpoint, *options[: len(Service._fields) - 2])
+def _service(key: int | list[Any], endpoint: Endpoint, options: list[Any]) -> Service:
+    known = ServiceKey(key) if isinstance(key, int) else ServiceKey(*key)
+    service = Service(known, endpoint, *options[: len(Service._fields) - 2])
     return service._replace(endpoints=tuple(service.endpoints))  # JSON has lists only

@@ -32,7 +32,7 @@ from tproxy.kernel import netns, tcp
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.log import output
 from tproxy.log.file import open_log
-from tproxy.model import BridgeNames
+from tproxy.model import TCP, BridgeNames, ServiceKey
 from tproxy.relay import wire
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Relays:
         self._copies = ListenerCopies()
         self._namespaces = NamespaceWatch(loop, self.look)
         self._patience = Patience(loop, self._present, self._give_up)
-        self._syns: dict[str, set[int]] = {}  # ports whose SYNs are kept, by bridge
+        self._syns: dict[str, set[ServiceKey]] = {}  # listeners whose SYNs are kept, by bridge
         self._links: dict[str, Link] = {}
         self._leaving: set[Link] = set()
         self._absent: dict[str, Absence] = {}
@@ -93,7 +93,7 @@ class Relays:
         ``replace``: where a relay of an older daemon is found, start one in its place.
         """
         self._namespaces.begin()
-        self._copies.keep(bridge, self._catalog.ports(bridge))
+        self._copies.keep(bridge, self._catalog.listeners(bridge))
         self._choose_syns(bridge)
         link = self._links.get(bridge)
         if link is not None and self._lost_namespace(link):
@@ -154,15 +154,15 @@ class Relays:
         link = self._links.get(bridge)
         return link is None or link.settled
 
-    def problem(self, bridge: str, port: int) -> str:
-        """Return why a port does not listen; empty when it does."""
+    def problem(self, bridge: str, key: ServiceKey) -> str:
+        """Return why the port of a service does not listen; empty when it does."""
         link = self._links.get(bridge)
         if link is None:
             absence = self._absent.get(bridge)
             return absence.reason if absence else "no relay"
         if not link.started:
             return "relay is starting"
-        number = link.problems.get(port)
+        number = link.problems.get(key.listener)
         return os.strerror(number) if number else ""
 
     def pid(self, bridge: str) -> int | None:
@@ -196,7 +196,7 @@ class Relays:
         if previous is not None:
             self._previous[link] = previous
         # While the relay starts. It listens to nothing before it is told to.
-        self._walls.build(bridge, self._catalog.ports(bridge), again=True)
+        self._walls.build(bridge, self._catalog.listeners(bridge), again=True)
         self._patience.await_hello(link)
 
     def _miss(self, bridge: str, reason: str, previous: Absence | None) -> None:
@@ -249,11 +249,15 @@ class Relays:
     def _choose_syns(self, bridge: str) -> None:
         """Have the kernel keep the SYNs of the ports whose endpoints are told who is calling."""
         before = self._syns.get(bridge, set())
-        wanted = {each.port for each in self._catalog.services(bridge) if each.introduced}
+        wanted = {
+            each.key.listener
+            for each in self._catalog.services(bridge)
+            if each.introduced and each.key.protocol == TCP
+        }
         self._syns[bridge] = wanted
-        for port in before ^ wanted:
-            if (listener := self._copies.get(bridge, port)) is not None:
-                _save_syn(listener, wanted=port in wanted)
+        for key in before ^ wanted:
+            if (listener := self._copies.get(bridge, key)) is not None:
+                _save_syn(listener, wanted=key in wanted)
 
     def _give_log(self, link: Link) -> None:
         fd = open_log(BridgeNames(link.bridge).relay_log)
@@ -261,9 +265,9 @@ class Relays:
         os.close(fd)
 
     def _instruct(self, link: Link) -> None:
-        self._walls.build(link.bridge, self._catalog.ports(link.bridge))
-        self._copies.keep(link.bridge, self._catalog.ports(link.bridge))
-        link.listen(self._catalog.ports(link.bridge), output.level())
+        self._walls.build(link.bridge, self._catalog.listeners(link.bridge))
+        self._copies.keep(link.bridge, self._catalog.listeners(link.bridge))
+        link.listen(self._catalog.listeners(link.bridge), output.level())
         if not link.settled:
             self._patience.await_report(link)
 
@@ -293,23 +297,24 @@ class Relays:
         self._let_go(link)
         self._spawn(link.bridge, replace=True)
 
-    def reported(self, link: Link, before: dict[int, int]) -> None:
+    def reported(self, link: Link, before: dict[ServiceKey, int]) -> None:
         # Had it got the copy of such a port, the port would listen. Without our copy it can try again.
         self._copies.keep(
-            link.bridge, [port for port in self._catalog.ports(link.bridge) if port not in link.problems]
+            link.bridge, [key for key in self._catalog.listeners(link.bridge) if key not in link.problems]
         )
-        for port, number in link.problems.items():
+        for key, number in link.problems.items():
             why = f"cannot listen: {os.strerror(number)}"
-            if before.get(port) != number and link.warnings.allows(time.monotonic()):
-                log.error("bridge %s: port %d %s%s", link.bridge, port, why, link.warnings.suffix())
+            if before.get(key) != number and link.warnings.allows(time.monotonic()):
+                log.error("bridge %s: port %s %s%s", link.bridge, key.in_words, why, link.warnings.suffix())
         self._on_change()
 
     def accepted_before(self, link: Link, message: wire.Accepted, fds: list[int]) -> None:
         self._workers.deliver(link.bridge, link.cookie, message, fds)
 
-    def copied(self, link: Link, port: int, listener: socket.socket) -> None:
-        _save_syn(listener, wanted=port in self._syns.get(link.bridge, ()))
-        self._copies.add(link.bridge, link.namespace, port, listener)
+    def copied(self, link: Link, key: ServiceKey, listener: socket.socket) -> None:
+        if key.protocol == TCP:
+            _save_syn(listener, wanted=key in self._syns.get(link.bridge, ()))
+        self._copies.add(link.bridge, link.namespace, key, listener)
 
     def behind(self, link: Link, place: int) -> None:
         self._workers.behind(place, link.bridge)

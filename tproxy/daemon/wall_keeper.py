@@ -21,7 +21,7 @@ from tproxy.errors import TproxyError
 from tproxy.kernel import netns
 from tproxy.kernel.loop import Loop
 from tproxy.kernel.netns import NamespaceId
-from tproxy.model import BridgeNames
+from tproxy.model import BridgeNames, ServiceKey
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Built:
     """What was last tried for a bridge, and why that failed; "" if it did not."""
 
     namespace: NamespaceId | None
-    ports: frozenset[int]
+    keys: frozenset[ServiceKey]
     problem: str
 
 
@@ -47,8 +47,8 @@ class WallKeeper:
         self._due: set[str] = set()
         self._unwanted: dict[str, NamespaceId | None] = {}
 
-    def build(self, bridge: str, ports: Collection[int], *, again: bool = False) -> None:
-        """Have a wall for these service ports when this returns, if that can be had.
+    def build(self, bridge: str, keys: Collection[ServiceKey], *, again: bool = False) -> None:
+        """Have a wall for these services when this returns, if that can be had.
 
         Does nothing where that was done before in the same namespace, unless it is to be done ``again``.
         """
@@ -57,13 +57,13 @@ class WallKeeper:
         if (
             before is not None
             and not again
-            and (before.namespace, before.ports) == (namespace, frozenset(ports))
+            and (before.namespace, before.keys) == (namespace, frozenset(keys))
         ):
             return
         self._unwanted.pop(bridge, None)
         problem = ""
         try:
-            wall.ensure(bridge, ports)
+            wall.ensure(bridge, keys)
         except (TproxyError, OSError) as error:
             problem = str(error)
         told = before.problem if before is not None else ""
@@ -71,7 +71,7 @@ class WallKeeper:
             log.warning("bridge %s is served without the wall in its namespace: %s", bridge, problem)
         elif told and not problem:
             log.info("bridge %s has the wall in its namespace now", bridge)
-        self._built[bridge] = Built(namespace, frozenset(ports), problem)
+        self._built[bridge] = Built(namespace, frozenset(keys), problem)
 
     def look(self, bridges: Iterable[str]) -> None:
         """Look soon whether the walls of these bridges are as they were built."""
@@ -106,4 +106,4 @@ class WallKeeper:
         for bridge in due:
             built = self._built.get(bridge)
             if built is not None:
-                self.build(bridge, built.ports, again=True)
+                self.build(bridge, built.keys, again=True)

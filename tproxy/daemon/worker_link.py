@@ -21,6 +21,7 @@ from tproxy.daemon.client import Json
 from tproxy.datapath.counters import Counts, EndpointState, View
 from tproxy.errors import ProtocolError
 from tproxy.kernel.loop import READ, WRITE, Loop, Timer
+from tproxy.model import ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import Delivery, receive, send_bytes
 from tproxy.worker import orders
@@ -35,7 +36,7 @@ GREETING = 30.0
 
 _CREDENTIALS = struct.Struct("3i")  # struct ucred, unix(7)
 
-Key = tuple[str, int]  # bridge and service port
+Key = tuple[str, ServiceKey]  # with the bridge
 
 
 class Owner(Protocol):

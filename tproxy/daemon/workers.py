@@ -111,7 +111,7 @@ class Workers:
             self._ended = {
                 key: counts
                 for key, counts in self._ended.items()
-                if key[0] != bridge or any(each.port == key[1] for each in services)
+                if key[0] != bridge or any(each.key == key[1] for each in services)
             }
 
     def forget(self, bridge: str) -> None:
@@ -270,11 +270,11 @@ class Workers:
 
     def _keep_counts(self, worker: WorkerLink, only: str = "") -> None:
         """Add the counts of a worker that has ended, or lost one bridge, to those of the ones before it."""
-        for (bridge, port), counts in worker.read()[1].items():
+        for (bridge, key), counts in worker.read()[1].items():
             served = only in ("", bridge) and self._services.get(bridge, ())
-            if served and any(service.port == port for service in served):
-                sums = self._ended.get((bridge, port), Counts())
-                self._ended[bridge, port] = sums.plus(counts._replace(open=0))
+            if served and any(service.key == key for service in served):
+                sums = self._ended.get((bridge, key), Counts())
+                self._ended[bridge, key] = sums.plus(counts._replace(open=0))
 
     # Starting and ending workers
 

@@ -175,7 +175,7 @@ class Connection:
         """
         self.to_endpoint.read_ahead()
         header = self._keeper.introductions.header(
-            self.number, self.target.bridge, self.target.service.port, self.peer, self.mac or ""
+            self.number, self.target.bridge, self.target.service.key, self.peer, self.mac or ""
         )
         self.to_endpoint.put_first(header, self._header_bytes)
         self._header_bytes = len(header)

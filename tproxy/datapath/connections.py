@@ -174,9 +174,9 @@ class Connections:
         warnings = self._warnings[cause]
         if warnings.allows(time.monotonic()):
             self._log.warning(
-                "bridge=%s port=%d connection reset by %s%s%s",
+                "bridge=%s port=%s connection reset by %s%s%s",
                 target.bridge,
-                target.service.port,
+                target.service.key.in_words,
                 CAUSES[cause],
                 why,
                 warnings.suffix(),

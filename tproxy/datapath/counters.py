@@ -9,7 +9,10 @@ It begins with the number of records in use. A record belongs to one service of 
 | bytes | what |
 | --- | --- |
 | 16 | bridge, padded with NUL |
-| 8 | service port; 0 in a record that nobody uses, or whose service is gone |
+| 2 | service port; 0 in a record that nobody uses, or whose service is gone |
+| 2 | protocol, a place in PROTOCOLS |
+| 4 | network |
+| 16 | service address, IPv4 as IPv6 maps it |
 | 4 x 8 | connections open, and in total; bytes to the endpoint, and to the guest |
 | 8 | when a connection failed last, in seconds since the epoch, as a double |
 | 80 | why, in UTF-8, padded with NUL |
@@ -34,14 +37,18 @@ import mmap
 import os
 import struct
 import time
+from collections.abc import Sequence
 
 from tproxy.errors import ProtocolError
+from tproxy.model import PROTOCOLS, ServiceKey, packed_address, unpacked_address
 from tproxy.typed import Any, NamedTuple
 
 _NAME_BYTES = 16
 _ERROR_BYTES = 80
-_RECORD = struct.Struct(f"={_NAME_BYTES}sQ4Qd{_ERROR_BYTES}s8I")
-_LIMITED = _NAME_BYTES + 8 * 6 + _ERROR_BYTES
+_KEY = struct.Struct("=HHI16s")
+_COUNTS = _NAME_BYTES + _KEY.size
+_RECORD = struct.Struct(f"={_NAME_BYTES}sHHI16s4Qd{_ERROR_BYTES}s8I")
+_LIMITED = _COUNTS + 8 * 5 + _ERROR_BYTES
 _HEADER_BYTES = 64
 
 # Services that one worker can count. The memory is taken only as it is used.
@@ -62,6 +69,7 @@ CAUSES = (
     *("max_connections", "idle_timeout", "half_closed_timeout", "user_timeout", "drain_timeout"),
 )
 PER_GUEST, PER_BRIDGE, TO_ENDPOINT_LIMIT, TOTAL_LIMIT, IDLE, HALF_CLOSED, USER, DRAIN = range(8)
+_KEY_FIELDS = 5  # of a record
 _NEVER = (0,) * len(CAUSES)
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -113,26 +121,28 @@ class Record:
     def __init__(self, memory: memoryview, *, shared: bool = True) -> None:
         self._memory = memory
         self.shared = shared
-        self.counts = memory[_NAME_BYTES + 8 : _NAME_BYTES + 8 * 5].cast("Q")
+        self.counts = memory[_COUNTS : _COUNTS + 8 * 4].cast("Q")
         self.limited = memory[_LIMITED:].cast("I")
 
     def failed(self, why: str) -> None:
         """Note why a connection failed."""
         text = why.encode(errors="replace")[:_ERROR_BYTES].ljust(_ERROR_BYTES, b"\0")
-        struct.pack_into(f"=d{_ERROR_BYTES}s", self._memory, _NAME_BYTES + 8 * 5, time.time(), text)
+        struct.pack_into(f"=d{_ERROR_BYTES}s", self._memory, _COUNTS + 8 * 4, time.time(), text)
 
     def read(self) -> Counts:
         """Return the counts as they are now."""
-        return _counts(_RECORD.unpack(self._memory))
+        return _counts(_RECORD.unpack(self._memory)[_KEY_FIELDS:])
 
-    def name(self, bridge: str, port: int) -> None:
+    def name(self, bridge: str, key: ServiceKey) -> None:
         """Begin to count for this service, from 0."""
         self._memory[:] = bytes(len(self._memory))
-        struct.pack_into(f"={_NAME_BYTES}sQ", self._memory, 0, bridge.encode(), port)
+        struct.pack_into(f"={_NAME_BYTES}s", self._memory, 0, bridge.encode())
+        known = PROTOCOLS.index(key.protocol), key.network, packed_address(key.address)
+        _KEY.pack_into(self._memory, _NAME_BYTES, key.port, *known)
 
     def disown(self) -> None:
         """Note that the service is gone: only its open connections count from now on."""
-        struct.pack_into("=Q", self._memory, _NAME_BYTES, 0)
+        struct.pack_into("=H", self._memory, _NAME_BYTES, 0)
 
 
 def unshared() -> Record:
@@ -157,7 +167,7 @@ class Counters:
         self._free_places = [*reversed(range(MOST_STATES))]
         self._gone: list[Record] = []  # their services are gone, but they may have open connections
 
-    def record(self, bridge: str, port: int) -> Record:
+    def record(self, bridge: str, key: ServiceKey) -> Record:
         """Return a record for a service, with all counts 0. Beyond MOST_RECORDS it is an ``unshared`` one."""
         self._sweep()
         if self._free:
@@ -168,7 +178,7 @@ class Counters:
             self._used += 1
         else:
             return unshared()
-        record.name(bridge, port)
+        record.name(bridge, key)
         struct.pack_into("=Q", self._memory, 0, self._used)
         return record
 
@@ -217,19 +227,20 @@ class View:
         except OSError as error:
             raise ProtocolError(f"its counters cannot be read: {error.strerror}") from None
 
-    def read(self) -> tuple[int, dict[tuple[str, int], Counts]]:
-        """Return the number of open connections, and the counts by bridge and service port."""
+    def read(self) -> tuple[int, dict[tuple[str, ServiceKey], Counts]]:
+        """Return the number of open connections, and the counts by bridge and key."""
         (used,) = struct.unpack_from("=Q", self._memory, 0)
         open_ = 0
-        found: dict[tuple[str, int], Counts] = {}
+        found: dict[tuple[str, ServiceKey], Counts] = {}
         end = _HEADER_BYTES + min(used, MOST_RECORDS) * _RECORD.size
         for start in range(_HEADER_BYTES, end, _RECORD.size):
             fields = _RECORD.unpack_from(self._memory, start)
-            bridge, port = fields[:2]
-            open_ += fields[2 + OPEN]
-            if port:
-                key = (_text(bridge), port)
-                found[key] = found.get(key, Counts()).plus(_counts(fields))
+            bridge, port, protocol, network, address, *counts = fields
+            open_ += counts[OPEN]
+            if port and protocol < len(PROTOCOLS):
+                service = ServiceKey(port, PROTOCOLS[protocol], unpacked_address(address), network)
+                key = (_text(bridge), service)
+                found[key] = found.get(key, Counts()).plus(_counts(counts))
         return open_, found
 
     def states(self) -> dict[str, EndpointState]:
@@ -246,9 +257,9 @@ class View:
         return found
 
 
-def _counts(fields: tuple[Any, ...]) -> Counts:
-    """Return the counts in the fields of a record."""
-    _, _, open_, total, to_endpoint, to_guest, when, why, *limited = fields
+def _counts(fields: Sequence[Any]) -> Counts:
+    """Return the counts in the fields of a record, without those of the key."""
+    open_, total, to_endpoint, to_guest, when, why, *limited = fields
     return Counts(open_, total, to_endpoint, to_guest, _text(why), when, tuple(limited))
 
 

@@ -43,10 +43,10 @@ class EndedLines:
                     self._timer = self._loop.call_later(SUMMARY, self.summarize)
             return
         self._log.info(
-            "bridge=%s guest=%s port=%d endpoint=%s to_endpoint=%d to_guest=%d seconds=%.3f%s end=%s",
+            "bridge=%s guest=%s port=%s endpoint=%s to_endpoint=%d to_guest=%d seconds=%.3f%s end=%s",
             target.bridge,
             connection.guest_name,
-            target.service.port,
+            target.service.key.in_words,
             connection.dialed,
             connection.to_endpoint.moved,
             connection.to_guest.moved,
@@ -63,9 +63,9 @@ class EndedLines:
         targets, self._left_out = self._left_out, {}
         for target in targets:
             self._log.info(
-                "bridge=%s port=%d %d more like this",
+                "bridge=%s port=%s %d more like this",
                 target.bridge,
-                target.service.port,
+                target.service.key.in_words,
                 target.lines.left_out,
             )
             target.lines.left_out = 0

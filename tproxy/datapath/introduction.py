@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable
 
 from tproxy import proxy_protocol
-from tproxy.model import SERVICE_ADDRESS, Network
+from tproxy.model import Network, ServiceKey
 from tproxy.proxy_protocol import (
     OF_BRIDGE,
     OF_HYPERVISOR,
@@ -49,8 +49,8 @@ class Introductions:
         """Return the id of this process's connection with this number."""
         return f"{self._start}-{number}"
 
-    def header(self, number: int, bridge: str, port: int, peer: tuple[str, int], mac: str) -> bytes:
-        """Return the header for a connection to a service port; ``mac`` is "" where nobody knows it."""
+    def header(self, number: int, bridge: str, key: ServiceKey, peer: tuple[str, int], mac: str) -> bytes:
+        """Return the header for a connection to a service; ``mac`` is "" where nobody knows it."""
         known = self._bridges.get(bridge) or _Bridge()
         network = _UNKNOWN
         if len(known.networks) == 1:
@@ -59,7 +59,7 @@ class Introductions:
             network = known.networks[known.members[mac]]
         return proxy_protocol.encode(
             peer,
-            (SERVICE_ADDRESS, port),
+            (key.address, key.port),
             {
                 UNIQUE_ID: self.id(number),
                 OF_NETWORK: network.name,

@@ -17,7 +17,7 @@ from tproxy.daemon import client
 from tproxy.errors import TproxyError
 from tproxy.kernel import links
 from tproxy.log.lazy import logger
-from tproxy.model import Network, Service, ServiceMap, Settings, check_interface_name
+from tproxy.model import Network, Service, ServiceKey, ServiceMap, Settings, check_interface_name
 from tproxy.operations import steps
 from tproxy.process import run_directory
 from tproxy.process.run_directory import Lock
@@ -130,21 +130,25 @@ def refresh(found: ServiceMap, union: Union, settings: Settings) -> bool:
     return _change(found, lambda _: union.services, settings)
 
 
-def move(found: ServiceMap, moves: Mapping[int, tuple[Service | None, Service]], settings: Settings) -> bool:
-    """As ``refresh``, but change only these services. ``moves`` has the old and the new service of each port.
+def move(
+    found: ServiceMap, moves: Mapping[ServiceKey, tuple[Service | None, Service]], settings: Settings
+) -> bool:
+    """As ``refresh``, but change only these services. ``moves`` has the old and the new service of each key.
 
     A service that is not the old one any more is left alone.
     """
 
-    def moved(services: Mapping[int, Service]) -> dict[int, Service]:
-        new = {port: after for port, (old, after) in moves.items() if services.get(port) == old}
+    def moved(services: Mapping[ServiceKey, Service]) -> dict[ServiceKey, Service]:
+        new = {key: after for key, (old, after) in moves.items() if services.get(key) == old}
         return {**services, **new}
 
     return _change(found, moved, settings)
 
 
 def _change(
-    found: ServiceMap, wanted: Callable[[Mapping[int, Service]], dict[int, Service]], settings: Settings
+    found: ServiceMap,
+    wanted: Callable[[Mapping[ServiceKey, Service]], dict[ServiceKey, Service]],
+    settings: Settings,
 ) -> bool:
     """Give a bridge that still has the networks of ``found`` the services that are ``wanted``."""
     bridge = found.bridge

@@ -15,7 +15,7 @@ from tproxy.kernel import tcp
 from tproxy.kernel.limits import descriptor_limit
 from tproxy.kernel.loop import READ, Loop
 from tproxy.log.file import Log
-from tproxy.model import SERVICE_ADDRESS
+from tproxy.model import ServiceKey
 from tproxy.relay import wire
 from tproxy.typed import NamedTuple
 
@@ -46,13 +46,13 @@ class Batch(NamedTuple):
     ``guests`` are their guests' IPv4 addresses, four bytes each, and empty where nobody knows them.
     """
 
-    port: int
+    key: ServiceKey
     guests: tuple[bytes, ...]
     fds: list[int]
 
     @property
     def message(self) -> wire.Accepted:
-        return wire.Accepted(self.port)
+        return wire.Accepted(self.key)
 
     def close(self) -> None:
         """Close the descriptors, of which the receiver of the message has copies."""
@@ -78,66 +78,67 @@ class Listening:
         self._loop = loop
         self._log = log
         self._accepted = accepted
-        self._sockets: dict[int, socket.socket] = {}  # by port
-        self._ports: dict[int, int] = {}  # by descriptor
+        self._sockets: dict[ServiceKey, socket.socket] = {}
+        self._keys: dict[int, ServiceKey] = {}  # by descriptor
         self._room = False
         self._paused = False
         self._polled = False
         self._warned = -QUIET  # when, by time.monotonic()
 
     @property
-    def ports(self) -> tuple[int, ...]:
+    def keys(self) -> tuple[ServiceKey, ...]:
         return tuple(self._sockets)
 
     def messages(
-        self, most: int, without: Collection[int] = ()
+        self, most: int, without: Collection[ServiceKey] = ()
     ) -> Iterator[tuple[wire.Listeners, list[int]]]:
-        """Yield messages with all listening sockets but those of ports ``without``, ``most`` in each.
+        """Yield messages with all listening sockets but those of keys ``without``, ``most`` in each.
 
-        The sockets stay this object's.
+        The sockets stay this object's. Those of plain keys come first, in messages of their own (``wire``).
         """
-        ports = tuple(port for port in self._sockets if port not in without)
-        for start in range(0, len(ports), most):
-            some = ports[start : start + most]
-            yield wire.Listeners(some), [self._sockets[port].fileno() for port in some]
+        for plain in (True, False):
+            keys = tuple(key for key in self._sockets if key.plain == plain and key not in without)
+            for start in range(0, len(keys), most):
+                some = keys[start : start + most]
+                yield wire.Listeners(some), [self._sockets[key].fileno() for key in some]
 
-    def keep(self, port: int, listener: socket.socket) -> None:
-        """Own a listening socket from now on, and accept from it, unless there is one for the port."""
-        if port in self._sockets:
+    def keep(self, key: ServiceKey, listener: socket.socket) -> None:
+        """Own a listening socket from now on, and accept from it, unless there is one for the key."""
+        if key in self._sockets:
             listener.close()
             return
         listener.setblocking(False)  # whoever had it before may have changed that
-        self._sockets[port] = listener
-        self._ports[listener.fileno()] = port
+        self._sockets[key] = listener
+        self._keys[listener.fileno()] = key
         if self._polled:
             self._loop.add(listener.fileno(), READ, self)
 
-    def listen(self, ports: tuple[int, ...]) -> dict[int, int]:
-        """Listen on exactly these ports; return, as errno by port, why some could not be had.
+    def listen(self, keys: tuple[ServiceKey, ...]) -> dict[ServiceKey, int]:
+        """Listen on exactly these ports; return, as errno by key, why some could not be had.
 
         Sockets that listen on one of these ports already are not touched.
         """
-        for port in set(self._sockets) - set(ports):
-            listener = self._sockets.pop(port)
-            del self._ports[listener.fileno()]
+        for key in set(self._sockets) - set(keys):
+            listener = self._sockets.pop(key)
+            del self._keys[listener.fileno()]
             # The loop closes it after the report has been sent; from now on it does not listen any more.
             listener.shutdown(socket.SHUT_RD)
             self._loop.close_later(listener)
-            self._log.info("port %d does not listen any more", port)
+            self._log.info("port %s does not listen any more", key.in_words)
         problems = {}
         limit = descriptor_limit()
         most = max(limit - RESERVE, limit // 2)
-        for port in sorted(set(ports) - set(self._sockets)):
+        for key in sorted(set(keys) - set(self._sockets)):
             try:
                 if len(self._sockets) >= most:
                     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-                listener = _open(port)
+                listener = _open(key)
             except OSError as error:
-                problems[port] = error.errno or errno.EINVAL
-                self._log.error("port %d cannot listen: %s", port, error.strerror)
+                problems[key] = error.errno or errno.EINVAL
+                self._log.error("port %s cannot listen: %s", key.in_words, error.strerror)
                 continue
-            self.keep(port, listener)
-            self._log.info("port %d listens", port)
+            self.keep(key, listener)
+            self._log.info("port %s listens", key.in_words)
         return problems
 
     def accept_while(self, room: bool) -> None:
@@ -146,8 +147,8 @@ class Listening:
         self._settle()
 
     def on_event(self, fd: int, mask: int) -> None:
-        port = self._ports[fd]
-        listener = self._sockets[port]
+        key = self._keys[fd]
+        listener = self._sockets[key]
         fds: list[int] = []
         guests: list[bytes] = []
         while len(fds) < BATCH:
@@ -169,7 +170,7 @@ class Listening:
             fds.append(accepted)
             guests.append(socket.inet_aton(address))
         if fds:
-            self._accepted(Batch(port, tuple(guests), fds))
+            self._accepted(Batch(key, tuple(guests), fds))
 
     def _warn(self, error: OSError) -> None:
         now = time.monotonic()
@@ -198,7 +199,7 @@ class Listening:
                     self._loop.remove(listener.fileno())
 
 
-def _open(port: int) -> socket.socket:
+def _open(key: ServiceKey) -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -206,7 +207,7 @@ def _open(port: int) -> socket.socket:
         tcp.reset_on_close(
             listener
         )  # connections inherit that until they end in good order (datapath/splice.py)
-        listener.bind((SERVICE_ADDRESS, port))
+        listener.bind((key.address, key.port))
         listener.listen(BACKLOG)
     except OSError:
         listener.close()

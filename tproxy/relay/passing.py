@@ -24,6 +24,7 @@ from collections.abc import Callable
 from tproxy.kernel.limits import descriptor_limit
 from tproxy.kernel.loop import WRITE, Loop
 from tproxy.log.file import Log
+from tproxy.model import ServiceKey
 from tproxy.relay.channel import send
 from tproxy.relay.listening import BATCH, QUIET, Batch
 
@@ -52,7 +53,7 @@ class Outlet:
         self.place = place
         self.channel = channel
         self.next: Batch | None = None  # is sent before all that waits
-        self.waiting: dict[bytes, list[tuple[int, int]]] = {}  # ports and descriptors by guest, in turns
+        self.waiting: dict[bytes, list[tuple[ServiceKey, int]]] = {}  # by guest, in turns
         self.polled = False
         self.judged = False  # whether a timer looks at it
 
@@ -78,14 +79,14 @@ class Outlet:
     def _gather(self) -> Batch:
         """Return a batch with equal parts for guests that wait. Those in it have their next turn last."""
         part = max(BATCH // len(self.waiting), 1)
-        port = next(iter(self.waiting.values()))[0][0]  # a message is about one port
+        key = next(iter(self.waiting.values()))[0][0]  # a message is about one port
         guests: list[bytes] = []
         fds: list[int] = []
         served = []
         for guest, queue in self.waiting.items():
             some = []
             for each, fd in queue[:part]:
-                if each != port:
+                if each != key:
                     break
                 some.append(fd)
             if some:
@@ -98,7 +99,7 @@ class Outlet:
         for guest in served:
             if queue := self.waiting.pop(guest):
                 self.waiting[guest] = queue
-        return Batch(port, tuple(guests), fds)
+        return Batch(key, tuple(guests), fds)
 
 
 class Passing:
@@ -176,7 +177,7 @@ class Passing:
             guests.append(guest)
             fds.append(fd)
         return [
-            (self._find(place), Batch(batch.port, tuple(guests), fds))
+            (self._find(place), Batch(batch.key, tuple(guests), fds))
             for place, (guests, fds) in parts.items()
         ]
 
@@ -202,12 +203,12 @@ class Passing:
         for guest, fd in zip(batch.guests, batch.fds, strict=True):
             queue = outlet.waiting.get(guest)
             if self._held >= self._most and not self._make_room(guest, len(queue or ())):
-                Batch(batch.port, (guest,), [fd]).reset()
+                Batch(batch.key, (guest,), [fd]).reset()
             elif queue is None:
-                outlet.waiting[guest] = [(batch.port, fd)]
+                outlet.waiting[guest] = [(batch.key, fd)]
                 self._held += 1
             else:
-                queue.append((batch.port, fd))
+                queue.append((batch.key, fd))
                 self._held += 1
 
     def _make_room(self, newcomer: bytes, has: int) -> bool:
@@ -228,8 +229,8 @@ class Passing:
             )
             if outlet is not None and most > has + 1:
                 self._warn(guest, most)
-                port, fd = outlet.waiting[guest].pop()
-                Batch(port, (guest,), [fd]).reset()
+                key, fd = outlet.waiting[guest].pop()
+                Batch(key, (guest,), [fd]).reset()
                 self._held -= 1
                 return True
         self._warn(newcomer, has)

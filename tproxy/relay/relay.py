@@ -24,7 +24,7 @@ from tproxy.errors import KernelError, ProtocolError
 from tproxy.kernel import netns, privileges, seccomp, tcp
 from tproxy.kernel.loop import READ, WRITE, Loop
 from tproxy.log.file import Log
-from tproxy.model import BridgeNames
+from tproxy.model import BridgeNames, ServiceKey
 from tproxy.process.title import set_title
 from tproxy.relay import wire
 from tproxy.relay.channel import Delivery, receive, send
@@ -100,7 +100,7 @@ class Relay:
         self._listening = Listening(self._loop, log, self._accepted)
         self._passing = Passing(self._loop, log, self._settle, self._tell_behind)
         self._report: wire.Report | None = None  # due, but the daemon is behind
-        self._copied: set[int] = set()  # ports of whose listening sockets the daemon has copies
+        self._copied: set[ServiceKey] = set()  # keys of whose listening sockets the daemon has copies
         self._rendezvous = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     # Life
@@ -131,7 +131,7 @@ class Relay:
             self._greet(channel)
         except OSError as error:
             # The daemon ended meanwhile. Guests wait at the sockets of the relay before, until the next one.
-            if not self._listening.ports:
+            if not self._listening.keys:
                 raise
             log.warning("daemon lost: %s", error.strerror)
         self._loop.run()
@@ -145,8 +145,8 @@ class Relay:
 
     def _inherit(self, delivery: Delivery) -> None:
         match delivery.message:
-            case wire.Accepted(port):
-                self._passing.take(Batch(port, (b"",) * len(delivery.fds), delivery.take()))
+            case wire.Accepted(key):
+                self._passing.take(Batch(key, (b"",) * len(delivery.fds), delivery.take()))
             case wire.Listeners() as message:
                 self._keep(message, delivery)
             case _:
@@ -154,15 +154,15 @@ class Relay:
 
     def _keep(self, message: wire.Listeners, delivery: Delivery) -> None:
         """Go on with the listening sockets of a relay before this one."""
-        if len(message.ports) != len(delivery.fds):
+        if len(message.keys) != len(delivery.fds):
             raise _unexpected(delivery)
-        for port in message.ports:
+        for key in message.keys:
             with ExitStack() as owned:
                 listener = owned.enter_context(delivery.take_socket())
                 tcp.set_options(listener, near=True)  # those of an older version may differ
                 tcp.reset_on_close(listener)
                 owned.pop_all()
-            self._listening.keep(port, listener)
+            self._listening.keep(key, listener)
 
     def _settle(self) -> None:
         """Bring what is polled in line with the state."""
@@ -215,13 +215,13 @@ class Relay:
             match delivery.message:
                 case wire.Workers() if delivery.fds:
                     self._passing.use([delivery.take_socket() for _ in range(len(delivery.fds))])
-                case wire.Listen(generation, log_level, ports):
+                case wire.Listen(generation, log_level, keys):
                     log.level = log_level
-                    self._report = wire.Report(generation, self._listening.listen(ports))
+                    self._report = wire.Report(generation, self._listening.listen(keys))
                     self._tell(channel)
                 case wire.Listeners() as message:
                     self._keep(message, delivery)
-                    self._copied.update(message.ports)
+                    self._copied.update(message.keys)
                 case wire.LogFile() if len(delivery.fds) == 1:
                     log.use(delivery.take()[0])
                 case wire.Quit():
@@ -237,10 +237,10 @@ class Relay:
         """
         if self._report is not None:
             with suppress(BlockingIOError):
-                self._copied.intersection_update(self._listening.ports)
+                self._copied.intersection_update(self._listening.keys)
                 for message, fds in self._listening.messages(COPIES_AT_ONCE, tuple(self._copied)):
                     send(channel, message, fds)
-                    self._copied.update(message.ports)
+                    self._copied.update(message.keys)
                 send(channel, self._report)
                 self._report = None
         self._settle()

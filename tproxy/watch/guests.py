@@ -91,7 +91,7 @@ class GuestFollower:
         """Note that these services of a bridge moved, because the address of a host name changed."""
         given = self._given.get(bridge)
         if given is not None:
-            new = {port: new for port, (old, new) in moves.items() if given.services.get(port) == old}
+            new = {key: new for key, (old, new) in moves.items() if given.services.get(key) == old}
             self._given[bridge] = given._replace(services={**given.services, **new})
 
     def _look_at_next(self) -> None:

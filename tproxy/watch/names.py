@@ -30,7 +30,7 @@ from tproxy.config.services import Config
 from tproxy.config.union import held_by
 from tproxy.errors import TproxyError
 from tproxy.kernel.loop import READ, Loop
-from tproxy.model import Service, Settings, is_address
+from tproxy.model import Service, ServiceKey, Settings, is_address
 from tproxy.operations import reconcile, refresh
 from tproxy.process import run_directory
 
@@ -143,7 +143,7 @@ class NameFollower:
         found = nftables.read_map(bridge)
         if found is None:  # somebody has taken it down
             return
-        due: dict[int, tuple[Service | None, Service]] = {}
+        due: dict[ServiceKey, tuple[Service | None, Service]] = {}
         for network in found.networks:
             held = held_by(self.config, network, found)
             due |= moves(self.config, network, held, self._behind[bridge], self._known)

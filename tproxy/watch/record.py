@@ -55,6 +55,8 @@ def bridges_in(change: Ruleset) -> tuple[set[str], bool]:
         service_map.MAP_PREFIX,
         service_map.SET_PREFIX,
         service_map.OPTIONS_PREFIX,
+        service_map.TYPED_PREFIX,
+        service_map.TYPED_OPTIONS_PREFIX,
         guards.ARP_GUARD_PREFIX,
     ):
         mine = {name for name in others if name.startswith(prefix)}

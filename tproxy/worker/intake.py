@@ -21,7 +21,7 @@ from tproxy.kernel import netns, tcp
 from tproxy.kernel.loop import READ, Loop
 from tproxy.log import limit
 from tproxy.log.file import Log
-from tproxy.model import SERVICE_ADDRESS
+from tproxy.model import ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import Delivery, receive
 from tproxy.typed import Protocol
@@ -35,8 +35,8 @@ class Refused(Exception):
 class Owner(Protocol):
     """Knows the services, and is told when a channel has ended (``worker.Worker``)."""
 
-    def find(self, bridge: str, port: int) -> Target | None:
-        """Return the target of a service port; None if the bridge has no such service."""
+    def find(self, bridge: str, key: ServiceKey) -> Target | None:
+        """Return the target of a service; None if the bridge has no such service."""
 
     def ended(self, intake: Intake) -> None:
         """The relay has closed the channel, or what it said cannot be used."""
@@ -93,25 +93,25 @@ class Intake:
         with delivery:
             message = delivery.message
             if isinstance(message, wire.Accepted):
-                self._accept(message.port, delivery)
+                self._accept(message.key, delivery)
             else:
                 self._warn("unexpected %s from the relay", type(message).__name__)
         self._admission.check()
 
-    def _accept(self, port: int, delivery: Delivery) -> None:
-        target = self._owner.find(self.bridge, port)
+    def _accept(self, key: ServiceKey, delivery: Delivery) -> None:
+        target = self._owner.find(self.bridge, key)
         for _ in range(len(delivery.fds)):
             try:
                 guest = delivery.take_connection()
             except OSError as error:
-                self._warn("descriptors for port %d closed: %s", port, error.strerror)
+                self._warn("descriptors for port %s closed: %s", key.in_words, error.strerror)
                 return  # the delivery closes this one, and those behind it
             try:
                 if target is None:
                     raise Refused("there is no such service")
-                peer = self._check(guest, port)
+                peer = self._check(guest, key)
             except Refused as error:
-                self._warn("connection to port %d reset: %s", port, error)
+                self._warn("connection to port %s reset: %s", key.in_words, error)
                 tcp.reset_on_close(guest)
                 guest.close()
             except OSError:
@@ -119,7 +119,7 @@ class Intake:
             else:
                 self._connections.accept(target, guest, peer)
 
-    def _check(self, sock: socket.SocketType, port: int) -> tuple[str, int]:
+    def _check(self, sock: socket.SocketType, key: ServiceKey) -> tuple[str, int]:
         """Return the guest's address and port.
 
         Raises Refused, and OSError when the connection is no more.
@@ -128,7 +128,7 @@ class Intake:
             if self._cookie is not None and netns.cookie(sock) != self._cookie:
                 raise Refused("it is of another namespace")
             protocol = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL)
-            if protocol != socket.IPPROTO_TCP or sock.getsockname() != (SERVICE_ADDRESS, port):
+            if protocol != socket.IPPROTO_TCP or sock.getsockname() != (key.address, key.port):
                 raise Refused("it is no TCP connection to this port of the service address")
             peer: tuple[str, int] = sock.getpeername()
         except OSError as error:

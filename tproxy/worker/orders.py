@@ -8,16 +8,26 @@ worker to finish, and that a bridge is gone meanwhile.
 
 from __future__ import annotations
 
-import socket
 import struct
 from collections.abc import Iterator, Sequence
 
 from tproxy.errors import ProtocolError
-from tproxy.model import INTERFACE_NAME_BYTES, PROXY_V2, SPREADS, Endpoint, Network, Service
+from tproxy.model import (
+    INTERFACE_NAME_BYTES,
+    PROTOCOLS,
+    PROXY_V2,
+    SPREADS,
+    Endpoint,
+    Network,
+    Service,
+    ServiceKey,
+    packed_address,
+    unpacked_address,
+)
 from tproxy.typed import NamedTuple
 
 # Of this protocol. A daemon tells a worker of another version to finish, and starts one of its own.
-VERSION = 3
+VERSION = 4
 
 # The first bytes of the messages to a worker that have the same form in all versions.
 IN_ALL_VERSIONS = (b"D", b"F", b"L", b"M")
@@ -30,9 +40,8 @@ MOST_GUESTS = 2048
 
 _NAME = struct.Struct(f"!{INTERFACE_NAME_BYTES}s")
 _BRIDGE = struct.Struct(f"!{INTERFACE_NAME_BYTES}s?Q")
-_SERVICE = struct.Struct("!HHd7I??B")  # behind it the addresses, of 16 bytes each
+_SERVICE = struct.Struct("!HB16sIHd7I??B")  # behind it the addresses, of 16 bytes each
 _ADDRESS = 16
-_IPV4 = bytes(10) + b"\xff\xff"  # IPv4 addresses as IPv6 maps them (RFC 4291, 2.5.5.2)
 _SERVICES = struct.Struct(f"!{INTERFACE_NAME_BYTES}s??")
 _SETTINGS = struct.Struct("!BHHHI")
 _NUMBER = struct.Struct("!I")
@@ -250,10 +259,11 @@ def parts(services: Sequence[Service]) -> list[tuple[Service, ...]]:
 
 
 def _pack(service: Service) -> bytes:
-    port, endpoint, _, *numbers, _, spread, endpoints = service
-    addresses = b"".join(map(_packed, endpoints or (endpoint.address,)))
+    key, endpoint, _, *numbers, _, spread, endpoints = service
+    addresses = b"".join(map(packed_address, endpoints or (endpoint.address,)))
     count = len(addresses) // _ADDRESS
-    head = _SERVICE.pack(port, endpoint.port, *numbers, service.introduced, spread == "least", count)
+    known = key.port, PROTOCOLS.index(key.protocol), packed_address(key.address), key.network
+    head = _SERVICE.pack(*known, endpoint.port, *numbers, service.introduced, spread == "least", count)
     return head + addresses
 
 
@@ -261,27 +271,20 @@ def _unpack(body: bytes) -> Iterator[Service]:
     """Yield the services; a worker does not need their names."""
     at = 0
     while at < len(body):
-        port, remote_port, *numbers, introduced, least, count = _SERVICE.unpack_from(body, at)
+        port, protocol, address, network, remote_port, *numbers, introduced, least, count = (
+            _SERVICE.unpack_from(body, at)
+        )
+        if protocol >= len(PROTOCOLS):
+            raise ProtocolError("a service has an unknown protocol")
         at += _SERVICE.size
         end = at + count * _ADDRESS
         if not count or end > len(body):
             raise ProtocolError("a service has no endpoint")
-        addresses = [_unpacked(body[start : start + _ADDRESS]) for start in range(at, end, _ADDRESS)]
+        addresses = [unpacked_address(body[start : start + _ADDRESS]) for start in range(at, end, _ADDRESS)]
         at = end
         options = *numbers, PROXY_V2 if introduced else "", SPREADS[least]
-        yield Service(port, Endpoint(addresses[0], remote_port), "", *options).led_to(addresses)
-
-
-def _packed(address: str) -> bytes:
-    if ":" in address:
-        return socket.inet_pton(socket.AF_INET6, address)
-    return _IPV4 + socket.inet_aton(address)
-
-
-def _unpacked(packed: bytes) -> str:
-    if packed.startswith(_IPV4):
-        return socket.inet_ntoa(packed[len(_IPV4) :])
-    return socket.inet_ntop(socket.AF_INET6, packed)
+        key = ServiceKey(port, PROTOCOLS[protocol], unpacked_address(address), network)
+        yield Service(key, Endpoint(addresses[0], remote_port), "", *options).led_to(addresses)
 
 
 def _unpack_networks(body: bytes) -> Networks:

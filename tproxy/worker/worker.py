@@ -24,7 +24,7 @@ from tproxy.kernel import privileges, seccomp
 from tproxy.kernel.limits import descriptor_limit
 from tproxy.kernel.loop import READ, Loop
 from tproxy.log.file import Log
-from tproxy.model import Endpoint, Service
+from tproxy.model import Endpoint, Service, ServiceKey
 from tproxy.process.title import set_title
 from tproxy.relay.channel import Delivery, receive, send_bytes
 from tproxy.worker import orders
@@ -76,7 +76,7 @@ class Worker:
         self._admission = Admission(self._loop, log, most, self._connections, self._poll_intakes)
         self._meeting = meeting
         self._channel: socket.socket | None = None
-        self._services: dict[str, dict[int, Target]] = {}
+        self._services: dict[str, dict[ServiceKey, Target]] = {}
         self._coming: list[Service] = []  # the part of a long list that is here already
         self._intakes: set[Intake] = set()
         self._workers = 1
@@ -103,12 +103,12 @@ class Worker:
 
     # intake.Owner
 
-    def find(self, bridge: str, port: int) -> Target | None:
-        target = self._services.get(bridge, {}).get(port)
+    def find(self, bridge: str, key: ServiceKey) -> Target | None:
+        target = self._services.get(bridge, {}).get(key)
         if target is None or target.service.introduced:
             # A relay can be faster than the daemon's message that came before; and so can a guest be.
             self._listen_to_daemon()
-            target = self._services.get(bridge, {}).get(port)
+            target = self._services.get(bridge, {}).get(key)
         return target
 
     def ended(self, intake: Intake) -> None:
@@ -226,16 +226,16 @@ class Worker:
                 raise ProtocolError(f"unexpected {type(other).__name__}")
 
     def _apply(self, bridge: str, services: list[Service]) -> None:
-        """Take over a bridge's services as they are now. A port that stays keeps its counts."""
+        """Take over a bridge's services as they are now. One that stays keeps its counts."""
         before = self._services.get(bridge, {})
-        after: dict[int, Target] = {}
+        after: dict[ServiceKey, Target] = {}
         for service in services:
-            target = before.pop(service.port, None)
+            target = before.pop(service.key, None)
             if target is None:
-                record = self._counters.record(bridge, service.port)
+                record = self._counters.record(bridge, service.key)
                 target = Target(bridge, service, record, sharers=self._workers)
             target.service = service
-            after[service.port] = target
+            after[service.key] = target
         for target in before.values():
             self._counters.give_back(target.record)
         self._services[bridge] = after

@@ -12,7 +12,7 @@ from typing import Any
 
 from tproxy.bridge import guards, nftables, service_map
 from tproxy.bridge.guards import Guard
-from tproxy.model import BridgeNames, Endpoint, Network, Service, ServiceMap
+from tproxy.model import BridgeNames, Endpoint, Network, Service, ServiceKey, ServiceMap
 
 STEPS = 60
 BRIDGES = ["br0", "map", "drop", "10", "a.b-c.10", "-x", "_", "fifteen.bytes-x", "comment", "0x1f"]
@@ -74,7 +74,9 @@ class Walk:
             name, timeout = self.chance.choice(WORDS), self.chance.choice([5.0, 0.25, 300.0])
             options: list[Any] = [self.chance.choice([0, 7, 1_000_000]) for _ in range(7)]
             options += [self.chance.choice(["", "v2"]), self.chance.choice(["first", "least"])]
-            services[port] = Service(port, endpoint, name, timeout, *self.chance.choice([[], options]))
+            services[port] = Service(
+                ServiceKey(port), endpoint, name, timeout, *self.chance.choice([[], options])
+            )
         network = Network(self.chance.choice(WORDS), self.chance.choice(WORDS))
         return service_map.storable(ServiceMap(bridge, services, network))
 

@@ -36,12 +36,16 @@ from tproxy.model import (
     Endpoint,
     Network,
     Service,
+    ServiceKey,
     ServiceMap,
 )
 
 NAMES = BridgeNames("br0")
-ONE, TWO = Service(80, Endpoint("10.0.0.1", 80)), Service(81, Endpoint("10.0.0.2", 81))
-WANTED = ServiceMap("br0", {80: ONE, 81: TWO}, Network("blue", "7"))
+ONE, TWO = (
+    Service(ServiceKey(80), Endpoint("10.0.0.1", 80)),
+    Service(ServiceKey(81), Endpoint("10.0.0.2", 81)),
+)
+WANTED = ServiceMap("br0", {ServiceKey(80): ONE, ServiceKey(81): TWO}, Network("blue", "7"))
 NO_UPLINKS: frozenset[str] = frozenset()
 OTHER_MAC = "02:00:00:00:00:01"
 

@@ -18,6 +18,7 @@ from tproxy.model import (
     Endpoint,
     Network,
     Service,
+    ServiceKey,
     ServiceMap,
     is_address,
     is_ipv4,
@@ -42,7 +43,7 @@ def maps(draw: st.DrawFn) -> ServiceMap:
     for port in draw(st.sets(ports, max_size=6)):
         options: list[Any] = [draw(st.integers(0, 10**6)) for _ in range(7)]
         options += [draw(st.sampled_from(["", "v2"])), draw(st.sampled_from(["first", "least"]))]
-        service = Service(port, draw(endpoints), draw(names), draw(timeouts), *options)
+        service = Service(ServiceKey(port), draw(endpoints), draw(names), draw(timeouts), *options)
         services[port] = service.led_to(draw(addresses)) if draw(st.booleans()) else service
     return ServiceMap("br0", services, Network(draw(names), draw(names)))
 
@@ -103,11 +104,13 @@ def test_a_loaded_map_reads_as_the_storable_part_of_it(wanted: ServiceMap) -> No
     }
 
 
-MANY = Service(80, Endpoint("10.0.0.1", 80), "n" * 32, 2.5, 1, 2, 3, 4, 5, 6, 7)
+MANY = Service(ServiceKey(80), Endpoint("10.0.0.1", 80), "n" * 32, 2.5, 1, 2, 3, 4, 5, 6, 7)
 
 
 def test_options_that_do_not_fit_go_on_in_a_set_that_old_readers_do_not_miss() -> None:
-    wanted = ServiceMap("br0", {80: MANY, 81: MANY._replace(port=81, drain_timeout=3600)})
+    wanted = ServiceMap(
+        "br0", {ServiceKey(80): MANY, ServiceKey(81): MANY._replace(port=81, drain_timeout=3600)}
+    )
     commands = service_map.add_map(wanted)
     assert "add set ip one_tproxy op_br0 { type inet_service . mark; }" in commands
     rest = listed_rest(commands)
@@ -115,21 +118,24 @@ def test_options_that_do_not_fit_go_on_in_a_set_that_old_readers_do_not_miss() -
     assert service_map.parse_map(listing(commands), rest) == wanted
     old = service_map.parse_map(listing(commands))  # a reader that does not know the set
     assert old is not None
-    assert (old.services[80].drain_timeout, old.services[80].endpoint) == (7, MANY.endpoint)
+    assert (old.services[ServiceKey(80)].drain_timeout, old.services[ServiceKey(80)].endpoint) == (
+        7,
+        MANY.endpoint,
+    )
 
 
 def test_a_set_that_is_damaged_loses_the_words_behind_the_damage_only_and_is_written_anew() -> None:
-    wanted = ServiceMap("br0", {80: MANY._replace(name="%" * 90)})
+    wanted = ServiceMap("br0", {ServiceKey(80): MANY._replace(name="%" * 90)})
     commands = service_map.add_map(wanted)
     rest = listed_rest(commands)
     assert len(rest) > 2
     del rest[80, 1]
     found = service_map.parse_map(listing(commands), rest)
     assert found is not None
-    assert found.services[80]._replace(name="") == MANY._replace(
+    assert found.services[ServiceKey(80)]._replace(name="") == MANY._replace(
         name="",
-        max_connections_per_guest=found.services[80].max_connections_per_guest,
-        connect_timeout=found.services[80].connect_timeout,
+        max_connections_per_guest=found.services[ServiceKey(80)].max_connections_per_guest,
+        connect_timeout=found.services[ServiceKey(80)].connect_timeout,
     )
     repair = service_map.change_map(found, wanted)
     assert "flush set ip one_tproxy op_br0" in repair
@@ -137,20 +143,20 @@ def test_a_set_that_is_damaged_loses_the_words_behind_the_damage_only_and_is_wri
 
 
 def test_a_service_without_ipv4_is_beside_the_map_and_counts_only_where_the_map_has_no_such_port() -> None:
-    alone = Service(80, Endpoint("10.0.0.1", 8080), "web").led_to(["fd00::1", "fd00::2"])
-    commands = service_map.add_map(ServiceMap("br0", {80: alone}))
+    alone = Service(ServiceKey(80), Endpoint("10.0.0.1", 8080), "web").led_to(["fd00::1", "fd00::2"])
+    commands = service_map.add_map(ServiceMap("br0", {ServiceKey(80): alone}))
     words = "port=8080 endpoints=fd00%3A%3A1%2Cfd00%3A%3A2 name=web"
     assert commands[-1] == f'add element ip one_tproxy op_br0 {{ 80 . 65536 comment "{words}" }}'
     assert not [each for each in commands if each.startswith("add element ip one_tproxy ep_")]
     listed, rest = listing(commands), listed_rest(commands)
     found = service_map.parse_map(listed, rest)
     assert found is not None
-    assert found.services == {80: alone}
-    plain = Service(80, Endpoint("10.0.0.2", 80))
-    listed = listing(service_map.add_map(ServiceMap("br0", {80: plain})))
+    assert found.services == {ServiceKey(80): alone}
+    plain = Service(ServiceKey(80), Endpoint("10.0.0.2", 80))
+    listed = listing(service_map.add_map(ServiceMap("br0", {ServiceKey(80): plain})))
     found = service_map.parse_map(listed, rest)
     assert found is not None
-    assert found.services == {80: plain}
+    assert found.services == {ServiceKey(80): plain}
 
 
 @pytest.mark.parametrize(
@@ -165,17 +171,17 @@ def test_words_beside_the_map_that_are_no_such_service_are_ignored(words: str) -
 
 
 def test_an_address_that_another_program_gave_the_element_counts_alone() -> None:
-    several = Service(80, Endpoint("10.0.0.1", 80)).led_to(["10.0.0.1", "fd00::1"])
-    listed = listing(service_map.add_map(ServiceMap("br0", {80: several})))
+    several = Service(ServiceKey(80), Endpoint("10.0.0.1", 80)).led_to(["10.0.0.1", "fd00::1"])
+    listed = listing(service_map.add_map(ServiceMap("br0", {ServiceKey(80): several})))
     listed["elem"][0][1]["concat"][0] = "10.0.0.9"
     found = service_map.parse_map(listed)
     assert found is not None
-    assert found.services == {80: Service(80, Endpoint("10.0.0.9", 80))}
+    assert found.services == {ServiceKey(80): Service(ServiceKey(80), Endpoint("10.0.0.9", 80))}
 
 
 def test_the_set_goes_with_the_last_service_that_needs_it() -> None:
-    before = ServiceMap("br0", {80: MANY})
-    plain = ServiceMap("br0", {80: Service(80, MANY.endpoint)})
+    before = ServiceMap("br0", {ServiceKey(80): MANY})
+    plain = ServiceMap("br0", {ServiceKey(80): Service(ServiceKey(80), MANY.endpoint)})
     assert service_map.change_map(before, plain)[-1] == "delete set ip one_tproxy op_br0"
     assert not [each for each in service_map.change_map(plain, plain) if "op_br0" in each]
     assert not [each for each in service_map.add_map(plain) if "op_br0" in each]
@@ -222,8 +228,8 @@ def test_the_storable_part_of_a_map_keeps_ports_and_endpoints(wanted: ServiceMap
 def test_everything_that_a_file_may_say_about_a_service_is_stored(timeout: float) -> None:
     kind = keys.SERVICE["name"].option.kind
     assert isinstance(kind, Text)
-    service = Service(65535, Endpoint("255.255.255.254", 65535), "%" * kind.most, timeout)
-    wanted = ServiceMap("br0", {65535: service})
+    service = Service(ServiceKey(65535), Endpoint("255.255.255.254", 65535), "%" * kind.most, timeout)
+    wanted = ServiceMap("br0", {ServiceKey(65535): service})
     assert service_map.storable(wanted) == wanted
 
 
@@ -263,8 +269,8 @@ def test_a_change_deletes_and_adds_exactly_what_differs(observed: ServiceMap, wa
 
 
 def test_for_another_network_the_map_is_replaced_in_one_transaction() -> None:
-    service = Service(80, Endpoint("10.0.0.1", 80))
-    before = ServiceMap("br0", {80: service}, Network("blue", "1"))
+    service = Service(ServiceKey(80), Endpoint("10.0.0.1", 80))
+    before = ServiceMap("br0", {ServiceKey(80): service}, Network("blue", "1"))
     after = before._replace(network=Network("green", "2"))
     commands = service_map.change_map(before, after)
     assert commands[0] == "delete map ip one_tproxy ep_br0"
@@ -272,8 +278,8 @@ def test_for_another_network_the_map_is_replaced_in_one_transaction() -> None:
 
 
 def test_the_commands_are_those_of_the_contract() -> None:
-    service = Service(5030, Endpoint("10.11.12.13", 5030))
-    table, add, element = service_map.add_map(ServiceMap("br0", {5030: service}))
+    service = Service(ServiceKey(5030), Endpoint("10.11.12.13", 5030))
+    table, add, element = service_map.add_map(ServiceMap("br0", {ServiceKey(5030): service}))
     assert table == "add table ip one_tproxy"
     assert " ".join(add.split()) == (
         "add map ip one_tproxy ep_br0 { type inet_service : ipv4_addr . inet_service; }"
@@ -287,7 +293,9 @@ PLAIN: dict[str, Any] = {"name": "ep_br0", "type": "inet_service", "map": "ipv4_
 
 def test_a_map_without_any_comment_is_valid() -> None:
     parsed = service_map.parse_map({**PLAIN, "elem": [[5030, {"concat": ["10.11.12.13", 5031]}]]})
-    assert parsed == ServiceMap("br0", {5030: Service(5030, Endpoint("10.11.12.13", 5031))})
+    assert parsed == ServiceMap(
+        "br0", {ServiceKey(5030): Service(ServiceKey(5030), Endpoint("10.11.12.13", 5031))}
+    )
     assert service_map.parse_map(PLAIN) == ServiceMap("br0", {})
 
 
@@ -341,8 +349,8 @@ def test_any_text_in_a_comment_is_harmless(comment: str) -> None:
         {**PLAIN, "comment": comment, "elem": [[element, {"concat": ["10.0.0.1", 80]}]]}
     )
     assert parsed is not None
-    assert parsed.services[80].endpoint == Endpoint("10.0.0.1", 80)
-    assert 0 < parsed.services[80].connect_timeout < float("inf")
+    assert parsed.services[ServiceKey(80)].endpoint == Endpoint("10.0.0.1", 80)
+    assert 0 < parsed.services[ServiceKey(80)].connect_timeout < float("inf")
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "nan", "inf", "1e400", "five", "1,5"])
@@ -350,7 +358,7 @@ def test_an_unusable_timeout_is_read_as_the_default(text: str) -> None:
     element = {"elem": {"val": 80, "comment": f"connect_timeout={text}"}}
     parsed = service_map.parse_map({**PLAIN, "elem": [[element, {"concat": ["10.0.0.1", 80]}]]})
     assert parsed is not None
-    assert parsed.services[80].connect_timeout == DEFAULT_CONNECT_TIMEOUT
+    assert parsed.services[ServiceKey(80)].connect_timeout == DEFAULT_CONNECT_TIMEOUT
 
 
 @given(st.dictionaries(st.sampled_from(["id", "network", "name"]), names))

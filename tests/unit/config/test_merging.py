@@ -13,7 +13,7 @@ from tproxy.config.merging import MAX_DEPTH
 from tproxy.config.reader import parse
 from tproxy.config.services import Config, Entry
 from tproxy.errors import ConfigError
-from tproxy.model import Endpoint, Network, Service
+from tproxy.model import Endpoint, Network, Service, ServiceKey
 
 
 def only_entry(found: Config) -> Entry:
@@ -32,7 +32,10 @@ def test_an_entry_gets_the_keys_of_a_merged_mapping_with_and_without_colons(
         f"{own}tproxy:\n- <<: *defaults\n  {own}remote_port: 80\n"
     )
     assert not said(found)
-    assert services(found, Network("vnet2")) == ({80: Service(80, Endpoint("10.0.0.1", 80))}, [])
+    assert services(found, Network("vnet2")) == (
+        {ServiceKey(80): Service(ServiceKey(80), Endpoint("10.0.0.1", 80))},
+        [],
+    )
     assert services(found, Network("vnet1")) == ({}, [])
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tproxy.config.moves import moves
 from tproxy.config.services import Config, Entry
-from tproxy.model import Endpoint, Network, Service
+from tproxy.model import Endpoint, Network, Service, ServiceKey
 
 BLUE = Network("blue")
 BY_NAME = Entry(1, 1, 80, ("api.example",), 8080)
@@ -19,7 +19,7 @@ def config(*entries: Entry) -> Config:
 
 
 def service(address: str, remote_port: int = 8080) -> Service:
-    return Service(80, Endpoint(address, remote_port), "name", 2.5)
+    return Service(ServiceKey(80), Endpoint(address, remote_port), "name", 2.5)
 
 
 MOVED = service("10.0.0.3").led_to(["10.0.0.3", "10.0.0.4"])
@@ -28,7 +28,7 @@ MOVED = service("10.0.0.3").led_to(["10.0.0.3", "10.0.0.4"])
 @pytest.mark.parametrize("address", ["10.0.0.1", "10.0.0.2"])
 def test_a_service_moves_from_any_address_of_before_to_all_of_now(address: str) -> None:
     old = service(address)
-    assert moves(config(BY_NAME), BLUE, {80: old}, BEFORE, NOW) == {80: (old, MOVED)}
+    assert moves(config(BY_NAME), BLUE, {ServiceKey(80): old}, BEFORE, NOW) == {ServiceKey(80): (old, MOVED)}
 
 
 @pytest.mark.parametrize(
@@ -67,13 +67,13 @@ def test_a_service_stays(entries: list[Entry], found: dict[int, Service], now: d
 
 def test_an_entry_whose_name_never_had_an_address_does_not_keep_others_from_moving() -> None:
     entries = (BY_NAME._replace(remote_addr=("gone.example",)), BY_NAME)
-    assert moves(config(*entries), BLUE, {80: service("10.0.0.1")}, BEFORE, NOW).keys() == {80}
+    assert moves(config(*entries), BLUE, {ServiceKey(80): service("10.0.0.1")}, BEFORE, NOW).keys() == {80}
 
 
 def test_an_address_that_is_added_or_gone_changes_the_endpoints() -> None:
     old = service("10.0.0.1").led_to(["10.0.0.1", "10.0.0.2"])
     now = {"api.example": ["10.0.0.2", "10.0.0.5"]}
-    assert moves(config(BY_NAME), BLUE, {80: old}, BEFORE, now) == {
+    assert moves(config(BY_NAME), BLUE, {ServiceKey(80): old}, BEFORE, now) == {
         80: (old, old.led_to(["10.0.0.2", "10.0.0.5"]))
     }
 
@@ -82,9 +82,9 @@ def test_a_name_in_a_list_changes_its_own_addresses_only() -> None:
     entry = BY_NAME._replace(remote_addr=("10.0.0.7", "api.example", "other.example"))
     old = service("10.0.0.7").led_to(["10.0.0.7", "10.0.0.1", "10.0.0.2"])
     new = old.led_to(["10.0.0.7", "10.0.0.3", "10.0.0.4"])
-    assert moves(config(entry), BLUE, {80: old}, BEFORE, NOW) == {80: (old, new)}
+    assert moves(config(entry), BLUE, {ServiceKey(80): old}, BEFORE, NOW) == {ServiceKey(80): (old, new)}
 
 
 def test_a_service_whose_name_never_had_an_address_is_added_when_it_has_one() -> None:
     entry = BY_NAME._replace(options={"connect_timeout": 2.5, "name": "name"})
-    assert moves(config(entry), BLUE, {}, {}, NOW) == {80: (None, MOVED)}
+    assert moves(config(entry), BLUE, {}, {}, NOW) == {ServiceKey(80): (None, MOVED)}

@@ -18,7 +18,7 @@ from tproxy.bridge import service_map
 from tproxy.config import keys, reference
 from tproxy.config.schema import schema
 from tproxy.errors import ConfigError
-from tproxy.model import Endpoint, Service, ServiceMap
+from tproxy.model import Endpoint, Service, ServiceKey, ServiceMap
 from tproxy.options import Choice, Flag, Number, Seconds, Text, written
 
 ROOT = Path(__file__).parents[3]
@@ -50,7 +50,7 @@ def test_the_default_of_an_option_can_be_written_and_means_the_same(loaded: Load
     found = loaded(f"{key}: {declared.default_as_written()}\n{entry()}")
     assert not said(found)
     if key in keys.GENERAL:
-        assert services(found)[0] == {80: Service(80, Endpoint("10.0.0.1", 80))}
+        assert services(found)[0] == {ServiceKey(80): Service(ServiceKey(80), Endpoint("10.0.0.1", 80))}
     else:
         assert found == loaded(entry())._replace(path=found.path, entries=found.entries)
 
@@ -105,7 +105,7 @@ def test_all_options_of_an_entry_at_once_are_stored(loaded: Load) -> None:
     found = loaded(entry(**options))
     assert not said(found)
     wanted = ServiceMap("br0", services(found)[0])
-    assert wanted.services[80].drain_timeout == 2592000
+    assert wanted.services[ServiceKey(80)].drain_timeout == 2592000
     assert service_map.storable(wanted) == wanted
 
 

@@ -13,7 +13,7 @@ from tproxy.config.file import MAX_BYTES
 from tproxy.config.reader import load
 from tproxy.config.resolver import services_for
 from tproxy.errors import ConfigError
-from tproxy.model import Endpoint, Network, Service
+from tproxy.model import Endpoint, Network, Service, ServiceKey
 
 
 def test_the_sample_is_valid_and_holds_what_it_says(loader: None) -> None:
@@ -22,8 +22,8 @@ def test_the_sample_is_valid_and_holds_what_it_says(loader: None) -> None:
     assert [each.service_port for each in sample.entries] == [5030, 80, 80]
     chosen, warnings = services_for(sample, VNET1, lambda asked: ["127.0.0.1"])
     assert chosen == {
-        5030: Service(5030, Endpoint("10.11.12.13", 5030)),
-        80: Service(80, Endpoint("127.0.0.1", 8080), "packages", 2.5),
+        5030: Service(ServiceKey(5030), Endpoint("10.11.12.13", 5030)),
+        80: Service(ServiceKey(80), Endpoint("127.0.0.1", 8080), "packages", 2.5),
     }
     assert not warnings
 
@@ -52,7 +52,10 @@ def test_keys_can_have_a_leading_colon(loaded: Load, colon: str) -> None:
     )
     assert not said(found)
     assert found.log_level == logging.DEBUG
-    assert services(found) == ({5030: Service(5030, Endpoint("10.11.12.13", 5031), "api", 1.5)}, [])
+    assert services(found) == (
+        {ServiceKey(5030): Service(ServiceKey(5030), Endpoint("10.11.12.13", 5031), "api", 1.5)},
+        [],
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,7 +82,7 @@ def test_keys_of_other_programs_are_ignored(loaded: Load) -> None:
 
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(loaded: Load) -> None:
     found = loaded("\ufefftproxy:\r\n- remote_addr: 10.0.0.1\r\n  remote_port: 80\r\n")
-    assert services(found) == ({80: Service(80, Endpoint("10.0.0.1", 80))}, [])
+    assert services(found) == ({ServiceKey(80): Service(ServiceKey(80), Endpoint("10.0.0.1", 80))}, [])
 
 
 @pytest.mark.parametrize(

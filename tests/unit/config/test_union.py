@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from tests.unit.config.files import Load
 from tproxy.config.union import Contradiction, Offer, merge
-from tproxy.model import Endpoint, Network, Service, ServiceMap
+from tproxy.model import Endpoint, Network, Service, ServiceKey, ServiceMap
 
 BLUE, RED = Network("blue", "1"), Network("red", "2")
 
 ports = st.integers(1, 5)
 wanted = st.dictionaries(ports, st.builds(Endpoint, st.just("10.0.0.1"), st.integers(1, 3)), max_size=5).map(
-    lambda found: {port: Service(port, endpoint) for port, endpoint in found.items()}
+    lambda found: {port: Service(ServiceKey(port), endpoint) for port, endpoint in found.items()}
 )
 offers = st.lists(st.tuples(st.builds(Network, st.sampled_from("abc")), wanted), max_size=4)
 
@@ -34,7 +34,7 @@ tproxy:
 
 
 def service(port: int, address: str, remote: int) -> Service:
-    return Service(port, Endpoint(address, remote))
+    return Service(ServiceKey(port), Endpoint(address, remote))
 
 
 def silent(name: str) -> list[str]:
@@ -49,8 +49,8 @@ def test_what_networks_want_alike_is_no_contradiction() -> None:
 def test_other_options_are_a_contradiction() -> None:
     kept = service(80, "10.0.0.1", 80)
     refused = kept._replace(connect_timeout=1.0)
-    services, contradictions = merge([(BLUE, {80: kept}), (RED, {80: refused})])
-    assert services == {80: kept}
+    services, contradictions = merge([(BLUE, {ServiceKey(80): kept}), (RED, {ServiceKey(80): refused})])
+    assert services == {ServiceKey(80): kept}
     (found,) = contradictions
     assert (found.port, found.holder, found.kept) == (80, BLUE, kept)
     assert (found.other, found.refused) == (RED, refused)
@@ -81,12 +81,12 @@ def test_a_bridge_has_the_union_and_the_contradiction_names_both_networks(loaded
 
 def test_the_next_network_has_the_port_when_the_first_has_gone(loaded: Load) -> None:
     union = Offer(loaded(TWO)).union([RED])
-    assert str(union.services[80].endpoint) == "10.0.0.2:8080"
+    assert str(union.services[ServiceKey(80)].endpoint) == "10.0.0.2:8080"
     assert union.contradictions == []
 
 
 def test_a_port_keeps_its_address_only_for_the_network_that_holds_it(loaded: Load) -> None:
-    found = ServiceMap("br0", {80: service(80, "10.0.0.7", 80)}, BLUE)
+    found = ServiceMap("br0", {ServiceKey(80): service(80, "10.0.0.7", 80)}, BLUE)
     offer = Offer(loaded(NAMES), silent)
     offer.look_up([BLUE, RED])
     assert offer.union([BLUE], found).services == found.services
@@ -113,5 +113,7 @@ def test_no_name_of_a_network_can_forge_a_line(loaded: Load) -> None:
     networks = [Network("a\nb"), Network("c\x1b[2J", "\n")]
     every = loaded("tproxy: [{service_port: 80, remote_addr: 10.0.0.1, remote_port: 1}]")
     services = Offer(every).union(networks).services
-    contradiction = Contradiction(networks[0], services[80], networks[1], services[80])
+    contradiction = Contradiction(
+        networks[0], services[ServiceKey(80)], networks[1], services[ServiceKey(80)]
+    )
     assert str(contradiction).isprintable()

@@ -10,14 +10,16 @@ import pytest
 
 from tests.unit.config.files import VNET1, Load, entry, said, services
 from tproxy.config.resolver import services_for
-from tproxy.model import DEFAULT_CONNECT_TIMEOUT, Endpoint, Network, Service
+from tproxy.model import DEFAULT_CONNECT_TIMEOUT, Endpoint, Network, Service, ServiceKey
 
 # Ports
 
 
 def test_service_port_is_remote_port_when_left_out(loaded: Load) -> None:
     for content in (entry(remote_port="5030"), entry(remote_port="5030", service_port="~")):
-        assert services(loaded(content))[0] == {5030: Service(5030, Endpoint("10.0.0.1", 5030))}
+        assert services(loaded(content))[0] == {
+            ServiceKey(5030): Service(ServiceKey(5030), Endpoint("10.0.0.1", 5030))
+        }
 
 
 @pytest.mark.parametrize("port", ["1", "65535", "'5030'", '"5030"', "!!str 5030"])
@@ -159,7 +161,7 @@ def test_addresses_that_cannot_be_an_endpoint_are_refused(loaded: Load, address:
 def test_a_dotted_address_needs_no_resolver(loaded: Load, address: str) -> None:
     resolver = mock.Mock()
     chosen, warnings = services_for(loaded(entry(remote_addr=address)), VNET1, resolver)
-    assert chosen[80].endpoint == Endpoint(address, 80)
+    assert chosen[ServiceKey(80)].endpoint == Endpoint(address, 80)
     assert not warnings
     resolver.assert_not_called()
 
@@ -169,7 +171,7 @@ def test_a_dotted_address_needs_no_resolver(loaded: Load, address: str) -> None:
 )
 def test_host_names_are_left_to_the_resolver(loaded: Load, name: str) -> None:
     chosen, warnings = services_for(loaded(entry(remote_addr=name)), VNET1, lambda asked: ["10.0.0.5"])
-    assert chosen[80].endpoint == Endpoint("10.0.0.5", 80)
+    assert chosen[ServiceKey(80)].endpoint == Endpoint("10.0.0.5", 80)
     assert not warnings
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tproxy.daemon.catalog import Catalog
-from tproxy.model import Endpoint, Network, Service, ServiceMap
+from tproxy.model import Endpoint, Network, Service, ServiceKey, ServiceMap
 
 ports = st.integers(1, 65535)
 endpoints = st.builds(Endpoint, st.sampled_from(["10.0.0.1", "10.0.0.2"]), st.sampled_from([80, 81]))
@@ -16,7 +16,9 @@ services = st.dictionaries(ports, endpoints, max_size=8)
 
 
 def a_map(of: Mapping[int, Endpoint], bridge: str = "br0", network: str = "") -> ServiceMap:
-    return ServiceMap(bridge, {port: Service(port, each) for port, each in of.items()}, Network(network))
+    return ServiceMap(
+        bridge, {port: Service(ServiceKey(port), each) for port, each in of.items()}, Network(network)
+    )
 
 
 def endpoint(catalog: Catalog, bridge: str) -> Endpoint:
@@ -61,7 +63,10 @@ def test_the_lines_name_the_new_and_the_old_endpoint() -> None:
 def test_a_changed_timeout_takes_effect_without_a_line_about_the_endpoint() -> None:
     catalog = Catalog()
     catalog.apply(a_map({80: ONE}))
-    assert catalog.apply(ServiceMap("br0", {80: Service(80, ONE, connect_timeout=1.0)})) == []
+    assert (
+        catalog.apply(ServiceMap("br0", {ServiceKey(80): Service(ServiceKey(80), ONE, connect_timeout=1.0)}))
+        == []
+    )
     (service,) = catalog.services("br0")
     assert service.connect_timeout == 1.0
 

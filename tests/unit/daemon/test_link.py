@@ -18,7 +18,7 @@ from tproxy.daemon.budget import BURST, MESSAGE
 from tproxy.daemon.link import REASON_LENGTH, Link
 from tproxy.kernel import netns
 from tproxy.kernel.loop import Loop
-from tproxy.model import SERVICE_ADDRESS
+from tproxy.model import SERVICE_ADDRESS, ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, receive, send
 
@@ -98,7 +98,7 @@ def file() -> Iterator[int]:
 
 
 UNEXPECTED: dict[str, tuple[wire.Message, int]] = {
-    "connections before Hello": (wire.Accepted(80), 2),
+    "connections before Hello": (wire.Accepted(ServiceKey(80)), 2),
     "a report before Hello": (wire.Report(1, {}), 1),
     "Behind before Hello": (wire.Behind(0), 1),
     "Hello without a proof": (wire.Hello(wire.VERSION), 0),
@@ -124,7 +124,7 @@ def test_an_unexpected_message_ends_the_link_and_leaves_no_descriptor(
 
 def test_a_relay_passes_no_guests_to_the_daemon(setting: Setting, file: int) -> None:
     setting.greet()
-    setting.send(wire.Accepted(80), [file] * 3)
+    setting.send(wire.Accepted(ServiceKey(80)), [file] * 3)
     assert setting.owner.ends == ["relay lost: unexpected Accepted with 3 descriptors"]
     assert copies(file) == 1
 
@@ -133,7 +133,7 @@ def test_guests_that_a_relay_of_version_1_had_accepted_are_told_and_closed(
     setting: Setting, file: int
 ) -> None:
     setting.greet(version=1)
-    setting.send(wire.Accepted(80), [file] * 3)
+    setting.send(wire.Accepted(ServiceKey(80)), [file] * 3)
     assert setting.owner.accepted == [3]
     assert copies(file) == 1
 
@@ -204,7 +204,7 @@ def test_a_report_that_nobody_asked_for_is_refused(setting: Setting) -> None:
     setting.link.listen((80,), 20)
     send(setting.relay, wire.Report(1, {}))
     run_until(setting.loop, lambda: setting.link.settled)
-    setting.send(wire.Report(1, {80: 98}), [])
+    setting.send(wire.Report(1, {ServiceKey(80): 98}), [])
     assert setting.owner.ends == ["relay lost: it reports what nobody asked for"]
 
 

@@ -9,6 +9,7 @@ import pytest
 from tproxy.daemon import listener_copies
 from tproxy.daemon.listener_copies import ListenerCopies
 from tproxy.kernel.netns import NamespaceId
+from tproxy.model import ServiceKey
 
 ONE, TWO = NamespaceId(4, 1), NamespaceId(4, 2)
 
@@ -29,7 +30,7 @@ def test_a_second_copy_takes_the_place_of_the_first(held: ListenerCopies) -> Non
     first, second = listener(), listener()
     held.add("br0", ONE, 80, first)
     held.add("br0", ONE, 80, second)
-    assert held.of("br0", ONE) == {80: second}
+    assert held.of("br0", ONE) == {ServiceKey(80): second}
     assert first.fileno() == -1
     held.drop("br0")
 
@@ -39,7 +40,7 @@ def test_copies_of_a_namespace_are_of_no_use_in_another_one(held: ListenerCopies
     held.add("br0", ONE, 80, first)
     assert held.of("br0", TWO) == {}
     held.add("br0", TWO, 443, second)
-    assert (held.of("br0", ONE), held.of("br0", TWO)) == ({}, {443: second})
+    assert (held.of("br0", ONE), held.of("br0", TWO)) == ({}, {ServiceKey(443): second})
     assert first.fileno() == -1
     held.drop("br0")
 
@@ -49,7 +50,7 @@ def test_only_ports_that_are_served_keep_their_copies(held: ListenerCopies) -> N
     for port, each in sockets.items():
         held.add("br0", ONE, port, each)
     held.keep("br0", [443, 8080])
-    assert held.of("br0", ONE) == {443: sockets[443]}
+    assert held.of("br0", ONE) == {ServiceKey(443): sockets[443]}
     assert sockets[80].fileno() == -1
     held.drop("br0")
     assert sockets[443].fileno() == -1

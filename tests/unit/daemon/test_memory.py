@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 from tproxy.daemon.memory import Remembered, from_json, to_json
-from tproxy.model import Endpoint, Member, Network, Service, ServiceMap
+from tproxy.model import Endpoint, Member, Network, Service, ServiceKey, ServiceMap
 
-SERVICES = {80: Service(80, Endpoint("10.0.0.1", 8080), "web, and more", 2.5)}
+SERVICES = {ServiceKey(80): Service(ServiceKey(80), Endpoint("10.0.0.1", 8080), "web, and more", 2.5)}
 SERVICES[81] = SERVICES[80]._replace(port=81).led_to(["fd00::1", "10.0.0.2"])
 
 

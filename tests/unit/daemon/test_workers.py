@@ -18,14 +18,14 @@ from tproxy.daemon.spawner import Spawner
 from tproxy.daemon.workers import Workers, wanted_workers
 from tproxy.datapath.counters import OPEN, TO_GUEST, TOTAL, Counts
 from tproxy.kernel.loop import Loop
-from tproxy.model import Endpoint, Service
+from tproxy.model import Endpoint, Service, ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import send
 from tproxy.worker import orders
 
 
 def services(*ports: int) -> tuple[Service, ...]:
-    return tuple(Service(port, Endpoint("192.0.2.1", port)) for port in ports)
+    return tuple(Service(ServiceKey(port), Endpoint("192.0.2.1", port)) for port in ports)
 
 
 class Daemon:
@@ -222,7 +222,7 @@ def test_without_workers_a_relay_gets_no_channels(daemon: Daemon) -> None:
 def test_guests_of_a_relay_of_version_1_go_to_a_worker(daemon: Daemon) -> None:
     daemon.start(1)
     with socket.socket() as guest:
-        daemon.workers.deliver("br0", 7, wire.Accepted(80), [guest.fileno()])
+        daemon.workers.deliver("br0", 7, wire.Accepted(ServiceKey(80)), [guest.fileno()])
         assert copies(guest.fileno()) == 1
     assert daemon.stand_in(0).hear() == [orders.Bridge("br0", 7)]
     assert daemon.stand_in(0).passed("br0") == [80]

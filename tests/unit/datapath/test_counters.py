@@ -18,13 +18,14 @@ from tests.unit.child import in_child
 from tproxy.datapath import counters
 from tproxy.datapath.counters import OPEN, SIZE, TO_ENDPOINT, TO_GUEST, TOTAL, Counters, Counts, View
 from tproxy.errors import ProtocolError
+from tproxy.model import ServiceKey
 
 
 def test_the_daemon_reads_what_a_worker_counts() -> None:
     worker = Counters()
     view = View(worker.fd)
     assert view.read() == (0, {})
-    one, other = worker.record("br0", 80), worker.record("a-long-bridge-x", 65535)
+    one, other = worker.record("br0", ServiceKey(80)), worker.record("a-long-bridge-x", 65535)
     one.counts[OPEN], one.counts[TOTAL] = 2, 5
     one.counts[TO_ENDPOINT], one.counts[TO_GUEST] = 2**40, 2**63
     other.counts[OPEN] = 1
@@ -55,7 +56,7 @@ def test_any_reason_can_be_noted_and_is_cut_if_it_is_long(why: str) -> None:
 
 def test_the_counts_stay_readable_when_the_worker_has_ended() -> None:
     worker = Counters()
-    record = worker.record("br0", 80)
+    record = worker.record("br0", ServiceKey(80))
     record.counts[TOTAL] = 7
     view = View(worker.fd)
     os.close(worker.fd)
@@ -65,7 +66,7 @@ def test_the_counts_stay_readable_when_the_worker_has_ended() -> None:
 
 def test_counts_of_a_worker_process_are_read_while_it_counts() -> None:
     worker = Counters()
-    record = worker.record("br0", 80)
+    record = worker.record("br0", ServiceKey(80))
     view = View(worker.fd)
     pid = os.fork()
     if pid == 0:
@@ -141,7 +142,7 @@ def test_where_no_file_may_grow_a_worker_counts_for_itself() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
         counting = Counters()
-        record = counting.record("br0", 80)
+        record = counting.record("br0", ServiceKey(80))
         record.counts[TOTAL] = 1
         return [record.read().total, View(counting.fd).read()]
 
@@ -154,16 +155,16 @@ def test_where_no_file_may_grow_a_worker_counts_for_itself() -> None:
 def test_a_record_is_used_again_only_when_the_last_connection_of_its_service_has_ended() -> None:
     worker = Counters()
     view = View(worker.fd)
-    gone = worker.record("br0", 80)
+    gone = worker.record("br0", ServiceKey(80))
     gone.counts[OPEN], gone.counts[TOTAL] = 2, 9
     worker.give_back(gone)
-    second = worker.record("br0", 80)
+    second = worker.record("br0", ServiceKey(80))
     assert view.read() == (2, {("br0", 80): Counts()})  # its connections are open still
     gone.counts[OPEN] -= 1
-    third = worker.record("br0", 81)
+    third = worker.record("br0", ServiceKey(81))
     gone.counts[OPEN] -= 1
     assert gone not in (second, third)
-    fourth = worker.record("br1", 82)
+    fourth = worker.record("br1", ServiceKey(82))
     assert fourth is gone
     assert fourth.read() == Counts()
     assert view.read() == (0, {("br0", 80): Counts(), ("br0", 81): Counts(), ("br1", 82): Counts()})
@@ -184,15 +185,15 @@ def test_a_service_without_a_record_does_not_take_the_place_of_one_that_could_ha
     monkeypatch.setattr(counters, "MOST_RECORDS", 1)
     worker = Counters()
     view = View(worker.fd)
-    shared = worker.record("br0", 80)
-    alone = worker.record("br0", 81)
+    shared = worker.record("br0", ServiceKey(80))
+    alone = worker.record("br0", ServiceKey(81))
     alone.counts[TOTAL] = 1
     assert alone.read().total == 1
     assert set(view.read()[1]) == {("br0", 80)}
     # The next service gets the record that the daemon reads.
     worker.give_back(shared)
     worker.give_back(alone)
-    worker.record("br0", 82).counts[TOTAL] = 3
+    worker.record("br0", ServiceKey(82)).counts[TOTAL] = 3
     assert view.read()[1] == {("br0", 82): Counts(total=3)}
     os.close(worker.fd)
 

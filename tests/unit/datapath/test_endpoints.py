@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tproxy.datapath.endpoints import BACK_OFF_FIRST, BACK_OFF_MOST, Endpoints, State
-from tproxy.model import Endpoint, Service
+from tproxy.model import Endpoint, Service, ServiceKey
 
 ALL = tuple(Endpoint(f"10.0.0.{number}", 80) for number in range(1, 5))
 SPREADS = st.sampled_from(["first", "least"])
@@ -118,7 +118,7 @@ def test_an_endpoint_without_another_one_is_not_checked_and_a_gone_one_is_forgot
 
 @given(st.permutations([str(each.address) for each in ALL]))
 def test_candidates_are_those_of_the_service(addresses: list[str]) -> None:
-    service = Service(80, ALL[0]).led_to(addresses)
+    service = Service(ServiceKey(80), ALL[0]).led_to(addresses)
     site = Site()
     assert site.endpoints.candidates(service) == service.candidates
     assert site.endpoints.candidates(service) is site.endpoints.candidates(service)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.unit.sockets import descriptors
 from tproxy.errors import ProtocolError
+from tproxy.model import ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import Delivery, pair, receive, send
 
@@ -53,10 +54,10 @@ def copies(file: int) -> set[str]:
 def test_a_message_arrives_with_its_descriptors(
     channel: tuple[socket.socket, socket.socket], file: int
 ) -> None:
-    send(channel[0], wire.Accepted(5030), [file])
+    send(channel[0], wire.Accepted(ServiceKey(5030)), [file])
     message, (fd,) = take(channel[1])
     try:
-        assert message == wire.Accepted(5030)
+        assert message == wire.Accepted(ServiceKey(5030))
         assert os.path.sameopenfile(fd, file)
         assert fd != file
     finally:

@@ -18,6 +18,7 @@ from tests.unit.recorder import Recorder
 from tests.unit.sockets import run_until, tcp_pair
 from tproxy.kernel import privileges
 from tproxy.kernel.loop import Loop
+from tproxy.model import ServiceKey
 from tproxy.relay import passing, wire
 from tproxy.relay.channel import pair, receive
 from tproxy.relay.listening import BATCH, Batch
@@ -103,7 +104,9 @@ def test_the_worker_of_a_guest_follows_from_its_address(guests: list[str], worke
             expected = [
                 each for each in guests if int.from_bytes(socket.inet_aton(each), "big") % workers == place
             ]
-            assert setting.messages(place) == ([(wire.Accepted(5030), expected)] if expected else [])
+            assert setting.messages(place) == (
+                [(wire.Accepted(ServiceKey(5030)), expected)] if expected else []
+            )
     finally:
         setting.close()
 
@@ -114,7 +117,7 @@ def test_neighbours_have_different_workers(two: Setting) -> None:
 
 
 def test_a_guest_whose_address_nobody_knows_has_the_first_worker(two: Setting) -> None:
-    two.passing.take(Batch(80, (b"",), [os.memfd_create("unknown")]))
+    two.passing.take(Batch(ServiceKey(80), (b"",), [os.memfd_create("unknown")]))
     assert two.taken(0) == ["unknown"]
 
 
@@ -157,7 +160,7 @@ def test_guests_that_wait_take_turns(one: Setting) -> None:
     assert sum(len(guests) for _, guests in found[:sent_before]) < 10 * MANY / 2
     assert {"10.0.0.1", "10.0.0.2", "10.0.0.3"} == set(found[sent_before][1])
     others = [(message, guest) for message, guests in found for guest in guests if guest != "10.0.0.1"]
-    first, second = wire.Accepted(80), wire.Accepted(81)
+    first, second = wire.Accepted(ServiceKey(80)), wire.Accepted(ServiceKey(81))
     assert others == [(first, "10.0.0.2"), (first, "10.0.0.3"), (second, "10.0.0.2")]
     assert all(len(guests) <= BATCH for _, guests in found)
 
@@ -177,7 +180,7 @@ class Bridge:
             connection = socket.create_connection(self._listener.getsockname(), source_address=(guest, 0))
             self.connections.setdefault(guest, []).append(connection)
             fd, (address, _) = self._listener._accept()  # type: ignore[attr-defined]
-            self.setting.passing.take(Batch(80, (socket.inet_aton(address),), [fd]))
+            self.setting.passing.take(Batch(ServiceKey(80), (socket.inet_aton(address),), [fd]))
 
     def was_reset(self, guest: str) -> list[bool]:
         """Return for each connection of a guest whether it was reset."""
@@ -336,7 +339,7 @@ def test_guests_that_wait_are_handed_over_and_sent_to_nobody(one: Setting) -> No
 def test_giving_up_resets_the_guests_that_wait() -> None:
     setting = Setting(0)
     far, near = tcp_pair()
-    setting.passing.take(Batch(80, (b"",), [near.detach()]))
+    setting.passing.take(Batch(ServiceKey(80), (b"",), [near.detach()]))
     setting.passing.give_up()
     with far, pytest.raises(ConnectionResetError):
         far.recv(1)

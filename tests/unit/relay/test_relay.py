@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.sockets import copies, run_until, tcp_pair
+from tproxy.model import ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, receive, send
 from tproxy.relay.listening import Batch
@@ -57,14 +58,16 @@ def test_another_number_of_listening_sockets_than_of_ports_is_refused_and_closed
 def test_a_successor_keeps_what_came_before_a_message_that_it_refuses(listener: socket.socket) -> None:
     fd = listener.fileno()
     relay = take_over(
-        (wire.Listeners((80,)), [fd]), (wire.Adopted(), [fd, fd]), (wire.Listeners((81,)), [fd])
+        (wire.Listeners((ServiceKey(80),)), [fd]),
+        (wire.Adopted(), [fd, fd]),
+        (wire.Listeners((ServiceKey(81),)), [fd]),
     )
     assert relay._listening.ports == (80,)
 
 
 def test_guests_that_are_handed_over_wait_for_a_worker(listener: socket.socket) -> None:
     first, second = ([listener.fileno()] * count for count in (1, 2))
-    relay = take_over((wire.Accepted(80), first), (wire.Accepted(81), second))
+    relay = take_over((wire.Accepted(ServiceKey(80)), first), (wire.Accepted(ServiceKey(81)), second))
     assert copies(listener.fileno()) == 4
     batches = relay._passing.hand_over()
     assert [(batch.port, len(batch.fds)) for batch in batches] == [(80, 1), (81, 2)]
@@ -80,7 +83,7 @@ def test_listening_sockets_are_handed_over_also_where_guests_that_wait_have_no_r
     relay._listening.keep(80, listener.dup())
     guests = [tcp_pair() for _ in range(300)]
     for _, accepted in guests:
-        relay._passing.take(Batch(81, (b"",), [accepted.detach()]))
+        relay._passing.take(Batch(ServiceKey(81), (b"",), [accepted.detach()]))
     ours, theirs = pair()
     ours.settimeout(0.0)  # of a successor that does not read now; otherwise this takes PATIENCE
     with ours, theirs:
@@ -89,7 +92,7 @@ def test_listening_sockets_are_handed_over_also_where_guests_that_wait_have_no_r
         delivery = receive(theirs)
         assert delivery is not None
         with delivery:
-            assert delivery.message == wire.Listeners((80,))
+            assert delivery.message == wire.Listeners((ServiceKey(80),))
     guest = guests[-1][0]
     with pytest.raises(ConnectionResetError):
         guest.recv(1)
@@ -142,7 +145,7 @@ def test_a_successor_whose_daemon_has_ended_keeps_what_it_took_over_for_the_next
     listener: socket.socket, rendezvous: None
 ) -> None:
     """A daemon can be killed in the middle of a restart, and guests wait at these sockets."""
-    relay = take_over((wire.Listeners((80,)), [listener.fileno()]))
+    relay = take_over((wire.Listeners((ServiceKey(80),)), [listener.fileno()]))
     daemon, channel = pair()
     daemon.close()
     relay._loop.call_later(0, relay._loop.stop)

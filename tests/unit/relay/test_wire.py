@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tproxy.errors import ProtocolError
+from tproxy.model import ServiceKey
 from tproxy.relay import wire
 
 port = st.integers(0, 65535)
@@ -46,8 +47,8 @@ def test_every_message_survives_encoding_and_decoding(message: wire.Message) -> 
         wire.Listen(7, 20, ()),
         wire.Listen(7, 20, (1, 5030, 65535)),
         wire.Report(7, {}),
-        wire.Report(7, {5030: errno.EADDRINUSE, 80: errno.EACCES}),
-        wire.Accepted(5030),
+        wire.Report(7, {ServiceKey(5030): errno.EADDRINUSE, ServiceKey(80): errno.EACCES}),
+        wire.Accepted(ServiceKey(5030)),
         wire.Born(4194304),
         wire.Behind(0),
         wire.Behind(63),
@@ -76,7 +77,7 @@ def test_each_kind_of_message_has_a_first_byte_of_its_own() -> None:
         wire.Hello(1, 1),
         wire.Listen(1, 1, ()),
         wire.Report(1, {}),
-        wire.Accepted(1),
+        wire.Accepted(ServiceKey(1)),
         wire.Born(1),
         wire.Behind(1),
         wire.Workers(),
@@ -128,7 +129,9 @@ def test_garbage_is_a_message_or_a_protocol_error_and_nothing_else(data: bytes) 
 
 @given(port, st.binary(max_size=6 * wire.MAX_DESCRIPTORS))
 def test_what_a_relay_of_version_1_says_of_its_guests_is_not_needed(port: int, guests: bytes) -> None:
-    assert wire.decode(wire.encode(wire.Accepted(port)) + guests) == wire.Accepted(port)
+    assert wire.decode(wire.encode(wire.Accepted(ServiceKey(port))) + guests) == wire.Accepted(
+        ServiceKey(port)
+    )
 
 
 @settings(deadline=None)
@@ -158,8 +161,8 @@ def test_a_message_cut_anywhere_never_raises_anything_else(
         wire.encode(wire.Listen(1, 1, (80,))) + b"\x00",
         wire.encode(wire.Listen(1, 1, ()))[:-1],
         b"R\x00\x00\x00",
-        wire.encode(wire.Report(1, {80: 98})) + b"\x00",
-        wire.encode(wire.Report(1, {80: 98}))[:-2],
+        wire.encode(wire.Report(1, {ServiceKey(80): 98})) + b"\x00",
+        wire.encode(wire.Report(1, {ServiceKey(80): 98}))[:-2],
         b"A",
         b"A\x00",
         b"B\x00\x00\x00",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tproxy.config.services import WatchedBridge
-from tproxy.model import Endpoint, Network, Service, ServiceMap
+from tproxy.model import Endpoint, Network, Service, ServiceKey, ServiceMap
 from tproxy.watch import reload
 from tproxy.watch.reload import TABLE, Action, Entry, Said, compare, decide, networks_of
 
@@ -13,10 +13,10 @@ BLUE = WatchedBridge("br*", "blue")
 RED = WatchedBridge("br*", "red")
 OTHER_UPLINKS = WatchedBridge("br*", "blue", uplinks=frozenset({"up0"}))
 
-OLD = {5030: Service(5030, Endpoint("10.0.0.1", 80))}
-NEW = {5030: Service(5030, Endpoint("10.0.0.2", 80))}
+OLD = {ServiceKey(5030): Service(ServiceKey(5030), Endpoint("10.0.0.1", 80))}
+NEW = {ServiceKey(5030): Service(ServiceKey(5030), Endpoint("10.0.0.2", 80))}
 UP = ServiceMap(
-    "br0", {99: Service(99, Endpoint("10.0.0.3", 80))}, Network("green")
+    "br0", {ServiceKey(99): Service(ServiceKey(99), Endpoint("10.0.0.3", 80))}, Network("green")
 )  # as somebody changed it
 
 

@@ -17,7 +17,7 @@ from tproxy.datapath.connections import Connections
 from tproxy.datapath.target import Target
 from tproxy.kernel import netns
 from tproxy.kernel.loop import Loop
-from tproxy.model import Endpoint, Service
+from tproxy.model import Endpoint, Service, ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, send
 from tproxy.relay.listening import BATCH
@@ -268,7 +268,7 @@ def test_a_hostile_relay_cannot_fill_the_log(worker: Worker) -> None:
 
 def test_an_unexpected_message_is_left_out(worker: Worker) -> None:
     file = worker.listener.fileno()
-    send(worker.relays[0], wire.Listeners((80,)), [file])
+    send(worker.relays[0], wire.Listeners((ServiceKey(80),)), [file])
     _, near = worker.guest()
     worker.pass_on(near)
     run_until(worker.loop, lambda: len(worker.connections) == 1)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tproxy.errors import ProtocolError
-from tproxy.model import INTERFACE_NAME_BYTES, MOST_ENDPOINTS, Endpoint, Network, Service
+from tproxy.model import INTERFACE_NAME_BYTES, MOST_ENDPOINTS, Endpoint, Network, Service, ServiceKey
 from tproxy.relay import wire
 from tproxy.worker import orders
 
@@ -52,7 +52,9 @@ messages: st.SearchStrategy[orders.Message] = st.one_of(
 
 ONE_OF_EACH: list[orders.Message] = [
     orders.Settings(20, 4, (32768, 60999)),
-    orders.Services("br0", True, False, (Service(80, Endpoint("10.0.0.1", 81), connect_timeout=0.5),)),
+    orders.Services(
+        "br0", True, False, (Service(ServiceKey(80), Endpoint("10.0.0.1", 81), connect_timeout=0.5),)
+    ),
     orders.Networks("br0", True, "node7", (Network("blue", "7"),), (("02:00:0a:00:00:05", 0),)),
     orders.Ports("br0", True, (("02:00:0a:00:00:05", "vnet0"), ("02:00:0a:00:00:06", ""))),
     orders.Bridge("br0", 1),
@@ -88,7 +90,9 @@ def test_each_kind_of_message_has_a_first_byte_of_its_own() -> None:
 
 def test_the_longest_list_of_services_fits_into_a_message() -> None:
     addresses = [f"fd00::{number:x}" for number in range(1, MOST_ENDPOINTS + 1)]
-    services = [Service(port, Endpoint("10.0.0.1", 80)).led_to(addresses) for port in range(1, 2000)]
+    services = [
+        Service(ServiceKey(port), Endpoint("10.0.0.1", 80)).led_to(addresses) for port in range(1, 2000)
+    ]
     first, *others = orders.parts(services)
     assert len(others) > 1
     data = orders.encode(orders.Services("a" * INTERFACE_NAME_BYTES, True, True, first))

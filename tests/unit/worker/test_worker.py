@@ -16,7 +16,7 @@ from tests.unit.sockets import wait_for
 from tproxy.datapath.counters import Counts, View
 from tproxy.kernel import netns
 from tproxy.log.file import Log
-from tproxy.model import Endpoint, Service
+from tproxy.model import Endpoint, Service, ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, receive, send, send_bytes
 from tproxy.worker import intake, orders
@@ -73,7 +73,7 @@ class Host:
         assert delivery.message == orders.Synced(self.synced)
 
     def serve(self, *ports: int, bridge: str = "br0") -> None:
-        services = tuple(Service(port, Endpoint(*self.endpoint.getsockname())) for port in ports)
+        services = tuple(Service(ServiceKey(port), Endpoint(*self.endpoint.getsockname())) for port in ports)
         self.tell(orders.Services(bridge, True, True, services))
 
     def relay(self, bridge: str = "br0") -> socket.socket:
@@ -164,8 +164,8 @@ def test_a_port_that_stays_keeps_its_counts_and_one_that_comes_again_begins_anew
 def test_a_long_list_that_comes_in_parts_is_one_list(host: Host) -> None:
     endpoint = Endpoint(*host.endpoint.getsockname())
     host.tell(orders.Services("br0", True, False, (Service(host.port, endpoint),)))
-    host.tell(orders.Services("br0", False, False, (Service(90, endpoint),)))
-    host.tell(orders.Services("br0", False, True, (Service(91, endpoint),)))
+    host.tell(orders.Services("br0", False, False, (Service(ServiceKey(90), endpoint),)))
+    host.tell(orders.Services("br0", False, True, (Service(ServiceKey(91), endpoint),)))
     host.sync()
     assert set(host.counters.read()[1]) == {("br0", port) for port in (host.port, 90, 91)}
 
