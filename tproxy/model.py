@@ -50,6 +50,8 @@ PROXY_V2 = "v2"  # the value of a service's option proxy_protocol
 DEFAULT_USER_TIMEOUT = 120  # seconds; relays' listeners have it too, and accepted sockets inherit it
 
 _MULTICAST = range(224, 240)  # 224.0.0.0/4
+# By their first number: "this network", loopback, multicast, and what is reserved (RFC 6890).
+_OF_NO_HOST = frozenset({0, 127, *range(224, 256)})
 
 # The characters that an nftables identifier and a file name can both hold without quoting (nft(8), LEXICAL
 # CONVENTIONS). Linux allows more in the name of an interface. A bridge called "a;b" gets an error message,
@@ -167,6 +169,11 @@ def is_address(text: str) -> bool:
     return is_ipv4(text) or (":" in text and as_ipv6(text) == text)
 
 
+def can_be_served(address: str) -> bool:
+    """Return whether the text is an IPv4 address at which guests can have services."""
+    return is_ipv4(address) and int(address.partition(".")[0]) not in _OF_NO_HOST
+
+
 _MAPPED = bytes(10) + b"\xff\xff"  # begins an IPv4 address as IPv6 maps it (RFC 4291, 2.5.5.2)
 
 
@@ -268,6 +275,7 @@ class ServiceKey(NamedTuple):
 
 
 _PLAIN = ServiceKey(0)[1:]
+_MAIN = frozenset({SERVICE_ADDRESS})
 
 
 class Service(NamedTuple):
@@ -485,6 +493,11 @@ class ServiceMap(_ServiceMap):
     """
 
     __slots__ = ()
+
+    @property
+    def addresses(self) -> frozenset[str]:
+        """The service addresses of the bridge besides SERVICE_ADDRESS, which each bridge has."""
+        return frozenset(key.address for key in self.services) - _MAIN
 
     @property
     def networks(self) -> tuple[Network, ...]:

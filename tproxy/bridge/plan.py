@@ -6,7 +6,7 @@ actions. It is imported only once there is something to do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from tproxy.bridge import guards, service_map
 from tproxy.bridge.guards import Guard, ObservedGuard
@@ -103,8 +103,13 @@ def namespace_sysctls(names: BridgeNames) -> dict[str, str]:
     return values
 
 
-def wanted_guards(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> tuple[Guard, ...]:
-    """The guards that the bridge should have, one for each kind of kernel, best first."""
+def wanted_guards(
+    bridge: str, observed: Observed, named_uplinks: frozenset[str], addresses: frozenset[str]
+) -> tuple[Guard, ...]:
+    """The guards that the bridge should have, one for each kind of kernel, best first.
+
+    ``addresses`` are its service addresses besides SERVICE_ADDRESS.
+    """
     ours = BridgeNames(bridge).veth_bridge
     # An operator may name an uplink for many bridges. It is a port of at most one, and that one guards it.
     known = observed.guard.sets.get(guards.UPLINKS, {}) if observed.guard else {}
@@ -112,7 +117,9 @@ def wanted_guards(bridge: str, observed: Observed, named_uplinks: frozenset[str]
     elsewhere = known.keys() - own.keys() - observed.ports
     uplinks = dict.fromkeys(observed.recognised_uplinks - {ours}, False)
     uplinks |= dict.fromkeys(named_uplinks - {ours} - elsewhere, True)
-    by_bridge, by_port = Guard(bridge, None, uplinks), Guard(bridge, observed.ports | {ours}, uplinks)
+    others = observed.guard.addresses_elsewhere if observed.guard else frozenset()
+    by_bridge = Guard(bridge, None, uplinks, addresses=addresses, addresses_elsewhere=others)
+    by_port = by_bridge._replace(ports=observed.ports | {ours})
     return by_bridge, by_port, by_bridge._replace(limited=False), by_port._replace(limited=False)
 
 
@@ -153,31 +160,33 @@ def kept(bridge: str, observed: Observed) -> list[str]:
 def up(wanted: ServiceMap, observed: Observed, named_uplinks: frozenset[str]) -> list[Action]:
     """Return the actions after which the bridge has everything it should have; none for one in order."""
     return [
-        *guard_actions(wanted.bridge, observed, named_uplinks),
-        *_link_actions(BridgeNames(wanted.bridge), observed),
+        *guard_actions(wanted.bridge, observed, named_uplinks, wanted.addresses),
+        *_link_actions(BridgeNames(wanted.bridge), observed, _with_prefixes(wanted.addresses)),
         *_map_actions(wanted, observed),
     ]
 
 
-def up_foreign(bridge: str, observed: Observed, mac: str) -> list[Action]:
-    """Return the actions that repair a bridge which another program built.
+def up_foreign(found: ServiceMap, observed: Observed, mac: str) -> list[Action]:
+    """Return the actions that repair a bridge with this map which another program built.
 
     Such a bridge has no guards of ours, and its link settings are the other program's choice. So only a
     missing namespace or veth pair is made again, with ``mac``, the address that guests have learnt.
     """
-    if not links_broken(bridge, observed, foreign=True):
+    if not links_broken(found, observed, foreign=True):
         return []
-    return _link_actions(BridgeNames(bridge), observed, mac)
+    return _link_actions(BridgeNames(found.bridge), observed, _with_prefixes(found.addresses), mac)
 
 
-def links_broken(bridge: str, observed: Observed, *, foreign: bool) -> bool:
+def links_broken(found: ServiceMap, observed: Observed, *, foreign: bool) -> bool:
     """Whether namespace, veth pair or sysctls need repair; of a ``foreign`` bridge only the first two."""
-    return not observed.paired if foreign else not _links_right(BridgeNames(bridge), observed)
+    if foreign:
+        return not observed.paired
+    return not _links_right(BridgeNames(found.bridge), observed, _with_prefixes(found.addresses))
 
 
-def guards_broken(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> bool:
-    """Whether the guards do not match the ports that the bridge has."""
-    return bool(guard_actions(bridge, observed, named_uplinks))
+def guards_broken(found: ServiceMap, observed: Observed, named_uplinks: frozenset[str]) -> bool:
+    """Whether the guards do not match the ports and the service addresses that the bridge has."""
+    return bool(guard_actions(found.bridge, observed, named_uplinks, found.addresses))
 
 
 def down(bridge: str, observed: Observed) -> list[Action]:
@@ -220,10 +229,12 @@ def guests(bridge: str, observed: Observed, uplinks: frozenset[str]) -> frozense
     return observed.ports - uplinks - (frozenset() if theirs else {BridgeNames(bridge).veth_bridge})
 
 
-def guard_actions(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> list[Action]:
+def guard_actions(
+    bridge: str, observed: Observed, named_uplinks: frozenset[str], addresses: frozenset[str]
+) -> list[Action]:
     """The part of ``up`` for the guards."""
     found = observed.guard or ObservedGuard(bridge)
-    preferred, *others = wanted_guards(bridge, observed, named_uplinks)
+    preferred, *others = wanted_guards(bridge, observed, named_uplinks, addresses)
     known = next((each for each in (preferred, *others) if each.rules_are_in(found)), None)
     commands = guards.load(known or preferred, found)
     if not commands:
@@ -236,8 +247,15 @@ def guard_actions(bridge: str, observed: Observed, named_uplinks: frozenset[str]
     return [LoadGuards(bridge, tuple(commands), fallbacks)]
 
 
-def _link_actions(names: BridgeNames, observed: Observed, mac: str = SERVICE_MAC) -> list[Action]:
-    if _links_right(names, observed):
+def _with_prefixes(addresses: Collection[str]) -> tuple[str, ...]:
+    """All service addresses of a bridge as its namespace should have them, sorted."""
+    return tuple(sorted(f"{each}/32" for each in (SERVICE_ADDRESS, *addresses)))
+
+
+def _link_actions(
+    names: BridgeNames, observed: Observed, addresses: tuple[str, ...], mac: str = SERVICE_MAC
+) -> list[Action]:
+    if _links_right(names, observed, addresses):
         return []
     from tproxy.bridge import actions
 
@@ -257,8 +275,8 @@ def _link_actions(names: BridgeNames, observed: Observed, mac: str = SERVICE_MAC
     sysctls = _wrong_sysctls(names, observed) if paired else namespace_sysctls(names)
     if sysctls:
         planned.append(actions.SetSysctls(names.namespace, sysctls))
-    if not (paired and _inner_right(inner, mtu)):
-        planned.append(actions.ConfigureInner(names, mtu, mac))
+    if not (paired and _inner_right(inner, mtu, addresses)):
+        planned.append(actions.ConfigureInner(names, mtu, mac, addresses))
     if not (paired and _outer_right(outer, names.bridge, mtu)):
         planned.append(actions.AttachOuter(names, max(mtu, outer.mtu) if paired and outer else mtu, mac))
     elif outer and not outer.fixed:
@@ -266,13 +284,13 @@ def _link_actions(names: BridgeNames, observed: Observed, mac: str = SERVICE_MAC
     return planned
 
 
-def _links_right(names: BridgeNames, observed: Observed) -> bool:
+def _links_right(names: BridgeNames, observed: Observed, addresses: tuple[str, ...]) -> bool:
     """Whether namespace, veth pair, sysctls and the bridge's entry for our MAC are as they should be."""
     outer = observed.outer
     return (
         observed.paired
         and not _wrong_sysctls(names, observed)
-        and _inner_right(observed.inner, observed.bridge_mtu)
+        and _inner_right(observed.inner, observed.bridge_mtu, addresses)
         and _outer_right(outer, names.bridge, observed.bridge_mtu)
         and outer is not None
         and outer.fixed
@@ -286,12 +304,12 @@ def _wrong_sysctls(names: BridgeNames, observed: Observed) -> dict[str, str]:
     return {path: value for path, value in wanted.items() if found.get(path, value) != value}
 
 
-def _inner_right(inner: InnerLink | None, mtu: int) -> bool:
+def _inner_right(inner: InnerLink | None, mtu: int, addresses: tuple[str, ...]) -> bool:
     return (
         inner is not None
         and inner.up
         and inner.default_route
-        and (inner.mac, inner.mtu, inner.address) == (SERVICE_MAC, mtu, f"{SERVICE_ADDRESS}/32")
+        and (inner.mac, inner.mtu, inner.addresses) == (SERVICE_MAC, mtu, addresses)
     )
 
 

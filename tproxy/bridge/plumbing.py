@@ -104,9 +104,9 @@ def _do(action: Action) -> None:
             with netns.inside(namespace):
                 for path, value in values.items():
                     links.write_sysctl(path, value)
-        case actions.ConfigureInner(names, mtu, mac):
+        case actions.ConfigureInner(names, mtu, mac, addresses):
             with netns.inside(names.namespace):
-                links.configure(names.veth_namespace, mac, mtu)
+                links.configure(names.veth_namespace, mac, mtu, addresses)
         case actions.AttachOuter(names, mtu, mac):
             links.attach(names.veth_bridge, names.bridge, mtu, mac)
         case actions.FixForwarding(names):

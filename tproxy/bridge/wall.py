@@ -23,7 +23,7 @@ comments and ports are; otherwise one transaction replaces it, and no packet see
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 
@@ -37,7 +37,15 @@ from tproxy.typed import Any, NamedTuple
 log = logger(__name__)
 
 CHAIN = "wall"
-PORTS = "ports"  # the set of the service ports
+PORTS = "ports"  # the set of the service ports at SERVICE_ADDRESS
+# The sets of a wall for further service addresses: these addresses, and address, protocol and port of their
+# services.
+ADDRESSES, SERVICES = "addresses", "services"
+_SETS = {
+    PORTS: "inet_service",
+    ADDRESSES: "ipv4_addr",
+    SERVICES: "ipv4_addr . inet_proto . inet_service",
+}
 
 # Before the kernel would put fragments together, NF_IP_PRI_RAW_BEFORE_DEFRAG in <linux/netfilter_ipv4.h>.
 _HOOK, _PRIORITY = "prerouting", -450
@@ -86,41 +94,71 @@ KINDS = (Kind("inet", True), Kind("ip", True), Kind("inet", False), Kind("ip", F
 
 
 class Wall(NamedTuple):
-    """A wall as it was found: which kind, and for which ports. Another chain or other rules are no kind."""
+    """A wall as it was found: which kind, and for which services. Another chain or other rules are no kind."""
 
     kind: Kind | None
-    ports: frozenset[int]
+    keys: frozenset[ServiceKey]
 
 
 @cache
-def rules(kind: Kind) -> list[str]:
-    """The rules of the wall's chain, whose policy is drop."""
+def rules(kind: Kind, *, further: bool = False) -> list[str]:
+    """The rules of the wall's chain, whose policy is drop; ``further``: with those for further addresses."""
     pings = f" limit rate {PINGS}/second burst {PING_BURST} packets" if kind.limited else ""
     closed = f" limit rate {CLOSED}/second burst {CLOSED_BURST} packets" if kind.limited else ""
-    return [
+    found = [
         f"{_FOR_US} {_WHOLE} tcp dport @{PORTS} {_NO_ANSWER} accept",
         f"{_FOR_US} {_WHOLE} {_NEW}{closed} accept",
         f"{_FOR_US} {_WHOLE} {_GOES_ON} accept",
         f"{_FOR_US} {_WHOLE} icmp type echo-request{pings} accept",
         "iif lo accept",
     ]
+    if further:
+        for_us = f"ip daddr @{ADDRESSES} {_WHOLE}"
+        service = f"ip daddr . ip protocol . th dport @{SERVICES}"
+        found += [
+            f"{for_us} ip protocol tcp {_NO_ANSWER} {service} accept",
+            f"{for_us} {_NEW}{closed} accept",
+            f"{for_us} {_GOES_ON} accept",
+            f"{for_us} icmp type echo-request{pings} accept",
+        ]
+    return found
 
 
-def load(kind: Kind, ports: Iterable[int]) -> str:
+def load(kind: Kind, keys: Iterable[ServiceKey]) -> str:
     """Return the commands of one transaction that replaces whatever wall there is."""
     table = f"{kind.family} {TABLE}"
-    elements = ", ".join(map(str, sorted(ports)))
-    lines = [
-        f"add table {table}",  # first, because deleting fails where there is none
-        f"delete table {table}",
-        f"add table {table}",
-        f"add set {table} {PORTS} {{ type inet_service; }}",
-        f"add chain {table} {CHAIN} {{ type filter hook {_HOOK} priority {_PRIORITY}; policy drop; }}",
-        *(f'add rule {table} {CHAIN} {rule} comment "{_mark(rule)}"' for rule in rules(kind)),
-    ]
-    if elements:
-        lines.append(f"add element {table} {PORTS} {{ {elements} }}")
-    return "\n".join(lines)
+    elements = _elements(keys)
+    further = SERVICES in elements
+    names = _SETS if further else (PORTS,)
+    return "\n".join(
+        (
+            f"add table {table}",  # first, because deleting fails where there is none
+            f"delete table {table}",
+            f"add table {table}",
+            *(f"add set {table} {name} {{ type {_SETS[name]}; }}" for name in names),
+            f"add chain {table} {CHAIN} {{ type filter hook {_HOOK} priority {_PRIORITY}; policy drop; }}",
+            *(
+                f'add rule {table} {CHAIN} {rule} comment "{_mark(rule)}"'
+                for rule in rules(kind, further=further)
+            ),
+            *(
+                f"add element {table} {name} {{ {', '.join(sorted(each))} }}"
+                for name, each in elements.items()
+            ),
+        )
+    )
+
+
+def _elements(keys: Iterable[ServiceKey]) -> dict[str, set[str]]:
+    """The elements of the sets, as text, by set; only sets that have some."""
+    found: dict[str, set[str]] = {}
+    for key in keys:
+        if key.address == SERVICE_ADDRESS:
+            found.setdefault(PORTS, set()).add(str(key.port))
+        else:
+            found.setdefault(ADDRESSES, set()).add(key.address)
+            found.setdefault(SERVICES, set()).add(f"{key.address} . {key.protocol} . {key.port}")
+    return found
 
 
 def parse(family: str, listed: Iterable[dict[str, Any]]) -> Wall | None:
@@ -130,7 +168,7 @@ def parse(family: str, listed: Iterable[dict[str, Any]]) -> Wall | None:
     """
     chain: dict[str, Any] = {}
     marks: list[str] = []
-    ports: list[Any] | None = None
+    sets: dict[str, list[Any]] = {}
     found = False
     for item in listed:
         ((what, each),) = item.items()
@@ -139,22 +177,40 @@ def parse(family: str, listed: Iterable[dict[str, Any]]) -> Wall | None:
             chain = each
         elif what == "rule" and each["chain"] == CHAIN:
             marks.append(each.get("comment", ""))
-        elif what == "set" and each["name"] == PORTS and each["type"] == "inet_service":
-            ports = each.get("elem", [])
+        elif what == "set" and _joined(each["type"]) == _SETS.get(each["name"]):
+            sets[each["name"]] = each.get("elem", [])
         elif what not in ("metainfo", "table"):
             raise NftError(f"table {family} {TABLE} in the namespace belongs to another program")
     if not found:
         return None
-    kinds = (kind for kind in KINDS if kind.family == family and marks == list(map(_mark, rules(kind))))
+    further = SERVICES in sets
     where = chain.get("hook"), chain.get("prio"), chain.get("policy")
-    # An element with a comment, or a range, is listed as an object.
-    if (
-        ports is None
-        or where != (_HOOK, _PRIORITY, "drop")
-        or not all(isinstance(each, int) for each in ports)
-    ):
+    keys = _keys(sets)
+    if where != (_HOOK, _PRIORITY, "drop") or keys is None:
         return Wall(None, frozenset())
-    return Wall(next(kinds, None), frozenset(ports))
+    for kind in KINDS:
+        if kind.family == family and marks == list(map(_mark, rules(kind, further=further))):
+            return Wall(kind, keys)
+    return Wall(None, frozenset())
+
+
+def _keys(sets: Mapping[str, list[Any]]) -> frozenset[ServiceKey] | None:
+    """The keys of services in the sets of a wall; None where these are not as ``load`` makes them."""
+    try:
+        # An element with a comment, or a range, is listed as another object.
+        keys = {ServiceKey(int(port)) for port in sets[PORTS]}
+        for each in sets.get(SERVICES, ()):
+            address, protocol, port = each["concat"]
+            keys.add(ServiceKey(int(port), str(protocol), str(address)))
+    except (KeyError, TypeError, ValueError):
+        return None
+    addresses = {key.address for key in keys} - {SERVICE_ADDRESS}
+    return frozenset(keys) if addresses == set(sets.get(ADDRESSES, ())) else None
+
+
+def _joined(kind: Any) -> Any:
+    """A type as text."""
+    return " . ".join(kind) if isinstance(kind, list) else kind
 
 
 def ensure(bridge: str, keys: Iterable[ServiceKey]) -> None:
@@ -162,13 +218,13 @@ def ensure(bridge: str, keys: Iterable[ServiceKey]) -> None:
 
     Whoever made the namespace. Does nothing when all is as it should be. Raises NftError, KernelError.
     """
-    wanted = frozenset(key.port for key in keys if key.protocol == TCP)
+    wanted = frozenset(key.listener for key in keys if key.protocol == TCP)
     with nftables.inside(BridgeNames(bridge).namespace) as inner:
         try:
             wall = _find(inner)
             if wall is None or wall.kind is None:
                 _load_best(inner, bridge, wanted)
-            elif wall.ports != wanted:
+            elif wall.keys != wanted:
                 inner.transaction([load(wall.kind, wanted)])
         finally:  # the relay needs them in any case
             found = links.sysctls(SYSCTLS)
@@ -213,15 +269,15 @@ def _find(inner: nftables.Inner) -> Wall | None:
     return None
 
 
-def _load_best(inner: nftables.Inner, bridge: str, ports: frozenset[int]) -> None:
+def _load_best(inner: nftables.Inner, bridge: str, keys: frozenset[ServiceKey]) -> None:
     """Load the first kind that this kernel accepts."""
     for kind in KINDS:
         try:
-            inner.transaction([load(kind, ports)])
+            inner.transaction([load(kind, keys)])
         except (nftables.Unsupported, nftables.Absent) as error:
             refused = error
         else:
-            log.debug("bridge %s: wall loaded for ports %s", bridge, sorted(ports))
+            log.debug("bridge %s: wall loaded for ports %s", bridge, [each.in_words for each in sorted(keys)])
             if kind.lacks:
                 _tell(kind.lacks)
             return

@@ -13,7 +13,17 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 
 from tproxy.errors import to_ascii
-from tproxy.model import MOST_ENDPOINTS, TCP, Endpoint, Network, Service, ServiceKey, Settings, is_address
+from tproxy.model import (
+    MOST_ENDPOINTS,
+    SERVICE_ADDRESS,
+    TCP,
+    Endpoint,
+    Network,
+    Service,
+    ServiceKey,
+    Settings,
+    is_address,
+)
 from tproxy.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # the annotations of options, which are text at run time
@@ -33,6 +43,7 @@ if TYPE_CHECKING:  # the annotations of options, which are text at run time
         Port,
         Protocols,
         Seconds,
+        ServiceAddress,
         Text,
     )
 
@@ -66,7 +77,7 @@ class Entry(NamedTuple):
         int,
         Option(
             Port(),
-            "the port on 169.254.16.9 that guests connect to",
+            "the port on the service address that guests connect to",
             unset="`remote_port`",
             nftables="the element's key",
         ),
@@ -104,12 +115,21 @@ class Entry(NamedTuple):
             "(contract.md#services-that-are-not-plain)",
         ),
     ] = (TCP,)
+    service_addr: Annotated[
+        str,
+        Option(
+            ServiceAddress(),
+            "the service address, where guests have the service, for instance where the images of clouds ask "
+            "for their metadata",
+            nftables="a part of the element's key, likewise",
+        ),
+    ] = SERVICE_ADDRESS
     options: Mapping[str, Any] = _NO_OPTIONS
 
     @property
     def keys(self) -> tuple[ServiceKey, ...]:
         """The keys of the entry's services, one for each protocol."""
-        return tuple(ServiceKey(self.service_port, each) for each in self.protocol)
+        return tuple(ServiceKey(self.service_port, each, self.service_addr) for each in self.protocol)
 
     def applies_to(self, network: Network) -> bool:
         return not self.networks or network.is_one_of(self.networks)

@@ -200,7 +200,7 @@ def repair(
             return []  # somebody has taken it down
         named = found.guard.named_uplinks_or(uplinks) if found.guard else uplinks
         if foreign_mac is not None:
-            actions = plan.up_foreign(bridge, found, foreign_mac)
+            actions = plan.up_foreign(found.map, found, foreign_mac)
         else:
             actions = plan.up(found.map, found, named)
         steps.require_host_mounts(actions)
