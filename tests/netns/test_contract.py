@@ -44,6 +44,8 @@ NAMES = {
     "service map": "nft list map ip one_tproxy ep_br0",
     "set of members": "nft list set ip one_tproxy gu_br0",
     "set of options": "nft list set ip one_tproxy op_br0",
+    "map of other services": "nft list map ip one_tproxy sv_br0",
+    "set of their options": "nft list set ip one_tproxy so_br0",
     "ARP guard": "nft list chain bridge one_tproxy ch_br0",
     "shared guards": "nft list table bridge one_tproxy | grep 'chain guard_'",
     "sets of the guards": "for each in veths uplinks guarded; do nft list set bridge one_tproxy $each; done",
@@ -65,7 +67,8 @@ def served(real_kernel: None) -> Iterator[Hypervisor]:
         options = "".join(
             f"tproxy_{field}: 9\n" for field in Service._fields[3:]
         )  # more than a comment holds
-        hypervisor.write(FILE, options + CONFIG)
+        udp = "- {service_port: 53, remote_addr: 10.0.0.53, remote_port: 53, protocol: udp}\n"
+        hypervisor.write(FILE, f"{options}{CONFIG.rstrip()}\n{udp}")
         hook(hypervisor)
         yield hypervisor
 

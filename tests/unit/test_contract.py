@@ -127,7 +127,7 @@ def resolve(name: str) -> list[str]:
 def said(text: str) -> Said:
     read: Config = reader.parse("f", text)
     services, problems = services_for(read, VNET1, resolve, {ServiceKey(5030): BEFORE}.get)
-    endpoints = {port: str(each.endpoint) for port, each in services.items()}
+    endpoints = {key.port: str(each.endpoint) for key, each in services.items()}
     return Said(endpoints, len(read.warnings) + len(problems))
 
 

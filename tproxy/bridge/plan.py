@@ -31,6 +31,7 @@ class Observed(NamedTuple):
     inner: InnerLink | None = None
     sysctls: Mapping[str, str] | None = None
     map: ServiceMap | None = None
+    map_stays: bool = False  # there is a map of another program, which is left as it is
     guard: ObservedGuard | None = None
 
     @property
@@ -200,7 +201,8 @@ def unload(bridge: str, observed: Observed) -> list[Action]:
     if observed.map is not None:
         commands += service_map.delete_map(bridge)
     elif observed.guard is not None and observed.guard.own(guards.VETHS):
-        commands += service_map.delete_sets(bridge)  # they outlive a map that another program deleted
+        # They outlive a map that another program deleted.
+        commands += service_map.delete_sets(bridge, all_of_them=not observed.map_stays)
     if observed.guard is not None and observed.guard.anything:
         commands += guards.unload(observed.guard)
     if not commands:

@@ -139,14 +139,18 @@ def delete_map(bridge: str) -> list[str]:
     return [f"delete map ip {TABLE} {BridgeNames(bridge).map}", *delete_sets(bridge)]
 
 
-def delete_sets(bridge: str) -> list[str]:
-    """Return commands after which the bridge has no set beside its map, whether or not it has one now."""
+def delete_sets(bridge: str, *, all_of_them: bool = True) -> list[str]:
+    """Return commands after which the bridge has nothing beside its map, whether or not it has that now.
+
+    Unless it is ``all_of_them``, what belongs to the services of the map stays.
+    """
     # Added first, because deleting a missing set fails.
     names = BridgeNames(bridge)
+    members = [f"add table ip {TABLE}", _set(names), f"delete set ip {TABLE} {names.members}"]
+    if not all_of_them:
+        return members
     return [
-        f"add table ip {TABLE}",
-        _set(names),
-        f"delete set ip {TABLE} {names.members}",
+        *members,
         _options_set(names, plain=True),
         f"delete set ip {TABLE} {names.options}",
         _map(names),

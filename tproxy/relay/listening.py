@@ -3,6 +3,8 @@
 The relay gets what was accepted as a ``Batch``. While it says that it has no room (``accept_while``), and for
 a moment after accept(2) failed for want of descriptors or memory, no listening socket is polled: guests then
 wait in the backlog, in the kernel.
+
+A UDP socket is only bound here. The daemon gets a copy, as of each listening socket, and gives it to a worker.
 """
 
 import errno
@@ -15,7 +17,7 @@ from tproxy.kernel import tcp
 from tproxy.kernel.limits import descriptor_limit
 from tproxy.kernel.loop import READ, Loop
 from tproxy.log.file import Log
-from tproxy.model import ServiceKey
+from tproxy.model import TCP, UDP, ServiceKey
 from tproxy.relay import wire
 from tproxy.typed import NamedTuple
 
@@ -109,9 +111,10 @@ class Listening:
             return
         listener.setblocking(False)  # whoever had it before may have changed that
         self._sockets[key] = listener
-        self._keys[listener.fileno()] = key
-        if self._polled:
-            self._loop.add(listener.fileno(), READ, self)
+        if key.protocol == TCP:
+            self._keys[listener.fileno()] = key
+            if self._polled:
+                self._loop.add(listener.fileno(), READ, self)
 
     def listen(self, keys: tuple[ServiceKey, ...]) -> dict[ServiceKey, int]:
         """Listen on exactly these ports; return, as errno by key, why some could not be had.
@@ -120,10 +123,12 @@ class Listening:
         """
         for key in set(self._sockets) - set(keys):
             listener = self._sockets.pop(key)
-            del self._keys[listener.fileno()]
-            # The loop closes it after the report has been sent; from now on it does not listen any more.
-            listener.shutdown(socket.SHUT_RD)
-            self._loop.close_later(listener)
+            if self._keys.pop(listener.fileno(), None) is not None:
+                # The loop closes it after the report has been sent; from now on it does not listen any more.
+                listener.shutdown(socket.SHUT_RD)
+                self._loop.close_later(listener)
+            else:
+                listener.close()
             self._log.info("port %s does not listen any more", key.in_words)
         problems = {}
         limit = descriptor_limit()
@@ -192,14 +197,16 @@ class Listening:
         polled = self._room and not self._paused
         if polled != self._polled:
             self._polled = polled
-            for listener in self._sockets.values():
+            for fd in self._keys:
                 if polled:
-                    self._loop.add(listener.fileno(), READ, self)
+                    self._loop.add(fd, READ, self)
                 else:
-                    self._loop.remove(listener.fileno())
+                    self._loop.remove(fd)
 
 
 def _open(key: ServiceKey) -> socket.socket:
+    if key.protocol == UDP:
+        return _bind(key)
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -213,3 +220,13 @@ def _open(key: ServiceKey) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _bind(key: ServiceKey) -> socket.socket:
+    bound = socket.socket(socket.AF_INET6 if ":" in key.address else socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        bound.bind((key.address, key.port))
+    except OSError:
+        bound.close()
+        raise
+    return bound

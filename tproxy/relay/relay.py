@@ -24,7 +24,7 @@ from tproxy.errors import KernelError, ProtocolError
 from tproxy.kernel import netns, privileges, seccomp, tcp
 from tproxy.kernel.loop import READ, WRITE, Loop
 from tproxy.log.file import Log
-from tproxy.model import BridgeNames, ServiceKey
+from tproxy.model import TCP, BridgeNames, ServiceKey
 from tproxy.process.title import set_title
 from tproxy.relay import wire
 from tproxy.relay.channel import Delivery, receive, send
@@ -159,8 +159,9 @@ class Relay:
         for key in message.keys:
             with ExitStack() as owned:
                 listener = owned.enter_context(delivery.take_socket())
-                tcp.set_options(listener, near=True)  # those of an older version may differ
-                tcp.reset_on_close(listener)
+                if key.protocol == TCP:
+                    tcp.set_options(listener, near=True)  # those of an older version may differ
+                    tcp.reset_on_close(listener)
                 owned.pop_all()
             self._listening.keep(key, listener)
 

@@ -74,7 +74,7 @@ class Walk:
             name, timeout = self.chance.choice(WORDS), self.chance.choice([5.0, 0.25, 300.0])
             options: list[Any] = [self.chance.choice([0, 7, 1_000_000]) for _ in range(7)]
             options += [self.chance.choice(["", "v2"]), self.chance.choice(["first", "least"])]
-            services[port] = Service(
+            services[ServiceKey(port)] = Service(
                 ServiceKey(port), endpoint, name, timeout, *self.chance.choice([[], options])
             )
         network = Network(self.chance.choice(WORDS), self.chance.choice(WORDS))

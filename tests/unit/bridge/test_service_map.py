@@ -44,13 +44,13 @@ def maps(draw: st.DrawFn) -> ServiceMap:
         options: list[Any] = [draw(st.integers(0, 10**6)) for _ in range(7)]
         options += [draw(st.sampled_from(["", "v2"])), draw(st.sampled_from(["first", "least"]))]
         service = Service(ServiceKey(port), draw(endpoints), draw(names), draw(timeouts), *options)
-        services[port] = service.led_to(draw(addresses)) if draw(st.booleans()) else service
+        services[ServiceKey(port)] = service.led_to(draw(addresses)) if draw(st.booleans()) else service
     return ServiceMap("br0", services, Network(draw(names), draw(names)))
 
 
 def in_map(each: ServiceMap) -> dict[int, Endpoint]:
     """The endpoints that the elements of the map have: a service without an IPv4 address has none."""
-    return {port: s.endpoint for port, s in each.services.items() if is_ipv4(s.endpoint.address)}
+    return {key.port: s.endpoint for key, s in each.services.items() if is_ipv4(s.endpoint.address)}
 
 
 ADD = re.compile(r'(\d+) (?:comment "([^"]*)" )?: ([\d.]+) \. (\d+)')
@@ -80,7 +80,7 @@ def listing(commands: list[str]) -> dict[str, Any]:
     return listed
 
 
-def listed_rest(commands: list[str]) -> dict[tuple[int, int], str]:
+def listed_rest(commands: list[str]) -> dict[tuple[ServiceKey, int], str]:
     """What nft says of the set with the rest of the options, as ``parse_rest`` reads it."""
     listed: dict[str, Any] = {"name": "op_br0", "type": ["inet_service", "mark"], "elem": []}
     for command in commands:
@@ -109,12 +109,12 @@ MANY = Service(ServiceKey(80), Endpoint("10.0.0.1", 80), "n" * 32, 2.5, 1, 2, 3,
 
 def test_options_that_do_not_fit_go_on_in_a_set_that_old_readers_do_not_miss() -> None:
     wanted = ServiceMap(
-        "br0", {ServiceKey(80): MANY, ServiceKey(81): MANY._replace(port=81, drain_timeout=3600)}
+        "br0", {ServiceKey(80): MANY, ServiceKey(81): MANY._replace(key=ServiceKey(81), drain_timeout=3600)}
     )
     commands = service_map.add_map(wanted)
     assert "add set ip one_tproxy op_br0 { type inet_service . mark; }" in commands
     rest = listed_rest(commands)
-    assert {port for port, _ in rest} == {80, 81}
+    assert {key.port for key, _ in rest} == {80, 81}
     assert service_map.parse_map(listing(commands), rest) == wanted
     old = service_map.parse_map(listing(commands))  # a reader that does not know the set
     assert old is not None
@@ -129,7 +129,7 @@ def test_a_set_that_is_damaged_loses_the_words_behind_the_damage_only_and_is_wri
     commands = service_map.add_map(wanted)
     rest = listed_rest(commands)
     assert len(rest) > 2
-    del rest[80, 1]
+    del rest[ServiceKey(80), 1]
     found = service_map.parse_map(listing(commands), rest)
     assert found is not None
     assert found.services[ServiceKey(80)]._replace(name="") == MANY._replace(
@@ -165,7 +165,9 @@ def test_a_service_without_ipv4_is_beside_the_map_and_counts_only_where_the_map_
      "port=80 endpoints=10.0.0.1", "port=80 endpoints=host", "port=70000 endpoints=fd00%3A%3A1"],
 )  # fmt: skip
 def test_words_beside_the_map_that_are_no_such_service_are_ignored(words: str) -> None:
-    found = service_map.parse_map(listing(service_map.add_map(ServiceMap("br0", {}))), {(80, 1 << 16): words})
+    found = service_map.parse_map(
+        listing(service_map.add_map(ServiceMap("br0", {}))), {(ServiceKey(80), 1 << 16): words}
+    )
     assert found is not None
     assert found.services == {}
 
@@ -254,7 +256,7 @@ def test_a_map_in_order_needs_no_command(wanted: ServiceMap) -> None:
 def test_a_change_deletes_and_adds_exactly_what_differs(observed: ServiceMap, wanted: ServiceMap) -> None:
     wanted = wanted._replace(network=observed.network)
     after: dict[int, Endpoint] = in_map(observed)
-    untouched = {p for p, s in observed.services.items() if wanted.services.get(p) == s}
+    untouched = {key.port for key, s in observed.services.items() if wanted.services.get(key) == s}
     for command in service_map.change_map(observed, wanted):
         if " op_br0" in command:
             continue
@@ -333,7 +335,7 @@ def test_an_element_that_is_no_service_port_is_left_out_and_reported(odd: list[A
     listed = {**PLAIN, "elem": [odd, [80, {"concat": ["10.0.0.1", 80]}]]}
     parsed = service_map.parse_map(listed)
     assert parsed is not None
-    assert list(parsed.services) == [80]
+    assert list(parsed.services) == [ServiceKey(80)]
     (text,) = service_map.unusable_elements(listed)
     assert json.loads(text) == odd
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.keys import keys
 from tproxy.config.moves import moves
 from tproxy.config.services import Config, Entry
 from tproxy.model import Endpoint, Network, Service, ServiceKey
@@ -61,20 +62,24 @@ def test_a_service_moves_from_any_address_of_before_to_all_of_now(address: str) 
         "an earlier entry by name has the port",
     ],
 )
-def test_a_service_stays(entries: list[Entry], found: dict[int, Service], now: dict[str, list[str]]) -> None:
+def test_a_service_stays(
+    entries: list[Entry], found: dict[ServiceKey, Service], now: dict[str, list[str]]
+) -> None:
     assert not moves(config(*entries), BLUE, found, BEFORE, now)
 
 
 def test_an_entry_whose_name_never_had_an_address_does_not_keep_others_from_moving() -> None:
     entries = (BY_NAME._replace(remote_addr=("gone.example",)), BY_NAME)
-    assert moves(config(*entries), BLUE, {ServiceKey(80): service("10.0.0.1")}, BEFORE, NOW).keys() == {80}
+    assert moves(config(*entries), BLUE, {ServiceKey(80): service("10.0.0.1")}, BEFORE, NOW).keys() == {
+        *keys(80)
+    }
 
 
 def test_an_address_that_is_added_or_gone_changes_the_endpoints() -> None:
     old = service("10.0.0.1").led_to(["10.0.0.1", "10.0.0.2"])
     now = {"api.example": ["10.0.0.2", "10.0.0.5"]}
     assert moves(config(BY_NAME), BLUE, {ServiceKey(80): old}, BEFORE, now) == {
-        80: (old, old.led_to(["10.0.0.2", "10.0.0.5"]))
+        ServiceKey(80): (old, old.led_to(["10.0.0.2", "10.0.0.5"]))
     }
 
 

@@ -64,7 +64,7 @@ def test_an_option_at_the_top_level_counts_for_all_entries_that_do_not_have_it(l
         f":tproxy_connect_timeout: 2.5\ntproxy: [{{{base}: 80}}, {{{base}: 81, connect_timeout: 5}}, "
         f"{{{base}: 82, connect_timeout: ~}}]"
     )
-    times = {port: each.connect_timeout for port, each in services(found)[0].items()}
+    times = {key.port: each.connect_timeout for key, each in services(found)[0].items()}
     assert times == {80: 2.5, 81: 5.0, 82: 2.5}
     assert not said(found)
 
@@ -75,7 +75,7 @@ def test_a_bad_option_for_all_entries_is_one_warning_and_the_default(loaded: Loa
     assert warning.at("f") == (
         "f:1: tproxy_connect_timeout '301' is not a time of 0.001 to 300 seconds: 5 is used"
     )
-    assert services(found)[0][80].connect_timeout == 5
+    assert services(found)[0][ServiceKey(80)].connect_timeout == 5
 
 
 # The comment of an element
@@ -142,6 +142,7 @@ BAD_VALUES: dict[str, list[str]] = {
     ],
     "remote_port": ["0", "65536", "http", "{}"],
     "networks": ["true", "{}", "'0, 1'", "a;b", "'1 2'", "[true]", "[[a]]", "-1", "1.5"],
+    "protocol": ["sctp", "17", "[]", "[tcp, sctp]", "[[udp]]", "TCP", "true"],
     "name": ["''", "5", "é", f"{'n' * 33}", "[a]"],
     "connect_timeout": ["0", "301", "-1", "soon", "[]"],
     "colour": ["red"],
@@ -215,6 +216,7 @@ GOOD_VALUES: dict[str, list[str]] = {
         "'64:ff9b::10.0.0.1'",
     ],
     "networks": ["", "''", "0", "a", "'a b'", "[0, a]", "[]", "['a,b']", "!!str 7"],
+    "protocol": ["", "tcp", "udp", "[udp]", "[tcp, udp]", "[udp, tcp, udp]"],
     "name": ["", "n", "'a b'", "'0'"],
     "connect_timeout": ["", "0.001", "300", "'2.5'"],
     "tproxy_max_connections": ["", "auto", "1", "1000000"],

@@ -22,8 +22,8 @@ def test_the_sample_is_valid_and_holds_what_it_says(loader: None) -> None:
     assert [each.service_port for each in sample.entries] == [5030, 80, 80]
     chosen, warnings = services_for(sample, VNET1, lambda asked: ["127.0.0.1"])
     assert chosen == {
-        5030: Service(ServiceKey(5030), Endpoint("10.11.12.13", 5030)),
-        80: Service(ServiceKey(80), Endpoint("127.0.0.1", 8080), "packages", 2.5),
+        ServiceKey(5030): Service(ServiceKey(5030), Endpoint("10.11.12.13", 5030)),
+        ServiceKey(80): Service(ServiceKey(80), Endpoint("127.0.0.1", 8080), "packages", 2.5),
     }
     assert not warnings
 

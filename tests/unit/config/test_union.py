@@ -42,7 +42,7 @@ def silent(name: str) -> list[str]:
 
 
 def test_what_networks_want_alike_is_no_contradiction() -> None:
-    same = {80: service(80, "10.0.0.1", 80)}
+    same = {ServiceKey(80): service(80, "10.0.0.1", 80)}
     assert merge([(BLUE, same), (RED, same)]) == (same, [])
 
 
@@ -52,24 +52,26 @@ def test_other_options_are_a_contradiction() -> None:
     services, contradictions = merge([(BLUE, {ServiceKey(80): kept}), (RED, {ServiceKey(80): refused})])
     assert services == {ServiceKey(80): kept}
     (found,) = contradictions
-    assert (found.port, found.holder, found.kept) == (80, BLUE, kept)
+    assert (found.key.port, found.holder, found.kept) == (80, BLUE, kept)
     assert (found.other, found.refused) == (RED, refused)
     assert "connect_timeout 1" in str(found)
 
 
 @given(offers)
-def test_the_first_network_that_wants_a_port_has_it(found: list[tuple[Network, dict[int, Service]]]) -> None:
+def test_the_first_network_that_wants_a_port_has_it(
+    found: list[tuple[Network, dict[ServiceKey, Service]]],
+) -> None:
     services, contradictions = merge(found)
     assert services.keys() == {port for _, each in found for port in each}
     for port, kept in services.items():
         assert kept == next(each[port] for _, each in found if port in each)
         refused = [each[port] for _, each in found if port in each and each[port] != kept]
-        assert [each.refused for each in contradictions if each.port == port] == refused
+        assert [each.refused for each in contradictions if each.key == port] == refused
 
 
 def test_a_bridge_has_the_union_and_the_contradiction_names_both_networks(loaded: Load) -> None:
     union = Offer(loaded(TWO)).union([BLUE, RED])
-    assert {port: str(each.endpoint) for port, each in union.services.items()} == {
+    assert {key.port: str(each.endpoint) for key, each in union.services.items()} == {
         80: "10.0.0.1:8080",
         81: "10.0.0.2:8081",
         82: "10.0.0.3:8082",

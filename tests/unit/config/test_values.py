@@ -26,7 +26,7 @@ def test_service_port_is_remote_port_when_left_out(loaded: Load) -> None:
 def test_a_port_is_a_number_or_its_digits_in_quotes(loaded: Load, port: str) -> None:
     found = loaded(entry(service_port=port))
     assert not said(found)
-    assert list(services(found)[0]) == [int(re.sub(r"\D", "", port))]
+    assert list(services(found)[0]) == [ServiceKey(int(re.sub(r"\D", "", port)))]
 
 
 @pytest.mark.parametrize("key", ["service_port", "remote_port"])
@@ -83,7 +83,7 @@ def test_an_entry_with_any_other_port_is_skipped(loaded: Load, key: str, port: s
 def test_connect_timeout_is_in_seconds(loaded: Load, timeout: str, seconds: float) -> None:
     found = loaded(entry(connect_timeout=timeout))
     assert not said(found)
-    assert services(found)[0][80].connect_timeout == seconds
+    assert services(found)[0][ServiceKey(80)].connect_timeout == seconds
 
 
 @pytest.mark.parametrize(

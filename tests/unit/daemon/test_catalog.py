@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.keys import keys_of
 from tproxy.daemon.catalog import Catalog
 from tproxy.model import Endpoint, Network, Service, ServiceKey, ServiceMap
 
@@ -17,7 +18,9 @@ services = st.dictionaries(ports, endpoints, max_size=8)
 
 def a_map(of: Mapping[int, Endpoint], bridge: str = "br0", network: str = "") -> ServiceMap:
     return ServiceMap(
-        bridge, {port: Service(ServiceKey(port), each) for port, each in of.items()}, Network(network)
+        bridge,
+        {ServiceKey(port): Service(ServiceKey(port), each) for port, each in of.items()},
+        Network(network),
     )
 
 
@@ -34,7 +37,7 @@ def test_the_catalog_has_what_the_last_map_says(maps: list[dict[int, Endpoint]])
     catalog = Catalog()
     for each in maps:
         catalog.apply(a_map(each))
-        assert catalog.ports("br0") == tuple(sorted(each))
+        assert catalog.listeners("br0") == keys_of(sorted(each))
         assert [(port, each[port]) for port in sorted(each)] == [
             (service.port, service.endpoint) for service in catalog.services("br0")
         ]
@@ -90,7 +93,7 @@ def test_removing_a_bridge_leaves_the_others_and_may_be_done_twice() -> None:
     for _ in range(2):
         catalog.remove("br0")
         assert catalog.bridges == {"br1"}
-        assert catalog.ports("br0") == ()
+        assert catalog.listeners("br0") == ()
         assert list(catalog.services("br0")) == []
 
 

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from tests.keys import keys
 from tests.unit.daemon.standins import end, paused_process
 from tests.unit.relay.hostile import KINDS, PAYLOADS, open_descriptors, send_hostile
 from tests.unit.sockets import run_until
@@ -24,6 +25,7 @@ from tproxy.daemon.link import Link
 from tproxy.kernel import netns
 from tproxy.kernel.loop import Loop
 from tproxy.kernel.netns import NamespaceId
+from tproxy.model import ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, send
 
@@ -38,15 +40,15 @@ class Owner:
         self.ended_links: list[Link] = []
 
     def greeted(self, link: Link) -> None:
-        link.listen((80, 81), 20)
+        link.listen(keys(80, 81), 20)
 
-    def reported(self, link: Link, before: dict[int, int]) -> None:
+    def reported(self, link: Link, before: dict[ServiceKey, int]) -> None:
         [os.strerror(number) for number in link.problems.values()]
 
     def accepted_before(self, link: Link, message: wire.Accepted, fds: list[int]) -> None:
         pass
 
-    def copied(self, link: Link, port: int, listener: socket.socket) -> None:
+    def copied(self, link: Link, key: ServiceKey, listener: socket.socket) -> None:
         listener.close()
 
     def behind(self, link: Link, place: int) -> None:

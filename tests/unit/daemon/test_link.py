@@ -12,6 +12,7 @@ from contextlib import suppress
 
 import pytest
 
+from tests.keys import keys
 from tests.unit.daemon.standins import end, paused_process
 from tests.unit.sockets import copies, run_until
 from tproxy.daemon.budget import BURST, MESSAGE
@@ -37,14 +38,14 @@ class Owner:
     def greeted(self, link: Link) -> None:
         raise AssertionError("no relay of these tests says Hello from a namespace")
 
-    def reported(self, link: Link, before: dict[int, int]) -> None:
+    def reported(self, link: Link, before: dict[ServiceKey, int]) -> None:
         pass
 
     def accepted_before(self, link: Link, message: wire.Accepted, fds: list[int]) -> None:
         self.accepted.append(len(fds))
 
-    def copied(self, link: Link, port: int, listener: socket.socket) -> None:
-        self.copies.append(port)
+    def copied(self, link: Link, key: ServiceKey, listener: socket.socket) -> None:
+        self.copies.append(key.port)
         listener.close()
 
     def behind(self, link: Link, place: int) -> None:
@@ -107,7 +108,7 @@ UNEXPECTED: dict[str, tuple[wire.Message, int]] = {
     "Adopted with two channels": (wire.Adopted(), 2),
     "Born without a pidfd": (wire.Born(1), 0),
     "Born with two": (wire.Born(1), 2),
-    "listening sockets before Hello": (wire.Listeners((80, 81)), 2),
+    "listening sockets before Hello": (wire.Listeners(keys(80, 81)), 2),
 }
 
 
@@ -201,7 +202,7 @@ def test_a_relay_that_says_too_much_is_cut_off(setting: Setting, file: int) -> N
 
 def test_a_report_that_nobody_asked_for_is_refused(setting: Setting) -> None:
     setting.greet()
-    setting.link.listen((80,), 20)
+    setting.link.listen(keys(80), 20)
     send(setting.relay, wire.Report(1, {}))
     run_until(setting.loop, lambda: setting.link.settled)
     setting.send(wire.Report(1, {ServiceKey(80): 98}), [])
@@ -325,9 +326,9 @@ NOT_TAKEN = {
 @pytest.mark.parametrize("case", NOT_TAKEN)
 def test_a_copy_is_taken_only_of_a_socket_that_a_relay_must_have(setting: Setting, case: str) -> None:
     setting.greet()
-    setting.link.listen((PORT,), 20)
+    setting.link.listen(keys(PORT), 20)
     with listening(PORT) as right, NOT_TAKEN[case]() as wrong:
-        setting.send(wire.Listeners((PORT, PORT)), [wrong.fileno(), right.fileno()])
+        setting.send(wire.Listeners(keys(PORT, PORT)), [wrong.fileno(), right.fileno()])
         assert setting.owner.copies == [PORT]
         assert setting.owner.ends == []
         assert (copies(wrong.fileno()), copies(right.fileno())) == (1, 1)
@@ -335,9 +336,9 @@ def test_a_copy_is_taken_only_of_a_socket_that_a_relay_must_have(setting: Settin
 
 def test_a_copy_of_a_port_that_is_not_wanted_any_more_is_closed(setting: Setting) -> None:
     setting.greet()
-    setting.link.listen((OTHER,), 20)
+    setting.link.listen(keys(OTHER), 20)
     with listening(PORT) as former, listening(OTHER) as right:
-        setting.send(wire.Listeners((PORT, OTHER)), [former.fileno(), right.fileno()])
+        setting.send(wire.Listeners(keys(PORT, OTHER)), [former.fileno(), right.fileno()])
         assert setting.owner.copies == [OTHER]
         assert copies(former.fileno()) == 1
 
@@ -346,7 +347,7 @@ def test_a_report_on_what_was_not_asked_for_ends_the_link_and_the_trust_in_its_s
     setting: Setting,
 ) -> None:
     setting.greet()
-    setting.link.listen((PORT,), 20)
+    setting.link.listen(keys(PORT), 20)
     setting.send(wire.Report(2, {}), [])
     assert setting.owner.ends == ["relay lost: it reports what it was not asked for"]
     assert not setting.link.trusted

@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from tests.keys import keys
 from tproxy.daemon import listener_copies
 from tproxy.daemon.listener_copies import ListenerCopies
 from tproxy.kernel.netns import NamespaceId
@@ -28,8 +29,8 @@ def listener() -> socket.socket:
 
 def test_a_second_copy_takes_the_place_of_the_first(held: ListenerCopies) -> None:
     first, second = listener(), listener()
-    held.add("br0", ONE, 80, first)
-    held.add("br0", ONE, 80, second)
+    held.add("br0", ONE, ServiceKey(80), first)
+    held.add("br0", ONE, ServiceKey(80), second)
     assert held.of("br0", ONE) == {ServiceKey(80): second}
     assert first.fileno() == -1
     held.drop("br0")
@@ -37,9 +38,9 @@ def test_a_second_copy_takes_the_place_of_the_first(held: ListenerCopies) -> Non
 
 def test_copies_of_a_namespace_are_of_no_use_in_another_one(held: ListenerCopies) -> None:
     first, second = listener(), listener()
-    held.add("br0", ONE, 80, first)
+    held.add("br0", ONE, ServiceKey(80), first)
     assert held.of("br0", TWO) == {}
-    held.add("br0", TWO, 443, second)
+    held.add("br0", TWO, ServiceKey(443), second)
     assert (held.of("br0", ONE), held.of("br0", TWO)) == ({}, {ServiceKey(443): second})
     assert first.fileno() == -1
     held.drop("br0")
@@ -48,8 +49,8 @@ def test_copies_of_a_namespace_are_of_no_use_in_another_one(held: ListenerCopies
 def test_only_ports_that_are_served_keep_their_copies(held: ListenerCopies) -> None:
     sockets = {port: listener() for port in (80, 443)}
     for port, each in sockets.items():
-        held.add("br0", ONE, port, each)
-    held.keep("br0", [443, 8080])
+        held.add("br0", ONE, ServiceKey(port), each)
+    held.keep("br0", keys(443, 8080))
     assert held.of("br0", ONE) == {ServiceKey(443): sockets[443]}
     assert sockets[80].fileno() == -1
     held.drop("br0")
@@ -63,12 +64,12 @@ def test_copies_take_half_of_the_descriptors_at_most(
     monkeypatch.setattr(listener_copies, "descriptor_limit", lambda: 4)
     held = ListenerCopies()
     for port in range(80, 90):
-        held.add("br0", ONE, port, listener())
-    assert list(held.of("br0", ONE)) == [80, 81]
+        held.add("br0", ONE, ServiceKey(port), listener())
+    assert list(held.of("br0", ONE)) == [*keys(80, 81)]
     assert len(caplog.messages) == 8
     assert caplog.messages[0] == "too few descriptors for a copy of each listening socket"
-    held.keep("br0", [80])
-    held.add("br1", TWO, 80, listener())
-    assert list(held.of("br1", TWO)) == [80]
+    held.keep("br0", keys(80))
+    held.add("br1", TWO, ServiceKey(80), listener())
+    assert list(held.of("br1", TWO)) == [*keys(80)]
     for bridge in ("br0", "br1"):
         held.drop(bridge)

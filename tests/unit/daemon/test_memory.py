@@ -8,7 +8,9 @@ from tproxy.daemon.memory import Remembered, from_json, to_json
 from tproxy.model import Endpoint, Member, Network, Service, ServiceKey, ServiceMap
 
 SERVICES = {ServiceKey(80): Service(ServiceKey(80), Endpoint("10.0.0.1", 8080), "web, and more", 2.5)}
-SERVICES[81] = SERVICES[80]._replace(port=81).led_to(["fd00::1", "10.0.0.2"])
+SERVICES[ServiceKey(81)] = (
+    SERVICES[ServiceKey(80)]._replace(key=ServiceKey(81)).led_to(["fd00::1", "10.0.0.2"])
+)
 
 
 # Names may be of any bytes.

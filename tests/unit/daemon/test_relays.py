@@ -47,7 +47,7 @@ def test_reports_that_change_all_the_time_cannot_fill_the_log_and_status_has_the
     hostile = Hostile()
     relays._links["br0"] = cast("Link", hostile)
     for number in [errno.EADDRINUSE, errno.EACCES] * 50:
-        before, hostile.problems = hostile.problems, {80: number}
+        before, hostile.problems = hostile.problems, {ServiceKey(80): number}
         relays.reported(cast("Link", hostile), before)
     assert len(caplog.messages) == 10
     assert relays.problem("br0", ServiceKey(80)) == os.strerror(errno.EACCES)

@@ -83,7 +83,7 @@ def test_a_worker_is_known_from_its_birth_and_ready_with_its_counters(setting: S
     assert setting.link.pid == setting.worker.pid
     assert setting.versions == [orders.VERSION]
     assert not setting.link.draining
-    assert setting.link.read() == (1, {("br0", 80): Counts(open=1, total=3)})
+    assert setting.link.read() == (1, {("br0", ServiceKey(80)): Counts(open=1, total=3)})
     assert setting.link.cpu_seconds >= 0
 
 

@@ -66,7 +66,7 @@ class Daemon:
         """Pass a guest on by each channel, as a relay does: the port tells the place in its list."""
         with socket.socket() as guest:
             for place, channel in enumerate(channels):
-                send(channel, wire.Accepted(place), [guest.fileno()])
+                send(channel, wire.Accepted(ServiceKey(place)), [guest.fileno()])
 
     def close(self) -> None:
         self.loop.close()
@@ -333,7 +333,7 @@ def test_workers_that_end_when_a_successor_takes_over_are_not_replaced(daemon: D
 
 
 def count(worker: StandIn, port: int, *, open_: int, total: int) -> None:
-    record = worker.counters.record("br0", port)
+    record = worker.counters.record("br0", ServiceKey(port))
     record.counts[OPEN], record.counts[TOTAL], record.counts[TO_GUEST] = open_, total, 10 * total
 
 
@@ -342,10 +342,10 @@ def test_counts_are_those_of_all_workers_and_those_of_the_dead_stay(daemon: Daem
     daemon.workers.serve("br0", services(80, 81))
     count(daemon.stand_in(0), 80, open_=1, total=5)
     count(daemon.stand_in(1), 80, open_=2, total=7)
-    assert daemon.workers.counts() == {("br0", 80): Counts(open=3, total=12, to_guest=120)}
+    assert daemon.workers.counts() == {("br0", ServiceKey(80)): Counts(open=3, total=12, to_guest=120)}
     daemon.stand_in(0).die()
     daemon.stand_in(2)
-    assert daemon.workers.counts() == {("br0", 80): Counts(open=2, total=12, to_guest=120)}
+    assert daemon.workers.counts() == {("br0", ServiceKey(80)): Counts(open=2, total=12, to_guest=120)}
     report = {each["pid"]: (each["open"], each["bridges"]) for each in daemon.workers.report()}
     assert report[daemon.stand_in(1).pid] == (2, [{"bridge": "br0", "open": 2}])
     # A service that is gone and comes again counts from 0.
@@ -359,7 +359,7 @@ def test_counts_of_a_bridge_that_is_gone_are_forgotten(daemon: Daemon) -> None:
     count(daemon.stand_in(0), 80, open_=0, total=1)
     daemon.stand_in(0).die()
     daemon.stand_in(1)
-    assert daemon.workers.counts() == {("br0", 80): Counts(total=1, to_guest=10)}
+    assert daemon.workers.counts() == {("br0", ServiceKey(80)): Counts(total=1, to_guest=10)}
     daemon.workers.forget("br0")
     assert daemon.workers.counts() == {}
 
@@ -406,7 +406,7 @@ def test_workers_of_the_daemon_before_go_on_and_are_told_everything(
     workers = follow(daemon)
     successor.until(lambda: successor.workers.counts() != {})
     assert successor.spawner.workers == []
-    assert successor.workers.counts() == {("br0", 80): Counts(open=2, total=8, to_guest=80)}
+    assert successor.workers.counts() == {("br0", ServiceKey(80)): Counts(open=2, total=8, to_guest=80)}
     successor.workers.serve("br1", services(90))
     successor.pass_on(successor.workers.channels("br1", None))
     for each in workers:

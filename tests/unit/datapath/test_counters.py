@@ -25,7 +25,7 @@ def test_the_daemon_reads_what_a_worker_counts() -> None:
     worker = Counters()
     view = View(worker.fd)
     assert view.read() == (0, {})
-    one, other = worker.record("br0", ServiceKey(80)), worker.record("a-long-bridge-x", 65535)
+    one, other = worker.record("br0", ServiceKey(80)), worker.record("a-long-bridge-x", ServiceKey(65535))
     one.counts[OPEN], one.counts[TOTAL] = 2, 5
     one.counts[TO_ENDPOINT], one.counts[TO_GUEST] = 2**40, 2**63
     other.counts[OPEN] = 1
@@ -33,8 +33,8 @@ def test_the_daemon_reads_what_a_worker_counts() -> None:
     other.failed("endpoint 10.0.0.1:80 refused")
     open_, found = view.read()
     assert open_ == 3
-    assert found["br0", 80] == Counts(2, 5, 2**40, 2**63) == one.read()
-    counted = found["a-long-bridge-x", 65535]
+    assert found["br0", ServiceKey(80)] == Counts(2, 5, 2**40, 2**63) == one.read()
+    counted = found["a-long-bridge-x", ServiceKey(65535)]
     assert counted[:5] == (1, 0, 0, 0, "endpoint 10.0.0.1:80 refused")
     assert before <= counted.last_error_at <= time.time()
     assert counted == other.read()
@@ -61,7 +61,7 @@ def test_the_counts_stay_readable_when_the_worker_has_ended() -> None:
     view = View(worker.fd)
     os.close(worker.fd)
     del worker, record
-    assert view.read()[1] == {("br0", 80): Counts(total=7)}
+    assert view.read()[1] == {("br0", ServiceKey(80)): Counts(total=7)}
 
 
 def test_counts_of_a_worker_process_are_read_while_it_counts() -> None:
@@ -74,7 +74,7 @@ def test_counts_of_a_worker_process_are_read_while_it_counts() -> None:
         record.failed("in another process")
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
-    counts = view.read()[1]["br0", 80]
+    counts = view.read()[1]["br0", ServiceKey(80)]
     assert (counts.total, counts.last_error) == (3, "in another process")
     os.close(worker.fd)
 
@@ -159,7 +159,7 @@ def test_a_record_is_used_again_only_when_the_last_connection_of_its_service_has
     gone.counts[OPEN], gone.counts[TOTAL] = 2, 9
     worker.give_back(gone)
     second = worker.record("br0", ServiceKey(80))
-    assert view.read() == (2, {("br0", 80): Counts()})  # its connections are open still
+    assert view.read() == (2, {("br0", ServiceKey(80)): Counts()})  # its connections are open still
     gone.counts[OPEN] -= 1
     third = worker.record("br0", ServiceKey(81))
     gone.counts[OPEN] -= 1
@@ -167,14 +167,21 @@ def test_a_record_is_used_again_only_when_the_last_connection_of_its_service_has
     fourth = worker.record("br1", ServiceKey(82))
     assert fourth is gone
     assert fourth.read() == Counts()
-    assert view.read() == (0, {("br0", 80): Counts(), ("br0", 81): Counts(), ("br1", 82): Counts()})
+    assert view.read() == (
+        0,
+        {
+            ("br0", ServiceKey(80)): Counts(),
+            ("br0", ServiceKey(81)): Counts(),
+            ("br1", ServiceKey(82)): Counts(),
+        },
+    )
     os.close(worker.fd)
 
 
 def test_services_that_come_and_go_need_no_more_records() -> None:
     worker = Counters()
     for number in range(100):
-        worker.give_back(worker.record("br0", number))
+        worker.give_back(worker.record("br0", ServiceKey(number)))
     assert worker._used == 1
     os.close(worker.fd)
 
@@ -189,12 +196,12 @@ def test_a_service_without_a_record_does_not_take_the_place_of_one_that_could_ha
     alone = worker.record("br0", ServiceKey(81))
     alone.counts[TOTAL] = 1
     assert alone.read().total == 1
-    assert set(view.read()[1]) == {("br0", 80)}
+    assert set(view.read()[1]) == {("br0", ServiceKey(80))}
     # The next service gets the record that the daemon reads.
     worker.give_back(shared)
     worker.give_back(alone)
     worker.record("br0", ServiceKey(82)).counts[TOTAL] = 3
-    assert view.read()[1] == {("br0", 82): Counts(total=3)}
+    assert view.read()[1] == {("br0", ServiceKey(82)): Counts(total=3)}
     os.close(worker.fd)
 
 

@@ -14,7 +14,7 @@ from tests.unit.datapath.test_connection import Far, Site
 from tests.unit.sockets import descriptors, reset
 from tproxy.datapath.endpoints import SILENCE
 from tproxy.datapath.target import Target
-from tproxy.model import Endpoint, Service
+from tproxy.model import Endpoint, Service, ServiceKey
 
 HOSTS = ["127.0.0.11", "127.0.0.12", "127.0.0.13"]
 
@@ -29,7 +29,10 @@ class Several(Site):
 
     def serve(self, hosts: list[str] = HOSTS, timeout: float = 5.0, most: int = 0) -> None:
         service = Service(
-            5030, Endpoint(hosts[0], self.port), connect_timeout=timeout, max_connections_to_endpoint=most
+            ServiceKey(5030),
+            Endpoint(hosts[0], self.port),
+            connect_timeout=timeout,
+            max_connections_to_endpoint=most,
         ).led_to(hosts)
         self.several = Target("br0", service)
         self.connections.serve("br0", [service])

@@ -12,6 +12,7 @@ import pytest
 from tests.unit.recorder import Recorder
 from tests.unit.sockets import run_until
 from tproxy.kernel.loop import Loop
+from tproxy.model import ServiceKey
 from tproxy.relay import listening
 from tproxy.relay.listening import Batch, Listening
 
@@ -40,7 +41,7 @@ def test_a_lasting_lack_of_descriptors_is_one_warning_a_minute(
     monkeypatch.setattr(listening, "PAUSE", 0.001)
     loop, log = Loop(), Recorder()
     relay = Listening(loop, log, lambda batch: None)
-    relay.keep(80, full)
+    relay.keep(ServiceKey(80), full)
     relay.accept_while(True)
     with socket.create_connection(full.getsockname()):
         run_until(loop, lambda: full.failures >= 5)

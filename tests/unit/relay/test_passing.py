@@ -53,7 +53,7 @@ class Setting:
     def accept(self, *guests: str, port: int = 80) -> None:
         """Accept one connection from each guest, in one batch."""
         fds = [os.memfd_create(guest) for guest in guests]
-        self.passing.take(Batch(port, tuple(map(socket.inet_aton, guests)), fds))
+        self.passing.take(Batch(ServiceKey(port), tuple(map(socket.inet_aton, guests)), fds))
 
     def taken(self, place: int) -> list[str]:
         """Take all that a worker can get now; return the guests."""
@@ -329,7 +329,7 @@ def test_guests_that_wait_are_handed_over_and_sent_to_nobody(one: Setting) -> No
     run_until(one.loop, lambda: True)
     assert one.taken(0) == []
     assert sent + sum(len(batch.fds) for batch in batches) == 2 * MANY
-    assert {(batch.port, *batch.guests) for batch in batches if len(batch.fds) == 2} <= {
+    assert {(batch.key.port, *batch.guests) for batch in batches if len(batch.fds) == 2} <= {
         (80, *[socket.inet_aton("10.0.0.1")] * 2)
     }
     for batch in batches:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.keys import keys
 from tests.unit.sockets import copies, run_until, tcp_pair
 from tproxy.model import ServiceKey
 from tproxy.relay import wire
@@ -41,8 +42,8 @@ def take_over(*messages: tuple[wire.Message, list[int]]) -> Relay:
 
 
 def test_a_successor_gets_the_listening_sockets(listener: socket.socket) -> None:
-    relay = take_over((wire.Listeners((80, 81)), [listener.fileno()] * 2))
-    assert relay._listening.ports == (80, 81)
+    relay = take_over((wire.Listeners(keys(80, 81)), [listener.fileno()] * 2))
+    assert relay._listening.keys == keys(80, 81)
     assert copies(listener.fileno()) == 3
 
 
@@ -50,8 +51,8 @@ def test_a_successor_gets_the_listening_sockets(listener: socket.socket) -> None
 def test_another_number_of_listening_sockets_than_of_ports_is_refused_and_closed(
     listener: socket.socket, count: int
 ) -> None:
-    relay = take_over((wire.Listeners((80, 81)), [listener.fileno()] * count))
-    assert relay._listening.ports == ()
+    relay = take_over((wire.Listeners(keys(80, 81)), [listener.fileno()] * count))
+    assert relay._listening.keys == ()
     assert copies(listener.fileno()) == 1
 
 
@@ -62,7 +63,7 @@ def test_a_successor_keeps_what_came_before_a_message_that_it_refuses(listener: 
         (wire.Adopted(), [fd, fd]),
         (wire.Listeners((ServiceKey(81),)), [fd]),
     )
-    assert relay._listening.ports == (80,)
+    assert relay._listening.keys == keys(80)
 
 
 def test_guests_that_are_handed_over_wait_for_a_worker(listener: socket.socket) -> None:
@@ -70,7 +71,7 @@ def test_guests_that_are_handed_over_wait_for_a_worker(listener: socket.socket) 
     relay = take_over((wire.Accepted(ServiceKey(80)), first), (wire.Accepted(ServiceKey(81)), second))
     assert copies(listener.fileno()) == 4
     batches = relay._passing.hand_over()
-    assert [(batch.port, len(batch.fds)) for batch in batches] == [(80, 1), (81, 2)]
+    assert [(batch.key.port, len(batch.fds)) for batch in batches] == [(80, 1), (81, 2)]
     for batch in batches:
         batch.close()
     assert copies(listener.fileno()) == 1
@@ -80,7 +81,7 @@ def test_listening_sockets_are_handed_over_also_where_guests_that_wait_have_no_r
     listener: socket.socket,
 ) -> None:
     relay = Relay()
-    relay._listening.keep(80, listener.dup())
+    relay._listening.keep(ServiceKey(80), listener.dup())
     guests = [tcp_pair() for _ in range(300)]
     for _, accepted in guests:
         relay._passing.take(Batch(ServiceKey(81), (b"",), [accepted.detach()]))
@@ -102,8 +103,8 @@ def test_listening_sockets_are_handed_over_also_where_guests_that_wait_have_no_r
 
 def test_a_socket_that_is_not_tcp_is_closed_and_not_listened_on() -> None:
     with socket.socket(socket.AF_UNIX) as other:
-        relay = take_over((wire.Listeners((80, 81)), [other.fileno()] * 2))
-        assert relay._listening.ports == ()
+        relay = take_over((wire.Listeners(keys(80, 81)), [other.fileno()] * 2))
+        assert relay._listening.keys == ()
         assert copies(other.fileno()) == 1
 
 
@@ -150,7 +151,7 @@ def test_a_successor_whose_daemon_has_ended_keeps_what_it_took_over_for_the_next
     daemon.close()
     relay._loop.call_later(0, relay._loop.stop)
     relay.serve(channel)
-    assert relay._listening.ports == (80,)
+    assert relay._listening.keys == keys(80)
     assert copies(listener.fileno()) == 2
 
 

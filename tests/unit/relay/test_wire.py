@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.keys import keys, keys_of
 from tproxy.errors import ProtocolError
 from tproxy.model import ServiceKey
 from tproxy.relay import wire
@@ -45,7 +46,7 @@ def test_every_message_survives_encoding_and_decoding(message: wire.Message) -> 
     [
         wire.Hello(wire.VERSION, 4194304),
         wire.Listen(7, 20, ()),
-        wire.Listen(7, 20, (1, 5030, 65535)),
+        wire.Listen(7, 20, keys(1, 5030, 65535)),
         wire.Report(7, {}),
         wire.Report(7, {ServiceKey(5030): errno.EADDRINUSE, ServiceKey(80): errno.EACCES}),
         wire.Accepted(ServiceKey(5030)),
@@ -62,7 +63,7 @@ def test_every_message_survives_encoding_and_decoding(message: wire.Message) -> 
         wire.Adopted(),
         wire.Takeover(),
         wire.Listeners(()),
-        wire.Listeners((1, 65535)),
+        wire.Listeners(keys(1, 65535)),
     ],
     ids=repr,
 )
@@ -99,15 +100,17 @@ def test_a_reason_with_undecodable_bytes_arrives_escaped() -> None:
 
 def test_the_largest_message_is_a_report_of_all_ports() -> None:
     ports = range(1, 65536)
-    listen = wire.Listen(2**32 - 1, 255, tuple(ports))
-    report = wire.Report(2**32 - 1, {port: port % 256 for port in ports})  # each reason there may be
+    listen = wire.Listen(2**32 - 1, 255, keys_of(ports))
+    report = wire.Report(
+        2**32 - 1, {ServiceKey(port): port % 256 for port in ports}
+    )  # each reason there may be
     assert len(wire.encode(listen)) < len(wire.encode(report)) == wire.MAX_BYTES
     assert wire.decode(wire.encode(report)) == report
     assert wire.decode(wire.encode(listen)) == listen
 
 
 def test_values_are_in_network_order() -> None:
-    assert wire.encode(wire.Listeners((0x0102,))).endswith(b"\x01\x02")
+    assert wire.encode(wire.Listeners(keys(0x0102))).endswith(b"\x01\x02")
 
 
 @settings(deadline=None, max_examples=300)
@@ -158,7 +161,7 @@ def test_a_message_cut_anywhere_never_raises_anything_else(
         b"H\x00\x01",
         wire.encode(wire.Hello(1, 1)) + b"\x00",
         b"L",
-        wire.encode(wire.Listen(1, 1, (80,))) + b"\x00",
+        wire.encode(wire.Listen(1, 1, keys(80))) + b"\x00",
         wire.encode(wire.Listen(1, 1, ()))[:-1],
         b"R\x00\x00\x00",
         wire.encode(wire.Report(1, {ServiceKey(80): 98})) + b"\x00",

@@ -65,7 +65,7 @@ def test_new_services_reach_a_bridge_that_is_up(before: Said) -> None:
 @pytest.mark.parametrize("before", [RED, OTHER_UPLINKS])
 @pytest.mark.parametrize("services", [OLD, NEW])
 def test_a_changed_entry_replaces_network_and_uplinks(
-    before: WatchedBridge, services: dict[int, Service]
+    before: WatchedBridge, services: dict[ServiceKey, Service]
 ) -> None:
     assert decide(Said(before, OLD), BLUE, services, UP) is Action.BRING_UP
 

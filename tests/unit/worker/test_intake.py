@@ -39,7 +39,7 @@ class Worker:
         self.endpoint = socket.create_server((HERE, 0), backlog=1000)
         self.listener = socket.create_server((HERE, 0), backlog=1000)
         self.port = self.listener.getsockname()[1]
-        self.target = Target("br0", Service(self.port, Endpoint(*self.endpoint.getsockname())))
+        self.target = Target("br0", Service(ServiceKey(self.port), Endpoint(*self.endpoint.getsockname())))
         self.lost: list[Intake] = []
         self.opened: list[socket.socket] = []
         self.cookie = netns.cookie(self.listener) if cookie is None else cookie
@@ -59,8 +59,8 @@ class Worker:
         )
         return far
 
-    def find(self, bridge: str, port: int) -> Target | None:
-        return self.target if (bridge, port) == ("br0", self.port) else None
+    def find(self, bridge: str, key: ServiceKey) -> Target | None:
+        return self.target if (bridge, key) == ("br0", ServiceKey(self.port)) else None
 
     def ended(self, intake: Intake) -> None:
         self.lost.append(intake)
@@ -76,7 +76,11 @@ class Worker:
 
     def pass_on(self, *socks: socket.socket, relay: int = 0, port: int | None = None) -> None:
         """Pass sockets on, as a relay does, which closes its own copies."""
-        send(self.relays[relay], wire.Accepted(port or self.port), [each.fileno() for each in socks])
+        send(
+            self.relays[relay],
+            wire.Accepted(ServiceKey(port or self.port)),
+            [each.fileno() for each in socks],
+        )
         for each in socks:
             each.close()
 

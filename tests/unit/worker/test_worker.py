@@ -153,7 +153,7 @@ def test_a_port_that_stays_keeps_its_counts_and_one_that_comes_again_begins_anew
     host.serve(host.port, 90)
     host.sync()
     counts = host.counters.read()[1]
-    assert (counts["br0", host.port].total, counts["br0", 90].total) == (1, 0)
+    assert (counts["br0", ServiceKey(host.port)].total, counts["br0", ServiceKey(90)].total) == (1, 0)
     host.serve(90)
     host.serve(host.port, 90)
     host.sync()
@@ -163,7 +163,7 @@ def test_a_port_that_stays_keeps_its_counts_and_one_that_comes_again_begins_anew
 
 def test_a_long_list_that_comes_in_parts_is_one_list(host: Host) -> None:
     endpoint = Endpoint(*host.endpoint.getsockname())
-    host.tell(orders.Services("br0", True, False, (Service(host.port, endpoint),)))
+    host.tell(orders.Services("br0", True, False, (Service(ServiceKey(host.port), endpoint),)))
     host.tell(orders.Services("br0", False, False, (Service(ServiceKey(90), endpoint),)))
     host.tell(orders.Services("br0", False, True, (Service(ServiceKey(91), endpoint),)))
     host.sync()
