@@ -182,11 +182,16 @@ def shared_rules(*, by_port: bool, limited: bool) -> dict[str, list[str]]:
     }
 
 
-def arp_rule(bridge: str, ours: str, *, by_port: bool, address: str = SERVICE_ADDRESS) -> str:
-    """A rule of a bridge's ARP guard: no request for the address leaves at another port than ``ours``."""
+def arp_rule(
+    bridge: str, ours: str, *, by_port: bool, address: str = SERVICE_ADDRESS, ports: str = GUARDED
+) -> str:
+    """A rule of a bridge's ARP guard: no request for the address leaves at another port than ``ours``.
+
+    ``ports`` is the set of the ports of bridges with this address.
+    """
     asks = f"{arp_for(address)} arp daddr ip {address}"
     if by_port:
-        return f"{asks} oifname != @{VETHS} iifname @{GUARDED} drop"
+        return f"{asks} oifname != @{VETHS} iifname @{ports} drop"
     return f'{asks} oifname != "{ours}" meta ibrname "{bridge}" drop'
 
 

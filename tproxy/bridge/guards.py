@@ -83,7 +83,7 @@ class Guard(NamedTuple):
     @property
     def shared_rules(self) -> dict[str, list[str]]:
         """The rules of the shared chains, by chain."""
-        return _rules(self.ports is not None, self.limited, self.addresses | self.addresses_elsewhere)
+        return _rules(*self.kind, self.addresses | self.addresses_elsewhere)
 
     @property
     def lacks(self) -> str:
@@ -93,13 +93,21 @@ class Guard(NamedTuple):
         return ", and no ".join(lacks)
 
     @property
+    def kind(self) -> tuple[bool, bool]:
+        """Whether the rules match ports, and whether they limit."""
+        return self.ports is not None, self.limited
+
+    @property
     def arp_rules(self) -> list[str]:
         """The rules of the ARP guard: no request for a service address leaves at another port than ours."""
         ours, by_port = BridgeNames(self.bridge).veth_bridge, self.ports is not None
         others = sorted(each for each in self.addresses if ":" not in each)
         return [
             arp_rule(self.bridge, ours, by_port=by_port),
-            *(arp_rule(self.bridge, ours, by_port=by_port, address=each) for each in others),
+            *(
+                arp_rule(self.bridge, ours, by_port=by_port, address=each, ports=AT_PREFIX + each)
+                for each in others
+            ),
         ]
 
     @property
@@ -175,7 +183,7 @@ class ObservedGuard(NamedTuple):
 
     @property
     def kind(self) -> tuple[bool, bool] | None:
-        """Whether the rules match ports, and whether they limit; None where they are not as they should be."""
+        """As ``Guard.kind``; None where the rules are not as they should be."""
         addresses = _addresses(f"{AT_PREFIX}{each}" for each in self.named_addresses)
         for by_port in (False, True):
             for limited in (True, False):

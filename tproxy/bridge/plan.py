@@ -236,8 +236,10 @@ def guard_actions(
 ) -> list[Action]:
     """The part of ``up`` for the guards."""
     found = observed.guard or ObservedGuard(bridge)
-    preferred, *others = wanted_guards(bridge, observed, named_uplinks, addresses)
-    known = next((each for each in (preferred, *others) if each.rules_are_in(found)), None)
+    preferred, *others = wanted = wanted_guards(bridge, observed, named_uplinks, addresses)
+    known = next((each for each in wanted if each.rules_are_in(found)), None)
+    if known is None and found.shared:  # the rules may be for other service addresses
+        known = next((each for each in wanted if each.kind == found.kind), None)
     commands = guards.load(known or preferred, found)
     if not commands:
         return []

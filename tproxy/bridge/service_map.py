@@ -379,7 +379,7 @@ def _typed_map(
 ) -> list[str]:
     """Return the commands after which ``sv_<bridge>`` is there exactly if it is needed."""
     if _typed(after):
-        return [_map(names)]
+        return [] if _typed(before) else [_map(names)]
     return [_map(names), f"delete map ip {TABLE} {names.typed_map}"] if _typed(before) else []
 
 
