@@ -221,7 +221,7 @@ def load(guard: Guard, found: ObservedGuard) -> list[str]:
     # Another program's chain is used as it is: the shared chains drop what it should drop, too.
     if found.arp_guard != _marks(guard.arp_rules) and arp_guard not in found.foreign:
         commands += _load_chains({arp_guard: guard.arp_rules})
-    return commands
+    return commands + (_delete_sets(rules, found) if anew else [])
 
 
 def change_elements(guard: Guard, found: ObservedGuard) -> list[str]:
@@ -253,7 +253,8 @@ def unload(found: ObservedGuard) -> list[str]:
         chain = f"chain bridge {TABLE} {BridgeNames(found.bridge).arp_guard}"
         commands += [f"flush {chain}", f"delete {chain}"]
     if (found.addresses - found.addresses_elsewhere) and (kind := found.kind) is not None:
-        commands += _load_shared(_rules(*kind, found.addresses_elsewhere), found)
+        rules = _rules(*kind, found.addresses_elsewhere)
+        commands += [*_load_shared(rules, found), *_delete_sets(rules, found)]
     return commands
 
 
@@ -363,14 +364,16 @@ def _add_sets(rules: Mapping[str, Iterable[str]], *, limited: bool) -> list[str]
 
 
 def _load_shared(rules: Mapping[str, Iterable[str]], found: ObservedGuard) -> list[str]:
-    """Return commands that replace the shared chains, and delete the sets of addresses that need no rules."""
+    """Return commands that replace the shared chains."""
     gone = [name for name in found.shared if name not in rules]
-    wanted = _sets_of(rules)
-    return [
-        *_load_chains(rules),
-        *(f"{verb} chain bridge {TABLE} {name}" for verb in ("flush", "delete") for name in gone),
-        *(f"delete set bridge {TABLE} {name}" for name in found.sets if name not in (*SETS, *wanted)),
-    ]
+    old = [f"{verb} chain bridge {TABLE} {name}" for verb in ("flush", "delete") for name in gone]
+    return [*_load_chains(rules), *old]
+
+
+def _delete_sets(rules: Mapping[str, Iterable[str]], found: ObservedGuard) -> list[str]:
+    """Return commands that delete the sets of addresses for which there are no rules any more."""
+    kept = (*SETS, *_sets_of(rules))
+    return [f"delete set bridge {TABLE} {name}" for name in found.sets if name not in kept]
 
 
 def _sets_of(rules: Mapping[str, Iterable[str]]) -> list[str]:
