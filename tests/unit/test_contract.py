@@ -146,7 +146,7 @@ UNUSABLE: dict[type, str] = {
 BASE = f"b: &b {{{GOOD}}}\n"
 
 CASES: dict[str, list[tuple[str, Said | None]]] = {
-    "two entries with one service port that apply to the same network": [
+    "two entries with one service port and protocol that apply to the same network": [
         (entries(GOOD, "service_port: 5030, remote_addr: 192.0.2.2, remote_port: 1"), Said(FIRST, 1))
     ],
     "the first of them cannot be used": [

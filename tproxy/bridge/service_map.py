@@ -244,7 +244,7 @@ def parse_rest(listed: Json, *, plain: bool = True) -> dict[tuple[ServiceKey, in
             *left, number = element["val"]["concat"]
             if (key := _parse_key(left[0] if plain else {"concat": left})) is not None:
                 found[key, int(number)] = str(element["comment"])
-        except (KeyError, TypeError, ValueError):  # without a comment, or a range: not by tproxy
+        except (LookupError, TypeError, ValueError):  # without a comment, or a range: not by tproxy
             continue
     return found
 

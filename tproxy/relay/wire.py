@@ -25,7 +25,7 @@ MAX_DESCRIPTORS = 253
 # The largest message is Report when all 65,535 ports have failed, for up to 256 different reasons. It is
 # smaller than the default of net.core.wmem_default, so it can be sent. More ports than that, on several
 # service addresses or of several protocols, are asked for by nobody.
-MAX_BYTES = 1 + 4 + 2 * 65535 + 23 * 256
+MAX_BYTES = 1 + 4 + 2 * 65535 + 26 * 256
 
 _HELLO = struct.Struct("!HI")
 _LISTEN = struct.Struct("!IB")

@@ -159,7 +159,9 @@ inners = st.builds(
 maps = st.builds(
     ServiceMap,
     st.just("br0"),
-    st.dictionaries(st.sampled_from([80, 81, 82]), st.sampled_from([ONE, TWO])),
+    st.dictionaries(
+        st.sampled_from([ServiceKey(80), ServiceKey(81), ServiceKey(82)]), st.sampled_from([ONE, TWO])
+    ),
     st.sampled_from([Network(), WANTED.network]),
 )
 

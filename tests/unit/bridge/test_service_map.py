@@ -187,7 +187,7 @@ def test_the_set_goes_with_the_last_service_that_needs_it() -> None:
     assert service_map.change_map(before, plain)[-1] == "delete set ip one_tproxy op_br0"
     assert not [each for each in service_map.change_map(plain, plain) if "op_br0" in each]
     assert not [each for each in service_map.add_map(plain) if "op_br0" in each]
-    assert service_map.delete_map("br0")[-1] == "delete set ip one_tproxy op_br0"
+    assert "delete set ip one_tproxy op_br0" in service_map.delete_map("br0")
 
 
 @pytest.mark.parametrize(
@@ -380,3 +380,42 @@ def test_comments_may_have_the_full_length_that_nftables_accepts() -> None:
     for length, fits in ((room, True), (room + 1, False)):
         words = {"id": "7", "network": "x" * length}
         assert (service_map.decode_words(service_map.encode_words(words)) == words) == fits
+
+
+DNS = ServiceKey(53, "udp")
+
+
+def test_what_is_not_plain_stands_in_a_map_of_its_own_which_goes_with_the_last_of_it() -> None:
+    plain = Service(ServiceKey(53), Endpoint("10.0.0.53", 53))
+    dns = Service(DNS, Endpoint("10.0.0.53", 53), "dns")
+    both = ServiceMap("br0", {ServiceKey(53): plain, DNS: dns})
+    commands = [" ".join(each.split()) for each in service_map.add_map(both)]
+    assert "add element ip one_tproxy ep_br0 { 53 : 10.0.0.53 . 53 }" in commands
+    element = '169.254.16.9 . udp . 53 . 0x0 comment "name=dns" : 10.0.0.53 . 53'
+    assert f"add element ip one_tproxy sv_br0 {{ {element} }}" in commands
+    after = both._replace(services={ServiceKey(53): plain})
+    assert service_map.change_map(both, after)[-1] == "delete map ip one_tproxy sv_br0"
+    assert not [each for each in service_map.change_map(after, after) if "sv_br0" in each]
+    assert not [each for each in service_map.add_map(after) if "sv_br0" in each]
+
+
+@pytest.mark.parametrize(
+    "concat",
+    [
+        ["169.254.16.9", "tcp", 80, 0],
+        ["169.254.16.9", "sctp", 80, 0],
+        ["169.254.16.9", 132, 80, 0],
+        ["169.254.16.9", "udp", 0, 0],
+        [{"prefix": {"addr": "169.254.0.0", "len": 16}}, "udp", 80, 0],
+        ["169.254.16.9", "udp", {"range": [1, 2]}, 0],
+        ["169.254.16.9", "udp", 80],
+    ],
+    ids=str,
+)
+def test_an_element_that_is_plain_or_no_service_is_left_out(concat: list[Any]) -> None:
+    types = ["ipv4_addr", "inet_proto", "inet_service", "mark"]
+    listed = {"name": "sv_br0", "type": types, "map": "ipv4_addr . inet_service"}
+    element = [{"concat": concat}, {"concat": ["10.0.0.1", 80]}]
+    assert service_map.parse_typed({**listed, "elem": [element]}) == {}
+    assert service_map.unusable_elements({**listed, "elem": [element]})
+    assert service_map.parse_typed({**listed, "type": types[:2]}) is None

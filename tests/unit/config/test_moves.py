@@ -35,16 +35,16 @@ def test_a_service_moves_from_any_address_of_before_to_all_of_now(address: str) 
 @pytest.mark.parametrize(
     ("entries", "found", "now"),
     [
-        ([BY_NAME], {80: service("10.0.0.2")}, {"api.example": ["10.0.0.2"]}),
-        ([BY_NAME], {80: service("10.0.0.1")}, {}),
-        ([BY_NAME], {80: service("10.0.0.9")}, NOW),
-        ([BY_NAME], {80: service("10.0.0.1", 8081)}, NOW),
+        ([BY_NAME], {ServiceKey(80): service("10.0.0.2")}, {"api.example": ["10.0.0.2"]}),
+        ([BY_NAME], {ServiceKey(80): service("10.0.0.1")}, {}),
+        ([BY_NAME], {ServiceKey(80): service("10.0.0.9")}, NOW),
+        ([BY_NAME], {ServiceKey(80): service("10.0.0.1", 8081)}, NOW),
         ([BY_NAME], {}, NOW),
-        ([BY_NAME._replace(networks=frozenset({"red"}))], {80: service("10.0.0.1")}, NOW),
-        ([BY_NAME._replace(remote_addr=("10.0.0.1",)), BY_NAME], {80: service("10.0.0.1")}, NOW),
+        ([BY_NAME._replace(networks=frozenset({"red"}))], {ServiceKey(80): service("10.0.0.1")}, NOW),
+        ([BY_NAME._replace(remote_addr=("10.0.0.1",)), BY_NAME], {ServiceKey(80): service("10.0.0.1")}, NOW),
         (
             [BY_NAME._replace(remote_addr=("other.example",)), BY_NAME],
-            {80: service("10.0.0.1")},
+            {ServiceKey(80): service("10.0.0.1")},
             {
                 **NOW,
                 "other.example": ["10.0.0.1"],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.keys import keys
 from tests.unit.config.files import ONE_LINE, SAMPLE, VNET1, Load, entry, said, services
 from tproxy.config.file import MAX_BYTES
 from tproxy.config.reader import load
@@ -77,7 +78,7 @@ def test_keys_of_other_programs_are_ignored(loaded: Load) -> None:
         "twice: 1\ntwice: 2\nbase: &base {mine: 1}\n<<: *base\n" + entry()
     )
     assert not said(found)
-    assert services(found)[0].keys() == {80}
+    assert services(found)[0].keys() == {*keys(80)}
 
 
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(loaded: Load) -> None:
@@ -131,7 +132,7 @@ def test_a_billion_laughs_under_keys_of_other_programs_cost_nothing(loaded: Load
         f"b{n}: &b{n} {{<<: [{f'*b{n - 1},' * 10}]}}\n" for n in range(1, 40)
     )
     found = loaded(laughs + merges + entry())
-    assert services(found)[0].keys() == {80}
+    assert services(found)[0].keys() == {*keys(80)}
 
 
 @pytest.mark.usefixtures("bounded_work")
@@ -146,7 +147,7 @@ def test_aliases_that_stand_for_more_than_a_file_could_hold_are_refused(loaded: 
 
 def test_an_entry_can_be_an_alias(loaded: Load) -> None:
     found = loaded("other: &e {remote_addr: 10.0.0.1, remote_port: 80}\ntproxy: [*e]")
-    assert services(found)[0].keys() == {80}
+    assert services(found)[0].keys() == {*keys(80)}
 
 
 def test_many_entries_can_share_a_long_list_of_networks_by_an_alias(loaded: Load) -> None:
@@ -181,14 +182,14 @@ def test_a_warning_names_file_line_entry_key_and_value(loaded: Load, tmp_path: P
     )
     place = f"{tmp_path}/tproxy.yaml:5: entry 2"
     assert said(found) == [f"{place}: remote_port '70000' is not a port, 1 to 65535: entry skipped"]
-    assert services(found)[0].keys() == {80}
+    assert services(found)[0].keys() == {*keys(80)}
 
 
 def test_an_unknown_key_in_an_entry_is_named_and_ignored(loaded: Load) -> None:
     found = loaded(entry(colour="green"))
     (warning,) = said(found)
     assert "entry 1: key 'colour' is unknown and ignored" in warning
-    assert services(found)[0].keys() == {80}
+    assert services(found)[0].keys() == {*keys(80)}
 
 
 @pytest.mark.parametrize("again", ["remote_port", ":remote_port"])
@@ -196,7 +197,7 @@ def test_a_key_that_is_written_twice_is_warned_of_and_the_last_one_counts(loaded
     found = loaded(f"tproxy:\n- remote_addr: 10.0.0.1\n  remote_port: 80\n  {again}: 81")
     (warning,) = said(found)
     assert "entry 1: remote_port is there twice: '81' is used" in warning
-    assert services(found)[0].keys() == {81}
+    assert services(found)[0].keys() == {*keys(81)}
 
 
 def test_values_cannot_forge_a_line_of_the_log(loaded: Load) -> None:

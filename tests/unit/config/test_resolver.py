@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 
+from tests.keys import keys
 from tests.unit.config.files import VNET1, Load, entry, resolve, services
 from tproxy.config.resolver import addresses_of, services_for
 from tproxy.model import Endpoint, Service, ServiceKey
@@ -65,7 +66,7 @@ def test_a_name_without_a_usable_address_is_skipped_and_the_others_apply(
     )
     before = {ServiceKey(80): Service(ServiceKey(80), Endpoint("10.0.0.9", 80))}
     chosen, (problem,) = services_for(found, VNET1, resolve, before.get)
-    assert chosen.keys() == {81, 82}
+    assert chosen.keys() == {*keys(81, 82)}
     assert problem.at("tproxy.yaml") == (
         f"tproxy.yaml:2: entry 1: remote_addr '{name}' {reason}: entry skipped"
     )

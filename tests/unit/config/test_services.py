@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.keys import keys
 from tests.unit.config.files import VNET1, Load, said, services
 from tproxy.config.services import Config, Entry, NoAddress, Problem, choose, host_names
 from tproxy.model import Endpoint, Network, Service, ServiceKey
@@ -44,7 +45,7 @@ def test_a_service_without_an_address_goes_where_it_went_unless_that_is_certain(
         ServiceKey(82): Service(ServiceKey(82), Endpoint("10.0.0.2", 9)),
     }
     chosen, problems = choose(CONFIG, VNET1, {"one.example": NoAddress("no answer", certain)}, before.get)
-    assert chosen.keys() == ({81} if certain else {80, 81})
+    assert chosen.keys() == ({*keys(81)} if certain else {*keys(80, 81)})
     outcome = "entry skipped" if certain else "10.0.0.2:8080 as before"
     assert problems == [
         Problem(2, f"entry 1: no answer: {outcome}"),
@@ -87,7 +88,7 @@ def test_a_network_without_name_and_id_gets_only_entries_for_every_network(loade
         "- {remote_addr: 10.0.0.1, remote_port: 80, networks: [0, vnet1]}\n"
         "- {remote_addr: 10.0.0.1, remote_port: 81}\n"
     )
-    assert services(found, Network())[0].keys() == {81}
+    assert services(found, Network())[0].keys() == {*keys(81)}
 
 
 def test_the_first_of_two_entries_with_one_service_port_wins(loaded: Load) -> None:
@@ -128,3 +129,21 @@ def test_an_entry_that_is_skipped_does_not_take_a_port(loaded: Load, unusable: s
     chosen, warnings = services(found)
     assert chosen == {ServiceKey(80): Service(ServiceKey(80), Endpoint("10.0.0.2", 80))}
     assert len([*said(found), *warnings]) == 1
+
+
+def test_an_entry_for_two_protocols_is_two_services_and_the_first_entry_of_each_wins(loaded: Load) -> None:
+    found = loaded(
+        "tproxy:\n"
+        "- {remote_addr: 10.0.0.1, remote_port: 53, protocol: udp}\n"
+        "- {remote_addr: 10.0.0.2, remote_port: 53, protocol: [tcp, udp]}\n"
+        "- {remote_addr: 10.0.0.3, remote_port: 53}\n"
+    )
+    chosen, warnings = services(found)
+    assert {key: each.endpoint.address for key, each in chosen.items()} == {
+        ServiceKey(53, "udp"): "10.0.0.1",
+        ServiceKey(53): "10.0.0.2",
+    }
+    assert [warning.partition("tproxy.yaml:")[2] for warning in warnings] == [
+        "3: entry 2: service_port 53/udp: entry 1 (line 2) has it on this network: ignored for udp",
+        "4: entry 3: service_port 53: entry 2 (line 3) has it on this network: entry ignored",
+    ]

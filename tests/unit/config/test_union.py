@@ -15,7 +15,7 @@ BLUE, RED = Network("blue", "1"), Network("red", "2")
 
 ports = st.integers(1, 5)
 wanted = st.dictionaries(ports, st.builds(Endpoint, st.just("10.0.0.1"), st.integers(1, 3)), max_size=5).map(
-    lambda found: {port: Service(ServiceKey(port), endpoint) for port, endpoint in found.items()}
+    lambda found: {ServiceKey(port): Service(ServiceKey(port), endpoint) for port, endpoint in found.items()}
 )
 offers = st.lists(st.tuples(st.builds(Network, st.sampled_from("abc")), wanted), max_size=4)
 

@@ -8,6 +8,7 @@ from unittest import mock
 
 import pytest
 
+from tests.keys import keys
 from tests.unit.config.files import VNET1, Load, entry, said, services
 from tproxy.config.resolver import services_for
 from tproxy.model import DEFAULT_CONNECT_TIMEOUT, Endpoint, Network, Service, ServiceKey
@@ -184,7 +185,7 @@ def test_host_names_are_left_to_the_resolver(loaded: Load, name: str) -> None:
 def test_a_network_matches_by_name_or_id(loaded: Load, networks: str) -> None:
     found = loaded(entry(networks=networks))
     assert not said(found)
-    assert services(found, Network("storage", "0"))[0].keys() == {80}
+    assert services(found, Network("storage", "0"))[0].keys() == {*keys(80)}
     assert not services(found, Network("other", "5"))[0]
 
 
@@ -193,7 +194,7 @@ def test_missing_or_empty_networks_are_every_network(loaded: Load, networks: str
     found = loaded(entry(networks=networks))
     assert not said(found)
     for network in (VNET1, Network()):
-        assert services(found, network)[0].keys() == {80}
+        assert services(found, network)[0].keys() == {*keys(80)}
 
 
 @pytest.mark.parametrize(
@@ -229,7 +230,7 @@ def test_an_entry_with_a_network_that_yaml_reads_as_something_else_is_skipped(
 @pytest.mark.parametrize("network", ["0123", "1_000", "yes", "1.5", "2026-01-01"])
 def test_a_quoted_network_is_taken_as_it_is_written(loaded: Load, network: str) -> None:
     found = loaded(entry(networks=f"'{network}'"))
-    assert services(found, Network(network))[0].keys() == {80}
+    assert services(found, Network(network))[0].keys() == {*keys(80)}
 
 
 def test_an_entry_whose_networks_are_a_mapping_is_skipped(loaded: Load) -> None:

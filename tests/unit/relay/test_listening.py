@@ -52,17 +52,14 @@ def test_a_lasting_lack_of_descriptors_is_one_warning_a_minute(
     loop.close()
 
 
-def test_a_guest_whose_socket_nobody_served_gets_a_reset_and_no_end_of_file(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_guest_whose_socket_nobody_served_gets_a_reset_and_no_end_of_file() -> None:
     """As when relay or worker die: the option is on the socket itself, so the kernel does it."""
-    monkeypatch.setattr(listening, "SERVICE_ADDRESS", "127.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
     batches: list[Batch] = []
     loop = Loop()
     relay = Listening(loop, Recorder(), batches.append)
-    assert relay.listen((port,)) == {}
+    assert relay.listen((ServiceKey(port, address="127.0.0.1"),)) == {}
     relay.accept_while(True)
     with socket.create_connection(("127.0.0.1", port)) as guest:
         guest.sendall(b"hello")

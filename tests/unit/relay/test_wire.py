@@ -10,18 +10,21 @@ from hypothesis import strategies as st
 
 from tests.keys import keys, keys_of
 from tproxy.errors import ProtocolError
-from tproxy.model import ServiceKey
+from tproxy.model import PROTOCOLS, ServiceKey
 from tproxy.relay import wire
 
 port = st.integers(0, 65535)
-ports = st.lists(port, max_size=300).map(tuple)
+key = st.builds(
+    ServiceKey, port, st.sampled_from(PROTOCOLS), st.ip_addresses(v=4).map(str) | st.just("fd00::1")
+)
+listed = st.lists(st.builds(ServiceKey, port) | key, max_size=300).map(tuple)
 uint32 = st.integers(0, 2**32 - 1)
 
 messages: st.SearchStrategy[wire.Message] = st.one_of(
     st.builds(wire.Hello, port, uint32),
-    st.builds(wire.Listen, uint32, st.integers(0, 255), ports),
-    st.builds(wire.Report, uint32, st.dictionaries(port, port, max_size=50)),
-    st.builds(wire.Accepted, port),
+    st.builds(wire.Listen, uint32, st.integers(0, 255), listed),
+    st.builds(wire.Report, uint32, st.dictionaries(key, port, max_size=50)),
+    st.builds(wire.Accepted, st.builds(ServiceKey, port) | key),
     st.builds(wire.Born, uint32),
     st.builds(wire.Behind, port),
     st.builds(wire.Workers),
@@ -31,7 +34,7 @@ messages: st.SearchStrategy[wire.Message] = st.one_of(
     st.builds(wire.Adopt),
     st.builds(wire.Adopted),
     st.builds(wire.Takeover),
-    st.builds(wire.Listeners, ports),
+    st.builds(wire.Listeners, listed),
 )
 
 
@@ -118,7 +121,7 @@ def test_values_are_in_network_order() -> None:
     st.binary(max_size=64)
     | st.builds(
         bytes.__add__,
-        st.sampled_from(b"ABHLRbFSQWladt").map(lambda each: bytes([each])),
+        st.sampled_from(b"ABCHLRbFSUQWladt").map(lambda each: bytes([each])),
         st.binary(max_size=40),
     )
 )

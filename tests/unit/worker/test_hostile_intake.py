@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.relay.hostile import KINDS, PAYLOADS, open_descriptors, send_hostile
-from tests.unit.worker.test_intake import HERE, Worker
+from tests.unit.worker.test_intake import Worker
 from tproxy.relay import wire
-from tproxy.worker import intake
-
-
-@pytest.fixture(autouse=True)
-def service_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "SERVICE_ADDRESS", HERE)
 
 
 @given(messages=st.lists(st.tuples(st.one_of(PAYLOADS, st.just(b"")), KINDS), max_size=12))

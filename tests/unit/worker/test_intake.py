@@ -28,6 +28,10 @@ from tproxy.worker.intake import Intake
 HERE = "127.0.0.1"  # in place of the service address, which only a bridge's namespace has
 
 
+def key_here(port: int) -> ServiceKey:
+    return ServiceKey(port, address=HERE)
+
+
 class Worker:
     """The part of a worker that an intake needs, with the test as the relay of ``br0``."""
 
@@ -39,7 +43,7 @@ class Worker:
         self.endpoint = socket.create_server((HERE, 0), backlog=1000)
         self.listener = socket.create_server((HERE, 0), backlog=1000)
         self.port = self.listener.getsockname()[1]
-        self.target = Target("br0", Service(ServiceKey(self.port), Endpoint(*self.endpoint.getsockname())))
+        self.target = Target("br0", Service(key_here(self.port), Endpoint(*self.endpoint.getsockname())))
         self.lost: list[Intake] = []
         self.opened: list[socket.socket] = []
         self.cookie = netns.cookie(self.listener) if cookie is None else cookie
@@ -60,7 +64,7 @@ class Worker:
         return far
 
     def find(self, bridge: str, key: ServiceKey) -> Target | None:
-        return self.target if (bridge, key) == ("br0", ServiceKey(self.port)) else None
+        return self.target if (bridge, key) == ("br0", key_here(self.port)) else None
 
     def ended(self, intake: Intake) -> None:
         self.lost.append(intake)
@@ -78,7 +82,7 @@ class Worker:
         """Pass sockets on, as a relay does, which closes its own copies."""
         send(
             self.relays[relay],
-            wire.Accepted(ServiceKey(port or self.port)),
+            wire.Accepted(key_here(port or self.port)),
             [each.fileno() for each in socks],
         )
         for each in socks:
@@ -100,7 +104,6 @@ class Worker:
 
 @pytest.fixture(autouse=True)
 def service_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "SERVICE_ADDRESS", HERE)
 
 
 @pytest.fixture

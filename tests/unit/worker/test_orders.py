@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tproxy.errors import ProtocolError
-from tproxy.model import INTERFACE_NAME_BYTES, MOST_ENDPOINTS, Endpoint, Network, Service, ServiceKey
+from tproxy.model import (
+    INTERFACE_NAME_BYTES,
+    MOST_ENDPOINTS,
+    PROTOCOLS,
+    Endpoint,
+    Network,
+    Service,
+    ServiceKey,
+)
 from tproxy.relay import wire
 from tproxy.worker import orders
 
@@ -16,7 +24,13 @@ uint32 = st.integers(0, 2**32 - 1)
 bridge = st.text("abcXYZ019_.-", min_size=1, max_size=INTERFACE_NAME_BYTES)
 service = st.builds(
     Service,
-    port,
+    st.builds(
+        ServiceKey,
+        port,
+        st.sampled_from(PROTOCOLS),
+        st.ip_addresses(v=4).map(str) | st.just("fd00::1"),
+        uint32,
+    ),
     st.builds(Endpoint, st.ip_addresses(v=4).map(str), port),
     st.just(""),
     st.floats(0.001, 300),

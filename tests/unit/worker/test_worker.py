@@ -19,7 +19,7 @@ from tproxy.log.file import Log
 from tproxy.model import Endpoint, Service, ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, receive, send, send_bytes
-from tproxy.worker import intake, orders
+from tproxy.worker import orders
 from tproxy.worker.worker import Worker
 
 HERE = "127.0.0.1"  # in place of the service address, which only a bridge's namespace has
@@ -73,7 +73,9 @@ class Host:
         assert delivery.message == orders.Synced(self.synced)
 
     def serve(self, *ports: int, bridge: str = "br0") -> None:
-        services = tuple(Service(ServiceKey(port), Endpoint(*self.endpoint.getsockname())) for port in ports)
+        services = tuple(
+            Service(ServiceKey(port, address=HERE), Endpoint(*self.endpoint.getsockname())) for port in ports
+        )
         self.tell(orders.Services(bridge, True, True, services))
 
     def relay(self, bridge: str = "br0") -> socket.socket:
@@ -89,7 +91,7 @@ class Host:
         guest = socket.create_connection((HERE, self.port))
         self.opened.append(guest)
         with self.listener.accept()[0] as accepted:
-            send(relay, wire.Accepted(self.port), [accepted.fileno()])
+            send(relay, wire.Accepted(ServiceKey(self.port, address=HERE)), [accepted.fileno()])
         return guest
 
     def talk(self, guest: socket.socket) -> socket.socket:
@@ -123,7 +125,6 @@ class Host:
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    monkeypatch.setattr(intake, "SERVICE_ADDRESS", HERE)
     made = Host(tmp_path)
     yield made
     made.close()
@@ -153,7 +154,10 @@ def test_a_port_that_stays_keeps_its_counts_and_one_that_comes_again_begins_anew
     host.serve(host.port, 90)
     host.sync()
     counts = host.counters.read()[1]
-    assert (counts["br0", ServiceKey(host.port)].total, counts["br0", ServiceKey(90)].total) == (1, 0)
+    assert (
+        counts["br0", ServiceKey(host.port, address=HERE)].total,
+        counts["br0", ServiceKey(90, address=HERE)].total,
+    ) == (1, 0)
     host.serve(90)
     host.serve(host.port, 90)
     host.sync()
@@ -163,9 +167,9 @@ def test_a_port_that_stays_keeps_its_counts_and_one_that_comes_again_begins_anew
 
 def test_a_long_list_that_comes_in_parts_is_one_list(host: Host) -> None:
     endpoint = Endpoint(*host.endpoint.getsockname())
-    host.tell(orders.Services("br0", True, False, (Service(ServiceKey(host.port), endpoint),)))
-    host.tell(orders.Services("br0", False, False, (Service(ServiceKey(90), endpoint),)))
-    host.tell(orders.Services("br0", False, True, (Service(ServiceKey(91), endpoint),)))
+    host.tell(orders.Services("br0", True, False, (Service(ServiceKey(host.port, address=HERE), endpoint),)))
+    host.tell(orders.Services("br0", False, False, (Service(ServiceKey(90, address=HERE), endpoint),)))
+    host.tell(orders.Services("br0", False, True, (Service(ServiceKey(91, address=HERE), endpoint),)))
     host.sync()
     assert set(host.counters.read()[1]) == {("br0", port) for port in (host.port, 90, 91)}
 
