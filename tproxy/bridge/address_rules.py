@@ -155,7 +155,7 @@ def _chains(*, by_port: bool, limited: bool) -> dict[str, list[str]]:
         to_us, from_us = f"oifname @{VETHS}", f"iifname @{VETHS}"
     transit = f"iifname @{UPLINKS} oifname @{UPLINKS} return"
     return {
-        KNOWN_SOURCE: [TOO_MANY_SYNS, TO_US],
+        KNOWN_SOURCE: [TOO_MANY_SYNS, TO_US] if limited else ["return"],  # nothing jumps to it without limits
         ASKING: [*_limits("ip saddr", KNOWN, limited=limited), TO_US],
         ASKING_ARP: _arp_limits() if limited else ["return"],
         ASKING_IPV6: [
