@@ -120,7 +120,9 @@ def left_behind(bridge: str, observed: plan.Observed, uplinks: frozenset[str], u
 
 def removable(bridge: str, observed: plan.Observed) -> plan.Observed:
     """What was observed, without a service map that no hook made: it is another program's."""
-    return observed if _made_map(bridge, observed) else observed._replace(map=None, map_stays=observed.map is not None)
+    if _made_map(bridge, observed):
+        return observed
+    return observed._replace(map=None, map_stays=observed.map is not None)
 
 
 def kept(bridge: str, observed: plan.Observed) -> str:

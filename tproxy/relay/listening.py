@@ -4,7 +4,7 @@ The relay gets what was accepted as a ``Batch``. While it says that it has no ro
 a moment after accept(2) failed for want of descriptors or memory, no listening socket is polled: guests then
 wait in the backlog, in the kernel.
 
-A UDP socket is only bound here. The daemon gets a copy, as of each listening socket, and gives it to a worker.
+A UDP socket is only bound here. The daemon gets a copy, as of each listening socket, for a worker.
 """
 
 import errno

@@ -28,7 +28,7 @@ class Hostile:
 
     def __init__(self) -> None:
         self.warnings = limit.warnings()
-        self.problems: dict[int, int] = {}
+        self.problems: dict[ServiceKey, int] = {}
 
 
 @pytest.fixture

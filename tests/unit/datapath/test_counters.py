@@ -45,7 +45,7 @@ def test_any_reason_can_be_noted_and_is_cut_if_it_is_long(why: str) -> None:
     record = counters.unshared()
     record.failed(why)
     whole = why.encode(errors="replace")
-    if len(whole) <= 112:
+    if len(whole) <= counters._ERROR_BYTES:
         assert record.read().last_error == whole.decode().rstrip("\0")
     else:
         assert whole.startswith(
@@ -133,7 +133,7 @@ def test_a_hostile_worker_can_write_anything_and_the_daemon_reads_on() -> None:
     os.pwrite(fd, b"\xff" * 4096, 0)  # the number of records is far too large
     open_, found = view.read()
     assert open_ > 0
-    assert len(found) == 1
+    assert not found  # of a protocol that there is not
     os.close(fd)
 
 

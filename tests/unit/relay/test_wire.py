@@ -17,14 +17,14 @@ port = st.integers(0, 65535)
 key = st.builds(
     ServiceKey, port, st.sampled_from(PROTOCOLS), st.ip_addresses(v=4).map(str) | st.just("fd00::1")
 )
-listed = st.lists(st.builds(ServiceKey, port) | key, max_size=300).map(tuple)
+listed = st.lists(port.map(ServiceKey) | key, max_size=300).map(tuple)
 uint32 = st.integers(0, 2**32 - 1)
 
 messages: st.SearchStrategy[wire.Message] = st.one_of(
     st.builds(wire.Hello, port, uint32),
     st.builds(wire.Listen, uint32, st.integers(0, 255), listed),
     st.builds(wire.Report, uint32, st.dictionaries(key, port, max_size=50)),
-    st.builds(wire.Accepted, st.builds(ServiceKey, port) | key),
+    st.builds(wire.Accepted, port.map(ServiceKey) | key),
     st.builds(wire.Born, uint32),
     st.builds(wire.Behind, port),
     st.builds(wire.Workers),

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.relay.hostile import KINDS, PAYLOADS, open_descriptors, send_hostile
-from tests.unit.worker.test_intake import Worker
+from tests.unit.worker.test_intake import Worker, key_here
 from tproxy.relay import wire
 
 
@@ -25,7 +25,9 @@ def test_whatever_a_relay_passes_on_others_are_served_and_no_descriptor_stays(
     try:
         for payload, kinds in messages:
             # An empty payload stands for a message about the port that there is.
-            send_hostile(worker.relays[0], payload or wire.encode(wire.Accepted(worker.port)), kinds)
+            send_hostile(
+                worker.relays[0], payload or wire.encode(wire.Accepted(key_here(worker.port))), kinds
+            )
             worker.turn()
             if len(worker.intakes) == 1:  # the worker has cut the relay off; another one follows it
                 worker.relays[0].close()

@@ -21,7 +21,6 @@ from tproxy.model import Endpoint, Service, ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, send
 from tproxy.relay.listening import BATCH
-from tproxy.worker import intake
 from tproxy.worker.admission import Admission
 from tproxy.worker.intake import Intake
 
@@ -100,10 +99,6 @@ class Worker:
         for last in list(self.intakes):
             self.ended(last)
         self.loop.close()
-
-
-@pytest.fixture(autouse=True)
-def service_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture

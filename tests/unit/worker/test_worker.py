@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.unit.sockets import wait_for
+from tests.unit.worker.test_intake import key_here
 from tproxy.datapath.counters import Counts, View
 from tproxy.kernel import netns
 from tproxy.log.file import Log
-from tproxy.model import Endpoint, Service, ServiceKey
+from tproxy.model import Endpoint, Service
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, receive, send, send_bytes
 from tproxy.worker import orders
@@ -73,9 +74,7 @@ class Host:
         assert delivery.message == orders.Synced(self.synced)
 
     def serve(self, *ports: int, bridge: str = "br0") -> None:
-        services = tuple(
-            Service(ServiceKey(port, address=HERE), Endpoint(*self.endpoint.getsockname())) for port in ports
-        )
+        services = tuple(Service(key_here(port), Endpoint(*self.endpoint.getsockname())) for port in ports)
         self.tell(orders.Services(bridge, True, True, services))
 
     def relay(self, bridge: str = "br0") -> socket.socket:
@@ -91,7 +90,7 @@ class Host:
         guest = socket.create_connection((HERE, self.port))
         self.opened.append(guest)
         with self.listener.accept()[0] as accepted:
-            send(relay, wire.Accepted(ServiceKey(self.port, address=HERE)), [accepted.fileno()])
+            send(relay, wire.Accepted(key_here(self.port)), [accepted.fileno()])
         return guest
 
     def talk(self, guest: socket.socket) -> socket.socket:
@@ -134,7 +133,7 @@ def test_a_guest_talks_with_the_endpoint_and_is_counted(host: Host) -> None:
     host.serve(host.port)
     host.talk(host.guest(host.relay()))
     host.sync(counting=True)
-    assert host.counters.read() == (1, {("br0", host.port): Counts(1, 1, 8, 6)})
+    assert host.counters.read() == (1, {("br0", key_here(host.port)): Counts(1, 1, 8, 6)})
 
 
 def test_a_relay_can_be_faster_than_the_daemon(host: Host) -> None:
@@ -155,23 +154,23 @@ def test_a_port_that_stays_keeps_its_counts_and_one_that_comes_again_begins_anew
     host.sync()
     counts = host.counters.read()[1]
     assert (
-        counts["br0", ServiceKey(host.port, address=HERE)].total,
-        counts["br0", ServiceKey(90, address=HERE)].total,
+        counts["br0", key_here(host.port)].total,
+        counts["br0", key_here(90)].total,
     ) == (1, 0)
     host.serve(90)
     host.serve(host.port, 90)
     host.sync()
     open_, counts = host.counters.read()
-    assert (open_, counts["br0", host.port].total) == (1, 0)  # its connection goes on
+    assert (open_, counts["br0", key_here(host.port)].total) == (1, 0)  # its connection goes on
 
 
 def test_a_long_list_that_comes_in_parts_is_one_list(host: Host) -> None:
     endpoint = Endpoint(*host.endpoint.getsockname())
-    host.tell(orders.Services("br0", True, False, (Service(ServiceKey(host.port, address=HERE), endpoint),)))
-    host.tell(orders.Services("br0", False, False, (Service(ServiceKey(90, address=HERE), endpoint),)))
-    host.tell(orders.Services("br0", False, True, (Service(ServiceKey(91, address=HERE), endpoint),)))
+    host.tell(orders.Services("br0", True, False, (Service(key_here(host.port), endpoint),)))
+    host.tell(orders.Services("br0", False, False, (Service(key_here(90), endpoint),)))
+    host.tell(orders.Services("br0", False, True, (Service(key_here(91), endpoint),)))
     host.sync()
-    assert set(host.counters.read()[1]) == {("br0", port) for port in (host.port, 90, 91)}
+    assert set(host.counters.read()[1]) == {("br0", key_here(port)) for port in (host.port, 90, 91)}
 
 
 def test_a_bridge_that_is_forgotten_resets_its_guests_and_no_others(host: Host) -> None:
@@ -187,7 +186,7 @@ def test_a_bridge_that_is_forgotten_resets_its_guests_and_no_others(host: Host) 
     assert endpoint.recv(100) == b"still here"
     host.tell(orders.Forget("br7"))  # which it has never heard of
     host.sync()
-    assert set(host.counters.read()[1]) == {("br1", host.port)}
+    assert set(host.counters.read()[1]) == {("br1", key_here(host.port))}
 
 
 def test_a_level_and_another_file_for_the_log(host: Host, tmp_path: Path) -> None:
@@ -215,7 +214,7 @@ def test_without_a_daemon_guests_are_served_as_before_and_a_new_one_is_followed(
     host.lose_daemon()
     host.talk(host.guest(relay))
     host.new_daemon()
-    assert host.hear_ready().read()[1]["br0", host.port].total == 2
+    assert host.hear_ready().read()[1]["br0", key_here(host.port)].total == 2
     host.synced = 0
     host.sync()
     host.tell(orders.Forget("br0"))
