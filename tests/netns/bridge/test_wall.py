@@ -15,7 +15,7 @@ from tests.netns.talk import Talk
 from tests.netns.waiting import eventually
 from tproxy.bridge import wall
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC
+from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, ServiceKey
 
 NAMESPACE = "one_tproxy_br0"
 TABLE = ("inet", "one_tproxy")
@@ -201,9 +201,18 @@ def test_a_wall_that_cannot_be_built_is_one_line_and_the_bridge_is_served(foreig
     assert ports(foreign) == "80"
 
 
+PLAIN = ServiceKey(80), ServiceKey(443)
+FURTHER = ServiceKey(80, address="169.254.169.254"), ServiceKey(53, address="10.0.0.53")
+
+
 @pytest.mark.parametrize("kind", wall.KINDS, ids=str)
-def test_each_kind_of_wall_is_found_as_what_was_loaded(hypervisor: Hypervisor, kind: wall.Kind) -> None:
+@pytest.mark.parametrize(
+    "keys", [(), PLAIN, FURTHER, PLAIN + FURTHER], ids=["none", "plain", "further", "both"]
+)
+def test_each_kind_of_wall_is_found_as_what_was_loaded(
+    hypervisor: Hypervisor, kind: wall.Kind, keys: tuple[ServiceKey, ...]
+) -> None:
     hypervisor.ip(f"netns add {NAMESPACE}")
-    hypervisor.run("nft", wall.load(kind, [80, 443]), netns=NAMESPACE)
+    hypervisor.run("nft", wall.load(kind, keys), netns=NAMESPACE)
     listed = hypervisor.run("nft", "-j", "list", "table", kind.family, "one_tproxy", netns=NAMESPACE).stdout
-    assert wall.parse(kind.family, json.loads(listed)["nftables"]) == wall.Wall(kind, frozenset({80, 443}))
+    assert wall.parse(kind.family, json.loads(listed)["nftables"]) == wall.Wall(kind, frozenset(keys))

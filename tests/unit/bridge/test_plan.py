@@ -121,9 +121,7 @@ def after(observed: Observed, action: Action) -> Observed:
             return observed._replace(sysctls={**(observed.sysctls or {}), **values})
         case ConfigureInner(_, mtu, _, addresses):
             assert observed.inner is not None
-            inner = InnerLink(
-                observed.inner.ifindex, True, mtu, SERVICE_MAC, addresses, default_route=True
-            )
+            inner = InnerLink(observed.inner.ifindex, True, mtu, SERVICE_MAC, addresses, default_route=True)
             return observed._replace(inner=inner)
         case AttachOuter(names, mtu):
             assert observed.outer is not None
@@ -374,7 +372,14 @@ def test_another_programs_chain_is_neither_replaced_nor_deleted() -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [{"up": False}, {"mtu": 1400}, {"mac": "02:00:00:00:00:01"}, {"addresses": ()}, {"addresses": ("10.0.0.1/24", "169.254.16.9/32")}, {"default_route": False}],
+    [
+        {"up": False},
+        {"mtu": 1400},
+        {"mac": "02:00:00:00:00:01"},
+        {"addresses": ()},
+        {"addresses": ("10.0.0.1/24", "169.254.16.9/32")},
+        {"default_route": False},
+    ],
     ids=str,
 )
 def test_a_damaged_inner_link_is_configured_anew_and_not_replaced(damage: dict[str, Any]) -> None:
