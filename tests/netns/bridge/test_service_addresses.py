@@ -305,6 +305,16 @@ def test_a_watcher_repairs_them_too(net: Net) -> None:
         assert net.guest.get(METADATA, 80) == "metadata"
 
 
+def test_after_a_flush_the_next_hook_restores_them_from_the_daemons_memory(net: Net) -> None:
+    net.host.add_bridge("br1")
+    net.up("br1")
+    before = net.guards()
+    net.host.run("nft", "flush ruleset")
+    net.up("br1")
+    assert net.guards() == before
+    assert net.guest.get(METADATA, 80) == "metadata"
+
+
 def test_a_new_port_of_the_bridge_is_guarded_there_too(net: Net) -> None:
     late = net.add_guest("late", "br0", "10.0.0.8/24")
     net.await_port(late)
