@@ -47,7 +47,7 @@ test-model: export TPROXY_PATIENCE ?= 100
 test-model: venv
 	TPROXY_MODEL_EXAMPLES=$(EXAMPLES) .venv/bin/python -m pytest -p no:xdist --timeout=0 tests/netns/model
 
-# Each step of hook and restart is killed once, for an hour; `make test` takes one step in sixteen.
+# Each step of hook, restart, drain and upgrade is killed once, for some hours; `make test` takes a few steps of each.
 .PHONY: test-steps
 test-steps: export TPROXY_PATIENCE ?= 100
 test-steps: venv

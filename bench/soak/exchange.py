@@ -8,6 +8,7 @@ connection's changes a hash.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -15,7 +16,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 CHUNK = 1 << 16
@@ -48,23 +49,14 @@ def ask(sock: socket.socket, header: Header, pause: float = 0.0) -> None:
     Raises Damaged, and OSError when the connection ends with an error.
     """
     sock.sendall(_HEADER.pack(*header))
-    sent = hashlib.sha256()
+    sender = _Sender(sock, header.up, header.last)
     # Both directions at the same time: with little to send nothing is gained by a thread.
-    sender = None
-    if header.up > CHUNK and header.down > CHUNK:
-        sender = threading.Thread(target=_send_caught, args=(sock, header.up, sent, header.last))
-        sender.start()
-    else:
-        _send(sock, header.up, sent, header.last)
-    received = hashlib.sha256()
-    try:
+    with sender.beside() if header.up > CHUNK and header.down > CHUNK else sender.first():
+        received = hashlib.sha256()
         for part in read(sock, header.down, pause):
             received.update(part)
         trailer = b"".join(read(sock, TRAILER))
-    finally:
-        if sender:
-            sender.join()
-    if trailer != sent.digest() + received.digest():
+    if trailer != sender.hash.digest() + received.digest():
         raise Damaged("another hash")
     if header.last and sock.recv(1):
         raise Damaged("more than was sent")
@@ -75,22 +67,17 @@ def answer(sock: socket.socket) -> bool:
     if not (first := sock.recv(1)):
         return False
     header = Header(*_HEADER.unpack(first + b"".join(read(sock, _HEADER.size - 1))))
-    sent, received = hashlib.sha256(), hashlib.sha256()
+    sender = _Sender(sock, header.down)
     both = header.up > CHUNK and header.down > CHUNK
-    sender = threading.Thread(target=_send_caught, args=(sock, header.down, sent))
-    if both:
-        sender.start()
-    try:
+    with sender.beside() if both else nullcontext():
+        received = hashlib.sha256()
         for part in read(sock, header.up):
             received.update(part)
         if header.last and sock.recv(1):
             raise Damaged("more than was sent")
-    finally:
-        if both:
-            sender.join()
     if not both:
-        _send(sock, header.down, sent)
-    sock.sendall(received.digest() + sent.digest())
+        sender.send()
+    sock.sendall(received.digest() + sender.hash.digest())
     return not header.last
 
 
@@ -106,14 +93,51 @@ def read(sock: socket.socket, size: int, pause: float = 0.0) -> Iterator[bytes]:
             threading.Event().wait(pause)
 
 
-def _send(sock: socket.socket, size: int, into: hashlib._Hash, last: bool = False) -> None:
-    for chunk in chunks(size):
-        into.update(chunk)
-        sock.sendall(chunk)
-    if last:
-        sock.shutdown(socket.SHUT_WR)
+class _Sender:
+    """Sends ``size`` bytes, and with ``last`` the end of file."""
 
+    def __init__(self, sock: socket.socket, size: int, last: bool = False) -> None:
+        self.hash = hashlib.sha256()
+        self._sock = sock
+        self._size = size
+        self._last = last
+        self._error: OSError | None = None
 
-def _send_caught(sock: socket.socket, size: int, into: hashlib._Hash, last: bool = False) -> None:
-    with suppress(OSError):  # who reads meets it too
-        _send(sock, size, into, last)
+    def send(self) -> None:
+        for chunk in chunks(self._size):
+            self.hash.update(chunk)
+            self._sock.sendall(chunk)
+        if self._last:
+            self._sock.shutdown(socket.SHUT_WR)
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        """Send before the block begins."""
+        self.send()
+        yield
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Send while the block reads, and return when both is done.
+
+        The kernel reports a reset once. Where sending meets it, reading meets the end of file instead, and
+        the reset is what is raised then. EPIPE is no such error: it says that the peer's end of file came
+        before its reset (tcp_reset in Linux).
+        """
+        thread = threading.Thread(target=self._send_beside)
+        thread.start()
+        try:
+            yield
+        except Damaged:
+            thread.join()
+            if self._error is not None and self._error.errno != errno.EPIPE:
+                raise self._error from None
+            raise
+        finally:
+            thread.join()
+
+    def _send_beside(self) -> None:
+        try:
+            self.send()
+        except OSError as error:
+            self._error = error

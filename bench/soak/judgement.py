@@ -30,7 +30,8 @@ KEPT, GROWTH = 16.0, 4.0
 # Pipes that a worker keeps for the next bulk, at most; here are two workers (tproxy/datapath/splice.py).
 KEPT_PIPES = 2 * 112
 
-_RESETS = ("ECONNRESET", "EPIPE", "ECONNREFUSED")
+# EPIPE is none of these: it says that the peer's end of file came before its reset (tcp_reset in Linux).
+_RESETS = ("ECONNRESET", "ECONNREFUSED")
 _LOST_WITH_THE_BRIDGE = (*_RESETS, "EHOSTUNREACH", "timeout")
 
 

@@ -268,7 +268,7 @@ def test_comments_have_the_words_of_the_contract(host: Hypervisor) -> None:
         f", {{remote_addr: {ENDPOINT}, remote_port: {port}, {options}}}"
         for port, options in ((5031, limits), (5032, times), (5033, f"{limits}, {times}"), (5034, who))
     )
-    others += f", {{remote_addr: ['fd00::1', {ENDPOINT}], remote_port: 5034, spread: least}}"
+    others += f", {{remote_addr: ['fd00::1', {ENDPOINT}], remote_port: 5036, spread: least}}"
     others += ", {remote_addr: 'fd00::1', remote_port: 5035}"
     host.write(FILE, f"tproxy: [{entry}{others}]\n")
     host.ip("link add up0 type veth peer name up1", "link set up0 master br0")

@@ -115,6 +115,22 @@ def check(lab: OneBridge) -> list[Done]:
     return [good, bad]
 
 
+def doctor(lab: OneBridge) -> list[Done]:
+    arguments = ("doctor", "--config", lab.config)
+    good = lab.host.tproxy(*arguments)
+    lab.host.ip("link set dev br0 down")
+    bad = lab.host.tproxy(*arguments, check=False)
+    assert bad.returncode == 1
+    return [good, bad]
+
+
+def probe(lab: OneBridge) -> list[Done]:
+    good = lab.host.tproxy("probe", "br0:5030")
+    bad = lab.host.tproxy("probe", "br0:5031", check=False)
+    assert bad.returncode == 1
+    return [good, bad]
+
+
 def sync(lab: OneBridge) -> list[Done]:
     """Hosts that can be reached are in operations/test_sync.py."""
     arguments = ("--config", lab.config, "--ssh", "false", "node1")
@@ -200,8 +216,8 @@ def until(lab: OneBridge, ready: Callable[[], bool], end: tuple[str, ...], *argu
 COMMANDS: dict[str, Callable[[OneBridge], list[Done]]] = {
     each.__name__.replace("_", "-"): each
     for each in (
-        *(start, reload, reopen_logs, restart, stop, status, refresh, check, sync, hook, watch, gc),
-        *(install, uninstall, daemon, event),
+        *(start, reload, reopen_logs, restart, stop, status, refresh, check, doctor, probe, sync, hook),
+        *(watch, gc, install, uninstall, daemon, event),
     )
 }
 

@@ -55,6 +55,8 @@ FRAMES = (
 )
 SHARED = (
     "daemon/test_host_resources.py::test_local_ports_towards_an_endpoint_run_out_for_that_endpoint_only",
+    "daemon/test_host_resources.py::"
+    "test_connections_that_a_guest_does_not_read_hold_no_more_memory_than_the_host_allows",
     "daemon/test_host_resources.py::test_no_connection_is_tracked_because_of_our_rules",
     "daemon/test_host_resources.py::"
     "test_a_host_that_tracks_connections_tracks_those_to_endpoints_and_none_of_guests",

@@ -1,7 +1,7 @@
-"""The rules of the guards for service addresses other than 169.254.16.9, as text for nftables, by chain. Pure.
+"""The rules of the guards for service addresses other than 169.254.16.9, as text for nftables. Pure.
 
-They are loaded only while a bridge of the host has such an address, and are added to those of ``guard_rules``,
-which keep the MAC. For each address there is a set, ``at_<address>``, with the bridges that have it, or their
+They are loaded only while a bridge of the host has such an address, beside those of ``guard_rules``, which keep
+the MAC. For each address there is a set, ``at_<address>``, with the bridges that have it, or their
 ports (``guarded``): a bridge without the address is left alone, whatever its guests do with it. The rules
 name that set, and so does each rule's comment (``guards``).
 
@@ -13,10 +13,10 @@ a guarded bridge. Guests do not, and the neighbour does not reach the guests.
 **IPv6.** fe80::a9fe:1009 is no more than a name for our MAC, and nobody behind an uplink has it. Neighbour
 discovery (RFC 4861) is to it what ARP is to the others:
 
-- A neighbour advertisement with it as target, and a solicitation without a source address (RFC 4862: somebody
-  is about to take it), are claims.
-- Any other solicitation for it asks. It gets our MAC as its destination, so that the bridge floods it nowhere,
-  and no snooping of multicast groups keeps it from us.
+- A neighbour advertisement with it as target is a claim, and so is a solicitation without a source address
+  (RFC 4862: somebody is about to take it).
+- Any other solicitation for it asks. It gets our MAC as its destination, so that the bridge floods it
+  nowhere, and no snooping of multicast groups keeps it from us.
 - Our port sends nothing but neighbour discovery, answers to pings, "unreachable", TCP and UDP. In particular
   no router advertisement and no redirect.
 

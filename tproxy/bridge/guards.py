@@ -69,8 +69,9 @@ class Guard(NamedTuple):
 
     ``ports`` is None when the rules match a frame's bridge (``meta ibrname``). Otherwise they match these
     ports.
-    ``uplinks`` maps each uplink to whether the operator named it; the others were recognised. ``addresses``
-    are the bridge's service addresses besides 169.254.16.9, and ``addresses_elsewhere`` those of other bridges.
+    ``uplinks`` maps each uplink to whether the operator named it; the others were recognised.
+    ``addresses`` are the bridge's service addresses besides 169.254.16.9, ``addresses_elsewhere`` those of
+    other bridges.
     """
 
     bridge: str

@@ -248,6 +248,11 @@ def forward_chains() -> list[dict[str, Any]]:
     ]
 
 
+def bridge_chains() -> list[dict[str, Any]]:
+    """All chains of family bridge, of any program, from libnftables-json(5). Raises NftError."""
+    return [item["chain"] for item in _list_or_nothing("list chains bridge") if "chain" in item]
+
+
 def rules(family: str, table: str, chain: str) -> list[list[dict[str, Any]]]:
     """The statements of each rule of any program's chain, from libnftables-json(5). Raises NftError."""
     listed = _list(f"list chain {family} {table} {chain}")

@@ -24,6 +24,7 @@ class Observed(NamedTuple):
     bridge_mtu: int = 0
     ports: frozenset[str] = frozenset()
     recognised_uplinks: frozenset[str] = frozenset()  # ports of a kind that leads off the host
+    probes: frozenset[str] = frozenset()  # ports that `tproxy probe` attached
     name_taken: bool = False  # /run/netns has a file of the namespace's name
     name_ours: bool = False  # that file is a namespace with our mark, or an empty file that a crash left
     namespace: bool = False  # that file is a namespace
@@ -226,9 +227,10 @@ def dismantle(bridge: str, observed: Observed) -> list[Action]:
 
 
 def guests(bridge: str, observed: Observed, uplinks: frozenset[str]) -> frozenset[str]:
-    """The bridge's ports without ours and the uplinks: those that may belong to a running guest."""
+    """The bridge's ports without ours, probes and uplinks: those that may belong to a running guest."""
     theirs = observed.outer is not None and not (observed.paired or observed.outer_ours)
-    return observed.ports - uplinks - (frozenset() if theirs else {BridgeNames(bridge).veth_bridge})
+    ours = frozenset() if theirs else {BridgeNames(bridge).veth_bridge}
+    return observed.ports - uplinks - observed.probes - ours
 
 
 def guard_actions(
@@ -276,7 +278,7 @@ def _link_actions(
         if observed.inner_ours:
             planned.append(actions.DeleteInner(names))
         planned.append(actions.CreateVeth(names, mtu))
-    sysctls = _wrong_sysctls(names, observed) if paired else namespace_sysctls(names)
+    sysctls = wrong_sysctls(names, observed) if paired else namespace_sysctls(names)
     if sysctls:
         planned.append(actions.SetSysctls(names.namespace, sysctls))
     if not (paired and _inner_right(inner, mtu, addresses)):
@@ -293,15 +295,20 @@ def _links_right(names: BridgeNames, observed: Observed, addresses: tuple[str, .
     outer = observed.outer
     return (
         observed.paired
+<<<<<<< HEAD
         and not _wrong_sysctls(names, observed)
         and _inner_right(observed.inner, observed.bridge_mtu, addresses)
+=======
+        and not wrong_sysctls(names, observed)
+        and _inner_right(observed.inner, observed.bridge_mtu)
+>>>>>>> wip-udp
         and _outer_right(outer, names.bridge, observed.bridge_mtu)
         and outer is not None
         and outer.fixed
     )
 
 
-def _wrong_sysctls(names: BridgeNames, observed: Observed) -> dict[str, str]:
+def wrong_sysctls(names: BridgeNames, observed: Observed) -> dict[str, str]:
     """The sysctls to set. One that was not found is missing in this kernel."""
     found = observed.sysctls or {}
     wanted = namespace_sysctls(names)

@@ -60,6 +60,7 @@ def observe_links(bridge: str) -> plan.Observed:
         bridge_mtu=links.mtu(bridge),
         ports=ports,
         recognised_uplinks=kinds.uplinks(bridge, ports),
+        probes=kinds.probes(ports),
         name_taken=netns.name_taken(names.namespace),
         name_ours=ours or (not namespace and netns.is_remnant(names.namespace)),
         namespace=namespace,

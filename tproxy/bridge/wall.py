@@ -94,7 +94,7 @@ KINDS = (Kind("inet", True), Kind("ip", True), Kind("inet", False), Kind("ip", F
 
 
 class Wall(NamedTuple):
-    """A wall as it was found: which kind, and for which services. Another chain or other rules are no kind."""
+    """A wall as it was found: which kind, and for which services. Other rules are no kind."""
 
     kind: Kind | None
     keys: frozenset[ServiceKey]
@@ -231,6 +231,12 @@ def ensure(bridge: str, keys: Iterable[ServiceKey]) -> None:
             for path, value in SYSCTLS.items():
                 if found.get(path, value) != value:
                     links.write_sysctl(path, value)
+
+
+def look(bridge: str) -> Wall | None:
+    """Return the wall in the bridge's namespace as it is now; None for none. Raises NftError, KernelError."""
+    with nftables.inside(BridgeNames(bridge).namespace) as inner:
+        return _find(inner)
 
 
 def remove(bridge: str) -> None:

@@ -25,7 +25,7 @@ GROUPS = {
         "watch": "watch",
         "gc": "gc",
     },
-    "Inspect": {"status": "status", "check": "check"},
+    "Inspect": {"status": "status", "check": "check", "doctor": "doctor", "probe": "probe"},
     "Configure": {"refresh": "refresh", "sync": "sync"},
     "Platforms": {"install": "install", "uninstall": "install"},
     "Try": {"lab": "lab"},

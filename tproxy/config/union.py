@@ -30,8 +30,8 @@ class Contradiction:
 
     def __str__(self) -> str:
         return (
-            f"port {self.key.in_words} leads to {_shown(self.kept)} for {in_words(self.holder)}, "
-            "which came first; "
+            f"port {self.key.in_words} leads to {_shown(self.kept)} "
+            f"for {in_words(self.holder)}, which came first; "
             f"{in_words(self.other)} wants {_shown(self.refused, self.kept)}, "
             "and gets it when the last guest of the first has gone"
         )

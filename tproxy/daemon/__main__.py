@@ -40,7 +40,7 @@ def main() -> None:
     if "--stay" not in sys.argv:
         _reset_priorities()
     raise_descriptor_limit()
-    privileges.limit()
+    unlimited = privileges.limit()
     spawner = Spawner()
     # Everything else is imported only now: relays carry what is loaded when the spawner is forked.
     arguments = _arguments()
@@ -48,7 +48,7 @@ def main() -> None:
         from tproxy.kernel.io_class import reset_io_class
 
         reset_io_class(os.getpid(), spawner.pid)
-    daemon = _start(spawner, arguments)
+    daemon = _start(spawner, arguments, unlimited)
     _run(daemon)
 
 
@@ -93,13 +93,20 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _start(spawner: Spawner, arguments: argparse.Namespace) -> Daemon:
-    """Make the daemon and report that commands are taken; if it fails, report why and exit."""
+def _start(spawner: Spawner, arguments: argparse.Namespace, unlimited: list[str]) -> Daemon:
+    """Make the daemon and report that commands are taken; if it fails, report why and exit.
+
+    ``unlimited`` are the stages of ``privileges.limit`` that failed.
+    """
     import logging
 
     from tproxy.log import output
 
     output.to_file(output.DAEMON_LOG, arguments.log_level)
+    for line in unlimited:
+        logging.getLogger("tproxy.daemon").warning(
+            "a right that the daemon does not need could not be given up: %s", line
+        )
     if arguments.lock is not None:
         signal.alarm(START_TIMEOUT)
     try:

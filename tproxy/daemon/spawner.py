@@ -248,7 +248,12 @@ def _become(order: Order, channel: socket.socket, meeting: list[socket.socket], 
         own = [each.fileno() for each in (channel, *meeting)]
         privileges.keep_only(0, 1, 2, *own, relay.log.fileno())
         pidfd = os.pidfd_open(os.getpid())
-        send(channel, wire.Born(os.getpid()), [pidfd])
+        try:
+            send(channel, wire.Born(os.getpid()), [pidfd])
+        except (BrokenPipeError, ConnectionResetError):
+            # The daemon has ended. Guests may wait in the channels that a worker was told of before.
+            if order.bridge:
+                raise
         os.close(pidfd)
         if order.bridge:
             relay.run(order.bridge, channel, empty, replace=order.replace)

@@ -35,3 +35,8 @@ def require_descriptors() -> None:
             f"the limit of open descriptors is {hard} (RLIMIT_NOFILE, ulimit -Hn), "
             f"but the daemon and its workers need at least {FLOOR}"
         )
+
+
+def hard_limit() -> int:
+    """Return how many descriptors a process that this one starts may have open; -1 for no limit."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -203,7 +203,7 @@ def _read(path: str) -> str:
 
 def create_veth(outer: str, inner: str, namespace: str, mac: str, mtu: int) -> None:
     """Create a veth pair, both ends down: ``outer`` here, ``inner`` in the namespace. Raises KernelError."""
-    with _rtnl("create veth pair", outer) as rtnl:
+    with requests("create veth pair", outer) as rtnl:
         fd = os.open(netns.path(namespace), os.O_RDONLY | os.O_CLOEXEC)
         try:
             peer = {"ifname": inner, "net_ns_fd": fd, "address": mac, "mtu": mtu}
@@ -215,7 +215,7 @@ def create_veth(outer: str, inner: str, namespace: str, mac: str, mtu: int) -> N
 def delete(name: str) -> None:
     """Delete a link. Raises KernelError, but not when the link is gone."""
     try:
-        with _rtnl("delete link", name) as rtnl:
+        with requests("delete link", name) as rtnl:
             rtnl.link("del", index=socket.if_nametoindex(name))
     except KernelError:
         # The kernel deletes a veth with its peer's namespace, some time after that namespace was removed.
@@ -227,7 +227,7 @@ def attach(name: str, bridge: str, mtu: int, mac: str) -> None:
     """Make a link a port of the bridge, set it up, and lead frames for the MAC to it. Raises KernelError."""
     # A port needs no IPv6 address, and must not announce one to the guests.
     write_sysctl(f"ipv6/conf/{name}/disable_ipv6", "1")
-    with _rtnl("attach link", name) as rtnl:
+    with requests("attach link", name) as rtnl:
         index, master = socket.if_nametoindex(name), socket.if_nametoindex(bridge)
         rtnl.link("set", index=index, mtu=mtu)
         rtnl.link("set", index=index, master=master)
@@ -242,7 +242,7 @@ def fix_forwarding(port: str, mac: str = SERVICE_MAC) -> None:
     bridge forwards, such as LLDP. There is an entry for each VLAN that the port has now, which the kernel
     adds by itself when none is named. They go with the port. Raises KernelError.
     """
-    with _rtnl("fix the forwarding entry of", port) as rtnl:
+    with requests("fix the forwarding entry of", port) as rtnl:
         flags = rtnetlink.IN_BRIDGE | rtnetlink.STICKY
         rtnl.fdb(
             "replace", ifindex=socket.if_nametoindex(port), lladdr=mac, flags=flags, state=rtnetlink.STATIC
@@ -250,11 +250,11 @@ def fix_forwarding(port: str, mac: str = SERVICE_MAC) -> None:
 
 
 def configure(name: str, mac: str, mtu: int, addresses: Iterable[str]) -> None:
-    """Give a link in this thread's namespace its MAC, these addresses alone, and the default route; set it up.
+    """Give a link in this thread's namespace its MAC, addresses and the default route; set it up.
 
-    ``addresses`` have the lengths of their prefixes. Those that are there stay untouched. Raises KernelError.
+    It has these addresses alone then. ``addresses`` have the lengths of their prefixes. Those that are there stay untouched. Raises KernelError.
     """
-    with _rtnl("configure link", name) as rtnl:
+    with requests("configure link", name) as rtnl:
         index = socket.if_nametoindex(name)
         rtnl.link("set", index=index, address=mac, mtu=mtu)
         before, wanted = set(rtnetlink.addresses(index)), set(addresses)
@@ -279,7 +279,11 @@ def write_sysctl(path: str, value: str) -> None:
 
 
 @contextmanager
-def _rtnl(doing: str, name: str) -> Iterator[Any]:
+def requests(doing: str, name: str) -> Iterator[Any]:
+    """Yield pyroute2's socket, in this thread's namespace; for what is ``doing`` what to ``name``.
+
+    Raises KernelError.
+    """
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 

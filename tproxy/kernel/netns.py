@@ -196,7 +196,8 @@ def create(name: str) -> None:
 def _share_directory() -> None:
     """Make /run/netns, and have what is mounted in it appear in other mount namespaces too."""
     with suppress(FileExistsError):
-        os.mkdir(DIRECTORY, 0o755)
+        os.mkdir(DIRECTORY)
+        os.chmod(DIRECTORY, 0o755)  # mkdir(2) applies the umask, 0077 in a watcher
     if not os.path.isdir(DIRECTORY):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     try:

@@ -1,4 +1,4 @@
-"""Takes from this process, for good, all rights that a relay or a worker does not need.
+"""Takes from this process, for good, all rights that it does not need.
 
 Theory of operation. Relays and workers handle what guests send, so a fault in them must not be worth much to
 a guest. They start as root, because some of their first steps need it, and then pass these stages in this
@@ -12,6 +12,9 @@ order, as the unprivileged processes of OpenSSH and passt do:
 5. only the system calls that a relay or a worker makes (``seccomp``).
 
 Before that, the spawner closes all descriptors but the process's own (``keep_only``).
+
+Daemon, spawner and watcher, and what they start, stay root, and pass ``limit``: they keep the capabilities
+that they need, get no_new_privs, and cannot make some system calls that none of them needs.
 
 A stage that is not possible, as in a container that maps few user ids, is left out, and the caller says so.
 """
@@ -61,18 +64,24 @@ _KEPT = {
 
 
 def limit() -> list[str]:
-    """Keep the capabilities that the daemon needs, for good, also in what it starts; and gain no others.
+    """Keep what the daemon needs of root's rights, for good, also in what this process starts.
 
-    Return a line for each step that failed. What this process may have already is not extended.
+    Return a line for each stage that failed. What this process may have already is not extended.
     """
-    failed = []
-    for what, step in (
+    return _pass(
         ("its capability bounding set stays", _limit_bounding_set),
         ("it keeps its capabilities", _limit_capabilities),
         ("it may gain privileges", _forbid_gains),
-    ):
+        ("it can make any system call", seccomp.DAEMON.apply),
+    )
+
+
+def _pass(*stages: tuple[str, Callable[[], None]]) -> list[str]:
+    """Pass these stages; return a line for each that failed."""
+    failed = []
+    for what, stage in stages:
         try:
-            step()
+            stage()
         except OSError as error:
             failed.append(f"{what}: {error.strerror}")
     return failed
@@ -113,17 +122,7 @@ def drop(empty: str, calls: seccomp.Filter) -> list[str]:
 
     Return a line for each stage that failed.
     """
-    failed = []
-    for what, stage in _stages(empty, calls):
-        try:
-            stage()
-        except OSError as error:
-            failed.append(f"{what}: {error.strerror}")
-    return failed
-
-
-def _stages(empty: str, calls: seccomp.Filter) -> tuple[tuple[str, Callable[[], None]], ...]:
-    return (
+    return _pass(
         ("it keeps the host's files in sight", lambda: _confine(empty)),
         ("its capability bounding set stays", _empty_bounding_set),
         ("it has no user id of its own", _change_user),

@@ -120,6 +120,22 @@ def is_fixed(port: int, mac: str) -> bool:
     return _is_fixed(answer, port)
 
 
+def port_of(port: int, mac: str) -> int:
+    """The index of the port at which the bridge has an entry for the MAC, in VLAN 0; 0 for none.
+
+    ``port`` is the index of any port of that bridge. Raises OSError.
+    """
+    wanted = {_LLADDR: bytes.fromhex(mac.replace(":", ""))}
+    try:
+        (answer,) = _ask(_GETNEIGH, 0, _NDMSG.pack(socket.AF_BRIDGE, port, 0, IN_BRIDGE, 0), wanted)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV, errno.EINVAL):  # as in is_fixed
+            return 0
+        raise
+    found: int = _NDMSG.unpack_from(answer)[1]
+    return found
+
+
 def fixed_vlans(port: int, mac: str) -> frozenset[int]:
     """As ``is_fixed``: all VLANs in which the entry is fixed. Reads all entries of the port."""
     address, found = bytes.fromhex(mac.replace(":", "")), []

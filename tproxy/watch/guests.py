@@ -157,7 +157,7 @@ class GuestFollower:
         others = self._uplinks(bridge) | {BridgeNames(bridge).veth_bridge}
         others |= links.real_names(entry.uplinks) if entry else frozenset()
         ports = links.ports(bridge) - others
-        return bool(ports - kinds.uplinks(bridge, ports))
+        return bool(ports - kinds.uplinks(bridge, ports) - kinds.probes(ports))
 
     def _change(self, bridge: str, entry: WatchedBridge, old: Config) -> None:
         """Give a bridge what the configuration says now, where that differs from what it said before."""

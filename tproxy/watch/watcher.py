@@ -16,8 +16,9 @@ from tproxy.bridge import nftables
 from tproxy.config import reader
 from tproxy.config.services import Config
 from tproxy.daemon import client
-from tproxy.daemon.watcher_keeper import PLACE
+from tproxy.daemon.watcher_keeper import take_place
 from tproxy.errors import ProcessError, TproxyError
+from tproxy.kernel import privileges
 from tproxy.kernel.limits import raise_descriptor_limit
 from tproxy.kernel.loop import Loop
 from tproxy.kernel.netlink import LinkEvents, RulesetEvents
@@ -50,7 +51,7 @@ class Watcher:
         self._file_problem = ""  # why the file could not be read again
         self._problems: list[str] = []  # of the last attempt to start the daemon
         os.chdir(run_directory.prepare())
-        place = run_directory.claim(PLACE)
+        place = take_place(kept=kept_by is not None)
         if place is None:
             raise ProcessError("a watcher is running already")
         self._place = place
@@ -111,7 +112,7 @@ class Watcher:
     def _claim_again(self) -> None:
         """Lock a new file: somebody removed the run directory."""
         os.chdir(run_directory.prepare())
-        place = run_directory.claim(PLACE)
+        place = take_place(kept=self._kept_by is not None)
         if place is None:
             log.warning("another watcher has taken the place of this one")
             self._loop.stop()
@@ -193,7 +194,10 @@ def run(
     Raises ConfigError when the file cannot be used, ProcessError when another watcher runs.
     """
     raise_descriptor_limit()  # each bridge takes about twenty (probe)
+    unlimited = privileges.limit()
     output.for_command(DEFAULT_LEVEL, debug=debug)
+    for line in unlimited:
+        log.warning("a right that the watcher does not need could not be given up: %s", line)
     try:
         read = reader.load(os.path.abspath(path))
     except TproxyError as error:

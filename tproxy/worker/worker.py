@@ -124,6 +124,7 @@ class Worker:
             channel, _ = self._meeting.accept()
         except OSError:
             return
+        self._hear()  # what the daemon before has said last
         self._forget_daemon()
         self._greet(channel)
 
@@ -155,12 +156,18 @@ class Worker:
         if self._channel is not None:
             try:
                 send_bytes(self._channel, orders.encode(message), fds)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it has ended; what it said before that is still to be heard
             except OSError as error:
                 self._log.warning("daemon lost: %s", error.strerror)
                 self._forget_daemon()
 
     def _listen_to_daemon(self) -> None:
-        """Do all that the daemon has said."""
+        self._hear()
+        self._end_if_done()
+
+    def _hear(self) -> None:
+        """Do all that the daemon has said: also one that has ended, since guests may wait in the channels."""
         while self._channel is not None:
             try:
                 delivery = receive(self._channel, orders.decode)
@@ -172,10 +179,11 @@ class Worker:
                     self._obey(delivery)
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                pass  # it has not heard all of this process; the kernel reports that once
             except (OSError, ProtocolError) as error:
                 self._log.warning("daemon lost: %s", error)
                 self._forget_daemon()
-        self._end_if_done()
 
     def _obey(self, delivery: Delivery) -> None:
         match delivery.message:

@@ -6,6 +6,7 @@ the stand-in's network. Everything that it could write to is its own or read-onl
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -18,8 +19,10 @@ import psutil
 import pytest
 
 from tests.netns.conftest import ENDPOINTS
+from tests.netns.program import program
 from tests.netns.talk import Talk
 from tests.netns.waiting import eventually
+from tproxy.kernel import seccomp
 from tproxy.lab.hypervisor import Guest, Hypervisor, kill
 
 SYSTEMD = "/lib/systemd/systemd"
@@ -147,6 +150,26 @@ def test_systemd_finds_nothing_wrong_with_the_units(hypervisor: Hypervisor) -> N
     assert hypervisor.run("systemd-analyze", "verify", *paths).stderr == ""
 
 
+def calls_of(group: str) -> set[str]:
+    """Return the system calls of a group such as @clock, with those of the groups in it."""
+    shown = subprocess.check_output(["systemd-analyze", "syscall-filter", "--no-pager", group], text=True)
+    calls = set()
+    for line in map(str.strip, shown.splitlines()[1:]):
+        if line and not line.startswith("#"):
+            calls |= calls_of(line) if line.startswith("@") else {line}
+    return calls
+
+
+@pytest.mark.parametrize("unit", ["tproxy", "tproxy-watch"])
+def test_the_unit_denies_the_calls_that_the_daemon_denies_itself(unit: str) -> None:
+    needs("systemd-analyze")
+    lines = (UNITS / f"{unit}.service").read_text().splitlines()
+    words = [word for line in lines if line.startswith("SystemCallFilter=~") for word in line[18:].split()]
+    denied = set().union(*(calls_of(word) if word.startswith("@") else {word} for word in words))
+    assert denied >= {rule for _, rules in seccomp._DAEMON for rule in rules if isinstance(rule, str)}
+    assert "SystemCallErrorNumber=EPERM" in lines  # and do not kill the process
+
+
 def test_systemctl_does_what_the_unit_promises(machine: Machine, guest: Guest) -> None:
     machine.tproxy("hook", "up", "--bridge", "br0")
     talk = Talk(guest)
@@ -180,6 +203,31 @@ def test_systemctl_does_what_the_unit_promises(machine: Machine, guest: Guest) -
     assert later.say("nobody there") == ""
 
     machine.systemctl("start", "tproxy")
+    assert Talk(guest).say("new") == "new"
+
+
+def test_the_sandbox_of_the_unit_permits_what_the_daemon_needs_and_refuses_the_rest(machine: Machine) -> None:
+    """A program beside the daemon, in the sandbox of the unit, tries it. It adds the daemon's own filter."""
+    trying = " ".join(program("limited", "--only-the-unit"))
+    drop_in = f"[Service]\nEnvironment=PYTHONPATH={SOURCE}\nExecStartPost=/bin/sh -c '{trying} >/run/tried'\n"
+    folder = "/etc/systemd/system/tproxy.service.d"
+    machine.run("sh", "-c", f'mkdir {folder}; printf %s "$1" >{folder}/trying.conf', "sh", drop_in)
+    machine.systemctl("daemon-reload")
+    machine.systemctl("start", "tproxy")
+    tried = json.loads(machine.run("cat", "/run/tried").stdout)
+    assert set(tried["needed"].values()) == {"done"}, tried["needed"]
+    assert {name: how for name, how in tried["outcome"].items() if how != "EPERM"} == {}
+
+
+def test_the_daemon_that_goes_on_in_its_process_adds_no_filter(machine: Machine, guest: Guest) -> None:
+    machine.systemctl("start", "tproxy")
+    machine.tproxy("hook", "up", "--bridge", "br0")
+    found = set()
+    for _ in range(3):
+        status = machine.run("cat", f"/proc/{machine.show('MainPID')}/status").stdout
+        found.add(tuple(line for line in status.splitlines() if line.startswith("Seccomp")))
+        machine.tproxy("restart")
+    assert len(found) == 1
     assert Talk(guest).say("new") == "new"
 
 

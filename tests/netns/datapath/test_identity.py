@@ -237,6 +237,23 @@ def test_what_a_guest_sends_while_the_endpoint_is_dialled_comes_with_the_header(
     assert call.communicate()[0] == "hello\n"
 
 
+def test_of_several_endpoints_only_the_one_that_answers_is_told(host: Host, blackhole: str) -> None:
+    listed = f"[{blackhole}, {ENDPOINT}, 10.11.12.14]"
+    host.hypervisor.write(FILE, CONFIG.replace(f"remote_addr: {ENDPOINT}", f"remote_addr: {listed}"))
+    other = host.hypervisor.add_endpoint("10.11.12.14", 8080, program=program("introduced"))
+    host.add("br0")
+    guest = host.hypervisor.add_guest("guest", "br0")
+    with host.relay_stopped():
+        call = talker(guest, "say_and_end", SERVICE_ADDRESS, "8080", "x" * 1000)
+        host.await_sent(1001)
+    said = host.line()
+    assert (said["data"], said["source"][0]) == ("x" * 1000, guest.address)
+    assert host.line() == {"rest": "", "end": "eof"}
+    assert call.communicate()[0] == "hello\n"
+    other.terminate()
+    assert other.communicate()[0] == ""
+
+
 def test_a_guest_that_says_nothing_is_introduced_at_once(host: Host) -> None:
     host.add("br0")
     guest = host.hypervisor.add_guest("guest", "br0")

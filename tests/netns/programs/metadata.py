@@ -1,8 +1,8 @@
 """A metadata server for guests of several networks: ``metadata.py ADDRESS PORT``.
 
 It answers as Amazon's does (instance metadata, version 2009-04-04), and tells guests apart by nothing but the
-network in their PROXY header: the instance of network NAME is i-NAME, and its host is called NAME-guest. It prints
-``ready`` when it listens, and then a line for each request: network, method and path.
+network in their PROXY header: the instance of network NAME is i-NAME, and its host is called NAME-guest. It
+prints ``ready`` when it listens, and then a line for each request: network, method and path.
 """
 
 from __future__ import annotations

@@ -247,6 +247,6 @@ def whole(loads: list[Load]) -> Iterator[dict[str, Any]]:
     """End the loads, none of which may have lost a connection; yield their reports."""
     for load in loads:
         report = load.end()
-        assert report["failed"] == []
+        assert report["failed"] == [], report
         assert set(report["streams"]) <= {"whole"}
         yield report

@@ -9,10 +9,12 @@ import pytest
 
 from tests.netns.program import program
 from tests.netns.surroundings import TPROXY
-from tests.netns.worker.crew import DRAINING, WORKER, Crew, Load
+from tests.netns.waiting import eventually
+from tests.netns.worker.crew import DRAINING, SPAWNER, WORKER, Crew, Load
 from tproxy.kernel.privileges import _KEPT, FIRST_UID
 from tproxy.lab.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS
+from tproxy.process.table import WATCHER_TITLE
 
 ROOT = Path(__file__).parents[3]
 NO_CAPABILITY = "0" * 16
@@ -49,15 +51,34 @@ def test_each_relay_and_worker_has_a_user_of_its_own_and_no_rights(crew: Crew) -
     load.end()
 
 
-def test_daemon_and_spawner_keep_only_the_capabilities_that_they_need(crew: Crew) -> None:
+def test_daemon_spawner_and_watcher_keep_only_the_rights_that_they_need(crew: Crew) -> None:
     kept = f"{sum(1 << number for number in _KEPT):016x}"
-    for title in ("one_tproxy", "tproxy-spawner"):
-        (pid,) = crew.pids(title)
+    watcher = crew.host.popen(str(TPROXY), "watch", "--config", "/run/tproxy.yaml")
+    for title in ("one_tproxy", SPAWNER, WATCHER_TITLE):
+        for _ in eventually():
+            if pids := crew.pids(title):
+                break
+        (pid,) = pids
         status = fields(crew, pid)
         for which in ("CapPrm", "CapEff", "CapBnd"):
             assert status[which] == [kept], (title, which)
         assert status["CapInh"] == status["CapAmb"] == [NO_CAPABILITY]
         assert status["NoNewPrivs"] == ["1"]
+        assert status["Seccomp"] == ["2"]
+    watcher.terminate()
+    watcher.wait()
+
+
+def test_what_daemon_spawner_and_watcher_never_need_is_refused_to_them(crew: Crew) -> None:
+    """The stages are those of the three, tried from inside. A program that was executed adds no filter."""
+    done = json.loads(crew.host.run(*program("limited")).stdout)
+    assert done["failed"] == []
+    assert len(done["outcome"]) > 40
+    assert {name: how for name, how in done["outcome"].items() if how != "EPERM"} == {}
+    assert done["clone3"] == "ENOSYS"
+    assert set(done["needed"].values()) == {"done"}, done["needed"]
+    before, first, again = done["filters"]
+    assert first == again == before + 1
 
 
 def test_the_unit_of_the_daemon_names_the_capabilities_that_it_keeps() -> None:
@@ -102,6 +123,8 @@ def test_a_process_that_passed_the_same_stages_can_do_nothing(crew: Crew, kind: 
     assert outcome.pop("start a thread") == "can't start new thread"
     if kind == "RELAY":
         assert outcome.pop("bind a port below 1024") == "EACCES"
+    else:
+        assert outcome.pop("use IPv6") == "done"  # for endpoints
     assert {name: how for name, how in outcome.items() if how != "EPERM"} == {}
     assert set(done["needed"].values()) == {"done"}
 

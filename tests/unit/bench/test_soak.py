@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 from dataclasses import replace
 from itertools import islice
@@ -10,7 +11,7 @@ from itertools import islice
 import pytest
 
 from bench.soak import plan, report
-from bench.soak.exchange import Damaged, Header, answer, ask
+from bench.soak.exchange import CHUNK, Damaged, Header, answer, ask
 from bench.soak.judgement import GROWTH, KEPT, Connection, Event, Judgement, Loss, Sample, judge
 
 MINE = Connection("br0", "10.0.0.5", 4000)
@@ -113,3 +114,42 @@ def test_an_end_that_comes_too_early_is_damage() -> None:
         theirs.shutdown(socket.SHUT_WR)
         with theirs, pytest.raises(Damaged, match="90 bytes too early"):
             ask(ours, Header(0, 100, False))
+
+
+def cut_short(reset: bool) -> Exception:
+    """What the guest meets whose peer ends a stream both ways in the middle; it is sending at that time."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        guest = socket.create_connection(listener.getsockname())
+        peer, _ = listener.accept()
+    with guest, peer:
+
+        def cut() -> None:
+            peer.sendall(b"x" * CHUNK)
+            peer.recv(1 << 20)
+            if reset:
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            else:
+                peer.shutdown(socket.SHUT_WR)
+            peer.close()
+
+        endpoint = threading.Thread(target=cut)
+        endpoint.start()
+        with pytest.raises((Damaged, OSError)) as met:
+            ask(guest, Header(30_000_000, 3_000_000, False), pause=0.02)
+        endpoint.join()
+    return met.value
+
+
+def test_a_reset_that_only_the_sender_meets_is_no_end_of_file() -> None:
+    error = cut_short(reset=True)
+    assert isinstance(error, ConnectionResetError)
+
+
+def test_an_end_of_file_that_a_reset_follows_is_damage() -> None:
+    error = cut_short(reset=False)
+    assert isinstance(error, Damaged)
+
+
+def test_nothing_explains_an_end_of_file_before_a_reset() -> None:
+    kill = Event("kill worker", 19.0, 19.5, connections=frozenset([MINE]))
+    assert not judged(replace(LOSS, error="EPIPE"), kill).well

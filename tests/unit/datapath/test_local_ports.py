@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -11,12 +12,20 @@ import pytest
 
 from tproxy.datapath import local_ports
 from tproxy.datapath.local_ports import IP_LOCAL_PORT_RANGE, LocalPorts
+from tproxy.kernel.nameless import inside, namespace
 
 PORTS = range(41000, 41010)  # a part of the range that the kernel chooses from by default
 
 
 @pytest.fixture
 def endpoint() -> Iterator[tuple[str, int]]:
+    """An endpoint in a network namespace where nobody else takes ports; the test runs there."""
+    with namespace() as fd, inside(fd):
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        yield from listening()
+
+
+def listening() -> Iterator[tuple[str, int]]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         try:
             listener.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, 0)

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from tproxy.kernel import seccomp
-from tproxy.kernel.seccomp import program
+from tproxy.kernel.seccomp import answer, program
+from tproxy.kernel.system_calls import NUMBERS
 
 X86, ARM = 0xC000003E, 0xC00000B7
 ARCHITECTURES = {"x86_64": X86, "aarch64": ARM}
 KINDS = {"relay": seccomp._BOTH + seccomp._RELAY, "worker": seccomp._BOTH + seccomp._WORKER}
+ALLOW, DENY, MISSING = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
 
 HEADERS = {
     "x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
@@ -39,6 +41,8 @@ def judge(code: bytes, architecture: int, number: int, *arguments: int) -> int:
                 accumulator &= value
             case 0x15:
                 place += true if accumulator == value else false
+            case 0x35:
+                place += true if accumulator >= value else false
             case 0x06:
                 return int(value)
             case _:
@@ -47,11 +51,19 @@ def judge(code: bytes, architecture: int, number: int, *arguments: int) -> int:
 
 def allows(kind: str, machine: str, name: str, *arguments: int) -> bool:
     """Return whether a kind of process may make this call on this machine."""
-    number = seccomp._NUMBERS[name][list(ARCHITECTURES).index(machine)]
+    number = NUMBERS[name][list(ARCHITECTURES).index(machine)]
     assert number is not None
     verdict = judge(program(KINDS[kind], machine), ARCHITECTURES[machine], number, *arguments)
     assert verdict in (0x7FFF0000, 0x00050000 | errno.EPERM)
     return verdict == 0x7FFF0000
+
+
+def of_daemon(machine: str, name: str, *arguments: int) -> int:
+    """Return what the filter of daemon, spawner and watcher says of a call on this machine."""
+    number = NUMBERS[name][list(ARCHITECTURES).index(machine)]
+    assert number is not None
+    code = program(seccomp._DAEMON, machine, denies=True, says=1500)
+    return judge(code, ARCHITECTURES[machine], number, *arguments)
 
 
 both = pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
@@ -116,7 +128,7 @@ def test_numbers_of_another_architecture_are_refused() -> None:
 @both
 def test_no_call_that_is_not_in_the_list_is_allowed(machine: str) -> None:
     place = list(ARCHITECTURES).index(machine)
-    named = {numbers[place] for numbers in seccomp._NUMBERS.values()}
+    named = {numbers[place] for numbers in NUMBERS.values()}
     for groups in KINDS.values():
         code = program(groups, machine)
         allowed = {
@@ -135,16 +147,76 @@ def test_numbers_are_those_of_the_kernels_headers(machine: str) -> None:
     known = {name: int(number) for name, number in re.findall(pattern, header.read_text())}
     known.setdefault("newfstatat", known.get("fstatat", -1))
     place = list(ARCHITECTURES).index(machine)
-    for name, numbers in seccomp._NUMBERS.items():
+    for name, numbers in NUMBERS.items():
         assert numbers[place] == known.get(name), name
 
 
 def test_every_number_belongs_to_a_call_that_somebody_needs() -> None:
-    rules = [rule for groups in KINDS.values() for _, rules in groups for rule in rules]
-    assert {rule if isinstance(rule, str) else rule.name for rule in rules} == set(seccomp._NUMBERS)
+    all_groups = (*KINDS.values(), seccomp._DAEMON)
+    rules = [rule for groups in all_groups for _, rules in groups for rule in rules]
+    assert {rule if isinstance(rule, str) else rule.name for rule in rules} == set(NUMBERS)
 
 
 def test_an_unknown_machine_has_no_filter_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seccomp, "_MACHINES", {})
     with pytest.raises(OSError, match="no list of system calls for this machine"):
         seccomp.Filter(KINDS["relay"]).apply()
+
+
+@both
+def test_a_daemon_may_make_every_call_but_those_of_its_list(machine: str) -> None:
+    place = list(ARCHITECTURES).index(machine)
+    code = program(seccomp._DAEMON, machine, denies=True)
+    denied = {number for number in range(600) if judge(code, ARCHITECTURES[machine], number) != ALLOW}
+    named = {rule if isinstance(rule, str) else rule.name for _, rules in seccomp._DAEMON for rule in rules}
+    # These are allowed when all arguments are 0.
+    harmless = {NUMBERS[name][place] for name in ("clone", "mmap", "mprotect", "pkey_mprotect", "shmat")}
+    assert denied == {NUMBERS[name][place] for name in named} - harmless - {None}
+
+
+@both
+def test_a_daemon_makes_and_enters_network_namespaces_and_no_others(machine: str) -> None:
+    network, user, mounts = 0x40000000, 0x10000000, 0x00020000
+    assert of_daemon(machine, "unshare", network) == ALLOW
+    assert of_daemon(machine, "setns", 3, network) == ALLOW
+    for flags in (0, user, mounts, network | user):
+        assert of_daemon(machine, "unshare", flags) == DENY
+        assert of_daemon(machine, "setns", 3, flags) == DENY
+    assert of_daemon(machine, "clone", 0x01200011) == ALLOW  # fork(3)
+    assert of_daemon(machine, "clone", 0x003D0F00) == ALLOW  # pthread_create(3)
+    for flags in (network, user, mounts):
+        assert of_daemon(machine, "clone", flags | 17) == DENY
+    assert of_daemon(machine, "clone3", 1, 88) == MISSING  # the C library then uses clone(2)
+
+
+@both
+def test_a_daemon_has_no_memory_that_can_be_written_and_executed(machine: str) -> None:
+    read, write, execute = 1, 2, 4
+    assert of_daemon(machine, "mmap", 0, 4096, read | write) == ALLOW
+    assert of_daemon(machine, "mmap", 0, 4096, read | execute) == ALLOW  # a library
+    assert of_daemon(machine, "mmap", 0, 4096, read | write | execute) == DENY
+    assert of_daemon(machine, "mprotect", 0, 4096, read | write) == ALLOW
+    assert of_daemon(machine, "mprotect", 0, 4096, read | execute) == DENY
+
+
+def test_no_call_of_another_architecture_is_left_to_a_daemon() -> None:
+    code = program(seccomp._DAEMON, "x86_64", denies=True)
+    assert judge(code, X86, 1) == ALLOW
+    assert judge(code, 0x40000003, 1) == DENY  # AUDIT_ARCH_I386
+    assert judge(code, X86, 1 | 0x40000000) == DENY  # x32
+    assert judge(code, ARM, 1) == DENY
+
+
+@both
+def test_the_filter_of_a_daemon_answers_the_question_whether_it_is_there(machine: str) -> None:
+    assert of_daemon(machine, "keyctl", seccomp._QUESTION) == 0x00050000 | 1500
+    assert of_daemon(machine, "keyctl", 0) == DENY
+
+
+def test_another_list_has_another_answer_which_no_system_call_gives() -> None:
+    codes = [
+        program(seccomp._DAEMON[number:], "x86_64", denies=True) for number in range(len(seccomp._DAEMON))
+    ]
+    answers = [answer(code) for code in codes]
+    assert len(set(answers)) == len(answers)
+    assert all(max(errno.errorcode) < each <= 4095 for each in answers)  # MAX_ERRNO, <linux/err.h>

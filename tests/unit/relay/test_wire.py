@@ -14,8 +14,8 @@ from tproxy.model import PROTOCOLS, ServiceKey
 from tproxy.relay import wire
 
 port = st.integers(0, 65535)
-key = st.builds(
-    ServiceKey, port, st.sampled_from(PROTOCOLS), st.ip_addresses(v=4).map(str) | st.just("fd00::1")
+key = st.tuples(port, st.sampled_from(PROTOCOLS), st.ip_addresses(v=4).map(str) | st.just("fd00::1")).map(
+    lambda fields: ServiceKey(*fields)
 )
 listed = st.lists(port.map(ServiceKey) | key, max_size=300).map(tuple)
 uint32 = st.integers(0, 2**32 - 1)

@@ -187,7 +187,9 @@ def test_a_socket_that_no_guest_has_is_refused_and_closed(worker: Worker, kind: 
         worker.turn()
         assert copies(kept.fileno()) == before - 1
     (warning,) = worker.log.warnings
-    assert warning.startswith(f"bridge br0: connection to port {worker.port} reset: it is ")
+    assert warning.startswith(
+        f"bridge br0: connection to port {key_here(worker.port).in_words} reset: it is "
+    )
     assert worker.lost == []
     assert worker.target.read().total == 1
 
@@ -198,7 +200,7 @@ def test_a_socket_of_another_namespace_is_refused() -> None:
     worker.pass_on(near)
     run_until(worker.loop, lambda: bool(worker.log.warnings))
     assert worker.log.warnings == [
-        f"bridge br0: connection to port {worker.port} reset: it is of another namespace"
+        f"bridge br0: connection to port {key_here(worker.port).in_words} reset: it is of another namespace"
     ]
     assert not worker.connections
     with pytest.raises(ConnectionResetError):
@@ -244,14 +246,16 @@ def test_a_port_without_a_service_resets_the_guest(worker: Worker) -> None:
     far, near = worker.guest()
     worker.pass_on(near, port=1)
     run_until(worker.loop, lambda: bool(worker.log.warnings))
-    assert worker.log.warnings == ["bridge br0: connection to port 1 reset: there is no such service"]
+    assert worker.log.warnings == [
+        "bridge br0: connection to port 127.0.0.1:1 reset: there is no such service"
+    ]
     with pytest.raises(ConnectionResetError):
         far.recv(1)
 
 
 def test_a_descriptor_that_is_no_socket_is_closed_and_the_worker_goes_on(worker: Worker) -> None:
     file = os.memfd_create("no socket")
-    send(worker.relays[0], wire.Accepted(worker.port), [file, file])
+    send(worker.relays[0], wire.Accepted(key_here(worker.port)), [file, file])
     run_until(worker.loop, lambda: bool(worker.log.warnings))
     worker.turn()
     assert copies(file) == 1

@@ -231,6 +231,36 @@ def test_a_new_daemon_takes_the_place_of_one_that_hangs(host: Host) -> None:
     host.sync()
 
 
+@pytest.mark.parametrize("unread", [False, True])
+@pytest.mark.parametrize("follower", [False, True])
+def test_guests_in_a_channel_that_a_daemon_named_before_it_ended_are_served(
+    host: Host, unread: bool, follower: bool
+) -> None:
+    if unread:  # then the worker meets a reset before what was said
+        host.tell(orders.Sync(1, False))
+        assert select.select([host.daemon], [], [], 30)[0]
+    os.kill(host.pid, signal.SIGSTOP)
+    host.serve(host.port)
+    guest = host.guest(host.relay())
+    host.lose_daemon()
+    if follower:
+        host.new_daemon()
+    os.kill(host.pid, signal.SIGCONT)
+    host.talk(guest)
+
+
+def test_guests_in_a_channel_of_a_daemon_that_ends_before_the_worker_greets_it_are_served(host: Host) -> None:
+    host.relay()
+    host.sync()
+    os.kill(host.pid, signal.SIGSTOP)
+    host.new_daemon()
+    host.serve(host.port)
+    guest = host.guest(host.relay())
+    host.lose_daemon()
+    os.kill(host.pid, signal.SIGCONT)
+    host.talk(guest)
+
+
 @pytest.mark.parametrize(
     "message",
     [b"?", orders.encode(orders.Bridge("br0", 1)), orders.encode(orders.Synced(1)), b"P\x00"],

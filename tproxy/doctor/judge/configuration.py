@@ -1,0 +1,94 @@
+"""Judges the configuration file and its host names, and whether a bridge has what the file says."""
+
+from __future__ import annotations
+
+import shlex
+import socket
+from collections.abc import Mapping
+
+from tproxy.config.services import NoAddress
+from tproxy.config.union import Offer
+from tproxy.doctor.finding import Finding, bad, good, warning
+from tproxy.doctor.look.configuration import Configuration
+from tproxy.model import Service, ServiceKey, ServiceMap
+
+
+def of_file(found: Configuration) -> list[Finding]:
+    """The file itself, and its names."""
+    check = shlex.join(["tproxy", "check", *([found.path] if found.named and found.path else [])])
+    if found.unusable:
+        return [bad("configuration", f"{found.unusable}: hooks fail", check)]
+    if found.path is None or found.read is None:
+        text = "there is no configuration file: hooks fail, and maps that others loaded are served"
+        return [warning("configuration", text, "install -D -m 644 etc/tproxy.yaml /etc/tproxy/tproxy.yaml")]
+    return [_entries(found, check), _names(found)]
+
+
+def _entries(found: Configuration, check: str) -> Finding:
+    if found.problems:
+        first, *others = found.problems
+        more = f" (and {len(others)} more)" if others else ""
+        return bad("configuration", f"{first.at(found.path or '')}{more}", check)
+    if found.read is not None and not found.read.entries:
+        return warning("configuration", f"{found.path} has no services", check)
+    count = len(found.read.entries) if found.read is not None else 0
+    return good("configuration", f"{found.path}: in order, {count} {'entry' if count == 1 else 'entries'}")
+
+
+def _names(found: Configuration) -> Finding:
+    for name, address in sorted(found.addresses.items()):
+        if isinstance(address, NoAddress):
+            reason = address.reason if "remote_addr" in address.reason else f"{name!a} {address.reason}"
+            kept = "guests reach its old address" if not address.certain else "its entry is ignored"
+            return bad("names", f"{reason}: {kept}", shlex.join(["getent", "ahostsv4", name]))
+    count = len(found.addresses)
+    return good("names", f"{count} host names resolve" if count else "the file has no host names")
+
+
+def of_bridge(found: Configuration, loaded: ServiceMap) -> list[Finding]:
+    """Whether the map is what the file says for the bridge's networks, and what these share."""
+    read = found.read
+    if read is None:
+        return []
+    refresh = shlex.join(["tproxy", "refresh", *(["--config", read.path] if found.named else [])])
+    offer = Offer(read, lambda name: _resolved(found, name))
+    offer.look_up(loaded.networks)
+    union = offer.union(loaded.networks, loaded)
+    findings = [_networks(loaded, mixed=union.mixed)]
+    if union.contradictions:
+        findings[-1:] = [warning("networks", str(each), "tproxy check") for each in union.contradictions]
+    wrong = sorted(
+        key
+        for key in loaded.services.keys() | union.services.keys()
+        if _endpoint(loaded.services, key) != _endpoint(union.services, key)
+    )
+    if wrong:
+        key = wrong[0]
+        more = f", and {len(wrong) - 1} other ports differ" if len(wrong) > 1 else ""
+        text = (
+            f"port {key.in_words} leads to {_endpoint(loaded.services, key)}, "
+            f"and the file says {_endpoint(union.services, key)}{more}"
+        )
+        return [*findings, bad("file", text, refresh)]
+    return [*findings, good("file", f"the map is what {read.path} says")]
+
+
+def _endpoint(services: Mapping[ServiceKey, Service], key: ServiceKey) -> str:
+    found = services.get(key)
+    return found.leads_to if found is not None else "nothing"
+
+
+def _networks(loaded: ServiceMap, *, mixed: bool) -> Finding:
+    names = ", ".join(each.name or each.id or "none" for each in loaded.networks)
+    if mixed:
+        text = f"all its guests reach the services of all its networks: {names}"
+        return warning("networks", text, "tproxy status --verbose")
+    return good("networks", f"the bridge has network {names}" if names != "none" else "no network is named")
+
+
+def _resolved(found: Configuration, name: str) -> list[str]:
+    known = found.addresses.get(name)
+    if known is not None and not isinstance(known, NoAddress):
+        return [*known]
+    certain = known is not None and known.certain
+    raise socket.gaierror(socket.EAI_NONAME if certain else socket.EAI_AGAIN, "is not known")
