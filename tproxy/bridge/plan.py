@@ -295,13 +295,8 @@ def _links_right(names: BridgeNames, observed: Observed, addresses: tuple[str, .
     outer = observed.outer
     return (
         observed.paired
-<<<<<<< HEAD
-        and not _wrong_sysctls(names, observed)
-        and _inner_right(observed.inner, observed.bridge_mtu, addresses)
-=======
         and not wrong_sysctls(names, observed)
-        and _inner_right(observed.inner, observed.bridge_mtu)
->>>>>>> wip-udp
+        and _inner_right(observed.inner, observed.bridge_mtu, addresses)
         and _outer_right(outer, names.bridge, observed.bridge_mtu)
         and outer is not None
         and outer.fixed
