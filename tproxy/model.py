@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # the annotations of options, which are text at run time (tpr
     from tproxy.options import Choice, Number, Option, Seconds, Text
 
 SERVICE_ADDRESS = "169.254.16.9"
-# Its last four bytes are those of SERVICE_ADDRESS. No host gives it to itself: an address that is made of a MAC
-# has ff:fe in its middle, and others are random.
+# Its last four bytes are those of SERVICE_ADDRESS. No host gives it to itself: an address that is made of a
+# MAC has ff:fe in its middle, and others are random.
 SERVICE_ADDRESS_IPV6 = "fe80::a9fe:1009"
 
 # A locally administered address (bit 1 of the first byte) with the service address in the last four bytes. It

@@ -1,7 +1,7 @@
 """The rules of the guards for service addresses other than 169.254.16.9, as text for nftables. Pure.
 
-They are loaded only while a bridge of the host has such an address, beside those of ``guard_rules``, which keep
-the MAC. For each address there is a set, ``at_<address>``, with the bridges that have it, or their
+They are loaded only while a bridge of the host has such an address, beside those of ``guard_rules``, which
+keep the MAC. For each address there is a set, ``at_<address>``, with the bridges that have it, or their
 ports (``guarded``): a bridge without the address is left alone, whatever its guests do with it. The rules
 name that set, and so does each rule's comment (``guards``).
 

@@ -323,7 +323,7 @@ def _is_shared_set(found: Json) -> bool:
 
 
 @cache
-def _rules(by_port: bool, limited: bool, addresses: frozenset[str]) -> dict[str, list[str]]:  # noqa: FBT001
+def _rules(by_port: bool, limited: bool, addresses: frozenset[str]) -> dict[str, list[str]]:
     """The rules of the shared chains on a host with these service addresses besides 169.254.16.9."""
     rules = shared_rules(by_port=by_port, limited=limited)
     if not addresses:

@@ -159,11 +159,11 @@ def _of_bridge(bridge: _Bridge, known: _Known) -> list[Finding]:
     lines += [judge_links.strangers(name, seen), judge_rules.of_map(name, read, repair)]
     if loaded is None:
         return lines
-    lines += judge_links.chain(name, seen, repair, ours=ours)
+    lines += judge_links.chain(loaded, seen, repair, ours=ours)
     lines += judge_links.forwarding(name, seen, repair, ours=ours)
     lines += [
         judge_rules.of_uplinks(seen),
-        judge_rules.of_guards(name, seen, repair, ours=ours),
+        judge_rules.of_guards(loaded, seen, repair, ours=ours),
         judge_rules.of_firewall(name, seen.obstacles, read.dropping),
         judge_rules.of_agents(name, known.ran.agents, host_has=known.host_has),
     ]

@@ -252,7 +252,8 @@ def fix_forwarding(port: str, mac: str = SERVICE_MAC) -> None:
 def configure(name: str, mac: str, mtu: int, addresses: Iterable[str]) -> None:
     """Give a link in this thread's namespace its MAC, addresses and the default route; set it up.
 
-    It has these addresses alone then. ``addresses`` have the lengths of their prefixes. Those that are there stay untouched. Raises KernelError.
+    It has these addresses alone then, which are with the lengths of their prefixes. Those that it has already
+    stay untouched. Raises KernelError.
     """
     with requests("configure link", name) as rtnl:
         index = socket.if_nametoindex(name)
