@@ -389,7 +389,21 @@ class Service(NamedTuple):
             general=True,
         ),
     ] = "first"
+    udp_idle_timeout: Annotated[
+        int,
+        Option(
+            Number(1, 86_400, "seconds", words={"auto": 0}),
+            "how long a UDP session may be silent before it is forgotten. `auto`: 5 at service port 53, "
+            "otherwise 30",
+            general=True,
+        ),
+    ] = 0
     endpoints: tuple[str, ...] = ()
+
+    @property
+    def session_idle(self) -> int:
+        """Seconds after which a silent UDP session ends. A DNS query has its answer soon, or never."""
+        return self.udp_idle_timeout or (5 if self.key.port == 53 else 30)
 
     @property
     def port(self) -> int:

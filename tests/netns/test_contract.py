@@ -270,6 +270,7 @@ def test_comments_have_the_words_of_the_contract(host: Hypervisor) -> None:
     )
     others += f", {{remote_addr: ['fd00::1', {ENDPOINT}], remote_port: 5036, spread: least}}"
     others += ", {remote_addr: 'fd00::1', remote_port: 5035}"
+    others += f", {{remote_addr: {ENDPOINT}, remote_port: 53, protocol: udp, udp_idle_timeout: 8}}"
     host.write(FILE, f"tproxy: [{entry}{others}]\n")
     host.ip("link add up0 type veth peer name up1", "link set up0 master br0")
     hook(host, "br0", "--network", "vnet1", "--network-id", "0", "--uplink", "up0")

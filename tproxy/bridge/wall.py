@@ -3,7 +3,8 @@
 The guards (``guard_rules``) decide on the bridge which frames reach the namespace. The wall decides once
 more, in the namespace, what reaches its TCP/IP stack: TCP to the service ports, and a limited number of pings
 and of SYNs to other ports, which the kernel answers with a reset. So a guest cannot use the rest of the
-stack, such as ICMP errors that change a route's MTU, fragments, or UDP. A namespace that another program made
+stack, such as ICMP errors that change a route's MTU, fragments, or UDP that is
+no service's. A namespace that another program made
 has no guards of ours, and a wall all the same. How many connections a guest may open is the guards' matter:
 they know the port where a frame came in, which a guest cannot forge.
 
@@ -16,6 +17,10 @@ a connection which it opens: no packet with SYN and ACK passes.
 ARP is no packet of the families that are filtered here. Connections to the service address from inside the
 namespace pass, for people who look for a fault.
 
+Where the bridge has UDP services, fragments of UDP pass too: only the first one of a datagram has ports. The
+kernel puts them together, and the chain AFTER, which sees the whole datagram, drops what is for no service.
+It also refuses, by ICMP, what is for a service whose endpoints cannot be reached (``refuse``).
+
 Each rule has a comment with a checksum of its text, as the guards' have. The wall is right when its chain,
 comments and ports are; otherwise one transaction replaces it, and no packet sees a namespace without a wall.
 """
@@ -23,7 +28,7 @@ comments and ports are; otherwise one transaction replaces it, and no packet see
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 
@@ -31,30 +36,42 @@ from tproxy.bridge import nftables
 from tproxy.errors import NftError, TproxyError
 from tproxy.kernel import links, netns
 from tproxy.log.lazy import logger
-from tproxy.model import SERVICE_ADDRESS, TABLE, TCP, BridgeNames, ServiceKey
+from tproxy.model import SERVICE_ADDRESS, TABLE, UDP, BridgeNames, ServiceKey
 from tproxy.typed import Any, NamedTuple
 
 log = logger(__name__)
 
 CHAIN = "wall"
-PORTS = "ports"  # the set of the service ports at SERVICE_ADDRESS
-# The sets of a wall for further service addresses: these addresses, and address, protocol and port of their
-# services.
-ADDRESSES, SERVICES = "addresses", "services"
-_SETS = {
-    PORTS: "inet_service",
-    ADDRESSES: "ipv4_addr",
-    SERVICES: "ipv4_addr . inet_proto . inet_service",
-}
+PORTS = "ports"  # the set of the service ports of TCP
+AFTER = "datagrams"  # the chain behind the place where the kernel puts fragments together
+UDP_PORTS = "udp_ports"
+REFUSED = "refused"  # the set of the UDP ports whose guests are refused now
+# The sets of a wall for further service addresses: these addresses; address, protocol and port of their
+# services; and those whose guests are refused now.
+ADDRESSES, SERVICES, REFUSED_SERVICES = "addresses", "services", "refused_services"
 
 # Before the kernel would put fragments together, NF_IP_PRI_RAW_BEFORE_DEFRAG in <linux/netfilter_ipv4.h>.
 _HOOK, _PRIORITY = "prerouting", -450
+_SERVICE = "ipv4_addr . inet_proto . inet_service"
+_SETS = {
+    PORTS: "inet_service",
+    UDP_PORTS: "inet_service",
+    REFUSED: "inet_service",
+    ADDRESSES: "ipv4_addr",
+    SERVICES: _SERVICE,
+    REFUSED_SERVICES: _SERVICE,
+}
+_REFUSING = {REFUSED, REFUSED_SERVICES}
+_BASE = {CHAIN: (_HOOK, _PRIORITY, "drop"), AFTER: ("input", 0, "accept")}
 
 SYSCTLS = {
     "ipv4/ip_unprivileged_port_start": "0",  # a relay without capabilities listens at low ports too
     # The wall drops the ICMP errors of a router with a small MTU between a guest and the service, such as a
     # guest's own tunnel. With 1 a connection whose large segments vanish tries smaller ones.
     "ipv4/tcp_mtu_probing": "1",
+    # Fragments of a datagram come right behind each other. Those without the rest must not take the memory of
+    # others' (ipfrag_high_thresh) for longer than this, in seconds.
+    "ipv4/ipfrag_time": "3",
 }
 
 # In a second, and at once. A monitoring system that pings from each guest fits in.
@@ -65,6 +82,7 @@ _MARK = "tproxy "  # begins the comment of each of our rules
 _FOR_US = f"ip daddr {SERVICE_ADDRESS}"
 # Words at a fixed place, for the kernel's fast way (guard_rules). No more fragments, and offset 0:
 _WHOLE = "@nh,32,32 & 0x00003fff == 0"
+_FRAGMENT = "@nh,32,32 & 0x00003fff != 0"
 # SYN and ACK: the answer to a connection that began here.
 _NO_ANSWER = "@th,96,32 & 0x00120000 != 0x00120000"
 _NEW = "tcp flags & (fin | syn | rst | ack) == syn"
@@ -100,65 +118,111 @@ class Wall(NamedTuple):
     keys: frozenset[ServiceKey]
 
 
+class Parts(NamedTuple):
+    """The parts of a wall besides that for TCP at SERVICE_ADDRESS: for UDP, for further addresses."""
+
+    udp: bool
+    further: bool
+
+    @property
+    def sets(self) -> set[str]:
+        """The names of the sets."""
+        names = {PORTS}
+        names |= {UDP_PORTS, REFUSED} if self.udp else set()
+        names |= {ADDRESSES, SERVICES} if self.further else set()
+        return names | ({REFUSED_SERVICES} if self.udp and self.further else set())
+
+
+def parts_for(keys: Iterable[ServiceKey]) -> Parts:
+    """The parts that a wall for these services has."""
+    return Parts(
+        any(key.protocol == UDP for key in keys), any(key.address != SERVICE_ADDRESS for key in keys)
+    )
+
+
 @cache
-def rules(kind: Kind, *, further: bool = False) -> list[str]:
-    """The rules of the wall's chain, whose policy is drop; ``further``: with those for further addresses."""
+def rules(kind: Kind, parts: Parts) -> dict[str, list[str]]:
+    """The rules of the wall's chains."""
     pings = f" limit rate {PINGS}/second burst {PING_BURST} packets" if kind.limited else ""
     closed = f" limit rate {CLOSED}/second burst {CLOSED_BURST} packets" if kind.limited else ""
-    found = [
+    datagrams = [
+        f"{_FOR_US} {_WHOLE} udp dport @{UDP_PORTS} accept",
+        f"{_FOR_US} {_FRAGMENT} ip protocol udp accept",
+    ]
+    wall = [
         f"{_FOR_US} {_WHOLE} tcp dport @{PORTS} {_NO_ANSWER} accept",
         f"{_FOR_US} {_WHOLE} {_NEW}{closed} accept",
         f"{_FOR_US} {_WHOLE} {_GOES_ON} accept",
         f"{_FOR_US} {_WHOLE} icmp type echo-request{pings} accept",
+        *(datagrams if parts.udp else []),
         "iif lo accept",
     ]
-    if further:
-        for_us = f"ip daddr @{ADDRESSES} {_WHOLE}"
-        service = f"ip daddr . ip protocol . th dport @{SERVICES}"
-        found += [
-            f"{for_us} ip protocol tcp {_NO_ANSWER} {service} accept",
-            f"{for_us} {_NEW}{closed} accept",
-            f"{for_us} {_GOES_ON} accept",
-            f"{for_us} icmp type echo-request{pings} accept",
+    there = f"ip daddr @{ADDRESSES}"
+    service = "ip daddr . ip protocol . th dport"
+    if parts.further:
+        wall += [
+            f"{there} {_WHOLE} ip protocol tcp {_NO_ANSWER} {service} @{SERVICES} accept",
+            f"{there} {_WHOLE} {_NEW}{closed} accept",
+            f"{there} {_WHOLE} {_GOES_ON} accept",
+            f"{there} {_WHOLE} icmp type echo-request{pings} accept",
         ]
-    return found
+    if not parts.udp:
+        return {CHAIN: wall}
+    after = [
+        "iif lo accept",
+        f"{_FOR_US} udp dport @{REFUSED} reject with icmp type port-unreachable",
+        f"{_FOR_US} udp dport != @{UDP_PORTS} drop",
+    ]
+    if parts.further:
+        wall += [
+            f"{there} {_WHOLE} ip protocol udp {service} @{SERVICES} accept",
+            f"{there} {_FRAGMENT} ip protocol udp accept",
+        ]
+        reject = "reject with icmp type port-unreachable"
+        after += [
+            f"{there} ip protocol udp {service} @{REFUSED_SERVICES} {reject}",
+            f"{there} ip protocol udp {service} != @{SERVICES} drop",
+        ]
+    return {CHAIN: wall, AFTER: after}
 
 
-def load(kind: Kind, keys: Iterable[ServiceKey]) -> str:
+def load(kind: Kind, keys: Collection[ServiceKey]) -> str:
     """Return the commands of one transaction that replaces whatever wall there is."""
     table = f"{kind.family} {TABLE}"
-    elements = _elements(keys)
-    further = SERVICES in elements
-    names = _SETS if further else (PORTS,)
-    return "\n".join(
-        (
-            f"add table {table}",  # first, because deleting fails where there is none
-            f"delete table {table}",
-            f"add table {table}",
-            *(f"add set {table} {name} {{ type {_SETS[name]}; }}" for name in names),
-            f"add chain {table} {CHAIN} {{ type filter hook {_HOOK} priority {_PRIORITY}; policy drop; }}",
-            *(
-                f'add rule {table} {CHAIN} {rule} comment "{_mark(rule)}"'
-                for rule in rules(kind, further=further)
-            ),
-            *(
-                f"add element {table} {name} {{ {', '.join(sorted(each))} }}"
-                for name, each in elements.items()
-            ),
-        )
-    )
-
-
-def _elements(keys: Iterable[ServiceKey]) -> dict[str, set[str]]:
-    """The elements of the sets, as text, by set; only sets that have some."""
-    found: dict[str, set[str]] = {}
+    parts = parts_for(keys)
+    chains = rules(kind, parts)
+    lines = [
+        f"add table {table}",  # first, because deleting fails where there is none
+        f"delete table {table}",
+        f"add table {table}",
+        *(
+            f"add set {table} {name} {{ type {of};{' flags timeout;' if name in _REFUSING else ''} }}"
+            for name, of in _SETS.items()
+            if name in parts.sets
+        ),
+    ]
+    for chain, its_rules in chains.items():
+        hook, priority, policy = _BASE[chain]
+        base = f"type filter hook {hook} priority {priority}; policy {policy};"
+        lines.append(f"add chain {table} {chain} {{ {base} }}")
+        lines += [f'add rule {table} {chain} {rule} comment "{_mark(rule)}"' for rule in its_rules]
+    elements: dict[str, set[str]] = {}
     for key in keys:
-        if key.address == SERVICE_ADDRESS:
-            found.setdefault(PORTS, set()).add(str(key.port))
-        else:
-            found.setdefault(ADDRESSES, set()).add(key.address)
-            found.setdefault(SERVICES, set()).add(f"{key.address} . {key.protocol} . {key.port}")
-    return found
+        name, element = _element(key)
+        elements.setdefault(name, set()).add(element)
+        if name == SERVICES:
+            elements.setdefault(ADDRESSES, set()).add(key.address)
+    lines += [
+        f"add element {table} {name} {{ {', '.join(sorted(each))} }}" for name, each in elements.items()
+    ]
+    return "\n".join(lines)
+
+
+def _element(key: ServiceKey) -> tuple[str, str]:
+    """The set in which a service is, and its element there."""
+    if key.address != SERVICE_ADDRESS:
+        return SERVICES, f"{key.address} . {key.protocol} . {key.port}"
+    return UDP_PORTS if key.protocol == UDP else PORTS, str(key.port)
 
 
 def parse(family: str, listed: Iterable[dict[str, Any]]) -> Wall | None:
@@ -166,39 +230,41 @@ def parse(family: str, listed: Iterable[dict[str, Any]]) -> Wall | None:
 
     Raises NftError when the table has a chain or set that no wall has: another program's table.
     """
-    chain: dict[str, Any] = {}
-    marks: list[str] = []
+    chains: dict[str, tuple[Any, Any, Any]] = {}
+    marks: dict[str, list[str]] = {}
     sets: dict[str, list[Any]] = {}
     found = False
     for item in listed:
         ((what, each),) = item.items()
         found = found or what == "table"
-        if what == "chain" and each["name"] == CHAIN:
-            chain = each
-        elif what == "rule" and each["chain"] == CHAIN:
-            marks.append(each.get("comment", ""))
+        if what == "chain" and each["name"] in _BASE:
+            chains[each["name"]] = each.get("hook"), each.get("prio"), each.get("policy")
+        elif what == "rule" and each["chain"] in _BASE:
+            marks.setdefault(each["chain"], []).append(each.get("comment", ""))
         elif what == "set" and _joined(each["type"]) == _SETS.get(each["name"]):
             sets[each["name"]] = each.get("elem", [])
         elif what not in ("metainfo", "table"):
             raise NftError(f"table {family} {TABLE} in the namespace belongs to another program")
     if not found:
         return None
-    further = SERVICES in sets
-    where = chain.get("hook"), chain.get("prio"), chain.get("policy")
+    parts = Parts(udp=AFTER in chains, further=SERVICES in sets)
+    wanted = [CHAIN, *([AFTER] if parts.udp else [])]
     keys = _keys(sets)
-    if where != (_HOOK, _PRIORITY, "drop") or keys is None:
+    if keys is None or chains != {name: _BASE[name] for name in wanted} or sets.keys() != parts.sets:
         return Wall(None, frozenset())
     for kind in KINDS:
-        if kind.family == family and marks == list(map(_mark, rules(kind, further=further))):
+        known = {name: list(map(_mark, each)) for name, each in rules(kind, parts).items()}
+        if kind.family == family and known == marks:
             return Wall(kind, keys)
-    return Wall(None, frozenset())
+    return Wall(None, keys)
 
 
 def _keys(sets: Mapping[str, list[Any]]) -> frozenset[ServiceKey] | None:
     """The keys of services in the sets of a wall; None where these are not as ``load`` makes them."""
     try:
         # An element with a comment, or a range, is listed as another object.
-        keys = {ServiceKey(int(port)) for port in sets[PORTS]}
+        keys = {ServiceKey(int(port)) for port in sets.get(PORTS, ())}
+        keys |= {ServiceKey(int(port), UDP) for port in sets.get(UDP_PORTS, ())}
         for each in sets.get(SERVICES, ()):
             address, protocol, port = each["concat"]
             keys.add(ServiceKey(int(port), str(protocol), str(address)))
@@ -213,12 +279,12 @@ def _joined(kind: Any) -> Any:
     return " . ".join(kind) if isinstance(kind, list) else kind
 
 
-def ensure(bridge: str, keys: Iterable[ServiceKey]) -> None:
+def ensure(bridge: str, keys: Collection[ServiceKey]) -> None:
     """Have the wall in the bridge's namespace, for these services, and SYSCTLS set there.
 
     Whoever made the namespace. Does nothing when all is as it should be. Raises NftError, KernelError.
     """
-    wanted = frozenset(key.listener for key in keys if key.protocol == TCP)
+    wanted = frozenset(key.listener for key in keys)
     with nftables.inside(BridgeNames(bridge).namespace) as inner:
         try:
             wall = _find(inner)
@@ -237,6 +303,25 @@ def look(bridge: str) -> Wall | None:
     """Return the wall in the bridge's namespace as it is now; None for none. Raises NftError, KernelError."""
     with nftables.inside(BridgeNames(bridge).namespace) as inner:
         return _find(inner)
+
+
+def refuse(bridge: str, key: ServiceKey, seconds: float) -> None:
+    """Have guests' datagrams for a UDP service refused by ICMP for so many seconds; 0: no more.
+
+    Raises NftError, KernelError.
+    """
+    with nftables.inside(BridgeNames(bridge).namespace) as inner:
+        wall = _find(inner)
+        if wall is None or wall.kind is None or key.listener not in wall.keys:
+            return
+        name, each = _element(key)
+        name = REFUSED_SERVICES if name == SERVICES else REFUSED
+        place = f"element {wall.kind.family} {TABLE} {name}"
+        # Added first, because deleting fails where there is none, and adding does not renew a time-out.
+        commands = [f"add {place} {{ {each} }}", f"delete {place} {{ {each} }}"]
+        if seconds:
+            commands.append(f"add {place} {{ {each} timeout {max(round(seconds), 1)}s }}")
+        inner.transaction(commands)
 
 
 def remove(bridge: str) -> None:

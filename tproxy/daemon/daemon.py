@@ -44,7 +44,7 @@ from tproxy.errors import NftError, TproxyError
 from tproxy.kernel import mounts
 from tproxy.kernel.loop import Loop
 from tproxy.log import output
-from tproxy.model import DAEMON_TITLE, ServiceKey, ServiceMap, Settings
+from tproxy.model import DAEMON_TITLE, TCP, ServiceKey, ServiceMap, Settings
 from tproxy.process import service_manager
 from tproxy.process.run_directory import directory, prepare
 from tproxy.process.title import set_title
@@ -84,6 +84,7 @@ class Daemon:
         )
         self._callers.hypervisor = settings.hypervisor_name or ""
         self._workers.preface = self._callers.messages
+        self._workers.refuse = self._relays.refuse
         self._watcher = WatcherKeeper(self._loop)
         self._watcher.keep(settings.watch_file or "")
         self._requests: list[Request] = []
@@ -356,7 +357,10 @@ class Daemon:
                     "address": service.key.address,
                     "name": service.name,
                     "endpoint": str(service.endpoint),
-                    "endpoints": [_endpoint_status(str(each), states) for each in service.candidates],
+                    "endpoints": [
+                        _endpoint_status(str(each), states, service.key.protocol)
+                        for each in service.candidates
+                    ],
                     "listening": not problem,
                     "problem": problem,
                     "open": counted.open,
@@ -378,9 +382,9 @@ class Daemon:
         }
 
 
-def _endpoint_status(endpoint: str, states: dict[str, EndpointState]) -> Json:
+def _endpoint_status(endpoint: str, states: dict[str, EndpointState], protocol: str) -> Json:
     """Return what ``tproxy status`` shows of an endpoint."""
-    state = states.get(endpoint)
+    state = states.get(endpoint if protocol == TCP else f"{endpoint}/{protocol}")
     if state is None:
         return {"endpoint": endpoint, "state": "not tried", "since": None, "why": ""}
     word = "failed" if state.failed else "good"

@@ -32,7 +32,7 @@ from tproxy.kernel import netns, tcp
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.log import output
 from tproxy.log.file import open_log
-from tproxy.model import TCP, BridgeNames, ServiceKey
+from tproxy.model import TCP, UDP, BridgeNames, ServiceKey
 from tproxy.relay import wire
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,11 @@ RETRY_FIRST, RETRY_MOST = 0.1, 5.0
 
 # Seconds that a relay may take to end before it is killed, and after that until it is written off.
 PATIENCE = 3.0
+
+# Bytes, with the kernel's overhead, of datagrams that may wait at the UDP socket of a service: some thousand
+# small ones, or 25 of the largest. They wait while their worker is busy or replaced.
+GATE_BYTES = 2 << 20
+_SO_RCVBUFFORCE = 33  # <asm-generic/socket.h>
 
 
 @dataclass
@@ -126,6 +131,10 @@ class Relays:
                 absence.retry.cancel()
                 absence.delay = RETRY_FIRST
                 absence.retry = self._retry(name, absence.delay)
+
+    def refuse(self, bridge: str, key: ServiceKey, seconds: float) -> None:
+        """Have the kernel refuse guests' datagrams for a service for so many seconds; 0: no more."""
+        self._walls.refuse(bridge, key, seconds)
 
     def close(self) -> None:
         """Finish what was to be done soon."""
@@ -312,7 +321,10 @@ class Relays:
         self._workers.deliver(link.bridge, link.cookie, message, fds)
 
     def copied(self, link: Link, key: ServiceKey, listener: socket.socket) -> None:
-        if key.protocol == TCP:
+        if key.protocol == UDP:
+            _widen(listener)
+            self._workers.take_gate(link.bridge, key, listener)
+        else:
             _save_syn(listener, wanted=key in self._syns.get(link.bridge, ()))
         self._copies.add(link.bridge, link.namespace, key, listener)
 
@@ -351,3 +363,9 @@ def _save_syn(listener: socket.socket, *, wanted: bool) -> None:
     """
     with suppress(OSError):  # before Linux 5.10; workers then ask for the ARP entry
         tcp.save_syn(listener, wanted=wanted)
+
+
+def _widen(bound: socket.socket) -> None:
+    """Have room for more datagrams that wait than net.core.rmem_max allows: all guests share the socket."""
+    with suppress(OSError):
+        bound.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, GATE_BYTES)

@@ -46,6 +46,7 @@ class WallKeeper:
         self._built: dict[str, Built] = {}
         self._due: set[str] = set()
         self._unwanted: dict[str, NamespaceId | None] = {}
+        self._refused: dict[tuple[str, ServiceKey], float] = {}  # soon, and for how many seconds
 
     def build(self, bridge: str, keys: Collection[ServiceKey], *, again: bool = False) -> None:
         """Have a wall for these services when this returns, if that can be had.
@@ -72,6 +73,24 @@ class WallKeeper:
         elif told and not problem:
             log.info("bridge %s has the wall in its namespace now", bridge)
         self._built[bridge] = Built(namespace, frozenset(keys), problem)
+
+    def refuse(self, bridge: str, key: ServiceKey, seconds: float) -> None:
+        """Have guests of a UDP service refused by ICMP for so many seconds; 0: no more.
+
+        A worker asks for that, and may have been taken over: so it is done once in SETTLE at most.
+        """
+        if not self._refused:
+            self._loop.call_later(SETTLE, self._refuse)
+        self._refused[bridge, key] = seconds
+
+    def _refuse(self) -> None:
+        refused, self._refused = self._refused, {}
+        for (bridge, key), seconds in refused.items():
+            if bridge in self._built:
+                try:
+                    wall.refuse(bridge, key, seconds)
+                except (TproxyError, OSError) as error:
+                    log.warning("bridge %s: guests at port %s get no ICMP: %s", bridge, key.in_words, error)
 
     def look(self, bridges: Iterable[str]) -> None:
         """Look soon whether the walls of these bridges are as they were built."""

@@ -48,6 +48,9 @@ class Owner(Protocol):
     def changed(self) -> None:
         """``settled`` may have a new answer."""
 
+    def cannot_reach(self, bridge: str, key: ServiceKey, seconds: float) -> None:
+        """The worker says that no endpoint of a UDP service can be reached, as ``orders.Unreachable``."""
+
     def ended(self, worker: WorkerLink, reason: str) -> None:
         """The worker is gone; the owner closes the link."""
 
@@ -206,6 +209,8 @@ class WorkerLink:
             case orders.Synced(number) if self._answered < number <= self._asked:
                 self._answered = number
                 self._owner.changed()
+            case orders.Unreachable(bridge, key, seconds):
+                self._owner.cannot_reach(bridge, key, seconds)
             case other:
                 raise ProtocolError(f"unexpected {type(other).__name__}")
 

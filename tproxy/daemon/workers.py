@@ -7,6 +7,9 @@ them the sockets that were passed on and not received. Relays notice nothing.
 Every worker is told everything: settings, services of all bridges, channels. Each has a meeting point, a
 socket in the run directory. There a daemon finds the workers of the daemon before it. It makes new data
 channels for them; the old ones end when relays let them go.
+
+A datagram does not say whose session it belongs to. So all UDP sockets of a bridge are with one worker, whose
+place follows from the bridge's name (``_owner``).
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import logging
 import os
 import socket
 import time
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
@@ -27,7 +31,7 @@ from tproxy.datapath.this_host import chosen_ports
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.log import output
 from tproxy.log.file import open_log
-from tproxy.model import Service
+from tproxy.model import Service, ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, send_bytes
 from tproxy.worker import orders
@@ -83,6 +87,9 @@ class Workers:
         self._complete = False  # whether all bridges that have services are in ``_services``
         self._channels = DataChannels()
         self._ended: dict[Key, Counts] = {}  # of workers that have ended
+        self._gates: dict[str, dict[ServiceKey, socket.socket]] = {}  # bound UDP sockets by bridge
+        # Called with a bridge, a key and seconds, as ``orders.Unreachable`` has them.
+        self.refuse: Callable[[str, ServiceKey, float], None] = lambda bridge, key, seconds: None
 
     # What is wanted
 
@@ -100,11 +107,27 @@ class Workers:
             self._places.append(None)
             self._start(place)
         self._regroup()
+        for bridge in self._gates:  # the owner may be another one
+            for worker in self._present():
+                if worker is not self._owner(bridge):
+                    worker.tell(orders.LetGo(bridge))
+            self._tell_gates(bridge)
+
+    def take_gate(self, bridge: str, key: ServiceKey, bound: socket.socket) -> None:
+        """Have guests' datagrams at a bound socket, which stays the caller's, read by a worker."""
+        gates = self._gates.setdefault(bridge, {})
+        before = gates.get(key)
+        gates[key] = bound.dup()
+        if before is not None:
+            before.close()
+        self._tell_gates(bridge, [key])
 
     def serve(self, bridge: str, services: Sequence[Service]) -> None:
         """Serve the bridge as these services say."""
         before = self._services.get(bridge)
         self._services[bridge] = services
+        keys = {each.key.listener for each in services}
+        self._drop_gates(bridge, [key for key in self._gates.get(bridge, ()) if key not in keys])
         if before != services:
             for worker in self._present():
                 self._tell_services(worker, bridge)
@@ -120,11 +143,13 @@ class Workers:
             for worker in (*self._present(), *self._draining):
                 worker.tell(orders.Forget(bridge))
         self._channels.let_go(bridge)
+        self._drop_gates(bridge, [*self._gates.get(bridge, ())])
         self._ended = {key: counts for key, counts in self._ended.items() if key[0] != bridge}
 
     def abort(self, bridge: str) -> None:
         """End the bridge's connections: its namespace is gone, or another one. It is served as before."""
         self._channels.let_go(bridge)
+        self._drop_gates(bridge, [*self._gates.get(bridge, ())])
         for worker in self._present():
             self._keep_counts(worker, bridge)
         for worker in (*self._present(), *self._draining):
@@ -245,6 +270,10 @@ class Workers:
         if self._complete:
             self._forget_unknown(worker)
 
+    def cannot_reach(self, bridge: str, key: ServiceKey, seconds: float) -> None:
+        if any(each.key == key for each in self._services.get(bridge, ())):
+            self.refuse(bridge, key, seconds)
+
     def ended(self, worker: WorkerLink, reason: str) -> None:
         worker.close()
         worker.remove_meeting()
@@ -326,6 +355,9 @@ class Workers:
             self._tell_services(worker, bridge)
         for bridge, cookie, end in self._channels.of_place(place):
             worker.tell(orders.Bridge(bridge, cookie), end)
+        for bridge in self._gates:
+            if self._owner(bridge) is worker:
+                self._tell_gates(bridge)
         worker.sync()
 
     def _finish(self, place: int, *, counted: bool = False) -> None:
@@ -388,6 +420,23 @@ class Workers:
         parts = orders.parts(self._services[bridge])
         for number, part in enumerate(parts):
             worker.tell(orders.Services(bridge, number == 0, number == len(parts) - 1, part))
+
+    def _owner(self, bridge: str) -> WorkerLink | None:
+        """The worker that has the bridge's UDP sockets; None while there is none."""
+        place = zlib.crc32(bridge.encode()) % (self._count or 1)
+        return self._places[place] if place < len(self._places) else None
+
+    def _tell_gates(self, bridge: str, keys: Iterable[ServiceKey] | None = None) -> None:
+        worker, gates = self._owner(bridge), self._gates[bridge]
+        if worker is not None and self._count:
+            for key in gates if keys is None else keys:
+                worker.tell(orders.Gate(bridge, key), gates[key].fileno())
+
+    def _drop_gates(self, bridge: str, keys: Iterable[ServiceKey]) -> None:
+        for key in keys:
+            self._gates[bridge].pop(key).close()
+        if not self._gates.get(bridge, True):
+            del self._gates[bridge]
 
     def _give_log(self, worker: WorkerLink) -> None:
         fd = open_log(output.DAEMON_LOG)

@@ -11,10 +11,12 @@ import time
 
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.log.file import INFO, Log
+from tproxy.model import Endpoint
 from tproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tproxy.datapath.connection import Connection
+    from tproxy.datapath.session import Session
     from tproxy.datapath.target import Target
 
 # Seconds between two lines that tell how many were left out.
@@ -32,26 +34,64 @@ class EndedLines:
 
     def write(self, connection: Connection, how: str) -> None:
         """Write the line of a connection that has ended, unless its target has had too many."""
+        if not self._allows(connection.target):
+            return
+        self._write(
+            connection.target,
+            connection.guest_name,
+            connection.dialed,
+            (connection.to_endpoint.moved, connection.to_guest.moved),
+            connection.started,
+            "" if connection.mac is None else f" id={connection.id}",
+            how,
+        )
+
+    def write_session(self, session: Session, id_: str, how: str) -> None:
+        """Write the line of a UDP session, likewise; ``id_`` is "" where the endpoint is told nothing."""
+        target = session.gate.target
+        if not self._allows(target):
+            return
+        address, port = session.guest[:2]
+        self._write(
+            target,
+            f"[{address}]:{port}" if ":" in address else f"{address}:{port}",
+            session.endpoint,
+            (session.sent, session.received),
+            session.started,
+            f" id={id_}" if id_ else "",
+            how,
+        )
+
+    def _allows(self, target: Target) -> bool:
         if self._log.level > INFO:
-            return
-        now = time.monotonic()
-        target = connection.target
-        if not target.lines.allows(now):
-            if target.lines.left_out == 1:
-                self._left_out[target] = None
-                if self._timer is None:
-                    self._timer = self._loop.call_later(SUMMARY, self.summarize)
-            return
+            return False
+        if target.lines.allows(time.monotonic()):
+            return True
+        if target.lines.left_out == 1:
+            self._left_out[target] = None
+            if self._timer is None:
+                self._timer = self._loop.call_later(SUMMARY, self.summarize)
+        return False
+
+    def _write(
+        self,
+        target: Target,
+        guest: str,
+        endpoint: Endpoint,
+        moved: tuple[int, int],
+        started: float,
+        id_: str,
+        how: str,
+    ) -> None:
         self._log.info(
             "bridge=%s guest=%s port=%s endpoint=%s to_endpoint=%d to_guest=%d seconds=%.3f%s end=%s",
             target.bridge,
-            connection.guest_name,
+            guest,
             target.service.key.in_words,
-            connection.dialed,
-            connection.to_endpoint.moved,
-            connection.to_guest.moved,
-            now - connection.started,
-            "" if connection.mac is None else f" id={connection.id}",
+            endpoint,
+            *moved,
+            time.monotonic() - started,
+            id_,
             how.replace(" ", "_"),
         )
 

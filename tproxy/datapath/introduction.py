@@ -21,6 +21,7 @@ from tproxy.proxy_protocol import (
     OF_NETWORK,
     OF_NETWORK_ID,
     OF_PORT,
+    STREAM,
     UNIQUE_ID,
 )
 
@@ -44,12 +45,21 @@ class Introductions:
         # Ids are unique among all processes and hosts: 48 random bits, and a number.
         self._start = os.urandom(6).hex()
         self._bridges: dict[str, _Bridge] = {}
+        self.state = 0  # changes with all that the daemon says
 
     def id(self, number: int) -> str:
         """Return the id of this process's connection with this number."""
         return f"{self._start}-{number}"
 
-    def header(self, number: int, bridge: str, key: ServiceKey, peer: tuple[str, int], mac: str) -> bytes:
+    def header(
+        self,
+        number: int,
+        bridge: str,
+        key: ServiceKey,
+        peer: tuple[str, int],
+        mac: str,
+        transport: int = STREAM,
+    ) -> bytes:
         """Return the header for a connection to a service; ``mac`` is "" where nobody knows it."""
         known = self._bridges.get(bridge) or _Bridge()
         network = _UNKNOWN
@@ -69,6 +79,7 @@ class Introductions:
                 OF_PORT: known.ports.get(mac, ""),
                 OF_HYPERVISOR: known.hypervisor,
             },
+            transport,
         )
 
     def use_networks(
@@ -85,6 +96,7 @@ class Introductions:
         """
         known = self._bridges.setdefault(bridge, _Bridge())
         known.hypervisor, known.networks = hypervisor, networks
+        self.state += 1
         if first:
             known.members = {}
         known.members.update((mac, place) for mac, place in members if place < len(networks))
@@ -95,6 +107,7 @@ class Introductions:
         ``first``: in place of all that was said before.
         """
         known = self._bridges.setdefault(bridge, _Bridge())
+        self.state += 1
         if first:
             known.ports = {}
         for mac, port in ports:
@@ -105,6 +118,7 @@ class Introductions:
 
     def forget_ports(self) -> None:
         """Leave all ports out from now on: nobody tells when a guest moves to another."""
+        self.state += 1
         for known in self._bridges.values():
             known.ports = {}
 

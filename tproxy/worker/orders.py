@@ -40,8 +40,10 @@ MOST_GUESTS = 2048
 
 _NAME = struct.Struct(f"!{INTERFACE_NAME_BYTES}s")
 _BRIDGE = struct.Struct(f"!{INTERFACE_NAME_BYTES}s?Q")
-_SERVICE = struct.Struct("!HB16sIHd7I??B")  # behind it the addresses, of 16 bytes each
+_SERVICE = struct.Struct("!HB16sIHd7I??IB")  # behind it the addresses, of 16 bytes each
 _ADDRESS = 16
+_KEY = struct.Struct("!HB16sI")
+_UNREACHABLE = struct.Struct(f"!{INTERFACE_NAME_BYTES}sd")
 _SERVICES = struct.Struct(f"!{INTERFACE_NAME_BYTES}s??")
 _SETTINGS = struct.Struct("!BHHHI")
 _NUMBER = struct.Struct("!I")
@@ -111,6 +113,33 @@ class Bridge(NamedTuple):
     cookie: int | None
 
 
+class Gate(NamedTuple):
+    """Daemon to worker. Beside it: the bound UDP socket of a service, to read and to answer guests from.
+
+    The worker is the only one that has it.
+    """
+
+    bridge: str
+    key: ServiceKey
+
+
+class LetGo(NamedTuple):
+    """Daemon to worker: another worker has the bridge's UDP sockets now; finish the sessions."""
+
+    bridge: str
+
+
+class Unreachable(NamedTuple):
+    """Worker to daemon: no endpoint of a UDP service can be reached; refuse guests for so many seconds.
+
+    0: refuse them no longer.
+    """
+
+    bridge: str
+    key: ServiceKey
+    seconds: float
+
+
 class Forget(NamedTuple):
     """Daemon to worker: the bridge has no services any more; its connections end."""
 
@@ -158,6 +187,9 @@ Message = (
     | Networks
     | Ports
     | Bridge
+    | Gate
+    | LetGo
+    | Unreachable
     | Forget
     | LogFile
     | Meeting
@@ -189,6 +221,12 @@ def encode(message: Message) -> bytes:
             return b"p" + _PORTS.pack(bridge.encode(), first) + b"".join(packed)
         case Bridge(bridge, cookie):
             return b"B" + _BRIDGE.pack(bridge.encode(), cookie is not None, cookie or 0)
+        case Gate(bridge, key):
+            return b"G" + _NAME.pack(bridge.encode()) + _pack_key(key)
+        case LetGo(bridge):
+            return b"g" + _NAME.pack(bridge.encode())
+        case Unreachable(bridge, key, seconds):
+            return b"U" + _UNREACHABLE.pack(bridge.encode(), seconds) + _pack_key(key)
         case Forget(bridge):
             return b"F" + _NAME.pack(bridge.encode())
         case LogFile():
@@ -225,6 +263,13 @@ def decode(data: bytes) -> Message:
             case b"B":
                 name, known, cookie = _BRIDGE.unpack(body)
                 return Bridge(_text(name), cookie if known else None)
+            case b"G":
+                return Gate(_text(*_NAME.unpack_from(body)), _unpack_key(body[_NAME.size :]))
+            case b"g":
+                return LetGo(_text(*_NAME.unpack(body)))
+            case b"U":
+                name, seconds = _UNREACHABLE.unpack_from(body)
+                return Unreachable(_text(name), _unpack_key(body[_UNREACHABLE.size :]), seconds)
             case b"F":
                 return Forget(_text(*_NAME.unpack(body)))
             case b"L" if not body:
@@ -259,21 +304,31 @@ def parts(services: Sequence[Service]) -> list[tuple[Service, ...]]:
 
 
 def _pack(service: Service) -> bytes:
-    key, endpoint, _, *numbers, _, spread, endpoints = service
+    key, endpoint, _, *numbers, _, spread, idle, endpoints = service
     addresses = b"".join(map(packed_address, endpoints or (endpoint.address,)))
     count = len(addresses) // _ADDRESS
     known = key.port, PROTOCOLS.index(key.protocol), packed_address(key.address), key.network
-    head = _SERVICE.pack(*known, endpoint.port, *numbers, service.introduced, spread == "least", count)
+    head = _SERVICE.pack(*known, endpoint.port, *numbers, service.introduced, spread == "least", idle, count)
     return head + addresses
+
+
+def _pack_key(key: ServiceKey) -> bytes:
+    return _KEY.pack(key.port, PROTOCOLS.index(key.protocol), packed_address(key.address), key.network)
+
+
+def _unpack_key(data: bytes) -> ServiceKey:
+    port, protocol, address, network = _KEY.unpack(data)
+    if protocol >= len(PROTOCOLS):
+        raise ProtocolError("a key has an unknown protocol")
+    return ServiceKey(port, PROTOCOLS[protocol], unpacked_address(address), network)
 
 
 def _unpack(body: bytes) -> Iterator[Service]:
     """Yield the services; a worker does not need their names."""
     at = 0
     while at < len(body):
-        port, protocol, address, network, remote_port, *numbers, introduced, least, count = (
-            _SERVICE.unpack_from(body, at)
-        )
+        fields = _SERVICE.unpack_from(body, at)
+        port, protocol, address, network, remote_port, *numbers, introduced, least, idle, count = fields
         if protocol >= len(PROTOCOLS):
             raise ProtocolError("a service has an unknown protocol")
         at += _SERVICE.size
@@ -282,7 +337,7 @@ def _unpack(body: bytes) -> Iterator[Service]:
             raise ProtocolError("a service has no endpoint")
         addresses = [unpacked_address(body[start : start + _ADDRESS]) for start in range(at, end, _ADDRESS)]
         at = end
-        options = *numbers, PROXY_V2 if introduced else "", SPREADS[least]
+        options = *numbers, PROXY_V2 if introduced else "", SPREADS[least], idle
         key = ServiceKey(port, PROTOCOLS[protocol], unpacked_address(address), network)
         yield Service(key, Endpoint(addresses[0], remote_port), "", *options).led_to(addresses)
 

@@ -17,6 +17,7 @@ import socket
 
 from tproxy.datapath.connections import Connections
 from tproxy.datapath.counters import Counters
+from tproxy.datapath.datagrams import Datagrams
 from tproxy.datapath.endpoints import State
 from tproxy.datapath.target import Target
 from tproxy.errors import ProtocolError
@@ -24,11 +25,11 @@ from tproxy.kernel import privileges, seccomp
 from tproxy.kernel.limits import descriptor_limit
 from tproxy.kernel.loop import READ, Loop
 from tproxy.log.file import Log
-from tproxy.model import Endpoint, Service, ServiceKey
+from tproxy.model import TCP, UDP, Endpoint, Service, ServiceKey
 from tproxy.process.title import set_title
 from tproxy.relay.channel import Delivery, receive, send_bytes
 from tproxy.worker import orders
-from tproxy.worker.admission import Admission, most_connections
+from tproxy.worker.admission import Admission, Used, most_connections, most_sessions
 from tproxy.worker.intake import Intake
 
 TITLE = "tproxy-worker"
@@ -73,7 +74,18 @@ class Worker:
         most = most_connections(descriptor_limit())
         self._connections = Connections(self._loop, log, most)
         self._connections.report = self._report
-        self._admission = Admission(self._loop, log, most, self._connections, self._poll_intakes)
+        self._datagrams = Datagrams(
+            self._loop,
+            log,
+            most_sessions(most),
+            self._connections.introductions,
+            self._connections.lines,
+            self._connections.next_number,
+        )
+        self._datagrams.report = lambda endpoint, state: self._report(endpoint, state, "/udp")
+        self._datagrams.unreachable = lambda *said: self._say(orders.Unreachable(*said))
+        used = Used(self._connections, self._datagrams)
+        self._admission = Admission(self._loop, log, most, used, self._poll_intakes)
         self._meeting = meeting
         self._channel: socket.socket | None = None
         self._services: dict[str, dict[ServiceKey, Target]] = {}
@@ -215,11 +227,17 @@ class Worker:
                 self._connections.limits.forget(bridge)
                 self._connections.introductions.forget(bridge)
                 self._connections.abort_bridge(bridge, "bridge removed")
+                self._datagrams.forget(bridge, "bridge removed")
+            case orders.Gate(bridge, key) if len(delivery.fds) == 1:
+                self._datagrams.take(bridge, key, delivery.take_datagrams())
+            case orders.LetGo(bridge):
+                self._datagrams.let_go(bridge)
             case orders.Settings(log_level, workers, ports, max_connections):
                 self._log.level = log_level
                 self._workers = workers
                 self._connections.host.forget(ports)
                 self._connections.limits.set(workers, max_connections, ports)
+                self._datagrams.crowds.set(workers, ports)
             case orders.LogFile() if len(delivery.fds) == 1:
                 self._log.use(delivery.take()[0])
             case orders.Meeting() if len(delivery.fds) == 1:
@@ -227,6 +245,7 @@ class Worker:
             case orders.Sync(number, counting):
                 if counting:
                     self._connections.count_open()
+                    self._datagrams.count_open()
                 self._say(orders.Synced(number))
             case orders.Drain():
                 self._drain()
@@ -247,25 +266,28 @@ class Worker:
         for target in before.values():
             self._counters.give_back(target.record)
         self._services[bridge] = after
-        self._connections.serve(bridge, services)
+        self._connections.serve(bridge, [each for each in services if each.key.protocol == TCP])
+        self._datagrams.serve(bridge, {key: each for key, each in after.items() if key.protocol == UDP})
 
-    def _report(self, endpoint: Endpoint, state: State | None) -> None:
+    def _report(self, endpoint: Endpoint, state: State | None, protocol: str = "") -> None:
+        name = f"{endpoint}{protocol}"
         if state is None:
-            self._counters.forget(str(endpoint))
+            self._counters.forget(name)
         else:
-            self._counters.note(str(endpoint), failed=state.failed, why=state.why)
+            self._counters.note(name, failed=state.failed, why=state.why)
 
     # Ending
 
     def _drain(self) -> None:
         self._draining = True
         self._connections.drain()
+        self._datagrams.drain()
         set_title(DRAINING_TITLE)
         self._end_if_done()
 
     def _end_if_done(self) -> None:
         wanted = self._channel is not None and not self._draining
-        if not (wanted or self._intakes or self._connections):
+        if not (wanted or self._intakes or self._connections or self._datagrams):
             self._loop.stop()
         elif not wanted and not self._looks:
             self._looks = True

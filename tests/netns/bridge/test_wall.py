@@ -202,12 +202,14 @@ def test_a_wall_that_cannot_be_built_is_one_line_and_the_bridge_is_served(foreig
 
 
 PLAIN = ServiceKey(80), ServiceKey(443)
+UDP = (ServiceKey(53, "udp"),)
 FURTHER = ServiceKey(80, address="169.254.169.254"), ServiceKey(53, address="10.0.0.53")
+FURTHER_UDP = (ServiceKey(53, "udp", "10.0.0.53"),)
 
 
 @pytest.mark.parametrize("kind", wall.KINDS, ids=str)
 @pytest.mark.parametrize(
-    "keys", [(), PLAIN, FURTHER, PLAIN + FURTHER], ids=["none", "plain", "further", "both"]
+    "keys", [(), PLAIN, UDP, FURTHER, FURTHER_UDP, PLAIN + UDP + FURTHER + FURTHER_UDP], ids=str
 )
 def test_each_kind_of_wall_is_found_as_what_was_loaded(
     hypervisor: Hypervisor, kind: wall.Kind, keys: tuple[ServiceKey, ...]

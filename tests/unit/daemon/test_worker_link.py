@@ -39,6 +39,9 @@ class Setting:
     def greeted(self, worker: WorkerLink, version: int) -> None:
         self.versions.append(version)
 
+    def cannot_reach(self, bridge: str, key: ServiceKey, seconds: float) -> None:
+        pass
+
     def changed(self) -> None:
         self.changes += 1
 

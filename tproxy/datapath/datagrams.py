@@ -1,0 +1,348 @@
+"""All UDP sessions of a worker: it reads guests' datagrams, opens a session for each guest port, and ends it.
+
+Theory of operation. One worker has all UDP sockets of a bridge (``daemon.workers``), because datagrams do not
+say whose session they belong to: whoever reads the socket must know all of them. A datagram from an address
+and port that has no session opens one (``session``), at the first good endpoint of the service. A session
+ends when it was silent for the service's idle time, when another one needs its room (``crowds``), or when all
+endpoints have refused it.
+
+The state of endpoints is as for connections (``endpoints``), but apart from it: a server may answer TCP and
+not UDP. A UDP endpoint fails when the kernel reports that a datagram was refused, or could not be delivered.
+One that is only silent cannot be told from one that has nothing to say. A failed endpoint is checked with
+datagrams without content; it is good again when it answers, or when nobody refuses them.
+
+While all endpoints of a service have failed, the daemon is told again and again (``unreachable``). It has the
+namespace's wall refuse the guests' datagrams with ICMP, as a closed port would.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Collection, Mapping
+
+from tproxy.datapath.connection import OF_ENDPOINT, dial_failure
+from tproxy.datapath.counters import CAUSES, OPEN, TO_ENDPOINT, TO_GUEST, TOTAL
+from tproxy.datapath.crowds import Crowds
+from tproxy.datapath.datagram_checks import DatagramChecks
+from tproxy.datapath.ended_lines import EndedLines
+from tproxy.datapath.endpoints import BACK_OFF_MOST, Endpoints, State
+from tproxy.datapath.introduction import Introductions
+from tproxy.datapath.session import BUFFER, Gate, Session
+from tproxy.datapath.target import Target
+from tproxy.kernel import tcp
+from tproxy.kernel.loop import READ, Loop, Timer
+from tproxy.log.file import Log
+from tproxy.log.limit import LineLimit
+from tproxy.model import BridgeNames, Endpoint, Service, ServiceKey
+from tproxy.proxy_protocol import DATAGRAM
+
+# Datagrams that are read from one socket in a row, so that the others have their turn.
+AT_ONCE = 64
+
+# Seconds between two looks for sessions that are silent.
+SWEEP = 1.0
+
+# Seconds for which the daemon has guests refused, before it is told again that no endpoint can be reached.
+REFUSED_FOR = BACK_OFF_MOST + 10
+
+# Seconds between two log lines of one limit, whatever guests do.
+LIMIT_INTERVAL = 60.0
+
+_DONT_WAIT = int(socket.MSG_DONTWAIT)
+
+
+class Datagrams:
+    """The gates of a worker, and their sessions.
+
+    ``number`` gives the numbers of sessions, ``report`` gets what is known of an endpoint, and
+    ``unreachable`` a bridge, a key, and for how many seconds guests are to be refused; 0: no more.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        log: Log,
+        room: int,
+        introductions: Introductions,
+        lines: EndedLines,
+        number: Callable[[], int],
+    ) -> None:
+        self.loop = loop
+        self.introductions = introductions
+        self.next_number = number
+        self.crowds = Crowds(room)
+        self.health = Endpoints(self._changed)
+        self.checks = DatagramChecks(loop, self.health, self.connected, self._check_failed)
+        self.report: Callable[[Endpoint, State | None], None] = lambda endpoint, state: None
+        self.unreachable: Callable[[str, ServiceKey, float], None] = lambda bridge, key, seconds: None
+        self._log = log
+        self._lines = lines
+        self._targets: dict[str, Mapping[ServiceKey, Target]] = {}
+        self._gates: dict[str, dict[ServiceKey, Gate]] = {}
+        self._by_fd: dict[int, Gate] = {}
+        self._warnings = [LineLimit(1, LIMIT_INTERVAL) for _ in CAUSES]
+        self._timer: Timer | None = None
+        self._draining_since: float | None = None
+
+    def __len__(self) -> int:
+        return self.crowds.total
+
+    # What the daemon wants
+
+    def serve(self, bridge: str, targets: Mapping[ServiceKey, Target]) -> None:
+        """Take over a bridge's UDP services as they are now."""
+        self._targets[bridge] = targets
+        self.crowds.serve(bridge, [each.service for each in targets.values()])
+        for key, gate in [*self._gates.get(bridge, {}).items()]:
+            if key not in targets:
+                self._close(bridge, gate, "service removed")
+                continue
+            known = set(targets[key].service.candidates)
+            self._end_all(gate, "endpoint removed", known)
+        self._keep_health()
+
+    def take(self, bridge: str, key: ServiceKey, sock: socket.SocketType) -> None:
+        """Read guests' datagrams from this socket, which is this object's from now on."""
+        target = self._targets.get(bridge, {}).get(key)
+        if target is None or self._draining_since is not None:
+            sock.close()
+            return
+        gate = self._gates.setdefault(bridge, {}).get(key)
+        if gate is None:
+            gate = self._gates[bridge][key] = Gate(key, target, sock)
+        else:
+            self._stop_reading(gate)
+            self.loop.close_later(gate.sock, shared=True)
+            gate.sock, gate.reading = sock, True
+        self._by_fd[sock.fileno()] = gate
+        self.loop.add(sock.fileno(), READ, self)
+
+    def let_go(self, bridge: str) -> None:
+        """Read nothing more from the sockets of a bridge, which another worker has; finish the sessions."""
+        for gate in self._gates.get(bridge, {}).values():
+            self._stop_reading(gate)
+
+    def forget(self, bridge: str, how: str) -> None:
+        """End all sessions of a bridge that has no services any more."""
+        for gate in [*self._gates.get(bridge, {}).values()]:
+            self._close(bridge, gate, how)
+        self._gates.pop(bridge, None)
+        self._targets.pop(bridge, None)
+        self.crowds.forget(bridge)
+        self._keep_health()
+
+    def drain(self) -> None:
+        """Read nothing more: another worker does. Pass answers on until the idle time is over."""
+        self.checks.stop()
+        if self._draining_since is None:
+            self._draining_since = time.monotonic()
+            for bridge in self._gates:
+                self.let_go(bridge)
+
+    # What guests and endpoints send
+
+    def on_event(self, fd: int, mask: int) -> None:
+        """Pass on what guests have sent to one service."""
+        gate = self._by_fd.get(fd)
+        if gate is None:
+            return
+        receive, sessions, now = gate.sock.recvfrom_into, gate.sessions, time.monotonic()
+        for _ in range(AT_ONCE):
+            try:
+                count, guest = receive(BUFFER, 0, _DONT_WAIT)
+            except BlockingIOError:
+                return
+            except OSError:  # of an answer before, such as a route that is gone
+                continue
+            session = sessions.get(guest) or self._open(gate, guest)
+            if session is not None:
+                session.used = now
+                sessions.move_to_end(guest)
+                self.crowds.used(gate.target.bridge, guest[0], session)
+                session.send(BUFFER[:count])
+
+    def connected(self, endpoint: Endpoint) -> socket.SocketType:
+        """Return a UDP socket that is connected to an endpoint. Raises OSError."""
+        sock = socket.SocketType(tcp.family(endpoint.address), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        try:
+            sock.connect((endpoint.address, endpoint.port))
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def answered(self, session: Session) -> None:
+        """Note that an endpoint has answered a session."""
+        if self._draining_since is None:
+            session.used = time.monotonic()
+            session.gate.sessions.move_to_end(session.guest)
+        if session.endpoint not in self.health.good:
+            self.health.answered(session.endpoint, session.used)
+
+    def introduce(self, session: Session) -> bytes:
+        """Return the header that is sent before each datagram of a session."""
+        target = session.gate.target
+        device = BridgeNames(target.bridge).veth_namespace
+        if not session.mac and "." in session.guest[0]:
+            session.mac = tcp.neighbour_mac(session.gate.sock, session.guest[0], device)
+        peer = session.guest[0], session.guest[1]
+        return self.introductions.header(
+            session.number, target.bridge, target.service.key, peer, session.mac or "", DATAGRAM
+        )
+
+    def next_endpoint(self, session: Session, number: int) -> Endpoint | None:
+        """Note why an endpoint failed; return the next one for the session, or None."""
+        self._failed(session.endpoint, number)
+        order = self._in_order(session.gate.target.service)
+        return next((each for each in order if each not in session.tried), None)
+
+    def end_refused(self, session: Session, number: int) -> None:
+        """End a session that no endpoint takes."""
+        how = dial_failure(number)
+        session.gate.target.failed(f"endpoint {session.endpoint} {how}")
+        self._end(session, how)
+
+    # Sessions
+
+    def _open(self, gate: Gate, guest: tuple[str, int]) -> Session | None:
+        target, bridge, address = gate.target, gate.target.bridge, guest[0]
+        target.counts[TOTAL] += 1
+        while (found := self.crowds.in_the_way(bridge, target.service, address)) is not None:
+            self._evict(*found)
+        order = self._in_order(target.service)
+        last: OSError | None = None
+        for endpoint in order:
+            try:
+                session = Session(self, gate, guest, endpoint)
+            except OSError as error:
+                last = error
+                self._failed(endpoint, error.errno or 0)
+                continue
+            gate.sessions[guest] = session
+            self.crowds.add(bridge, gate.key, address, session)
+            target.counts[OPEN] += 1
+            if self._timer is None:
+                self._timer = self.loop.call_later(SWEEP, self._sweep)
+            return session
+        if last is not None:
+            target.failed(f"endpoint {order[-1]} {dial_failure(last.errno or 0)}")
+        return None
+
+    def _evict(self, session: Session, cause: int) -> None:
+        target = session.gate.target
+        target.limited[cause] = (target.limited[cause] + 1) & 0xFFFFFFFF
+        if self._warnings[cause].allows(time.monotonic()):
+            self._log.warning(
+                "bridge=%s port=%s session of guest=%s ended by %s%s",
+                target.bridge,
+                target.service.key.in_words,
+                session.guest[0],
+                CAUSES[cause],
+                self._warnings[cause].suffix(),
+            )
+        self._end(session, CAUSES[cause])
+
+    def _end(self, session: Session, how: str) -> None:
+        gate = session.gate
+        if gate.sessions.get(session.guest) is not session:
+            return
+        del gate.sessions[session.guest]
+        self.crowds.remove(gate.target.bridge, gate.key, session.guest[0], session)
+        counts = gate.target.counts
+        counts[OPEN] -= 1
+        self.count(session)
+        self.loop.close_later(session.sock)
+        id_ = self.introductions.id(session.number) if gate.target.service.introduced else ""
+        self._lines.write_session(session, id_, how)
+
+    def count(self, session: Session) -> None:
+        """Add the bytes that were moved since the last time to the counts of the target."""
+        counts = session.gate.target.counts
+        counts[TO_ENDPOINT] += session.sent - session.counted_sent
+        counts[TO_GUEST] += session.received - session.counted_received
+        session.counted_sent, session.counted_received = session.sent, session.received
+
+    def count_open(self) -> None:
+        """Add the bytes of open sessions to the counts of their targets, as of now."""
+        for gates in self._gates.values():
+            for gate in gates.values():
+                for session in gate.sessions.values():
+                    self.count(session)
+
+    def _end_all(self, gate: Gate, how: str, but_to: Collection[Endpoint] = ()) -> None:
+        for session in [each for each in gate.sessions.values() if each.endpoint not in but_to]:
+            self._end(session, how)
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        self._timer = None
+        for gates in self._gates.values():
+            for gate in gates.values():
+                idle = gate.target.service.session_idle
+                if self._draining_since is not None and now - self._draining_since >= idle:
+                    self._end_all(gate, "idle")
+                while gate.sessions:
+                    session = next(iter(gate.sessions.values()))
+                    if now - session.used < idle:
+                        break
+                    self._end(session, "idle")
+        if self.crowds.total:
+            self._timer = self.loop.call_later(SWEEP, self._sweep)
+
+    # Gates
+
+    def _stop_reading(self, gate: Gate) -> None:
+        if gate.reading:
+            gate.reading = False
+            del self._by_fd[gate.sock.fileno()]
+            self.loop.remove(gate.sock.fileno())
+
+    def _close(self, bridge: str, gate: Gate, how: str) -> None:
+        self._end_all(gate, how)
+        self._stop_reading(gate)
+        self.loop.close_later(gate.sock, shared=True)
+        del self._gates[bridge][gate.key]
+
+    # Endpoints
+
+    def _in_order(self, service: Service) -> list[Endpoint]:
+        return self.health.order(self.health.candidates(service), service.spread, {})
+
+    def _failed(self, endpoint: Endpoint, number: int) -> None:
+        if number in OF_ENDPOINT:
+            self.health.fail(endpoint, dial_failure(number), time.monotonic())
+
+    def _check_failed(self, endpoint: Endpoint, number: int) -> None:
+        self._failed(endpoint, number)
+        self._tell_guests(endpoint)
+
+    def _keep_health(self) -> None:
+        services = [each.service for targets in self._targets.values() for each in targets.values()]
+        used = {endpoint for each in services for endpoint in each.candidates}
+        for endpoint in self.health.keep(used, used):
+            self.report(endpoint, None)
+        self.checks.plan()
+
+    def _changed(self, endpoint: Endpoint, state: State) -> None:
+        self.report(endpoint, state)
+        if state.failed:
+            self._log.warning("endpoint %s/udp has failed: %s", endpoint, state.why)
+        elif state.back_off:
+            self._log.info("endpoint %s/udp answers", endpoint)
+        self.checks.plan()
+        self._tell_guests(endpoint)
+
+    def _tell_guests(self, endpoint: Endpoint) -> None:
+        """Have guests of services refused that this was the last endpoint of, or refused no more."""
+        for bridge, gates in self._gates.items():
+            for key, gate in gates.items():
+                candidates = self.health.candidates(gate.target.service)
+                if endpoint not in candidates or not gate.reading:
+                    continue
+                if self.health.failed.issuperset(candidates):
+                    gate.unreachable = True
+                    self.unreachable(bridge, key, REFUSED_FOR)
+                elif gate.unreachable:
+                    gate.unreachable = False
+                    self.unreachable(bridge, key, 0)
