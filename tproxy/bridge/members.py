@@ -18,7 +18,7 @@ from tproxy.bridge import service_map
 from tproxy.model import Member, Network, ServiceMap
 
 # Locally administered (bit 1 of the first byte), so no manufacturer gives such an address to a NIC.
-_STAND_IN = "0a:fe"
+STAND_IN = "0a:fe"
 
 Members = Mapping[str, Member]
 
@@ -27,7 +27,7 @@ def address_of(network: Network) -> str:
     """Return the address that stands for the guests of a network whose MACs no hook named."""
     name, number = (each.encode(errors="surrogateescape") for each in service_map.stored(network))
     digits = f"{zlib.crc32(number + bytes(1) + name):08x}"
-    return ":".join([_STAND_IN, *(digits[at : at + 2] for at in range(0, 8, 2))])
+    return ":".join([STAND_IN, *(digits[at : at + 2] for at in range(0, 8, 2))])
 
 
 def join(

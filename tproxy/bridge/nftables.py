@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 
-from tproxy.bridge import guards, service_map
+from tproxy.bridge import guard_rules, guards, service_map
 from tproxy.bridge.guards import ObservedGuard
 from tproxy.errors import NftError
 from tproxy.kernel import netns
@@ -246,6 +246,17 @@ def forward_chains() -> list[dict[str, Any]]:
         for item in _list(f"list chains {family}")
         if (chain := item.get("chain")) and chain.get("hook") == "forward"
     ]
+
+
+def known_sources() -> dict[str, int]:
+    """How many sources each port brought in during the last seconds (guard_rules). Raises NftError."""
+    counts: dict[str, int] = {}
+    for item in _list_or_nothing(f"list set bridge {TABLE} {guard_rules.KNOWN}"):
+        for each in item.get("set", {}).get("elem", []):
+            value = each["elem"]["val"] if "elem" in each else each
+            port = value["concat"][0]
+            counts[port] = counts.get(port, 0) + 1
+    return counts
 
 
 def bridge_chains() -> list[dict[str, Any]]:

@@ -82,6 +82,7 @@ _MARK = "tproxy "  # begins the comment of each of our rules
 _FOR_US = f"ip daddr {SERVICE_ADDRESS}"
 # Words at a fixed place, for the kernel's fast way (guard_rules). No more fragments, and offset 0:
 _WHOLE = "@nh,32,32 & 0x00003fff == 0"
+_REFUSE = "reject with icmp type port-unreachable"
 _FRAGMENT = "@nh,32,32 & 0x00003fff != 0"
 # SYN and ACK: the answer to a connection that began here.
 _NO_ANSWER = "@th,96,32 & 0x00120000 != 0x00120000"
@@ -93,22 +94,25 @@ class Kind(NamedTuple):
     """A wall that a kernel may support.
 
     ``family`` is ``inet``, or ``ip`` where the kernel has no ``inet``. ``limited``: with limits of what is
-    not a connection to a service.
+    not a connection to a service. ``refuses``: with ICMP for UDP services that cannot be reached.
     """
 
     family: str
     limited: bool
+    refuses: bool = True
 
     @property
     def lacks(self) -> str:
         """What a kernel lacks that needs this kind, in words, and what follows; or ""."""
         lacks = [] if self.family == "inet" else ["family inet of nftables: walls let IPv6 pass"]
         lacks += [] if self.limited else ["limit of nftables: walls let any number of pings pass"]
+        lacks += [] if self.refuses else ["reject of nftables: guests of UDP get no ICMP"]
         return ", and no ".join(lacks)
 
 
+_LIMITED = (Kind("inet", True), Kind("ip", True), Kind("inet", False), Kind("ip", False))
 # Best first.
-KINDS = (Kind("inet", True), Kind("ip", True), Kind("inet", False), Kind("ip", False))
+KINDS = (*_LIMITED, *(each._replace(refuses=False) for each in _LIMITED))
 
 
 class Wall(NamedTuple):
@@ -170,7 +174,7 @@ def rules(kind: Kind, parts: Parts) -> dict[str, list[str]]:
         return {CHAIN: wall}
     after = [
         "iif lo accept",
-        f"{_FOR_US} udp dport @{REFUSED} reject with icmp type port-unreachable",
+        *([f"{_FOR_US} udp dport @{REFUSED} {_REFUSE}"] if kind.refuses else []),
         f"{_FOR_US} udp dport != @{UDP_PORTS} drop",
     ]
     if parts.further:
@@ -178,9 +182,9 @@ def rules(kind: Kind, parts: Parts) -> dict[str, list[str]]:
             f"{there} {_WHOLE} ip protocol udp {service} @{SERVICES} accept",
             f"{there} {_FRAGMENT} ip protocol udp accept",
         ]
-        reject = "reject with icmp type port-unreachable"
+        refused = f"{there} ip protocol udp {service} @{REFUSED_SERVICES} {_REFUSE}"
         after += [
-            f"{there} ip protocol udp {service} @{REFUSED_SERVICES} {reject}",
+            *([refused] if kind.refuses else []),
             f"{there} ip protocol udp {service} != @{SERVICES} drop",
         ]
     return {CHAIN: wall, AFTER: after}

@@ -102,7 +102,9 @@ def _look_at(
     for name in [only] if only is not None else sorted({*candidates(), *_waiting(file)}):
         guard = guards.get(name) or guards[""]._replace(bridge=name)
         seen = links.look(name, guard, firewall)
-        read = rules.look(name, said, namespace=seen.observed.namespace, dropping=dropping)
+        read = rules.look(
+            name, said, namespace=seen.observed.namespace, crowds=only is not None, dropping=dropping
+        )
         seen = seen._replace(observed=seen.observed._replace(map=read.map))
         bridges.append(_Bridge(name, seen, read))
     return bridges
@@ -164,6 +166,7 @@ def _of_bridge(bridge: _Bridge, known: _Known) -> list[Finding]:
     lines += [
         judge_rules.of_uplinks(seen),
         judge_rules.of_guards(loaded, seen, repair, ours=ours),
+        *judge_rules.of_sources(name, read),
         judge_rules.of_firewall(name, seen.obstacles, read.dropping),
         judge_rules.of_agents(name, known.ran.agents, host_has=known.host_has),
     ]
@@ -174,7 +177,7 @@ def _of_bridge(bridge: _Bridge, known: _Known) -> list[Finding]:
         judge_serving.of_ports(name, known.ran, loaded),
     ]
     if ours:
-        lines += judge_configuration.of_bridge(known.file, loaded)
+        lines += judge_configuration.of_bridge(known.file, loaded, read.gone)
     lines += judge_serving.of_endpoints(loaded, known.dialled)
     return [*lines, judge_serving.of_limits(name, known.ran)]
 

@@ -96,6 +96,11 @@ def on_this_host(address: str) -> bool:
         return bool(probe.getsockname()[0] == address)
 
 
+def listens(sock: socket.SocketType) -> bool:
+    """Whether connections can be accepted from this socket. Raises OSError."""
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
 def reset_on_close(sock: socket.SocketType) -> None:
     """Make closing this socket send a reset, which tells the peer that the stream was cut off."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

@@ -159,6 +159,8 @@ class Relay:
         for key in message.keys:
             with ExitStack() as owned:
                 listener = owned.enter_context(delivery.take_socket())
+                if not _waits(listener, key):
+                    raise ProtocolError(f"a socket for port {key.in_words} that does not listen")
                 if key.protocol == TCP:
                     tcp.set_options(listener, near=True)  # those of an older version may differ
                     tcp.reset_on_close(listener)
@@ -295,6 +297,13 @@ class Relay:
             else:
                 batch.close()
         log.info("a new relay took over")
+
+
+def _waits(listener: socket.socket, key: ServiceKey) -> bool:
+    """Whether a socket is of the key's protocol and IP version, and waits for guests."""
+    if listener.family != (socket.AF_INET6 if ":" in key.address else socket.AF_INET):
+        return False
+    return tcp.listens(listener) if key.protocol == TCP else listener.proto == socket.IPPROTO_UDP
 
 
 def _unexpected(delivery: Delivery) -> ProtocolError:

@@ -83,7 +83,12 @@ class Intake:
             delivery = receive(self._channel)
         except BlockingIOError:
             return
-        except (OSError, ProtocolError) as error:
+        except ProtocolError as error:
+            # The next message may be a good one. The relay would not notice the end of the channel, because
+            # the daemon has a copy of this end.
+            self._warn("a message of the relay is left out: %s", error)
+            return
+        except OSError as error:
             self._warn("relay's channel lost: %s", error)
             self._owner.ended(self)
             return

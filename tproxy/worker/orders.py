@@ -35,6 +35,9 @@ IN_ALL_VERSIONS = (b"D", b"F", b"L", b"M")
 # Bytes of services in one message: far below the default of net.core.wmem_default.
 MOST_BYTES = 100_000
 
+# Seconds. No timeout is as long as this, which also leaves out what is no number (NaN).
+_LONGEST = 1 << 32
+
 # Guests in one message.
 MOST_GUESTS = 2048
 
@@ -250,6 +253,8 @@ def decode(data: bytes) -> Message:
         match kind:
             case b"S":
                 log_level, workers, start, end, max_connections = _SETTINGS.unpack(body)
+                if not workers or start > end:
+                    raise ProtocolError(f"settings for {workers} workers and ports {start} to {end}")
                 return Settings(log_level, workers, (start, end), max_connections)
             case b"P":
                 name, first, last = _SERVICES.unpack_from(body)
@@ -337,6 +342,8 @@ def _unpack(body: bytes) -> Iterator[Service]:
             raise ProtocolError("a service has no endpoint")
         addresses = [unpacked_address(body[start : start + _ADDRESS]) for start in range(at, end, _ADDRESS)]
         at = end
+        if not 0 < numbers[0] < _LONGEST:
+            raise ProtocolError(f"a service with a connect timeout of {numbers[0]} s")
         options = *numbers, PROXY_V2 if introduced else "", SPREADS[least], idle
         key = ServiceKey(port, PROTOCOLS[protocol], unpacked_address(address), network)
         yield Service(key, Endpoint(addresses[0], remote_port), "", *options).led_to(addresses)

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from tests.netns.conftest import ENDPOINTS
 from tests.netns.one_bridge import ECHO, ENDPOINT, OneBridge
 from tests.netns.talk import Talk
 from tests.netns.waiting import eventually
@@ -112,6 +113,17 @@ def test_a_reload_opens_and_closes_ports_and_connections_go_on(lab: OneBridge) -
         ).stderr
     )
     with_service.end()
+
+
+def test_a_process_in_the_namespace_can_open_no_connection_to_a_guest(lab: OneBridge) -> None:
+    """Such as a relay that was taken over. The guest's answer, a SYN with ACK, is dropped."""
+    argv = (sys.executable, str(ENDPOINTS), "echo", lab.guest.address, "9000")
+    lab.host.serve(*argv, netns=lab.guest.name)
+    dial = f"import socket; socket.create_connection(('{lab.guest.address}', 9000), 2)"
+    done = lab.host.run(sys.executable, "-c", dial, netns=NAMESPACE, check=False)
+    assert "timed out" in done.stderr
+    lab.host.run("nft", "delete", "table", *TABLE, netns=NAMESPACE)
+    lab.host.run(sys.executable, "-c", dial, netns=NAMESPACE)
 
 
 @pytest.mark.parametrize("command", ["hook", "reload", "start"])
@@ -217,4 +229,6 @@ def test_each_kind_of_wall_is_found_as_what_was_loaded(
     hypervisor.ip(f"netns add {NAMESPACE}")
     hypervisor.run("nft", wall.load(kind, keys), netns=NAMESPACE)
     listed = hypervisor.run("nft", "-j", "list", "table", kind.family, "one_tproxy", netns=NAMESPACE).stdout
-    assert wall.parse(kind.family, json.loads(listed)["nftables"]) == wall.Wall(kind, frozenset(keys))
+    # Without UDP services, walls that refuse and those that do not are the same.
+    same = kind if any(key.protocol == "udp" for key in keys) else kind._replace(refuses=True)
+    assert wall.parse(kind.family, json.loads(listed)["nftables"]) == wall.Wall(same, frozenset(keys))

@@ -87,7 +87,7 @@ def test_dig_gets_answers_of_unbound_by_udp_and_tcp_small_and_large(lab: tuple[H
     assert "192.0.2.7" in dig(guest, "+short", "host.example")
     assert "192.0.2.7" in dig(guest, "+short", "+tcp", "host.example")
     assert "status: NXDOMAIN" in dig(guest, "none.example")
-    large = dig(guest, "+bufsize=65000", "+ignore", "large.example", "TXT")
+    large = dig(guest, "+bufsize=32000", "+ignore", "large.example", "TXT")
     assert large.count("x" * 240) == 45
     assert "(UDP)" in large
 
@@ -146,4 +146,4 @@ def test_lines_of_logger_in_a_guest_arrive_at_a_real_rsyslogd(lab: tuple[Hypervi
         received = host.path("/run/received.log")
         if received.exists() and "y" * 20000 in received.read_text():
             break
-    assert "guest: hello from a guest" in host.path("/run/received.log").read_text()
+    assert "guest hello from a guest" in host.path("/run/received.log").read_text()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from tests.netns.doctor.patient import Fault, Patient
@@ -207,12 +209,30 @@ def test_a_fault_is_named_first_and_its_repair_cures_it(patient: Patient, name: 
     patient.suffer(FAULTS[name])
 
 
-def test_a_host_firewall_that_drops_is_named_and_its_repair_cures_it(patient: Patient) -> None:
+BRIDGED = "sysctl -qw net.bridge.bridge-nf-call-iptables="
+FIREWALLS = {
+    "nftables": Fault(
+        f"{BRIDGED}1; iptables -P FORWARD DROP",
+        *("host-firewall", "table ip filter, chain FORWARD: policy drop"),
+        afterwards=f"iptables -F; iptables -P FORWARD ACCEPT; {BRIDGED}0",
+    ),
+    "legacy, and cannot be read": Fault(
+        f"{BRIDGED}1; iptables-legacy -P FORWARD ACCEPT;"
+        " for each in /usr/sbin /sbin; do"
+        " mount --bind /etc/hostname $each/iptables-legacy-save 2>/dev/null || :; done",
+        *("host-firewall", "table filter of iptables-legacy, whose rules cannot be read"),
+        repair=f"{BRIDGED}0",
+        afterwards="while umount /usr/sbin/iptables-legacy-save 2>/dev/null; do :; done",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FIREWALLS)
+def test_a_host_firewall_that_could_drop_is_named_and_its_repair_cures_it(
+    patient: Patient, name: str
+) -> None:
     if not patient.host.path("/proc/sys/net/bridge/bridge-nf-call-iptables").exists():
         pytest.skip("this kernel has no br_netfilter")
-    fault = Fault(
-        "sysctl -qw net.bridge.bridge-nf-call-iptables=1; iptables -P FORWARD DROP",
-        *("host-firewall", "table ip filter, chain FORWARD: policy drop"),
-        afterwards="iptables -F; iptables -P FORWARD ACCEPT; sysctl -qw net.bridge.bridge-nf-call-iptables=0",
-    )
-    patient.suffer(fault)
+    if "legacy" in name and shutil.which("iptables-legacy") is None:
+        pytest.skip("iptables-legacy is not installed")
+    patient.suffer(FIREWALLS[name])

@@ -165,6 +165,14 @@ CONFIGURATION = {
         "conect_timeout",
         HEALTHY,
     ),
+    "the key of the services is misspelt": Fault(
+        f"echo {configuration(more='tproxi: []' + chr(10))} >{CONFIG}",
+        *("configuration", "tproxi"),
+        repair=HEALTHY,
+    ),
+    "the file is for other programs": Fault(
+        f"echo 'vxlan_mtu: 1450' >{CONFIG}", "configuration", "has no key tproxy", repair=HEALTHY
+    ),
     "a name does not resolve": Fault(
         f"echo {configuration(address='nobody.invalid')} >{CONFIG}",
         *("names", "remote_addr 'nobody.invalid' does not resolve"),
@@ -196,6 +204,34 @@ CONFIGURATION = {
         afterwards="ip link del br9",
         level="warning",
         options="--bridge br9 --config /run/two.yaml",
+    ),
+}
+
+GUESTS = {
+    "the guests of a network have all gone": Fault(
+        two_networks(2, 8080).replace("$each ", "$each --mac 02:00:00:00:00:0$(expr $each = b) ")
+        + "; ip link add other type veth peer name tap; ip link set other address 02:00:00:00:00:01;"
+        " ip link set tap master br9; ip link set tap up; ip link set other up;"
+        " ip link set other address 02:00:00:00:00:01; ip address add 10.9.9.9/24 dev other;"
+        " ping -c 1 -W 1 10.9.9.8 >/dev/null || :",
+        *("networks", "network 'a' has its services here, and none of its 1 guests is seen"),
+        repair="tproxy hook down --bridge br9 --force",
+        afterwards="ip link del br9; ip link del other",
+        level="warning",
+        options="--bridge br9 --config /run/two.yaml",
+    ),
+    "a guest has many addresses": Fault(
+        "for each in $(seq 100 116); do ip -n guest address add 10.0.0.$each/24 dev eth0; done;"
+        " ip netns exec guest $PYTHON -c '"
+        "import socket\n"
+        "for each in range(100, 117):\n"
+        ' s = socket.socket(); s.bind((f"10.0.0.{each}", 0)); s.setblocking(False);'
+        ' s.connect_ex(("169.254.16.9", 5030))\'',
+        *("guards", "addresses asked for the service at port vnet0 in 10 s"),
+        repair="ip -n guest address flush dev eth0; ip -n guest address add 10.0.0.5/24 dev eth0;"
+        " ip -n guest route add 169.254.16.9 dev eth0",
+        level="warning",
+        options="--bridge br0",
     ),
 }
 
@@ -235,7 +271,7 @@ SERVICES = {
     ),
 }
 
-FAULTS = HOST | PROCESSES | LOGS | CONFIGURATION | SERVICES
+FAULTS = HOST | PROCESSES | LOGS | CONFIGURATION | GUESTS | SERVICES
 
 
 @pytest.mark.parametrize("name", FAULTS)

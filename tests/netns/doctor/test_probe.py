@@ -12,7 +12,8 @@ import pytest
 from tests.contract import table
 from tests.netns.doctor.patient import CONFIGURED, Patient
 from tests.netns.waiting import eventually
-from tproxy.lab.hypervisor import PATIENCE
+from tests.netns.watch.watched_host import Host
+from tproxy.lab.hypervisor import PATIENCE, Hypervisor
 
 NOBODY = "10.0.0.77"  # for whose answer a probe waits some seconds
 
@@ -130,6 +131,37 @@ def test_a_probe_is_no_guest_for_down_and_gc(patient: Patient) -> None:
     host.run("kill", "-KILL", *owner)
     probe.wait(PATIENCE)
     host.ip("link del br5")
+
+
+def test_a_probe_is_no_guest_for_the_watcher(hypervisor: Hypervisor) -> None:
+    """It stands still on a bridge whose last guest goes; then its port is moved to one that has no guest."""
+    host = Host(hypervisor)
+    host.watch()
+    for bridge in ("br0", "br1"):
+        hypervisor.add_bridge(bridge)
+    guest = hypervisor.add_guest("guest", "br0")
+    host.wait_up("br0")
+    # Below a shell, as above.
+    command = f"{sys.executable} -m tproxy probe br0:5030 --gateway {NOBODY}; :"
+    hypervisor.popen("sh", "-c", command, stdout=subprocess.PIPE)
+    for _ in eventually():
+        if "tpprobe" in hypervisor.run("ls", "/sys/class/net/br0/brif").stdout:
+            break
+    owner = hypervisor.run("pgrep", "-f", "^[^ ]*python[^ ]* -m tproxy probe").stdout.split()
+    hypervisor.run("kill", "-STOP", *owner)
+    hypervisor.ip(f"link del {guest.port}")
+    host.wait_for_line("bridge br0 had no guest for 0.5 s: taken down")
+    (port,) = (each for each in links(hypervisor) if each.startswith("tpprobe"))
+    hypervisor.ip(f"link set {port} master br1")
+    hypervisor.add_bridge("br2")
+    hypervisor.add_guest("other", "br2")
+    host.wait_up("br2")  # the watcher has seen what happened before
+    assert not host.is_up("br1")
+    assert port in links(hypervisor), "the probe is still there"
+
+
+def links(host: Hypervisor) -> list[str]:
+    return host.run("ls", "/sys/class/net").stdout.split()
 
 
 def test_a_link_of_that_name_without_our_description_is_a_guest(patient: Patient) -> None:

@@ -89,10 +89,11 @@ class Crew:
         argv = (sys.executable, "-m", "tproxy", *arguments)
         return self.host.popen(*argv, env={"TPROXY_CONFIG": CONFIG})
 
-    def await_relay(self) -> None:
-        """Wait until the relay has met another daemon than the first one."""
+    def await_relay(self, bridge: str = "br0") -> None:
+        """Wait until the bridge's relay has met another daemon than the first one."""
+        log = self.host.path(f"/var/log/one_tproxy_{bridge}.log")
         for _ in eventually():
-            if "daemon lost: a new one has come" in self.host.path("/var/log/one_tproxy_br0.log").read_text():
+            if "daemon lost: a new one has come" in log.read_text():
                 return
 
     def signal(self, name: str, *pids: int) -> None:

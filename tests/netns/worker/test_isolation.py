@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from tests.netns.program import program
 from tests.netns.surroundings import TPROXY
 from tests.netns.waiting import eventually
-from tests.netns.worker.crew import DRAINING, SPAWNER, WORKER, Crew, Load
+from tests.netns.worker.crew import DRAINING, ENDPOINT, SPAWNER, WORKER, Crew, Load
 from tproxy.kernel.privileges import _KEPT, FIRST_UID
 from tproxy.lab.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS
@@ -110,6 +111,26 @@ def test_a_worker_is_in_the_namespace_of_the_host_and_a_relay_in_that_of_its_bri
     host = crew.host.run("readlink", "/proc/1/ns/net").stdout
     assert {crew.host.run("readlink", f"/proc/{pid}/ns/net").stdout for pid in crew.pids(WORKER)} == {host}
     assert crew.host.run("readlink", f"/proc/{crew.relay}/ns/net").stdout != host
+
+
+def test_nothing_of_ours_listens_in_the_namespace_of_the_host(crew: Crew) -> None:
+    listening = crew.host.run("ss", "-Hltnp").stdout
+    assert ENDPOINT in listening
+    assert [pid for pid in crew.processes() if f"pid={pid}," in listening] == []
+
+
+def test_no_other_user_can_use_the_control_socket_or_see_the_run_directory(crew: Crew) -> None:
+    inode = crew.host.run("stat", "-Lc", "%i", "/proc/1/ns/net").stdout.strip()
+    other = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    connect = "import socket; socket.socket(socket.AF_UNIX).connect('control.sock')"
+    as_root = f'cd /run/tproxy/{inode} && exec {sys.executable} -c "{connect}"'
+    crew.host.run("sh", "-c", as_root)
+    listed = crew.host.run(*other, "ls", f"/run/tproxy/{inode}", check=False)
+    assert "Permission denied" in listed.stderr
+    # Even from a directory that it could not enter.
+    inherited = f'cd /run/tproxy/{inode} && exec {" ".join(other)} {sys.executable} -c "{connect}"'
+    done = crew.host.run("sh", "-c", inherited, check=False)
+    assert "PermissionError" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["RELAY", "WORKER"])

@@ -132,3 +132,27 @@ def test_an_old_worker_that_a_new_daemon_took_for_one_that_serves_ends_all_the_s
         if crew.pids(DRAINING) == []:
             break
     assert len(crew.pids(WORKER)) == 2
+
+
+def test_an_old_worker_that_greets_late_ends_connections_of_a_bridge_that_is_gone(crew: Crew) -> None:
+    crew.add_bridge("br1")  # the daemon stays for it
+    load = Load(crew.guests[0], callers=0, streams=1)
+    crew.tproxy("restart")
+    for _ in eventually():  # the other old worker has nothing to finish
+        if len(old := crew.pids(DRAINING)) == 1:
+            break
+    load.go_on()
+    crew.kill_daemon()
+    crew.signal("STOP", *old)  # it cannot say that it only finishes
+    crew.tproxy("hook", "down", "--bridge", "br0", "--force")
+    starting = crew.start_tproxy("start")
+    for _ in eventually():
+        if f"worker {old[0]} of the daemon before goes on" in crew.log():
+            break
+    crew.await_relay("br1")
+    crew.signal("CONT", *old)
+    assert starting.wait(60) == 0
+    for _ in eventually():
+        if crew.pids(DRAINING) == []:
+            break
+    assert len(crew.pids(WORKER)) == 2

@@ -97,6 +97,7 @@ def test_all_options_of_an_entry_at_once_are_stored(loaded: Load) -> None:
         "drain_timeout": "2592000",
         "proxy_protocol": "v2",
         "spread": "least",
+        "udp_idle_timeout": "86400",
         "remote_addr": "["
         + ", ".join(f"'fd00:{each:x}:2222:3333:4444:5555:6666:7777'" for each in range(15))
         + ", 10.0.0.1]",

@@ -101,8 +101,11 @@ def test_listening_sockets_are_handed_over_also_where_guests_that_wait_have_no_r
         each.close()
 
 
-def test_a_socket_that_is_not_tcp_is_closed_and_not_listened_on() -> None:
-    with socket.socket(socket.AF_UNIX) as other:
+@pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET, socket.AF_INET6])
+def test_a_socket_that_accepts_no_ipv4_connections_is_closed(family: int) -> None:
+    with socket.socket(family) as other:
+        if family == socket.AF_INET6:
+            other.listen()
         relay = take_over((wire.Listeners(keys(80, 81)), [other.fileno()] * 2))
         assert relay._listening.keys == ()
         assert copies(other.fileno()) == 1

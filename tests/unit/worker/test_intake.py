@@ -282,12 +282,16 @@ def test_an_unexpected_message_is_left_out(worker: Worker) -> None:
     assert copies(file) == 1
 
 
-def test_a_message_that_cannot_be_read_ends_the_channel(worker: Worker) -> None:
+def test_guests_behind_a_message_that_cannot_be_read_are_served(worker: Worker) -> None:
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [worker.listener.fileno()]))]
     worker.relays[0].sendmsg([b"?"], rights)
-    run_until(worker.loop, lambda: bool(worker.lost))
-    assert worker.log.warnings == ["bridge br0: relay's channel lost: a message of unknown kind b'?'"]
+    worker.pass_on(worker.guest()[1])
+    run_until(worker.loop, lambda: bool(worker.connections))
+    assert worker.log.warnings == [
+        "bridge br0: a message of the relay is left out: a message of unknown kind b'?'"
+    ]
     assert copies(worker.listener.fileno()) == 1
+    assert not worker.lost
 
 
 def test_the_end_of_the_channel_comes_after_the_guests_that_were_passed_on(worker: Worker) -> None:

@@ -42,7 +42,13 @@ text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 network = st.builds(Network, text, text)
 
 messages: st.SearchStrategy[orders.Message] = st.one_of(
-    st.builds(orders.Settings, st.integers(0, 255), port, st.tuples(port, port), uint32),
+    st.builds(
+        orders.Settings,
+        st.integers(0, 255),
+        st.integers(1, 65535),
+        st.tuples(port, port).map(lambda each: (min(each), max(each))),
+        uint32,
+    ),
     st.builds(
         orders.Services, bridge, st.booleans(), st.booleans(), st.lists(service, max_size=20).map(tuple)
     ),

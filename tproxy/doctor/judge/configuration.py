@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from tproxy.config.services import NoAddress
-from tproxy.config.union import Offer
+from tproxy.config.union import Offer, in_words
 from tproxy.doctor.finding import Finding, bad, good, warning
 from tproxy.doctor.look.configuration import Configuration
 from tproxy.model import Service, ServiceKey, ServiceMap
@@ -25,6 +25,9 @@ def of_file(found: Configuration) -> list[Finding]:
 
 
 def _entries(found: Configuration, check: str) -> Finding:
+    if found.read is not None and found.read.silent:
+        text = f"{found.path} has no key tproxy: `tproxy refresh` refuses it, and hooks serve nothing"
+        return bad("configuration", text, check)
     if found.problems:
         first, *others = found.problems
         more = f" (and {len(others)} more)" if others else ""
@@ -45,16 +48,19 @@ def _names(found: Configuration) -> Finding:
     return good("names", f"{count} host names resolve" if count else "the file has no host names")
 
 
-def of_bridge(found: Configuration, loaded: ServiceMap) -> list[Finding]:
-    """Whether the map is what the file says for the bridge's networks, and what these share."""
+def of_bridge(found: Configuration, loaded: ServiceMap, gone: Set[str]) -> list[Finding]:
+    """Whether the map is what the file says for the bridge's networks, and what these share.
+
+    ``gone`` are members that are not to be seen at any port.
+    """
     read = found.read
-    if read is None:
+    if read is None or read.silent:
         return []
     refresh = shlex.join(["tproxy", "refresh", *(["--config", read.path] if found.named else [])])
     offer = Offer(read, lambda name: _resolved(found, name))
     offer.look_up(loaded.networks)
     union = offer.union(loaded.networks, loaded)
-    findings = [_networks(loaded, mixed=union.mixed)]
+    findings = [_networks(loaded, gone, mixed=union.mixed)]
     if union.contradictions:
         findings[-1:] = [warning("networks", str(each), "tproxy check") for each in union.contradictions]
     wrong = sorted(
@@ -78,7 +84,14 @@ def _endpoint(services: Mapping[ServiceKey, Service], key: ServiceKey) -> str:
     return found.leads_to if found is not None else "nothing"
 
 
-def _networks(loaded: ServiceMap, *, mixed: bool) -> Finding:
+def _networks(loaded: ServiceMap, gone: Set[str], *, mixed: bool) -> Finding:
+    members = loaded.members or {}
+    for network in loaded.networks if len(loaded.networks) > 1 else ():
+        macs = sorted(mac for mac, each in members.items() if each.network == network)
+        if macs and gone >= set(macs):
+            text = f"{in_words(network)} has its services here, and none of its {len(macs)} guests is seen"
+            repair = shlex.join(["tproxy", "hook", "down", "--bridge", loaded.bridge, "--mac", macs[0]])
+            return warning("networks", text, repair)
     names = ", ".join(each.name or each.id or "none" for each in loaded.networks)
     if mixed:
         text = f"all its guests reach the services of all its networks: {names}"

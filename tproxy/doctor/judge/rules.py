@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from tproxy.bridge import plan
+from tproxy.bridge.guard_rules import BURST, KNOWN_SECONDS
 from tproxy.bridge.obstacles import Obstacle
 from tproxy.bridge.wall import Wall
 from tproxy.doctor.finding import Finding, bad, good, warning
 from tproxy.doctor.look.links import Links
 from tproxy.doctor.look.processes import Agent
 from tproxy.doctor.look.rules import Rules
-from tproxy.model import SERVICE_ADDRESS, TCP, BridgeNames, ServiceKey, ServiceMap
+from tproxy.model import SERVICE_ADDRESS, TABLE, TCP, BridgeNames, ServiceKey, ServiceMap
 
 # A chain of another program that drops can still accept what guests send, which only a guest can tell.
 _TRY = "tproxy probe {}"
@@ -45,6 +46,16 @@ def of_uplinks(found: Links) -> Finding:
     return good(
         "uplinks", f"kept from the service: {', '.join(uplinks)}" if uplinks else "the bridge has none"
     )
+
+
+def of_sources(bridge: str, found: Rules) -> list[Finding]:
+    """Whether a port has as many sources as one may bring in; only where they were counted."""
+    crowded = sorted((count, port) for port, count in found.crowded.items() if count >= BURST)
+    if not crowded:
+        return []
+    count, port = crowded[-1]
+    text = f"{count} addresses asked for the service at port {port} in {KNOWN_SECONDS} s: more have to wait"
+    return [warning("guards", text, f"nft list set bridge {TABLE} known")]
 
 
 def of_guards(loaded: ServiceMap, found: Links, repair: str, *, ours: bool) -> Finding:

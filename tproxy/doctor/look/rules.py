@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import NamedTuple
 
-from tproxy.bridge import nftables, wall
+from tproxy.bridge import nftables, port_state, wall
 from tproxy.bridge.guards import ObservedGuard
+from tproxy.bridge.members import STAND_IN
 from tproxy.bridge.wall import Wall
 from tproxy.errors import KernelError, NftError
-from tproxy.kernel import tcp
+from tproxy.kernel import links, rtnetlink, tcp
 from tproxy.model import SERVICE_ADDRESS, TABLE, BridgeNames, ServiceMap
+
+_MOST_MEMBERS = 256  # that are looked for: a question to the kernel each
 
 
 class Rules(NamedTuple):
@@ -23,11 +28,16 @@ class Rules(NamedTuple):
     map_warnings: tuple[str, ...] = ()  # what of the map is ignored
     wall: Wall | None = None
     wall_problem: str = ""
+    gone: frozenset[str] = frozenset()  # members of the map that are not to be seen at any port
+    crowded: Mapping[str, int] = MappingProxyType({})  # sources that ports brought in lately, if asked for
     dropping: tuple[str, ...] = ()  # other programs' chains of the bridge family with policy drop
 
 
-def look(bridge: str, said: list[str], *, namespace: bool, dropping: tuple[str, ...]) -> Rules:
-    """Look at the rules for a bridge. ``namespace``: it has its namespace. ``said``: see ``warnings``."""
+def look(bridge: str, said: list[str], *, namespace: bool, crowds: bool, dropping: tuple[str, ...]) -> Rules:
+    """Look at the rules for a bridge. ``namespace``: it has its namespace. ``said``: see ``warnings``.
+
+    ``crowds``: count the sources of each port too, for which the set of all sources has to be listed.
+    """
     found, problem = None, ""
     try:
         found = nftables.read_map(bridge)
@@ -41,7 +51,49 @@ def look(bridge: str, said: list[str], *, namespace: bool, dropping: tuple[str, 
             wall_problem = str(error)
     about = f"map {BridgeNames(bridge).map}: "
     ignored = tuple(each for each in said if each.startswith(about))
-    return Rules(found, problem, ignored, built, wall_problem, dropping)
+    ports = links.ports(bridge)
+    return Rules(
+        found,
+        problem,
+        ignored,
+        built,
+        wall_problem,
+        _gone(bridge, found, ports) if found is not None else frozenset(),
+        _crowded(ports) if crowds else {},
+        dropping,
+    )
+
+
+def _gone(bridge: str, found: ServiceMap, ports: frozenset[str]) -> frozenset[str]:
+    """Members of several networks that neither the bridge has seen lately, nor a port is named after.
+
+    The address of a virtual machine's tap is mostly that of its card, but for the first byte.
+    """
+    members = found.members or {}
+    if len(found.networks) < 2 or links.filters_vlans(bridge):  # there, entries are in the guests' VLANs
+        return frozenset()
+    index = next((each for port in ports if (each := _index(port))), 0)
+    taps = {port_state.read(f"{port}/address")[2:] for port in ports}
+    return frozenset(
+        mac
+        for mac in sorted(members)[:_MOST_MEMBERS]
+        if not mac.startswith(STAND_IN) and mac[2:] not in taps and not rtnetlink.port_of(index, mac)
+    )
+
+
+def _crowded(ports: frozenset[str]) -> dict[str, int]:
+    try:
+        counts = nftables.known_sources()
+    except NftError:
+        return {}
+    return {port: count for port, count in counts.items() if port in ports}
+
+
+def _index(port: str) -> int:
+    try:
+        return socket.if_nametoindex(port)
+    except OSError:
+        return 0  # it is gone
 
 
 def guards() -> tuple[dict[str, ObservedGuard] | None, NftError | None]:
