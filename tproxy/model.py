@@ -275,6 +275,13 @@ class ServiceKey(NamedTuple):
 
 
 _PLAIN = ServiceKey(0)[1:]
+
+
+def with_prefix(address: str) -> str:
+    """Return a service address with the length of its prefix, as a bridge's namespace has it."""
+    return f"{address}/64" if ":" in address else f"{address}/32"
+
+
 _MAIN = frozenset({SERVICE_ADDRESS})
 
 
@@ -497,13 +504,15 @@ class _ServiceMap(NamedTuple):
     services: Mapping[ServiceKey, Service]
     network: Network = Network()
     members: Mapping[str, Member] | None = None
+    ipv6: bool = False
 
 
 class ServiceMap(_ServiceMap):
     """The content of the service map of one bridge, which alone decides what is proxied there.
 
     ``network`` is the first network of the bridge. ``members`` tells the network of each guest, by the MAC of
-    its NIC; None when the bridge has no set of members, because another program loaded the map.
+    its NIC; None when the bridge has no set of members, because another program loaded the map. ``ipv6``
+    says that all services are at SERVICE_ADDRESS_IPV6 too.
     """
 
     __slots__ = ()
@@ -511,7 +520,8 @@ class ServiceMap(_ServiceMap):
     @property
     def addresses(self) -> frozenset[str]:
         """The service addresses of the bridge besides SERVICE_ADDRESS, which each bridge has."""
-        return frozenset(key.address for key in self.services) - _MAIN
+        found = frozenset(key.address for key in self.services) - _MAIN
+        return found | {SERVICE_ADDRESS_IPV6} if self.ipv6 else found
 
     @property
     def networks(self) -> tuple[Network, ...]:

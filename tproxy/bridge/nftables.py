@@ -291,7 +291,7 @@ def _parse_map(
         _warn(f"map {typed['name']} is not of the type that tproxy knows, and is ignored")
         return parsed
     _warn_of(typed, rest, services, service_map.TYPED_OPTIONS_PREFIX + bridge)
-    return parsed._replace(services={**parsed.services, **services})
+    return parsed._replace(services={**parsed.services, **services}, ipv6=service_map.has_ipv6(typed))
 
 
 def _warn_of(

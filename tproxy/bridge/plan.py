@@ -11,11 +11,23 @@ from collections.abc import Collection, Mapping
 from tproxy.bridge import guards, service_map
 from tproxy.bridge.guards import Guard, ObservedGuard
 from tproxy.kernel.links import InnerLink, OuterLink
-from tproxy.model import PORT_MAC, SERVICE_ADDRESS, SERVICE_MAC, TABLE, BridgeNames, ServiceMap
+from tproxy.model import (
+    PORT_MAC,
+    SERVICE_ADDRESS,
+    SERVICE_ADDRESS_IPV6,
+    SERVICE_MAC,
+    TABLE,
+    BridgeNames,
+    ServiceMap,
+    with_prefix,
+)
 from tproxy.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from tproxy.bridge.actions import Action
+
+
+NO_IPV6 = "ipv6/conf/all/disable_ipv6"
 
 
 class Observed(NamedTuple):
@@ -68,8 +80,8 @@ class Observed(NamedTuple):
         )
 
 
-def namespace_sysctls(names: BridgeNames) -> dict[str, str]:
-    """The sysctls that the namespace needs, by path below net.
+def namespace_sysctls(names: BridgeNames, *, ipv6: bool = False) -> dict[str, str]:
+    """The sysctls that the namespace needs, by path below net; ``ipv6``: with services over IPv6.
 
     All are set, because a new namespace inherits the values of a hardened host.
     """
@@ -100,9 +112,39 @@ def namespace_sysctls(names: BridgeNames) -> dict[str, str]:
         f"{neigh}/gc_stale_time": "10",
         "ipv4/tcp_synack_retries": "2",  # after 1 and 3 s; each asks for the address again
     }
-    values["ipv6/conf/all/disable_ipv6"] = "1"
+    if ipv6:
+        return values | _ipv6_sysctls(names)
+    values[NO_IPV6] = "1"
     values["ipv6/conf/default/disable_ipv6"] = "1"
     return values
+
+
+def _ipv6_sysctls(names: BridgeNames) -> dict[str, str]:
+    """The sysctls for IPv6 at our link alone, which takes no other address, and believes no router."""
+    conf, neigh = f"ipv6/conf/{names.veth_namespace}", f"ipv6/neigh/{names.veth_namespace}"
+    return {
+        "ipv6/conf/all/forwarding": "0",
+        f"{conf}/addr_gen_mode": "1",  # no address that is made of the MAC
+        f"{conf}/accept_dad": "0",
+        f"{conf}/dad_transmits": "0",
+        f"{conf}/accept_ra": "0",
+        f"{conf}/autoconf": "0",
+        f"{conf}/router_solicitations": "0",
+        f"{conf}/accept_redirects": "0",
+        f"{conf}/accept_source_route": "0",
+        f"{conf}/proxy_ndp": "0",
+        f"{conf}/forwarding": "0",
+        f"{neigh}/mcast_solicit": "3",
+        f"{neigh}/ucast_solicit": "3",
+        f"{neigh}/app_solicit": "0",
+        f"{neigh}/retrans_time_ms": "200",
+        f"{neigh}/base_reachable_time_ms": "5000",
+        f"{neigh}/gc_stale_time": "10",
+        # The first one changes the other two, and our link.
+        NO_IPV6: "0",
+        "ipv6/conf/default/disable_ipv6": "1",
+        "ipv6/conf/lo/disable_ipv6": "1",
+    }
 
 
 def wanted_guards(
@@ -255,7 +297,7 @@ def guard_actions(
 
 def _with_prefixes(addresses: Collection[str]) -> tuple[str, ...]:
     """All service addresses of a bridge as its namespace should have them, sorted."""
-    return tuple(sorted(f"{each}/32" for each in (SERVICE_ADDRESS, *addresses)))
+    return tuple(sorted(map(with_prefix, (SERVICE_ADDRESS, *addresses))))
 
 
 def _link_actions(
@@ -278,7 +320,8 @@ def _link_actions(
         if observed.inner_ours:
             planned.append(actions.DeleteInner(names))
         planned.append(actions.CreateVeth(names, mtu))
-    sysctls = wrong_sysctls(names, observed) if paired else namespace_sysctls(names)
+    ipv6 = with_prefix(SERVICE_ADDRESS_IPV6) in addresses
+    sysctls = wrong_sysctls(names, observed, ipv6=ipv6) if paired else namespace_sysctls(names, ipv6=ipv6)
     if sysctls:
         planned.append(actions.SetSysctls(names.namespace, sysctls))
     if not (paired and _inner_right(inner, mtu, addresses)):
@@ -295,7 +338,7 @@ def _links_right(names: BridgeNames, observed: Observed, addresses: tuple[str, .
     outer = observed.outer
     return (
         observed.paired
-        and not wrong_sysctls(names, observed)
+        and not wrong_sysctls(names, observed, ipv6=with_prefix(SERVICE_ADDRESS_IPV6) in addresses)
         and _inner_right(observed.inner, observed.bridge_mtu, addresses)
         and _outer_right(outer, names.bridge, observed.bridge_mtu)
         and outer is not None
@@ -303,11 +346,14 @@ def _links_right(names: BridgeNames, observed: Observed, addresses: tuple[str, .
     )
 
 
-def wrong_sysctls(names: BridgeNames, observed: Observed) -> dict[str, str]:
+def wrong_sysctls(names: BridgeNames, observed: Observed, *, ipv6: bool = False) -> dict[str, str]:
     """The sysctls to set. One that was not found is missing in this kernel."""
     found = observed.sysctls or {}
-    wanted = namespace_sysctls(names)
-    return {path: value for path, value in wanted.items() if found.get(path, value) != value}
+    wanted = namespace_sysctls(names, ipv6=ipv6)
+    wrong = {path: value for path, value in wanted.items() if found.get(path, value) != value}
+    if ipv6 and NO_IPV6 in wrong:  # those of IPv6 were not looked at
+        return wrong | _ipv6_sysctls(names)
+    return wrong
 
 
 def _inner_right(inner: InnerLink | None, mtu: int, addresses: tuple[str, ...]) -> bool:

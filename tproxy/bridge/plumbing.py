@@ -56,6 +56,8 @@ def observe_links(bridge: str) -> plan.Observed:
             ours = netns.is_marked()
             inner = links.inner_link(names.veth_namespace)
             sysctls = links.sysctls(plan.namespace_sysctls(names))
+            if sysctls.get(plan.NO_IPV6) == "0":
+                sysctls |= links.sysctls(plan.namespace_sysctls(names, ipv6=True))
     return plan.Observed(
         bridge_mtu=links.mtu(bridge),
         ports=ports,

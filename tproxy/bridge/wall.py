@@ -27,6 +27,7 @@ comments and ports are; otherwise one transaction replaces it, and no packet see
 
 from __future__ import annotations
 
+import socket
 import zlib
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
@@ -36,7 +37,7 @@ from tproxy.bridge import nftables
 from tproxy.errors import NftError, TproxyError
 from tproxy.kernel import links, netns
 from tproxy.log.lazy import logger
-from tproxy.model import SERVICE_ADDRESS, TABLE, UDP, BridgeNames, ServiceKey
+from tproxy.model import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, TABLE, UDP, BridgeNames, ServiceKey
 from tproxy.typed import Any, NamedTuple
 
 log = logger(__name__)
@@ -46,6 +47,7 @@ PORTS = "ports"  # the set of the service ports of TCP
 AFTER = "datagrams"  # the chain behind the place where the kernel puts fragments together
 UDP_PORTS = "udp_ports"
 REFUSED = "refused"  # the set of the UDP ports whose guests are refused now
+PORTS_IPV6 = "ports6"  # the set of the service ports of TCP at SERVICE_ADDRESS_IPV6
 # The sets of a wall for further service addresses: these addresses; address, protocol and port of their
 # services; and those whose guests are refused now.
 ADDRESSES, SERVICES, REFUSED_SERVICES = "addresses", "services", "refused_services"
@@ -57,6 +59,7 @@ _SETS = {
     PORTS: "inet_service",
     UDP_PORTS: "inet_service",
     REFUSED: "inet_service",
+    PORTS_IPV6: "inet_service",
     ADDRESSES: "ipv4_addr",
     SERVICES: _SERVICE,
     REFUSED_SERVICES: _SERVICE,
@@ -86,6 +89,17 @@ _REFUSE = "reject with icmp type port-unreachable"
 _FRAGMENT = "@nh,32,32 & 0x00003fff != 0"
 # SYN and ACK: the answer to a connection that began here.
 _NO_ANSWER = "@th,96,32 & 0x00120000 != 0x00120000"
+# Without headers before the last one: no fragment. Guests have addresses of the link only.
+_FROM_LINK = "ip6 saddr fe80::/10"
+_FOR_US_IPV6 = f"ip6 daddr {SERVICE_ADDRESS_IPV6} {_FROM_LINK} ip6 nexthdr tcp"
+_FOR_US_ICMPV6 = f"ip6 daddr {SERVICE_ADDRESS_IPV6} {_FROM_LINK} ip6 nexthdr ipv6-icmp"
+_IPV6 = socket.inet_pton(socket.AF_INET6, SERVICE_ADDRESS_IPV6)
+# A neighbour solicitation for us, to our group or to us.
+_ASKING_IPV6 = (
+    f"{_FROM_LINK} ip6 nexthdr ipv6-icmp ip6 hoplimit 255 icmpv6 type nd-neighbor-solicit "
+    f"ip6 daddr {{ {SERVICE_ADDRESS_IPV6}, ff02::1:ff{_IPV6[13:14].hex()}:{_IPV6[14:].hex()} }} "
+    f"@th,64,128 0x{_IPV6.hex()}"
+)
 _NEW = "tcp flags & (fin | syn | rst | ack) == syn"
 _GOES_ON = "tcp flags & syn != syn"
 
@@ -100,6 +114,10 @@ class Kind(NamedTuple):
     family: str
     limited: bool
     refuses: bool = True
+
+    def seen(self, keys: Iterable[ServiceKey]) -> frozenset[ServiceKey]:
+        """Those of the services whose packets such a wall sees."""
+        return frozenset(key for key in keys if self.family == "inet" or ":" not in key.address)
 
     @property
     def lacks(self) -> str:
@@ -123,10 +141,11 @@ class Wall(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The parts of a wall besides that for TCP at SERVICE_ADDRESS: for UDP, for further addresses."""
+    """The parts of a wall besides that for TCP at SERVICE_ADDRESS: for UDP, further addresses, and IPv6."""
 
     udp: bool
     further: bool
+    ipv6: bool
 
     @property
     def sets(self) -> set[str]:
@@ -134,13 +153,17 @@ class Parts(NamedTuple):
         names = {PORTS}
         names |= {UDP_PORTS, REFUSED} if self.udp else set()
         names |= {ADDRESSES, SERVICES} if self.further else set()
+        names |= {PORTS_IPV6} if self.ipv6 else set()
         return names | ({REFUSED_SERVICES} if self.udp and self.further else set())
 
 
 def parts_for(keys: Iterable[ServiceKey]) -> Parts:
     """The parts that a wall for these services has."""
+    addresses = {key.address for key in keys} - {SERVICE_ADDRESS}
     return Parts(
-        any(key.protocol == UDP for key in keys), any(key.address != SERVICE_ADDRESS for key in keys)
+        udp=any(key.protocol == UDP for key in keys),
+        further=bool(addresses - {SERVICE_ADDRESS_IPV6}),
+        ipv6=SERVICE_ADDRESS_IPV6 in addresses,
     )
 
 
@@ -170,6 +193,16 @@ def rules(kind: Kind, parts: Parts) -> dict[str, list[str]]:
             f"{there} {_WHOLE} {_GOES_ON} accept",
             f"{there} {_WHOLE} icmp type echo-request{pings} accept",
         ]
+    if parts.ipv6:
+        wall += [
+            f"{_FOR_US_IPV6} tcp dport @{PORTS_IPV6} {_NO_ANSWER} accept",
+            f"{_FOR_US_IPV6} {_NEW}{closed} accept",
+            f"{_FOR_US_IPV6} {_GOES_ON} accept",
+            f"{_FOR_US_ICMPV6} icmpv6 type echo-request{pings} accept",
+            # RFC 4861, 7.1: a router forwards no packet with this hop limit.
+            f"{_FOR_US_ICMPV6} ip6 hoplimit 255 icmpv6 type nd-neighbor-advert accept",
+            f"{_ASKING_IPV6} accept",
+        ]
     if not parts.udp:
         return {CHAIN: wall}
     after = [
@@ -192,7 +225,7 @@ def rules(kind: Kind, parts: Parts) -> dict[str, list[str]]:
 
 def load(kind: Kind, keys: Collection[ServiceKey]) -> str:
     """Return the commands of one transaction that replaces whatever wall there is."""
-    table = f"{kind.family} {TABLE}"
+    table, keys = f"{kind.family} {TABLE}", kind.seen(keys)
     parts = parts_for(keys)
     chains = rules(kind, parts)
     lines = [
@@ -224,6 +257,8 @@ def load(kind: Kind, keys: Collection[ServiceKey]) -> str:
 
 def _element(key: ServiceKey) -> tuple[str, str]:
     """The set in which a service is, and its element there."""
+    if key.address == SERVICE_ADDRESS_IPV6:
+        return PORTS_IPV6, str(key.port)
     if key.address != SERVICE_ADDRESS:
         return SERVICES, f"{key.address} . {key.protocol} . {key.port}"
     return UDP_PORTS if key.protocol == UDP else PORTS, str(key.port)
@@ -251,7 +286,7 @@ def parse(family: str, listed: Iterable[dict[str, Any]]) -> Wall | None:
             raise NftError(f"table {family} {TABLE} in the namespace belongs to another program")
     if not found:
         return None
-    parts = Parts(udp=AFTER in chains, further=SERVICES in sets)
+    parts = Parts(udp=AFTER in chains, further=SERVICES in sets, ipv6=PORTS_IPV6 in sets)
     wanted = [CHAIN, *([AFTER] if parts.udp else [])]
     keys = _keys(sets)
     if keys is None or chains != {name: _BASE[name] for name in wanted} or sets.keys() != parts.sets:
@@ -269,12 +304,13 @@ def _keys(sets: Mapping[str, list[Any]]) -> frozenset[ServiceKey] | None:
         # An element with a comment, or a range, is listed as another object.
         keys = {ServiceKey(int(port)) for port in sets.get(PORTS, ())}
         keys |= {ServiceKey(int(port), UDP) for port in sets.get(UDP_PORTS, ())}
+        keys |= {ServiceKey(int(port), address=SERVICE_ADDRESS_IPV6) for port in sets.get(PORTS_IPV6, ())}
         for each in sets.get(SERVICES, ()):
             address, protocol, port = each["concat"]
             keys.add(ServiceKey(int(port), str(protocol), str(address)))
     except (KeyError, TypeError, ValueError):
         return None
-    addresses = {key.address for key in keys} - {SERVICE_ADDRESS}
+    addresses = {key.address for key in keys} - {SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6}
     return frozenset(keys) if addresses == set(sets.get(ADDRESSES, ())) else None
 
 
@@ -294,7 +330,7 @@ def ensure(bridge: str, keys: Collection[ServiceKey]) -> None:
             wall = _find(inner)
             if wall is None or wall.kind is None:
                 _load_best(inner, bridge, wanted)
-            elif wall.keys != wanted:
+            elif wall.keys != wall.kind.seen(wanted):
                 inner.transaction([load(wall.kind, wanted)])
         finally:  # the relay needs them in any case
             found = links.sysctls(SYSCTLS)

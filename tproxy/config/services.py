@@ -223,6 +223,15 @@ class Config(NamedTuple):
         ),
     ] = ""
 
+    ipv6: Annotated[
+        bool,
+        Option(
+            Flag(),
+            "whether guests reach all services at `fe80::a9fe:1009` too",
+            nftables="the word `ipv6` in the comment of the map `sv_<bridge>`",
+        ),
+    ] = False
+
     @property
     def settings(self) -> Settings:
         return Settings(

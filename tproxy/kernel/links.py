@@ -259,13 +259,21 @@ def configure(name: str, mac: str, mtu: int, addresses: Iterable[str]) -> None:
         index = socket.if_nametoindex(name)
         rtnl.link("set", index=index, address=mac, mtu=mtu)
         before, wanted = set(rtnetlink.addresses(index)), set(addresses)
-        # Added first: with its last address a link loses its routes.
-        for verb, some in (("add", wanted - before), ("del", before - wanted)):
-            for address, _, length in (each.partition("/") for each in sorted(some)):
-                flags = {"flags": _NODAD} if verb == "add" and ":" in address else {}
-                rtnl.addr(verb, index=index, address=address, prefixlen=int(length), **flags)
+        # Added first: with its last address a link loses its routes. A link that is down gets none for IPv6.
+        later = {each for each in wanted if ":" in each}
+        for verb, some in (("add", wanted - before - later), ("del", before - wanted)):
+            for each in sorted(some):
+                _change_address(rtnl, verb, index, each)
         rtnl.link("set", index=index, state="up")
+        for each in later - before:
+            _change_address(rtnl, "add", index, each, flags=_NODAD)
         rtnl.route("replace", family=socket.AF_INET, dst="default", oif=index, scope="link", proto="boot")
+
+
+def _change_address(rtnl: Any, verb: str, index: int, address: str, **more: int) -> None:
+    bare, _, length = address.partition("/")
+    family = socket.AF_INET6 if ":" in bare else socket.AF_INET
+    rtnl.addr(verb, index=index, family=family, address=bare, prefixlen=int(length), **more)
 
 
 def write_sysctl(path: str, value: str) -> None:

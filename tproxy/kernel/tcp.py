@@ -133,6 +133,8 @@ def caller_mac(sock: socket.SocketType) -> str:
 
 def neighbour_mac(sock: socket.SocketType, address: str, device: str) -> str:
     """Return the MAC that an IPv4 address has in the ARP table of the socket's namespace; "" without one."""
+    if ":" in address:  # the kernel has no such question for IPv6
+        return ""
     family, ip, name = socket.AF_INET, socket.inet_aton(address), device.encode()
     try:
         found = fcntl.ioctl(sock.fileno(), _SIOCGARP, _ARP.pack(family, 0, ip, bytes(6), 0, name))

@@ -209,7 +209,8 @@ class Repairer:
         if observed.inner is None or plan.links_broken(record.memory.map, observed, foreign=True):
             return None, ""
         try:
-            return Probe(names, list(plan.namespace_sysctls(names))), observed.inner.mac
+            sysctls = plan.namespace_sysctls(names, ipv6=record.memory.map.ipv6)
+            return Probe(names, list(sysctls)), observed.inner.mac
         except (KernelError, OSError) as error:
             self._say(record, f"bridge {record.name}: its namespace cannot be watched: {error}")
             return None, ""

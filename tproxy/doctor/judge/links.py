@@ -8,7 +8,7 @@ from tproxy.bridge import plan
 from tproxy.doctor.finding import Finding, bad, good, warning
 from tproxy.doctor.look.links import Links
 from tproxy.kernel.links import InnerLink, OuterLink
-from tproxy.model import PORT_MAC, SERVICE_ADDRESS, SERVICE_MAC, BridgeNames, ServiceMap
+from tproxy.model import PORT_MAC, SERVICE_ADDRESS, SERVICE_MAC, BridgeNames, ServiceMap, with_prefix
 
 _NAMED = 3  # ports that a line names before it counts
 
@@ -74,7 +74,7 @@ def chain(loaded: ServiceMap, found: Links, repair: str, *, ours: bool) -> list[
         _address(names, inner, loaded.addresses, repair, ours=ours),
         _route(names, inner, repair),
     ]
-    return [*findings, _sysctls(names, observed, repair)] if ours else findings
+    return [*findings, _sysctls(names, observed, repair, ipv6=loaded.ipv6)] if ours else findings
 
 
 def _port(bridge: str, names: BridgeNames, outer: OuterLink, repair: str, *, ours: bool) -> Finding:
@@ -107,7 +107,7 @@ def _address(
     where = f"{names.veth_namespace} in namespace {names.namespace}"
     if not inner.up:
         return bad("address", f"{where} is down", repair)
-    wanted = [f"{each}/32" for each in (SERVICE_ADDRESS, *sorted(further))]
+    wanted = [with_prefix(each) for each in (SERVICE_ADDRESS, *sorted(further))]
     if missing := [each for each in wanted if each not in inner.addresses]:
         has = ", ".join(inner.addresses) or "no address"
         return bad("address", f"{where} has {has}, not {missing[0]}", repair)
@@ -126,14 +126,17 @@ def _route(names: BridgeNames, inner: InnerLink, repair: str) -> Finding:
     return good("route", f"default dev {names.veth_namespace}")
 
 
-def _sysctls(names: BridgeNames, observed: plan.Observed, repair: str) -> Finding:
-    wrong = plan.wrong_sysctls(names, observed)
+def _sysctls(names: BridgeNames, observed: plan.Observed, repair: str, *, ipv6: bool) -> Finding:
+    wrong = plan.wrong_sysctls(names, observed, ipv6=ipv6)
     if wrong:
         text = ", ".join(
             f"{path} is {(observed.sysctls or {}).get(path)}, not {wrong[path]}" for path in wrong
         )
         return bad("sysctls", f"in namespace {names.namespace}: {text}", repair)
-    return good("sysctls", f"all {len(plan.namespace_sysctls(names))} of the namespace are as they should be")
+    return good(
+        "sysctls",
+        f"all {len(plan.namespace_sysctls(names, ipv6=ipv6))} of the namespace are as they should be",
+    )
 
 
 def forwarding(bridge: str, found: Links, repair: str, *, ours: bool) -> list[Finding]:
