@@ -121,11 +121,8 @@ def with_addresses(
             if by_port:
                 forward.append(f"{_ABOUT} oifname @{name} iifname != @{GUARDED} drop")
             arriving.append(f"{_IPV6_FROM} iifname @{VETHS} drop")
-            # Frames of our port have our MAC, and so come by here.
-            leaving += [
-                f"{_IPV6} iifname @{VETHS} ip6 saddr != {SERVICE_ADDRESS_IPV6} drop",
-                f"{_ICMPV6} iifname @{VETHS} icmpv6 type != {_SENT} drop",
-            ]
+            # Frames of our port have our MAC, and so come by here, but for those from the right address.
+            leaving.append(f"{_IPV6} iifname @{VETHS} ip6 saddr != {SERVICE_ADDRESS_IPV6} drop")
             continue
         claims, asks = (ip_from(address), arp_from(address)), (ip_for(address), arp_for(address))
         prerouting += [
@@ -175,6 +172,7 @@ def _chains(*, by_port: bool, limited: bool) -> dict[str, list[str]]:
         ],
         FOR_SERVICE: [transit, f"iifname @{UPLINKS} drop", f"{to_us} accept", "drop"],
         FROM_SERVICE: [
+            f"{_ICMPV6} icmpv6 type != {_SENT} drop",
             transit,
             f"iifname @{UPLINKS} drop",
             f"oifname @{UPLINKS} drop",

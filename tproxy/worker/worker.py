@@ -124,7 +124,7 @@ class Worker:
         return self._at_another_address(bridge, key) if target is None else target
 
     def _at_another_address(self, bridge: str, key: ServiceKey) -> Target | None:
-        """Return the target that guests reach at the IPv6 address: that of 169.254.16.9, or else the first."""
+        """Return what guests reach at the IPv6 address: the target of 169.254.16.9, or else the first."""
         if ":" not in key.address:
             return None
         services = self._services.get(bridge, {})
