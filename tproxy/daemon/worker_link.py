@@ -36,6 +36,9 @@ GREETING = 30.0
 
 _CREDENTIALS = struct.Struct("3i")  # struct ucred, unix(7)
 
+# Seconds for which a worker may have guests of a UDP service refused without telling anew.
+MOST_REFUSED = 60.0
+
 Key = tuple[str, ServiceKey]  # with the bridge
 
 
@@ -209,7 +212,7 @@ class WorkerLink:
             case orders.Synced(number) if self._answered < number <= self._asked:
                 self._answered = number
                 self._owner.changed()
-            case orders.Unreachable(bridge, key, seconds):
+            case orders.Unreachable(bridge, key, seconds) if 0 <= seconds <= MOST_REFUSED:
                 self._owner.cannot_reach(bridge, key, seconds)
             case other:
                 raise ProtocolError(f"unexpected {type(other).__name__}")

@@ -17,12 +17,13 @@ namespace's wall refuse the guests' datagrams with ICMP, as a closed port would.
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping
 
 from tproxy.datapath.connection import OF_ENDPOINT, dial_failure
-from tproxy.datapath.counters import CAUSES, OPEN, TO_ENDPOINT, TO_GUEST, TOTAL
+from tproxy.datapath.counters import CAUSES, OPEN, TO_ENDPOINT, TO_GUEST, TOTAL, TOTAL_LIMIT
 from tproxy.datapath.crowds import Crowds
 from tproxy.datapath.datagram_checks import DatagramChecks
 from tproxy.datapath.ended_lines import EndedLines
@@ -50,6 +51,7 @@ REFUSED_FOR = BACK_OFF_MOST + 10
 LIMIT_INTERVAL = 60.0
 
 _DONT_WAIT = int(socket.MSG_DONTWAIT)
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
 class Datagrams:
@@ -218,6 +220,9 @@ class Datagrams:
             except OSError as error:
                 last = error
                 self._failed(endpoint, error.errno or 0)
+                if error.errno in _NO_DESCRIPTOR and (oldest := self.crowds.oldest()) is not None:
+                    self._evict(oldest, TOTAL_LIMIT)  # the next datagram has its descriptor
+                    break
                 continue
             gate.sessions[guest] = session
             self.crowds.add(bridge, gate.key, address, session)

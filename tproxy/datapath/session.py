@@ -114,7 +114,7 @@ class Session:
 
     def on_event(self, fd: int, mask: int) -> None:
         """Pass on what the endpoint has sent."""
-        gate = self.gate
+        gate, before = self.gate, self.received
         for _ in range(_AT_ONCE):
             try:
                 count = self.sock.recv_into(BUFFER, 0, _DONT_WAIT)
@@ -131,7 +131,8 @@ class Session:
                 gate.sock.sendto(BUFFER[:count], _DONT_WAIT, self.guest)
             if count < _SMALL:
                 break
-        self._keeper.answered(self)
+        if self.received != before:
+            self._keeper.answered(self)
 
     def _send(self, data: memoryview | bytes) -> int:
         """Send with the header that the service wants; return 0 or the errno."""

@@ -55,7 +55,7 @@ def lab(hypervisor: Hypervisor) -> Lab:
 
 def test_each_guest_port_has_a_session_and_an_endpoint_port_of_its_own(lab: Lab) -> None:
     lab.start("who", HERE, 5353)
-    lab.serve(f"remote_addr: {HERE}, remote_port: 5353")
+    lab.serve(f"remote_addr: {HERE}, remote_port: 5353, udp_idle_timeout: 600")
     answers = lab.call(5353, *((number, "hello", PATIENCE) for number in (0, 1, 0, 1, 1)))
     ports = [each.split()[1] for each in answers]
     assert [each.split()[2] for each in answers] == ["1", "1", "2", "2", "3"]
@@ -106,7 +106,7 @@ def test_guests_are_refused_by_icmp_while_no_endpoint_can_be_reached(lab: Lab) -
 
 def test_a_guest_with_too_many_sessions_loses_the_one_that_was_used_least_recently(lab: Lab) -> None:
     lab.start("who", HERE, 5353)
-    lab.serve(f"remote_addr: {HERE}, remote_port: 5353, max_connections_per_guest: 3")
+    lab.serve(f"remote_addr: {HERE}, remote_port: 5353, max_connections_per_guest: 3, udp_idle_timeout: 600")
     calls = [(number, "x", PATIENCE) for number in (0, 1, 2, 0, 3, 0, 1)]
     counts = [each.split()[2] for each in lab.call(5353, *calls)]
     assert counts == ["1", "1", "1", "2", "1", "3", "1"]  # that of 1 was ended for 3

@@ -22,20 +22,23 @@ from tproxy.worker import orders
 port = st.integers(0, 65535)
 uint32 = st.integers(0, 2**32 - 1)
 bridge = st.text("abcXYZ019_.-", min_size=1, max_size=INTERFACE_NAME_BYTES)
+key = st.builds(
+    ServiceKey,
+    port,
+    st.sampled_from(PROTOCOLS),
+    st.ip_addresses(v=4).map(str) | st.just("fd00::1"),
+    uint32,
+)
 service = st.builds(
     Service,
-    st.builds(
-        ServiceKey,
-        port,
-        st.sampled_from(PROTOCOLS),
-        st.ip_addresses(v=4).map(str) | st.just("fd00::1"),
-        uint32,
-    ),
+    key,
     st.builds(Endpoint, st.ip_addresses(v=4).map(str), port),
     st.just(""),
     st.floats(0.001, 300),
     *[uint32] * 7,
     st.sampled_from(["", "v2"]),
+    st.sampled_from(["first", "least"]),
+    st.integers(0, 86400),
 )
 mac = st.binary(min_size=6, max_size=6).map(lambda data: data.hex(":"))
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -62,6 +65,9 @@ messages: st.SearchStrategy[orders.Message] = st.one_of(
     ),
     st.builds(orders.Ports, bridge, st.booleans(), st.lists(st.tuples(mac, st.just("") | bridge)).map(tuple)),
     st.builds(orders.Bridge, bridge, st.none() | st.integers(0, 2**64 - 1)),
+    st.builds(orders.Gate, bridge, key),
+    st.builds(orders.LetGo, bridge),
+    st.builds(orders.Unreachable, bridge, key, st.floats(0, 60)),
     st.builds(orders.Forget, bridge),
     st.builds(orders.LogFile),
     st.builds(orders.Sync, uint32, st.booleans()),
@@ -78,6 +84,9 @@ ONE_OF_EACH: list[orders.Message] = [
     orders.Networks("br0", True, "node7", (Network("blue", "7"),), (("02:00:0a:00:00:05", 0),)),
     orders.Ports("br0", True, (("02:00:0a:00:00:05", "vnet0"), ("02:00:0a:00:00:06", ""))),
     orders.Bridge("br0", 1),
+    orders.Gate("br0", ServiceKey(53, "udp")),
+    orders.LetGo("br0"),
+    orders.Unreachable("br0", ServiceKey(53, "udp"), 40.0),
     orders.Forget("br0"),
     orders.LogFile(),
     orders.Sync(1, True),
