@@ -321,6 +321,19 @@ def test_a_frame_that_does_not_concern_the_service_costs_no_set_lookup(by_port: 
             assert stacked or re.match("|".join(words), rule)
 
 
+@pytest.mark.parametrize("by_port", [True, False])
+def test_rules_for_further_addresses_begin_with_a_word_too_and_name_their_set(by_port: bool) -> None:
+    addresses = frozenset({"169.254.169.254", SERVICE_ADDRESS_IPV6})
+    guard = Guard("br0", frozenset({"br0b"}) if by_port else None, {}, addresses=addresses)
+    plain = guard._replace(addresses=frozenset())
+    for chain in (PREROUTING, FORWARD):
+        for rule in guard.shared_rules[chain]:
+            if rule not in plain.shared_rules[chain]:
+                # Neighbour discovery can have headers before it, so its place is not fixed.
+                assert rule.startswith(("@nh,", "meta protocol ip6 meta l4proto ipv6-icmp @th,"))
+                assert re.search(r"@at_(169\.254\.169\.254|ipv6) ", rule)
+
+
 def test_rules_that_drop_arp_name_no_field_of_it() -> None:
     """nft's listing leaves ``meta protocol`` out before such a field, and loads it again as another match."""
     for by_port in (True, False):

@@ -389,6 +389,33 @@ def test_a_damaged_inner_link_is_configured_anew_and_not_replaced(damage: dict[s
     assert [type(action) for action in plan.up(WANTED, damaged, NO_UPLINKS)] == [ConfigureInner]
 
 
+def test_a_further_service_address_needs_guards_the_address_and_the_map() -> None:
+    (guard, configure, load) = plan.up(FURTHER, healthy(), NO_UPLINKS)
+    assert isinstance(guard, LoadGuards)
+    assert guard.fallbacks == ()
+    assert isinstance(configure, ConfigureInner)
+    assert configure.addresses == (f"{SERVICE_ADDRESS}/32", f"{METADATA}/32")
+    assert isinstance(load, LoadServiceMap)
+
+
+def test_ipv6_needs_sysctls_too_before_the_address() -> None:
+    wanted = WANTED._replace(ipv6=True)
+    (_, sysctls, configure, _) = plan.up(wanted, healthy(), NO_UPLINKS)
+    assert isinstance(sysctls, SetSysctls)
+    paths = list(sysctls.values)
+    assert paths.index("ipv6/conf/br0a/addr_gen_mode") < paths.index(plan.NO_IPV6)
+    assert sysctls.values[plan.NO_IPV6] == "0"
+    assert isinstance(configure, ConfigureInner)
+    assert configure.addresses == (f"{SERVICE_ADDRESS}/32", "fe80::a9fe:1009/64")
+
+
+def test_a_namespace_that_had_ipv6_loses_it_with_one_sysctl() -> None:
+    observed = healthy()
+    sysctls = {**(observed.sysctls or {}), **plan.namespace_sysctls(NAMES, ipv6=True)}
+    (action,) = plan.up(WANTED, observed._replace(sysctls=sysctls), NO_UPLINKS)
+    assert action == SetSysctls(NAMES.namespace, {plan.NO_IPV6: "1"})
+
+
 def test_only_sysctls_that_differ_are_set() -> None:
     observed = healthy()
     assert observed.sysctls is not None
