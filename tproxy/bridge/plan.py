@@ -351,8 +351,9 @@ def wrong_sysctls(names: BridgeNames, observed: Observed, *, ipv6: bool = False)
     found = observed.sysctls or {}
     wanted = namespace_sysctls(names, ipv6=ipv6)
     wrong = {path: value for path, value in wanted.items() if found.get(path, value) != value}
-    if ipv6 and NO_IPV6 in wrong:  # those of IPv6 were not looked at
-        return wrong | _ipv6_sysctls(names)
+    if ipv6 and NO_IPV6 in wrong:  # those of IPv6 were not looked at; they are set in their order
+        others = _ipv6_sysctls(names)
+        return {path: value for path, value in wrong.items() if path not in others} | others
     return wrong
 
 
