@@ -59,7 +59,7 @@ class Net:
 
     def guards(self) -> list[str]:
         """The chains and sets of the guards, sorted, without what the limits note."""
-        listed = self.host.run("nft", "list", "table", "bridge", "one_tproxy").stdout
+        listed = self.host.run("nft", "list", "table", "bridge", "one_tproxy", check=False).stdout
         found = re.findall(r"^\t(?:chain|set) .*?^\t\}$", listed, flags=re.DOTALL | re.MULTILINE)
         return sorted(each for each in found if not re.match(r"\tset (known6?|fresh|syns|arps) ", each))
 
@@ -300,7 +300,7 @@ def test_a_watcher_repairs_them_too(net: Net) -> None:
     for damage in (f"flush set bridge one_tproxy at_{METADATA}", "flush ruleset"):
         net.host.run("nft", damage)
         for _ in eventually():
-            if net.host.run("nft", "list", "tables").stdout and net.guards() == before:
+            if net.guards() == before:
                 break
         assert net.guest.get(METADATA, 80) == "metadata"
 
