@@ -11,10 +11,12 @@ from contextlib import suppress
 
 from hypothesis import strategies as st
 
+from tproxy.model import ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import send_bytes
 
 PORTS = st.integers(0, 65535)
+KEYS = st.one_of(PORTS.map(ServiceKey), PORTS.map(lambda port: ServiceKey(port, "udp", "fd00::1")))
 NUMBERS = st.one_of(st.integers(0, 3), st.integers(0, 0xFFFFFFFF))
 TEXTS = st.one_of(
     st.text(max_size=50), st.just("fine\n2026-11-29T00:00:00 1 ERROR forged\x1b[31m"), st.just("x" * 9999)
@@ -26,16 +28,16 @@ MESSAGES: st.SearchStrategy[wire.Message] = st.one_of(
     st.builds(wire.Born, NUMBERS),
     st.just(wire.Workers()),
     st.just(wire.LogFile()),
-    st.builds(wire.Listen, NUMBERS, st.integers(0, 255), st.lists(PORTS, max_size=5).map(tuple)),
-    st.builds(wire.Report, NUMBERS, st.dictionaries(PORTS, st.integers(0, 65535), max_size=5)),
+    st.builds(wire.Listen, NUMBERS, st.integers(0, 255), st.lists(KEYS, max_size=5).map(tuple)),
+    st.builds(wire.Report, NUMBERS, st.dictionaries(KEYS, st.integers(0, 65535), max_size=5)),
     st.builds(wire.Behind, PORTS),
-    st.builds(wire.Accepted, PORTS),
+    st.builds(wire.Accepted, KEYS),
     st.builds(wire.Failed, TEXTS),
     st.just(wire.Quit()),
     st.just(wire.Adopt()),
     st.just(wire.Adopted()),
     st.just(wire.Takeover()),
-    st.builds(wire.Listeners, st.lists(PORTS, max_size=5).map(tuple)),
+    st.builds(wire.Listeners, st.lists(KEYS, max_size=5).map(tuple)),
 )
 
 PAYLOADS = st.one_of(
@@ -43,7 +45,9 @@ PAYLOADS = st.one_of(
     st.binary(max_size=60),
     st.tuples(MESSAGES.map(wire.encode), st.integers(0, 40)).map(lambda each: each[0][: each[1]]),  # partial
     st.tuples(MESSAGES.map(wire.encode), st.binary(max_size=9)).map(lambda each: each[0] + each[1]),
-    st.sampled_from([b"R", b"L", b"S", b"H"]).map(lambda kind: kind.ljust(wire.MAX_BYTES + 9, b"\0")),
+    st.sampled_from([b"R", b"L", b"S", b"U", b"C", b"H"]).map(
+        lambda kind: kind.ljust(wire.MAX_BYTES + 9, b"\0")
+    ),
 )
 
 
