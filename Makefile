@@ -1,5 +1,5 @@
 # All commands of this checkout: make venv | demo | test | test-vm | test-packages | test-model | test-steps | bench |
-# bench-workers | soak | lint | deb | zipapp | wheel | manual | lock | options | clean
+# bench-workers | picture | soak | lint | deb | zipapp | wheel | manual | lock | options | clean
 
 # Tests that run at the same time. They wait for processes and the kernel more than they compute, so this is
 # more than there are cores.
@@ -72,6 +72,12 @@ bench:
 	@.ci/setup bench
 	.venv/bin/python -m compileall -q tproxy
 	.venv/bin/python -m bench $(BENCH_OPTIONS)
+
+# docs/img/metrics.svg, from the answers of a real Prometheus.
+.PHONY: picture
+picture:
+	@.ci/setup bench
+	.venv/bin/python -m bench.picture
 
 .PHONY: bench-workers
 bench-workers:
@@ -146,10 +152,11 @@ test-packages:
 	@.ci/setup roots
 	.venv/bin/python -m pytest -p no:xdist --timeout=900 -rs $(PACKAGE_TESTS)
 
-# The pages and the JSON schema that are made of the options' declarations (CONTRIBUTING.md, Add an option).
+# The pages and the JSON schema that are made of the declarations of options and metrics (CONTRIBUTING.md).
 .PHONY: options
 options:
 	.venv/bin/python -m tproxy.config.reference
+	.venv/bin/python -m tproxy.metrics.reference
 
 .PHONY: clean
 clean:

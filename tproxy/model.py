@@ -424,6 +424,10 @@ class Service(NamedTuple):
             return (self.endpoint,)
         return tuple(Endpoint(address, self.endpoint.port) for address in self.endpoints)
 
+    def name_of(self, endpoint: Endpoint) -> str:
+        """Return the name of an endpoint's state, which is not the same for TCP and UDP."""
+        return str(endpoint) if self.key.protocol == TCP else f"{endpoint}/{self.key.protocol}"
+
     @property
     def leads_to(self) -> str:
         """All endpoints for a message."""

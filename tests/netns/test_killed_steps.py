@@ -207,17 +207,10 @@ def steps_of(case: Case) -> list[str]:
     return steps
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize(("kind", "part"), TAKEN)
-def test_guests_do_not_notice_what_dies_at_a_step(
-    crew: Crew, kind: type[Case], part: int, tmp_path: Path
-) -> None:
-    case = kind(crew, tmp_path)
-    case.begin()
-    if not case.anew:
-        await_whole(crew)
+def kill_at_each(case: Case, steps: list[str]) -> None:
+    crew = case.crew
     loads: list[Load] = []
-    for number, step in enumerate(steps_of(case)[part :: kind.parts]):
+    for number, step in enumerate(steps):
         case.prepare(number)
         loads = loads or [Load(guest) for guest in crew.guests]
         crew.host.write(AT, step)
@@ -232,7 +225,59 @@ def test_guests_do_not_notice_what_dies_at_a_step(
             loads = []
         for load in loads:
             load.go_on(1)
+            assert load.look()["failed"] == [], step
         if case.anew:
             assert list(whole(loads)), step
             loads = []
+    list(whole(loads))
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("kind", "part"), TAKEN)
+def test_guests_do_not_notice_what_dies_at_a_step(
+    crew: Crew, kind: type[Case], part: int, tmp_path: Path
+) -> None:
+    case = kind(crew, tmp_path)
+    case.begin()
+    if not case.anew:
+        await_whole(crew)
+    kill_at_each(case, steps_of(case)[part :: kind.parts])
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        # The daemon, after it has told a relay of workers that have not started yet.
+        "daemon/relays.py:_instruct",
+        # The spawner, with the order for the relay that is to take over.
+        "daemon/spawner.py:_start",
+    ],
+)
+def test_guests_do_not_notice_deaths_in_a_restart_that_they_once_noticed(
+    crew: Crew, step: str, tmp_path: Path
+) -> None:
+    case = Restart(crew, tmp_path)
+    case.begin()
+    await_whole(crew)
+    kill_at_each(case, [step])
+
+
+def test_a_relay_goes_on_while_its_successors_die_at_their_start(crew: Crew, tmp_path: Path) -> None:
+    case = Restart(crew, tmp_path)
+    case.begin()
+    await_whole(crew)
+    loads = [Load(guest) for guest in crew.guests]
+    crew.host.write("/run/again", "")
+    write = f"printf relay/relay.py:run > {AT}.new; mv {AT}.new {AT}"
+    again = crew.host.popen("sh", "-c", f"while [ -e /run/again ]; do {write}; sleep 0.01; done")
+    for _ in eventually():
+        if crew.host.path(AT).exists():
+            break
+    case.act()
+    crew.host.run("rm", "/run/again")
+    again.wait()
+    crew.host.run("rm", "-f", AT)
+    await_whole(crew)
+    for load in loads:
+        load.go_on(1)
     list(whole(loads))

@@ -13,7 +13,6 @@ from tproxy.console import EXIT_FAILURE, require_root
 from tproxy.doctor.finding import BAD, LEVELS
 from tproxy.doctor.probe import journey
 from tproxy.doctor.probe.journey import Wish
-from tproxy.errors import BadName
 from tproxy.kernel import links
 from tproxy.log import output
 from tproxy.model import is_ipv4
@@ -64,5 +63,5 @@ def _parse(where: str) -> tuple[str, int | None]:
     if not colon:
         return where, None
     if not (port.isdecimal() and 0 < int(port) < 1 << 16):
-        raise BadName(f"{port!a} is not a port")
+        raise click.BadParameter(f"{port!a} is not a port")
     return bridge, int(port)

@@ -8,10 +8,11 @@ from tproxy.model import SERVICE_ADDRESS_IPV6, TCP, Network, Service, ServiceKey
 
 
 class Catalog:
-    """Service maps by bridge."""
+    """Service maps by bridge. ``changes`` counts how often one of them has changed."""
 
     def __init__(self) -> None:
         self._maps: dict[str, ServiceMap] = {}
+        self.changes = 0
 
     @property
     def bridges(self) -> set[str]:
@@ -42,6 +43,7 @@ class Catalog:
         found = self._maps.get(wanted.bridge)
         before = found.services if found is not None else {}
         self._maps[wanted.bridge] = wanted
+        self.changes += wanted != found
         changes = []
         for key, service in wanted.services.items():
             words = f"port {key.in_words} leads to {service.leads_to}"
@@ -53,4 +55,5 @@ class Catalog:
 
     def remove(self, bridge: str) -> None:
         """Forget a bridge that has no map any more; does nothing if it is unknown."""
-        self._maps.pop(bridge, None)
+        if self._maps.pop(bridge, None) is not None:
+            self.changes += 1

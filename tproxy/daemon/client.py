@@ -24,6 +24,9 @@ SOCKET = "control.sock"
 ANSWER_TIMEOUT = 60.0
 PING_TIMEOUT = 5.0
 
+# The format of the daemon's answer to the question for metrics (``figures``).
+FIGURES = 1
+
 Json = dict[str, Any]
 
 
@@ -104,12 +107,13 @@ def apply(
     settings: Settings,
     *,
     reopen_logs: bool = False,
-    sent: Callable[[], None] | None = None,
+    lock: Lock | None = None,
 ) -> list[str]:
     """Make the maps of these bridges, or of all (None), take effect; return one line for each problem.
 
     When this returns, every service port listens or is named in a line. If no map is left, all processes have
-    ended; but a daemon stays that keeps a watcher or is a service. Raises ProcessError as ``ask`` does.
+    ended; but a daemon stays that keeps a watcher or is a service. With ``lock``, the host's lock is released
+    as soon as the daemon has been told. Raises ProcessError as ``ask`` does.
     """
     request: Json = {"op": "apply", "reopen_logs": reopen_logs}
     if bridges is not None:
@@ -124,19 +128,36 @@ def apply(
         request["max_connections"] = settings.max_connections
     if settings.hypervisor_name is not None:
         request["hypervisor_name"] = settings.hypervisor_name
-    answer = ask(request, ANSWER_TIMEOUT, sent)
+    answer = ask(request, ANSWER_TIMEOUT, lock.release if lock is not None else None)
     if answer["ending"]:
-        from tproxy.process.table import end_serving
-
-        end_serving()
+        _end_all(lock)
     problems: list[str] = answer["problems"]
     return problems
+
+
+def _end_all(lock: Lock | None) -> None:
+    """End all processes, because no map is left."""
+    from tproxy.process.table import end_serving
+
+    if lock is not None:
+        from tproxy.bridge import nftables
+
+        lock.take()
+        if nftables.read_maps():
+            return  # another hook has brought a bridge up meanwhile, which needs them
+    end_serving()
 
 
 def queue_apply(bridge: str) -> None:
     """Queue a request for a daemon that hangs: when it runs again, it reads the bridge's map."""
     with suppress(ProcessError):  # no daemon runs; or, as expected, it does not answer at once
         ask({"op": "apply", "bridges": [bridge]}, 0)
+
+
+def count_repair(bridge: str, *, failed: bool) -> None:
+    """Have the daemon count a repair, for metrics. Nothing is waited for."""
+    with suppress(ProcessError):  # as in queue_apply
+        ask({"op": "repair", "bridge": bridge, "failed": failed}, 0)
 
 
 def _connect(sock: socket.socket, path: str, timeout: float) -> None:

@@ -30,6 +30,7 @@ from tproxy.daemon import launcher
 from tproxy.daemon.callers import Callers
 from tproxy.daemon.catalog import Catalog
 from tproxy.daemon.client import Json
+from tproxy.daemon.figures import Figures
 from tproxy.daemon.guard_keeper import GuardKeeper
 from tproxy.daemon.lost_socket import LOOK_SIGNAL
 from tproxy.daemon.memory import Remembered, to_json
@@ -44,7 +45,7 @@ from tproxy.errors import NftError, TproxyError
 from tproxy.kernel import mounts
 from tproxy.kernel.loop import Loop
 from tproxy.log import output
-from tproxy.model import DAEMON_TITLE, TCP, ServiceKey, ServiceMap, Settings
+from tproxy.model import DAEMON_TITLE, ServiceKey, ServiceMap, Settings
 from tproxy.process import service_manager
 from tproxy.process.run_directory import directory, prepare
 from tproxy.process.title import set_title
@@ -55,6 +56,9 @@ log = logging.getLogger(__name__)
 # waits for the end of the process.
 LAST_ANSWER = 0.01
 
+
+# Seconds that figures may be old, rather than wait longer for a worker that is busy with something else.
+COUNTING = 0.5
 
 # Seconds. The command that starts a daemon asks for the maps some milliseconds after that.
 UNASKED = 1.0
@@ -89,12 +93,14 @@ class Daemon:
         self._watcher.keep(settings.watch_file or "")
         self._requests: list[Request] = []
         self._waiting: list[Client] = []  # for the status, until workers have counted
+        self._reading: dict[Client, str] = {}  # for the figures, likewise, with what they know
         self._replace = replace
         self._knows_all = False  # whether all maps have been read once, and not only those of a hook's bridge
         self._stay = stay
         self._ending = False
         self._retired = False
         self._started = time.time()
+        self._figures = Figures(self._loop, self._catalog, self._workers, self._relays, self._started)
         self._wanted_workers = settings.workers or 0
         self._workers.max_connections = settings.max_connections or 0
         self._workers.keep(wanted_workers(self._wanted_workers), replace=replace)
@@ -151,6 +157,14 @@ class Daemon:
                 self._waiting.append(client)
                 self._workers.sync(count=True)
                 self._answer_settled()
+            case {"op": "metrics"}:
+                self._reading[client] = str(request.get("known", ""))
+                self._workers.sync(count=True)
+                self._loop.call_later(COUNTING, self._answer_figures)
+                self._answer_settled()
+            case {"op": "repair", "bridge": str(bridge), "failed": bool(failed)}:
+                self._figures.note_repair(bridge, failed=failed)
+                client.answer({})
             case {"op": "mounts"}:
                 client.answer({"mounts": mounts.view()._asdict()})
             case {"op": "maps"}:
@@ -223,6 +237,7 @@ class Daemon:
         waiting, self._waiting = self._waiting, []
         for client in waiting:
             client.answer(self._status())
+        self._answer_figures()
         for request in list(self._requests):
             if all(self._relays.settled(bridge) for bridge in request.bridges):
                 self._requests.remove(request)
@@ -238,7 +253,16 @@ class Daemon:
                 if self._stay:
                     service_manager.report_ready()
         if self._ending and not self._requests:
-            self._loop.call_later(LAST_ANSWER, self._loop.stop)
+            self._loop.call_later(LAST_ANSWER, self._end_if_unneeded)
+
+    def _end_if_unneeded(self) -> None:
+        if self._ending and not self._requests:  # otherwise another hook has brought a bridge up meanwhile
+            self._loop.stop()
+
+    def _answer_figures(self) -> None:
+        reading, self._reading = self._reading, {}
+        for client, known in reading.items():
+            client.answer_with(*self._figures.answer(known))
 
     def _problems(self, bridges: Iterable[str]) -> list[str]:
         lines = []
@@ -358,7 +382,7 @@ class Daemon:
                     "name": service.name,
                     "endpoint": str(service.endpoint),
                     "endpoints": [
-                        _endpoint_status(str(each), states, service.key.protocol)
+                        _endpoint_status(str(each), states.get(service.name_of(each)))
                         for each in service.candidates
                     ],
                     "listening": not problem,
@@ -382,9 +406,8 @@ class Daemon:
         }
 
 
-def _endpoint_status(endpoint: str, states: dict[str, EndpointState], protocol: str) -> Json:
+def _endpoint_status(endpoint: str, state: EndpointState | None) -> Json:
     """Return what ``tproxy status`` shows of an endpoint."""
-    state = states.get(endpoint if protocol == TCP else f"{endpoint}/{protocol}")
     if state is None:
         return {"endpoint": endpoint, "state": "not tried", "since": None, "why": ""}
     word = "failed" if state.failed else "good"

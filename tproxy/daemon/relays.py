@@ -89,6 +89,7 @@ class Relays:
         self._leaving: set[Link] = set()
         self._absent: dict[str, Absence] = {}
         self._previous: dict[Link, Absence] = {}  # the failed attempt right before each link
+        self._restarts: dict[str, int] = {}
 
     # What is wanted
 
@@ -119,6 +120,7 @@ class Relays:
             self._let_go(link)
         self._copies.drop(bridge)
         self._syns.pop(bridge, None)
+        self._restarts.pop(bridge, None)
         self._walls.forget(bridge)
 
     def look(self, bridge: str | None) -> None:
@@ -173,6 +175,15 @@ class Relays:
             return "relay is starting"
         number = link.problems.get(key.listener)
         return os.strerror(number) if number else ""
+
+    def silent(self, bridge: str) -> list[ServiceKey] | None:
+        """Return the keys of the ports that do not listen; None when none does."""
+        link = self._links.get(bridge)
+        return sorted(link.problems) if link is not None and link.started else None
+
+    def restarts(self, bridge: str) -> int:
+        """Return how often the relay of the bridge has ended by itself, and another one was started."""
+        return self._restarts.get(bridge, 0)
 
     def pid(self, bridge: str) -> int | None:
         link = self._links.get(bridge)
@@ -344,6 +355,7 @@ class Relays:
             if not link.trusted:  # whoever made it misbehave may have done something to its sockets
                 self._copies.drop(link.bridge)
             self._workers.let_go(link.bridge)
+            self._restarts[link.bridge] = self._restarts.get(link.bridge, 0) + 1
             self._replace(link, reason, previous)
         self._on_change()
 

@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 # Bytes. A request is a few words: a client that sends more without a line end is not one of ours.
 MAX_REQUEST = 64 * 1024
 
+# Bytes that are sent beside descriptors: what a socket's buffer always has room for.
+FIRST = 4096
+
 # Seconds until clients are accepted again, after there was no descriptor for one.
 PAUSE = 0.2
 
@@ -103,6 +106,17 @@ class Client:
         self._outgoing = memoryview(json.dumps(answer).encode())
         with suppress(OSError, ValueError):  # the client may have left meanwhile
             self._loop.modify(self._sock.fileno(), WRITE)
+
+    def answer_with(self, answer: Json, fds: list[int]) -> None:
+        """Send the answer, and beside its first bytes these descriptors, which stay the caller's."""
+        data = json.dumps(answer).encode()
+        try:
+            sent = socket.send_fds(self._sock, [data[:FIRST]], fds)
+            self._outgoing = memoryview(data)[sent:]
+            self._loop.modify(self._sock.fileno(), WRITE)
+        except (OSError, ValueError):  # the client has left
+            with suppress(OSError, ValueError):
+                self._loop.close_later(self._sock)
 
     def answer_now(self, answer: Json) -> None:
         """Send the answer at once: this process has no later. It must be short."""

@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from tproxy.daemon.client import Json
-from tproxy.datapath.counters import Counts, EndpointState, View
+from tproxy.datapath.counters import Counts, EndpointState, LoopTimes, View, read_only
 from tproxy.errors import ProtocolError
 from tproxy.kernel.loop import READ, WRITE, Loop, Timer
 from tproxy.model import ServiceKey
@@ -75,6 +75,7 @@ class WorkerLink:
         self._owner = owner
         self._pidfd = -1
         self._view: View | None = None
+        self.counters = -1  # a descriptor of its counters, read-only
         self._outgoing: list[tuple[bytes, tuple[int, ...]]] = []
         self._asked = self._answered = 0  # numbers of Sync
         self._timer: Timer | None = None
@@ -133,6 +134,10 @@ class WorkerLink:
         """Return its open connections and counts."""
         return self._view.read() if self._view is not None else (0, {})
 
+    def loop(self) -> LoopTimes:
+        """Return how long the turns of its event loop took."""
+        return self._view.loop() if self._view is not None else LoopTimes()
+
     def states(self) -> dict[str, EndpointState]:
         """Return what it knows of endpoints, by address and port."""
         return self._view.states() if self._view is not None else {}
@@ -170,6 +175,9 @@ class WorkerLink:
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
+        if self.counters >= 0:
+            os.close(self.counters)
+            self.counters = -1
 
     def remove_meeting(self) -> None:
         with suppress(OSError):
@@ -205,6 +213,8 @@ class WorkerLink:
             case orders.Ready(version, draining) if len(delivery.fds) == 1 and self.pid and not self.ready:
                 if version == orders.VERSION:
                     self._view = View(delivery.fds[0])
+                    with suppress(OSError):  # EMFILE
+                        self.counters = read_only(delivery.fds[0])
                 self._meet(version)
                 self.ready = True
                 self.draining |= draining  # this daemon may have told it to finish before it said Ready

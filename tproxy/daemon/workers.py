@@ -26,7 +26,7 @@ from tproxy.daemon.client import Json
 from tproxy.daemon.data_channels import DataChannels
 from tproxy.daemon.spawner import Order, Spawner
 from tproxy.daemon.worker_link import Key, WorkerLink
-from tproxy.datapath.counters import Counts, EndpointState
+from tproxy.datapath.counters import STOPPED, WORKER_LOST, Counts, EndpointState, LoopTimes
 from tproxy.datapath.this_host import chosen_ports
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.log import output
@@ -90,6 +90,8 @@ class Workers:
         self._gates: dict[str, dict[ServiceKey, socket.socket]] = {}  # bound UDP sockets by bridge
         # Called with a bridge, a key and seconds, as ``orders.Unreachable`` has them.
         self.refuse: Callable[[str, ServiceKey, float], None] = lambda bridge, key, seconds: None
+        self._ended_loops = LoopTimes()
+        self.restarts = 0
 
     # What is wanted
 
@@ -151,7 +153,7 @@ class Workers:
         self._channels.let_go(bridge)
         self._drop_gates(bridge, [*self._gates.get(bridge, ())])
         for worker in self._present():
-            self._keep_counts(worker, bridge)
+            self._keep_counts(worker, bridge, outcome=STOPPED)
         for worker in (*self._present(), *self._draining):
             worker.tell(orders.Forget(bridge))
         if bridge in self._services:
@@ -241,6 +243,24 @@ class Workers:
                 sums[key] = sums.get(key, Counts()).plus(counts)
         return sums
 
+    def ended_counts(self) -> dict[Key, Counts]:
+        """Return the counts of workers that have ended."""
+        return self._ended
+
+    def ended_loops(self) -> LoopTimes:
+        """Return how long the turns of the event loops of these took."""
+        return self._ended_loops
+
+    def memories(self) -> list[int]:
+        """Return a read-only descriptor of the counters of each worker that counts; they stay ours."""
+        return [worker.counters for worker in self._counted() if worker.counters >= 0]
+
+    def pids(self) -> list[tuple[int | None, int]]:
+        """Return place and process id of each worker; None for the place of those that only finish."""
+        placed = [(place, worker) for place, worker in enumerate(self._places) if worker is not None]
+        found = [*placed, *((None, worker) for worker in self._draining)]
+        return [(place, worker.pid) for place, worker in found if worker.pid]
+
     def states(self) -> dict[str, EndpointState]:
         """Return what workers know of endpoints, by address and port; of several words the latest."""
         found: dict[str, EndpointState] = {}
@@ -288,6 +308,7 @@ class Workers:
         place = self._places.index(worker)
         self._keep_counts(worker)
         self._places[place] = None
+        self.restarts += 1
         if self._count:  # otherwise all of them finish, because a successor takes over
             log.warning("worker %d is lost: %s; starting another", worker.pid, reason)
             if time.monotonic() - worker.since >= SETTLED:
@@ -297,13 +318,18 @@ class Workers:
                 self._start_later(place)
         self.changed()
 
-    def _keep_counts(self, worker: WorkerLink, only: str = "") -> None:
-        """Add the counts of a worker that has ended, or lost one bridge, to those of the ones before it."""
+    def _keep_counts(self, worker: WorkerLink, only: str = "", outcome: int = WORKER_LOST) -> None:
+        """Add the counts of a worker that has ended, or lost one bridge, to those of the ones before it.
+
+        ``outcome`` is that of the connections that were open.
+        """
+        if not only:
+            self._ended_loops = self._ended_loops.plus(worker.loop())
         for (bridge, key), counts in worker.read()[1].items():
             served = only in ("", bridge) and self._services.get(bridge, ())
             if served and any(service.key == key for service in served):
                 sums = self._ended.get((bridge, key), Counts())
-                self._ended[bridge, key] = sums.plus(counts._replace(open=0))
+                self._ended[bridge, key] = sums.plus(counts.of_lost_worker(outcome))
 
     # Starting and ending workers
 

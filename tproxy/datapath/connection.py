@@ -15,6 +15,7 @@ import socket
 import time
 from contextlib import suppress
 
+from tproxy.datapath import counters
 from tproxy.datapath.counters import CAUSES, DRAIN, HALF_CLOSED, IDLE, TO_ENDPOINT, TO_GUEST, USER
 from tproxy.datapath.flow import interest
 from tproxy.datapath.racing import Race
@@ -44,6 +45,17 @@ def dial_failure(number: int) -> str:
     if number in _UNREACHABLE:
         return "unreachable"
     return os.strerror(number)
+
+
+def dial_reason(number: int) -> int:
+    """Return the place in ``counters.REASONS`` for the errno of a dial."""
+    if number == errno.ECONNREFUSED:
+        return counters.REFUSED
+    if number == errno.ETIMEDOUT:
+        return counters.DIAL_TIMED_OUT
+    if number in _UNREACHABLE:
+        return counters.UNREACHABLE
+    return counters.FORBIDDEN if number in (errno.EACCES, errno.EPERM) else counters.LOCAL
 
 
 class Connection:
@@ -153,7 +165,7 @@ class Connection:
                 if self.mac is not None:
                     self._introduce()
                 if self.to_endpoint.send_ahead():
-                    self._keeper.answered(self.dialed)
+                    self._keeper.answered_by(self)
                     if self.to_endpoint.ended:
                         self.to_endpoint.pump(self._keeper.pipes, False)
                     self._poll()
@@ -245,7 +257,7 @@ class Connection:
             self._lost(lost)
             return
         if reading.fin_sent and writing.fin_sent:
-            self._end("finished")
+            self._end("finished", counters.FINISHED)
         else:
             self._poll()
 
@@ -281,13 +293,13 @@ class Connection:
 
     def _limit(self, cause: int) -> None:
         self._keeper.limited(self.target, cause)
-        self.abort(CAUSES[cause])
+        self.abort(CAUSES[cause], counters.TIMED_OUT)
 
-    def abort(self, how: str) -> None:
-        """End both sides with a reset."""
+    def abort(self, how: str, outcome: int = counters.STOPPED) -> None:
+        """End both sides with a reset. ``outcome`` is a place in ``counters.OUTCOMES``."""
         for side in (self._guest, self._endpoint):
             tcp.reset_on_close(side)
-        self._end(how)
+        self._end(how, outcome)
 
     def on_dialed(self, mask: int) -> None:
         """Handle the first epoll event of the endpoint's socket: it is connected, or has failed."""
@@ -313,28 +325,36 @@ class Connection:
 
     def was_reset(self, number: int) -> None:
         """End the connection, because the endpoint accepted it, and then reset it."""
-        self._keeper.answered(self.dialed)
+        self._keeper.answered_by(self)
         self._lost(SideLost(self._endpoint, number))
 
     def _only_failed(self, number: int) -> None:
         """End the connection, because the only endpoint failed."""
         self._keeper.dial_failed(self.dialed, number)
+        self.count_failure(number)
         self.dial_failed(number)
+
+    def count_failure(self, number: int) -> None:
+        """Count a dial that failed with this errno."""
+        self.target.record.dial_failed(dial_reason(number))
 
     def dial_failed(self, number: int) -> None:
         """End the connection, because no endpoint answers."""
         how = dial_failure(number)
         self.target.failed(f"endpoint {self.dialed} {how}")
-        self.abort(how)
+        self.abort(how, counters.DIAL_FAILED)
 
     def _lost(self, lost: SideLost) -> None:
         who = "guest" if lost.side is self._guest else "endpoint"
         if lost.errno in (errno.ECONNRESET, errno.EPIPE):
             how = f"reset by {who}"
+            outcome = counters.RESET_BY_GUEST if who == "guest" else counters.RESET_BY_ENDPOINT
         else:
             how = f"{who} lost: {os.strerror(lost.errno)}"
+            outcome = counters.LOST
             if lost.errno == errno.ETIMEDOUT:
                 self._keeper.limited(self.target, USER)
+                outcome = counters.TIMED_OUT
         if who == "endpoint":
             self.target.failed(f"endpoint {self.dialed}: {how}")
         # The bytes that the lost side sent before can still be read, even if a write met the error. The
@@ -344,7 +364,7 @@ class Connection:
         last.fin_sent = True
         with suppress(SideLost):
             last.pump(self._keeper.pipes, False)
-        self.abort(how)
+        self.abort(how, outcome)
 
     def _poll(self) -> None:
         """Bring the poll interest in line with the state: no system call while it stays the same."""
@@ -363,7 +383,7 @@ class Connection:
         else:
             self._keeper.loop.add(fd, after, self)
 
-    def _end(self, how: str) -> None:
+    def _end(self, how: str, outcome: int) -> None:
         keeper = self._keeper
         if self.race is not None:
             self.race.close()
@@ -371,5 +391,5 @@ class Connection:
         self.to_guest.release(keeper.pipes)
         keeper.loop.close_later(self._guest, shared=True)
         keeper.loop.close_later(self._endpoint)
-        keeper.ended(self)
+        keeper.ended(self, outcome)
         keeper.lines.write(self, how)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from tproxy.datapath.checking import Checks
 from tproxy.datapath.connection import OF_ENDPOINT, Connection, dial_failure
-from tproxy.datapath.counters import CAUSES, OPEN, TOTAL
+from tproxy.datapath.counters import CAUSES, DIAL_FAILED, LIMITED, LOCAL, OPEN, TOTAL
 from tproxy.datapath.ended_lines import EndedLines
 from tproxy.datapath.endpoints import Endpoints, State
 from tproxy.datapath.introduction import Introductions
@@ -28,6 +28,9 @@ LIMIT_INTERVAL = 60.0
 
 # Connections that a sweep looks at before others have their turn: some tenths of a millisecond.
 SWEPT_AT_ONCE = 500
+
+# Connections whose bytes are counted before others have their turn: likewise.
+COUNTED_AT_ONCE = 500
 
 
 class Connections:
@@ -75,6 +78,8 @@ class Connections:
             connection = Connection(self, target, guest, peer)
         except OSError as error:
             target.failed(f"no socket for the endpoint: {error.strerror}")
+            target.record.dial_failed(LOCAL)
+            target.record.never_began(DIAL_FAILED)
             tcp.reset_on_close(guest)
             guest.close()
             return
@@ -96,6 +101,11 @@ class Connections:
     def dialed(self, connection: Connection) -> None:
         """Note that a connection is no longer being dialled."""
         del self._dialing[connection]
+        self.answered_by(connection)
+
+    def answered_by(self, connection: Connection) -> None:
+        """Note that the endpoint of a connection has accepted it just now."""
+        connection.target.record.connected(time.monotonic() - connection.started)
         self.answered(connection.dialed)
 
     def connect(self, sock: socket.SocketType, endpoint: Endpoint) -> int:
@@ -129,9 +139,10 @@ class Connections:
         if number in OF_ENDPOINT:
             self.health.fail(endpoint, dial_failure(number), time.monotonic())
 
-    def ended(self, connection: Connection) -> None:
+    def ended(self, connection: Connection, outcome: int) -> None:
         """Note that a connection has ended, and add its bytes to the counts of its target."""
         connection.target.counts[OPEN] -= 1
+        connection.target.record.ended(outcome, time.monotonic() - connection.started)
         self.limits.remove(connection.target, connection.peer[0], connection.dialed)
         connection.count()
         self._dialing.pop(connection, None)
@@ -147,10 +158,22 @@ class Connections:
         for connection in list(self._open):
             connection.abort(how)
 
-    def count_open(self) -> None:
-        """Add the bytes of connections that are still open to the counts of their targets, as of now."""
-        for connection in self._open:
-            connection.count()
+    def count_open(self, then: Callable[[], None]) -> None:
+        """Add the bytes of open connections to the counts of their targets, and call ``then`` at the end.
+
+        A few at a time, so that nobody waits for that. All are counted later than this call.
+        """
+        self._count_some([*self._open], then)
+
+    def _count_some(self, left: list[Connection], then: Callable[[], None]) -> None:
+        for connection in left[-COUNTED_AT_ONCE:]:
+            if connection in self._open:  # otherwise it was counted when it ended
+                connection.count()
+        del left[-COUNTED_AT_ONCE:]
+        if left:
+            self.loop.call_later(0, lambda: self._count_some(left, then))
+        else:
+            then()
 
     def serve(self, bridge: str, services: Sequence[Service]) -> None:
         """Take over the limits of a bridge's services as they are now."""
@@ -202,6 +225,7 @@ class Connections:
         self, target: Target, guest: socket.SocketType, peer: tuple[str, int], cause: int, number: int
     ) -> None:
         self.limited(target, cause, f": guest={peer[0]}, {number} are open")
+        target.record.never_began(LIMITED)
         tcp.reset_on_close(guest)
         guest.close()
 

@@ -4,7 +4,16 @@ The memory is a file without a name (memfd_create(2)), sealed so that neither si
 other. The daemon keeps its mapping when the worker ends, and so keeps the counts; the worker keeps the
 descriptor, and gives it to the next daemon.
 
-It begins with the number of records in use. A record belongs to one service of one bridge:
+It begins with a header:
+
+| bytes | what |
+| --- | --- |
+| 8 | the number of records in use |
+| 8 | turns of the worker's event loop |
+| 8 | seconds that these took, as a double |
+| 7 x 8 | turns that took longer than the first bound of ``loop.LAGS`` to the second, and so on |
+
+A record belongs to one service of one bridge:
 
 | bytes | what |
 | --- | --- |
@@ -17,6 +26,11 @@ It begins with the number of records in use. A record belongs to one service of 
 | 8 | when a connection failed last, in seconds since the epoch, as a double |
 | 80 | why, in UTF-8, padded with NUL |
 | 8 x 4 | connections that a limit or a time-out refused or ended, in the order of CAUSES |
+| 9 x 8 | connections that have ended, in the order of OUTCOMES |
+| 6 x 8 | dials that failed, in the order of REASONS |
+| 13 x 8 | connections that the endpoint accepted, by the time that took: up to CONNECT_BOUNDS, and longer |
+| 12 x 8 | connections that have ended, by their duration: as above, with DURATION_BOUNDS |
+| 2 x 8 | seconds of all of the former, and of all of the latter, as doubles |
 
 Behind the records are the states of endpoints:
 
@@ -37,9 +51,11 @@ import mmap
 import os
 import struct
 import time
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from tproxy.errors import ProtocolError
+from tproxy.kernel.loop import LAGS
 from tproxy.model import PROTOCOLS, ServiceKey, packed_address, unpacked_address
 from tproxy.typed import Any, NamedTuple
 
@@ -47,9 +63,39 @@ _NAME_BYTES = 16
 _ERROR_BYTES = 80
 _KEY = struct.Struct("=HHI16s")
 _COUNTS = _NAME_BYTES + _KEY.size
-_RECORD = struct.Struct(f"={_NAME_BYTES}sHHI16s4Qd{_ERROR_BYTES}s8I")
 _LIMITED = _COUNTS + 8 * 5 + _ERROR_BYTES
-_HEADER_BYTES = 64
+_HEADER_BYTES = 128
+_LOOP = struct.Struct(f"=Qd{len(LAGS)}Q")
+
+# How a connection ended. The sum of these and of the open connections is the total.
+OUTCOMES = (
+    *("finished", "reset_by_guest", "reset_by_endpoint", "lost", "dial_failed"),
+    *("limited", "timed_out", "stopped", "worker_lost"),
+)
+FINISHED, RESET_BY_GUEST, RESET_BY_ENDPOINT, LOST, DIAL_FAILED = range(5)
+LIMITED, TIMED_OUT, STOPPED, WORKER_LOST = range(5, 9)
+
+# Why a dial failed. "silent": another endpoint was dialled beside it, and answered. "forbidden": by a rule of
+# this host's firewall. "local": this host had no port, descriptor or address for it.
+REASONS = ("refused", "timed_out", "unreachable", "silent", "forbidden", "local")
+REFUSED, DIAL_TIMED_OUT, UNREACHABLE, SILENT, FORBIDDEN, LOCAL = range(6)
+
+# Upper bounds, in seconds. An endpoint on this host answers within the first; 5 s is the default timeout.
+CONNECT_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+# From a single request to a console that stays open for days.
+DURATION_BOUNDS = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 86400.0)
+
+# Places in the last part of a record.
+_OUTCOMES = 0
+_REASONS = _OUTCOMES + len(OUTCOMES)
+_CONNECTS = _REASONS + len(REASONS)
+_DURATIONS = _CONNECTS + len(CONNECT_BOUNDS) + 1
+_MORE = _DURATIONS + len(DURATION_BOUNDS) + 1
+
+_RECORD = struct.Struct(f"={_NAME_BYTES}sHHI16s4Qd{_ERROR_BYTES}s8I{_MORE}Q2d")
+_TALLIES = _LIMITED + 8 * 4
+_SUMS = _TALLIES + 8 * _MORE
+_CONNECT_SUM, _DURATION_SUM = range(2)
 
 # Services that one worker can count. The memory is taken only as it is used.
 MOST_RECORDS = 1 << 16
@@ -71,6 +117,7 @@ CAUSES = (
 PER_GUEST, PER_BRIDGE, TO_ENDPOINT_LIMIT, TOTAL_LIMIT, IDLE, HALF_CLOSED, USER, DRAIN = range(8)
 _KEY_FIELDS = 5  # of a record
 _NEVER = (0,) * len(CAUSES)
+_NO_TALLIES = (0,) * _MORE
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -83,6 +130,18 @@ class EndpointState(NamedTuple):
     why: str
 
 
+class LoopTimes(NamedTuple):
+    """How long the turns of an event loop took: their number, their seconds, and as ``loop.Loop.slow``."""
+
+    turns: int = 0
+    seconds: float = 0.0
+    slow: tuple[int, ...] = (0,) * len(LAGS)
+
+    def plus(self, other: LoopTimes) -> LoopTimes:
+        slow = map(sum, zip(self.slow, other.slow, strict=True))
+        return LoopTimes(self.turns + other.turns, self.seconds + other.seconds, tuple(slow))
+
+
 class Counts(NamedTuple):
     """The counts of one service. Bytes of open connections are counted when the daemon asks for that."""
 
@@ -93,6 +152,35 @@ class Counts(NamedTuple):
     last_error: str = ""
     last_error_at: float = 0.0
     limited: tuple[int, ...] = _NEVER
+    tallies: tuple[int, ...] = _NO_TALLIES
+    connect_seconds: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def outcomes(self) -> tuple[int, ...]:
+        """Connections that have ended, in the order of OUTCOMES."""
+        return self.tallies[_OUTCOMES:_REASONS]
+
+    @property
+    def dial_failures(self) -> tuple[int, ...]:
+        """Dials that failed, in the order of REASONS."""
+        return self.tallies[_REASONS:_CONNECTS]
+
+    @property
+    def connects(self) -> tuple[int, ...]:
+        """Connections that were accepted by the endpoint, by CONNECT_BOUNDS, each counted once."""
+        return self.tallies[_CONNECTS:_DURATIONS]
+
+    @property
+    def durations(self) -> tuple[int, ...]:
+        """Connections that have ended, by DURATION_BOUNDS, each counted once."""
+        return self.tallies[_DURATIONS:]
+
+    def of_lost_worker(self, outcome: int = WORKER_LOST) -> Counts:
+        """Return the counts of a worker that has ended: its open connections have, with this outcome."""
+        tallies = list(self.tallies)
+        tallies[_OUTCOMES + outcome] += self.open
+        return self._replace(open=0, tallies=tuple(tallies))
 
     def plus(self, other: Counts) -> Counts:
         """Return the sum, with the later one of the errors."""
@@ -105,6 +193,9 @@ class Counts(NamedTuple):
             later.last_error,
             later.last_error_at,
             tuple(map(sum, zip(self.limited, other.limited, strict=True))),
+            tuple(map(sum, zip(self.tallies, other.tallies, strict=True))),
+            self.connect_seconds + other.connect_seconds,
+            self.seconds + other.seconds,
         )
 
 
@@ -116,13 +207,34 @@ class Record:
     ``shared`` says whether the memory is a part of that which the daemon reads.
     """
 
-    __slots__ = ("_memory", "counts", "limited", "shared")
+    __slots__ = ("_memory", "_sums", "_tallies", "counts", "limited", "shared")
 
     def __init__(self, memory: memoryview, *, shared: bool = True) -> None:
         self._memory = memory
         self.shared = shared
         self.counts = memory[_COUNTS : _COUNTS + 8 * 4].cast("Q")
-        self.limited = memory[_LIMITED:].cast("I")
+        self.limited = memory[_LIMITED:_TALLIES].cast("I")
+        self._tallies = memory[_TALLIES:_SUMS].cast("Q")
+        self._sums = memory[_SUMS:].cast("d")
+
+    def connected(self, seconds: float) -> None:
+        """Count a connection that the endpoint accepted after so many seconds."""
+        self._tallies[_CONNECTS + bisect_left(CONNECT_BOUNDS, seconds)] += 1
+        self._sums[_CONNECT_SUM] += seconds
+
+    def ended(self, outcome: int, seconds: float) -> None:
+        """Count a connection that has ended after so many seconds; ``outcome`` is a place in OUTCOMES."""
+        self._tallies[_OUTCOMES + outcome] += 1
+        self._tallies[_DURATIONS + bisect_left(DURATION_BOUNDS, seconds)] += 1
+        self._sums[_DURATION_SUM] += seconds
+
+    def never_began(self, outcome: int) -> None:
+        """Count a connection that had ended when it came, and has no duration."""
+        self._tallies[_OUTCOMES + outcome] += 1
+
+    def dial_failed(self, reason: int) -> None:
+        """Count a dial that failed; ``reason`` is a place in REASONS."""
+        self._tallies[_REASONS + reason] += 1
 
     def failed(self, why: str) -> None:
         """Note why a connection failed."""
@@ -205,11 +317,20 @@ class Counters:
             _STATE.pack_into(self._memory, _STATES + place * _STATE.size, b"", 0, 0.0, b"")
             self._free_places.append(place)
 
+    def note_loop(self, times: LoopTimes) -> None:
+        """Note how long the turns of the worker's event loop took."""
+        _LOOP.pack_into(self._memory, 8, times.turns, times.seconds, *times.slow)
+
     def _sweep(self) -> None:
         ended = [each for each in self._gone if not each.counts[OPEN]]
         if ended:
             self._gone = [each for each in self._gone if each.counts[OPEN]]
             self._free += ended
+
+
+def read_only(fd: int) -> int:
+    """Return a new descriptor of the same memory, with which nobody can change it. Raises OSError."""
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
 
 
 class View:
@@ -243,6 +364,11 @@ class View:
                 found[key] = found.get(key, Counts()).plus(_counts(counts))
         return open_, found
 
+    def loop(self) -> LoopTimes:
+        """Return how long the turns of the worker's event loop took, until the daemon asked last."""
+        turns, seconds, *slow = _LOOP.unpack_from(self._memory, 8)
+        return LoopTimes(turns, seconds, tuple(slow))
+
     def states(self) -> dict[str, EndpointState]:
         """Return the states of endpoints that are known, by address and port."""
         if len(self._memory) < SIZE:
@@ -259,8 +385,11 @@ class View:
 
 def _counts(fields: Sequence[Any]) -> Counts:
     """Return the counts in the fields of a record, without those of the key."""
-    open_, total, to_endpoint, to_guest, when, why, *limited = fields
-    return Counts(open_, total, to_endpoint, to_guest, _text(why), when, tuple(limited))
+    open_, total, to_endpoint, to_guest, when, why, *rest, connecting, lasting = fields
+    limited, tallies = tuple(rest[: len(CAUSES)]), tuple(rest[len(CAUSES) :])
+    return Counts(
+        open_, total, to_endpoint, to_guest, _text(why), when, limited, tallies, connecting, lasting
+    )
 
 
 def _text(padded: bytes) -> str:

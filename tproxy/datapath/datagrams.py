@@ -22,8 +22,19 @@ import socket
 import time
 from collections.abc import Callable, Collection, Mapping
 
-from tproxy.datapath.connection import OF_ENDPOINT, dial_failure
-from tproxy.datapath.counters import CAUSES, OPEN, TO_ENDPOINT, TO_GUEST, TOTAL, TOTAL_LIMIT
+from tproxy.datapath.connection import OF_ENDPOINT, dial_failure, dial_reason
+from tproxy.datapath.counters import (
+    CAUSES,
+    DIAL_FAILED,
+    FINISHED,
+    LIMITED,
+    OPEN,
+    STOPPED,
+    TO_ENDPOINT,
+    TO_GUEST,
+    TOTAL,
+    TOTAL_LIMIT,
+)
 from tproxy.datapath.crowds import Crowds
 from tproxy.datapath.datagram_checks import DatagramChecks
 from tproxy.datapath.ended_lines import EndedLines
@@ -101,7 +112,7 @@ class Datagrams:
                 self._close(bridge, gate, "service removed")
                 continue
             known = set(targets[key].service.candidates)
-            self._end_all(gate, "endpoint removed", known)
+            self._end_all(gate, "endpoint removed", STOPPED, known)
         self._keep_health()
 
     def take(self, bridge: str, key: ServiceKey, sock: socket.SocketType) -> None:
@@ -196,6 +207,7 @@ class Datagrams:
     def next_endpoint(self, session: Session, number: int) -> Endpoint | None:
         """Note why an endpoint failed; return the next one for the session, or None."""
         self._failed(session.endpoint, number)
+        session.gate.target.record.dial_failed(dial_reason(number))
         order = self._in_order(session.gate.target.service)
         return next((each for each in order if each not in session.tried), None)
 
@@ -203,7 +215,7 @@ class Datagrams:
         """End a session that no endpoint takes."""
         how = dial_failure(number)
         session.gate.target.failed(f"endpoint {session.endpoint} {how}")
-        self._end(session, how)
+        self._end(session, how, DIAL_FAILED)
 
     # Sessions
 
@@ -220,6 +232,7 @@ class Datagrams:
             except OSError as error:
                 last = error
                 self._failed(endpoint, error.errno or 0)
+                target.record.dial_failed(dial_reason(error.errno or 0))
                 if error.errno in _NO_DESCRIPTOR and (oldest := self.crowds.oldest()) is not None:
                     self._evict(oldest, TOTAL_LIMIT)  # the next datagram has its descriptor
                     break
@@ -230,6 +243,7 @@ class Datagrams:
             if self._timer is None:
                 self._timer = self.loop.call_later(SWEEP, self._sweep)
             return session
+        target.record.never_began(DIAL_FAILED)
         if last is not None:
             target.failed(f"endpoint {order[-1]} {dial_failure(last.errno or 0)}")
         return None
@@ -246,16 +260,16 @@ class Datagrams:
                 CAUSES[cause],
                 self._warnings[cause].suffix(),
             )
-        self._end(session, CAUSES[cause])
+        self._end(session, CAUSES[cause], LIMITED)
 
-    def _end(self, session: Session, how: str) -> None:
+    def _end(self, session: Session, how: str, outcome: int) -> None:
         gate = session.gate
         if gate.sessions.get(session.guest) is not session:
             return
         del gate.sessions[session.guest]
         self.crowds.remove(gate.target.bridge, gate.key, session.guest[0], session)
-        counts = gate.target.counts
-        counts[OPEN] -= 1
+        gate.target.counts[OPEN] -= 1
+        gate.target.record.ended(outcome, time.monotonic() - session.started)
         self.count(session)
         self.loop.close_later(session.sock)
         id_ = self.introductions.id(session.number) if gate.target.service.introduced else ""
@@ -275,9 +289,9 @@ class Datagrams:
                 for session in gate.sessions.values():
                     self.count(session)
 
-    def _end_all(self, gate: Gate, how: str, but_to: Collection[Endpoint] = ()) -> None:
+    def _end_all(self, gate: Gate, how: str, outcome: int, but_to: Collection[Endpoint] = ()) -> None:
         for session in [each for each in gate.sessions.values() if each.endpoint not in but_to]:
-            self._end(session, how)
+            self._end(session, how, outcome)
 
     def _sweep(self) -> None:
         now = time.monotonic()
@@ -286,12 +300,12 @@ class Datagrams:
             for gate in gates.values():
                 idle = gate.target.service.session_idle
                 if self._draining_since is not None and now - self._draining_since >= idle:
-                    self._end_all(gate, "idle")
+                    self._end_all(gate, "idle", FINISHED)
                 while gate.sessions:
                     session = next(iter(gate.sessions.values()))
                     if now - session.used < idle:
                         break
-                    self._end(session, "idle")
+                    self._end(session, "idle", FINISHED)
         if self.crowds.total:
             self._timer = self.loop.call_later(SWEEP, self._sweep)
 
@@ -304,7 +318,7 @@ class Datagrams:
             self.loop.remove(gate.sock.fileno())
 
     def _close(self, bridge: str, gate: Gate, how: str) -> None:
-        self._end_all(gate, how)
+        self._end_all(gate, how, STOPPED)
         self._stop_reading(gate)
         self.loop.close_later(gate.sock, shared=True)
         del self._gates[bridge][gate.key]

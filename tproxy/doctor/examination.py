@@ -16,7 +16,7 @@ from tproxy.bridge.obstacles import HostFirewall
 from tproxy.config.services import Config
 from tproxy.config.watching import grace, watched
 from tproxy.doctor import finding as findings
-from tproxy.doctor.finding import Finding, bad, good, warning
+from tproxy.doctor.finding import GOOD, Finding, bad, good, warning
 from tproxy.doctor.judge import configuration as judge_configuration
 from tproxy.doctor.judge import host as judge_host
 from tproxy.doctor.judge import links as judge_links
@@ -53,6 +53,7 @@ class _Known(NamedTuple):
     file: Configuration
     dialled: Mapping[Endpoint, Dialled]
     host_has: bool  # the service address
+    named: bool  # the operator asked for one bridge
 
 
 def examine(bridge: str | None, config: str | None) -> list[Finding]:
@@ -76,11 +77,11 @@ def _examine(bridge: str | None, config: str | None, said: list[str]) -> list[Fi
     report = judge_host.first(found) + judge_configuration.of_file(file)
     usable = not found.links and problem is None
     bridges = _look_at(bridge, guards or {}, file, said) if usable else []
-    report += _maps(bridges, ran) if usable else []
-    needed = any(each.rules.map is not None for each in bridges)
-    report += judge_processes.first(ran, needed=needed, watch_file=watch_file)
+    served = rules.served_bridges()
+    report += _maps(served, ran) if usable else []
+    report += judge_processes.first(ran, needed=bool(served), watch_file=watch_file)
     dialled = dial.dial(_services(bridges), ran.workers[0] if ran.workers else None)
-    known = _Known(ran, file, dialled, rules.host_has_service_address())
+    known = _Known(ran, file, dialled, rules.host_has_service_address(), bridge is not None)
     for each in bridges:
         report += [line._replace(bridge=each.name) for line in _of_bridge(each, known)]
     still = host.lock_holder()
@@ -125,7 +126,7 @@ def _waiting(file: Configuration) -> list[str]:
     ]
 
 
-def _maps(bridges: list[_Bridge], ran: Processes) -> list[Finding]:
+def _maps(served: list[str], ran: Processes) -> list[Finding]:
     try:
         lost = lost_table.bereft()
     except TproxyError:
@@ -133,7 +134,7 @@ def _maps(bridges: list[_Bridge], ran: Processes) -> list[Finding]:
     if lost:
         text = f"the nftables table ip {TABLE} is gone, but {', '.join(lost)} still served, without guards"
         return [bad("maps", text, findings.hook_up(lost[0], None, ran.network(lost[0])))]
-    count = sum(each.rules.map is not None for each in bridges)
+    count = len(served)
     return [good("maps", f"{count} {'bridge has' if count == 1 else 'bridges have'} a service map")]
 
 
@@ -160,7 +161,8 @@ def _of_bridge(bridge: _Bridge, known: _Known) -> list[Finding]:
     repair = findings.hook_up(name, loaded, known.ran.network(name), named, config)
     lines += [judge_links.strangers(name, seen), judge_rules.of_map(name, read, repair)]
     if loaded is None:
-        return lines
+        # Another program may have ended the service on purpose, and kept its namespace.
+        return lines if ours or known.named else [each._replace(level=GOOD, repair="") for each in lines]
     lines += judge_links.chain(loaded, seen, repair, ours=ours)
     lines += judge_links.forwarding(name, seen, repair, ours=ours)
     lines += [

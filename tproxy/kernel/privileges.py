@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 
 from tproxy.kernel import seccomp
 from tproxy.kernel.netns import LIBC
@@ -56,11 +56,16 @@ _KEPT = {
     7: "SETUID: and users",
     8: "SETPCAP: relays and workers empty their bounding set",
     12: "NET_ADMIN: links, rules and sysctls",
+    13: "NET_RAW: iptables-legacy-save, by which a watcher sees whether the host's firewall drops",
     18: "SYS_CHROOT: relays and workers have an empty root directory",
     19: "SYS_PTRACE: to find processes of tproxy that have other rights",
     21: "SYS_ADMIN: to enter and make network namespaces",
     23: "SYS_NICE: relays are batch processes, also in a service with another scheduling policy",
 }
+
+
+# DAC_READ_SEARCH: to count the descriptors of processes of other users.
+_READING = frozenset({2})
 
 
 def limit() -> list[str]:
@@ -87,20 +92,30 @@ def _pass(*stages: tuple[str, Callable[[], None]]) -> list[str]:
     return failed
 
 
-def _limit_bounding_set() -> None:
+def limit_to_reading() -> list[str]:
+    """Keep only the right to read what belongs to other users, for good. Return as ``limit``."""
+    return _pass(
+        ("its capability bounding set stays", lambda: _limit_bounding_set(_READING)),
+        ("it keeps its capabilities", lambda: _limit_capabilities(_READING)),
+        ("it may gain privileges", _forbid_gains),
+        ("it can make any system call", seccomp.DAEMON.apply),
+    )
+
+
+def _limit_bounding_set(kept: Container[int] = _KEPT) -> None:
     for capability in range(64):
-        if capability not in _KEPT and _prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0):
+        if capability not in kept and _prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0):
             if ctypes.get_errno() == _EINVAL:
                 return
             _raise()
 
 
-def _limit_capabilities() -> None:
+def _limit_capabilities(kept_ones: Iterable[int] = _KEPT) -> None:
     """Take all others from the three sets, of which the kernel has the lower and then the upper halves."""
     held = (ctypes.c_uint32 * 6)()
     if _capget(_HEADER, held):
         _raise()
-    kept = sum(1 << number for number in _KEPT)
+    kept = sum(1 << number for number in kept_ones)
     # effective, permitted and inheritable, capset(2)
     limited = (ctypes.c_uint32 * 6)(*(held[place] & (kept if place < 3 else 0) for place in range(6)))
     if _capset(_HEADER, limited):

@@ -299,3 +299,8 @@ _call.argtypes = (ctypes.c_long, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_void_p
 RELAY = Filter(_BOTH + _RELAY)
 WORKER = Filter(_BOTH + _WORKER)
 DAEMON = Filter(_DAEMON, denies=True)
+
+
+def of_metrics() -> Filter:
+    """Return the filter of the process that serves metrics, which makes no socket of its own."""
+    return Filter(_BOTH)

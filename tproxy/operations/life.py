@@ -15,9 +15,9 @@ from tproxy.config import reader
 from tproxy.config.services import Config
 from tproxy.daemon import client, host_mounts, launcher
 from tproxy.errors import NftError, ProcessError, TproxyError
-from tproxy.kernel import limits
+from tproxy.kernel import limits, netns
 from tproxy.log.lazy import logger
-from tproxy.model import Settings
+from tproxy.model import BridgeNames, Settings
 from tproxy.operations import lost_table, rotation
 from tproxy.process import service_manager
 from tproxy.process.run_directory import Lock
@@ -168,9 +168,20 @@ def _apply_all(settings: Settings, *, reopen_logs: bool) -> list[str]:
     # serve guests still, or the daemon that finishes its connections does through them.
     status = client.status()
     if status is not None and not lost_table.bereft():
-        known = {each["relay"] for each in status["bridges"].values()}
-        terminate([process for _, process in find().relays if process.pid not in known])
+        known = {bridge: each["relay"] for bridge, each in status["bridges"].items()}
+        terminate([relay for bridge, relay in find().relays if _is_left_over(bridge, relay.pid, known)])
     return problems
+
+
+def _is_left_over(bridge: str, pid: int, known: dict[str, int | None]) -> bool:
+    """Whether the daemon has no use for a relay; ``known`` are the relays that it has, by bridge."""
+    if bridge not in known or known[bridge] is not None:
+        return known.get(bridge) != pid
+    # The process that was to find or replace it has died, and another one is coming.
+    try:
+        return netns.of_process(pid) != netns.identify(BridgeNames(bridge).namespace)
+    except OSError:
+        return False  # it has ended
 
 
 def _wait_for_daemon() -> None:

@@ -255,7 +255,7 @@ def _undo(bridge: str, before: plan.Observed, lock: Lock) -> None:
         if before.map is None:
             from tproxy.operations import removal  # a hook that succeeds does not need it
 
-            removal.remove(bridge, now.added_since(before))
+            removal.remove(bridge, now.added_since(before), lock)
         elif now.map is not None and before.map != now.map:
             nftables.transaction(service_map.change_map(now.map, before.map))
-            client.apply([bridge], Settings(), sent=lock.release)
+            client.apply([bridge], Settings(), lock=lock)

@@ -48,7 +48,7 @@ def down(
             guests = plan.guests(bridge, observed, uplinks)
             if not guests or force:
                 left = kept(bridge, observed)
-                remove(bridge, observed)
+                remove(bridge, observed, lock)
                 break
             wanted = remaining(observed.map, macs)
             if observed.map is None or wanted is None:
@@ -99,11 +99,11 @@ def collect(bridge: str, uplinks: frozenset[str], unused_for: float) -> bool:
     ``unused_for`` is in seconds. A bridge that a hook wanted since is left alone, because the guest for which
     the hook was called may not have started yet. Raises TproxyError.
     """
-    with run_directory.lock(run_directory.of_bridge(bridge)):
+    with run_directory.lock(run_directory.of_bridge(bridge)) as lock:
         observed = plumbing.observe(bridge)
         if not left_behind(bridge, observed, uplinks, unused_for):
             return False
-        remove(bridge, observed)
+        remove(bridge, observed, lock)
     return True
 
 
@@ -133,8 +133,12 @@ def kept(bridge: str, observed: plan.Observed) -> str:
     return f"bridge {bridge}: tproxy did not make {', '.join(words)}: left alone" if words else ""
 
 
-def remove(bridge: str, observed: plan.Observed) -> None:
-    """Remove everything of ours from the bridge. The caller holds the lock. Raises TproxyError."""
+def remove(bridge: str, observed: plan.Observed, lock: Lock) -> None:
+    """Remove everything of ours from the bridge. Raises TproxyError.
+
+    ``lock`` must hold the bridge's lock too. While the daemon ends the bridge's relay, the host's lock is
+    free: one that hangs delays no other bridge.
+    """
     host_mounts.require_reach()
     hooked, found = _hooked(bridge, observed), observed.map
     observed = removable(bridge, observed)
@@ -148,20 +152,23 @@ def remove(bridge: str, observed: plan.Observed) -> None:
         own = stays._replace(network=Network(), members=None)
         nftables.transaction(service_map.change_map(stays, own))
     steps.carry_out(bridge, observed, unload)
-    # A table that is gone would mean that somebody flushed all of nftables (lost_table).
-    if hooked and set(lost_table.served()) <= {bridge}:
-        nftables.delete_empty_tables()
     if stays is None:
-        steps.apply_or_queue(bridge)
+        steps.apply_or_queue(bridge, lock)
+        lock.take()
         table.end_relay(bridge)  # a crashed daemon may have left one that the new daemon does not know
         if observed.namespace and not observed.name_ours:
             wall.remove(bridge)
         if not table.find().daemons and not nftables.read_maps():
             table.end_serving()  # nobody else tells workers that the last bridge is gone
+    # Not earlier: other hooks come in while the lock is free, and to them a table that is gone means that
+    # somebody flushed all of nftables (lost_table).
+    if hooked and set(lost_table.served()) <= {bridge}:
+        nftables.delete_empty_tables()
     plumbing.carry_out(plan.dismantle(bridge, observed))
     if stays is not None:
         with suppress(ProcessError):  # its namespace may have been ours
-            steps.apply_or_queue(bridge)
+            steps.apply_or_queue(bridge, lock)
+        lock.take()
         if observed.name_taken and observed.name_ours:
             table.end_relay(bridge)
     run_directory.forget_use(bridge)

@@ -74,20 +74,20 @@ def apply(bridge: str, settings: Settings, lock: Lock) -> None:
         _apply(bridge, settings, lock)
 
 
-def apply_or_queue(bridge: str, lock: Lock | None = None) -> None:
-    """As ``apply``, also where no daemon answers: one that hangs looks at the map when it goes on.
-
-    Without ``lock`` the host's lock stays as it is.
-    """
+def apply_or_queue(bridge: str, lock: Lock) -> None:
+    """As ``apply``, also where no daemon answers: one that hangs looks at the map when it goes on."""
     if client.daemon_answers():
-        _apply(bridge, Settings(), lock)
-    else:
-        client.queue_apply(bridge)
+        try:
+            _apply(bridge, Settings(), lock)
+            return
+        except (DaemonEnded, NotRunning):  # with the last bridge, or it crashed: the next one reads all maps
+            lock.take()
+    client.queue_apply(bridge)
 
 
-def _apply(bridge: str, settings: Settings, lock: Lock | None) -> None:
+def _apply(bridge: str, settings: Settings, lock: Lock) -> None:
     # The configuration file of this hook does not decide about a watcher: another file may want it.
     settings = settings._replace(watch_file=None)
-    problems = client.apply([bridge], settings, sent=lock.release if lock is not None else None)
+    problems = client.apply([bridge], settings, lock=lock)
     if problems:
         raise ProcessError("; ".join(problems))

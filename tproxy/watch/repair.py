@@ -21,6 +21,7 @@ from functools import partial
 
 from tproxy.bridge import guards, nftables, plan, plumbing
 from tproxy.bridge.guards import ObservedGuard
+from tproxy.daemon import client
 from tproxy.errors import KernelError, TproxyError
 from tproxy.kernel import kinds, links
 from tproxy.kernel.loop import Loop
@@ -236,9 +237,11 @@ class Repairer:
             record.done += self._repair(record)
         except UNSTEADY as error:
             self._say(record, f"bridge {record.name} is broken and cannot be repaired: {error}")
+            client.count_repair(record.name, failed=True)
             self._report(record, Event.REPAIR_FAILED)
             return
         if record.done:
+            client.count_repair(record.name, failed=False)
             self._say(record, f"bridge {record.name} was broken; repaired: {'; '.join(record.done)}")
         record.said = ""
         record.done = []

@@ -16,7 +16,7 @@ import signal
 import socket
 
 from tproxy.datapath.connections import Connections
-from tproxy.datapath.counters import Counters
+from tproxy.datapath.counters import Counters, LoopTimes
 from tproxy.datapath.datagrams import Datagrams
 from tproxy.datapath.endpoints import State
 from tproxy.datapath.target import Target
@@ -93,6 +93,8 @@ class Worker:
         self._intakes: set[Intake] = set()
         self._workers = 1
         self._draining = False
+        self._asked = 0  # the number of the last Sync of this daemon
+        self._counting = 0  # how many counts of open connections are under way
         self._looks = False  # whether a timer looks if all is done
 
     def serve(self, channel: socket.socket) -> None:
@@ -160,6 +162,7 @@ class Worker:
     def _greet(self, channel: socket.socket) -> None:
         channel.setblocking(False)
         self._channel = channel
+        self._asked = 0
         self._loop.add(channel.fileno(), READ, self)
         self._say(orders.Ready(orders.VERSION, self._draining), self._counters.fd)
 
@@ -252,10 +255,13 @@ class Worker:
             case orders.Meeting() if len(delivery.fds) == 1:
                 self._move_meeting(delivery.take_socket())
             case orders.Sync(number, counting):
+                self._asked = number
                 if counting:
-                    self._connections.count_open()
+                    self._counting += 1
                     self._datagrams.count_open()
-                self._say(orders.Synced(number))
+                    self._connections.count_open(self._counted)
+                elif not self._counting:  # otherwise one answer is for both
+                    self._say(orders.Synced(number))
             case orders.Drain():
                 self._drain()
             case other:
@@ -277,6 +283,13 @@ class Worker:
         self._services[bridge] = after
         self._connections.serve(bridge, [each for each in services if each.key.protocol == TCP])
         self._datagrams.serve(bridge, {key: each for key, each in after.items() if key.protocol == UDP})
+
+    def _counted(self) -> None:
+        self._counting -= 1
+        loop = self._loop
+        self._counters.note_loop(LoopTimes(loop.turns, loop.busy, tuple(loop.slow)))
+        if self._asked and not self._counting:
+            self._say(orders.Synced(self._asked))
 
     def _report(self, endpoint: Endpoint, state: State | None, protocol: str = "") -> None:
         name = f"{endpoint}{protocol}"

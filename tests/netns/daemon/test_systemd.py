@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,8 @@ import psutil
 import pytest
 
 from tests.netns.conftest import ENDPOINTS
+from tests.netns.metrics import unix_http
+from tests.netns.metrics.scraped import key, parse
 from tests.netns.program import program
 from tests.netns.talk import Talk
 from tests.netns.waiting import eventually
@@ -43,13 +46,17 @@ exec {sys.executable} -m tproxy "$@"
 """
 
 
+# A checkout may be below /tmp or /home; and this systemd cannot make device nodes.
+_IN_CHECKOUT = re.compile("^(PrivateTmp|ProtectHome|PrivateDevices)=yes$", re.MULTILINE)
+
+
 class Machine:
     """A stand-in hypervisor in which systemd runs."""
 
     def __init__(self, host: Hypervisor) -> None:
         self.host = host
         for unit in UNITS.glob("*.service"):
-            host.write(f"/run/units/{unit.name}", unit.read_text())
+            host.write(f"/run/units/{unit.name}", _IN_CHECKOUT.sub("", unit.read_text()))
         # Targets that every unit needs by default; nothing else of this machine is to be started.
         for target in ("test", "sysinit", "basic", "shutdown"):
             host.write(f"/run/units/{target}.target", "[Unit]\nDefaultDependencies=no\n")
@@ -146,7 +153,7 @@ def test_systemd_finds_nothing_wrong_with_the_units(hypervisor: Hypervisor) -> N
     hypervisor.run("mount", "-t", "tmpfs", "tmpfs", "/usr/local/sbin")  # /run is mounted noexec
     hypervisor.run("cp", "/run/tproxy.sh", "/usr/local/sbin/tproxy")
     paths = [os.fspath(each) for each in UNITS.glob("*.service")]
-    assert len(paths) == 2
+    assert len(paths) == 3
     assert hypervisor.run("systemd-analyze", "verify", *paths).stderr == ""
 
 
@@ -283,3 +290,32 @@ def test_a_watcher_that_was_just_started_can_be_reloaded(machine: Machine) -> No
         if "one_tproxy_watched0" in machine.pids():
             break
     assert machine.systemctl("show", "--value", "--property=NRestarts", "tproxy-watch") == "0\n"
+
+
+def test_the_unit_for_metrics_serves_them_whatever_becomes_of_the_daemon(
+    machine: Machine, guest: Guest
+) -> None:
+    def show(name: str) -> str:
+        return machine.systemctl("show", "--value", "--property", name, "tproxy-metrics").strip()
+
+    def up() -> float:
+        page = unix_http.get(machine.host.path("/run/tproxy-metrics/metrics.sock"))
+        return parse(page)[key("tproxy_up")]
+
+    machine.systemctl("start", "tproxy-metrics")
+    assert up() == 0
+    machine.systemctl("start", "tproxy")
+    machine.tproxy("hook", "up", "--bridge", "br0")
+    assert up() == 1
+    page = parse(unix_http.get(machine.host.path("/run/tproxy-metrics/metrics.sock")))
+    assert page[key("tproxy_process_open_fds", process="relay", bridge="br0", worker="")] > 0
+    machine.systemctl("stop", "tproxy")
+    assert up() == 0
+    before = show("MainPID")
+    machine.run("pkill", "-KILL", "-xf", "tproxy metrics server")  # in the process namespace of this systemd
+    for _ in eventually():
+        if show("MainPID") not in ("0", before) and show("ActiveState") == "active":
+            break
+    assert up() == 0
+    machine.systemctl("stop", "tproxy-metrics")
+    assert not machine.host.path("/run/tproxy-metrics").exists()

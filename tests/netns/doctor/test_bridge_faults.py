@@ -71,7 +71,7 @@ MAP = {
     "an element of the map cannot be used": Fault(
         "nft 'add element ip one_tproxy ep_br0 { 0 : 10.11.12.13 . 8080 }'",
         *("map", "is ignored: it is not one port and its endpoint"),
-        repair="tproxy refresh",
+        repair="nft 'delete element ip one_tproxy ep_br0 { 0 }'",
     ),
     "somebody flushed nftables": Fault("nft flush ruleset", "maps", "table ip one_tproxy is gone"),
 }

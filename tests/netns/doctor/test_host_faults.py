@@ -170,6 +170,11 @@ CONFIGURATION = {
         *("configuration", "tproxi"),
         repair=HEALTHY,
     ),
+    "a name that YAML reads as a number": Fault(
+        f"echo {configuration(options=', networks: [0123]')} >{CONFIG}",
+        *("configuration", "0123"),
+        repair=HEALTHY,
+    ),
     "the file is for other programs": Fault(
         f"echo 'vxlan_mtu: 1450' >{CONFIG}", "configuration", "has no key tproxy", repair=HEALTHY
     ),
@@ -187,6 +192,11 @@ CONFIGURATION = {
     "the file was changed": Fault(
         f"echo {configuration(8081)} >{CONFIG}",
         *("file", "port 5030 leads to 10.11.12.13:8080, and the file says 10.11.12.13:8081"),
+        afterwards=HEALTHY,
+    ),
+    "an option in the file was changed": Fault(
+        f"echo {configuration(options=', connect_timeout: 7')} >{CONFIG}",
+        *("file", "port 5030 has other options than the file says"),
         afterwards=HEALTHY,
     ),
     "networks share a bridge": Fault(

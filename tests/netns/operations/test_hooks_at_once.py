@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 
@@ -49,6 +50,30 @@ def test_hooks_of_other_bridges_go_on_while_a_relay_does_not_report(lab: OneBrid
         each.communicate()
         assert each.returncode == 0
     assert lab.ask(6000 + len(hooks) - 1) == "two"
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_hooks_of_other_bridges_go_on_while_a_relay_does_not_end(lab: OneBridge, others: bool) -> None:
+    """Also where that was the last bridge, and all processes would end."""
+    if others:
+        lab.add_bridge("br1")
+    lab.host.add_bridge("br2")
+    for number in itertools.count(1):
+        # The daemon kills such a relay. Where that is faster than the other hook, as on a busy machine, this
+        # is tried again.
+        lab.host.run("kill", "-STOP", str(lab.pids()["one_tproxy_br0"]))
+        argv = (sys.executable, "-m", "tproxy", "hook", "down", "--bridge", "br0", "--force")
+        hook = lab.host.popen(*argv, stderr=subprocess.PIPE)
+        lab.await_in_log("bridge br0 has no map any more", times=number)
+        lab.host.tproxy("hook", "up", "--bridge", "br2", "--config", lab.config)
+        in_time = hook.poll() is None
+        assert (hook.communicate()[1], hook.returncode) == ("", 0)
+        assert "one_tproxy_br2" in lab.titles()
+        assert "one_tproxy_br0" not in lab.titles()
+        if in_time:
+            break
+        lab.host.tproxy("hook", "down", "--bridge", "br2", "--force")
+        lab.host.tproxy("hook", "up", "--bridge", "br0", "--config", lab.config)
 
 
 def test_a_hook_whose_daemon_is_killed_meanwhile_starts_another_one(lab: OneBridge) -> None:

@@ -12,6 +12,7 @@ import errno
 import json
 import mmap
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,6 +142,12 @@ def list_rules() -> None:
     assert subprocess.check_output([sys.executable, "-c", script]) == b"0\n"
 
 
+def read_legacy_rules() -> None:
+    """Read the rules of iptables-legacy, where it is installed, as a watcher does."""
+    if (program := shutil.which("iptables-legacy-save")) is not None:
+        subprocess.run([program, "-t", "filter"], stdout=subprocess.DEVNULL, check=True)
+
+
 def end(victim: int) -> None:
     os.kill(victim, signal.SIGKILL)
     os.waitpid(victim, 0)
@@ -177,6 +184,7 @@ def main() -> None:
         "mount": mount,
         "start a thread": start_thread,
         "list rules": list_rules,
+        "read legacy rules": read_legacy_rules,
         "end a process": lambda: end(victim),
         "take a root directory": lambda: os.chroot("/"),
     }

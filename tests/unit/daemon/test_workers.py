@@ -16,7 +16,7 @@ from tests.unit.sockets import copies, run_until
 from tproxy.daemon import workers as module
 from tproxy.daemon.spawner import Spawner
 from tproxy.daemon.workers import Workers, wanted_workers
-from tproxy.datapath.counters import OPEN, TO_GUEST, TOTAL, Counts
+from tproxy.datapath.counters import OPEN, OUTCOMES, TO_GUEST, TOTAL, Counts
 from tproxy.kernel.loop import Loop
 from tproxy.model import Endpoint, Service, ServiceKey
 from tproxy.relay import wire
@@ -345,7 +345,10 @@ def test_counts_are_those_of_all_workers_and_those_of_the_dead_stay(daemon: Daem
     assert daemon.workers.counts() == {("br0", ServiceKey(80)): Counts(open=3, total=12, to_guest=120)}
     daemon.stand_in(0).die()
     daemon.stand_in(2)
-    assert daemon.workers.counts() == {("br0", ServiceKey(80)): Counts(open=2, total=12, to_guest=120)}
+    counted = daemon.workers.counts()["br0", ServiceKey(80)]
+    assert counted[:4] == Counts(open=2, total=12, to_guest=120)[:4]
+    assert dict(zip(OUTCOMES, counted.outcomes, strict=True))["worker_lost"] == 1
+    assert daemon.workers.restarts == 1
     report = {each["pid"]: (each["open"], each["bridges"]) for each in daemon.workers.report()}
     assert report[daemon.stand_in(1).pid] == (2, [{"bridge": "br0", "open": 2}])
     # A service that is gone and comes again counts from 0.

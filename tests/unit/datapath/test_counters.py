@@ -16,7 +16,17 @@ from hypothesis import strategies as st
 
 from tests.unit.child import in_child
 from tproxy.datapath import counters
-from tproxy.datapath.counters import OPEN, SIZE, TO_ENDPOINT, TO_GUEST, TOTAL, Counters, Counts, View
+from tproxy.datapath.counters import (
+    OPEN,
+    SIZE,
+    TO_ENDPOINT,
+    TO_GUEST,
+    TOTAL,
+    Counters,
+    Counts,
+    LoopTimes,
+    View,
+)
 from tproxy.errors import ProtocolError
 from tproxy.model import ServiceKey
 
@@ -205,6 +215,63 @@ def test_a_service_without_a_record_does_not_take_the_place_of_one_that_could_ha
     os.close(worker.fd)
 
 
+def test_each_connection_is_in_one_place_of_each_histogram() -> None:
+    worker = Counters()
+    record = worker.record("br0", ServiceKey(80))
+    for seconds in (0.0, 0.001, 0.0011, 5.0, 6.0):
+        record.connected(seconds)
+    record.ended(counters.FINISHED, 0.002)
+    record.ended(counters.RESET_BY_GUEST, 100_000.0)
+    record.never_began(counters.LIMITED)
+    record.dial_failed(counters.REFUSED)
+    counted = View(worker.fd).read()[1]["br0", ServiceKey(80)]
+    assert counted.connects == (2, 1, *[0] * 9, 1, 1)
+    assert counted.connect_seconds == pytest.approx(11.0021)
+    assert counted.durations == (1, *[0] * 10, 1)
+    assert counted.seconds == pytest.approx(100_000.002)
+    assert dict(zip(counters.OUTCOMES, counted.outcomes, strict=True)) == {
+        **dict.fromkeys(counters.OUTCOMES, 0),
+        "finished": 1,
+        "reset_by_guest": 1,
+        "limited": 1,
+    }
+    assert dict(zip(counters.REASONS, counted.dial_failures, strict=True)) == {
+        **dict.fromkeys(counters.REASONS, 0),
+        "refused": 1,
+    }
+    os.close(worker.fd)
+
+
+def test_connections_that_were_open_in_a_lost_worker_have_ended() -> None:
+    counted = Counts(open=3, total=10).of_lost_worker()
+    assert counted.open == 0
+    assert counted.outcomes[counters.WORKER_LOST] == 3
+
+
+def test_the_times_of_the_loop_are_read_as_the_worker_noted_them() -> None:
+    worker = Counters()
+    view = View(worker.fd)
+    assert view.loop() == LoopTimes()
+    times = LoopTimes(7, 1.5, (1, 2, 3, 4, 5, 6, 7))
+    worker.note_loop(times)
+    assert view.loop() == times
+    assert view.read() == (0, {})
+    os.close(worker.fd)
+
+
+def test_who_gets_a_view_of_the_counters_cannot_change_them() -> None:
+    worker = Counters()
+    worker.record("br0", ServiceKey(80)).counts[TOTAL] = 7
+    fd = counters.read_only(worker.fd)
+    assert View(fd).read()[1]["br0", ServiceKey(80)].total == 7
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.pwrite(fd, b"x", 0)
+    with pytest.raises(PermissionError):
+        mmap.mmap(fd, SIZE)
+    os.close(fd)
+    os.close(worker.fd)
+
+
 @given(
     st.lists(
         st.builds(
@@ -213,6 +280,9 @@ def test_a_service_without_a_record_does_not_take_the_place_of_one_that_could_ha
             st.text(max_size=5),
             st.floats(0, 100),
             st.tuples(*[st.integers(0, 100)] * 8),
+            st.tuples(*[st.integers(0, 100)] * len(Counts().tallies)),
+            st.integers(0, 100).map(float),
+            st.integers(0, 100).map(float),
         ),
         max_size=5,
     )
@@ -224,6 +294,7 @@ def test_sums_do_not_depend_on_the_order_but_for_errors_of_one_moment(parts: lis
     for each in reversed(parts):
         back = back.plus(each)
     assert total[:4] == back[:4]
+    assert total[6:] == back[6:]
     assert (
         total.last_error_at == back.last_error_at == max((each.last_error_at for each in parts), default=0.0)
     )

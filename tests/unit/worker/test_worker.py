@@ -14,6 +14,7 @@ import pytest
 
 from tests.unit.sockets import wait_for
 from tests.unit.worker.test_intake import key_here
+from tproxy.datapath import connections
 from tproxy.datapath.counters import Counts, View
 from tproxy.kernel import netns
 from tproxy.log.file import Log
@@ -133,7 +134,11 @@ def test_a_guest_talks_with_the_endpoint_and_is_counted(host: Host) -> None:
     host.serve(host.port)
     host.talk(host.guest(host.relay()))
     host.sync(counting=True)
-    assert host.counters.read() == (1, {("br0", key_here(host.port)): Counts(1, 1, 8, 6)})
+    open_, counts = host.counters.read()
+    key = "br0", key_here(host.port)
+    assert (open_, counts[key][:4]) == (1, Counts(1, 1, 8, 6)[:4])
+    assert sum(counts[key].connects) == 1
+    assert host.counters.loop().turns > 0
 
 
 def test_a_relay_can_be_faster_than_the_daemon(host: Host) -> None:
@@ -144,6 +149,28 @@ def test_a_relay_can_be_faster_than_the_daemon(host: Host) -> None:
     host.serve(host.port)  # both wait for the worker when it goes on
     os.kill(host.pid, signal.SIGCONT)
     host.talk(guest)
+
+
+def test_bytes_are_counted_a_few_connections_at_a_time_and_answered_when_all_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "COUNTED_AT_ONCE", 1)
+    host = Host(tmp_path)
+    host.serve(host.port)
+    relay = host.relay()
+    for _ in range(5):
+        host.talk(host.guest(relay))
+    for number, counting in ((1, True), (2, False), (3, True)):
+        host.tell(orders.Sync(number, counting))
+    answered = 0
+    while answered < 3:  # one answer may be for several
+        delivery = receive(host.daemon, orders.decode)
+        assert delivery is not None
+        assert isinstance(delivery.message, orders.Synced)
+        assert delivery.message.number > answered
+        answered = delivery.message.number
+    assert host.counters.read()[1]["br0", key_here(host.port)][:4] == (5, 5, 5 * 8, 5 * 6)
+    host.close()
 
 
 def test_a_port_that_stays_keeps_its_counts_and_one_that_comes_again_begins_anew(host: Host) -> None:

@@ -82,5 +82,5 @@ def test_a_neighbour_table_that_is_full_is_named(real_kernel: None) -> None:
         done = subprocess.run(command, check=False, capture_output=True, text=True)
     finally:
         MOST.write_text(before)
-        subprocess.run(["ip", "neigh", "del", *entry], check=True)
+        subprocess.run(["ip", "neigh", "del", *entry], check=False)
     assert re.search(r"^bad +neighbours: the neighbour table has \d+ of 1 entries", done.stdout, re.MULTILINE)

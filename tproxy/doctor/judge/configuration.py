@@ -6,6 +6,7 @@ import shlex
 import socket
 from collections.abc import Mapping, Set
 
+from tproxy.bridge import service_map
 from tproxy.config.services import NoAddress
 from tproxy.config.union import Offer, in_words
 from tproxy.doctor.finding import Finding, bad, good, warning
@@ -63,25 +64,23 @@ def of_bridge(found: Configuration, loaded: ServiceMap, gone: Set[str]) -> list[
     findings = [_networks(loaded, gone, mixed=union.mixed)]
     if union.contradictions:
         findings[-1:] = [warning("networks", str(each), "tproxy check") for each in union.contradictions]
-    wrong = sorted(
-        key
-        for key in loaded.services.keys() | union.services.keys()
-        if _endpoint(loaded.services, key) != _endpoint(union.services, key)
-    )
+    wanted = service_map.storable(loaded._replace(services=union.services)).services
+    keys = sorted(loaded.services.keys() | wanted.keys())
+    wrong = [key for key in keys if loaded.services.get(key) != wanted.get(key)]
     if wrong:
-        key = wrong[0]
+        text = _difference(wrong[0], loaded.services, wanted)
         more = f", and {len(wrong) - 1} other ports differ" if len(wrong) > 1 else ""
-        text = (
-            f"port {key.in_words} leads to {_endpoint(loaded.services, key)}, "
-            f"and the file says {_endpoint(union.services, key)}{more}"
-        )
-        return [*findings, bad("file", text, refresh)]
+        return [*findings, bad("file", f"{text}{more}", refresh)]
     return [*findings, good("file", f"the map is what {read.path} says")]
 
 
-def _endpoint(services: Mapping[ServiceKey, Service], key: ServiceKey) -> str:
-    found = services.get(key)
-    return found.leads_to if found is not None else "nothing"
+def _difference(
+    key: ServiceKey, loaded: Mapping[ServiceKey, Service], wanted: Mapping[ServiceKey, Service]
+) -> str:
+    now, then = (each[key].leads_to if key in each else "nothing" for each in (loaded, wanted))
+    if now == then:
+        return f"port {key.in_words} has other options than the file says"
+    return f"port {key.in_words} leads to {now}, and the file says {then}"
 
 
 def _networks(loaded: ServiceMap, gone: Set[str], *, mixed: bool) -> Finding:

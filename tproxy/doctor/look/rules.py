@@ -104,6 +104,14 @@ def guards() -> tuple[dict[str, ObservedGuard] | None, NftError | None]:
         return None, error
 
 
+def served_bridges() -> list[str]:
+    """The bridges that have a map; none when that cannot be read."""
+    try:
+        return [each.bridge for each in nftables.read_maps()]
+    except NftError:
+        return []
+
+
 def dropping_chains() -> tuple[str, ...]:
     """The chains of other programs that drop what bridges forward, unless a rule of theirs accepts it."""
     try:

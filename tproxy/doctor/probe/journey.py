@@ -1,6 +1,7 @@
 """The whole journey of a probe: attaches a guest, and visits services in every way that guests have.
 
-It ends with the first step that is bad and that the next ones need.
+It ends with the first step that is bad and that the next ones need. Where a guest with a route does not
+arrive, one with only a gateway is not tried: the way from the bridge on is the same.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, Endpoint, Service, Servic
 
 MOST_PORTS = 8  # that are visited where none is named: some seconds at most
 
-_GUARDS = 2.0  # seconds in which the daemon adds a new port to the guards; it takes milliseconds
-_CARRIER = 2.0  # seconds in which a bridge without STP forwards what a new port brings
+_GUARDS = 5.0  # seconds in which the daemon adds a new port to the guards; an idle one takes milliseconds
+_CARRIER = 5.0  # seconds in which a bridge without STP forwards what a new port brings
 _POLL = 0.005
 
 # An address that is nobody's (RFC 5737), and a MAC that nobody has: a guest only has to send something there.
@@ -80,8 +81,12 @@ def travel(wish: Wish) -> Generator[Step]:
             if step.level == BAD:
                 return
         for way in ALL_WAYS:
+            arrived = True
             for step in _go(place, visitor, way, services, dialled):
+                arrived = arrived and step.level != BAD
                 yield step._replace(way=way)
+            if not arrived:
+                return
 
 
 def _services(place: _Place) -> list[Service]:

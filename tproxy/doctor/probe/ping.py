@@ -10,7 +10,7 @@ from contextlib import suppress
 
 _ECHO, _ECHO_REPLY = 8, 0
 _HEADER = struct.Struct("!BBHHH")  # type, code, checksum, identifier, sequence number
-PATIENCE = 1.0  # seconds
+PATIENCE = 2.0  # seconds
 
 
 def ping(address: str) -> float | None:

@@ -18,7 +18,7 @@ from tproxy.kernel import tcp
 from tproxy.model import SERVICE_ADDRESS
 
 CONNECT = 3.0  # seconds: the second SYN comes after one, the third would after three
-QUIET = 1.0  # seconds in which an endpoint that was dialled and ends its direction has done so
+QUIET = 2.0  # seconds in which an endpoint that was dialled and ends its direction has done so
 
 
 class Visit(NamedTuple):
