@@ -448,6 +448,11 @@ class Service(NamedTuple):
         }
 
 
+def service_label(name: str, key: ServiceKey) -> str:
+    """Return what metrics and logs call a service. No two services of a bridge are called the same."""
+    return f"{name}:{key.in_words}" if name else key.in_words
+
+
 class Network(NamedTuple):
     """A virtual network as the driver names it. What the driver did not give is empty.
 

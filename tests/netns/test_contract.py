@@ -173,6 +173,7 @@ def test_sysctls_are_set_for_a_bridge_with_dots_in_its_name(host: Hypervisor) ->
 def test_processes_have_the_titles_of_the_contract(host: Hypervisor) -> None:
     hook(host)
     host.popen(sys.executable, "-m", "tproxy", "watch", "--config", FILE)
+    host.popen(sys.executable, "-m", "tproxy", "metrics", "--listen", "/run/metrics.sock")
     processes = table("Processes and files", "process", "title")
     titles = [each.replace("<bridge>", "br0") for each in processes.column("title")]
     lasting = {*titles} - {"tproxy-draining"}  # this process ends with its last connection

@@ -33,7 +33,7 @@ def _command(name: str, text: str, *examples: str) -> Callable[[Change], click.C
         def command(debug: bool) -> None:
             require_root()
             read = _read()
-            output.for_command(read.log_level if read else DEFAULT_LEVEL, debug=debug)
+            output.for_command(read.log_style if read else DEFAULT_LEVEL, debug=debug)
             with run_directory.lock(run_directory.ALL_BRIDGES) as lock:
                 problems = change(read, lock)
             for problem in problems:

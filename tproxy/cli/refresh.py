@@ -40,7 +40,7 @@ def refresh(debug: bool, file: str | None) -> None:
         # Most likely it is OpenNebula's own file, found before the file that the hooks were given. That must
         # not remove all services.
         raise ConfigError(f"{place(path)}: there is no key tproxy, so nothing is changed: give --config FILE")
-    output.for_command(read.log_level, debug=debug)
+    output.for_command(read.log_style, debug=debug)
     with run_directory.lock():
         lost_table.require_table()
     outcomes, warnings = refreshing.refresh(read)

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 
 from tproxy.errors import to_ascii
+from tproxy.log.lazy import JSON
 from tproxy.model import (
     MOST_ENDPOINTS,
     SERVICE_ADDRESS,
@@ -222,6 +223,13 @@ class Config(NamedTuple):
             kept=True,
         ),
     ] = ""
+    log_format: Annotated[
+        str,
+        Option(
+            Choice({"text": "text", "json": "json"}),
+            "how lines of the log files are written: as text, or each as a JSON object",
+        ),
+    ] = "text"
 
     ipv6: Annotated[
         bool,
@@ -235,8 +243,13 @@ class Config(NamedTuple):
     @property
     def settings(self) -> Settings:
         return Settings(
-            self.log_level, self.watch_file, self.workers, self.max_connections, self.hypervisor_name
+            self.log_style, self.watch_file, self.workers, self.max_connections, self.hypervisor_name
         )
+
+    @property
+    def log_style(self) -> int:
+        """The level and the format of the log (``log.file``)."""
+        return self.log_level | JSON if self.log_format == "json" else self.log_level
 
     @property
     def watch_file(self) -> str:

@@ -18,6 +18,7 @@ from contextlib import suppress
 from tproxy.daemon.spawner import Spawner
 from tproxy.kernel import privileges
 from tproxy.kernel.limits import raise_descriptor_limit
+from tproxy.log.journal import STREAM
 from tproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def main() -> None:
     # set its own. Relays and watchers take over what the daemon and its spawner have.
     if "--stay" not in sys.argv:
         _reset_priorities()
+        os.environ.pop(STREAM, None)
     raise_descriptor_limit()
     unlimited = privileges.limit()
     spawner = Spawner()
@@ -103,6 +105,7 @@ def _start(spawner: Spawner, arguments: argparse.Namespace, unlimited: list[str]
     from tproxy.log import output
 
     output.to_file(output.DAEMON_LOG, arguments.log_level)
+    output.to_journal()
     for line in unlimited:
         logging.getLogger("tproxy.daemon").warning(
             "a right that the daemon does not need could not be given up: %s", line

@@ -32,6 +32,7 @@ from tproxy.daemon.catalog import Catalog
 from tproxy.daemon.client import Json
 from tproxy.daemon.figures import Figures
 from tproxy.daemon.guard_keeper import GuardKeeper
+from tproxy.daemon.labels import Labels
 from tproxy.daemon.lost_socket import LOOK_SIGNAL
 from tproxy.daemon.memory import Remembered, to_json
 from tproxy.daemon.relays import Relays
@@ -49,6 +50,7 @@ from tproxy.model import DAEMON_TITLE, ServiceKey, ServiceMap, Settings
 from tproxy.process import service_manager
 from tproxy.process.run_directory import directory, prepare
 from tproxy.process.title import set_title
+from tproxy.worker import orders
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +89,8 @@ class Daemon:
             self._loop, self._workers.tell, lambda bridge: self._guards.named_uplinks(bridge) or ()
         )
         self._callers.hypervisor = settings.hypervisor_name or ""
-        self._workers.preface = self._callers.messages
+        self._labels = Labels(self._workers.tell)
+        self._workers.preface = self._preface
         self._workers.refuse = self._relays.refuse
         self._watcher = WatcherKeeper(self._loop)
         self._watcher.keep(settings.watch_file or "")
@@ -126,6 +129,10 @@ class Daemon:
         self._relays.close()
         self._spawner.close(ended=True)
         log.info("daemon ended")
+
+    def _preface(self, bridge: str) -> Iterable[orders.Message]:
+        """Return what a worker is told of a bridge before its services."""
+        return (*self._labels.messages(bridge), *self._callers.messages(bridge))
 
     def _regroup(self) -> None:
         self._relays.regroup()
@@ -211,6 +218,7 @@ class Daemon:
         for bridge in sorted(considered - set(maps)):
             self._catalog.remove(bridge)
         self._callers.serve(self._catalog.maps())
+        self._labels.serve(self._catalog.maps())
         for bridge in sorted(considered):
             if bridge in maps:
                 self._workers.serve(bridge, self._catalog.services(bridge))

@@ -26,6 +26,7 @@ from contextlib import ExitStack, suppress
 from tproxy.daemon import revival
 from tproxy.kernel import privileges
 from tproxy.kernel.loop import Loop
+from tproxy.log import journal
 from tproxy.log.lazy import logger
 from tproxy.process import run_directory
 from tproxy.process.title import set_title
@@ -197,6 +198,7 @@ def _obey(orders: socket.socket) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # logs are reopened by the daemon
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps its processes, sigaction(2)
     time.localtime()  # reads the time zone, whose file its processes could not open
+    relay.log.journal = journal.connect()
     # The garbage collector writes to all objects that it looks at; frozen ones stay in shared pages.
     gc.collect()
     gc.freeze()
@@ -225,7 +227,7 @@ def _start(order: Order, fds: list[int]) -> None:
     What is done before the fork is not done by each process again, in memory of its own.
     """
     relay.log.use(os.dup(fds[1]))
-    relay.log.level = order.log_level
+    relay.log.use_style(order.log_level)
     try:
         empty = _empty_directory()
         channel, *meeting = (socket.socket(fileno=os.dup(fd)) for fd in (fds[0], *fds[2:]))
@@ -246,6 +248,8 @@ def _become(order: Order, channel: socket.socket, meeting: list[socket.socket], 
     try:
         # A channel that is closed later must not stay open, and polled, in a copy.
         own = [each.fileno() for each in (channel, *meeting)]
+        if relay.log.journal is not None:
+            own.append(relay.log.journal.fileno())
         privileges.keep_only(0, 1, 2, *own, relay.log.fileno())
         pidfd = os.pidfd_open(os.getpid())
         try:

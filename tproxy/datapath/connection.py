@@ -392,4 +392,4 @@ class Connection:
         keeper.loop.close_later(self._guest, shared=True)
         keeper.loop.close_later(self._endpoint)
         keeper.ended(self, outcome)
-        keeper.lines.write(self, how)
+        keeper.lines.write(self, how, outcome)

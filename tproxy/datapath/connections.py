@@ -191,7 +191,7 @@ class Connections:
         if self._draining_since is None:
             self._draining_since = time.monotonic()
 
-    def limited(self, target: Target, cause: int, why: str = "") -> None:
+    def limited(self, target: Target, cause: int, why: str = "", guest: str = "") -> None:
         """Count a connection that a limit or a time-out refused or ended, and log it now and then."""
         target.limited[cause] = (target.limited[cause] + 1) & 0xFFFFFFFF
         warnings = self._warnings[cause]
@@ -203,6 +203,7 @@ class Connections:
                 CAUSES[cause],
                 why,
                 warnings.suffix(),
+                fields={**target.fields, "limit": CAUSES[cause], **({"guest": guest} if guest else {})},
             )
 
     def _keep_health(self) -> None:
@@ -224,7 +225,7 @@ class Connections:
     def _refuse(
         self, target: Target, guest: socket.SocketType, peer: tuple[str, int], cause: int, number: int
     ) -> None:
-        self.limited(target, cause, f": guest={peer[0]}, {number} are open")
+        self.limited(target, cause, f": guest={peer[0]}, {number} are open", peer[0])
         target.record.never_began(LIMITED)
         tcp.reset_on_close(guest)
         guest.close()

@@ -272,8 +272,7 @@ class Datagrams:
         gate.target.record.ended(outcome, time.monotonic() - session.started)
         self.count(session)
         self.loop.close_later(session.sock)
-        id_ = self.introductions.id(session.number) if gate.target.service.introduced else ""
-        self._lines.write_session(session, id_, how)
+        self._lines.write_session(session, self.introductions.id(session.number), how, outcome)
 
     def count(self, session: Session) -> None:
         """Add the bytes that were moved since the last time to the counts of the target."""

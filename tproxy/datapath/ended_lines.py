@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import time
 
+from tproxy.datapath.counters import OUTCOMES
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.log.file import INFO, Log
+from tproxy.log.lines import Fields
 from tproxy.model import Endpoint
 from tproxy.typed import TYPE_CHECKING
 
@@ -32,7 +34,7 @@ class EndedLines:
         self._left_out: dict[Target, None] = {}
         self._timer: Timer | None = None
 
-    def write(self, connection: Connection, how: str) -> None:
+    def write(self, connection: Connection, how: str, outcome: int) -> None:
         """Write the line of a connection that has ended, unless its target has had too many."""
         if not self._allows(connection.target):
             return
@@ -42,12 +44,14 @@ class EndedLines:
             connection.dialed,
             (connection.to_endpoint.moved, connection.to_guest.moved),
             connection.started,
-            "" if connection.mac is None else f" id={connection.id}",
+            connection.id,
+            connection.mac is not None,
             how,
+            outcome,
         )
 
-    def write_session(self, session: Session, id_: str, how: str) -> None:
-        """Write the line of a UDP session, likewise; ``id_`` is "" where the endpoint is told nothing."""
+    def write_session(self, session: Session, id_: str, how: str, outcome: int) -> None:
+        """Write the line of a UDP session, likewise."""
         target = session.gate.target
         if not self._allows(target):
             return
@@ -58,8 +62,10 @@ class EndedLines:
             session.endpoint,
             (session.sent, session.received),
             session.started,
-            f" id={id_}" if id_ else "",
+            id_,
+            target.service.introduced,
             how,
+            outcome,
         )
 
     def _allows(self, target: Target) -> bool:
@@ -81,8 +87,25 @@ class EndedLines:
         moved: tuple[int, int],
         started: float,
         id_: str,
+        introduced: bool,
         how: str,
+        outcome: int,
     ) -> None:
+        """Write one line; ``introduced`` says whether the endpoint was told the id."""
+        seconds = time.monotonic() - started
+        fields: Fields | None = None
+        if self._log.has_fields:
+            fields = {
+                "connection": id_,
+                **target.fields,
+                "guest": guest,
+                "endpoint": str(endpoint),
+                "outcome": OUTCOMES[outcome],
+                "end": how,
+                "to_endpoint": moved[0],
+                "to_guest": moved[1],
+                "seconds": round(seconds, 3),
+            }
         self._log.info(
             "bridge=%s guest=%s port=%s endpoint=%s to_endpoint=%d to_guest=%d seconds=%.3f%s end=%s",
             target.bridge,
@@ -90,9 +113,10 @@ class EndedLines:
             target.service.key.in_words,
             endpoint,
             *moved,
-            time.monotonic() - started,
-            id_,
+            seconds,
+            f" id={id_}" if introduced else "",
             how.replace(" ", "_"),
+            fields=fields,
         )
 
     def summarize(self) -> None:
@@ -107,5 +131,6 @@ class EndedLines:
                 target.bridge,
                 target.service.key.in_words,
                 target.lines.left_out,
+                fields={**target.fields, "left_out": target.lines.left_out},
             )
             target.lines.left_out = 0

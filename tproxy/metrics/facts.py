@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tproxy.daemon.client import FIGURES
 from tproxy.datapath.counters import Counts, EndpointState, LoopTimes, View
 from tproxy.errors import ProtocolError
-from tproxy.model import ServiceKey
+from tproxy.model import ServiceKey, service_label
 
 
 class Service(NamedTuple):
@@ -93,7 +93,7 @@ class Facts:
                     Service(
                         bridge,
                         _network(details),
-                        label(name, service),
+                        service_label(name, service),
                         silent is not None and [*service.listener] not in silent,
                         counts.get((bridge, service), Counts()),
                         tuple((each, not states[each].failed) for each in endpoints if each in states),
@@ -119,11 +119,6 @@ class Facts:
             (("daemon", _loop(answer["loop"])), ("worker", loops)),
             listed,
         )
-
-
-def label(name: str, key: ServiceKey) -> str:
-    """Return the value of the label ``service``; no two services of a bridge have the same."""
-    return f"{name}:{key.in_words}" if name else key.in_words
 
 
 def _network(details: dict[str, Any]) -> str:

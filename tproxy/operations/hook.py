@@ -44,7 +44,7 @@ def up(call: Call) -> list[str]:
     Returns the lines of a dry run. Raises TproxyError; then the bridge is as it was before.
     """
     read = cache.load(required(call.config, os.environ), remember=not call.dry_run)
-    _log_as(call, read.log_level)
+    _log_as(call, read.log_style)
     bridge, network = links.real_name(call.bridge), call.network
     uplinks = links.real_names(call.uplinks)
     offer = Offer(read)

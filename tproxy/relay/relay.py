@@ -51,6 +51,7 @@ def run(bridge: str, channel: socket.socket, empty: str, *, replace: bool) -> No
     this process takes over its listening sockets (``replace``), or connects it with the daemon and returns at
     once. A relay that cannot run tells the daemon why (Failed).
     """
+    log.fields = {"bridge": bridge}
     try:
         netns.enter(BridgeNames(bridge).namespace)
         # A batch process does not interrupt a running one when it wakes up (sched(7)). On a busy host more
@@ -219,7 +220,7 @@ class Relay:
                 case wire.Workers() if delivery.fds:
                     self._passing.use([delivery.take_socket() for _ in range(len(delivery.fds))])
                 case wire.Listen(generation, log_level, keys):
-                    log.level = log_level
+                    log.use_style(log_level)
                     self._report = wire.Report(generation, self._listening.listen(keys))
                     self._tell(channel)
                 case wire.Listeners() as message:

@@ -23,7 +23,7 @@ from tproxy.kernel.limits import raise_descriptor_limit
 from tproxy.kernel.loop import Loop
 from tproxy.kernel.netlink import LinkEvents, RulesetEvents
 from tproxy.log import output
-from tproxy.log.lazy import DEFAULT_LEVEL
+from tproxy.log.lazy import DEFAULT_LEVEL, JSON
 from tproxy.model import Settings
 from tproxy.operations import life
 from tproxy.process import run_directory, service_manager, table
@@ -159,7 +159,7 @@ class Watcher:
         if read is None:
             return
         self._config = read
-        output.set_level(logging.DEBUG if self._debug else read.log_level)
+        output.set_level(logging.DEBUG | (read.log_style & JSON) if self._debug else read.log_style)
         for warning in read.warnings:
             output.warn(warning.at(read.path))
         if self._kept_by is not None and not read.watch:
@@ -203,7 +203,8 @@ def run(
     except TproxyError as error:
         log.error("no watcher: %s", error)  # nobody reads what the child of a daemon writes to stderr
         raise
-    output.for_command(read.log_level, debug=debug)
+    output.for_command(read.log_style, debug=debug)
+    output.to_journal()
     for warning in read.warnings:
         output.warn(warning.at(read.path))
     Watcher(read, kept_by, debug=debug, loop=loop).run(lock)

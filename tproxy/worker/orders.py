@@ -52,6 +52,7 @@ _SETTINGS = struct.Struct("!BHHHI")
 _NUMBER = struct.Struct("!I")
 _NETWORKS = struct.Struct(f"!{INTERFACE_NAME_BYTES}s?H")
 _PORTS = struct.Struct(f"!{INTERFACE_NAME_BYTES}s?")
+_LABELS = struct.Struct(f"!{INTERFACE_NAME_BYTES}s?H")
 _MEMBER = struct.Struct("!6sH")
 _PORT = struct.Struct(f"!6s{INTERFACE_NAME_BYTES}s")
 _LENGTH = struct.Struct("!H")
@@ -103,6 +104,18 @@ class Ports(NamedTuple):
     bridge: str
     first: bool
     ports: tuple[tuple[str, str], ...]
+
+
+class Labels(NamedTuple):
+    """Daemon to worker: what the log calls a bridge's network, and its services by key.
+
+    A long list comes in several messages; the ``first`` replaces what was said before.
+    """
+
+    bridge: str
+    first: bool
+    network: str
+    names: tuple[tuple[ServiceKey, str], ...]
 
 
 class Bridge(NamedTuple):
@@ -188,6 +201,7 @@ Message = (
     Settings
     | Services
     | Networks
+    | Labels
     | Ports
     | Bridge
     | Gate
@@ -217,6 +231,15 @@ def encode(message: Message) -> bytes:
                     b"N" + _NETWORKS.pack(bridge.encode(), first, len(networks)),
                     *(_LENGTH.pack(len(data)) + data for data in map(str.encode, texts)),
                     *(_MEMBER.pack(_mac_bytes(mac), place) for mac, place in members),
+                )
+            )
+        case Labels(bridge, first, network, names):
+            called = [network, *(name for _, name in names)]
+            return b"".join(
+                (
+                    b"n" + _LABELS.pack(bridge.encode(), first, len(names)),
+                    *(_pack_key(key) for key, _ in names),
+                    *(_LENGTH.pack(len(data)) + data for data in map(str.encode, called)),
                 )
             )
         case Ports(bridge, first, ports):
@@ -261,6 +284,8 @@ def decode(data: bytes) -> Message:
                 return Services(_text(name), first, last, tuple(_unpack(body[_SERVICES.size :])))
             case b"N":
                 return _unpack_networks(body)
+            case b"n":
+                return _unpack_labels(body)
             case b"p":
                 name, first = _PORTS.unpack_from(body)
                 found = _PORT.iter_unpack(body[_PORTS.size :])
@@ -351,17 +376,31 @@ def _unpack(body: bytes) -> Iterator[Service]:
 
 def _unpack_networks(body: bytes) -> Networks:
     name, first, count = _NETWORKS.unpack_from(body)
-    at = _NETWORKS.size
-    texts = []
-    for _ in range(1 + 2 * count):
-        (length,) = _LENGTH.unpack_from(body, at)
-        at += _LENGTH.size + length
-        if at > len(body):
-            raise ProtocolError("the name of a network is cut off")
-        texts.append(body[at - length : at].decode())
+    texts, at = _unpack_texts(body, _NETWORKS.size, 1 + 2 * count)
     networks = tuple(map(Network, texts[1::2], texts[2::2]))
     members = tuple((mac.hex(":"), place) for mac, place in _MEMBER.iter_unpack(body[at:]))
     return Networks(_text(name), first, texts[0], networks, members)
+
+
+def _unpack_labels(body: bytes) -> Labels:
+    name, first, count = _LABELS.unpack_from(body)
+    at = _LABELS.size
+    end = at + count * _KEY.size
+    keys = [_unpack_key(body[start : start + _KEY.size]) for start in range(at, end, _KEY.size)]
+    (network, *names), _ = _unpack_texts(body, end, 1 + count)
+    return Labels(_text(name), first, network, tuple(zip(keys, names, strict=True)))
+
+
+def _unpack_texts(body: bytes, at: int, count: int) -> tuple[list[str], int]:
+    """Return so many texts that begin at ``at``, and where they end."""
+    texts = []
+    for _ in range(count):
+        (length,) = _LENGTH.unpack_from(body, at)
+        at += _LENGTH.size + length
+        if at > len(body):
+            raise ProtocolError("a name is cut off")
+        texts.append(body[at - length : at].decode())
+    return texts, at
 
 
 def _mac_bytes(mac: str) -> bytes:

@@ -25,7 +25,7 @@ from tproxy.kernel import privileges, seccomp
 from tproxy.kernel.limits import descriptor_limit
 from tproxy.kernel.loop import READ, Loop
 from tproxy.log.file import Log
-from tproxy.model import SERVICE_ADDRESS, TCP, UDP, Endpoint, Service, ServiceKey
+from tproxy.model import SERVICE_ADDRESS, TCP, UDP, Endpoint, Service, ServiceKey, service_label
 from tproxy.process.title import set_title
 from tproxy.relay.channel import Delivery, receive, send_bytes
 from tproxy.worker import orders
@@ -89,6 +89,7 @@ class Worker:
         self._meeting = meeting
         self._channel: socket.socket | None = None
         self._services: dict[str, dict[ServiceKey, Target]] = {}
+        self._labels: dict[str, tuple[str, dict[ServiceKey, str]]] = {}  # network, and names; for the log
         self._coming: list[Service] = []  # the part of a long list that is here already
         self._intakes: set[Intake] = set()
         self._workers = 1
@@ -218,6 +219,11 @@ class Worker:
                     self._coming = []
             case orders.Networks():
                 self._connections.introductions.use_networks(*delivery.message)
+            case orders.Labels(bridge, first, network, names):
+                known = {} if first else self._labels.get(bridge, ("", {}))[1]
+                self._labels[bridge] = network, {**known, **dict(names)}
+                for target in self._services.get(bridge, {}).values():
+                    self._label(target)
             case orders.Ports():
                 self._connections.introductions.use_ports(*delivery.message)
             case orders.Bridge(bridge, cookie) if len(delivery.fds) == 1:
@@ -236,6 +242,7 @@ class Worker:
             case orders.Forget(bridge):
                 self._apply(bridge, [])
                 del self._services[bridge]
+                self._labels.pop(bridge, None)
                 self._connections.limits.forget(bridge)
                 self._connections.introductions.forget(bridge)
                 self._connections.abort_bridge(bridge, "bridge removed")
@@ -245,7 +252,7 @@ class Worker:
             case orders.LetGo(bridge):
                 self._datagrams.let_go(bridge)
             case orders.Settings(log_level, workers, ports, max_connections):
-                self._log.level = log_level
+                self._log.use_style(log_level)
                 self._workers = workers
                 self._connections.host.forget(ports)
                 self._connections.limits.set(workers, max_connections, ports)
@@ -277,12 +284,18 @@ class Worker:
                 record = self._counters.record(bridge, service.key)
                 target = Target(bridge, service, record, sharers=self._workers)
             target.service = service
+            self._label(target)
             after[service.key] = target
         for target in before.values():
             self._counters.give_back(target.record)
         self._services[bridge] = after
         self._connections.serve(bridge, [each for each in services if each.key.protocol == TCP])
         self._datagrams.serve(bridge, {key: each for key, each in after.items() if key.protocol == UDP})
+
+    def _label(self, target: Target) -> None:
+        target.network, names = self._labels.get(target.bridge, ("", {}))
+        key = target.service.key
+        target.label = service_label(names.get(key, ""), key)
 
     def _counted(self) -> None:
         self._counting -= 1

@@ -286,7 +286,7 @@ def test_options_that_do_not_fit_into_a_comment_count_and_are_repaired_by_the_ne
     visitor = Visitor(crew.guests[0], ECHO)
     assert visitor.open(3) == {"served": 2, RESET: 1}
     options = crew.service(ECHO)["options"]
-    assert [*options.values()] == ["a name of some twenty letters", 4.0, 2, *range(900, 906), "", "first"]
+    assert [*options.values()] == ["a name of some twenty letters", 4.0, 2, *range(900, 906), "", "first", 0]
     crew.host.run("nft", "flush set ip one_tproxy op_br0")  # another program damages it
     crew.tproxy("reload")
     assert crew.service(ECHO)["options"]["drain_timeout"] == 905  # what is in the map itself

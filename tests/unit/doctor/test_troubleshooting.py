@@ -19,6 +19,7 @@ UNIT = "unit: "  # a test of tests/unit/doctor
 IN_THE_GUEST = "the host cannot see it: it is in the guest, or in the platform's rules for its port"
 NO_FAULT = "that is as intended, or was repaired when an operator looks"
 ELSEWHERE = "the fault is in another program's calls or files, and has left nothing on this host to find"
+SILENT = "nobody can tell by a datagram whether a server is well: status shows what workers have met"
 COMMAND = "the command that fails says it, and nothing stays wrong"
 
 # By the first cell: faults, or why there is none.
@@ -53,6 +54,10 @@ ROWS: dict[str, tuple[str, ...] | str] = {
     "a network is named whose guests have all gone": ("the guests of a network have all gone",),
     "`no service of guests that are left is changed` after `hook down`": ("the file cannot be used",),
     "`set … is not of type ether_addr`": ("another program's set has the name of the members",),
+    "no answer to datagrams (DNS, NTP, syslog); ping works": IN_THE_GUEST,
+    'datagrams are refused ("Connection refused")': SILENT,
+    "the first answer is missing after an endpoint died, later ones come": NO_FAULT,
+    "some answers are missing under load": SILENT,
     "connections hang; the service is listed": ("daemon and spawner were killed",),
     "guests wait, the log says that so many connections are open and no more are taken": (
         "as many connections are open as may be",

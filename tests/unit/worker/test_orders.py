@@ -63,6 +63,9 @@ messages: st.SearchStrategy[orders.Message] = st.one_of(
         st.lists(network, max_size=5).map(tuple),
         st.lists(st.tuples(mac, port), max_size=20).map(tuple),
     ),
+    st.builds(
+        orders.Labels, bridge, st.booleans(), text, st.lists(st.tuples(port, text), max_size=20).map(tuple)
+    ),
     st.builds(orders.Ports, bridge, st.booleans(), st.lists(st.tuples(mac, st.just("") | bridge)).map(tuple)),
     st.builds(orders.Bridge, bridge, st.none() | st.integers(0, 2**64 - 1)),
     st.builds(orders.Gate, bridge, key),
@@ -82,6 +85,7 @@ ONE_OF_EACH: list[orders.Message] = [
         "br0", True, False, (Service(ServiceKey(80), Endpoint("10.0.0.1", 81), connect_timeout=0.5),)
     ),
     orders.Networks("br0", True, "node7", (Network("blue", "7"),), (("02:00:0a:00:00:05", 0),)),
+    orders.Labels("br0", True, "blue", ((ServiceKey(80), "web"), (ServiceKey(53, "udp"), "dns"))),
     orders.Ports("br0", True, (("02:00:0a:00:00:05", "vnet0"), ("02:00:0a:00:00:06", ""))),
     orders.Bridge("br0", 1),
     orders.Gate("br0", ServiceKey(53, "udp")),
