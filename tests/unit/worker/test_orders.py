@@ -64,7 +64,7 @@ messages: st.SearchStrategy[orders.Message] = st.one_of(
         st.lists(st.tuples(mac, port), max_size=20).map(tuple),
     ),
     st.builds(
-        orders.Labels, bridge, st.booleans(), text, st.lists(st.tuples(port, text), max_size=20).map(tuple)
+        orders.Labels, bridge, st.booleans(), text, st.lists(st.tuples(key, text), max_size=20).map(tuple)
     ),
     st.builds(orders.Ports, bridge, st.booleans(), st.lists(st.tuples(mac, st.just("") | bridge)).map(tuple)),
     st.builds(orders.Bridge, bridge, st.none() | st.integers(0, 2**64 - 1)),
