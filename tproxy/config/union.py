@@ -21,9 +21,16 @@ Services = Mapping[ServiceKey, Service]
 class Union:  # no named tuple, because each of those takes a hook longer to make
     """The services of a bridge, and the problems of the file's entries for them."""
 
-    def __init__(self, services: dict[ServiceKey, Service], problems: list[Problem]) -> None:
+    def __init__(
+        self, services: dict[ServiceKey, Service], problems: list[Problem], *, ipv6: bool = False
+    ) -> None:
         self.services = services
         self.problems = problems
+        self.ipv6 = ipv6
+
+    def applied(self, found: ServiceMap) -> ServiceMap:
+        """Return the map with these services in the place of its own."""
+        return found._replace(services=self.services, ipv6=self.ipv6)
 
     @property
     def divided(self) -> bool:
@@ -90,7 +97,7 @@ class Offer:
             known = held_by(self.config, network, found) if found is not None else {}
             views[order], said = choose(self.config, network, self._addresses, known.get)
             problems |= dict.fromkeys(said)
-        return Union(divide(views), list(problems))
+        return Union(divide(views), list(problems), ipv6=self.config.ipv6)
 
     def _missing(self, networks: Iterable[Network]) -> list[str]:
         names = dict.fromkeys(name for each in networks for name in host_names(self.config, each))

@@ -29,7 +29,7 @@ def remembered() -> list[Remembered]:
 
 def to_json(each: Remembered) -> Json:
     """Return the object for one bridge."""
-    bridge, services, network, members, cards = each.map
+    bridge, services, network, members, ipv6, cards = each.map
     return {
         "bridge": bridge,
         "network": network.name,
@@ -41,6 +41,7 @@ def to_json(each: Remembered) -> Json:
         ],
         "members": members
         and {mac: [network.name, network.id, order] for mac, (network, order) in members.items()},
+        "ipv6": ipv6,
         "cards": sorted(cards),
         "guarded": each.guarded,
         "uplinks": sorted(each.uplinks),
@@ -59,8 +60,8 @@ def from_json(each: Json) -> Remembered:
         members = {mac: Member(Network(name, id_), order) for mac, (name, id_, order) in members.items()}
     network = Network(each["network"], each["network_id"])
     cards = frozenset((port, mac) for port, mac in each.get("cards", ()))  # of older versions none
-    remembered_map = ServiceMap(each["bridge"], services, network, members, cards)
-    return Remembered(remembered_map, each["guarded"], frozenset(each["uplinks"]))
+    found_map = ServiceMap(each["bridge"], services, network, members, bool(each.get("ipv6")), cards)
+    return Remembered(found_map, each["guarded"], frozenset(each["uplinks"]))
 
 
 def _service(key: int | list[Any], endpoint: Endpoint, options: list[Any]) -> Service:

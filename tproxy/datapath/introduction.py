@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from tproxy import proxy_protocol
 from tproxy.datapath.membership import SEVERAL, WAIT, Card, Guests, Verdict
-from tproxy.model import Network, ServiceKey
+from tproxy.model import SERVICE_ADDRESS_IPV6, Network, ServiceKey
 from tproxy.proxy_protocol import (
     OF_BRIDGE,
     OF_HYPERVISOR,
@@ -70,7 +70,7 @@ class Introductions:
         place = known.guests.places.get(mac, "")
         return proxy_protocol.encode(
             peer,
-            (key.address, key.port),
+            (SERVICE_ADDRESS_IPV6 if ":" in peer[0] else key.address, key.port),
             {
                 UNIQUE_ID: self.id(number),
                 OF_NETWORK: network.name,

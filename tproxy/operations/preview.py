@@ -38,7 +38,7 @@ def up(
     union = offer.union(wanted.orders, observed.map)
     for problem in union.problems:
         log.warning("%s", problem.at(offer.config.path))
-    wanted = service_map.storable(wanted._replace(services=union.services))
+    wanted = service_map.storable(union.applied(wanted))
     reconcile.warn_of_unnamed(observed.map, wanted, union)
     actions = plan.up(wanted, observed, uplinks)
     steps.require_host_mounts(actions)

@@ -61,7 +61,7 @@ def up(
                 union = offer.union(wanted.orders, before.map)
                 for problem in union.problems:
                     log.warning("%s", problem.at(offer.config.path))
-                wanted = wanted._replace(services=union.services)
+                wanted = union.applied(wanted)
                 warn_of_unnamed(before.map, wanted, union)
                 first = run_directory.last_use(bridge) is None
                 run_directory.note_use(bridge, map_stays=_map_stays(before, first=first))
@@ -105,7 +105,7 @@ def note_guest(bridge: str, network: Network, nics: Nics, offer: Offer) -> None:
             if not offer.is_known(wanted.orders):
                 continue
             union = offer.union(wanted.orders, found)
-            wanted = service_map.storable(wanted._replace(services=union.services))
+            wanted = service_map.storable(union.applied(wanted))
             if commands := service_map.change_map(found, wanted):
                 nftables.transaction(commands)
                 steps.apply_or_queue(bridge, lock)
@@ -142,22 +142,18 @@ def refresh(found: ServiceMap, union: Union, settings: Settings) -> bool:
     taken down, or brought up for another network, is left alone. Raises TproxyError; then the bridge is as it
     was before.
     """
-    return _change(found, lambda _: union.services, settings)
+    return _change(found, union.applied, settings)
 
 
 def move(
     found: ServiceMap, moved: Callable[[Services], dict[ServiceKey, Service]], settings: Settings
 ) -> bool:
     """As ``refresh``, with the services that ``moved`` makes of those that the bridge has."""
-    return _change(found, moved, settings)
+    return _change(found, lambda now: now._replace(services=moved(now.services)), settings)
 
 
-def _change(
-    found: ServiceMap,
-    wanted: Callable[[Services], dict[ServiceKey, Service]],
-    settings: Settings,
-) -> bool:
-    """Give a bridge that still has the networks of ``found`` the services that are ``wanted``."""
+def _change(found: ServiceMap, wanted: Callable[[ServiceMap], ServiceMap], settings: Settings) -> bool:
+    """Give a bridge that still has the networks of ``found`` the map that is ``wanted``."""
     bridge = found.bridge
     with run_directory.lock(run_directory.of_bridge(bridge)) as lock:
         plumbing.require_bridge(bridge)
@@ -165,8 +161,7 @@ def _change(
         if before.map is None or before.map.orders != found.orders:
             return False
         uplinks = before.guard.named_uplinks if before.guard else frozenset()
-        services = wanted(before.map.services)
-        return _reconcile(before.map._replace(services=services), before, uplinks, settings, lock)
+        return _reconcile(wanted(before.map), before, uplinks, settings, lock)
 
 
 def restore(lost: Iterable[ServiceMap]) -> list[str]:
@@ -207,7 +202,7 @@ def repair(
             return []  # somebody has taken it down
         named = found.guard.named_uplinks_or(uplinks) if found.guard else uplinks
         if foreign_mac is not None:
-            actions = plan.up_foreign(bridge, found, foreign_mac)
+            actions = plan.up_foreign(found.map, found, foreign_mac)
         else:
             actions = plan.up(found.map, found, named)
         steps.require_host_mounts(actions)

@@ -26,7 +26,7 @@ from tproxy.kernel import privileges, seccomp
 from tproxy.kernel.limits import descriptor_limit
 from tproxy.kernel.loop import READ, Loop
 from tproxy.log.file import Log
-from tproxy.model import TCP, UDP, Endpoint, Service, ServiceKey, service_label
+from tproxy.model import SERVICE_ADDRESS, TCP, UDP, Endpoint, Service, ServiceKey, service_label
 from tproxy.process.title import set_title
 from tproxy.relay.channel import Delivery, receive, send_bytes
 from tproxy.worker import orders
@@ -127,7 +127,16 @@ class Worker:
             # A relay can be faster than the daemon's message that came before; and so can a guest be.
             self._listen_to_daemon()
             found = self._doors.get(bridge, {}).get(key)
-        return found
+        return self._at_another_address(bridge, key) if found is None else found
+
+    def _at_another_address(self, bridge: str, key: ServiceKey) -> Door | None:
+        """Return what guests reach at the IPv6 address: the target of 169.254.16.9, or else the first."""
+        if ":" not in key.address:
+            return None
+        doors = self._doors.get(bridge, {})
+        main = doors.get(key._replace(address=SERVICE_ADDRESS))
+        same = sorted(each for each in doors if (each.port, each.protocol) == (key.port, key.protocol))
+        return main or (doors[same[0]] if same else None)
 
     def ended(self, intake: Intake) -> None:
         self._intakes.discard(intake)

@@ -20,7 +20,7 @@ NETWORK = Network("\udcff and other bytes", "7")
 def test_a_bridge_arrives_as_it_was_sent() -> None:
     for members in (None, {}, {"02:00:0a:00:00:05": Member(NETWORK, 2)}):
         cards = frozenset({("vnet0", each) for each in members or ()})
-        wanted = ServiceMap("br0", SERVICES, NETWORK, members, cards)
+        wanted = ServiceMap("br0", SERVICES, NETWORK, members, cards=cards)
         for guarded, uplinks in ((True, {"eth1", "eth2"}), (False, set[str]())):
             each = Remembered(wanted, guarded, frozenset(uplinks))
             assert from_json(json.loads(json.dumps(to_json(each)))) == each
