@@ -290,9 +290,8 @@ def test_a_guest_waits_until_the_daemon_has_heard_where_it_is(site: Site) -> Non
     late = site.host.add_guest("late", "br0", "10.0.0.7/24")
     site.up("red", late, port=late.port)
     pids = site.pids("one_tproxy")
-    site.host.run("bridge", "fdb", "del", mac_of(late), "dev", late.port, "master", check=False)
-    late.ip("link set eth0 address 02:00:0a:00:00:77")
     site.host.run("kill", f"-{signal.SIGSTOP}", *pids)
+    late.ip("link set eth0 address 02:00:0a:00:00:77")  # only now, so the daemon cannot have heard of it
     try:
         ask = late.popen(*program("caller", "hear", SERVICE_ADDRESS, "80"), stdout=subprocess.PIPE)
         for _ in eventually():
@@ -314,8 +313,8 @@ def test_a_guest_that_does_not_become_known_is_reset(site: Site) -> None:
     site.both()
     pids = site.pids("one_tproxy")
     stranger = site.host.add_guest("stranger", "br0", "10.0.0.7/24")
-    stranger.ip("link set eth0 address 02:00:0a:00:00:88")
     site.host.run("kill", f"-{signal.SIGSTOP}", *pids)
+    stranger.ip("link set eth0 address 02:00:0a:00:00:88")  # only now, so the daemon cannot have heard of it
     try:
         assert asked(stranger) == RESET
         assert asked(site.one, 82) == "all"  # nobody waits for what all have
