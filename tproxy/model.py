@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # the annotations of options, which are text at run time (tpr
     from tproxy.options import Choice, Number, Option, Seconds, Text
 
 SERVICE_ADDRESS = "169.254.16.9"
+# Its last four bytes are those of SERVICE_ADDRESS. No host gives it to itself: an address that is made of a
+# MAC has ff:fe in its middle, and others are random.
+SERVICE_ADDRESS_IPV6 = "fe80::a9fe:1009"
 
 # A locally administered address (bit 1 of the first byte) with the service address in the last four bytes. It
 # is the same on every bridge and host, so that the ARP cache of a migrated guest stays right. It does not
@@ -47,6 +50,8 @@ PROXY_V2 = "v2"  # the value of a service's option proxy_protocol
 DEFAULT_USER_TIMEOUT = 120  # seconds; relays' listeners have it too, and accepted sockets inherit it
 
 _MULTICAST = range(224, 240)  # 224.0.0.0/4
+# By their first number: "this network", loopback, multicast, and what is reserved (RFC 6890).
+_OF_NO_HOST = frozenset({0, 127, *range(224, 256)})
 
 # The characters that an nftables identifier and a file name can both hold without quoting (nft(8), LEXICAL
 # CONVENTIONS). Linux allows more in the name of an interface. A bridge called "a;b" gets an error message,
@@ -164,6 +169,11 @@ def is_address(text: str) -> bool:
     return is_ipv4(text) or (":" in text and as_ipv6(text) == text)
 
 
+def can_be_served(address: str) -> bool:
+    """Return whether the text is an IPv4 address at which guests can have services."""
+    return is_ipv4(address) and int(address.partition(".")[0]) not in _OF_NO_HOST
+
+
 _MAPPED = bytes(10) + b"\xff\xff"  # begins an IPv4 address as IPv6 maps it (RFC 4291, 2.5.5.2)
 
 
@@ -265,6 +275,14 @@ class ServiceKey(NamedTuple):
 
 
 _PLAIN = ServiceKey(0)[1:]
+
+
+def with_prefix(address: str) -> str:
+    """Return a service address with the length of its prefix, as a bridge's namespace has it."""
+    return f"{address}/64" if ":" in address else f"{address}/32"
+
+
+_MAIN = frozenset({SERVICE_ADDRESS})
 
 
 class Service(NamedTuple):
@@ -495,16 +513,24 @@ class _ServiceMap(NamedTuple):
     services: Mapping[ServiceKey, Service]
     network: Network = Network()
     members: Mapping[str, Member] | None = None
+    ipv6: bool = False
 
 
 class ServiceMap(_ServiceMap):
     """The content of the service map of one bridge, which alone decides what is proxied there.
 
     ``network`` is the first network of the bridge. ``members`` tells the network of each guest, by the MAC of
-    its NIC; None when the bridge has no set of members, because another program loaded the map.
+    its NIC; None when the bridge has no set of members, because another program loaded the map. ``ipv6``
+    says that all services are at SERVICE_ADDRESS_IPV6 too.
     """
 
     __slots__ = ()
+
+    @property
+    def addresses(self) -> frozenset[str]:
+        """The service addresses of the bridge besides SERVICE_ADDRESS, which each bridge has."""
+        found = frozenset(key.address for key in self.services) - _MAIN
+        return found | {SERVICE_ADDRESS_IPV6} if self.ipv6 else found
 
     @property
     def networks(self) -> tuple[Network, ...]:

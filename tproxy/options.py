@@ -97,6 +97,13 @@ class Protocols(NamedTuple):
         return f"{', '.join(f'`{each}`' for each in PROTOCOLS)}, or a list of these"
 
 
+class ServiceAddress(NamedTuple):
+    """An IPv4 address that guests can have services at."""
+
+    def __str__(self) -> str:
+        return "an IPv4 address; not below 1.0.0.0, in 127.0.0.0/8, or from 224.0.0.0 on"
+
+
 class NetworkName(NamedTuple):
     """The name or the id of one network."""
 
@@ -143,6 +150,7 @@ Kind = (
     | Choice
     | Hosts
     | Protocols
+    | ServiceAddress
     | NetworkName
     | NetworkNames
     | BridgePattern

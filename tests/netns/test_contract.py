@@ -49,6 +49,7 @@ NAMES = {
     "ARP guard": "nft list chain bridge one_tproxy ch_br0",
     "shared guards": "nft list table bridge one_tproxy | grep 'chain guard_'",
     "sets of the guards": "for each in veths uplinks guarded; do nft list set bridge one_tproxy $each; done",
+    "sets of further addresses": "nft list set bridge one_tproxy at_169.254.169.254",
     "sets of the limits": "for each in known fresh syns arps; do nft list set bridge one_tproxy $each; done",
     "wall": "ip netns exec one_tproxy_br0 nft list table inet one_tproxy",
     "daemon": "PID=$(pgrep -f '^one_tproxy *$'); tr '\\0' '\\n' </proc/$PID/cmdline",
@@ -67,8 +68,9 @@ def served(real_kernel: None) -> Iterator[Hypervisor]:
         options = "".join(
             f"tproxy_{field}: 9\n" for field in Service._fields[3:]
         )  # more than a comment holds
-        udp = "- {service_port: 53, remote_addr: 10.0.0.53, remote_port: 53, protocol: udp}\n"
-        hypervisor.write(FILE, f"{options}{CONFIG.rstrip()}\n{udp}")
+        others = "- {service_port: 53, remote_addr: 10.0.0.53, remote_port: 53, protocol: udp}\n"
+        others += "- {service_addr: 169.254.169.254, remote_addr: 10.0.0.53, remote_port: 80}\n"
+        hypervisor.write(FILE, f"{options}{CONFIG.rstrip()}\n{others}")
         hook(hypervisor)
         yield hypervisor
 

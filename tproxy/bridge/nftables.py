@@ -209,7 +209,17 @@ def read_guard(bridge: str) -> ObservedGuard:
     chains = (*guards.SHARED_CHAINS, BridgeNames(bridge).arp_guard)
     objects = [f"chain bridge {TABLE} {each}" for each in chains]
     objects += [f"set bridge {TABLE} {each}" for each in guards.SETS]
-    found = guards.parse(item for each in objects for item in _list_or_nothing(f"list {each}"))
+    listed = [item for each in objects for item in _list_or_nothing(f"list {each}")]
+    found = guards.parse(listed)
+    if addresses := found[""].named_addresses:
+        from tproxy.bridge import address_rules
+
+        objects = [f"chain bridge {TABLE} {each}" for each in address_rules.CHAINS]
+        objects += [f"set bridge {TABLE} {guards.AT_PREFIX}{each}" for each in addresses]
+        listed += [item for each in objects for item in _list_or_nothing(f"list {each}")]
+        found = guards.parse(listed)
+    if found[""].shared and found[""].kind is None:
+        found = read_guards()  # the rules do not tell which addresses other bridges have
     return found.get(bridge) or found[""]._replace(bridge=bridge)
 
 
@@ -281,7 +291,7 @@ def _parse_map(
         _warn(f"map {typed['name']} is not of the type that tproxy knows, and is ignored")
         return parsed
     _warn_of(typed, rest, services, service_map.TYPED_OPTIONS_PREFIX + bridge)
-    return parsed._replace(services={**parsed.services, **services})
+    return parsed._replace(services={**parsed.services, **services}, ipv6=service_map.has_ipv6(typed))
 
 
 def _warn_of(

@@ -64,6 +64,8 @@ _MOST_BEFORE_MORE = MAX_COMMENT - len(" more=9999")
 ALONE = 1 << 16
 _PORT = "port"
 
+_IPV6 = "ipv6"  # a word in the comment of sv_<bridge>
+
 # The options of a service: words in its element's comment, which it lacks where a default counts.
 _OPTIONS = Service._fields[2:]
 _DEFAULTS = [Service._field_defaults[field] for field in _OPTIONS]
@@ -88,7 +90,7 @@ def storable(wanted: ServiceMap) -> ServiceMap:
     members = wanted.members
     if members is not None:
         members = {mac: each._replace(network=stored(each.network)) for mac, each in members.items()}
-    return ServiceMap(wanted.bridge, services, stored(wanted.network), members)
+    return ServiceMap(wanted.bridge, services, stored(wanted.network), members, wanted.ipv6)
 
 
 def stored(network: Network) -> Network:
@@ -104,9 +106,8 @@ def add_map(wanted: ServiceMap) -> list[str]:
     return [
         f"add table ip {TABLE}",
         f"add map ip {TABLE} {names.map} {{ {_MAP_TYPE} {comment + ';' if comment else ''} }}",
-        *_typed_map(names, {}, wanted.services),
         # What outlived its map says nothing of the services that the bridge has now.
-        *([f"flush map ip {TABLE} {names.typed_map}"] if _typed(wanted.services) else []),
+        *([*_delete_typed_map(names), _map(names, ipv6=wanted.ipv6)] if _typed(wanted) else []),
         *_elements("add", names, wanted.services.values()),
         *_set_rest(names, wanted.services),
         *_add_set(names, wanted.members),
@@ -116,17 +117,18 @@ def add_map(wanted: ServiceMap) -> list[str]:
 def change_map(observed: ServiceMap, wanted: ServiceMap) -> list[str]:
     """Return commands that turn the observed map into the wanted one; none when both are the same."""
     names = BridgeNames(wanted.bridge)
-    if observed.network != wanted.network:
+    if (observed.network, observed.ipv6) != (wanted.network, wanted.ipv6):
         # A map's comment cannot be changed, so the map is replaced. One transaction does both.
         new_map = add_map(wanted._replace(members=None))
         plain = f"delete map ip {TABLE} {names.map}"
-        typed = [_map(names), f"delete map ip {TABLE} {names.typed_map}"] if _typed(observed.services) else []
+        typed = _delete_typed_map(names) if _typed(observed) else []
         unused = _unused_rest(names, observed.services, wanted.services)
         return [plain, *typed, *new_map, *unused, *_change_set(names, observed, wanted)]
     gone = [each for key, each in observed.services.items() if wanted.services.get(key) != each]
     new = [each for key, each in wanted.services.items() if observed.services.get(key) != each]
     services = _elements("delete", names, gone)
-    services += _typed_map(names, observed.services, wanted.services)
+    if _typed(wanted) != _typed(observed):
+        services += [_map(names, ipv6=wanted.ipv6)] if _typed(wanted) else _delete_typed_map(names)
     services += _elements("add", names, new)
     if gone or new:
         services += _set_rest(names, wanted.services)
@@ -153,8 +155,7 @@ def delete_sets(bridge: str, *, all_of_them: bool = True) -> list[str]:
         *members,
         _options_set(names, plain=True),
         f"delete set ip {TABLE} {names.options}",
-        _map(names),
-        f"delete map ip {TABLE} {names.typed_map}",
+        *_delete_typed_map(names),
         _options_set(names, plain=False),
         f"delete set ip {TABLE} {names.typed_options}",
     ]
@@ -186,6 +187,11 @@ def parse_typed(listed: Json, rest: Rest | None = None) -> dict[ServiceKey, Serv
     if " . ".join(listed.get("type", ())) != _KEY or _joined(listed.get("map")) != "ipv4_addr . inet_service":
         return None
     return _parse_elements(listed, rest or {})
+
+
+def has_ipv6(listed: Json) -> bool:
+    """Whether an object ``sv_<bridge>`` of ``nft -j list`` says that services are at the IPv6 address too."""
+    return decode_words(listed.get("comment", "")).get(_IPV6) == "yes"
 
 
 def _joined(kind: Any) -> Any:
@@ -369,22 +375,18 @@ def _left(key: ServiceKey) -> str:
     return f"{key.address} . {key.protocol} . {key.port} . {key.network:#x}"
 
 
-def _typed(services: Mapping[ServiceKey, Service]) -> bool:
+def _typed(found: ServiceMap) -> bool:
     """Whether ``sv_<bridge>`` is needed."""
-    return any(not key.plain for key in services)
+    return found.ipv6 or any(not key.plain for key in found.services)
 
 
-def _typed_map(
-    names: BridgeNames, before: Mapping[ServiceKey, Service], after: Mapping[ServiceKey, Service]
-) -> list[str]:
-    """Return the commands after which ``sv_<bridge>`` is there exactly if it is needed."""
-    if _typed(after):
-        return [_map(names)]
-    return [_map(names), f"delete map ip {TABLE} {names.typed_map}"] if _typed(before) else []
+def _delete_typed_map(names: BridgeNames) -> list[str]:
+    return [_map(names), f"delete map ip {TABLE} {names.typed_map}"]  # deleting a missing one fails
 
 
-def _map(names: BridgeNames) -> str:
-    return f"add map ip {TABLE} {names.typed_map} {{ {_TYPED_MAP_TYPE} }}"
+def _map(names: BridgeNames, *, ipv6: bool = False) -> str:
+    comment = f' comment "{_IPV6}=yes";' if ipv6 else ""
+    return f"add map ip {TABLE} {names.typed_map} {{ {_TYPED_MAP_TYPE}{comment} }}"
 
 
 def _add_set(names: BridgeNames, members: Mapping[str, Member] | None) -> list[str]:

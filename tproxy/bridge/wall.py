@@ -27,8 +27,9 @@ comments and ports are; otherwise one transaction replaces it, and no packet see
 
 from __future__ import annotations
 
+import socket
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 
@@ -36,7 +37,7 @@ from tproxy.bridge import nftables
 from tproxy.errors import NftError, TproxyError
 from tproxy.kernel import links, netns
 from tproxy.log.lazy import logger
-from tproxy.model import SERVICE_ADDRESS, TABLE, TCP, UDP, BridgeNames, ServiceKey
+from tproxy.model import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, TABLE, UDP, BridgeNames, ServiceKey
 from tproxy.typed import Any, NamedTuple
 
 log = logger(__name__)
@@ -46,10 +47,24 @@ PORTS = "ports"  # the set of the service ports of TCP
 AFTER = "datagrams"  # the chain behind the place where the kernel puts fragments together
 UDP_PORTS = "udp_ports"
 REFUSED = "refused"  # the set of the UDP ports whose guests are refused now
+PORTS_IPV6 = "ports6"  # the set of the service ports of TCP at SERVICE_ADDRESS_IPV6
+# The sets of a wall for further service addresses: these addresses; address, protocol and port of their
+# services; and those whose guests are refused now.
+ADDRESSES, SERVICES, REFUSED_SERVICES = "addresses", "services", "refused_services"
 
 # Before the kernel would put fragments together, NF_IP_PRI_RAW_BEFORE_DEFRAG in <linux/netfilter_ipv4.h>.
 _HOOK, _PRIORITY = "prerouting", -450
-_SETS = {PORTS, UDP_PORTS, REFUSED}
+_SERVICE = "ipv4_addr . inet_proto . inet_service"
+_SETS = {
+    PORTS: "inet_service",
+    UDP_PORTS: "inet_service",
+    REFUSED: "inet_service",
+    PORTS_IPV6: "inet_service",
+    ADDRESSES: "ipv4_addr",
+    SERVICES: _SERVICE,
+    REFUSED_SERVICES: _SERVICE,
+}
+_REFUSING = {REFUSED, REFUSED_SERVICES}
 _BASE = {CHAIN: (_HOOK, _PRIORITY, "drop"), AFTER: ("input", 0, "accept")}
 
 SYSCTLS = {
@@ -74,6 +89,17 @@ _REFUSE = "reject with icmp type port-unreachable"
 _FRAGMENT = "@nh,32,32 & 0x00003fff != 0"
 # SYN and ACK: the answer to a connection that began here.
 _NO_ANSWER = "@th,96,32 & 0x00120000 != 0x00120000"
+# Without headers before the last one: no fragment. Guests have addresses of the link only.
+_FROM_LINK = "ip6 saddr fe80::/10"
+_FOR_US_IPV6 = f"ip6 daddr {SERVICE_ADDRESS_IPV6} {_FROM_LINK} ip6 nexthdr tcp"
+_FOR_US_ICMPV6 = f"ip6 daddr {SERVICE_ADDRESS_IPV6} {_FROM_LINK} ip6 nexthdr ipv6-icmp"
+_IPV6 = socket.inet_pton(socket.AF_INET6, SERVICE_ADDRESS_IPV6)
+# A neighbour solicitation for us, to our group or to us.
+_ASKING_IPV6 = (
+    f"{_FROM_LINK} ip6 nexthdr ipv6-icmp ip6 hoplimit 255 icmpv6 type nd-neighbor-solicit "
+    f"ip6 daddr {{ {SERVICE_ADDRESS_IPV6}, ff02::1:ff{_IPV6[13:14].hex()}:{_IPV6[14:].hex()} }} "
+    f"@th,64,128 0x{_IPV6.hex()}"
+)
 _NEW = "tcp flags & (fin | syn | rst | ack) == syn"
 _GOES_ON = "tcp flags & syn != syn"
 
@@ -88,6 +114,10 @@ class Kind(NamedTuple):
     family: str
     limited: bool
     refuses: bool = True
+
+    def seen(self, keys: Iterable[ServiceKey]) -> frozenset[ServiceKey]:
+        """Those of the services whose packets such a wall sees."""
+        return frozenset(key for key in keys if self.family == "inet" or ":" not in key.address)
 
     @property
     def lacks(self) -> str:
@@ -104,16 +134,42 @@ KINDS = (*_LIMITED, *(each._replace(refuses=False) for each in _LIMITED))
 
 
 class Wall(NamedTuple):
-    """A wall as it was found: which kind, and for which ports. Another chain or other rules are no kind."""
+    """A wall as it was found: which kind, and for which services. Other rules are no kind."""
 
     kind: Kind | None
-    ports: frozenset[int]
-    udp_ports: frozenset[int] = frozenset()
+    keys: frozenset[ServiceKey]
+
+
+class Parts(NamedTuple):
+    """The parts of a wall besides that for TCP at SERVICE_ADDRESS: for UDP, further addresses, and IPv6."""
+
+    udp: bool
+    further: bool
+    ipv6: bool
+
+    @property
+    def sets(self) -> set[str]:
+        """The names of the sets."""
+        names = {PORTS}
+        names |= {UDP_PORTS, REFUSED} if self.udp else set()
+        names |= {ADDRESSES, SERVICES} if self.further else set()
+        names |= {PORTS_IPV6} if self.ipv6 else set()
+        return names | ({REFUSED_SERVICES} if self.udp and self.further else set())
+
+
+def parts_for(keys: Iterable[ServiceKey]) -> Parts:
+    """The parts that a wall for these services has."""
+    addresses = {key.address for key in keys} - {SERVICE_ADDRESS}
+    return Parts(
+        udp=any(key.protocol == UDP for key in keys),
+        further=bool(addresses - {SERVICE_ADDRESS_IPV6}),
+        ipv6=SERVICE_ADDRESS_IPV6 in addresses,
+    )
 
 
 @cache
-def rules(kind: Kind, *, udp: bool) -> dict[str, list[str]]:
-    """The rules of the wall's chains. ``udp``: the bridge has UDP services."""
+def rules(kind: Kind, parts: Parts) -> dict[str, list[str]]:
+    """The rules of the wall's chains."""
     pings = f" limit rate {PINGS}/second burst {PING_BURST} packets" if kind.limited else ""
     closed = f" limit rate {CLOSED}/second burst {CLOSED_BURST} packets" if kind.limited else ""
     datagrams = [
@@ -125,41 +181,87 @@ def rules(kind: Kind, *, udp: bool) -> dict[str, list[str]]:
         f"{_FOR_US} {_WHOLE} {_NEW}{closed} accept",
         f"{_FOR_US} {_WHOLE} {_GOES_ON} accept",
         f"{_FOR_US} {_WHOLE} icmp type echo-request{pings} accept",
-        *(datagrams if udp else []),
+        *(datagrams if parts.udp else []),
         "iif lo accept",
     ]
-    if not udp:
+    there = f"ip daddr @{ADDRESSES}"
+    service = "ip daddr . ip protocol . th dport"
+    if parts.further:
+        wall += [
+            f"{there} {_WHOLE} ip protocol tcp {_NO_ANSWER} {service} @{SERVICES} accept",
+            f"{there} {_WHOLE} {_NEW}{closed} accept",
+            f"{there} {_WHOLE} {_GOES_ON} accept",
+            f"{there} {_WHOLE} icmp type echo-request{pings} accept",
+        ]
+    if parts.ipv6:
+        wall += [
+            f"{_FOR_US_IPV6} tcp dport @{PORTS_IPV6} {_NO_ANSWER} accept",
+            f"{_FOR_US_IPV6} {_NEW}{closed} accept",
+            f"{_FOR_US_IPV6} {_GOES_ON} accept",
+            f"{_FOR_US_ICMPV6} icmpv6 type echo-request{pings} accept",
+            # RFC 4861, 7.1: a router forwards no packet with this hop limit.
+            f"{_FOR_US_ICMPV6} ip6 hoplimit 255 icmpv6 type nd-neighbor-advert accept",
+            f"{_ASKING_IPV6} accept",
+        ]
+    if not parts.udp:
         return {CHAIN: wall}
     after = [
         "iif lo accept",
         *([f"{_FOR_US} udp dport @{REFUSED} {_REFUSE}"] if kind.refuses else []),
         f"{_FOR_US} udp dport != @{UDP_PORTS} drop",
     ]
+    if parts.further:
+        wall += [
+            f"{there} {_WHOLE} ip protocol udp {service} @{SERVICES} accept",
+            f"{there} {_FRAGMENT} ip protocol udp accept",
+        ]
+        refused = f"{there} ip protocol udp {service} @{REFUSED_SERVICES} {_REFUSE}"
+        after += [
+            *([refused] if kind.refuses else []),
+            f"{there} ip protocol udp {service} != @{SERVICES} drop",
+        ]
     return {CHAIN: wall, AFTER: after}
 
 
-def load(kind: Kind, ports: Collection[int], udp_ports: Collection[int] = ()) -> str:
+def load(kind: Kind, keys: Collection[ServiceKey]) -> str:
     """Return the commands of one transaction that replaces whatever wall there is."""
-    table = f"{kind.family} {TABLE}"
-    sets = {PORTS: "type inet_service;"}
-    if udp_ports:
-        sets |= {UDP_PORTS: "type inet_service;", REFUSED: "type inet_service; flags timeout;"}
-    chains = rules(kind, udp=bool(udp_ports))
+    table, keys = f"{kind.family} {TABLE}", kind.seen(keys)
+    parts = parts_for(keys)
+    chains = rules(kind, parts)
     lines = [
         f"add table {table}",  # first, because deleting fails where there is none
         f"delete table {table}",
         f"add table {table}",
-        *(f"add set {table} {name} {{ {kind_of} }}" for name, kind_of in sets.items()),
+        *(
+            f"add set {table} {name} {{ type {of};{' flags timeout;' if name in _REFUSING else ''} }}"
+            for name, of in _SETS.items()
+            if name in parts.sets
+        ),
     ]
     for chain, its_rules in chains.items():
         hook, priority, policy = _BASE[chain]
         base = f"type filter hook {hook} priority {priority}; policy {policy};"
         lines.append(f"add chain {table} {chain} {{ {base} }}")
         lines += [f'add rule {table} {chain} {rule} comment "{_mark(rule)}"' for rule in its_rules]
-    for name, wanted in ((PORTS, ports), (UDP_PORTS, udp_ports)):
-        if wanted:
-            lines.append(f"add element {table} {name} {{ {', '.join(map(str, sorted(wanted)))} }}")
+    elements: dict[str, set[str]] = {}
+    for key in keys:
+        name, element = _element(key)
+        elements.setdefault(name, set()).add(element)
+        if name == SERVICES:
+            elements.setdefault(ADDRESSES, set()).add(key.address)
+    lines += [
+        f"add element {table} {name} {{ {', '.join(sorted(each))} }}" for name, each in elements.items()
+    ]
     return "\n".join(lines)
+
+
+def _element(key: ServiceKey) -> tuple[str, str]:
+    """The set in which a service is, and its element there."""
+    if key.address == SERVICE_ADDRESS_IPV6:
+        return PORTS_IPV6, str(key.port)
+    if key.address != SERVICE_ADDRESS:
+        return SERVICES, f"{key.address} . {key.protocol} . {key.port}"
+    return UDP_PORTS if key.protocol == UDP else PORTS, str(key.port)
 
 
 def parse(family: str, listed: Iterable[dict[str, Any]]) -> Wall | None:
@@ -178,28 +280,43 @@ def parse(family: str, listed: Iterable[dict[str, Any]]) -> Wall | None:
             chains[each["name"]] = each.get("hook"), each.get("prio"), each.get("policy")
         elif what == "rule" and each["chain"] in _BASE:
             marks.setdefault(each["chain"], []).append(each.get("comment", ""))
-        elif what == "set" and each["name"] in _SETS and each["type"] == "inet_service":
+        elif what == "set" and _joined(each["type"]) == _SETS.get(each["name"]):
             sets[each["name"]] = each.get("elem", [])
         elif what not in ("metainfo", "table"):
             raise NftError(f"table {family} {TABLE} in the namespace belongs to another program")
     if not found:
         return None
-    ports, udp_ports = sets.get(PORTS), sets.get(UDP_PORTS, [])
-    udp = AFTER in chains
-    wanted = [CHAIN, *([AFTER] if udp else [])]
-    # An element with a comment, or a range, is listed as an object.
-    if (
-        ports is None
-        or chains != {name: _BASE[name] for name in wanted}
-        or (sets.keys() == _SETS) != udp
-        or not all(isinstance(each, int) for each in (*ports, *udp_ports))
-    ):
+    parts = Parts(udp=AFTER in chains, further=SERVICES in sets, ipv6=PORTS_IPV6 in sets)
+    wanted = [CHAIN, *([AFTER] if parts.udp else [])]
+    keys = _keys(sets)
+    if keys is None or chains != {name: _BASE[name] for name in wanted} or sets.keys() != parts.sets:
         return Wall(None, frozenset())
     for kind in KINDS:
-        known = {name: list(map(_mark, each)) for name, each in rules(kind, udp=udp).items()}
+        known = {name: list(map(_mark, each)) for name, each in rules(kind, parts).items()}
         if kind.family == family and known == marks:
-            return Wall(kind, frozenset(ports), frozenset(udp_ports))
-    return Wall(None, frozenset(ports), frozenset(udp_ports))
+            return Wall(kind, keys)
+    return Wall(None, keys)
+
+
+def _keys(sets: Mapping[str, list[Any]]) -> frozenset[ServiceKey] | None:
+    """The keys of services in the sets of a wall; None where these are not as ``load`` makes them."""
+    try:
+        # An element with a comment, or a range, is listed as another object.
+        keys = {ServiceKey(int(port)) for port in sets.get(PORTS, ())}
+        keys |= {ServiceKey(int(port), UDP) for port in sets.get(UDP_PORTS, ())}
+        keys |= {ServiceKey(int(port), address=SERVICE_ADDRESS_IPV6) for port in sets.get(PORTS_IPV6, ())}
+        for each in sets.get(SERVICES, ()):
+            address, protocol, port = each["concat"]
+            keys.add(ServiceKey(int(port), str(protocol), str(address)))
+    except (KeyError, TypeError, ValueError):
+        return None
+    addresses = {key.address for key in keys} - {SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6}
+    return frozenset(keys) if addresses == set(sets.get(ADDRESSES, ())) else None
+
+
+def _joined(kind: Any) -> Any:
+    """A type as text."""
+    return " . ".join(kind) if isinstance(kind, list) else kind
 
 
 def ensure(bridge: str, keys: Collection[ServiceKey]) -> None:
@@ -207,14 +324,14 @@ def ensure(bridge: str, keys: Collection[ServiceKey]) -> None:
 
     Whoever made the namespace. Does nothing when all is as it should be. Raises NftError, KernelError.
     """
-    ports, udp_ports = (frozenset(key.port for key in keys if key.protocol == each) for each in (TCP, UDP))
+    wanted = frozenset(key.listener for key in keys)
     with nftables.inside(BridgeNames(bridge).namespace) as inner:
         try:
             wall = _find(inner)
             if wall is None or wall.kind is None:
-                _load_best(inner, bridge, ports, udp_ports)
-            elif (wall.ports, wall.udp_ports) != (ports, udp_ports):
-                inner.transaction([load(wall.kind, ports, udp_ports)])
+                _load_best(inner, bridge, wanted)
+            elif wall.keys != wall.kind.seen(wanted):
+                inner.transaction([load(wall.kind, wanted)])
         finally:  # the relay needs them in any case
             found = links.sysctls(SYSCTLS)
             for path, value in SYSCTLS.items():
@@ -228,20 +345,22 @@ def look(bridge: str) -> Wall | None:
         return _find(inner)
 
 
-def refuse(bridge: str, port: int, seconds: float) -> None:
-    """Have guests' datagrams for a UDP port refused by ICMP for so many seconds; 0: no more.
+def refuse(bridge: str, key: ServiceKey, seconds: float) -> None:
+    """Have guests' datagrams for a UDP service refused by ICMP for so many seconds; 0: no more.
 
     Raises NftError, KernelError.
     """
     with nftables.inside(BridgeNames(bridge).namespace) as inner:
         wall = _find(inner)
-        if wall is None or wall.kind is None or port not in wall.udp_ports:
+        if wall is None or wall.kind is None or key.listener not in wall.keys:
             return
-        place = f"element {wall.kind.family} {TABLE} {REFUSED}"
+        name, each = _element(key)
+        name = REFUSED_SERVICES if name == SERVICES else REFUSED
+        place = f"element {wall.kind.family} {TABLE} {name}"
         # Added first, because deleting fails where there is none, and adding does not renew a time-out.
-        commands = [f"add {place} {{ {port} }}", f"delete {place} {{ {port} }}"]
+        commands = [f"add {place} {{ {each} }}", f"delete {place} {{ {each} }}"]
         if seconds:
-            commands.append(f"add {place} {{ {port} timeout {max(round(seconds), 1)}s }}")
+            commands.append(f"add {place} {{ {each} timeout {max(round(seconds), 1)}s }}")
         inner.transaction(commands)
 
 
@@ -281,15 +400,15 @@ def _find(inner: nftables.Inner) -> Wall | None:
     return None
 
 
-def _load_best(inner: nftables.Inner, bridge: str, ports: frozenset[int], udp_ports: frozenset[int]) -> None:
+def _load_best(inner: nftables.Inner, bridge: str, keys: frozenset[ServiceKey]) -> None:
     """Load the first kind that this kernel accepts."""
     for kind in KINDS:
         try:
-            inner.transaction([load(kind, ports, udp_ports)])
+            inner.transaction([load(kind, keys)])
         except (nftables.Unsupported, nftables.Absent) as error:
             refused = error
         else:
-            log.debug("bridge %s: wall loaded for ports %s", bridge, sorted(ports | udp_ports))
+            log.debug("bridge %s: wall loaded for ports %s", bridge, [each.in_words for each in sorted(keys)])
             if kind.lacks:
                 _tell(kind.lacks)
             return

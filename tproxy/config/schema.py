@@ -114,6 +114,8 @@ def _kind(kind: options.Kind) -> Json:
         case options.Protocols():
             protocol: Json = {"enum": list(PROTOCOLS)}
             return {"anyOf": [protocol, {"type": "array", "items": protocol, "minItems": 1}]}
+        case options.ServiceAddress():
+            return {**_matching(_IPV4), "not": _matching(r"(0|127|22[4-9]|2[34][0-9]|25[0-5])\..*")}
         case options.NetworkName():
             return _network(".+")
         case options.NetworkNames():

@@ -14,7 +14,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tproxy.errors import to_ascii
 from tproxy.log.lazy import JSON
-from tproxy.model import MOST_ENDPOINTS, TCP, Endpoint, Network, Service, ServiceKey, Settings, is_address
+from tproxy.model import (
+    MOST_ENDPOINTS,
+    SERVICE_ADDRESS,
+    TCP,
+    Endpoint,
+    Network,
+    Service,
+    ServiceKey,
+    Settings,
+    is_address,
+)
 from tproxy.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # the annotations of options, which are text at run time
@@ -34,6 +44,7 @@ if TYPE_CHECKING:  # the annotations of options, which are text at run time
         Port,
         Protocols,
         Seconds,
+        ServiceAddress,
         Text,
     )
 
@@ -67,7 +78,7 @@ class Entry(NamedTuple):
         int,
         Option(
             Port(),
-            "the port on 169.254.16.9 that guests connect to",
+            "the port on the service address that guests connect to",
             unset="`remote_port`",
             nftables="the element's key",
         ),
@@ -105,12 +116,21 @@ class Entry(NamedTuple):
             "(contract.md#services-that-are-not-plain)",
         ),
     ] = (TCP,)
+    service_addr: Annotated[
+        str,
+        Option(
+            ServiceAddress(),
+            "the service address, where guests have the service, for instance where the images of clouds ask "
+            "for their metadata",
+            nftables="a part of the element's key, likewise",
+        ),
+    ] = SERVICE_ADDRESS
     options: Mapping[str, Any] = _NO_OPTIONS
 
     @property
     def keys(self) -> tuple[ServiceKey, ...]:
         """The keys of the entry's services, one for each protocol."""
-        return tuple(ServiceKey(self.service_port, each) for each in self.protocol)
+        return tuple(ServiceKey(self.service_port, each, self.service_addr) for each in self.protocol)
 
     def applies_to(self, network: Network) -> bool:
         return not self.networks or network.is_one_of(self.networks)
@@ -210,6 +230,15 @@ class Config(NamedTuple):
             "how lines of the log files are written: as text, or each as a JSON object",
         ),
     ] = "text"
+
+    ipv6: Annotated[
+        bool,
+        Option(
+            Flag(),
+            "whether guests reach all services at `fe80::a9fe:1009` too",
+            nftables="the word `ipv6` in the comment of the map `sv_<bridge>`",
+        ),
+    ] = False
 
     @property
     def settings(self) -> Settings:

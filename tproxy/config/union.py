@@ -50,11 +50,17 @@ class Union:
         contradictions: list[Contradiction],
         *,
         mixed: bool,
+        ipv6: bool = False,
     ) -> None:
         self.services = services
         self.problems = problems
         self.contradictions = contradictions
         self.mixed = mixed
+        self.ipv6 = ipv6
+
+    def applied(self, found: ServiceMap) -> ServiceMap:
+        """Return the map with these services in the place of its own."""
+        return found._replace(services=self.services, ipv6=self.ipv6)
 
 
 def merge(
@@ -109,7 +115,7 @@ class Offer:
             problems |= dict.fromkeys(said)
         services, contradictions = merge(wanted)
         mixed = any(each != services for _, each in wanted)
-        return Union(services, list(problems), contradictions, mixed=mixed)
+        return Union(services, list(problems), contradictions, mixed=mixed, ipv6=self.config.ipv6)
 
     def _missing(self, networks: Iterable[Network]) -> list[str]:
         names = dict.fromkeys(name for each in networks for name in host_names(self.config, each))

@@ -17,7 +17,7 @@ import yaml
 
 from tproxy import options
 from tproxy.errors import BadName, quoted, to_ascii
-from tproxy.model import PROTOCOLS, as_ipv6, check_interface_name, is_ipv4, refused
+from tproxy.model import PROTOCOLS, as_ipv6, can_be_served, check_interface_name, is_ipv4, refused
 
 STR, INT, FLOAT, BOOL, NULL, MERGE = (
     f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "merge")
@@ -133,6 +133,13 @@ def _protocols(kind: options.Protocols, node: yaml.Node) -> tuple[str, ...]:
     return tuple(each for each in PROTOCOLS if each in found)
 
 
+def _service_address(kind: options.ServiceAddress, node: yaml.Node) -> str:
+    text = written(node, STR)
+    if not can_be_served(text):
+        raise Unusable("is not an IPv4 address that guests can use")
+    return text
+
+
 def _networks(kind: options.NetworkNames, node: yaml.Node) -> frozenset[str]:
     if isinstance(node, yaml.ScalarNode):
         _refuse_several(node, quotes_suffice=False)
@@ -201,6 +208,7 @@ _PARSERS: dict[type[options.Kind], Callable[[Any, yaml.Node], object]] = {
     options.Choice: _choice,
     options.Hosts: _hosts,
     options.Protocols: _protocols,
+    options.ServiceAddress: _service_address,
     options.NetworkName: _network,
     options.NetworkNames: _networks,
     options.BridgePattern: _pattern,

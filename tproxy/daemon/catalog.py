@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tproxy.model import Network, Service, ServiceKey, ServiceMap
+from tproxy.model import SERVICE_ADDRESS_IPV6, TCP, Network, Service, ServiceKey, ServiceMap
 
 
 class Catalog:
@@ -29,7 +29,10 @@ class Catalog:
 
     def listeners(self, bridge: str) -> tuple[ServiceKey, ...]:
         """What the bridge's relay listens on: the keys of its services, each once for all networks."""
-        return tuple(dict.fromkeys(each.key.listener for each in self.services(bridge)))
+        keys = [each.key.listener for each in self.services(bridge)]
+        if bridge in self._maps and self._maps[bridge].ipv6:
+            keys += [key._replace(address=SERVICE_ADDRESS_IPV6) for key in keys if key.protocol == TCP]
+        return tuple(dict.fromkeys(keys))
 
     def maps(self) -> list[ServiceMap]:
         """The maps of all bridges as they were read, sorted by bridge."""

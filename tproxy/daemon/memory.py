@@ -29,7 +29,7 @@ def remembered() -> list[Remembered]:
 
 def to_json(each: Remembered) -> Json:
     """Return the object for one bridge."""
-    bridge, services, network, members = each.map
+    bridge, services, network, members, ipv6 = each.map
     return {
         "bridge": bridge,
         "network": network.name,
@@ -41,6 +41,7 @@ def to_json(each: Remembered) -> Json:
         ],
         "members": members
         and {mac: [network.name, network.id, order] for mac, (network, order) in members.items()},
+        "ipv6": ipv6,
         "guarded": each.guarded,
         "uplinks": sorted(each.uplinks),
     }
@@ -57,9 +58,8 @@ def from_json(each: Json) -> Remembered:
     if members is not None:
         members = {mac: Member(Network(name, id_), order) for mac, (name, id_, order) in members.items()}
     network = Network(each["network"], each["network_id"])
-    return Remembered(
-        ServiceMap(each["bridge"], services, network, members), each["guarded"], frozenset(each["uplinks"])
-    )
+    found_map = ServiceMap(each["bridge"], services, network, members, bool(each.get("ipv6")))
+    return Remembered(found_map, each["guarded"], frozenset(each["uplinks"]))
 
 
 def _service(key: int | list[Any], endpoint: Endpoint, options: list[Any]) -> Service:

@@ -274,6 +274,10 @@ class Relays:
             for each in self._catalog.services(bridge)
             if each.introduced and each.key.protocol == TCP
         }
+        introduced = {key.port for key in wanted}
+        wanted |= {
+            key for key in self._catalog.listeners(bridge) if ":" in key.address and key.port in introduced
+        }
         self._syns[bridge] = wanted
         for key in before ^ wanted:
             if (listener := self._copies.get(bridge, key)) is not None:

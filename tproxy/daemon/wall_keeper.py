@@ -88,7 +88,7 @@ class WallKeeper:
         for (bridge, key), seconds in refused.items():
             if bridge in self._built:
                 try:
-                    wall.refuse(bridge, key.port, seconds)
+                    wall.refuse(bridge, key, seconds)
                 except (TproxyError, OSError) as error:
                     log.warning("bridge %s: guests at port %s get no ICMP: %s", bridge, key.in_words, error)
 

@@ -129,7 +129,7 @@ class Connection:
 
     @property
     def guest_name(self) -> str:
-        return f"{self.peer[0]}:{self.peer[1]}"
+        return f"[{self.peer[0]}]:{self.peer[1]}" if ":" in self.peer[0] else f"{self.peer[0]}:{self.peer[1]}"
 
     @property
     def id(self) -> str:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable
 
 from tproxy import proxy_protocol
-from tproxy.model import Network, ServiceKey
+from tproxy.model import SERVICE_ADDRESS_IPV6, Network, ServiceKey
 from tproxy.proxy_protocol import (
     OF_BRIDGE,
     OF_HYPERVISOR,
@@ -69,7 +69,7 @@ class Introductions:
             network = known.networks[known.members[mac]]
         return proxy_protocol.encode(
             peer,
-            (key.address, key.port),
+            (SERVICE_ADDRESS_IPV6 if ":" in peer[0] else key.address, key.port),
             {
                 UNIQUE_ID: self.id(number),
                 OF_NETWORK: network.name,

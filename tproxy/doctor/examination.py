@@ -163,11 +163,11 @@ def _of_bridge(bridge: _Bridge, known: _Known) -> list[Finding]:
     if loaded is None:
         # Another program may have ended the service on purpose, and kept its namespace.
         return lines if ours or known.named else [each._replace(level=GOOD, repair="") for each in lines]
-    lines += judge_links.chain(name, seen, repair, ours=ours)
+    lines += judge_links.chain(loaded, seen, repair, ours=ours)
     lines += judge_links.forwarding(name, seen, repair, ours=ours)
     lines += [
         judge_rules.of_uplinks(seen),
-        judge_rules.of_guards(name, seen, repair, ours=ours),
+        judge_rules.of_guards(loaded, seen, repair, ours=ours),
         *judge_rules.of_sources(name, read),
         judge_rules.of_firewall(name, seen.obstacles, read.dropping),
         judge_rules.of_agents(name, known.ran.agents, host_has=known.host_has),

@@ -80,8 +80,8 @@ _BOTH: tuple[Group, ...] = (
     ("write to its log, read signals", ("write", "read", "close", "lseek", "fstat", "newfstatat")),
     ("wake its own loop when a signal comes", ("socketpair",)),
     (
-        "non-blocking sockets; what waits in a channel; the MAC behind an address",
-        (_one_of("ioctl", 1, 0x5421, 0x5411, 0x541B, 0x8954),),
+        "non-blocking sockets; what waits in a channel; the MAC behind an address; the index of a link",
+        (_one_of("ioctl", 1, 0x5421, 0x5411, 0x541B, 0x8954, 0x8933),),
     ),
     # F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC
     ("flags of descriptors", (_one_of("fcntl", 1, 1, 2, 3, 4, 1030, *range(1031, 1035)),)),
@@ -105,6 +105,7 @@ _RELAY: tuple[Group, ...] = (
             Only(
                 "socket",
                 _socket(_AF_INET, _STREAM, _ANY_PROTOCOL_OF_TYPE, _TCP)
+                + _socket(_AF_INET6, _STREAM, _ANY_PROTOCOL_OF_TYPE, _TCP)
                 + _socket(_AF_INET, _DGRAM, _ANY_PROTOCOL_OF_TYPE)
                 + _socket(_AF_UNIX, _SEQPACKET, _ANY_PROTOCOL_OF_TYPE),
             ),

@@ -27,6 +27,8 @@ _WITH_ETHERNET = 2
 # Bytes of the longest SYN: Ethernet, IPv4 and TCP with all options.
 _LONGEST_SYN = 14 + 60 + 60
 
+_IP_VERSIONS = {b"\x08\x00": 4, b"\x86\xdd": 6}  # by the protocol of a frame
+
 _SIOCGARP, _COMPLETE = 0x8954, 0x02  # arp(7); ATF_COM
 # struct arpreq: the protocol's address, the hardware's, flags, a mask, and the device
 _ARP = struct.Struct("=HH4s8x2x6s8xi16x16s")
@@ -125,14 +127,16 @@ def caller_mac(sock: socket.SocketType) -> str:
         syn = sock.getsockopt(socket.IPPROTO_TCP, _SAVED_SYN, _LONGEST_SYN)
     except OSError:
         return ""
-    # Destination, source, 0x0800; then the first byte of an IPv4 header. Else it begins with that header.
-    if len(syn) < 34 or syn[12:14] != b"\x08\x00" or syn[14] >> 4 != 4 or not any(syn[6:12]):
+    # Destination, source, protocol; then the first byte of an IP header. Else it begins with that header.
+    if len(syn) < 34 or _IP_VERSIONS.get(syn[12:14]) != syn[14] >> 4 or not any(syn[6:12]):
         return ""
     return syn[6:12].hex(":")
 
 
 def neighbour_mac(sock: socket.SocketType, address: str, device: str) -> str:
     """Return the MAC that an IPv4 address has in the ARP table of the socket's namespace; "" without one."""
+    if ":" in address:  # the kernel has no such question for IPv6
+        return ""
     family, ip, name = socket.AF_INET, socket.inet_aton(address), device.encode()
     try:
         found = fcntl.ioctl(sock.fileno(), _SIOCGARP, _ARP.pack(family, 0, ip, bytes(6), 0, name))

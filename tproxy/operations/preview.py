@@ -38,7 +38,7 @@ def up(
     for problem in union.problems:
         log.warning("%s", problem.at(offer.config.path))
     reconcile.warn_of_union(observed.map, wanted.networks, union)
-    wanted = service_map.storable(wanted._replace(services=union.services))
+    wanted = service_map.storable(union.applied(wanted))
     actions = plan.up(wanted, observed, uplinks)
     steps.require_host_mounts(actions)
     lines = [*_others_restored(observed, bridge), *map(str, actions)]

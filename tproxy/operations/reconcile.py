@@ -64,7 +64,7 @@ def up(
                 first = run_directory.last_use(bridge) is None
                 run_directory.note_use(bridge, map_stays=_map_stays(before, first=first))
                 try:
-                    _reconcile(wanted._replace(services=union.services), before, uplinks, settings, lock)
+                    _reconcile(union.applied(wanted), before, uplinks, settings, lock)
                 except TproxyError:
                     if first:  # then what the bridge has is still another program's
                         run_directory.forget_use(bridge)
@@ -96,7 +96,7 @@ def note_guest(bridge: str, network: Network, macs: frozenset[str]) -> None:
     with run_directory.lock(run_directory.of_bridge(bridge)):
         found = nftables.read_map(bridge)
         if found is not None and found.members is not None:
-            wanted = joined(bridge, found, network, macs)._replace(services=found.services)
+            wanted = joined(bridge, found, network, macs)._replace(services=found.services, ipv6=found.ipv6)
             nftables.transaction(service_map.change_map(found, wanted))
             warn_of_union(found, wanted.networks, Union(dict(found.services), [], [], mixed=True))
 
@@ -105,10 +105,7 @@ def warn_of_union(found: ServiceMap | None, networks: tuple[Network, ...], union
     """Log what it means that a bridge has several networks, when that differs from what was ``found``."""
     if found is None or not union.mixed:
         return
-    if (
-        found.networks == networks
-        and found.services == service_map.storable(found._replace(services=union.services)).services
-    ):
+    if found.networks == networks and found.services == service_map.storable(union.applied(found)).services:
         return
     names = ", ".join(map(in_words, networks))
     log.warning("bridge %s: all its guests reach the services of all its networks: %s", found.bridge, names)
@@ -127,7 +124,7 @@ def refresh(found: ServiceMap, union: Union, settings: Settings) -> bool:
     taken down, or brought up for another network, is left alone. Raises TproxyError; then the bridge is as it
     was before.
     """
-    return _change(found, lambda _: union.services, settings)
+    return _change(found, union.applied, settings)
 
 
 def move(
@@ -138,19 +135,15 @@ def move(
     A service that is not the old one any more is left alone.
     """
 
-    def moved(services: Mapping[ServiceKey, Service]) -> dict[ServiceKey, Service]:
-        new = {key: after for key, (old, after) in moves.items() if services.get(key) == old}
-        return {**services, **new}
+    def moved(now: ServiceMap) -> ServiceMap:
+        new = {key: after for key, (old, after) in moves.items() if now.services.get(key) == old}
+        return now._replace(services={**now.services, **new})
 
     return _change(found, moved, settings)
 
 
-def _change(
-    found: ServiceMap,
-    wanted: Callable[[Mapping[ServiceKey, Service]], dict[ServiceKey, Service]],
-    settings: Settings,
-) -> bool:
-    """Give a bridge that still has the networks of ``found`` the services that are ``wanted``."""
+def _change(found: ServiceMap, wanted: Callable[[ServiceMap], ServiceMap], settings: Settings) -> bool:
+    """Give a bridge that still has the networks of ``found`` the map that is ``wanted``."""
     bridge = found.bridge
     with run_directory.lock(run_directory.of_bridge(bridge)) as lock:
         plumbing.require_bridge(bridge)
@@ -158,8 +151,7 @@ def _change(
         if before.map is None or before.map.networks != found.networks:
             return False
         uplinks = before.guard.named_uplinks if before.guard else frozenset()
-        services = wanted(before.map.services)
-        return _reconcile(before.map._replace(services=services), before, uplinks, settings, lock)
+        return _reconcile(wanted(before.map), before, uplinks, settings, lock)
 
 
 def restore(lost: Iterable[ServiceMap]) -> list[str]:
@@ -200,7 +192,7 @@ def repair(
             return []  # somebody has taken it down
         named = found.guard.named_uplinks_or(uplinks) if found.guard else uplinks
         if foreign_mac is not None:
-            actions = plan.up_foreign(bridge, found, foreign_mac)
+            actions = plan.up_foreign(found.map, found, foreign_mac)
         else:
             actions = plan.up(found.map, found, named)
         steps.require_host_mounts(actions)

@@ -79,7 +79,7 @@ def loses_network(found: ServiceMap, wanted: ServiceMap) -> bool:
 def served(found: ServiceMap, wanted: ServiceMap, offer: Offer) -> ServiceMap:
     """``wanted``, with the services that its networks have after others of ``found`` have gone."""
     union = offer.union(wanted.networks, found)
-    return service_map.storable(wanted._replace(services=union.services))
+    return service_map.storable(union.applied(wanted))
 
 
 def _let_go(found: ServiceMap, wanted: ServiceMap, offer: Offer | None, lock: Lock) -> None:

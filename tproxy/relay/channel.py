@@ -44,13 +44,13 @@ class Delivery:
         del self.fds[0]  # only now: had the line above failed, the descriptor would still be ours to close
         return sock
 
-    def take_connection(self) -> socket.SocketType:
+    def take_connection(self, family: int = socket.AF_INET) -> socket.SocketType:
         """Hand over the first descriptor that is left, as a TCP socket; raises OSError if it is not a socket.
 
         ``take_socket`` asks the kernel for family, type and protocol. This method knows them: it is called
         for each connection.
         """
-        sock = socket.SocketType(socket.AF_INET, socket.SOCK_STREAM, 0, self.fds[0])
+        sock = socket.SocketType(family, socket.SOCK_STREAM, 0, self.fds[0])
         del self.fds[0]
         return sock
 

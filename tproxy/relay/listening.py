@@ -8,8 +8,10 @@ A UDP socket is only bound here. The daemon gets a copy, as of each listening so
 """
 
 import errno
+import fcntl
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable, Collection, Iterator
 
@@ -32,6 +34,9 @@ BATCH = 64
 # daemon, the workers, a successor and the log.
 RESERVE = BATCH + 96
 
+_SIOCGIFINDEX = 0x8933  # <linux/sockios.h>
+_IFREQ = struct.Struct("=16si20x")  # struct ifreq with an index
+
 # Seconds without accepting after accept(2) failed for want of descriptors or memory.
 PAUSE = 0.2
 
@@ -45,7 +50,7 @@ _ENDED_BEFORE = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.
 class Batch(NamedTuple):
     """Accepted sockets on their way to a worker; owns its descriptors until ``close`` or ``reset``.
 
-    ``guests`` are their guests' IPv4 addresses, four bytes each, and empty where nobody knows them.
+    ``guests`` are their guests' addresses, of 4 bytes (IPv4) or 16, and empty where nobody knows them.
     """
 
     key: ServiceKey
@@ -74,9 +79,13 @@ class Batch(NamedTuple):
 
 
 class Listening:
-    """All listening sockets of one relay. ``accepted`` is called with each batch, which it then owns."""
+    """All listening sockets of one relay. ``accepted`` is called with each batch, which it then owns.
 
-    def __init__(self, loop: Loop, log: Log, accepted: Callable[[Batch], None]) -> None:
+    ``link`` is the one that has the service addresses: an IPv6 address of a link means nothing without it.
+    """
+
+    def __init__(self, loop: Loop, log: Log, accepted: Callable[[Batch], None], link: str = "") -> None:
+        self._link = link
         self._loop = loop
         self._log = log
         self._accepted = accepted
@@ -137,7 +146,7 @@ class Listening:
             try:
                 if len(self._sockets) >= most:
                     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-                listener = _open(key)
+                listener = _open(key, self._link)
             except OSError as error:
                 problems[key] = error.errno or errno.EINVAL
                 self._log.error("port %s cannot listen: %s", key.in_words, error.strerror)
@@ -162,7 +171,7 @@ class Listening:
                 # returns: one system call more (getsockname), and an object that nobody wants here.
                 # accept() and detach() take 1.65 times as long: 4.7 instead of 2.8 microseconds for each
                 # connection (medians of 61 interleaved rounds of 300, Python 3.11, two runs within 2 %).
-                accepted, (address, _) = listener._accept()  # type: ignore[attr-defined]
+                accepted, (address, *_) = listener._accept()  # type: ignore[attr-defined]
             except BlockingIOError:
                 break
             except OSError as error:
@@ -173,7 +182,7 @@ class Listening:
                 self._pause()
                 break
             fds.append(accepted)
-            guests.append(socket.inet_aton(address))
+            guests.append(_packed(address))
         if fds:
             self._accepted(Batch(key, tuple(guests), fds))
 
@@ -204,17 +213,31 @@ class Listening:
                     self._loop.remove(fd)
 
 
-def _open(key: ServiceKey) -> socket.socket:
+def _packed(address: str) -> bytes:
+    return socket.inet_pton(socket.AF_INET6, address) if ":" in address else socket.inet_aton(address)
+
+
+def _name(key: ServiceKey, link: str) -> tuple[str, int] | tuple[str, int, int, int]:
+    """What bind(2) gets for a key. Raises OSError."""
+    if ":" not in key.address:
+        return key.address, key.port
+    # Not socket.if_nametoindex(), which makes a socket that no relay may have.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        answer = fcntl.ioctl(any_socket, _SIOCGIFINDEX, _IFREQ.pack(link.encode(), 0))
+    return key.address, key.port, 0, _IFREQ.unpack(answer)[1]
+
+
+def _open(key: ServiceKey, link: str) -> socket.socket:
     if key.protocol == UDP:
         return _bind(key)
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    listener = socket.socket(tcp.family(key.address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         tcp.set_options(listener, near=True)
         tcp.reset_on_close(
             listener
         )  # connections inherit that until they end in good order (datapath/splice.py)
-        listener.bind((key.address, key.port))
+        listener.bind(_name(key, link))
         listener.listen(BACKLOG)
     except OSError:
         listener.close()

@@ -245,7 +245,7 @@ class Passing:
                 "%d connections wait for workers; %d were reset, the last one of guest %s, of which %d wait",
                 self._held,
                 self._refusals,
-                socket.inet_ntoa(guest) if guest else "unknown",
+                _readable(guest),
                 waiting,
             )
             self._refusals = 0
@@ -328,3 +328,9 @@ class Passing:
     def _close(self, outlet: Outlet) -> None:
         outlet.polled = False
         self._loop.close_later(outlet.channel, shared=True)
+
+
+def _readable(guest: bytes) -> str:
+    if len(guest) == 16:
+        return socket.inet_ntop(socket.AF_INET6, guest)
+    return socket.inet_ntoa(guest) if guest else "unknown"

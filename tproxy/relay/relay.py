@@ -69,7 +69,7 @@ def run(bridge: str, channel: socket.socket, empty: str, *, replace: bool) -> No
         set_title(BridgeNames(bridge).relay_title)
         for line in failed:
             log.warning("a right that the relay does not need could not be given up: %s", line)
-        relay = Relay()
+        relay = Relay(BridgeNames(bridge).veth_namespace)
         if predecessor is not None:
             relay.take_over(predecessor)
         relay.serve(channel)
@@ -94,11 +94,11 @@ def _meet_predecessor() -> socket.socket | None:
 class Relay:
     """The loop in the namespace."""
 
-    def __init__(self) -> None:
+    def __init__(self, link: str = "") -> None:
         self._loop = Loop()
         self._channel: socket.socket | None = None
         self._channel_mask = 0
-        self._listening = Listening(self._loop, log, self._accepted)
+        self._listening = Listening(self._loop, log, self._accepted, link)
         self._passing = Passing(self._loop, log, self._settle, self._tell_behind)
         self._report: wire.Report | None = None  # due, but the daemon is behind
         self._copied: set[ServiceKey] = set()  # keys of whose listening sockets the daemon has copies

@@ -176,6 +176,12 @@ class GuestFollower:
         union = offer.union(networks, known)
         services = union.services
         action = reload.decide(before, entry, services, found)
+        if (
+            action is Action.LEAVE
+            and found is not None
+            and (old.ipv6, found.ipv6) == (found.ipv6, not union.ipv6)
+        ):
+            action = Action.REFRESH
         if action is not Action.LEAVE:
             self._busy.discard(bridge)
         if action is Action.BRING_UP:

@@ -63,5 +63,6 @@ def bridges_in(change: Ruleset) -> tuple[set[str], bool]:
         bridges |= {name.removeprefix(prefix) for name in mine}
         others -= mine
     if bridges:
-        others -= set(guards.SETS)  # the comments of their elements name the bridges
+        # The comments of their elements name the bridges.
+        others -= {name for name in others if name in guards.SETS or name.startswith(guards.AT_PREFIX)}
     return bridges, bool(others)

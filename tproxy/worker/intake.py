@@ -2,7 +2,7 @@
 
 A relay has a data channel for each worker. The daemon made the channel, and says which bridge it belongs to;
 no message of a relay does. A relay that was taken over could pass on any socket that it has or makes. So the
-kernel is asked what each one is: a TCP socket over IPv4, connected, at the service address and port, of the
+kernel is asked what each one is: a TCP socket, connected, at the service address and port, of the
 bridge's namespace. Before Linux 5.14 the kernel does not tell a process without privileges which namespace a
 socket is of; there the channel alone proves the bridge.
 """
@@ -105,9 +105,10 @@ class Intake:
 
     def _accept(self, key: ServiceKey, delivery: Delivery) -> None:
         target = self._owner.find(self.bridge, key)
+        family = tcp.family(key.address)
         for _ in range(len(delivery.fds)):
             try:
-                guest = delivery.take_connection()
+                guest = delivery.take_connection(family)
             except OSError as error:
                 self._warn("descriptors for port %s closed: %s", key.in_words, error.strerror)
                 return  # the delivery closes this one, and those behind it
@@ -133,9 +134,9 @@ class Intake:
             if self._cookie is not None and netns.cookie(sock) != self._cookie:
                 raise Refused("it is of another namespace")
             protocol = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL)
-            if protocol != socket.IPPROTO_TCP or sock.getsockname() != (key.address, key.port):
+            if protocol != socket.IPPROTO_TCP or sock.getsockname()[:2] != (key.address, key.port):
                 raise Refused("it is no TCP connection to this port of the service address")
-            peer: tuple[str, int] = sock.getpeername()
+            peer: tuple[str, int] = sock.getpeername()[:2]
         except OSError as error:
             if error.errno == errno.ENOTCONN and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 raise

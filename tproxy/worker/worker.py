@@ -25,7 +25,7 @@ from tproxy.kernel import privileges, seccomp
 from tproxy.kernel.limits import descriptor_limit
 from tproxy.kernel.loop import READ, Loop
 from tproxy.log.file import Log
-from tproxy.model import TCP, UDP, Endpoint, Service, ServiceKey, service_label
+from tproxy.model import SERVICE_ADDRESS, TCP, UDP, Endpoint, Service, ServiceKey, service_label
 from tproxy.process.title import set_title
 from tproxy.relay.channel import Delivery, receive, send_bytes
 from tproxy.worker import orders
@@ -124,7 +124,16 @@ class Worker:
             # A relay can be faster than the daemon's message that came before; and so can a guest be.
             self._listen_to_daemon()
             target = self._services.get(bridge, {}).get(key)
-        return target
+        return self._at_another_address(bridge, key) if target is None else target
+
+    def _at_another_address(self, bridge: str, key: ServiceKey) -> Target | None:
+        """Return what guests reach at the IPv6 address: the target of 169.254.16.9, or else the first."""
+        if ":" not in key.address:
+            return None
+        services = self._services.get(bridge, {})
+        main = services.get(key._replace(address=SERVICE_ADDRESS))
+        same = sorted(each for each in services if (each.port, each.protocol) == (key.port, key.protocol))
+        return main or (services[same[0]] if same else None)
 
     def ended(self, intake: Intake) -> None:
         self._intakes.discard(intake)

@@ -16,7 +16,7 @@ from tests.netns.talk import Talk
 from tests.netns.waiting import eventually
 from tproxy.bridge import wall
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC
+from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, ServiceKey
 
 NAMESPACE = "one_tproxy_br0"
 TABLE = ("inet", "one_tproxy")
@@ -213,13 +213,22 @@ def test_a_wall_that_cannot_be_built_is_one_line_and_the_bridge_is_served(foreig
     assert ports(foreign) == "80"
 
 
+PLAIN = ServiceKey(80), ServiceKey(443)
+UDP = (ServiceKey(53, "udp"),)
+FURTHER = ServiceKey(80, address="169.254.169.254"), ServiceKey(53, address="10.0.0.53")
+FURTHER_UDP = (ServiceKey(53, "udp", "10.0.0.53"),)
+
+
 @pytest.mark.parametrize("kind", wall.KINDS, ids=str)
-def test_each_kind_of_wall_is_found_as_what_was_loaded(hypervisor: Hypervisor, kind: wall.Kind) -> None:
+@pytest.mark.parametrize(
+    "keys", [(), PLAIN, UDP, FURTHER, FURTHER_UDP, PLAIN + UDP + FURTHER + FURTHER_UDP], ids=str
+)
+def test_each_kind_of_wall_is_found_as_what_was_loaded(
+    hypervisor: Hypervisor, kind: wall.Kind, keys: tuple[ServiceKey, ...]
+) -> None:
     hypervisor.ip(f"netns add {NAMESPACE}")
-    for udp in ([53, 123], []):
-        hypervisor.run("nft", wall.load(kind, [80, 443], udp), netns=NAMESPACE)
-        list_ = ("nft", "-j", "list", "table", kind.family, "one_tproxy")
-        listed = json.loads(hypervisor.run(*list_, netns=NAMESPACE).stdout)["nftables"]
-        # Without UDP services, walls that refuse and those that do not are the same.
-        same = kind if udp else kind._replace(refuses=True)
-        assert wall.parse(kind.family, listed) == wall.Wall(same, frozenset({80, 443}), frozenset(udp))
+    hypervisor.run("nft", wall.load(kind, keys), netns=NAMESPACE)
+    listed = hypervisor.run("nft", "-j", "list", "table", kind.family, "one_tproxy", netns=NAMESPACE).stdout
+    # Without UDP services, walls that refuse and those that do not are the same.
+    same = kind if any(key.protocol == "udp" for key in keys) else kind._replace(refuses=True)
+    assert wall.parse(kind.family, json.loads(listed)["nftables"]) == wall.Wall(same, frozenset(keys))

@@ -106,6 +106,34 @@ def test_the_first_of_two_entries_with_one_service_port_wins(loaded: Load) -> No
     ]
 
 
+def test_a_service_address_has_ports_of_its_own_and_the_first_entry_of_each_wins(loaded: Load) -> None:
+    found = loaded(
+        "tproxy:\n"
+        "- {remote_addr: 10.0.0.1, remote_port: 80}\n"
+        "- {remote_addr: 10.0.0.2, remote_port: 80, service_addr: 169.254.169.254}\n"
+        "- {remote_addr: 10.0.0.3, remote_port: 80, service_addr: 169.254.169.254}\n"
+        "- {remote_addr: 10.0.0.4, remote_port: 80, service_addr: 169.254.16.9}\n"
+    )
+    chosen, warnings = services(found)
+    assert {key: each.endpoint.address for key, each in chosen.items()} == {
+        ServiceKey(80): "10.0.0.1",
+        ServiceKey(80, address="169.254.169.254"): "10.0.0.2",
+    }
+    assert [warning.partition("tproxy.yaml:")[2] for warning in warnings] == [
+        "4: entry 3: service_port 169.254.169.254:80: entry 2 (line 3) has it on this network: entry ignored",
+        "5: entry 4: service_port 80: entry 1 (line 2) has it on this network: entry ignored",
+    ]
+
+
+def test_a_service_address_that_no_guest_can_use_is_one_line_with_key_and_value(loaded: Load) -> None:
+    found = loaded("tproxy:\n- {remote_addr: 10.0.0.1, remote_port: 80, service_addr: 127.0.0.1}\n")
+    assert services(found)[0] == {}
+    (warning,) = said(found)
+    assert warning.partition("tproxy.yaml:")[2] == (
+        "2: entry 1: service_addr '127.0.0.1' is not an IPv4 address that guests can use: entry skipped"
+    )
+
+
 def test_entries_for_other_networks_do_not_take_a_port(loaded: Load) -> None:
     found = loaded(
         "tproxy:\n"

@@ -26,6 +26,9 @@ COMMAND = "the command that fails says it, and nothing stays wrong"
 ROWS: dict[str, tuple[str, ...] | str] = {
     '"Network is unreachable" at once': IN_THE_GUEST,
     "no answer, no ping; the guest has only a default route": ("probe: the gateway does not answer",),
+    "a service with `service_addr` (such as 169.254.169.254) does not answer, others do": IN_THE_GUEST,
+    "a hypervisor in a cloud lost its own metadata at 169.254.169.254": ELSEWHERE,
+    "no answer at `fe80::a9fe:1009`": IN_THE_GUEST,
     "no answer, no ping": ("no hook brought the bridge up", "probe: no hook brought the bridge up"),
     "no answer to ping, the bridge is listed": tuple(test_bridge_faults.CHAIN),
     "ping works, the connection times out": ("firewall: nftables", "probe: something drops TCP"),

@@ -8,7 +8,7 @@ from tproxy.bridge import plan
 from tproxy.doctor.finding import Finding, bad, good, warning
 from tproxy.doctor.look.links import Links
 from tproxy.kernel.links import InnerLink, OuterLink
-from tproxy.model import PORT_MAC, SERVICE_ADDRESS, SERVICE_MAC, BridgeNames
+from tproxy.model import PORT_MAC, SERVICE_ADDRESS, SERVICE_MAC, BridgeNames, ServiceMap, with_prefix
 
 _NAMED = 3  # ports that a line names before it counts
 
@@ -50,13 +50,13 @@ def _remove(names: BridgeNames, found: Links) -> str:
     return f"ip link delete dev {names.veth_bridge}"
 
 
-def chain(bridge: str, found: Links, repair: str, *, ours: bool) -> list[Finding]:
+def chain(loaded: ServiceMap, found: Links, repair: str, *, ours: bool) -> list[Finding]:
     """The chain from the bridge's port to the address in the namespace. ``repair`` is the hook's command.
 
     Ends with the first link that is missing: what is behind it cannot be told. On a bridge that is not
     ``ours``, another program chose the settings.
     """
-    names, observed = BridgeNames(bridge), found.observed
+    names, observed = BridgeNames(loaded.bridge), found.observed
     if not observed.namespace:
         return [bad("namespace", f"namespace {names.namespace} does not exist", repair)]
     maker = "" if observed.name_ours else ", which another program made"
@@ -69,12 +69,12 @@ def chain(bridge: str, found: Links, repair: str, *, ours: bool) -> list[Finding
         return [*findings, bad("veth", text, repair)]
     findings.append(good("veth", f"{names.veth_bridge} leads to {names.veth_namespace} in {names.namespace}"))
     findings += [
-        _port(bridge, names, outer, repair, ours=ours),
+        _port(loaded.bridge, names, outer, repair, ours=ours),
         _mtu(names, observed, outer, inner, repair),
-        _address(names, inner, repair, ours=ours),
+        _address(names, inner, loaded.addresses, repair, ours=ours),
         _route(names, inner, repair),
     ]
-    return [*findings, _sysctls(names, observed, repair)] if ours else findings
+    return [*findings, _sysctls(names, observed, repair, ipv6=loaded.ipv6)] if ours else findings
 
 
 def _port(bridge: str, names: BridgeNames, outer: OuterLink, repair: str, *, ours: bool) -> Finding:
@@ -101,17 +101,20 @@ def _mtu(
     return good("mtu", f"{mtu} at the bridge and at both ends of the veth pair")
 
 
-def _address(names: BridgeNames, inner: InnerLink, repair: str, *, ours: bool) -> Finding:
+def _address(
+    names: BridgeNames, inner: InnerLink, further: frozenset[str], repair: str, *, ours: bool
+) -> Finding:
     where = f"{names.veth_namespace} in namespace {names.namespace}"
     if not inner.up:
         return bad("address", f"{where} is down", repair)
-    if inner.address != f"{SERVICE_ADDRESS}/32":
-        has = inner.address or "no address"
-        return bad("address", f"{where} has {has}, not {SERVICE_ADDRESS}/32", repair)
+    wanted = [with_prefix(each) for each in (SERVICE_ADDRESS, *sorted(further))]
+    if missing := [each for each in wanted if each not in inner.addresses]:
+        has = ", ".join(inner.addresses) or "no address"
+        return bad("address", f"{where} has {has}, not {missing[0]}", repair)
     if ours and inner.mac != SERVICE_MAC:
         text = f"{where} has the MAC {inner.mac}, not {SERVICE_MAC}: guests that move here wait for ARP"
         return bad("address", text, repair)
-    return good("address", f"{SERVICE_ADDRESS}/32, MAC {inner.mac}")
+    return good("address", f"{', '.join(wanted)}, MAC {inner.mac}")
 
 
 def _route(names: BridgeNames, inner: InnerLink, repair: str) -> Finding:
@@ -123,14 +126,17 @@ def _route(names: BridgeNames, inner: InnerLink, repair: str) -> Finding:
     return good("route", f"default dev {names.veth_namespace}")
 
 
-def _sysctls(names: BridgeNames, observed: plan.Observed, repair: str) -> Finding:
-    wrong = plan.wrong_sysctls(names, observed)
+def _sysctls(names: BridgeNames, observed: plan.Observed, repair: str, *, ipv6: bool) -> Finding:
+    wrong = plan.wrong_sysctls(names, observed, ipv6=ipv6)
     if wrong:
         text = ", ".join(
             f"{path} is {(observed.sysctls or {}).get(path)}, not {wrong[path]}" for path in wrong
         )
         return bad("sysctls", f"in namespace {names.namespace}: {text}", repair)
-    return good("sysctls", f"all {len(plan.namespace_sysctls(names))} of the namespace are as they should be")
+    return good(
+        "sysctls",
+        f"all {len(plan.namespace_sysctls(names, ipv6=ipv6))} of the namespace are as they should be",
+    )
 
 
 def forwarding(bridge: str, found: Links, repair: str, *, ours: bool) -> list[Finding]:

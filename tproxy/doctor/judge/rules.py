@@ -10,7 +10,7 @@ from tproxy.doctor.finding import Finding, bad, good, warning
 from tproxy.doctor.look.links import Links
 from tproxy.doctor.look.processes import Agent
 from tproxy.doctor.look.rules import Rules
-from tproxy.model import SERVICE_ADDRESS, TABLE, TCP, BridgeNames, ServiceMap
+from tproxy.model import SERVICE_ADDRESS, TABLE, TCP, BridgeNames, ServiceKey, ServiceMap
 
 # A chain of another program that drops can still accept what guests send, which only a guest can tell.
 _TRY = "tproxy probe {}"
@@ -58,16 +58,17 @@ def of_sources(bridge: str, found: Rules) -> list[Finding]:
     return [warning("guards", text, f"nft list set bridge {TABLE} known")]
 
 
-def of_guards(bridge: str, found: Links, repair: str, *, ours: bool) -> Finding:
+def of_guards(loaded: ServiceMap, found: Links, repair: str, *, ours: bool) -> Finding:
     """Whether the guards are as ``up`` would load them, on a bridge that is ``ours``."""
     guard = found.observed.guard
     if not ours:
         return warning("guards", "there are none: another program built the bridge", repair)
     uplinks = guard.named_uplinks if guard else frozenset()
-    if plan.guards_broken(bridge, found.observed, uplinks):
+    claimed = ", ".join((SERVICE_ADDRESS, *sorted(loaded.addresses)))
+    if plan.guards_broken(loaded, found.observed, uplinks):
         missing = "there are none" if not (guard and guard.anything) else "they were changed"
-        return bad("guards", f"{missing}: others on the bridge can claim {SERVICE_ADDRESS}", repair)
-    return good("guards", f"only {BridgeNames(bridge).veth_bridge} can claim {SERVICE_ADDRESS}")
+        return bad("guards", f"{missing}: others on the bridge can claim {claimed}", repair)
+    return good("guards", f"only {BridgeNames(loaded.bridge).veth_bridge} can claim {claimed}")
 
 
 def of_firewall(bridge: str, obstacles: tuple[Obstacle, ...], dropping: tuple[str, ...]) -> Finding:
@@ -105,11 +106,12 @@ def of_wall(bridge: str, found: Rules) -> Finding:
         text = f"there is none {where}" if found.wall is None else f"the one {where} was changed"
         return bad("wall", text, "tproxy reload")
     if missing := _closed(found.wall, found.map):
-        return bad("wall", f"the one {where} does not let port {missing} pass", "tproxy reload")
+        text = f"the one {where} does not let port {missing.in_words} pass"
+        return bad("wall", text, "tproxy reload")
     return good("wall", f"only TCP to the service ports passes {where}")
 
 
-def _closed(wall: Wall, found: ServiceMap | None) -> int:
+def _closed(wall: Wall, found: ServiceMap | None) -> ServiceKey | None:
     keys = found.services.keys() if found is not None else ()
-    closed = {key.port for key in keys if key.protocol == TCP} - wall.ports
-    return min(closed, default=0)
+    closed = {key.listener for key in keys if key.protocol == TCP} - wall.keys
+    return min(closed, default=None)
