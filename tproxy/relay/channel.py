@@ -54,14 +54,6 @@ class Delivery:
         del self.fds[0]
         return sock
 
-    def take_datagrams(self) -> socket.SocketType:
-        """Hand over the first descriptor that is left, as a UDP socket; raises OSError if it is no socket."""
-        family = socket.socket(fileno=os.dup(self.fds[0]))
-        with family:
-            sock = socket.SocketType(family.family, socket.SOCK_DGRAM, 0, self.fds[0])
-        del self.fds[0]
-        return sock
-
     def __enter__(self) -> Delivery:
         return self
 

@@ -256,7 +256,7 @@ class Worker:
                 self._connections.abort_bridge(bridge, "bridge removed")
                 self._datagrams.forget(bridge, "bridge removed")
             case orders.Gate(bridge, key) if len(delivery.fds) == 1:
-                self._datagrams.take(bridge, key, delivery.take_datagrams())
+                self._datagrams.take(bridge, key, delivery.take_socket())
             case orders.LetGo(bridge):
                 self._datagrams.let_go(bridge)
             case orders.Settings(log_level, workers, ports, max_connections):
