@@ -125,6 +125,7 @@ USED = {
 # Rows that tests elsewhere check.
 ELSEWHERE = {
     "set `gu_<bridge>`": "tests of several networks on one bridge",
+    "map `sv_<bridge>`, set `so_<bridge>`": "tests/unit/bridge/test_service_map.py",
     "set `pt_<bridge>`": "tests of several networks on one bridge",
     "set `op_<bridge>`": "worker/test_limits.py: options that do not fit into a comment",
     "elements of `veths`, `uplinks`, `guarded`": "tests/unit/bridge/test_guards.py",

@@ -109,7 +109,8 @@ def _row(bridge: str, details: dict[str, Any], service: dict[str, Any]) -> list[
 
 def _port(service: dict[str, Any]) -> str:
     """The service port, with protocol and service address where they are not the usual ones."""
-    known = (service[each] for each in ("protocol", "address") if each in service)  # of older versions none
+    # A daemon of an older version tells less.
+    known = (service[each] for each in ("protocol", "address", "order") if each in service)
     return ServiceKey(service["port"], *known).in_words
 
 

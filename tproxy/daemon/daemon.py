@@ -388,6 +388,7 @@ class Daemon:
                     "port": service.port,
                     "protocol": service.key.protocol,
                     "address": service.key.address,
+                    "order": service.key.network,
                     "networks": [
                         {"name": each.name, "id": each.id}
                         for each, order in orders.items()

@@ -146,8 +146,8 @@ def test_status_shows_the_networks_of_a_service(site: Site) -> None:
     }
     rows = site.host.tproxy("status", "--verbose").stdout.splitlines()
     shown = [row.split()[1:3] for row in rows if row.startswith("br0") and f"{ENDPOINT}:808" in row]
-    assert ["red", "81"] in shown
-    assert ["blue", "80"] in shown
+    assert ["red", "81@2"] in shown
+    assert ["blue", "80@1"] in shown
 
 
 def test_a_known_mac_behind_another_port_is_refused_and_its_owner_is_served_again(site: Site) -> None:
@@ -289,6 +289,7 @@ def test_a_guest_waits_until_the_daemon_has_heard_where_it_is(site: Site) -> Non
     site.both()
     late = site.host.add_guest("late", "br0", "10.0.0.7/24")
     site.up("red", late, port=late.port)
+    assert asked(late, 82) == "all"  # the guards know its port now
     pids = site.pids("one_tproxy")
     site.host.run("kill", f"-{signal.SIGSTOP}", *pids)
     late.ip("link set eth0 address 02:00:0a:00:00:77")  # only now, so the daemon cannot have heard of it
@@ -313,6 +314,7 @@ def test_a_guest_that_does_not_become_known_is_reset(site: Site) -> None:
     site.both()
     pids = site.pids("one_tproxy")
     stranger = site.host.add_guest("stranger", "br0", "10.0.0.7/24")
+    assert asked(stranger, 82) == "all"  # the guards know its port now
     site.host.run("kill", f"-{signal.SIGSTOP}", *pids)
     stranger.ip("link set eth0 address 02:00:0a:00:00:88")  # only now, so the daemon cannot have heard of it
     try:

@@ -110,7 +110,8 @@ def _endpoint(served: Mapping[str, Any] | None) -> str:
 
 
 def _key(served: Mapping[str, Any]) -> ServiceKey:
-    known = (served[each] for each in ("protocol", "address") if each in served)  # of older versions none
+    # A daemon of an older version tells less.
+    known = (served[each] for each in ("protocol", "address", "order") if each in served)
     return ServiceKey(served["port"], *known)
 
 
