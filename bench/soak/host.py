@@ -223,9 +223,10 @@ class Host:
             except OSError:
                 continue  # it has ended meanwhile
             figures[f"processes: {title}"] += 1
-            pipes = sum(target.startswith("pipe:") for target in targets)
-            figures[f"descriptors, without pipes: {title}"] += len(targets) - pipes
-            figures[f"{PIPES}: {title}"] += pipes / 2
+            kinds = Counter(map(_kind, targets))
+            figures[f"{PIPES}: {title}"] += kinds.pop("pipe", 0) / 2
+            for kind, count in kinds.items():
+                figures[f"descriptors, {kind}: {title}"] += count
         found: dict[str, float] = {**figures, **self._objects()}
         for title in {DAEMON, WORKER, SPAWNER, WATCHER, "one_tproxy_br0"}:
             pids = [pid for pid, of in processes.items() if of == title]
@@ -261,3 +262,11 @@ def _objects(item: Mapping[str, Any]) -> int:
     """The object, and its elements, unless these come and go with the traffic."""
     ((_, found),) = item.items()
     return 1 + (0 if "timeout" in found else len(found.get("elem", [])))
+
+
+def _kind(target: str) -> str:
+    """The kind of what a descriptor leads to, by the name of its link in /proc/PID/fd (proc(5))."""
+    if target.startswith("/"):
+        return "files"
+    name, _, rest = target.partition(":")
+    return rest.strip("[]") if name == "anon_inode" else name
