@@ -9,6 +9,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping, Sequence
 
+try:  # what hashlib has it from. hashlib loads OpenSSL, which is large, and relays and workers see no file
+    from _blake2 import blake2s
+except ImportError:
+    from hashlib import blake2s
+
 from tproxy.errors import BadName
 from tproxy.typed import TYPE_CHECKING, Any, NamedTuple
 
@@ -100,11 +105,9 @@ class BridgeNames(_Bridge):
     def _veth_stem(self) -> str:
         if len(self.bridge) < INTERFACE_NAME_BYTES:
             return self.bridge
-        import hashlib  # it loads OpenSSL, which is large, and few bridges need it
-
         # There is no room for one more letter: "tp", 12 hexadecimal digits of a hash, then "a" or "b". With
         # 48 bits, two bridges of one host have the same digits practically never.
-        return "tp" + hashlib.blake2s(self.bridge.encode(), digest_size=6).hexdigest()
+        return "tp" + blake2s(self.bridge.encode(), digest_size=6).hexdigest()
 
     @property
     def veth_bridge(self) -> str:
@@ -483,9 +486,7 @@ def is_stand_in(name: str) -> bool:
 
 def stand_in(name: str) -> str:
     """Return the short text that stands for a network's name where there is no room for the name."""
-    import hashlib  # see BridgeNames
-
-    return _LONG_NAME + hashlib.blake2s(name.encode(errors="surrogateescape"), digest_size=12).hexdigest()
+    return _LONG_NAME + blake2s(name.encode(errors="surrogateescape"), digest_size=12).hexdigest()
 
 
 class Settings(NamedTuple):

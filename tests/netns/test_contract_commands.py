@@ -91,6 +91,13 @@ def status(lab: OneBridge) -> list[Done]:
     return [done]
 
 
+def metrics(lab: OneBridge) -> list[Done]:
+    done = lab.host.tproxy("metrics")
+    assert "# TYPE tproxy_" in done.stdout
+    lab.host.tproxy("stop")
+    return [done, lab.host.tproxy("metrics")]
+
+
 def refresh(lab: OneBridge) -> list[Done]:
     lab.host.tproxy("hook", "up", "--bridge", "br0", "--network", "blue", "--config", lab.config)
     file = lab.host.path(lab.config)
@@ -217,8 +224,8 @@ def until(lab: OneBridge, ready: Callable[[], bool], end: tuple[str, ...], *argu
 COMMANDS: dict[str, Callable[[OneBridge], list[Done]]] = {
     each.__name__.replace("_", "-"): each
     for each in (
-        *(start, reload, reopen_logs, restart, stop, status, refresh, check, doctor, probe, sync, hook),
-        *(watch, gc, install, uninstall, daemon, event),
+        *(start, reload, reopen_logs, restart, stop, status, metrics, refresh, check, doctor, probe),
+        *(sync, hook, watch, gc, install, uninstall, daemon, event),
     )
 }
 

@@ -152,6 +152,12 @@ def test_the_host_name_is_the_default_and_unknown_values_are_left_out(host: Host
     assert host.call(guest)[HYPERVISOR] == "node7"
 
 
+def test_guests_of_a_bridge_whose_name_leaves_no_room_for_a_letter_are_introduced(host: Host) -> None:
+    host.add("fifteen.bytes-x")
+    guest = host.hypervisor.add_guest("guest", "fifteen.bytes-x")
+    assert host.call(guest)[BRIDGE] == "fifteen.bytes-x"
+
+
 def test_each_connection_has_an_id_of_its_own(host: Host) -> None:
     host.add("br0")
     guest = host.hypervisor.add_guest("guest", "br0")
