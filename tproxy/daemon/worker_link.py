@@ -179,6 +179,12 @@ class WorkerLink:
             os.close(self.counters)
             self.counters = -1
 
+    def forget_counts(self) -> None:
+        """Give back the memory of its counts, which holds a descriptor."""
+        if self._view is not None:
+            self._view.close()
+            self._view = None
+
     def remove_meeting(self) -> None:
         with suppress(OSError):
             os.unlink(self.meeting)

@@ -297,6 +297,11 @@ class Workers:
     def ended(self, worker: WorkerLink, reason: str) -> None:
         worker.close()
         worker.remove_meeting()
+        self._without(worker, reason)
+        worker.forget_counts()
+
+    def _without(self, worker: WorkerLink, reason: str) -> None:
+        """Go on without a worker that has ended: keep its counts, and start another in its place."""
         if worker in self._draining:
             self._draining.discard(worker)
             if worker.counted:

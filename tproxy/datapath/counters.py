@@ -350,6 +350,11 @@ class View:
         except OSError as error:
             raise ProtocolError(f"its counters cannot be read: {error.strerror}") from None
 
+    def close(self) -> None:
+        """Unmap the memory; nothing can be read any more."""
+        if isinstance(self._memory, mmap.mmap):
+            self._memory.close()
+
     def read(self) -> tuple[int, dict[tuple[str, ServiceKey], Counts]]:
         """Return the number of open connections, and the counts by bridge and key."""
         (used,) = struct.unpack_from("=Q", self._memory, 0)
