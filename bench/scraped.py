@@ -1,4 +1,4 @@
-"""What guests notice while metrics are scraped every second: requests with and without that, in turns.
+"""Measures the latency of guests' requests, by turns with and without a scrape of the metrics each second.
 
 ``python -m bench.scraped [--rounds N] [--seconds S] [--services N]`` prints Markdown. All services are on one
 bridge; the process that serves metrics runs as its unit has it run.

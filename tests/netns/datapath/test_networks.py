@@ -82,7 +82,7 @@ def mac_of(guest: Guest) -> str:
 
 
 def asked(guest: Guest, port: int = 80, timeout: float = 60) -> str:
-    """What the service answers; or how the connection failed."""
+    """Return what the service answers, or how the connection failed."""
     try:
         return guest.get(SERVICE_ADDRESS, port, timeout)
     except ProcessError as error:

@@ -134,7 +134,7 @@ def test_a_probe_is_no_guest_for_down_and_gc(patient: Patient) -> None:
 
 
 def test_a_probe_is_no_guest_for_the_watcher(hypervisor: Hypervisor) -> None:
-    """It stands still on a bridge whose last guest goes; then its port is moved to one that has no guest."""
+    """A stopped probe is on a bridge whose last guest goes. Then its port is moved to one without guests."""
     host = Host(hypervisor)
     host.watch()
     for bridge in ("br0", "br1"):

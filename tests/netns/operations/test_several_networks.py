@@ -46,7 +46,7 @@ class Bridge:
         return self.host.tproxy("hook", "down", "--bridge", "br0", *options, check=False)
 
     def services(self) -> dict[str, int]:
-        """What nftables says: the endpoint's port by service port, or by service port and network (80@1)."""
+        """Return each endpoint's port in nftables, by service port, or by service port and network (80@1)."""
         listed = json.loads(self.host.run("nft", "-j", "list", "table", "ip", "one_tproxy").stdout)
         maps = {each["map"]["name"]: each["map"] for each in listed["nftables"] if "map" in each}
         plain = maps["ep_br0"].get("elem", [])
