@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import pytest
 
@@ -10,6 +11,7 @@ from tests.netns.etc import private_etc
 from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tests.netns.watch.watched_host import CONFIG, ENDPOINT, Host
+from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest
 from tproxy.model import SERVICE_ADDRESS
 from tproxy.watch.names import INTERVAL
@@ -69,9 +71,11 @@ class Site(Host):
         return self.guests[bridge].get(SERVICE_ADDRESS, port)
 
     def wait_for_answer(self, bridge: str, port: int, text: str) -> None:
+        """Wait until a service answers with this text. A service that the watcher has not added yet refuses."""
         for _ in eventually():
-            if self.ask(bridge, port) == text:
-                break
+            with suppress(ProcessError):
+                if self.ask(bridge, port) == text:
+                    break
 
 
 @pytest.fixture
