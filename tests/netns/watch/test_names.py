@@ -71,7 +71,7 @@ class Site(Host):
         return self.guests[bridge].get(SERVICE_ADDRESS, port)
 
     def wait_for_answer(self, bridge: str, port: int, text: str) -> None:
-        """Wait until a service answers with this text. A service that the watcher has not added yet refuses."""
+        """Wait until a service answers with this text; one that the watcher has not added yet refuses."""
         for _ in eventually():
             with suppress(ProcessError):
                 if self.ask(bridge, port) == text:
