@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tproxy.addresses import SERVICE_ADDRESS_IPV6
 from tproxy.model import TCP, Network, Service, ServiceKey, ServiceMap
+from tproxy.routes import NOWHERE
 
 
 class Catalog:
@@ -23,6 +24,21 @@ class Catalog:
         """The services of a bridge, sorted by key."""
         found = self._maps.get(bridge)
         return sorted(found.services.values()) if found is not None else ()
+
+    def served(self, bridge: str) -> Sequence[Service]:
+        """What workers serve: the services of a bridge, and its routes."""
+        found = self._maps.get(bridge)
+        if found is None or not found.routes:
+            return self.services(bridge)
+        return [*self.services(bridge), *(each.service for each in found.routes.values())]
+
+    def targets(self, bridge: str) -> frozenset[tuple[str, int]]:
+        """Addresses and ports of guests to which the bridge's routes lead."""
+        found = self._maps.get(bridge)
+        if found is None:
+            return frozenset()
+        known = (each.endpoint for each in found.routes.values())
+        return frozenset((each.address, each.port) for each in known if each.address != NOWHERE)
 
     def orders(self, bridge: str) -> dict[Network, int]:
         """The networks of a bridge, as ``ServiceMap.orders``."""
@@ -52,7 +68,15 @@ class Catalog:
                 changes.append(words)
             elif before[key].candidates != service.candidates:
                 changes.append(f"{words}, no longer to {before[key].leads_to}")
-        return [*changes, *(f"port {key.in_words} is gone" for key in before if key not in wanted.services)]
+        changes += [f"port {key.in_words} is gone" for key in before if key not in wanted.services]
+        routes = found.routes if found is not None else {}
+        for number, route in wanted.routes.items():
+            if number not in routes or routes[number].target != route.target:
+                changes.append(f"route {route.id} leads to {route.target}")
+        return [
+            *changes,
+            *(f"route {routes[each].id} is gone" for each in routes if each not in wanted.routes),
+        ]
 
     def remove(self, bridge: str) -> None:
         """Forget a bridge that has no map any more; does nothing if it is unknown."""

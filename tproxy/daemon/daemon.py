@@ -36,6 +36,7 @@ from tproxy.daemon.labels import Labels
 from tproxy.daemon.lost_socket import LOOK_SIGNAL
 from tproxy.daemon.memory import Remembered, to_json
 from tproxy.daemon.relays import Relays
+from tproxy.daemon.routes import Routes
 from tproxy.daemon.server import Client, Server
 from tproxy.daemon.spawner import Spawner
 from tproxy.daemon.watcher_keeper import WatcherKeeper
@@ -91,6 +92,10 @@ class Daemon:
         )
         self._callers.hypervisor = settings.hypervisor_name or ""
         self._labels = Labels(self._workers.tell)
+        self._routes = Routes(
+            self._loop, self._workers.tell, self._workers.use_inlet, lambda: self._workers.expects_words
+        )
+        self._workers.take_inlet = self._routes.take_over
         self._workers.preface = self._preface
         self._workers.refuse = self._relays.refuse
         self._watcher = WatcherKeeper(self._loop)
@@ -133,7 +138,11 @@ class Daemon:
 
     def _preface(self, bridge: str) -> Iterable[orders.Message]:
         """Return what a worker is told of a bridge before its services."""
-        return (*self._labels.messages(bridge), *self._callers.messages(bridge))
+        return (
+            *self._labels.messages(bridge),
+            *self._callers.messages(bridge),
+            *self._routes.messages(bridge),
+        )
 
     def _regroup(self) -> None:
         self._relays.regroup()
@@ -220,9 +229,10 @@ class Daemon:
             self._catalog.remove(bridge)
         self._callers.serve(self._catalog.maps())
         self._labels.serve(self._catalog.maps())
+        self._routes.serve(self._catalog.maps())
         for bridge in sorted(considered):
             if bridge in maps:
-                self._workers.serve(bridge, self._catalog.services(bridge))
+                self._workers.serve(bridge, self._catalog.served(bridge))
                 self._relays.ensure(bridge, replace=self._replace)
                 if named is not None:
                     self._guards.forget(bridge)
