@@ -35,6 +35,10 @@ from tproxy.typed import Any
 # How the kernel says that nobody answers ARP for the guest's address.
 _ABSENT = frozenset({errno.EHOSTUNREACH, errno.EHOSTDOWN})
 
+# Seconds between two looks whether anybody has answered ARP. The namespace asks three times, 0.2 s apart
+# (bridge.plan). The kernel would tell by an ICMP error to itself, for which the namespace's loopback is down.
+ARP_LOOK = 0.8
+
 ABSENT = "not there"
 ANOTHER = "another guest"
 
@@ -58,7 +62,7 @@ class RouteTarget(Target):
 class Stream(Connection):
     """One stream from outside. ``Streams`` keeps it."""
 
-    __slots__ = ("probe",)
+    __slots__ = ("looked", "probe")
 
     target: RouteTarget
 
@@ -97,6 +101,7 @@ class Stream(Connection):
         if (timeout := self.target.service.user_timeout) != 120:
             tcp.set_user_timeout(self._endpoint, timeout)
         self.deadline = self.started + self.target.service.connect_timeout
+        self.looked = time.monotonic()
         self._endpoint_mask = WRITE
         self._keeper.loop.add(self._endpoint.fileno(), WRITE, self)
 
@@ -113,6 +118,20 @@ class Stream(Connection):
                 self.abort("probed", counters.FINISHED)
                 return
         super().on_dialed(mask)
+
+    def expire(self) -> None:
+        if not self.look_for_guest():
+            super().expire()
+
+    def look_for_guest(self) -> bool:
+        """End the stream if nobody has the guest's address. Return whether it has ended."""
+        self.looked = time.monotonic()
+        device = BridgeNames(self.target.bridge).veth_namespace
+        if tcp.neighbour_mac(self._endpoint, self.dialed.address, device):
+            return False
+        self.count_failure(errno.EHOSTUNREACH)
+        self.dial_failed(errno.EHOSTUNREACH)
+        return True
 
     def dial_failed(self, number: int) -> None:
         self.dial_failed_as(ABSENT if number in _ABSENT else dial_failure(number))
@@ -213,6 +232,13 @@ class Streams(Connections):
                 warnings.suffix(),
                 fields={**target.fields, "limit": CAUSES[cause], **({"client": guest} if guest else {})},
             )
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for stream in [*self._dialing]:
+            if isinstance(stream, Stream) and now - stream.looked >= ARP_LOOK and stream.deadline > now:
+                stream.look_for_guest()
+        super()._expire()
 
     # One guest is no endpoint of several: nothing is remembered of it.
 
