@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tproxy.addresses import SERVICE_ADDRESS_IPV6
 from tproxy.model import TCP, Network, Service, ServiceKey, ServiceMap
-from tproxy.routes import NOWHERE
+from tproxy.routes import NOWHERE, Route
 
 
 class Catalog:
@@ -15,6 +15,7 @@ class Catalog:
     def __init__(self) -> None:
         self._maps: dict[str, ServiceMap] = {}
         self.changes = 0
+        self._found: dict[tuple[str, int], str] = {}  # addresses of guests of routes, by bridge and number
 
     @property
     def bridges(self) -> set[str]:
@@ -30,14 +31,28 @@ class Catalog:
         found = self._maps.get(bridge)
         if found is None or not found.routes:
             return self.services(bridge)
-        return [*self.services(bridge), *(each.service for each in found.routes.values())]
+        return [*self.services(bridge), *(each.service for each in self.routes(bridge))]
+
+    def routes(self, bridge: str) -> list[Route]:
+        """The routes of a bridge, with the addresses of guests that were found."""
+        found = self._maps.get(bridge)
+        routes = found.routes.values() if found is not None else ()
+        return [each.at(self._found.get((bridge, each.number), each.endpoint.address)) for each in routes]
+
+    def searched(self, bridge: str) -> list[Route]:
+        """The routes of a bridge whose guests are known by MAC or port only."""
+        routes = self._maps[bridge].routes.values() if bridge in self._maps else ()
+        return [each for each in routes if each.endpoint.address == NOWHERE]
+
+    def found(self, bridge: str, route: Route, address: str) -> bool:
+        """Note the address of a route's guest; return whether it is another one."""
+        before = self._found.get((bridge, route.number))
+        self._found[bridge, route.number] = address
+        return address != before
 
     def targets(self, bridge: str) -> frozenset[tuple[str, int]]:
         """Addresses and ports of guests to which the bridge's routes lead."""
-        found = self._maps.get(bridge)
-        if found is None:
-            return frozenset()
-        known = (each.endpoint for each in found.routes.values())
+        known = (each.endpoint for each in self.routes(bridge))
         return frozenset((each.address, each.port) for each in known if each.address != NOWHERE)
 
     def orders(self, bridge: str) -> dict[Network, int]:

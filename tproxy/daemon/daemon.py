@@ -36,6 +36,8 @@ from tproxy.daemon.labels import Labels
 from tproxy.daemon.lost_socket import LOOK_SIGNAL
 from tproxy.daemon.memory import Remembered, to_json
 from tproxy.daemon.relays import Relays
+from tproxy.daemon.route_guests import RouteGuests
+from tproxy.daemon.route_status import route_status
 from tproxy.daemon.routes import Routes
 from tproxy.daemon.server import Client, Server
 from tproxy.daemon.spawner import Spawner
@@ -96,6 +98,8 @@ class Daemon:
             self._loop, self._workers.tell, self._workers.use_inlet, lambda: self._workers.expects_words
         )
         self._workers.take_inlet = self._routes.take_over
+        self._guests = RouteGuests(self._loop, self._catalog, self._route_moved)
+        self._workers.note_absent = self._guests.absent
         self._workers.preface = self._preface
         self._workers.refuse = self._relays.refuse
         self._watcher = WatcherKeeper(self._loop)
@@ -143,6 +147,11 @@ class Daemon:
             *self._callers.messages(bridge),
             *self._routes.messages(bridge),
         )
+
+    def _route_moved(self, bridge: str) -> None:
+        """Have relay, wall and workers know the addresses that guests of routes have now."""
+        self._relays.ensure(bridge)
+        self._workers.serve(bridge, self._catalog.served(bridge))
 
     def _regroup(self) -> None:
         self._relays.regroup()
@@ -230,6 +239,7 @@ class Daemon:
         self._callers.serve(self._catalog.maps())
         self._labels.serve(self._catalog.maps())
         self._routes.serve(self._catalog.maps())
+        self._guests.serve()
         for bridge in sorted(considered):
             if bridge in maps:
                 self._workers.serve(bridge, self._catalog.served(bridge))
@@ -429,6 +439,10 @@ class Daemon:
             "networks": [{"name": each.name, "id": each.id} for each in networks],
             "relay": self._relays.pid(bridge),
             "services": services,
+            "routes": [
+                route_status(each, counts.get((bridge, each.service.key), Counts()))
+                for each in self._catalog.routes(bridge)
+            ],
         }
 
 

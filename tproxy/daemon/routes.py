@@ -45,7 +45,9 @@ class Routes:
         self._began = time.monotonic()
         self._said: dict[str, list[orders.Routes]] = {}
         self._listener: socket.socket | None = None
+        self._given = False  # whether workers have it
         self._wanted = False
+        self._knows = False  # whether maps have been read: a new daemon knows no routes before that
         self._waits = False
         self._warnings = limit.warnings()
 
@@ -58,7 +60,7 @@ class Routes:
             if said != before.get(bridge):
                 for message in said:
                     self._tell(message)
-        self._wanted = bool(self._said)
+        self._wanted, self._knows = bool(self._said), True
         self._keep()
 
     def messages(self, bridge: str) -> Iterable[orders.Message]:
@@ -71,19 +73,22 @@ class Routes:
             listener.close()
             return
         self._listener = listener
-        if self._wanted:
-            self._give(listener)
+        self._given = False
+        self._keep()
 
     def _keep(self) -> None:
         """Have the socket, or have none."""
         if not self._wanted:
-            if self._listener is not None and not self._expects():
+            if self._knows and self._listener is not None:
                 inward_socket.remove()
                 self._give(None)
                 self._listener.close()
                 self._listener = None
             return
         if self._listener is not None and inward_socket.is_listener(self._listener):
+            if not self._given:
+                self._given = True
+                self._give(self._listener)
             return
         if self._listener is None and self._expects() and time.monotonic() < self._began + HANDED_OVER:
             if not self._waits:
@@ -98,6 +103,7 @@ class Routes:
                 log.error("no socket for routes: %s%s", error, self._warnings.suffix())
             return
         log.info("streams for routes are accepted at %s", inward_socket.path())
+        self._given = True
         self._give(self._listener)
         if old is not None:
             old.close()

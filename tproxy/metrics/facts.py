@@ -11,6 +11,7 @@ from tproxy.daemon.client import FIGURES
 from tproxy.datapath.counters import Counts, EndpointState, LoopTimes, View
 from tproxy.errors import ProtocolError
 from tproxy.model import ServiceKey, service_label
+from tproxy.routes import is_route
 
 
 class Service(NamedTuple):
@@ -92,8 +93,8 @@ class Facts:
                 services.append(
                     Service(
                         bridge,
-                        _network(details, service.network),
-                        service_label(name, service),
+                        _network(details, 0 if is_route(service) else service.network),
+                        f"route/{name}" if is_route(service) else service_label(name, service),
                         silent is not None and [*service.listener] not in silent,
                         counts.get((bridge, service), Counts()),
                         tuple((each, not states[each].failed) for each in endpoints if each in states),
