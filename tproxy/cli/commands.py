@@ -33,7 +33,7 @@ GROUPS = {
         "probe": "probe",
         "route": "route",
     },
-    "Configure": {"refresh": "refresh", "sync": "sync"},
+    "Configure": {"refresh": "refresh", "sync": "sync", "gateway": "gateway"},
     "Platforms": {"install": "install", "uninstall": "install"},
     "Try": {"lab": "lab"},
     "For programs": {"hook": "commands", "event": "commands"},

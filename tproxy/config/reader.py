@@ -90,7 +90,7 @@ class _Reader:
             entries=tuple(filter(None, entries)),
             warnings=tuple(self._warnings),
             bridges=tuple(filter(None, bridges)),
-            silent="tproxy" not in ours,
+            silent=not {"tproxy", "tproxy_routes"} & ours.keys(),
             **options,
         )
 
