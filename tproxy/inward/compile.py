@@ -66,7 +66,9 @@ def configuration(options: Options, folder: str, inlet: str, name: str) -> str:
     """
 
     def bind(port: int) -> str:
-        return f"{options.address}:{port}" if options.address else f":::{port} v4v6"
+        if options.address:
+            return f"{options.address}:{port}"
+        return f"0.0.0.0:{port}\n    bind :::{port} v6only"
 
     def routed(name_of: str, map_: str, rule: str = "http-request") -> str:
         whole = f"{name_of},map_str({folder}/{map_}.map)"

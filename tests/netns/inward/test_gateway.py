@@ -120,8 +120,10 @@ def test_what_is_no_tls_or_has_an_unknown_name_is_refused(site: Site) -> None:
 
 
 def test_a_guest_that_refuses_is_told_to_the_client_at_once(site: Site) -> None:
-    done = site.curl("https://closed.example.com/", "-o", "/dev/null", "-w", "%{http_code}")
-    assert done.stdout in ("502", "503")
+    url = "https://closed.example.com/"
+    done = site.curl(url, "--http1.1", "-o", "/dev/null", "-w", "%{http_code}")
+    assert done.stdout == "502"
+    assert site.curl(url, "--http2").returncode != 0  # HAProxy tells HTTP/2 by REFUSED_STREAM
 
 
 def test_routes_change_without_a_reload(site: Site) -> None:
