@@ -41,7 +41,7 @@ from tproxy.daemon.spawner import Spawner
 from tproxy.daemon.watcher_keeper import WatcherKeeper
 from tproxy.daemon.worker_link import Key
 from tproxy.daemon.workers import Workers, wanted_workers
-from tproxy.datapath.counters import CAUSES, Counts, EndpointState
+from tproxy.datapath.counts import CAUSES, Counts, EndpointState
 from tproxy.errors import NftError, TproxyError
 from tproxy.kernel import mounts
 from tproxy.kernel.loop import Loop

@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from tproxy.daemon.client import FIGURES
-from tproxy.datapath.counters import Counts, EndpointState, LoopTimes, View
+from tproxy.datapath.counters import View
+from tproxy.datapath.counts import Counts, EndpointState, LoopTimes
+from tproxy.datapath.membership import EVERYBODY
 from tproxy.errors import ProtocolError
-from tproxy.model import ServiceKey, service_label
+from tproxy.model import UDP, ServiceKey, service_label
 
 
 class Service(NamedTuple):
@@ -22,6 +24,7 @@ class Service(NamedTuple):
     listening: bool
     counts: Counts
     endpoints: tuple[tuple[str, bool], ...]
+    udp: bool = False
 
 
 class Bridge(NamedTuple):
@@ -97,6 +100,7 @@ class Facts:
                         silent is not None and [*service.listener] not in silent,
                         counts.get((bridge, service), Counts()),
                         tuple((each, not states[each].failed) for each in endpoints if each in states),
+                        service.protocol == UDP,
                     )
                 )
         bridges = tuple(
@@ -121,10 +125,13 @@ class Facts:
         )
 
 
-def _network(details: dict[str, Any], order: int = 0) -> str:
-    """Return the network with this order; of a service for everybody, the first one of the bridge."""
-    known: dict[int, str] = dict(zip(details.get("orders", ()), details["networks"], strict=False))
-    found: str = known.get(order, details["networks"][0])
+def _network(details: dict[str, Any], order: int = EVERYBODY) -> str:
+    """Return the network with this order; of what is for everybody, the only network of the bridge, or ""."""
+    networks: list[str] = details["networks"]
+    if order == EVERYBODY:
+        found = networks[0] if len(networks) == 1 else ""
+    else:
+        found = dict(zip(details["orders"], networks, strict=True)).get(order, "")
     # A name that is not UTF-8 came as surrogates (PEP 383), which Prometheus does not take.
     return found.encode(errors="backslashreplace").decode()
 
