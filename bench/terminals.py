@@ -23,8 +23,7 @@ from tproxy.lab.hypervisor import Hypervisor
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs/img"
 ENDPOINT = "10.11.12.13"
-# In the lab; on a host the file is where commands find it without the option.
-IN_LAB = "/run/tproxy.yaml"
+FILE = "/run/tproxy.yaml"
 
 TPROXY = f"""\
 tproxy_workers: 1
@@ -35,9 +34,10 @@ tproxy:
 """
 
 # Without the fonts that readers' browsers would have to ask a server for.
-_FORMAT = re.sub(r"@font-face \{.*?\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+_FORMAT = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 
-_COLUMNS = 100  # of a narrow picture; longer lines make a wider one
+# Columns. Wider pictures cannot be read where a page scales them down; longer lines go on in the next one.
+_LEAST, _MOST = 100, 124
 
 
 def main() -> None:
@@ -51,12 +51,11 @@ def main() -> None:
         guest = host.add_guest("guest", "br0")
         for port in (8080, 5030):
             host.add_endpoint(ENDPOINT, port)
-        host.write(IN_LAB, TPROXY)
-        host.tproxy("hook", "up", "--bridge", "br0", "--network", "tenant7", "--config", IN_LAB)
+        host.write(FILE, TPROXY)
+        host.tproxy("hook", "up", "--bridge", "br0", "--network", "tenant7", "--config", FILE)
 
         def shown(*words: str) -> tuple[str, str]:
-            argv = host.command(*tproxy, *words)
-            return " ".join(["tproxy", *words]).replace(f" --config {IN_LAB}", ""), at_terminal(argv)
+            return " ".join(["tproxy", *words]), at_terminal(host.command(*tproxy, *words))
 
         for port in (80, 5030):
             guest.get("169.254.16.9", port)
@@ -64,7 +63,7 @@ def main() -> None:
         draw(folder / "probe.svg", [shown("probe", "br0:80")])
         host.ip("link set dev br0b nomaster")
         host.run("ip", "address", "delete", "10.11.12.14/32", "dev", "lo", check=False)
-        draw(folder / "doctor.svg", [shown("doctor", "--bridge", "br0", "--config", IN_LAB)])
+        draw(folder / "doctor.svg", [shown("doctor", "--bridge", "br0", "--config", FILE)])
 
 
 def at_terminal(argv: Sequence[str]) -> str:
@@ -85,14 +84,18 @@ def at_terminal(argv: Sequence[str]) -> str:
 
 def draw(path: Path, runs: Sequence[tuple[str, str]]) -> None:
     """Draw commands and what they printed."""
-    lines = [line for command, output in runs for line in (f"\x1b[1m# {command}\x1b[0m", *output.splitlines())]
+    lines = [
+        line for command, output in runs for line in (f"\x1b[1m# {command}\x1b[0m", *output.splitlines())
+    ]
     texts = [Text.from_ansi(line) for line in lines]
-    width = max(_COLUMNS, *(text.cell_len for text in texts))
+    width = min(max(_LEAST, *(text.cell_len for text in texts)), _MOST)
     with open(os.devnull, "w") as nowhere:
-        console = Console(record=True, width=width, file=nowhere, force_terminal=True, color_system="truecolor")
+        console = Console(
+            record=True, width=width, file=nowhere, force_terminal=True, color_system="truecolor"
+        )
         for text in texts:
-            console.print(text, soft_wrap=True)
-        svg = console.export_svg(title=path.stem, code_format=_FORMAT, unique_id=path.stem)
+            console.print(text, overflow="fold")
+        svg = console.export_svg(title=runs[0][0], code_format=_FORMAT, unique_id=path.stem)
     path.write_text(re.sub(r"[ \t]+$", "", svg, flags=re.MULTILINE))
 
 

@@ -38,8 +38,8 @@ class Metric(NamedTuple):
 LABELS = {
     "bridge": ("the bridge", "the bridges of this host that have a service map"),
     "network": (
-        "the name of the network, or its id where it has no name; nothing where several networks share the "
-        "bridge, for what they have in common",
+        "the name of the network, or its id where it has no name; nothing for what several networks of a "
+        "bridge have in common; with `@1` and the like where two have one name",
         "the networks of the bridges",
     ),
     "service": (

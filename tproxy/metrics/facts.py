@@ -90,13 +90,14 @@ class Facts:
         services = []
         for bridge, details in self._bridges.items():
             silent = answer["silent"].get(bridge, ())
+            networks = _networks(details)
             for fields, name, endpoints in details["services"]:
                 service = ServiceKey(*fields)
                 services.append(
                     Service(
                         bridge,
-                        _network(details, service.network),
-                        service_label(name, service),
+                        networks.get(service.network, f"@{service.network}"),
+                        service_label(name, service.listener),
                         silent is not None and [*service.listener] not in silent,
                         counts.get((bridge, service), Counts()),
                         tuple((each, not states[each].failed) for each in endpoints if each in states),
@@ -106,7 +107,7 @@ class Facts:
         bridges = tuple(
             Bridge(
                 name,
-                _network(details),
+                _networks(details)[EVERYBODY],
                 answer["relays"][name][0] is not None,
                 answer["relays"][name][1],
                 tuple(answer["repairs"].get(name, (0, 0))),
@@ -125,15 +126,19 @@ class Facts:
         )
 
 
-def _network(details: dict[str, Any], order: int = EVERYBODY) -> str:
-    """Return the network with this order; of what is for everybody, the only network of the bridge, or ""."""
-    networks: list[str] = details["networks"]
-    if order == EVERYBODY:
-        found = networks[0] if len(networks) == 1 else ""
-    else:
-        found = dict(zip(details["orders"], networks, strict=True)).get(order, "")
+def _networks(details: dict[str, Any]) -> dict[int, str]:
+    """Return the label of each network of a bridge by its order; no two are the same.
+
+    What is for everybody belongs to the bridge's network where it has only one, and to none otherwise.
+    """
     # A name that is not UTF-8 came as surrogates (PEP 383), which Prometheus does not take.
-    return found.encode(errors="backslashreplace").decode()
+    names = [each.encode(errors="backslashreplace").decode() for each in details["networks"]]
+    if len(names) == 1 and all(key[-1] == EVERYBODY for key, _, _ in details["services"]):
+        return {EVERYBODY: names[0]}
+    known = {EVERYBODY: ""}
+    for order, name in zip(details["orders"], names, strict=True):
+        known[order] = name if name and names.count(name) == 1 else f"{name}@{order}"
+    return known
 
 
 def _ended(rows: list[list[Any]]) -> dict[tuple[str, ServiceKey], Counts]:

@@ -23,8 +23,8 @@ PATIENCE = 30.0  # seconds: an answer that comes late is no failure on a busy ma
 SOCKET = "/run/tproxy-metrics.sock"
 PORT = 9469
 
-# Two services that work, one whose endpoint refuses, one of which the first endpoint refuses. Of UDP: one with
-# sessions that stay, one with short ones, and one whose endpoint refuses.
+# Two services that work, one whose endpoint refuses, one of which the first endpoint refuses. Of UDP: one
+# with sessions that stay, one with short ones, and one whose endpoint refuses.
 CONFIG = f"""\
 tproxy_workers: 1
 tproxy_max_connections_per_guest: 3

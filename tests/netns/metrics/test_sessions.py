@@ -5,6 +5,7 @@ One host for all tests, in any order: each looks at what grows.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -145,8 +146,8 @@ def test_services_of_a_bridge_that_networks_share_have_the_label_of_their_networ
 
     def join(number: int, network: str) -> None:
         guest = guests[number]
-        mac = guest.run("cat", "/sys/class/net/eth0/address").stdout.strip()
-        host.host.tproxy(*up, "--network", network, "--mac", mac, "--port", guest.port)
+        (link,) = json.loads(guest.run("ip", "-j", "link", "show", "eth0").stdout)
+        host.host.tproxy(*up, "--network", network, "--mac", link["address"], "--port", guest.port)
 
     def listening(network: str, service: str) -> Key:
         return key("tproxy_service_listening", bridge="br1", network=network, service=service)

@@ -23,7 +23,11 @@ def test_the_page_explains_each_check_in_the_order_of_the_report(part: str) -> N
     for each in sections:
         # When it is bad, or a warning; what that means for guests; the repair.
         paragraphs = each.strip().split("\n\n")[1:]
-        assert [len(re.findall(r"\*\*(Why it matters|Repair)\.\*\* ", one)) for one in paragraphs] == [0, 1, 1]
+        assert [len(re.findall(r"\*\*(Why it matters|Repair)\.\*\* ", one)) for one in paragraphs] == [
+            0,
+            1,
+            1,
+        ]
         assert re.search(r"\*\*(Bad|warning)\*\*", paragraphs[0])
 
 
