@@ -53,7 +53,7 @@ def test_every_page_is_in_the_site(site: Path) -> None:
 
 
 def test_a_browser_loads_nothing_from_another_site(site: Path) -> None:
-    loaded = {}
+    loaded: dict[str, Path] = {}
     for page in site.rglob("*.html"):
         parser = _Loaded()
         parser.feed(page.read_text())

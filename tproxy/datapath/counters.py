@@ -55,6 +55,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Sequence
 
+from tproxy.addresses import packed_address, unpacked_address
 from tproxy.datapath.counts import (
     CAUSES,
     CONNECT_BOUNDS,
@@ -72,7 +73,7 @@ from tproxy.datapath.counts import (
 )
 from tproxy.errors import ProtocolError
 from tproxy.kernel.loop import LAGS
-from tproxy.model import PROTOCOLS, ServiceKey, packed_address, unpacked_address
+from tproxy.model import PROTOCOLS, ServiceKey
 from tproxy.typed import Any
 
 _NAME_BYTES = 16
@@ -294,14 +295,14 @@ class View:
 
 def _counts(fields: Sequence[Any]) -> Counts:
     """Return the counts in the fields of a record, without those of the key."""
-    open_, total, to_endpoint, to_guest, *datagrams = fields[:NUMBERS]
     when, why, *rest, connecting, lasting = fields[NUMBERS:]
     limited, tallies = tuple(rest[: len(CAUSES)]), tuple(rest[len(CAUSES) :])
-    return Counts(
-        *(open_, total, to_endpoint, to_guest),
-        *(_text(why), when, limited, tallies, connecting, lasting),
-        *datagrams,
+    open_, total, to_endpoint, to_guest, *datagrams = fields[:NUMBERS]
+    counted = Counts(
+        open_, total, to_endpoint, to_guest, _text(why), when, limited, tallies, connecting, lasting
     )
+    to_endpoint, to_guest = datagrams
+    return counted._replace(datagrams_to_endpoint=to_endpoint, datagrams_to_guest=to_guest)
 
 
 def _text(padded: bytes) -> str:

@@ -14,9 +14,9 @@ from tests.netns.conftest import ENDPOINTS
 from tests.netns.metrics import unix_http
 from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 ENDPOINT = "10.11.12.13"
 PATIENCE = 30.0  # seconds: an answer that comes late is no failure on a busy machine
