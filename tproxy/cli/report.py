@@ -10,7 +10,7 @@ from typing import Any
 from tproxy.cli.tables import Table, in_bytes, printable
 from tproxy.model import ServiceKey
 
-# Of the JSON document (docs/contract.md, Output of `status`). It grows when a key goes or changes its meaning.
+# Of the JSON document (docs/contract.md, Output of `status`), as in ``connections``.
 VERSION = 1
 
 Lines = Sequence[tuple[str, int]]

@@ -173,7 +173,7 @@ def test_each_state_is_shown_also_of_an_old_worker(crew: Crew) -> None:
     assert [*table("Output of `connections`", "state").column("state")] == [*STATES]
     session = until_listed(crew, protocol="udp", bytes_to_endpoint=5)
     assert (session["service"], session["guest_rtt"]) == (f"{DNS}/udp", None)
-    crew.host.tproxy("restart")
+    crew.host.tproxy("restart", env={"TPROXY_CONFIG": FILE})
     assert {each["id"] for each in listed(crew) if each["draining"]} >= {each["id"] for each in seen}
     assert visitor.try_all() == {"served": 1}
     killed = document(crew, "kill", "--all")["connections"]
