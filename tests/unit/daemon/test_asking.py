@@ -7,6 +7,7 @@ import os
 import select
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -87,10 +88,8 @@ def test_a_worker_that_says_a_line_without_an_end_is_heard_no_longer(workers: Wo
     with Inquiry("anything") as inquiry:
         sent = 0
         while inquiry.open:
-            try:
+            with suppress(BlockingIOError, BrokenPipeError):
                 sent += workers.ends[0].send(b"x" * 10_000)
-            except (BlockingIOError, BrokenPipeError):
-                pass
             assert inquiry.poll() == []
         assert sent > MOST_OF_A_LINE
         assert inquiry.silent == [Worker(workers.pids[0], False)]
