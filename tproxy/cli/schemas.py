@@ -26,6 +26,7 @@ NUMBER: Schema = {"type": "number", "minimum": 0}
 
 _KINDS: dict[str, Schema] = {
     "text": TEXT,
+    "MAC": TEXT,
     "yes or no": YES_OR_NO,
     "count": COUNT,
     "seconds": NUMBER,

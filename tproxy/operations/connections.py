@@ -6,17 +6,21 @@ What a worker says is taken only in the form of FIELDS. Which worker said it, th
 from __future__ import annotations
 
 import math
+import re
+import socket
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from tproxy.daemon.asking import PATIENCE, Inquiry, Worker
 from tproxy.datapath.inspection import STATES
+from tproxy.kernel import rtnetlink
+from tproxy.model import BridgeNames
 
 # The keys of a connection: what each value must be, and what it means. SAID is what ``datapath.inspection``
 # says.
 TEXT, COUNT, SECONDS, YES_OR_NO, RATE = "text", "count", "seconds", "yes or no", "rate"
-COUNT_OR_NULL = "count or null"
+COUNT_OR_NULL, MAC = "count or null", "MAC"
 
 
 class Field(NamedTuple):
@@ -39,7 +43,7 @@ SAID = {
     "service_port": Field(COUNT, "the service port"),
     "guest": Field(TEXT, "the guest's address"),
     "guest_port": Field(COUNT, "its port"),
-    "mac": Field(TEXT, "the guest's MAC; empty where it is not known"),
+    "mac": Field(MAC, "the guest's MAC; empty where it is not known"),
     "port": Field(TEXT, "the port of the bridge where the guest is; empty where it is not known"),
     "endpoint": Field(TEXT, "the endpoint's address and port"),
     "bytes_to_endpoint": Field(COUNT, "bytes that were passed on to the endpoint"),
@@ -57,6 +61,8 @@ ADDED = {
 FIELDS = {**SAID, **ADDED}
 
 _WORDS = {"protocol": ("tcp", "udp"), "state": STATES}
+
+_MAC = "|[0-9a-f]{2}(:[0-9a-f]{2}){5}"
 
 # The longest text that a worker may say: two names of 255 bytes, escaped.
 _MOST_OF_A_TEXT = 4096
@@ -120,7 +126,28 @@ def _ask(kind: str, words: Sequence[str], patience: float) -> Listing:
     with Inquiry(kind, words) as inquiry:
         found = (row_of(worker, line) for worker, line in inquiry.lines(patience))
         rows = [each for each in found if each is not None]
+        _add_ports(rows)
         return Listing(_sorted(rows), inquiry.silent)
+
+
+def _add_ports(rows: Iterable[Row]) -> None:
+    """Ask the bridges where guests are, unless their workers know it, as they do only where it matters."""
+    known: dict[tuple[str, str], str] = {}
+    for row in rows:
+        place = row["bridge"], row["mac"]
+        if row["mac"] and not row["port"]:
+            if place not in known:
+                known[place] = _port_of(*place)
+            row["port"] = known[place]
+
+
+def _port_of(bridge: str, mac: str) -> str:
+    """Return the port of a bridge behind which a MAC was seen last, in VLAN 0; "" if there is none."""
+    try:
+        ours = socket.if_nametoindex(BridgeNames(bridge).veth_bridge)
+        return rtnetlink.name(rtnetlink.port_of(ours, mac))
+    except (OSError, ValueError):  # the bridge or our port is gone
+        return ""
 
 
 def _sorted(rows: Iterable[Row]) -> list[Row]:
@@ -144,6 +171,8 @@ def _fits(kind: str, value: object) -> bool:
     match kind:
         case "text":
             return isinstance(value, str) and len(value) <= _MOST_OF_A_TEXT
+        case "MAC":
+            return isinstance(value, str) and re.fullmatch(_MAC, value) is not None
         case "yes or no":
             return isinstance(value, bool)
         case "seconds":

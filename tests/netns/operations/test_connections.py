@@ -145,6 +145,7 @@ def test_a_connection_is_shown_with_all_that_is_known_of_it(crew: Crew) -> None:
         assert each["endpoint_rtt"] > 0
         (guest,) = (one for one in crew.guests if one.address == each["guest"])
         assert f"link/ether {each['mac']} " in guest.run("ip", "link").stdout
+        assert each["port"] == guest.port
     text = crew.host.tproxy("connections").stdout
     assert all(each["id"] in text for each in found)
     assert text.endswith("\n\n4 connections\n")

@@ -53,6 +53,7 @@ def test_a_connection_has_all_that_its_worker_says_and_the_pid_that_the_daemon_s
 
 HOSTILE = {
     "text": (None, 7, ["x"], "x" * 5000),
+    "MAC": (None, 7, "x", "02:00:00:00:00", "02:00:00:00:00:0G", "02:00:00:00:00:01\n"),
     "count": (None, -1, 1.5, True, "7", 1 << 64),
     "count or null": (-1, 1.5, True, "7", 1 << 64),
     "seconds": (None, -1, True, "7", float("inf"), float("nan")),
