@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
 from itertools import count
 
 import click
@@ -189,7 +188,6 @@ def _milliseconds(microseconds: int | None) -> str:
 
 def _complain(found: Listing) -> int:
     """Name the workers that did not say all; return the exit code."""
-    for each in found.silent:
-        with suppress(OSError):
-            say(f"worker {each.pid} did not answer in full, so there may be more connections")
+    for pid, why in found.silent:
+        say(f"worker {pid} {why}; there may be more connections")
     return EXIT_FAILURE if found.silent else 0

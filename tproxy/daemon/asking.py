@@ -3,7 +3,7 @@
     with Inquiry("connections", ["bridge=br0"]) as inquiry:
         for worker, line in inquiry.lines(PATIENCE):
             ...
-    for worker in inquiry.silent:
+    for pid, why in inquiry.silent:
         ...
 
 Each worker answers by itself, on a socket of its own (``worker.questions``). So what is known of a worker,
@@ -46,6 +46,13 @@ class Worker(NamedTuple):
 
     pid: int
     draining: bool
+
+
+class Silent(NamedTuple):
+    """A worker whose answer is missing, or not complete, and why."""
+
+    pid: int
+    why: str
 
 
 class _Reader:
@@ -97,12 +104,24 @@ class Inquiry:
             self._epoll.register(fd, select.EPOLLIN)
         self.unasked = [Worker(*each) for each in answer["unasked"]]
         self._cut_off: list[Worker] = []
+        self._late: list[Worker] = []
 
     @property
-    def silent(self) -> list[Worker]:
+    def silent(self) -> list[Silent]:
         """The workers whose answers are not complete, but for those that have ended meanwhile."""
-        cut_off = [each for each in self._cut_off if not _has_ended(each.pid)]
-        return [*self.unasked, *cut_off, *(each.worker for each in self._readers.values())]
+        late = [*self._late, *(each.worker for each in self._readers.values())]
+        return [
+            *(
+                Silent(each.pid, "runs another version of tproxy, and cannot be asked")
+                for each in self.unasked
+            ),
+            *(
+                Silent(each.pid, "did not finish its answer")
+                for each in self._cut_off
+                if not _has_ended(each.pid)
+            ),
+            *(Silent(each.pid, "did not answer in time") for each in late),
+        ]
 
     @property
     def open(self) -> bool:
@@ -138,7 +157,7 @@ class Inquiry:
     def close(self) -> None:
         """Hear nothing more; the workers stop then."""
         for fd in list(self._readers):
-            self._cut_off.append(self._readers[fd].worker)
+            self._late.append(self._readers[fd].worker)
             self._forget(fd)
         self._epoll.close()
 

@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from tproxy.daemon.asking import PATIENCE, Inquiry, Worker
+from tproxy.daemon.asking import PATIENCE, Inquiry, Silent, Worker
 from tproxy.datapath.inspection import STATES
+from tproxy.errors import BadName
 from tproxy.kernel import rtnetlink
 from tproxy.model import BridgeNames
 
@@ -77,7 +78,7 @@ class Listing(NamedTuple):
     """
 
     rows: list[Row]
-    silent: list[Worker]
+    silent: list[Silent]
     seconds: float | None = None
 
 
@@ -146,7 +147,7 @@ def _port_of(bridge: str, mac: str) -> str:
     try:
         ours = socket.if_nametoindex(BridgeNames(bridge).veth_bridge)
         return rtnetlink.name(rtnetlink.port_of(ours, mac))
-    except (OSError, ValueError):  # the bridge or our port is gone
+    except (OSError, BadName):  # the bridge or our port is gone, or a worker lies
         return ""
 
 

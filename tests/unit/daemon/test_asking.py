@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.daemon.standins import end, paused_process
 from tproxy.daemon import asking
-from tproxy.daemon.asking import MOST_OF_A_LINE, Inquiry, Worker
+from tproxy.daemon.asking import MOST_OF_A_LINE, Inquiry, Silent, Worker
 from tproxy.worker.questions import END
 
 
@@ -68,8 +68,10 @@ def test_a_worker_that_does_not_answer_in_time_is_named_and_the_others_are_heard
     workers.say(1, '{"a": 2}')
     with Inquiry("anything") as inquiry:
         assert len(list(inquiry.lines(0.2))) == 2
-        assert inquiry.silent == [Worker(7, True), Worker(workers.pids[1], False)]
-    assert inquiry.silent == [Worker(7, True), Worker(workers.pids[1], False)]
+    assert inquiry.silent == [
+        Silent(7, "runs another version of tproxy, and cannot be asked"),
+        Silent(workers.pids[1], "did not answer in time"),
+    ]
 
 
 def test_a_worker_that_closes_without_an_end_is_named_unless_its_process_has_ended(workers: Workers) -> None:
@@ -79,7 +81,7 @@ def test_a_worker_that_closes_without_an_end_is_named_unless_its_process_has_end
     end(workers.pids[0])
     with Inquiry("anything") as inquiry:
         assert len(list(inquiry.lines(20.0))) == 2
-        assert inquiry.silent == [Worker(workers.pids[1], False)]
+        assert inquiry.silent == [Silent(workers.pids[1], "did not finish its answer")]
 
 
 def test_a_worker_that_says_a_line_without_an_end_is_heard_no_longer(workers: Workers) -> None:
@@ -92,7 +94,7 @@ def test_a_worker_that_says_a_line_without_an_end_is_heard_no_longer(workers: Wo
                 sent += workers.ends[0].send(b"x" * 10_000)
             assert inquiry.poll() == []
         assert sent > MOST_OF_A_LINE
-        assert inquiry.silent == [Worker(workers.pids[0], False)]
+        assert inquiry.silent == [Silent(workers.pids[0], "did not finish its answer")]
 
 
 def test_the_worker_notices_that_the_command_has_gone(workers: Workers) -> None:
