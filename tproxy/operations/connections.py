@@ -162,7 +162,7 @@ def row_of(worker: Worker, line: dict[str, Any]) -> Row | None:
     row: Row = {}
     for name, (kind, _) in SAID.items():
         value = line.get(name)
-        if not _fits(kind, value) or value not in _WORDS.get(name, (value,)):
+        if name not in line or not _fits(kind, value) or value not in _WORDS.get(name, (value,)):
             return None
         row[name] = value
     return {**row, "worker": worker.pid, "rate_to_endpoint": None, "rate_to_guest": None}
