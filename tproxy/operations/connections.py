@@ -16,7 +16,7 @@ from tproxy.daemon.asking import PATIENCE, Inquiry, Silent, Worker
 from tproxy.datapath.inspection import STATES
 from tproxy.errors import BadName
 from tproxy.kernel import rtnetlink
-from tproxy.model import BridgeNames
+from tproxy.names import BridgeNames
 
 # The keys of a connection: what each value must be, and what it means. SAID is what ``datapath.inspection``
 # says.
