@@ -27,7 +27,7 @@ A record belongs to one service of one bridge:
 | 8 | when a connection failed last, in seconds since the epoch, as a double |
 | 80 | why, in UTF-8, padded with NUL |
 | 9 x 4, and 4 | connections that a limit or a time-out refused or ended, in the order of CAUSES |
-| 10 x 8 | connections that have ended, in the order of OUTCOMES |
+| 11 x 8 | connections that have ended, in the order of OUTCOMES |
 | 6 x 8 | dials that failed, in the order of REASONS |
 | 13 x 8 | connections that the endpoint accepted, by the time that took: up to CONNECT_BOUNDS, and longer |
 | 12 x 8 | connections that have ended, by their duration: as above, with DURATION_BOUNDS |

@@ -12,10 +12,10 @@ from tproxy.typed import NamedTuple
 # that ended to make room for another one.
 OUTCOMES = (
     *("finished", "reset_by_guest", "reset_by_endpoint", "lost", "dial_failed"),
-    *("limited", "timed_out", "stopped", "worker_lost", "evicted"),
+    *("limited", "timed_out", "stopped", "worker_lost", "killed", "evicted"),
 )
 FINISHED, RESET_BY_GUEST, RESET_BY_ENDPOINT, LOST, DIAL_FAILED = range(5)
-LIMITED, TIMED_OUT, STOPPED, WORKER_LOST, EVICTED = range(5, 10)
+LIMITED, TIMED_OUT, STOPPED, WORKER_LOST, KILLED, EVICTED = range(5, 11)
 
 # Why a dial failed. "silent": another endpoint was dialled beside it, and answered. "forbidden": by a rule of
 # this host's firewall. "local": this host had no port, descriptor or address for it.

@@ -72,6 +72,7 @@ MEANINGS = {
     "stopped": "tproxy was stopped, or the bridge taken down",
     "worker_lost": "its worker ended",
     "evicted": "it ended to make room for another one, since a limit was reached",
+    "killed": "an operator ended it (`tproxy kill`)",
     "refused": "the endpoint refused",
     "silent": "the endpoint was silent for 250 ms, and another one answered",
     "unreachable": "there is no way to the endpoint",
@@ -149,7 +150,7 @@ SESSIONS_ENDED = Metric(
     "counter",
     "UDP sessions that have ended, or could not begin.",
     (*SERVICE, "outcome"),
-    ("finished", "dial_failed", "limited", "evicted", "stopped", "worker_lost"),
+    ("finished", "dial_failed", "limited", "evicted", "stopped", "worker_lost", "killed"),
     protocol=UDP,
 )
 DATAGRAMS = Metric(
