@@ -92,8 +92,8 @@ def drawn(table: Table) -> object:
     groups += [some for group in table.groups if (some := [each for each in group if each in shown])]
     groups.sort(key=lambda group: table.columns.index(group[0]))
     for group in groups:
-        justify = "right" if group[0] in table.right else "left"
-        made.add_column(Text("\n".join(group)), justify=justify, overflow="fold")
+        numbers = group[0] in table.right
+        made.add_column(Text("\n".join(group)), justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         # As Text: in a str, what stands in brackets would be taken for markup.
         cells = [Text("\n".join(row[name] for name in group), style=_colour(row, group)) for group in groups]
