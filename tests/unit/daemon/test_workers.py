@@ -16,7 +16,7 @@ from tests.unit.sockets import copies, run_until
 from tproxy.daemon import workers as module
 from tproxy.daemon.spawner import Spawner
 from tproxy.daemon.workers import Workers, wanted_workers
-from tproxy.datapath.counters import OPEN, OUTCOMES, TO_GUEST, TOTAL, Counts
+from tproxy.datapath.counts import OPEN, OUTCOMES, TO_GUEST, TOTAL, Counts
 from tproxy.kernel.loop import Loop
 from tproxy.model import Endpoint, Service, ServiceKey
 from tproxy.relay import wire
