@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tproxy.daemon.client import Json
-from tproxy.datapath.counters import CAUSES, Counts
+from tproxy.datapath.counts import CAUSES, Counts
 from tproxy.routes import NOWHERE, Route
 
 

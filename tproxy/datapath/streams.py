@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable
 
 from tproxy.addresses import packed_peer
-from tproxy.datapath import counters
+from tproxy.datapath import counts
 from tproxy.datapath.connection import Connection, dial_failure
 from tproxy.datapath.connections import LIMIT_INTERVAL, Connections
-from tproxy.datapath.counters import CAUSES, DIAL_FAILED, DRAIN, LIMITED, OPEN, OUTCOMES, TOTAL
+from tproxy.datapath.counts import CAUSES, DIAL_FAILED, DRAIN, LIMITED, OPEN, OUTCOMES, TOTAL
 from tproxy.datapath.ended_lines import EndedLines
 from tproxy.datapath.splice import Mover
 from tproxy.datapath.target import Target
@@ -115,7 +115,7 @@ class Stream(Connection):
                 self.deadline = 0.0
                 self._keeper.dialed(self)
                 self._say("connected")
-                self.abort("probed", counters.FINISHED)
+                self.abort("probed", counts.FINISHED)
                 return
         super().on_dialed(mask)
 

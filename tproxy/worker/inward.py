@@ -23,7 +23,7 @@ from contextlib import suppress
 
 from tproxy import proxy_protocol
 from tproxy.datapath.connections import Connections
-from tproxy.datapath.counters import DIAL_TIMED_OUT, LOCAL, UNREACHABLE
+from tproxy.datapath.counts import DIAL_TIMED_OUT, LOCAL, UNREACHABLE
 from tproxy.datapath.streams import RouteTarget, Stream, Streams
 from tproxy.errors import ProtocolError
 from tproxy.kernel import netns
