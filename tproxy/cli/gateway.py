@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import click
 
@@ -28,6 +29,7 @@ def gateway(debug: bool) -> None:
 @click.option("--address", default="", metavar="IP", help="Where to listen.  [default: all addresses]")
 @click.option("--http-port", type=PORT, default=80, show_default=True)
 @click.option("--https-port", type=PORT, default=443, show_default=True)
+@click.option("--ports", default="", metavar="FIRST-LAST", help="Ports for routes with gateway_port.")
 @click.option(
     "--certificates",
     default="",
@@ -36,7 +38,13 @@ def gateway(debug: bool) -> None:
 )
 @click.option("--user", default="haproxy", show_default=True, help="User and group of HAProxy.")
 def up(
-    config: str | None, address: str, http_port: int, https_port: int, certificates: str, user: str
+    config: str | None,
+    address: str,
+    http_port: int,
+    https_port: int,
+    ports: str,
+    certificates: str,
+    user: str,
 ) -> None:
     """Have the gateway serve the routes of the configuration file.
 
@@ -46,11 +54,18 @@ def up(
     from tproxy.inward import compile as compiled
     from tproxy.inward import gateway as front
 
+    if ports and not re.fullmatch(r"[1-9][0-9]{0,4}-[1-9][0-9]{0,4}", ports):
+        raise click.BadParameter(f"{ports!a} is not a range such as 10000-10099")
     read = reader.load(required(config, os.environ))
     for warning in read.warnings:
         click.echo(f"tproxy: {warning.at(read.path)}", err=True)
     options = compiled.Options(
-        http_port=http_port, https_port=https_port, address=address, certificates=certificates, user=user
+        http_port=http_port,
+        https_port=https_port,
+        address=address,
+        ports=ports,
+        certificates=certificates,
+        user=user,
     )
     for line in front.up(read, options):
         click.echo(line)

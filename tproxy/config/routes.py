@@ -94,10 +94,20 @@ class RouteEntry(NamedTuple):
         Option(
             Written(_DOMAIN, "a host name, which can begin with `*.`"),
             "the name by which clients ask for it",
-            unset="none: only other ports of a gateway lead there",
+            unset="none",
             nftables="no: the gateway has it",
         ),
     ] = ""
+    gateway_port: Annotated[
+        int,
+        Option(
+            Port(),
+            "a port of the gateway that leads to `port`, for protocols without names; one of those that "
+            "`tproxy gateway up --ports` has",
+            unset="none",
+            nftables="no: the gateway has it",
+        ),
+    ] = 0
     port_tls: Annotated[
         int,
         Option(
@@ -222,6 +232,7 @@ def usable(entries: Iterable[RouteEntry]) -> tuple[list[RouteEntry], list[Proble
     problems: list[Problem] = []
     ids: dict[int, RouteEntry] = {}
     domains: dict[str, RouteEntry] = {}
+    ports: dict[int, RouteEntry] = {}
     for entry in entries:
         fault = entry.fault
         numbers = {each.number for each in entry.routes}
@@ -233,6 +244,9 @@ def usable(entries: Iterable[RouteEntry]) -> tuple[list[RouteEntry], list[Proble
         domain = entry.domain.lower()
         if not fault and domain and domain in domains:
             fault = f"domain {domain} is that of route {domains[domain].id} in line {domains[domain].line}"
+        if not fault and entry.gateway_port in ports:
+            taken = ports[entry.gateway_port]
+            fault = f"gateway_port {entry.gateway_port} is that of route {taken.id} in line {taken.line}"
         if fault:
             problems.append(Problem(entry.line, f"tproxy_routes: {entry.id}: {fault}: entry skipped"))
             continue
@@ -240,6 +254,8 @@ def usable(entries: Iterable[RouteEntry]) -> tuple[list[RouteEntry], list[Proble
         ids |= dict.fromkeys(numbers, entry)
         if domain:
             domains[domain] = entry
+        if entry.gateway_port:
+            ports[entry.gateway_port] = entry
     return found, problems
 
 

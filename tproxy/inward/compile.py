@@ -23,6 +23,7 @@ PID_FILE = "haproxy.pid"
 
 # By file: names whose TLS the guest ends, names whose TLS the gateway ends, and names at port 80.
 MAPS = ("passthrough", "terminate", "host")
+PORTS = "ports.map"  # ports of the range without names
 
 
 class Options(NamedTuple):
@@ -31,6 +32,7 @@ class Options(NamedTuple):
     http_port: int = 80
     https_port: int = 443
     address: str = ""
+    ports: str = ""  # a range such as 10000-10099, for routes without names; "" for none
     certificates: str = ""  # a directory of PEM files, each with certificate and key; "": no TLS ends here
     user: str = "haproxy"
     most: int = 10_000  # connections
@@ -41,8 +43,13 @@ class Options(NamedTuple):
 def maps(entries: Iterable[RouteEntry], now: float) -> dict[str, str]:
     """Return the text of each map, by file."""
     lines: dict[str, list[str]] = {f"{each}{kind}.map": [] for each in MAPS for kind in ("", ".wild")}
+    lines[PORTS] = []
     for entry in entries:
-        if not entry.domain or 0 < entry.expires <= now:
+        if 0 < entry.expires <= now:
+            continue
+        if entry.gateway_port:
+            lines[PORTS].append(f"{entry.gateway_port} {entry.id}")
+        if not entry.domain:
             continue
         domain = entry.domain.lower()
         wild = domain.startswith("*.")
@@ -65,7 +72,7 @@ def configuration(options: Options, folder: str, inlet: str, name: str) -> str:
     ``folder`` has the maps, ``inlet`` is the directory of in.sock, and ``name`` is no other gateway's.
     """
 
-    def bind(port: int) -> str:
+    def bind(port: int | str) -> str:
         if options.address:
             return f"{options.address}:{port}"
         return f"0.0.0.0:{port}\n    bind :::{port} v6only"
@@ -138,6 +145,16 @@ backend guests_tcp
 backend unknown
     mode tcp
     tcp-request content reject
+"""
+    if options.ports:
+        text += f"""
+frontend ports
+    bind {bind(options.ports)}
+    mode tcp
+{limits}
+    tcp-request content set-var(txn.route) dst_port,map_str({folder}/{PORTS})
+    tcp-request content reject if {unknown}
+    default_backend guests_tcp
 """
     if options.certificates:
         text += f"""

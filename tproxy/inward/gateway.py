@@ -170,7 +170,9 @@ def _check(program: str, folder: Path, wanted: dict[str, str]) -> None:
 
 def _refuse_taken(options: Options) -> None:
     """Raise ProcessError if another program has a port; its name is in the text."""
-    for port in (options.http_port, options.https_port):
+    first, _, last = options.ports.partition("-")
+    others = range(int(first), int(last) + 1) if last else ()
+    for port in (options.http_port, options.https_port, *others):
         family = socket.AF_INET if options.address and ":" not in options.address else socket.AF_INET6
         with socket.socket(family) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

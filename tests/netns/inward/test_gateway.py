@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.netns.conftest import ENDPOINTS
+from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy import proxy_protocol
 from tproxy.lab.hypervisor import Hypervisor
 
 CONFIG = """
@@ -16,6 +20,7 @@ tproxy_routes:
 - {id: plain, network: blue, guest_addr: 10.0.0.5, port: 80, port_tls: 443, domain: plain.example.com}
 - {id: ended, network: blue, guest_addr: 10.0.0.6, port: 80, tls: terminate, domain: ended.example.com}
 - {id: wild, network: blue, guest_addr: 10.0.0.5, port: 80, tls: terminate, domain: '*.wild.example.com'}
+- {id: told, network: blue, guest_addr: 10.0.0.5, port: 7, gateway_port: 10007, proxy_protocol: v2}
 - {id: closed, network: blue, guest_addr: 10.0.0.5, port: 81, tls: terminate, domain: closed.example.com}
 """
 FILE = "/run/tproxy.yaml"
@@ -31,6 +36,7 @@ class Site:
         for name, address in (("one", "10.0.0.5"), ("two", "10.0.0.6")):
             host.add_guest(name, "br0", f"{address}/24")
             host.serve(*("python3", "-m", "tproxy.lab.inside", "answer", address, "80", name), netns=name)
+        host.serve(sys.executable, str(ENDPOINTS), "echo", "10.0.0.5", "7", netns="one")
         self.make_certificate("plain.example.com", "/run/guest")
         self.make_certificate("ended.example.com", CERTIFICATES)
         self.make_certificate("closed.example.com", CERTIFICATES)
@@ -60,7 +66,8 @@ class Site:
         return self.host.tproxy(*arguments, check=check, env={"TPROXY_CONFIG": FILE})
 
     def up(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.tproxy("gateway", "up", "--certificates", CERTIFICATES, *arguments, check=check)
+        options = ("--certificates", CERTIFICATES, "--ports", "10000-10019")
+        return self.tproxy("gateway", "up", *options, *arguments, check=check)
 
     def curl(self, url: str, *options: str) -> subprocess.CompletedProcess[str]:
         name = url.partition("://")[2].partition("/")[0]
@@ -124,6 +131,74 @@ def test_a_guest_that_refuses_is_told_to_the_client_at_once(site: Site) -> None:
     done = site.curl(url, "--http1.1", "-o", "/dev/null", "-w", "%{http_code}")
     assert done.stdout == "502"
     assert site.curl(url, "--http2").returncode != 0  # HAProxy tells HTTP/2 by REFUSED_STREAM
+
+
+def test_a_port_of_the_range_leads_to_a_guest_which_is_told_the_clients_address(site: Site) -> None:
+    """fatedier/frp#5387, rathole-org/rathole#142: the client's address is lost."""
+    port, data = site.host.run(*program("said_by_port", "10007")).stdout.split()
+    start = proxy_protocol.START + proxy_protocol.length(bytes.fromhex(data)[: proxy_protocol.START])
+    header = proxy_protocol.decode(bytes.fromhex(data)[:start])
+    assert (header.source, header.destination) == (("127.0.0.1", int(port)), ("127.0.0.1", 10007))
+    assert bytes.fromhex(data)[start:] == b"hello"
+    assert len(site.host.run(*program("said_by_port", "10008"), check=False).stdout.split()) < 2
+
+
+def test_a_large_hello_is_served(site: Site) -> None:
+    """haproxy/haproxy#3148: one of several segments was aborted at random."""
+    names = ",".join(f"protocol-{number:04}" for number in range(120))
+    for _ in range(5):
+        done = site.host.run(
+            *("openssl", "s_client", "-connect", "127.0.0.1:443", "-servername", "ended.example.com"),
+            *("-alpn", names),
+            check=False,
+        )
+        assert "subject=CN = ended.example.com" in done.stdout, done
+
+
+def test_two_hundred_routes_change_at_once_under_load_and_no_client_fails(site: Site) -> None:
+    many = [
+        f"- {{id: m{n}, network: blue, guest_addr: 10.0.0.5, port: 80, domain: m{n}.example.com}}\n"
+        for n in range(200)
+    ]
+    before = site.workers
+    client = site.host.popen(
+        *program("page_load", "plain.example.com", "one"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=1,
+    )
+    assert client.stdout is not None
+    assert client.stdin is not None
+    assert client.stdout.readline() == "ready\n"
+    site.configure(CONFIG + "".join(many))
+    site.tproxy("refresh")
+    site.up()
+    assert site.curl("http://m199.example.com/").stdout == "one"
+    site.configure(CONFIG)
+    site.tproxy("refresh")
+    site.up()
+    print("end", file=client.stdin, flush=True)
+    served, failed = map(int, client.stdout.readline().split())
+    assert failed == 0
+    assert served > 0
+    assert site.workers == before
+
+
+def test_another_configuration_takes_over_and_no_client_is_refused(site: Site) -> None:
+    """openshift/router#429: a reload cut connections."""
+    held = site.host.popen(
+        *program("held_port", "10007"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1
+    )
+    assert held.stdout is not None
+    assert held.stdin is not None
+    assert held.stdout.readline().startswith("ready")
+    before = site.workers
+    assert "another configuration" in site.up("--ports", "10000-10029").stdout
+    assert site.curl("http://plain.example.com/").stdout == "one"
+    assert site.workers != before
+    print(file=held.stdin, flush=True)
+    assert held.stdout.readline() == "served\n"
+    site.up()
 
 
 def test_routes_change_without_a_reload(site: Site) -> None:
