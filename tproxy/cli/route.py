@@ -69,9 +69,9 @@ def list_(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"version": VERSION, "routes": rows}, indent=2))
     elif rows:
-        from tabulate import tabulate
+        from tproxy.cli.tables import Table, show
 
-        click.echo(tabulate(rows, headers="keys", tablefmt="plain"))
+        show([Table("", [*rows[0]], [[*row.values()] for row in rows])])
 
 
 @route.command(epilog=example("tproxy route test web"))

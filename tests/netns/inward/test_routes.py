@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -11,7 +13,17 @@ from typing import Any
 
 import pytest
 
-from tests.netns.inward.streams import CLIENT, GATEWAY, ask, await_in_log, connect, everything, start
+from tests.netns.inward.streams import (
+    CLIENT,
+    GATEWAY,
+    ask,
+    await_in_log,
+    connect,
+    everything,
+    header,
+    in_sock,
+    start,
+)
 from tests.netns.waiting import eventually
 from tproxy import proxy_protocol
 from tproxy.lab.hypervisor import Guest, Hypervisor
@@ -23,6 +35,7 @@ tproxy_routes:
 - {id: red, network: red, guest_addr: 10.0.0.5, port: 80}
 - {id: echo, network: blue, guest_addr: 10.0.0.5, port: 7}
 - {id: told, network: blue, guest_addr: 10.0.0.5, port: 7, proxy_protocol: v2}
+- {id: rude, network: blue, guest_addr: 10.0.0.5, port: 9}
 - {id: closed, network: blue, guest_addr: 10.0.0.5, port: 81}
 - {id: gone, network: blue, guest_addr: 10.0.0.77, port: 80}
 - {id: hanging, network: blue, guest_addr: 10.0.0.5, port: 82, connect_timeout: 2}
@@ -48,6 +61,7 @@ class Tenants:
             host.serve(*page, netns=network)
             if network == "blue":
                 start(guest, "echo", 7)
+                start(guest, "reset", 9)
                 guest.run(
                     "nft",
                     "add table ip t; add chain ip t c { type filter hook input priority 0; }; "
@@ -154,6 +168,42 @@ def test_route_list_has_the_routes_of_the_file_and_of_the_host(tenants: Tenants)
     assert listed["red"].endswith("in order")
     assert listed["nowhere"].endswith("no bridge of its network is up")
     assert listed["old"].endswith("expired")
+
+
+def test_what_is_no_header_of_a_gateway_is_refused_and_a_header_may_come_in_pieces(tenants: Tenants) -> None:
+    whole = header("blue") + b"GET / HTTP/1.0\r\n\r\n"
+    local = b"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"
+    for wrong in (b"GET / HTTP/1.0\r\n\r\n", whole[:14] + b"\xff\xff" + bytes(5000), local, whole[:-60]):
+        with socket.socket(socket.AF_UNIX) as stream:
+            stream.connect(in_sock(tenants.host))
+            stream.sendall(wrong)
+            stream.shutdown(socket.SHUT_WR)
+            assert everything(stream) == b""
+    with socket.socket(socket.AF_UNIX) as stream:
+        stream.connect(in_sock(tenants.host))
+        for byte in whole:
+            stream.sendall(bytes([byte]))
+        assert everything(stream).endswith(b"blue")
+
+
+def test_a_guest_that_resets_and_a_client_that_goes_are_told_to_the_other_side(tenants: Tenants) -> None:
+    with connect(tenants.host, "rude", b"x") as stream:
+        assert everything(stream) == b""
+    await_in_log(tenants.host, "route=rude bridge=br0 client=198.51.100.7:40000 guest=10.0.0.5:9 ")
+    await_in_log(tenants.host, "end=reset_by_guest")
+    with connect(tenants.host, "echo", b"x") as stream:
+        assert stream.recv(1) == b"x"
+        stream.sendall(b"y" * 100)  # and leaves the answer unread: its socket is reset
+    await_in_log(tenants.host, "end=finished")
+
+
+def test_metrics_count_routes_as_services(tenants: Tenants) -> None:
+    assert ask(tenants.host, "blue") == "blue"
+    shown = tenants.tproxy("metrics").stdout
+    pattern = r'^tproxy_connections_accepted_total\{.*service="route/blue".*\} ([\d.]+)$'
+    (total,) = re.findall(pattern, shown, re.MULTILINE)
+    assert float(total) > 0
+    assert re.search(r'service="5030"', shown)
 
 
 def test_the_namespace_sends_no_syn_to_what_is_no_routes_target(tenants: Tenants) -> None:
