@@ -6,6 +6,7 @@ service last: the namespace's neighbour table says so. A guest that never did ha
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 
 from tproxy.errors import KernelError
@@ -30,8 +31,8 @@ def address_of(bridge: str, route: Route) -> str:
     return NOWHERE
 
 
-def whereabouts(bridge: str, route: Route) -> str:
-    """Return why nobody answers as the guest of a route, in words."""
+def whereabouts(bridge: str, route: Route, uplinks: Iterable[str] = ()) -> str:
+    """Return why nobody answers as the guest of a route, in words. ``uplinks`` are those that are named."""
     known = route.endpoint.address
     there = f"{known} " if known != NOWHERE else ""
     ports = links.ports(bridge)
@@ -41,8 +42,7 @@ def whereabouts(bridge: str, route: Route) -> str:
         return f"gone: bridge {bridge} has no port {route.place}"
     if route.mac:
         at = [port for port in sorted(ports) if route.mac in _macs_at(port)]
-        uplinks = kinds.uplinks(bridge, frozenset(at))
-        if at and uplinks.issuperset(at):
+        if at and {*uplinks, *kinds.uplinks(bridge, frozenset(at))}.issuperset(at):
             return f"moved: {route.mac} is behind the uplink {at[0]}, on another host"
         if route.place and at and route.place not in at:
             return f"moved: {route.mac} is behind {at[0]}, and not behind {route.place}"

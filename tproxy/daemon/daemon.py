@@ -96,7 +96,12 @@ class Daemon:
             self._loop, self._workers.tell, self._workers.use_inlet, lambda: self._workers.expects_words
         )
         self._workers.take_inlet = self._routes.take_over
-        self._guests = RouteGuests(self._loop, self._catalog, self._route_moved)
+        self._guests = RouteGuests(
+            self._loop,
+            self._catalog,
+            self._route_moved,
+            lambda bridge: self._guards.named_uplinks(bridge) or (),
+        )
         self._workers.note_absent = self._guests.absent
         self._workers.preface = self._preface
         self._workers.refuse = self._relays.refuse

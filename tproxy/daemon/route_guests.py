@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from tproxy.bridge import guest_places
 from tproxy.daemon.catalog import Catalog
@@ -24,7 +24,14 @@ QUIET = 60.0
 class RouteGuests:
     """``changed`` is called with a bridge on which an address is another one."""
 
-    def __init__(self, loop: Loop, catalog: Catalog, changed: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        catalog: Catalog,
+        changed: Callable[[str], None],
+        named_uplinks: Callable[[str], Iterable[str]],
+    ) -> None:
+        self._named_uplinks = named_uplinks
         self._loop = loop
         self._catalog = catalog
         self._changed = changed
@@ -53,7 +60,7 @@ class RouteGuests:
             return
         warnings = self._warnings.setdefault((bridge, number), LineLimit(1, QUIET))
         if warnings.allows(time.monotonic()):
-            why = guest_places.whereabouts(bridge, route)
+            why = guest_places.whereabouts(bridge, route, self._named_uplinks(bridge))
             log.warning(
                 "route=%s bridge=%s the guest is not there: %s%s", route.id, bridge, why, warnings.suffix()
             )

@@ -120,7 +120,8 @@ def _stream(bridge: str, route: Route) -> Iterator[Hop]:
     port, address, mac = route.endpoint.port, route.endpoint.address, route.mac
     text = _MEANS.get(verdict, verdict).format(port=port, address=address, mac=mac)
     if verdict in ("not there", "address not known"):
-        text = guest_places.whereabouts(bridge, route)
+        named = nftables.read_guard(bridge).named_uplinks
+        text = guest_places.whereabouts(bridge, route, named)
     yield Hop("guest", BAD, f"{text} ({spent:.0f} ms)")
 
 
