@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +14,10 @@ from tproxy.config import reader
 from tproxy.config.file import required
 from tproxy.console import require_root
 from tproxy.log import output
+
+if TYPE_CHECKING:
+    from tproxy.config.services import Config
+    from tproxy.inward.compile import Options
 
 PORT = click.IntRange(1, 65535)
 
@@ -24,51 +30,60 @@ def gateway(debug: bool) -> None:
     output.for_preview(debug=debug)
 
 
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--user", default="haproxy", show_default=True, help="User and group of HAProxy."),
+        click.option(
+            "--certificates",
+            default="",
+            metavar="DIRECTORY",
+            help="PEM files, each with certificate and key, for routes whose TLS ends here.",
+        ),
+        click.option("--ports", default="", metavar="FIRST-LAST", help="Ports for routes with gateway_port."),
+        click.option("--https-port", type=PORT, default=443, show_default=True),
+        click.option("--http-port", type=PORT, default=80, show_default=True),
+        click.option(
+            "--address", default="", metavar="IP", help="Where to listen.  [default: all addresses]"
+        ),
+        click.option("--config", metavar="FILE", help="The configuration file."),
+    ):
+        command = option(command)
+    return command
+
+
 @gateway.command(epilog=example("tproxy gateway up --certificates /etc/tproxy/certificates"))
-@click.option("--config", metavar="FILE", help="The configuration file.")
-@click.option("--address", default="", metavar="IP", help="Where to listen.  [default: all addresses]")
-@click.option("--http-port", type=PORT, default=80, show_default=True)
-@click.option("--https-port", type=PORT, default=443, show_default=True)
-@click.option("--ports", default="", metavar="FIRST-LAST", help="Ports for routes with gateway_port.")
-@click.option(
-    "--certificates",
-    default="",
-    metavar="DIRECTORY",
-    help="PEM files, each with certificate and key, for routes whose TLS ends here.",
-)
-@click.option("--user", default="haproxy", show_default=True, help="User and group of HAProxy.")
-def up(
-    config: str | None,
-    address: str,
-    http_port: int,
-    https_port: int,
-    ports: str,
-    certificates: str,
-    user: str,
-) -> None:
+@_options
+def up(config: str | None, **said: Any) -> None:
     """Have the gateway serve the routes of the configuration file.
 
     Called again, it applies what has changed: routes and certificates without a reload. A file that cannot be
     used changes nothing.
     """
-    from tproxy.inward import compile as compiled
     from tproxy.inward import gateway as front
 
-    if ports and not re.fullmatch(r"[1-9][0-9]{0,4}-[1-9][0-9]{0,4}", ports):
-        raise click.BadParameter(f"{ports!a} is not a range such as 10000-10099")
+    for line in front.up(*_read(config, said)):
+        click.echo(line)
+
+
+@gateway.command("compile", hidden=True)
+@_options
+def compile_(config: str | None, **said: Any) -> None:
+    """Write the files of HAProxy, for its unit."""
+    from tproxy.inward import gateway as front
+
+    front.compile_files(*_read(config, said))
+
+
+def _read(config: str | None, said: dict[str, Any]) -> tuple[Config, Options]:
+    """Return configuration and options; warn of what cannot be used."""
+    from tproxy.inward.compile import Options
+
+    if said["ports"] and not re.fullmatch(r"[1-9][0-9]{0,4}-[1-9][0-9]{0,4}", said["ports"]):
+        raise click.BadParameter(f"{said['ports']!a} is not a range such as 10000-10099")
     read = reader.load(required(config, os.environ))
     for warning in read.warnings:
         click.echo(f"tproxy: {warning.at(read.path)}", err=True)
-    options = compiled.Options(
-        http_port=http_port,
-        https_port=https_port,
-        address=address,
-        ports=ports,
-        certificates=certificates,
-        user=user,
-    )
-    for line in front.up(read, options):
-        click.echo(line)
+    return read, Options(**said)
 
 
 @gateway.command(epilog=example("tproxy gateway down --purge"))

@@ -10,6 +10,7 @@ route's.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -38,6 +39,15 @@ class Options(NamedTuple):
     most: int = 10_000  # connections
     most_per_client: int = 200
     rate_per_client: int = 500  # new ones in 10 s
+
+    def arguments(self, config: str) -> list[str]:
+        """The options of `tproxy gateway` that stand for these."""
+        words = [f"--config={os.path.abspath(config)}"]
+        for name in ("http_port", "https_port", "address", "ports", "certificates", "user"):
+            value = getattr(self, name)
+            if value != self._field_defaults[name]:
+                words.append(f"--{name.replace('_', '-')}={value}")
+        return words
 
 
 def maps(entries: Iterable[RouteEntry], now: float) -> dict[str, str]:

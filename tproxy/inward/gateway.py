@@ -10,10 +10,12 @@ from __future__ import annotations
 import grp
 import os
 import resource
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -47,18 +49,10 @@ def up(config: Config, options: Options) -> list[str]:
 
     Does nothing where all is in order. Raises TproxyError: then a gateway that runs goes on as before.
     """
-    program = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    if program is None:
-        raise ProcessError("HAProxy is not installed: apt install haproxy")
+    program = _program()
     if not _systemd():  # the unit has a limit of its own
         options = options._replace(most=min(options.most, _most_connections()))
-    folder = directory()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    name = f"tproxy-gateway-{netns.current().inode}"
-    wanted = compiled.maps(config.routes, time.time())
-    wanted[CONFIGURATION] = compiled.configuration(options, str(folder), inward_socket.directory(), name)
-    certificates = _certificates(options)
-    wanted[CERTIFICATES] = compiled.certificates(certificates)
+    folder, wanted, certificates = _compiled(config, options)
     before = {each.name: each.read_text() for each in folder.iterdir() if each.name in wanted}
     changed = compiled.changes(before, wanted)
     admin = Runtime(str(folder / ADMIN))
@@ -70,7 +64,10 @@ def up(config: Config, options: Options) -> list[str]:
             _refuse_taken(options)
         _write(folder, wanted)
         _write_copies(folder, certificates)
-        _reload(folder) if running else _start(program, folder)
+        if running:
+            _reload(folder)
+        else:
+            _start(program, folder, config.path, options)
         return ["HAProxy goes on with another configuration" if running else "HAProxy started"]
     done = []
     for file in sorted(changed.keys() - {CERTIFICATES}):
@@ -80,14 +77,52 @@ def up(config: Config, options: Options) -> list[str]:
     return done + _change_certificates(admin, folder, certificates, wanted[CERTIFICATES])
 
 
+def compile_files(config: Config, options: Options) -> None:
+    """Write the files that HAProxy reads when it starts: after a boot there are none. Raises TproxyError."""
+    folder, wanted, certificates = _compiled(config, options)
+    _admit(options.user)
+    _check(_program(), folder, wanted)
+    _write(folder, wanted)
+    _write_copies(folder, certificates)
+
+
+def _compiled(config: Config, options: Options) -> tuple[Path, dict[str, str], dict[str, str]]:
+    """Return the gateway's directory, its files by name, and the certificates by path."""
+    folder = directory()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    name = f"tproxy-gateway-{netns.current().inode}"
+    wanted = compiled.maps(config.routes, time.time())
+    wanted[CONFIGURATION] = compiled.configuration(options, str(folder), inward_socket.directory(), name)
+    certificates = _certificates(options)
+    wanted[CERTIFICATES] = compiled.certificates(certificates)
+    return folder, wanted, certificates
+
+
+def _program() -> str:
+    found = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if found is None:
+        raise ProcessError("HAProxy is not installed: apt install haproxy")
+    return found
+
+
+def unit(program: str, folder: Path, config: str, options: Options) -> str:
+    """Return the text of HAProxy's unit for systemd."""
+    compiling = [sys.executable, "-m", "tproxy", "gateway", "compile", *options.arguments(config)]
+    known = {"@FOLDER@": str(folder), "@HAPROXY@": program, "@COMPILE@": shlex.join(compiling)}
+    text = (Path(__file__).parents[1] / "drivers" / "gateway" / UNIT).read_text()
+    for word, value in known.items():
+        text = text.replace(word, value.replace("%", "%%"))
+    return text
+
+
 def down(*, purge: bool) -> bool:
     """End the gateway; ``purge`` also removes its files. Return whether it ran."""
     folder = directory()
     pid = _pid(folder)
-    unit = Path(UNITS) / UNIT
-    if _systemd() and unit.exists():
+    installed = Path(UNITS) / UNIT
+    if _systemd() and installed.exists():
         subprocess.run(["systemctl", "disable", "--now", UNIT], check=False, capture_output=True)
-        unit.unlink()
+        installed.unlink()
         subprocess.run(["systemctl", "daemon-reload"], check=False, capture_output=True)
     if pid:
         with suppress(ProcessLookupError):
@@ -199,11 +234,9 @@ def _systemd() -> bool:
     return os.path.isdir("/run/systemd/system")
 
 
-def _start(program: str, folder: Path) -> None:
+def _start(program: str, folder: Path, config: str, options: Options) -> None:
     if _systemd():
-        unit = Path(__file__).parents[1] / "drivers" / "gateway" / UNIT
-        text = unit.read_text().replace("@FOLDER@", str(folder)).replace("@HAPROXY@", program)
-        (Path(UNITS) / UNIT).write_text(text)
+        (Path(UNITS) / UNIT).write_text(unit(program, folder, config, options))
         for command in (["daemon-reload"], ["enable", "--now", UNIT]):
             subprocess.run(["systemctl", *command], check=True, capture_output=True)
     else:
