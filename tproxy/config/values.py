@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from tproxy import options
-from tproxy.addresses import as_ipv6, can_be_served, is_ipv4, refused
+from tproxy.addresses import UNIX, as_ipv6, can_be_served, is_ipv4, refused, unix_fault
 from tproxy.errors import BadName, quoted, to_ascii
 from tproxy.model import PROTOCOLS
 from tproxy.names import check_interface_name
@@ -117,9 +117,11 @@ def _host(node: yaml.Node) -> str:
     text = written(node, STR) or written(node, INT)
     if node.tag == INT and ":" not in text:  # YAML takes 2001:10:20 for a number, of base 60
         text = ""
+    if text.startswith(UNIX):
+        if fault := unix_fault(text):
+            raise Unusable(fault, node)
+        return text
     address = as_ipv6(text) if ":" in text else ""
-    if text.startswith("unix:"):
-        raise Unusable("is a UNIX socket, which no worker can reach: its root directory is empty", node)
     if not address and not is_ipv4(text) and not re.fullmatch(HOST_NAME, text):
         raise Unusable("is not an IP address or a host name", node)
     if reason := refused(address or text):

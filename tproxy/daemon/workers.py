@@ -25,6 +25,7 @@ from contextlib import suppress
 from tproxy.daemon.client import Json
 from tproxy.daemon.data_channels import DataChannels
 from tproxy.daemon.spawner import Order, Spawner
+from tproxy.daemon.unix_dialing import UnixDialing
 from tproxy.daemon.worker_link import Key, WorkerLink
 from tproxy.datapath.counters import STOPPED, WORKER_LOST, Counts, EndpointState, LoopTimes
 from tproxy.datapath.this_host import chosen_ports
@@ -34,7 +35,7 @@ from tproxy.log.file import open_log
 from tproxy.model import Service, ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, send_bytes
-from tproxy.worker import orders
+from tproxy.worker import orders, service_words
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class Workers:
         self._draining: set[WorkerLink] = set()
         self._retries: dict[int, tuple[float, Timer]] = {}  # delay and timer by place
         self._services: dict[str, Sequence[Service]] = {}
+        self.dialing = UnixDialing(loop, self._services)
         # What a worker is told of a bridge before its services.
         self.preface: Callable[[str], Iterable[orders.Message]] = lambda _: ()
         self._complete = False  # whether all bridges that have services are in ``_services``
@@ -448,7 +450,7 @@ class Workers:
     def _tell_services(self, worker: WorkerLink, bridge: str) -> None:
         for message in self.preface(bridge):
             worker.tell(message)
-        parts = orders.parts(self._services[bridge])
+        parts = service_words.parts(self._services[bridge])
         for number, part in enumerate(parts):
             worker.tell(orders.Services(bridge, number == 0, number == len(parts) - 1, part))
 

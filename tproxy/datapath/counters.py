@@ -36,7 +36,7 @@ Behind the records are the states of endpoints:
 
 | bytes | what |
 | --- | --- |
-| 64 | address and port as text, padded with NUL |
+| 112 | address and port, or path, as text, padded with NUL |
 | 8 | 0: nobody uses this, 1: good, 2: failed |
 | 8 | since when, in seconds since the epoch, as a double |
 | 48 | why, in UTF-8, padded with NUL |
@@ -103,7 +103,7 @@ MOST_RECORDS = 1 << 16
 _STATES = _HEADER_BYTES + MOST_RECORDS * _RECORD.size
 # Endpoints whose state one worker can tell.
 MOST_STATES = 4096
-_STATE = struct.Struct("=64sQd48s")
+_STATE = struct.Struct("=112sQd48s")
 _GOOD, _FAILED = 1, 2
 SIZE = _STATES + MOST_STATES * _STATE.size
 

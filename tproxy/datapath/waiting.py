@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.datapath.counters import LIMITED, NETWORK, TOTAL
 from tproxy.datapath.introduction import Introductions
 from tproxy.datapath.membership import EVERYBODY, REFUSED, WAIT, Verdict
@@ -92,6 +93,18 @@ def doors(targets: Mapping[ServiceKey, Target], before: Mapping[ServiceKey, Door
         else:
             found[key] = former if isinstance(former, Divided) else Divided(each)
     return found
+
+
+def at_another_address(found: Mapping[ServiceKey, Door], key: ServiceKey) -> Door | None:
+    """Return what guests reach at the IPv6 address: the door of 169.254.16.9, or else the first.
+
+    None for a key of an IPv4 address.
+    """
+    if ":" not in key.address:
+        return None
+    main = found.get(key._replace(address=SERVICE_ADDRESS))
+    same = sorted(each for each in found if (each.port, each.protocol) == (key.port, key.protocol))
+    return main or (found[same[0]] if same else None)
 
 
 class Keeper(Protocol):

@@ -6,6 +6,7 @@ import fcntl
 import socket
 import struct
 
+from tproxy.addresses import is_address
 from tproxy.model import DEFAULT_USER_TIMEOUT
 
 # Seconds, seconds, and a number: a dead peer is noticed after 60 + 4 * 15 seconds (tcp(7)). A guest that is
@@ -85,7 +86,12 @@ def dialling_socket(address: str) -> socket.SocketType:
 
 
 def on_this_host(address: str) -> bool:
-    """Whether an IP address is this host's own: then the kernel chooses it as the source address too."""
+    """Whether an IP address is this host's own: then the kernel chooses it as the source address too.
+
+    A UNIX socket has none.
+    """
+    if not is_address(address):
+        return False
     try:
         probe = socket.socket(family(address), socket.SOCK_DGRAM)
     except OSError:  # the kernel has no IPv6

@@ -13,6 +13,7 @@ import pytest
 from tests.unit.daemon.standins import StandIn, end, paused_process
 from tests.unit.sockets import copies, run_until, wait_for
 from tproxy.daemon import worker_link
+from tproxy.daemon.unix_dialing import UnixDialing
 from tproxy.daemon.worker_link import WorkerLink
 from tproxy.datapath.counters import OPEN, TOTAL, Counts
 from tproxy.kernel.loop import Loop
@@ -27,6 +28,7 @@ class Setting:
 
     def __init__(self, meeting: str) -> None:
         self.loop = Loop()
+        self.dialing = UnixDialing(self.loop, {})
         self.versions: list[int] = []
         self.changes = 0
         self.ends: list[str] = []

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tproxy.doctor.finding import Finding, bad, good, warning
-from tproxy.doctor.look.dial import Dialled
+from tproxy.doctor.look.dial import Dialled, command
 from tproxy.doctor.look.processes import Processes
 from tproxy.model import TCP, Endpoint, ServiceKey, ServiceMap
 from tproxy.names import BridgeNames
@@ -71,8 +71,7 @@ def of_endpoints(loaded: ServiceMap, dialled: Mapping[Endpoint, Dialled]) -> lis
                 text = f"{where} was not dialled: too many others do not answer"
                 findings.append(warning("endpoint", text))
             elif found.problem:
-                repair = f"nc -zv {endpoint.address} {endpoint.port}"
-                findings.append(bad("endpoint", f"{where} {found.problem}", repair))
+                findings.append(bad("endpoint", f"{where} {found.problem}", command(endpoint)))
             else:
                 findings.append(good("endpoint", f"{where} accepts after {found.seconds * 1000:.1f} ms"))
     return findings

@@ -1,0 +1,36 @@
+"""What keys of an entry of ``tproxy`` mean for each other: an entry whose endpoints are UNIX sockets.
+
+A UNIX socket has no port. So an entry that has nothing else for its endpoints needs no ``remote_port``, and
+then needs a ``service_port``, which is that of the endpoints otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from tproxy.addresses import is_unix
+from tproxy.model import UDP
+
+_ADDRESSES, _PORT, _SERVICE_PORT, _PROTOCOL = "remote_addr", "remote_port", "service_port", "protocol"
+
+
+def missing(said: Mapping[str, Any], present: Collection[str]) -> str:
+    """Return the key that the entry lacks for what it says; "" for none.
+
+    ``said`` has the values that can be used, ``present`` all keys that have a value.
+    """
+    only_unix = _ADDRESSES in said and all(map(is_unix, said[_ADDRESSES]))
+    if _PORT in present:
+        return ""
+    if not only_unix:
+        return _PORT
+    return "" if _SERVICE_PORT in present else _SERVICE_PORT
+
+
+def contradiction(said: Mapping[str, Any]) -> str:
+    """Return what an entry says that cannot be; "" for nothing."""
+    sockets = [each for each in said.get(_ADDRESSES, ()) if is_unix(each)]
+    if sockets and UDP in said.get(_PROTOCOL, ()):
+        return f"{_PROTOCOL} {UDP} cannot lead to the UNIX socket {_ADDRESSES} {sockets[0]!a}"
+    return ""
