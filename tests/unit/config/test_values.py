@@ -190,7 +190,8 @@ def test_unix_sockets_and_addresses_are_tried_in_the_order_of_the_list(loaded: L
         ),
         (
             "remote_addr: unix:run/x.sock, service_port: 80",
-            "remote_addr 'unix:run/x.sock' is not the absolute path of a UNIX socket, such as unix:/run/x.sock",
+            "remote_addr 'unix:run/x.sock' "
+            "is not the absolute path of a UNIX socket, such as unix:/run/x.sock",
         ),
     ],
 )
