@@ -234,9 +234,11 @@ class _Reader:
         present = {key for key, field in found.items() if field.node.tag != values.NULL}
         needed = [key for key in known if known[key].option.required]
         if known is keys.ENTRY:
-            if fault := whole_entry.contradiction(said):
-                faults.append(Unusable(fault, entry))
-            needed += filter(None, [whole_entry.missing(said, present | meant)])
+            if contradiction := whole_entry.contradiction(said):
+                faults.append(Unusable(contradiction, entry))
+            addresses = found.get("remote_addr")
+            written = values.texts(addresses.node) if addresses is not None else []
+            needed += filter(None, [whole_entry.missing(written, present | meant)])
         for key in () if incomplete else needed:
             if key not in meant and key not in present:
                 faults.append(Unusable(f"{key} is missing", entry))

@@ -225,6 +225,12 @@ def written(node: yaml.Node, *tags: str) -> str:
     return node.value if isinstance(node, yaml.ScalarNode) and node.tag in tags else ""
 
 
+def texts(node: yaml.Node) -> list[str]:
+    """Return a scalar, or those of a list, as they are written."""
+    nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    return [each.value for each in nodes if isinstance(each, yaml.ScalarNode)]
+
+
 def line(at: Any) -> int:
     """Return the number of the line in which a node, or an event of the parser, starts."""
     return int(at.start_mark.line) + 1

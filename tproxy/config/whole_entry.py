@@ -6,24 +6,23 @@ then needs a ``service_port``, which is that of the endpoints otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from tproxy.addresses import is_unix
+from tproxy.addresses import UNIX, is_unix
 from tproxy.model import UDP
 
 _ADDRESSES, _PORT, _SERVICE_PORT, _PROTOCOL = "remote_addr", "remote_port", "service_port", "protocol"
 
 
-def missing(said: Mapping[str, Any], present: Collection[str]) -> str:
-    """Return the key that the entry lacks for what it says; "" for none.
+def missing(addresses: Sequence[str], present: Collection[str]) -> str:
+    """Return the key that the entry lacks besides those that each entry needs; "" for none.
 
-    ``said`` has the values that can be used, ``present`` all keys that have a value.
+    ``addresses`` are those of the entry as they are written, ``present`` are all keys that have a value.
     """
-    only_unix = _ADDRESSES in said and all(map(is_unix, said[_ADDRESSES]))
     if _PORT in present:
         return ""
-    if not only_unix:
+    if not addresses or not all(each.startswith(UNIX) for each in addresses):
         return _PORT
     return "" if _SERVICE_PORT in present else _SERVICE_PORT
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -51,11 +52,16 @@ class Worker(Protocol):
 
 
 class UnixDialing:
-    """The dials of all workers. ``services`` are those of each bridge; a list in it is never changed."""
+    """The dials of all workers. ``services`` are those of each bridge; a list in it is never changed.
+
+    Until it is ``complete``, a path that is in none of them waits: a new daemon has not read all maps yet,
+    and workers of the one before ask already.
+    """
 
     def __init__(self, loop: Loop, services: Mapping[str, Sequence[Service]]) -> None:
         self._loop = loop
         self._services = services
+        self.complete = False
         self._known: dict[str, tuple[str, Sequence[Service]]] = {}  # by path: a bridge that has it
         self._waiting: dict[Worker, dict[int, float]] = {}  # by number: until when
         self._warnings = limit.warnings()
@@ -63,16 +69,6 @@ class UnixDialing:
     def dial(self, worker: Worker, asked: orders.Dial) -> None:
         """Connect, and tell the worker what came of it, now or later."""
         if worker.behind:
-            return
-        if not self._is_endpoint(asked.path):
-            if self._warnings.allows(time.monotonic()):
-                log.warning(
-                    "worker %d asks for %a, which is no endpoint: refused%s",
-                    worker.pid,
-                    asked.path[:200],
-                    self._warnings.suffix(),
-                )
-            worker.tell(orders.Dialled(asked.number, errno.EACCES))
             return
         waiting = self._waiting.setdefault(worker, {})
         if len(waiting) >= MOST_WAITING:
@@ -90,17 +86,34 @@ class UnixDialing:
         if until is None or worker.gone:
             self._forget(worker, asked.number)
             return
-        sock, error = connect(asked.path, uid_of(worker.pid))
-        if error == errno.EAGAIN and time.monotonic() < until:
-            again = min(delay * 2, RETRY_MOST)
-            self._loop.call_later(delay, lambda: self._try(worker, asked, again))
-            return
+        sock, error = self._connect(worker, asked.path)
+        if error == errno.EAGAIN:
+            if time.monotonic() < until:
+                again = min(delay * 2, RETRY_MOST)
+                self._loop.call_later(delay, lambda: self._try(worker, asked, again))
+                return
+            error = errno.ETIMEDOUT
         self._forget(worker, asked.number)
         if sock is None:
-            worker.tell(orders.Dialled(asked.number, errno.ETIMEDOUT if error == errno.EAGAIN else error))
+            worker.tell(orders.Dialled(asked.number, error))
             return
         with sock:
             worker.tell(orders.Dialled(asked.number, 0), sock.fileno())
+
+    def _connect(self, worker: Worker, path: str) -> tuple[socket.socket | None, int]:
+        """Return the connected socket, or the errno: EAGAIN where another attempt may succeed."""
+        if self._is_endpoint(path):
+            return connect(path, uid_of(worker.pid))
+        if not self.complete:
+            return None, errno.EAGAIN
+        if self._warnings.allows(time.monotonic()):
+            log.warning(
+                "worker %d asks for %a, which is no endpoint: refused%s",
+                worker.pid,
+                path[:200],
+                self._warnings.suffix(),
+            )
+        return None, errno.EACCES
 
     def _forget(self, worker: Worker, number: int) -> None:
         waiting = self._waiting.get(worker)

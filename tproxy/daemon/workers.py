@@ -164,7 +164,7 @@ class Workers:
 
     def complete(self) -> None:
         """Note that every bridge with services was told: workers of an earlier daemon may serve others."""
-        self._complete = True
+        self._complete = self.dialing.complete = True
         for worker in (*self._present(), *self._draining):
             self._forget_unknown(worker)
 

@@ -24,7 +24,7 @@ A record belongs to one service of one bridge:
 | 16 | service address, IPv4 as IPv6 maps it |
 | 4 x 8 | connections open, and in total; bytes to the endpoint, and to the guest |
 | 8 | when a connection failed last, in seconds since the epoch, as a double |
-| 80 | why, in UTF-8, padded with NUL |
+| 160 | why, in UTF-8, padded with NUL |
 | 9 x 4, and 4 | connections that a limit or a time-out refused or ended, in the order of CAUSES |
 | 9 x 8 | connections that have ended, in the order of OUTCOMES |
 | 6 x 8 | dials that failed, in the order of REASONS |
@@ -61,7 +61,7 @@ from tproxy.model import PROTOCOLS, ServiceKey
 from tproxy.typed import Any, NamedTuple
 
 _NAME_BYTES = 16
-_ERROR_BYTES = 80
+_ERROR_BYTES = 160
 _KEY = struct.Struct("=HHI16s")
 _COUNTS = _NAME_BYTES + _KEY.size
 _LIMITED = _COUNTS + 8 * 5 + _ERROR_BYTES

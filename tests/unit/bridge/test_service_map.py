@@ -155,7 +155,7 @@ def test_a_service_of_unix_sockets_alone_is_beside_the_map_without_a_port() -> N
     service = Service(ServiceKey(80), Endpoint("unix:/run/x.sock", 0), "web")
     wanted = ServiceMap("br0", {ServiceKey(80): service})
     commands = map_commands.add_map(wanted)
-    words = "endpoints=unix%3A%2Frun%2Fx.sock name=web"
+    words = "name=web endpoints=unix%3A%2Frun%2Fx.sock"
     assert commands[-1] == f'add element ip one_tproxy op_br0 {{ 80 . 65536 comment "{words}" }}'
     assert service_map.parse_map(listing(commands), listed_rest(commands)) == wanted
     long = [f"unix:/{'+' * 104}{number}" for number in range(2)]

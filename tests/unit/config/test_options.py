@@ -146,7 +146,7 @@ BAD_VALUES: dict[str, list[str]] = {
         "5", "''", "a b", "169.254.16.9", "0.0.0.0", "255.255.255.255", "224.0.0.1", "10.0.0.256",
         "[]", "[[a]]",
         "[10.0.0.1, 10.0.0.256]", "'fe80::1'", "'ff02::1'", "'::'", "'::ffff:10.0.0.1'",
-        "unix:x.sock", "unix:", "unix:/", "unix:/run/", "'unix:/run/x y'", "'unix:/a,b'", "unix:/é",
+        "unix:x.sock", "'unix:'", "unix:/", "unix:/run/", "'unix:/run/x y'", "'unix:/a,b'", "unix:/é",
         f"unix:/{'n' * 107}", "[10.0.0.1, unix:x]", "unix:@abstract", "'fd00::1%eth0'",
         f"[{', '.join(17 * ['a'])}]",
     ],

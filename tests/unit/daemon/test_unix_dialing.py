@@ -36,6 +36,7 @@ class Asking:
             "br1": [Service(ServiceKey(80), Endpoint(f"unix:{self.path}", 0))],
         }
         self.dialing = UnixDialing(self.loop, self.services)
+        self.dialing.complete = True
         self.server = socket.socket(socket.AF_UNIX)
         self.server.bind(self.path)
 
@@ -112,6 +113,21 @@ def test_an_endpoint_counts_as_soon_as_a_service_has_it(asking: Asking) -> None:
     ])]  # fmt: skip
     asking.ask(2)
     assert asking.errors == {1: errno.EACCES, 2: 0}
+
+
+def test_until_all_maps_are_known_a_path_waits_for_its_service(asking: Asking) -> None:
+    asking.server.listen()
+    asking.dialing.complete = False
+    served, asking.services["br1"] = asking.services["br1"], []
+    asking.ask(1, seconds=60)
+    asking.ask(2, "/run/dbus/system_bus_socket", seconds=60)
+    turns = iter(range(5))
+    run_until(asking.loop, lambda: next(turns, None) is None)
+    assert asking.errors == {}
+    asking.services["br1"] = served
+    assert asking.until_answered(1) == 0
+    asking.dialing.complete = True
+    assert asking.until_answered(2) == errno.EACCES
 
 
 def test_errors_are_passed_on(asking: Asking) -> None:

@@ -31,6 +31,7 @@ class Setting:
         self.loop = Loop()
         self.services: dict[str, list[Service]] = {}
         self.dialing = UnixDialing(self.loop, self.services)
+        self.dialing.complete = True
         self.versions: list[int] = []
         self.changes = 0
         self.ends: list[str] = []

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.datapath.test_connection import Far, Site, noise
-from tests.unit.sockets import descriptors, reset
+from tests.unit.datapath.test_connection import Far, Site
+from tests.unit.sockets import descriptors, noise, reset
 from tproxy.daemon.unix_dialing import UnixDialing
 from tproxy.datapath.target import Target
 from tproxy.datapath.unix_dials import LATER
@@ -27,6 +27,7 @@ class Daemon:
         self.pid = os.getpid()
         self.gone = self.behind = False
         self.dialing = UnixDialing(site.loop, site.served)
+        self.dialing.complete = True
         self._site = site
         self.room = 1000
         site.connections.dials.ask = self._ask
@@ -85,7 +86,7 @@ class Unix(Site):
 
     def fill(self) -> list[socket.socket]:
         """Fill the backlog."""
-        found = []
+        found: list[socket.socket] = []
         while True:
             sock = socket.socket(socket.AF_UNIX)
             sock.setblocking(False)
