@@ -94,15 +94,14 @@ class WorkerLink:
         return self._asked == self._answered
 
     @property
-<<<<<<< HEAD
     def behind(self) -> bool:
         """Whether much of what it was told waits for it."""
         return len(self._outgoing) >= MOST_OUTGOING
-=======
+
+    @property
     def understands(self) -> bool:
         """Whether it is of this version, as far as is known."""
         return self._version == orders.VERSION
->>>>>>> main
 
     def tell(self, message: orders.Message, *fds: int) -> None:
         """Tell the worker something; ``fds`` stay the caller's.

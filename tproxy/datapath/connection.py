@@ -42,20 +42,11 @@ _TO_READ = READ | PEER_CLOSED | HANGUP | ERROR
 class Connection:
     """One connection of a guest, from accepted to ended. ``Connections`` makes and keeps it.
 
-<<<<<<< HEAD
-    ``peer`` is the guest's address and port. ``deadline`` is the end of the connect timeout by
-    time.monotonic(), and 0 when the endpoint is not being dialled. ``silent_since`` is when a sweep found
-    ``seen`` bytes, the number that had been moved by then. ``dialed`` is the endpoint that is dialled, or was
-    dialled last. ``race`` has the dials while one of several endpoints is looked for, or a UNIX socket is
-    dialled. ``mac`` is None where
-    the endpoint gets no header (``introduction``), and "" where nobody knows the guest's.
-=======
     ``deadline`` is the end of the connect timeout by time.monotonic(), and 0 when the endpoint is not being
     dialled. ``silent_since`` is when a sweep found ``seen`` bytes, the number that had been moved by then;
     UNSWEPT before the first sweep. ``dialed`` is the endpoint that is dialled, or was dialled last. ``race``
-    has the dials while one of several endpoints is looked for. ``mac`` is None where the endpoint gets no
-    header (``introduction``), and "" where nobody knows the guest's.
->>>>>>> main
+    has the dials while one of several endpoints is looked for, or a UNIX socket is dialled. ``mac`` is None
+    where the endpoint gets no header (``introduction``), and "" where nobody knows the guest's.
 
     Both sockets have SO_LINGER 0 until the last byte was sent to them (splice.py), so the death of this
     process is a reset at both ends, and no end of file that looks like a normal one.
@@ -292,7 +283,8 @@ class Connection:
         if self.seen == UNSWEPT:
             # Not earlier: most connections have ended by now, and each option is a system call. The guest's
             # side has these options of its listener.
-            tcp.watch_peer(self._endpoint, service.user_timeout)
+            if not self.dialed.is_unix:
+                tcp.watch_peer(self._endpoint, service.user_timeout)
             self.seen = 0
         moved = up.moved + down.moved
         if moved != self.seen:

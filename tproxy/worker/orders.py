@@ -18,7 +18,7 @@ from tproxy.typed import NamedTuple
 from tproxy.worker.service_words import KEY_BYTES, pack, pack_key, unpack, unpack_key
 
 # Of this protocol. A daemon tells a worker of another version to finish, and starts one of its own.
-VERSION = 6
+VERSION = 7
 
 # The first bytes of the messages to a worker that have the same form in all versions.
 IN_ALL_VERSIONS = (b"D", b"F", b"L", b"M")

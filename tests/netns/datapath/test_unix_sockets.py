@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -146,6 +147,8 @@ def test_a_guest_is_reset_when_its_worker_is_killed(site: Local) -> None:
     site.start_local()
     site.serve(UNIX)
     load = site.load(callers=0, streams=2)
+    shown = json.loads(site.host.tproxy("connections", "--json").stdout)["connections"]
+    assert [each["endpoint"] for each in shown] == [UNIX] * 2
     site.host.run("kill", "-KILL", *site.pids("tproxy-worker"))
     for _ in eventually():
         if len(load.look()["streams"]) == 2:

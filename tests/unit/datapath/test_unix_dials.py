@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from tests.unit.datapath.test_connection import Far, Site
 from tests.unit.sockets import descriptors, noise, reset
 from tproxy.daemon.unix_dialing import UnixDialing
+from tproxy.datapath import inspection
 from tproxy.datapath.target import Target
 from tproxy.datapath.unix_dials import LATER
 from tproxy.model import Endpoint, Service, ServiceKey
@@ -336,6 +339,32 @@ def test_a_connection_that_ends_takes_its_dial_with_it(site: Unix) -> None:
     site.until(lambda: next(turns, None) is None)
     with pytest.raises(BlockingIOError):
         site.unix.accept()
+
+
+def test_an_operator_sees_the_connection_and_the_sweep_leaves_it_alone(site: Unix) -> None:
+    site.listen(backlog=0)
+    waiting = site.fill()
+    guest = site.guest(first=b"request")
+    (connection,) = site.connections
+    known = site.connections.introductions
+
+    def shown() -> dict[str, object]:
+        line = inspection.line(connection, known, "", time.monotonic(), draining=False)
+        found: dict[str, object] = json.loads(line)
+        return found
+
+    assert shown()["state"] == inspection.DIALLING
+    connection.sweep(time.monotonic(), None)
+    for _ in waiting:
+        site.accepted()
+    endpoint = site.accepted()
+    site.until(lambda: endpoint.has(b"request"))
+    connection.sweep(time.monotonic(), None)
+    found = shown()
+    assert (found["state"], found["endpoint"]) == (inspection.OPEN, f"unix:{site.path}")
+    assert found["endpoint_rtt"] is found["endpoint_retransmits"] is None
+    endpoint.sock.sendall(b"answer")
+    site.until(lambda: guest.has(b"answer"))
 
 
 def test_a_socket_that_comes_too_late_is_closed(site: Unix) -> None:
