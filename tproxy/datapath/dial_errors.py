@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from tproxy.datapath import counters
+from tproxy.datapath.counts import DIAL_TIMED_OUT, FORBIDDEN, LOCAL, REFUSED, UNREACHABLE
 
 _UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
@@ -30,11 +30,11 @@ def dial_failure(number: int) -> str:
 
 
 def dial_reason(number: int) -> int:
-    """Return the place in ``counters.REASONS`` for the errno of a dial."""
+    """Return the place in ``counts.REASONS`` for the errno of a dial."""
     if number == errno.ECONNREFUSED:
-        return counters.REFUSED
+        return REFUSED
     if number == errno.ETIMEDOUT:
-        return counters.DIAL_TIMED_OUT
+        return DIAL_TIMED_OUT
     if number in _NO_WAY:
-        return counters.UNREACHABLE
-    return counters.FORBIDDEN if number in _FORBIDDEN else counters.LOCAL
+        return UNREACHABLE
+    return FORBIDDEN if number in _FORBIDDEN else LOCAL

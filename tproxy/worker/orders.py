@@ -15,10 +15,10 @@ from tproxy.errors import ProtocolError
 from tproxy.model import Network, Service, ServiceKey
 from tproxy.names import INTERFACE_NAME_BYTES
 from tproxy.typed import NamedTuple
-from tproxy.worker.service_words import KEY_BYTES, pack, pack_key, unpack, unpack_key
+from tproxy.worker import packing
 
 # Of this protocol. A daemon tells a worker of another version to finish, and starts one of its own.
-VERSION = 7
+VERSION = 8
 
 # The first bytes of the messages to a worker that have the same form in all versions.
 IN_ALL_VERSIONS = (b"D", b"F", b"L", b"M")
@@ -249,14 +249,14 @@ def encode(message: Message) -> bytes:
         case Settings(log_level, workers, (first, last), max_connections):
             return b"S" + _SETTINGS.pack(log_level, workers, first, last, max_connections)
         case Services(bridge, first, last, services):
-            return b"P" + _SERVICES.pack(bridge.encode(), first, last) + b"".join(map(pack, services))
+            return b"P" + _SERVICES.pack(bridge.encode(), first, last) + b"".join(map(packing.pack, services))
         case Networks(bridge, first, last, hypervisor, networks, members, cards):
             texts = [hypervisor, *(text for _, network in networks for text in network)]
             return b"".join(
                 (
                     b"N" + _NETWORKS.pack(bridge.encode(), first, last, len(networks), len(members)),
                     *(_ORDER.pack(order) for order, _ in networks),
-                    *(_LENGTH.pack(len(data)) + data for data in map(str.encode, texts)),
+                    packing.pack_texts(texts),
                     *(_MEMBER.pack(_mac_bytes(mac), order) for mac, order in members),
                     *(_CARD.pack(port.encode(), _mac_bytes(mac), order) for port, mac, order in cards),
                 )
@@ -266,8 +266,8 @@ def encode(message: Message) -> bytes:
             return b"".join(
                 (
                     b"n" + _LABELS.pack(bridge.encode(), first, len(names)),
-                    *(pack_key(key) for key, _ in names),
-                    *(_LENGTH.pack(len(data)) + data for data in map(str.encode, called)),
+                    *(packing.pack_key(key) for key, _ in names),
+                    packing.pack_texts(called),
                 )
             )
         case Ports(bridge, first, ports):
@@ -276,11 +276,11 @@ def encode(message: Message) -> bytes:
         case Bridge(bridge, cookie):
             return b"B" + _BRIDGE.pack(bridge.encode(), cookie is not None, cookie or 0)
         case Gate(bridge, key):
-            return b"G" + _NAME.pack(bridge.encode()) + pack_key(key)
+            return b"G" + _NAME.pack(bridge.encode()) + packing.pack_key(key)
         case LetGo(bridge):
             return b"g" + _NAME.pack(bridge.encode())
         case Unreachable(bridge, key, seconds):
-            return b"U" + _UNREACHABLE.pack(bridge.encode(), seconds) + pack_key(key)
+            return b"U" + _UNREACHABLE.pack(bridge.encode(), seconds) + packing.pack_key(key)
         case Dial(number, seconds, path):
             return b"c" + _DIAL.pack(number, seconds) + path.encode()
         case HangUp(number):
@@ -298,8 +298,7 @@ def encode(message: Message) -> bytes:
         case Drain():
             return b"D"
         case Question(kind, words):
-            said = b"".join(_LENGTH.pack(len(data)) + data for data in map(str.encode, (kind, *words)))
-            return b"Q" + _LENGTH.pack(len(words)) + said
+            return b"Q" + _LENGTH.pack(len(words)) + packing.pack_texts((kind, *words))
         case Ready(version, draining):
             return b"r" + _READY.pack(version, draining)
         case Synced(number):
@@ -318,7 +317,7 @@ def decode(data: bytes) -> Message:
                 return Settings(log_level, workers, (start, end), max_connections)
             case b"P":
                 name, first, last = _SERVICES.unpack_from(body)
-                return Services(_text(name), first, last, tuple(unpack(body[_SERVICES.size :])))
+                return Services(_text(name), first, last, tuple(packing.unpack(body[_SERVICES.size :])))
             case b"N":
                 return _unpack_networks(body)
             case b"n":
@@ -331,12 +330,12 @@ def decode(data: bytes) -> Message:
                 name, known, cookie = _BRIDGE.unpack(body)
                 return Bridge(_text(name), cookie if known else None)
             case b"G":
-                return Gate(_text(*_NAME.unpack_from(body)), unpack_key(body[_NAME.size :]))
+                return Gate(_text(*_NAME.unpack_from(body)), packing.unpack_key(body[_NAME.size :]))
             case b"g":
                 return LetGo(_text(*_NAME.unpack(body)))
             case b"U":
                 name, seconds = _UNREACHABLE.unpack_from(body)
-                return Unreachable(_text(name), unpack_key(body[_UNREACHABLE.size :]), seconds)
+                return Unreachable(_text(name), packing.unpack_key(body[_UNREACHABLE.size :]), seconds)
             case b"c":
                 number, seconds = _DIAL.unpack_from(body)
                 return Dial(number, seconds, body[_DIAL.size :].decode())
@@ -356,7 +355,7 @@ def decode(data: bytes) -> Message:
                 return Drain()
             case b"Q":
                 (count,) = _LENGTH.unpack_from(body)
-                (asked, *words), _ = _unpack_texts(body, _LENGTH.size, 1 + count)
+                (asked, *words), _ = packing.unpack_texts(body, _LENGTH.size, 1 + count)
                 return Question(asked, tuple(words))
             case b"r":
                 return Ready(*_READY.unpack_from(body))
@@ -371,7 +370,7 @@ def _unpack_networks(body: bytes) -> Networks:
     name, first, last, count, guests = _NETWORKS.unpack_from(body)
     at = _NETWORKS.size + count * _ORDER.size
     orders = [order for (order,) in _ORDER.iter_unpack(body[_NETWORKS.size : at])]
-    texts, at = _unpack_texts(body, at, 1 + 2 * count)
+    texts, at = packing.unpack_texts(body, at, 1 + 2 * count)
     networks = tuple(zip(orders, map(Network, texts[1::2], texts[2::2]), strict=True))
     end = at + guests * _MEMBER.size
     if end > len(body):
@@ -384,22 +383,13 @@ def _unpack_networks(body: bytes) -> Networks:
 def _unpack_labels(body: bytes) -> Labels:
     name, first, count = _LABELS.unpack_from(body)
     at = _LABELS.size
-    end = at + count * KEY_BYTES
-    keys = [unpack_key(body[start : start + KEY_BYTES]) for start in range(at, end, KEY_BYTES)]
-    (network, *names), _ = _unpack_texts(body, end, 1 + count)
+    end = at + count * packing.KEY_BYTES
+    keys = [
+        packing.unpack_key(body[start : start + packing.KEY_BYTES])
+        for start in range(at, end, packing.KEY_BYTES)
+    ]
+    (network, *names), _ = packing.unpack_texts(body, end, 1 + count)
     return Labels(_text(name), first, network, tuple(zip(keys, names, strict=True)))
-
-
-def _unpack_texts(body: bytes, at: int, count: int) -> tuple[list[str], int]:
-    """Return so many texts that begin at ``at``, and where they end."""
-    texts = []
-    for _ in range(count):
-        (length,) = _LENGTH.unpack_from(body, at)
-        at += _LENGTH.size + length
-        if at > len(body):
-            raise ProtocolError("a name is cut off")
-        texts.append(body[at - length : at].decode())
-    return texts, at
 
 
 def _mac_bytes(mac: str) -> bytes:

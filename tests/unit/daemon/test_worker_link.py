@@ -16,7 +16,7 @@ from tests.unit.sockets import copies, descriptors, run_until, wait_for
 from tproxy.daemon import worker_link
 from tproxy.daemon.unix_dialing import UnixDialing
 from tproxy.daemon.worker_link import WorkerLink
-from tproxy.datapath.counters import OPEN, TOTAL, Counts
+from tproxy.datapath.counts import OPEN, TOTAL, Counts
 from tproxy.kernel.loop import Loop
 from tproxy.model import Endpoint, Service, ServiceKey
 from tproxy.relay import wire

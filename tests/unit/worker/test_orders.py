@@ -11,7 +11,7 @@ from tproxy.errors import ProtocolError
 from tproxy.model import MOST_ENDPOINTS, PROTOCOLS, TCP, UDP, Endpoint, Network, Service, ServiceKey
 from tproxy.names import INTERFACE_NAME_BYTES
 from tproxy.relay import wire
-from tproxy.worker import orders, service_words
+from tproxy.worker import orders, packing
 
 port = st.integers(0, 65535)
 uint32 = st.integers(0, 2**32 - 1)
@@ -148,7 +148,7 @@ def test_the_longest_list_of_services_fits_into_a_message() -> None:
     services = [
         Service(ServiceKey(port), Endpoint("10.0.0.1", 80)).led_to(addresses) for port in range(1, 2000)
     ]
-    first, *others = service_words.parts(services)
+    first, *others = packing.parts(services)
     assert len(others) > 1
     data = orders.encode(orders.Services("a" * INTERFACE_NAME_BYTES, True, True, first))
     assert len(data) <= wire.MAX_BYTES
@@ -158,7 +158,7 @@ def test_the_longest_list_of_services_fits_into_a_message() -> None:
 def test_the_longest_paths_of_unix_sockets_fit_into_a_message_too() -> None:
     paths = [f"unix:/{'n' * (MOST_PATH - 3)}{number:02}" for number in range(MOST_ENDPOINTS)]
     services = [Service(ServiceKey(port), Endpoint(paths[0], 0)).led_to(paths) for port in range(1, 2000)]
-    first, *others = service_words.parts(services)
+    first, *others = packing.parts(services)
     assert len(others) > 1
     message = orders.Services("a" * INTERFACE_NAME_BYTES, True, True, first)
     data = orders.encode(message)
