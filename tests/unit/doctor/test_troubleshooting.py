@@ -20,6 +20,7 @@ IN_THE_GUEST = "the host cannot see it: it is in the guest, or in the platform's
 NO_FAULT = "that is as intended, or was repaired when an operator looks"
 ELSEWHERE = "the fault is in another program's calls or files, and has left nothing on this host to find"
 SILENT = "nobody can tell by a datagram whether a server is well: status shows what workers have met"
+LIVE = "`tproxy connections` shows it while it lasts"
 COMMAND = "the command that fails says it, and nothing stays wrong"
 
 # By the first cell: faults, or why there is none.
@@ -72,6 +73,9 @@ ROWS: dict[str, tuple[str, ...] | str] = {
     "guests wait, the log says that so many connections are open and no more are taken": (
         "as many connections are open as may be",
     ),
+    "slow, and it is not known on which side": LIVE,
+    "one guest holds too many connections, or a connection hangs": LIVE,
+    "`worker … runs another version of tproxy, and cannot be asked`": COMMAND,
     "it works from the guest, not from the hypervisor": NO_FAULT,
     "no line about the bridge in the log": ("no hook brought the bridge up",),
     "the log says that no entry applies to the network": ("no hook brought the bridge up",),
