@@ -20,10 +20,10 @@ from tproxy.datapath.counters import CAUSES, DRAIN, HALF_CLOSED, IDLE, TO_ENDPOI
 from tproxy.datapath.flow import interest
 from tproxy.datapath.racing import Race
 from tproxy.datapath.splice import Mover, SideLost
-from tproxy.datapath.target import Target
+from tproxy.datapath.target import Target, reached_at
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import ERROR, HANGUP, PEER_CLOSED, READ, WRITE
-from tproxy.model import DEFAULT_USER_TIMEOUT, BridgeNames, Endpoint
+from tproxy.model import DEFAULT_USER_TIMEOUT, Endpoint
 from tproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -139,6 +139,11 @@ class Connection:
         return f"[{self.peer[0]}]:{self.peer[1]}" if ":" in self.peer[0] else f"{self.peer[0]}:{self.peer[1]}"
 
     @property
+    def service_address(self) -> str:
+        """The address at which the guest has reached the service."""
+        return reached_at(self.target, self.peer)
+
+    @property
     def id(self) -> str:
         """The id by which the log and the endpoint know this connection."""
         return self._keeper.introductions.id(self.number)
@@ -156,8 +161,8 @@ class Connection:
             self._lost(lost)
             return
         if self.mac is None and self.target.service.introduced:
-            device = BridgeNames(self.target.bridge).veth_namespace
-            self.mac = tcp.caller_mac(self._guest) or tcp.neighbour_mac(self._guest, self.peer[0], device)
+            known = self._keeper.introductions
+            self.mac = known.caller_mac(self.target.bridge, self._guest, self.peer[0])
         if self.race is not None:
             self.deadline = self.started + self.target.service.connect_timeout
             self.race.begin()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tproxy.datapath import counters
 from tproxy.datapath.counters import Counts, Record
 from tproxy.log.limit import LineLimit
-from tproxy.model import Service
+from tproxy.model import SERVICE_ADDRESS_IPV6, Service
 
 # Log lines of ended connections for each target: so many at once, then one in so many seconds. An operator
 # who looks for a fault sees the beginning of a flood whole. What lasts is bound to 17 MB a day: 87,840 lines
@@ -54,3 +54,8 @@ class Target:
     def read(self) -> Counts:
         """Return the counts as they are now."""
         return self.record.read()
+
+
+def reached_at(target: Target, peer: tuple[str, int]) -> str:
+    """Return the service address at which a guest has reached a target; ``peer`` is the guest's."""
+    return SERVICE_ADDRESS_IPV6 if ":" in peer[0] else target.service.key.address

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import socket
 import struct
 
@@ -28,10 +27,6 @@ _WITH_ETHERNET = 2
 _LONGEST_SYN = 14 + 60 + 60
 
 _IP_VERSIONS = {b"\x08\x00": 4, b"\x86\xdd": 6}  # by the protocol of a frame
-
-_SIOCGARP, _COMPLETE = 0x8954, 0x02  # arp(7); ATF_COM
-# struct arpreq: the protocol's address, the hardware's, flags, a mask, and the device
-_ARP = struct.Struct("=HH4s8x2x6s8xi16x16s")
 
 # How many bytes that were not sent yet wait in a socket, at most: then it is not writable any more, whatever
 # the kernel's tuning lets the buffer grow to. A peer that does not read costs 0.1 MB instead of 2.6 MB of a
@@ -131,16 +126,3 @@ def caller_mac(sock: socket.SocketType) -> str:
     if len(syn) < 34 or _IP_VERSIONS.get(syn[12:14]) != syn[14] >> 4 or not any(syn[6:12]):
         return ""
     return syn[6:12].hex(":")
-
-
-def neighbour_mac(sock: socket.SocketType, address: str, device: str) -> str:
-    """Return the MAC that an IPv4 address has in the ARP table of the socket's namespace; "" without one."""
-    if ":" in address:  # the kernel has no such question for IPv6
-        return ""
-    family, ip, name = socket.AF_INET, socket.inet_aton(address), device.encode()
-    try:
-        found = fcntl.ioctl(sock.fileno(), _SIOCGARP, _ARP.pack(family, 0, ip, bytes(6), 0, name))
-    except OSError:
-        return ""
-    *_, mac, flags, _ = _ARP.unpack(found)
-    return mac.hex(":") if flags & _COMPLETE else ""

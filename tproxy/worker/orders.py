@@ -28,7 +28,7 @@ from tproxy.model import (
 from tproxy.typed import NamedTuple
 
 # Of this protocol. A daemon tells a worker of another version to finish, and starts one of its own.
-VERSION = 5
+VERSION = 6
 
 # The first bytes of the messages to a worker that have the same form in all versions.
 IN_ALL_VERSIONS = (b"D", b"F", b"L", b"M")
@@ -126,6 +126,22 @@ class Labels(NamedTuple):
     names: tuple[tuple[ServiceKey, str], ...]
 
 
+class Addresses(NamedTuple):
+    """Daemon to worker: the bridge has these service addresses alone. What goes on at another one ends."""
+
+    bridge: str
+    addresses: tuple[str, ...]
+
+
+class Neighbours(NamedTuple):
+    """Daemon to worker. Beside it: a netlink socket of the bridge's namespace, for it alone.
+
+    It tells which MAC an IPv6 address has there (``kernel.neighbours``).
+    """
+
+    bridge: str
+
+
 class Bridge(NamedTuple):
     """Daemon to worker. Beside it: a data channel, on which the bridge's relay passes sockets on.
 
@@ -211,6 +227,8 @@ Message = (
     | Networks
     | Labels
     | Ports
+    | Addresses
+    | Neighbours
     | Bridge
     | Gate
     | LetGo
@@ -255,6 +273,10 @@ def encode(message: Message) -> bytes:
         case Ports(bridge, first, ports):
             packed = (_PORT.pack(_mac_bytes(mac), port.encode()) for mac, port in ports)
             return b"p" + _PORTS.pack(bridge.encode(), first) + b"".join(packed)
+        case Addresses(bridge, addresses):
+            return b"a" + _NAME.pack(bridge.encode()) + b"".join(map(packed_address, addresses))
+        case Neighbours(bridge):
+            return b"h" + _NAME.pack(bridge.encode())
         case Bridge(bridge, cookie):
             return b"B" + _BRIDGE.pack(bridge.encode(), cookie is not None, cookie or 0)
         case Gate(bridge, key):
@@ -300,6 +322,10 @@ def decode(data: bytes) -> Message:
                 name, first = _PORTS.unpack_from(body)
                 found = _PORT.iter_unpack(body[_PORTS.size :])
                 return Ports(_text(name), first, tuple((mac.hex(":"), _text(port)) for mac, port in found))
+            case b"a":
+                return _unpack_addresses(body)
+            case b"h":
+                return Neighbours(_text(*_NAME.unpack(body)))
             case b"B":
                 name, known, cookie = _BRIDGE.unpack(body)
                 return Bridge(_text(name), cookie if known else None)
@@ -382,6 +408,15 @@ def _unpack(body: bytes) -> Iterator[Service]:
         options = *numbers, PROXY_V2 if introduced else "", SPREADS[least], idle
         key = ServiceKey(port, PROTOCOLS[protocol], unpacked_address(address), network)
         yield Service(key, Endpoint(addresses[0], remote_port), "", *options).led_to(addresses)
+
+
+def _unpack_addresses(body: bytes) -> Addresses:
+    packed = body[_NAME.size :]
+    if len(packed) % _ADDRESS:
+        raise ProtocolError("an address is cut off")
+    starts = range(0, len(packed), _ADDRESS)
+    found = (unpacked_address(packed[start : start + _ADDRESS]) for start in starts)
+    return Addresses(_text(*_NAME.unpack_from(body)), tuple(found))
 
 
 def _unpack_networks(body: bytes) -> Networks:
