@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
+from tproxy.addresses import SERVICE_ADDRESS_IPV6
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS_IPV6
 
 # The service address as a guest names it, with its link.
 AT = f"{SERVICE_ADDRESS_IPV6}%eth0"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tproxy.model import SERVICE_ADDRESS_IPV6, ServiceKey, ServiceMap
+from tproxy.addresses import SERVICE_ADDRESS_IPV6
+from tproxy.model import ServiceKey, ServiceMap
 
 
 def keys(found: ServiceMap) -> tuple[ServiceKey, ...]:

@@ -11,9 +11,11 @@ import logging
 import socket
 from collections.abc import Callable, Iterable
 
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6
 from tproxy.errors import KernelError
 from tproxy.kernel import neighbours, netns
-from tproxy.model import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, BridgeNames, ServiceMap
+from tproxy.model import ServiceMap
+from tproxy.names import BridgeNames
 from tproxy.worker import orders
 
 log = logging.getLogger(__name__)

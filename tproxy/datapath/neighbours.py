@@ -11,7 +11,7 @@ import socket
 import struct
 
 from tproxy.kernel import neighbours
-from tproxy.model import BridgeNames
+from tproxy.names import BridgeNames
 
 _SIOCGIFINDEX = 0x8933  # <linux/sockios.h>
 _IFREQ = struct.Struct("=16si20x")  # struct ifreq with an index

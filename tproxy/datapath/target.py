@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from tproxy.addresses import SERVICE_ADDRESS_IPV6
 from tproxy.datapath import counters
 from tproxy.datapath.counters import Counts, Record
 from tproxy.log.limit import LineLimit
-from tproxy.model import SERVICE_ADDRESS_IPV6, Service
+from tproxy.model import Service
 
 # Log lines of ended connections for each target: so many at once, then one in so many seconds. An operator
 # who looks for a fault sees the beginning of a flood whole. What lasts is bound to 17 MB a day: 87,840 lines

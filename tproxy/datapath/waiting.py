@@ -13,13 +13,14 @@ import socket
 import time
 from collections.abc import Collection, Iterable, Mapping
 
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.datapath.counters import LIMITED, NETWORK, TOTAL
 from tproxy.datapath.introduction import Introductions
 from tproxy.datapath.membership import EVERYBODY, REFUSED, WAIT, Verdict
 from tproxy.datapath.target import Target, reached_at
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import Loop, Timer
-from tproxy.model import SERVICE_ADDRESS, ServiceKey
+from tproxy.model import ServiceKey
 from tproxy.typed import Protocol
 
 # Sockets of one guest's address that wait at once, on one bridge; arbitrary. A guest's place is known some

@@ -26,8 +26,8 @@ from tests.netns.bridge.frames import (
     tcp,
     udp,
 )
-from tproxy.model import SERVICE_ADDRESS_IPV6 as AT
-from tproxy.model import SERVICE_MAC
+from tproxy.addresses import SERVICE_ADDRESS_IPV6 as AT
+from tproxy.addresses import SERVICE_MAC
 
 GROUP, GROUP_MAC = "ff02::1:fffe:1009", "33:33:ff:fe:10:09"
 ALL_NODES, ALL_NODES_MAC = "ff02::1", "33:33:00:00:00:01"

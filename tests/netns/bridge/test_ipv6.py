@@ -17,9 +17,9 @@ from tests.netns.conftest import ENDPOINTS
 from tests.netns.ipv6_guest import AT, add_ipv6_guest, link_local
 from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, SERVICE_MAC
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, SERVICE_MAC
 
 GROUP, GROUP_MAC = "ff02::1:fffe:1009", "33:33:ff:fe:10:09"
 ALL_NODES, ALL_NODES_MAC = "ff02::1", "33:33:00:00:00:01"

@@ -15,8 +15,8 @@ from tests.netns.bridge.isolation import ENDPOINT, NAMESPACE, OTHER, Lab, wanted
 from tests.netns.ipv6_guest import link_local
 from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS_IPV6, SERVICE_MAC
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS_IPV6, SERVICE_MAC
 
 ROWS = table("Isolation over IPv6, frame by frame", "frames", page=SECURITY).by_first_column()
 

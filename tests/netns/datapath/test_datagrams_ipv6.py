@@ -14,8 +14,8 @@ from tests.netns.datapath.test_datagram_programs import SERVER, start_unbound
 from tests.netns.ipv6_guest import AT, add_ipv6_guest, link_local
 from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6
 
 PATIENCE = 30.0  # seconds: an answer that comes late is no failure on a busy machine
 FILE = "/run/tproxy.yaml"

@@ -9,7 +9,8 @@ from typing import Any
 from tproxy.doctor.finding import Finding, bad, good, warning
 from tproxy.doctor.look.endpoints import Reached
 from tproxy.doctor.look.processes import Processes
-from tproxy.model import UDP, BridgeNames, ServiceKey, ServiceMap
+from tproxy.model import UDP, ServiceKey, ServiceMap
+from tproxy.names import BridgeNames
 
 # Seconds for which a worker's last error is news. Arbitrary: older ones are in `status` and in the log.
 _RECENT = 600.0

@@ -12,6 +12,7 @@ import time
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, SERVICE_MAC
 from tproxy.bridge import nftables, plumbing, port_state
 from tproxy.bridge.guard_rules import GUARDED
 from tproxy.bridge.guards import Guard, ObservedGuard
@@ -26,16 +27,8 @@ from tproxy.doctor.probe.guest import LINK, Guest
 from tproxy.doctor.probe.step import GATEWAY, IPV6, ROUTE, Step, bad, good
 from tproxy.errors import ProcessError
 from tproxy.kernel import nameless
-from tproxy.model import (
-    SERVICE_ADDRESS,
-    SERVICE_ADDRESS_IPV6,
-    SERVICE_MAC,
-    UDP,
-    Service,
-    ServiceKey,
-    ServiceMap,
-    check_interface_name,
-)
+from tproxy.model import UDP, Service, ServiceKey, ServiceMap
+from tproxy.names import check_interface_name
 
 MOST_PORTS = 8  # that are visited where none is named: some seconds at most
 
