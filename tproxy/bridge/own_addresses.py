@@ -34,7 +34,7 @@ def _conflict(bridge: str, index: int, address: str, own: Collection[str], uplin
     if ":" in address or uplinks:
         return ""
     found = rtnetlink.route(address)
-    if found is None or found.local or found.length == 0 or found.index != index:
+    if found is None or found.local or found.length == 0 or found.link != index:
         return ""
     return (
         f"the host itself reaches {address} through {bridge}, which has no uplink: the guards drop answers "

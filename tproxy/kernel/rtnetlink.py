@@ -68,13 +68,13 @@ class Link(NamedTuple):
 
 
 class Route(NamedTuple):
-    """``length`` is that of its prefix, 0 for a default route; ``index`` is its link's, 0 for none.
+    """``length`` is that of its prefix, 0 for a default route; ``link`` is its link's index, 0 for none.
 
     ``local``: the address is one of this namespace's own.
     """
 
     length: int
-    index: int
+    link: int
     local: bool
 
 

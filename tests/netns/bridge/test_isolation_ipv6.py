@@ -9,10 +9,10 @@ import pytest
 
 from tests.contract import SECURITY, table
 from tests.netns.bridge.forged import CLOSED, PORT, Cast
-from tests.netns.bridge.forged_ipv6 import ADVERTISEMENT, AT, FRAMES_IPV6, LATE, SOLICITATION, packed
+from tests.netns.bridge.forged_ipv6 import ADVERTISEMENT, FRAMES_IPV6, LATE, SOLICITATION, packed
 from tests.netns.bridge.frames import ICMPV6, IPV6, content, mac_bytes
 from tests.netns.bridge.isolation import ENDPOINT, NAMESPACE, OTHER, Lab, wanted, wanted_behind_uplink
-from tests.netns.ipv6_guest import link_local
+from tests.netns.ipv6_guest import AT, link_local
 from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tproxy.addresses import SERVICE_ADDRESS_IPV6, SERVICE_MAC
@@ -23,8 +23,8 @@ ROWS = table("Isolation over IPv6, frame by frame", "frames", page=SECURITY).by_
 # A guest's kernel answers what it did not ask for; in another lab it has no route to do so.
 SILENT = (
     "add table ip6 silent; add chain ip6 silent out { type filter hook output priority 0; };"
-    f"add rule ip6 silent out ip6 daddr {AT} meta l4proto != ipv6-icmp drop;"
-    f"add rule ip6 silent out ip6 daddr {AT} icmpv6 type != nd-neighbor-advert drop"
+    f"add rule ip6 silent out ip6 daddr {SERVICE_ADDRESS_IPV6} meta l4proto != ipv6-icmp drop;"
+    f"add rule ip6 silent out ip6 daddr {SERVICE_ADDRESS_IPV6} icmpv6 type != nd-neighbor-advert drop"
 )
 ADDRESS = slice(10, 26)  # of the source, in what ``content`` returns
 
@@ -58,7 +58,7 @@ class LabIPv6(Lab):
             *(cast.mark, cast.mark[:6], cast.mark[:4], packed(cast.stranger)),
             *(each for ports_ in ports for each in (ports_, ports_[2:] + ports_[:2])),
             packed(cast.me.address) + bytes([ADVERTISEMENT, 0]),
-            packed(AT) + packed("ff02::1:ff00:0")[:13],  # a neighbour solicitation of ours
+            packed(SERVICE_ADDRESS_IPV6) + packed("ff02::1:ff00:0")[:13],  # a neighbour solicitation of ours
         ]
 
     def kind(self, cast: Cast, sent: list[bytes], frame: bytes) -> str:
@@ -91,8 +91,8 @@ class LabIPv6(Lab):
             )
             counters = self.host.run("cat", "/proc/thread-self/net/snmp6", netns=namespace).stdout.split()
             assert counters[counters.index("Ip6OutForwDatagrams") + 1] == "0"
-        assert self.neighbour.get(f"{AT}%eth0", PORT) == "hello"
-        learnt = self.neighbour.run("ip", "-6", "neigh", "show", AT, "dev", "eth0").stdout
+        assert self.neighbour.get(AT, PORT) == "hello"
+        learnt = self.neighbour.run("ip", "-6", "neigh", "show", SERVICE_ADDRESS_IPV6, "dev", "eth0").stdout
         assert f"lladdr {SERVICE_MAC} " in learnt
 
     def _address(self, guest: Guest) -> str:
