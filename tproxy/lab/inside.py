@@ -59,7 +59,8 @@ def datagrams(address: str, port: str) -> None:
         print("ready", flush=True)
         while True:
             data, source = sock.recvfrom(65536)
-            sock.sendto(_said(data[: len(data) - len(_GREETING)]).encode(), source)
+            if data:  # a worker checks with empty ones whether anybody refuses them
+                sock.sendto(_said(data[: len(data) - len(_GREETING)]).encode(), source)
 
 
 def _caller(stream: BufferedIOBase) -> str:

@@ -9,8 +9,8 @@ import pytest
 
 from tests.contract import SECURITY, table
 from tests.netns.bridge.forged import CLOSED, PORT, Cast
-from tests.netns.bridge.forged_ipv6 import ADVERTISEMENT, FRAMES_IPV6, LATE, SOLICITATION, packed
-from tests.netns.bridge.frames import ICMPV6, IPV6, content, mac_bytes
+from tests.netns.bridge.forged_ipv6 import FRAMES_IPV6, LATE, SOLICITATION, packed
+from tests.netns.bridge.frames import ICMPV6, IPV6, content, ethernet, ipv6, mac_bytes
 from tests.netns.bridge.isolation import ENDPOINT, NAMESPACE, OTHER, Lab, wanted, wanted_behind_uplink
 from tests.netns.ipv6_guest import AT, link_local
 from tests.netns.program import program
@@ -57,7 +57,8 @@ class LabIPv6(Lab):
         return [
             *(cast.mark, cast.mark[:6], cast.mark[:4], packed(cast.stranger)),
             *(each for ports_ in ports for each in (ports_, ports_[2:] + ports_[:2])),
-            packed(cast.me.address) + bytes([ADVERTISEMENT, 0]),
+            # Neighbour discovery of ours to the sender's MAC, with an option: 32 bytes.
+            ethernet(cast.me.mac, SERVICE_MAC, IPV6, ipv6(SERVICE_ADDRESS_IPV6, "::", bytes(32))[:24]),
             packed(SERVICE_ADDRESS_IPV6) + packed("ff02::1:ff00:0")[:13],  # a neighbour solicitation of ours
         ]
 

@@ -6,7 +6,9 @@ import pytest
 
 from tests.netns.doctor.patient import HEALTHY, Fault, Patient, configuration
 from tests.netns.doctor.test_host_faults import output_rule
+from tests.netns.program import program
 
+DATAGRAMS = " ".join(program("datagram_endpoint"))
 IPV6 = "tproxy_ipv6: true\n"
 FAULTS = {
     "no hook brought the bridge up": Fault(
@@ -73,7 +75,7 @@ FAULTS = {
         repair=HEALTHY,
     ),
     "something drops UDP": Fault(
-        "later ready $PYTHON -m tproxy.lab.inside datagrams 10.11.12.13 7000;"
+        f"later ready {DATAGRAMS} echo 10.11.12.13 7000;"
         f" services {configuration(7000, options=', protocol: udp')};"
         " nft 'add table bridge other;"
         " add chain bridge other last { type filter hook forward priority 9; policy accept; };"
