@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 import struct
 
-from tproxy.model import DEFAULT_USER_TIMEOUT
+from tproxy.model import (DEFAULT_USER_TIMEOUT)
+from tproxy.typed import NamedTuple
 
 # Seconds, seconds, and a number: a dead peer is noticed after 60 + 4 * 15 seconds (tcp(7)). A guest that is
 # switched off sends no FIN.
@@ -28,6 +29,14 @@ _LONGEST_SYN = 14 + 60 + 60
 
 _IP_VERSIONS = {b"\x08\x00": 4, b"\x86\xdd": 6}  # by the protocol of a frame
 
+_SIOCGARP, _COMPLETE = 0x8954, 0x02  # arp(7); ATF_COM
+# struct arpreq: the protocol's address, the hardware's, flags, a mask, and the device
+_ARP = struct.Struct("=HH4s8x2x6s8xi16x16s")
+
+# struct tcp_info, <linux/tcp.h>: tcpi_rtt and tcpi_total_retrans
+_INFO = struct.Struct("=68xI28xI")
+
+>>>>>>> main
 # How many bytes that were not sent yet wait in a socket, at most: then it is not writable any more, whatever
 # the kernel's tuning lets the buffer grow to. A peer that does not read costs 0.1 MB instead of 2.6 MB of a
 # host's memory for TCP, and bulk is as fast (docs/performance-experiments.md).
@@ -39,21 +48,29 @@ _LINGER = struct.pack("ii", 0, 0)
 
 
 def set_options(sock: socket.SocketType, *, near: bool) -> None:
-    """Set no-delay, keep-alive, the user timeout and UNSENT. On a listener, what it accepts inherits them.
+    """Set no-delay, UNSENT, and by ``near`` the congestion control. Call this before connecting.
 
     ``near`` says that the peer is on this host or one bridge away, and selects Reno, which every kernel has
     (tcp(7), TCP_CONGESTION). Such a path needs neither probing nor pacing. The host's default may be meant
-    for distant peers: BBR halves the throughput over a bridge with its timers. Call this before connecting.
+    for distant peers: BBR halves the throughput over a bridge with its timers. On a listener, what it accepts
+    inherits all of them.
     """
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+    if near:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+
+
+def watch_peer(sock: socket.SocketType, user_timeout: int = DEFAULT_USER_TIMEOUT) -> None:
+    """Have the kernel notice a peer that has vanished: by keep-alive, and by ``user_timeout`` in seconds.
+
+    On a listener, what it accepts inherits that.
+    """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
-    set_user_timeout(sock, DEFAULT_USER_TIMEOUT)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
-    if near:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+    set_user_timeout(sock, user_timeout)
 
 
 def set_user_timeout(sock: socket.SocketType, seconds: int) -> None:
@@ -126,3 +143,21 @@ def caller_mac(sock: socket.SocketType) -> str:
     if len(syn) < 34 or _IP_VERSIONS.get(syn[12:14]) != syn[14] >> 4 or not any(syn[6:12]):
         return ""
     return syn[6:12].hex(":")
+
+
+class RoundTrip(NamedTuple):
+    """What the kernel knows of the way to a peer and back.
+
+    ``microseconds`` is the smoothed time of a round trip, None before the first was measured. ``repeated`` is
+    how many packets had to be sent again.
+    """
+
+    microseconds: int | None
+    repeated: int
+
+
+def round_trip(sock: socket.SocketType) -> RoundTrip:
+    """Return what the kernel knows of a socket's connection (tcp(7), TCP_INFO)."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
+    microseconds, repeated = _INFO.unpack(info.ljust(_INFO.size, b"\0"))
+    return RoundTrip(microseconds or None, repeated)

@@ -199,6 +199,13 @@ class Drain(NamedTuple):
     """Daemon to worker: finish. Take what relays still pass on, and end with the last connection."""
 
 
+class Question(NamedTuple):
+    """Daemon to worker. Beside it: a socket on which somebody waits for the answer (``questions``)."""
+
+    kind: str
+    words: tuple[str, ...]
+
+
 class Ready(NamedTuple):
     """Worker to a new daemon, first. Beside it: the memory with its counters (``counters``)."""
 
@@ -229,6 +236,7 @@ Message = (
     | Meeting
     | Sync
     | Drain
+    | Question
     | Ready
     | Synced
 )
@@ -286,6 +294,9 @@ def encode(message: Message) -> bytes:
             return b"s" + _SYNC.pack(number, counting)
         case Drain():
             return b"D"
+        case Question(kind, words):
+            said = b"".join(_LENGTH.pack(len(data)) + data for data in map(str.encode, (kind, *words)))
+            return b"Q" + _LENGTH.pack(len(words)) + said
         case Ready(version, draining):
             return b"r" + _READY.pack(version, draining)
         case Synced(number):
@@ -337,6 +348,10 @@ def decode(data: bytes) -> Message:
                 return Sync(*_SYNC.unpack(body))
             case b"D":
                 return Drain()
+            case b"Q":
+                (count,) = _LENGTH.unpack_from(body)
+                (asked, *words), _ = _unpack_texts(body, _LENGTH.size, 1 + count)
+                return Question(asked, tuple(words))
             case b"r":
                 return Ready(*_READY.unpack_from(body))
             case b"d":
