@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 
-from tproxy.model import (DEFAULT_USER_TIMEOUT)
+from tproxy.model import DEFAULT_USER_TIMEOUT
 from tproxy.typed import NamedTuple
 
 # Seconds, seconds, and a number: a dead peer is noticed after 60 + 4 * 15 seconds (tcp(7)). A guest that is
@@ -29,14 +29,9 @@ _LONGEST_SYN = 14 + 60 + 60
 
 _IP_VERSIONS = {b"\x08\x00": 4, b"\x86\xdd": 6}  # by the protocol of a frame
 
-_SIOCGARP, _COMPLETE = 0x8954, 0x02  # arp(7); ATF_COM
-# struct arpreq: the protocol's address, the hardware's, flags, a mask, and the device
-_ARP = struct.Struct("=HH4s8x2x6s8xi16x16s")
-
 # struct tcp_info, <linux/tcp.h>: tcpi_rtt and tcpi_total_retrans
 _INFO = struct.Struct("=68xI28xI")
 
->>>>>>> main
 # How many bytes that were not sent yet wait in a socket, at most: then it is not writable any more, whatever
 # the kernel's tuning lets the buffer grow to. A peer that does not read costs 0.1 MB instead of 2.6 MB of a
 # host's memory for TCP, and bulk is as fast (docs/performance-experiments.md).
