@@ -31,7 +31,7 @@ def state(connection: Connection) -> str:
 
 
 def mac_of(connection: Connection, neighbours: Neighbours) -> str:
-    """Return the guest's MAC, "" where nobody knows it: that of its SYN where it was kept, or of its address."""
+    """Return the guest's MAC, "" where nobody knows it: that of its SYN if it was kept, or of its address."""
     bridge, sock = connection.target.bridge, connection.to_endpoint.source
     return connection.mac or neighbours.mac(bridge, sock, connection.peer[0])
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 
 from tproxy.addresses import SERVICE_ADDRESS
-from tproxy.datapath.counters import LIMITED, NETWORK, TOTAL
+from tproxy.datapath.counts import LIMITED, NETWORK, TOTAL
 from tproxy.datapath.introduction import Introductions
 from tproxy.datapath.membership import EVERYBODY, REFUSED, WAIT, Verdict
 from tproxy.datapath.target import Target, reached_at
