@@ -315,8 +315,8 @@ def decode(data: bytes) -> Message:
                 found = _PORT.iter_unpack(body[_PORTS.size :])
                 return Ports(_text(name), first, tuple((mac.hex(":"), _text(port)) for mac, port in found))
             case b"a":
-                found = packing.unpack_addresses(body[_NAME.size :])
-                return Addresses(_text(*_NAME.unpack_from(body)), found)
+                addresses = packing.unpack_addresses(body[_NAME.size :])
+                return Addresses(_text(*_NAME.unpack_from(body)), addresses)
             case b"h":
                 return Neighbours(_text(*_NAME.unpack(body)))
             case b"B":
