@@ -77,6 +77,9 @@ ROWS: dict[str, tuple[str, ...] | str] = {
     "guests wait, the log says that so many connections are open and no more are taken": (
         "as many connections are open as may be",
     ),
+    "slow, and it is not known on which side": ELSEWHERE,
+    "one guest holds too many connections, or a connection hangs": ("a limit was reached",),
+    "`worker … runs another version of tproxy, and cannot be asked`": NO_FAULT,
     "it works from the guest, not from the hypervisor": NO_FAULT,
     "no line about the bridge in the log": ("no hook brought the bridge up",),
     "the log says that no entry applies to the network": ("no hook brought the bridge up",),
