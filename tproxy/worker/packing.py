@@ -50,6 +50,13 @@ def pack(service: Service) -> bytes:
     return _SERVICE.pack(*known, endpoint.port, *numbers, *ends) + b"".join(map(_pack_address, addresses))
 
 
+def unpack_addresses(data: bytes) -> tuple[str, ...]:
+    """Return the addresses in ``data``, of 16 bytes each. Raises ProtocolError."""
+    if len(data) % _ADDRESS:
+        raise ProtocolError("an address is cut off")
+    return tuple(unpacked_address(data[at : at + _ADDRESS]) for at in range(0, len(data), _ADDRESS))
+
+
 def unpack(body: bytes) -> Iterator[Service]:
     """Yield the services. Raises ProtocolError, and struct.error or UnicodeDecodeError."""
     at = 0

@@ -20,7 +20,6 @@ IN_THE_GUEST = "the host cannot see it: it is in the guest, or in the platform's
 NO_FAULT = "that is as intended, or was repaired when an operator looks"
 ELSEWHERE = "the fault is in another program's calls or files, and has left nothing on this host to find"
 SILENT = "nobody can tell by a datagram whether a server is well: status shows what workers have met"
-LIVE = "`tproxy connections` shows it while it lasts"
 COMMAND = "the command that fails says it, and nothing stays wrong"
 
 # By the first cell: faults, or why there is none.
@@ -28,8 +27,11 @@ ROWS: dict[str, tuple[str, ...] | str] = {
     '"Network is unreachable" at once': IN_THE_GUEST,
     "no answer, no ping; the guest has only a default route": ("probe: the gateway does not answer",),
     "a service with `service_addr` (such as 169.254.169.254) does not answer, others do": IN_THE_GUEST,
-    "a hypervisor in a cloud lost its own metadata at 169.254.169.254": ELSEWHERE,
-    "no answer at `fe80::a9fe:1009`": IN_THE_GUEST,
+    "a hypervisor in a cloud lost its own metadata at 169.254.169.254": (
+        "the host reaches a service address through the bridge",
+        "the host has a service address at the bridge",
+    ),
+    "no answer at `fe80::a9fe:1009`": ("probe: something drops IPv6",),
     "no answer, no ping": ("no hook brought the bridge up", "probe: no hook brought the bridge up"),
     "no answer to ping, the bridge is listed": tuple(test_bridge_faults.CHAIN),
     "ping works, the connection times out": ("firewall: nftables", "probe: something drops TCP"),
@@ -66,16 +68,19 @@ ROWS: dict[str, tuple[str, ...] | str] = {
         "another program's set has the name of the members",
     ),
     "no answer to datagrams (DNS, NTP, syslog); ping works": IN_THE_GUEST,
-    'datagrams are refused ("Connection refused")': SILENT,
+    'datagrams are refused ("Connection refused")': (
+        "the endpoint refuses datagrams",
+        "probe: the endpoint refuses datagrams",
+    ),
     "the first answer is missing after an endpoint died, later ones come": NO_FAULT,
     "some answers are missing under load": SILENT,
     "connections hang; the service is listed": ("daemon and spawner were killed",),
     "guests wait, the log says that so many connections are open and no more are taken": (
         "as many connections are open as may be",
     ),
-    "slow, and it is not known on which side": LIVE,
-    "one guest holds too many connections, or a connection hangs": LIVE,
-    "`worker … runs another version of tproxy, and cannot be asked`": COMMAND,
+    "slow, and it is not known on which side": ELSEWHERE,
+    "one guest holds too many connections, or a connection hangs": ("a limit was reached",),
+    "`worker … runs another version of tproxy, and cannot be asked`": NO_FAULT,
     "it works from the guest, not from the hypervisor": NO_FAULT,
     "no line about the bridge in the log": ("no hook brought the bridge up",),
     "the log says that no entry applies to the network": ("no hook brought the bridge up",),

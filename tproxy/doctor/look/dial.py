@@ -49,7 +49,7 @@ def dial(services: Iterable[Service], worker: int | None) -> dict[Endpoint, Dial
     waiting, end = [each for each in longest.items() if not each[0].is_unix], time.monotonic() + _ALL
     while waiting and time.monotonic() < end:
         part, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
-        with _as_user_of(worker):
+        with as_user_of(worker):
             found |= _dial(part)
     if worker is not None:
         found |= _compared(found, longest)
@@ -125,15 +125,15 @@ def _family(endpoint: Endpoint) -> int:
     return socket.AF_UNIX if endpoint.is_unix else family(endpoint.address)
 
 
-def command(endpoint: Endpoint) -> str:
-    """Return the command with which an operator dials an endpoint."""
+def command(endpoint: Endpoint, *, udp: bool = False) -> str:
+    """Return the command with which an operator dials an endpoint, or sends it a datagram."""
     if endpoint.is_unix:
         return f"nc -zvU {shlex.quote(endpoint.path)}"
-    return f"nc -zv {endpoint.address} {endpoint.port}"
+    return f"nc -zv{'u' if udp else ''} {endpoint.address} {endpoint.port}"
 
 
 @contextmanager
-def _as_user_of(pid: int | None) -> Iterator[None]:
+def as_user_of(pid: int | None) -> Iterator[None]:
     """Have sockets belong to the user of a process; with root's rights for everything else (setfsuid(2))."""
     uid = 0
     if pid is not None:
