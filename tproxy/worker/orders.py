@@ -307,7 +307,7 @@ def encode(message: Message) -> bytes:
         case Dial(number, seconds, path):
             return b"c" + _DIAL.pack(number, seconds) + path.encode()
         case HangUp(number):
-            return b"h" + _NUMBER.pack(number)
+            return b"e" + _NUMBER.pack(number)
         case Dialled(number, error):
             return b"C" + _DIALLED.pack(number, error)
         case Forget(bridge):
@@ -367,7 +367,7 @@ def decode(data: bytes) -> Message:
             case b"c":
                 number, seconds = _DIAL.unpack_from(body)
                 return Dial(number, seconds, body[_DIAL.size :].decode())
-            case b"h":
+            case b"e":
                 return HangUp(*_NUMBER.unpack(body))
             case b"C":
                 return Dialled(*_DIALLED.unpack(body))
