@@ -39,6 +39,7 @@ from tproxy.daemon.relays import Relays
 from tproxy.daemon.route_guests import RouteGuests
 from tproxy.daemon.routes import Routes
 from tproxy.daemon.server import Client, Server
+from tproxy.daemon.service_addresses import ServiceAddresses
 from tproxy.daemon.spawner import Spawner
 from tproxy.daemon.status import status
 from tproxy.daemon.watcher_keeper import WatcherKeeper
@@ -103,6 +104,9 @@ class Daemon:
             lambda bridge: self._guards.named_uplinks(bridge) or (),
         )
         self._workers.note_absent = self._guests.absent
+        self._addresses = ServiceAddresses(self._workers.tell, self._workers.give_tables)
+        self._workers.listeners = self._catalog.listeners
+        self._workers.open_table = self._addresses.open_table
         self._workers.preface = self._preface
         self._workers.refuse = self._relays.refuse
         self._log_level = LogLevel(self._loop, self._level_changed)
@@ -149,11 +153,8 @@ class Daemon:
 
     def _preface(self, bridge: str) -> Iterable[orders.Message]:
         """Return what a worker is told of a bridge before its services."""
-        return (
-            *self._labels.messages(bridge),
-            *self._callers.messages(bridge),
-            *self._routes.messages(bridge),
-        )
+        sources = (self._addresses, self._labels, self._callers, self._routes)
+        return [message for each in sources for message in each.messages(bridge)]
 
     def _route_moved(self, bridge: str) -> None:
         """Have relay, wall and workers know the addresses that guests of routes have now."""
@@ -260,6 +261,7 @@ class Daemon:
         self._labels.serve(self._catalog.maps())
         self._routes.serve(self._catalog.maps())
         self._guests.serve()
+        self._addresses.serve(self._catalog.maps())
         for bridge in sorted(considered):
             if bridge in maps:
                 self._workers.serve(bridge, self._catalog.served(bridge))

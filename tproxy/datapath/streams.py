@@ -18,9 +18,10 @@ from collections.abc import Callable
 
 from tproxy.addresses import packed_peer
 from tproxy.datapath import counts
-from tproxy.datapath.connection import Connection, dial_failure
+from tproxy.datapath.connection import Connection
 from tproxy.datapath.connections import LIMIT_INTERVAL, Connections
 from tproxy.datapath.counts import CAUSES, DIAL_FAILED, DRAIN, LIMITED, OPEN, OUTCOMES, TOTAL
+from tproxy.datapath.dial_errors import dial_failure
 from tproxy.datapath.ended_lines import EndedLines
 from tproxy.datapath.splice import Mover
 from tproxy.datapath.target import Target
@@ -29,7 +30,6 @@ from tproxy.kernel.loop import ERROR, HANGUP, WRITE, Loop
 from tproxy.log.file import INFO, Log
 from tproxy.log.limit import LineLimit
 from tproxy.model import Endpoint
-from tproxy.names import BridgeNames
 from tproxy.typed import Any
 
 # How the kernel says that nobody answers ARP for the guest's address.
@@ -126,8 +126,7 @@ class Stream(Connection):
     def look_for_guest(self) -> bool:
         """End the stream if nobody has the guest's address. Return whether it has ended."""
         self.looked = time.monotonic()
-        device = BridgeNames(self.target.bridge).veth_namespace
-        if tcp.neighbour_mac(self._endpoint, self.dialed.address, device):
+        if self._mac_there():
             return False
         self.count_failure(errno.EHOSTUNREACH)
         self.dial_failed(errno.EHOSTUNREACH)
@@ -166,8 +165,12 @@ class Stream(Connection):
             return True
         if not self.target.mac:
             return True
-        device = BridgeNames(self.target.bridge).veth_namespace
-        return tcp.neighbour_mac(self._endpoint, self.dialed.address, device) == self.target.mac
+        return self._mac_there() == self.target.mac
+
+    def _mac_there(self) -> str:
+        """The MAC that answers ARP for the guest's address; "" for none."""
+        known = self._keeper.introductions.neighbours
+        return known.mac(self.target.bridge, self._endpoint, self.dialed.address)
 
     def _say(self, verdict: str) -> None:
         try:
