@@ -32,6 +32,20 @@ def gateway(debug: bool) -> None:
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
+        click.option(
+            "--rate-per-client",
+            type=click.IntRange(1),
+            default=2000,
+            show_default=True,
+            help="New connections of one address in 10 s.",
+        ),
+        click.option(
+            "--most-per-client",
+            type=click.IntRange(1),
+            default=500,
+            show_default=True,
+            help="Open connections of one address.",
+        ),
         click.option("--user", default="haproxy", show_default=True, help="User and group of HAProxy."),
         click.option(
             "--certificates",

@@ -260,12 +260,12 @@ def usable(entries: Iterable[RouteEntry]) -> tuple[list[RouteEntry], list[Proble
 
 
 def routes_for(
-    entries: Iterable[RouteEntry], networks: Iterable[Network], now: float
+    entries: Iterable[RouteEntry], networks: Iterable[Network]
 ) -> tuple[dict[int, Route], list[Problem]]:
     """Return the routes to guests of a bridge with these networks, by number, and what is wrong with others.
 
-    A route that has expired is left out. Where a bridge has several networks, a route must name its guest's
-    MAC: by an address alone it could reach a guest of another network.
+    One that has expired is among them, so that its open streams drain. Where a bridge has several networks, a
+    route must name its guest's MAC: by an address alone it could reach a guest of another network.
     """
     known = [*networks]
     found: dict[int, Route] = {}
@@ -277,5 +277,5 @@ def routes_for(
             text = f"tproxy_routes: {entry.id}: its bridge has several networks: guest_mac is needed"
             problems.append(Problem(entry.line, f"{text}: entry skipped"))
             continue
-        found |= {each.number: each for each in entry.routes if not each.has_expired(now)}
+        found |= {each.number: each for each in entry.routes}
     return found, problems

@@ -8,7 +8,6 @@ networks.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 
 from tproxy.config import resolver
@@ -112,7 +111,7 @@ class Offer:
         if self.config.routes:
             from tproxy.config.routes import routes_for  # few files have routes
 
-            routes, wrong = routes_for(self.config.routes, orders, time.time())
+            routes, wrong = routes_for(self.config.routes, orders)
             problems |= dict.fromkeys(wrong)
         return Union(divide(views), list(problems), ipv6=self.config.ipv6, routes=routes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from tproxy.bridge import reached
@@ -51,8 +52,9 @@ class Catalog:
         return address != before
 
     def targets(self, bridge: str) -> frozenset[tuple[str, int]]:
-        """Addresses and ports of guests to which the bridge's routes lead."""
-        known = (each.endpoint for each in self.routes(bridge))
+        """Addresses and ports of guests to which the bridge's routes lead, but for expired ones."""
+        now = time.time()
+        known = (each.endpoint for each in self.routes(bridge) if not each.has_expired(now))
         return frozenset((each.address, each.port) for each in known if each.address != NOWHERE)
 
     def orders(self, bridge: str) -> dict[Network, int]:

@@ -212,6 +212,12 @@ class Streams(Connections):
         stream.follow(header)
         self._tick()
 
+    def expired(self, target: RouteTarget, peer: tuple[str, int], since: float) -> None:
+        """Count and log a stream for a route that has expired."""
+        target.counts[TOTAL] += 1
+        target.record.never_began(LIMITED)
+        self.lines.write_early(target, peer, "expired", since, LIMITED)
+
     def never_dialed(
         self, target: RouteTarget, peer: tuple[str, int], how: str, reason: int, since: float
     ) -> None:
@@ -269,11 +275,18 @@ class StreamLines(EndedLines):
                 connection.target, connection.guest_name, connection.dialed, moved, connection.started, words
             )
 
-    def write_early(self, target: RouteTarget, peer: tuple[str, int], how: str, since: float) -> None:
+    def write_early(
+        self,
+        target: RouteTarget,
+        peer: tuple[str, int],
+        how: str,
+        since: float,
+        outcome: int = DIAL_FAILED,
+    ) -> None:
         """Write the line of a stream that has moved no byte, unless its target has had too many."""
         if self._allows(target):
             client = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
-            self._line(target, client, target.service.endpoint, (0, 0), since, (how, OUTCOMES[DIAL_FAILED]))
+            self._line(target, client, target.service.endpoint, (0, 0), since, (how, OUTCOMES[outcome]))
 
     def _line(
         self,

@@ -27,6 +27,12 @@ MAPS = ("passthrough", "terminate", "host")
 PORTS = "ports.map"  # ports of the range without names
 
 
+_NAMES = (
+    *("http_port", "https_port", "address", "ports", "certificates", "user"),
+    *("most_per_client", "rate_per_client"),
+)
+
+
 class Options(NamedTuple):
     """What an operator says of the gateway. ``address`` is "" for all addresses, of IPv4 and IPv6."""
 
@@ -37,13 +43,13 @@ class Options(NamedTuple):
     certificates: str = ""  # a directory of PEM files, each with certificate and key; "": no TLS ends here
     user: str = "haproxy"
     most: int = 10_000  # connections
-    most_per_client: int = 200
-    rate_per_client: int = 500  # new ones in 10 s
+    most_per_client: int = 500
+    rate_per_client: int = 2000  # new ones in 10 s
 
     def arguments(self, config: str) -> list[str]:
         """The options of `tproxy gateway` that stand for these."""
         words = [f"--config={os.path.abspath(config)}"]
-        for name in ("http_port", "https_port", "address", "ports", "certificates", "user"):
+        for name in _NAMES:
             value = getattr(self, name)
             if value != self._field_defaults[name]:
                 words.append(f"--{name.replace('_', '-')}={value}")
@@ -93,8 +99,7 @@ def configuration(options: Options, folder: str, inlet: str, name: str) -> str:
         return f"{rule} set-var(txn.route) {whole}\n    {rule} set-var(txn.route) {end} if {unknown}"
 
     limits = f"""\
-    stick-table type ipv6 size 200k expire 30s store conn_cur,conn_rate(10s)
-    tcp-request connection track-sc0 src
+    tcp-request connection track-sc0 src table clients
     tcp-request connection reject if {{ sc0_conn_cur gt {options.most_per_client} }}
     tcp-request connection reject if {{ sc0_conn_rate gt {options.rate_per_client} }}"""
     unknown = "!{ var(txn.route) -m found }"
@@ -142,6 +147,9 @@ frontend https
     tcp-request content accept if {{ req.ssl_hello_type 1 }}
     use_backend guests_tcp if {{ var(txn.route) -m found }}
     default_backend {"terminated" if options.certificates else "unknown"}
+
+backend clients
+    stick-table type ipv6 size 200k expire 30s store conn_cur,conn_rate(10s)
 
 backend guests_http
     mode http

@@ -69,7 +69,7 @@ def hops(id_: str, config: Config | None) -> Iterator[Hop]:
             yield Hop("entry", GOOD, f"line {entry.line} of {config.path}: network {entry.network}")
     found = [each for each in routes(nftables.read_maps()) if each[1].id == id_]
     if not found:
-        text = "no bridge has it: none is up for its network, or the route has expired"
+        text = "no bridge has it: none is up for its network"
         yield Hop("bridge", BAD, text, repair)
         return
     bridge, route = found[0]

@@ -224,7 +224,8 @@ class Inward:
                 coming, f"a stream for route {id_!a} was refused: there is no such route", "no such route"
             )
         elif target.expires and time.time() >= target.expires:
-            self._refuse(coming, f"a stream for route {id_} was refused: it has expired", "expired")
+            self.streams.expired(target, coming.peer, coming.began)
+            self._refuse(coming, "", "expired")
         elif self.streams.refuses(target, coming.peer[0]):
             self._refuse(coming, "", "limited")
         elif target.service.endpoint.address == NOWHERE:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -131,6 +132,22 @@ def test_a_guest_that_refuses_is_told_to_the_client_at_once(site: Site) -> None:
     done = site.curl(url, "--http1.1", "-o", "/dev/null", "-w", "%{http_code}")
     assert done.stdout == "502"
     assert site.curl(url, "--http2").returncode != 0  # HAProxy tells HTTP/2 by REFUSED_STREAM
+
+
+def test_one_client_has_a_limit_of_its_own_at_the_gateway(site: Site) -> None:
+    assert "another configuration" in site.up("--most-per-client", "3").stdout
+    with ExitStack() as held:
+        for _ in range(3):
+            process = site.host.popen(
+                *program("held_port", "10007"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            held.callback(process.kill)
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        assert site.curl("http://plain.example.com/").returncode != 0
+        other = site.curl("http://plain.example.com/", "--interface", "127.0.0.2")
+        assert other.stdout == "one"
+    site.up()
 
 
 def test_a_port_of_the_range_leads_to_a_guest_which_is_told_the_clients_address(site: Site) -> None:

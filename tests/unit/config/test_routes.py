@@ -17,7 +17,7 @@ def test_a_route_for_tls_with_a_port_of_its_own_is_a_second_one(loaded: Load) ->
         "domain: Www.example.com, expires: 2030-01-01, proxy_protocol: v2, max_connections_per_client: 3}]\n"
     )
     assert found.warnings == ()
-    routes, problems = routes_for(found.routes, [Network("blue")], 0)
+    routes, problems = routes_for(found.routes, [Network("blue")])
     assert problems == []
     assert {each.id: (each.endpoint.port, each.expires) for each in routes.values()} == {
         "web": (80, 1893456000),
@@ -67,14 +67,16 @@ def test_macs_of_digits_and_ids_of_digits_are_text(loaded: Load) -> None:
     assert (found.routes[0].id, found.routes[0].guest_mac) == ("7", "52:54:00:12:34:56")
 
 
-def test_a_route_that_has_expired_and_one_of_another_network_are_left_out(loaded: Load) -> None:
+def test_a_route_is_for_its_network_also_when_it_has_expired(loaded: Load) -> None:
     found = loaded(f"tproxy_routes: [{GOOD[:-1]}, expires: 2001-01-01}}]\n")
-    assert routes_for(found.routes, [Network("blue")], 2_000_000_000) == ({}, [])
-    assert routes_for(found.routes, [Network("red")], 0) == ({}, [])
+    (route,) = routes_for(found.routes, [Network("blue")])[0].values()
+    assert route.has_expired(978307200)
+    assert not route.has_expired(978307199)
+    assert routes_for(found.routes, [Network("red")]) == ({}, [])
 
 
 def test_on_a_bridge_with_several_networks_a_route_names_the_guests_mac(loaded: Load) -> None:
     found = loaded(f"tproxy_routes: [{GOOD}]\n")
-    routes, (problem,) = routes_for(found.routes, [Network("blue"), Network("red")], 0)
+    routes, (problem,) = routes_for(found.routes, [Network("blue"), Network("red")])
     assert routes == {}
     assert "its bridge has several networks: guest_mac is needed" in problem.text
