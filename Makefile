@@ -1,4 +1,4 @@
-# All commands of this checkout: make venv | demo | test | test-vm | test-packages | test-model | test-steps | bench |
+# All commands of this checkout: make venv | demo | test | test-vm | test-packages | test-model | test-steps | test-inward | bench |
 # bench-workers | docs | serve-docs | picture | pictures | soak | lint | deb | zipapp | wheel | manual | lock | options | clean
 
 # Tests that run at the same time. They wait for processes and the kernel more than they compute, so this is
@@ -32,6 +32,12 @@ test test-vm: export TPROXY_PATIENCE ?= 100
 .PHONY: test
 test: venv
 	.venv/bin/python -m pytest -n $(WORKERS) $(wildcard tests/unit tests/netns)
+
+# Those of routes and the gateway alone; `make test` has them too.
+.PHONY: test-inward
+test-inward: export TPROXY_PATIENCE ?= 100
+test-inward: venv
+	.venv/bin/python -m pytest -n $(WORKERS) tests/unit/inward tests/netns/inward
 
 # Tests with virtual machines. They are emulated, which takes minutes. VM_TESTS=tests/vm/test_guest.py runs only
 # those of that file.
