@@ -161,7 +161,7 @@ class Hypervisor:
         where.write_text(text)
         return path
 
-    def get(self, address: str, port: int, timeout: float = 20.0, netns: str | None = None) -> str:
+    def get(self, address: str, port: int, timeout: float = PATIENCE, netns: str | None = None) -> str:
         """Return the body of an HTTP answer. Raises ProcessError with the reason, such as ECONNREFUSED."""
         asked = self.run(*_program("ask", address, str(port), str(timeout)), check=False, netns=netns)
         if asked.returncode:
@@ -258,7 +258,7 @@ class Guest:
     def popen(self, *argv: str, **options: Any) -> subprocess.Popen[str]:
         return self.hypervisor.popen(*argv, netns=self.name, **options)
 
-    def get(self, address: str, port: int, timeout: float = 20.0) -> str:
+    def get(self, address: str, port: int, timeout: float = PATIENCE) -> str:
         return self.hypervisor.get(address, port, timeout, netns=self.name)
 
 

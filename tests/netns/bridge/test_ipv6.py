@@ -15,7 +15,8 @@ from tests.netns.bridge.frames import IPV6, TCP, ethernet, icmpv6, ipv6, mac_byt
 from tests.netns.bridge.test_guards import broadcast, mac_of
 from tests.netns.conftest import ENDPOINTS
 from tests.netns.program import program
-from tests.netns.waiting import eventually
+from tests.netns.ruleset import await_guarded
+from tests.netns.waiting import await_equal, eventually
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, SERVICE_MAC
@@ -59,7 +60,10 @@ class Net:
         self.host.run("sysctl", "-qw", "net.ipv6.conf.eth0.accept_dad=0", netns=name)
         self.host.ip(f"link set {port} master {bridge} up")
         self.host.ip("link set lo up", "link set eth0 up", netns=name)
-        return Guest(self.host, name, bridge, port, "")
+        guest = Guest(self.host, name, bridge, port, "")
+        # The kernel gives it its address when the link has a carrier, from a work queue.
+        await_equal(lambda: link_local(guest).startswith("fe80::"), True)
+        return guest
 
     def configure(self, *, ipv6: bool = True) -> None:
         self.host.write(FILE, f"tproxy_ipv6: {str(ipv6).lower()}\ntproxy: [{', '.join(ENTRIES)}]\n")
@@ -164,7 +168,8 @@ def test_the_endpoint_learns_who_is_calling(net: Net) -> None:
     assert said["source"][0] == link_local(net.guest)
     assert said["destination"] == [SERVICE_ADDRESS_IPV6, 81]
     assert said["values"]["0xe3"] == mac_of(net.guest)
-    assert f"guest=[{link_local(net.guest)}]:" in net.host.path("/var/log/one_tproxy.log").read_text()
+    log, line = net.host.path("/var/log/one_tproxy.log"), f"guest=[{link_local(net.guest)}]:"
+    await_equal(lambda: line in log.read_text(), True)
 
 
 def test_a_guest_has_as_many_connections_as_it_may(net: Net) -> None:
@@ -336,9 +341,7 @@ def test_a_bridge_without_ipv6_is_left_alone(own: Net) -> None:
 
 def test_a_guest_with_both_reaches_both(own: Net) -> None:
     guest = own.host.add_guest("both", "br0", "10.0.0.5/24")
-    for _ in eventually():
-        if f'"{guest.port}"' in own.host.run("nft", "list", "table", "bridge", "one_tproxy").stdout:
-            break
+    await_guarded(own.host, guest)
     assert guest.get(SERVICE_ADDRESS, 80) == "hello"
     for _ in eventually():  # its own address is checked first, for a second
         if guest.run("ping", "-6", "-c1", "-W1", AT, check=False).returncode == 0:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.netns.program import program
-from tests.netns.waiting import eventually
+from tests.netns.waiting import await_equal, eventually
 from tproxy.lab.hypervisor import Hypervisor
 
 # Each of these commands runs the rest of its arguments with what it sets.
@@ -42,13 +42,11 @@ def favours(host: Hypervisor) -> dict[str, Favour]:
     return {title: Favour(*values) for title, values in found.items()}
 
 
-def all_favours(host: Hypervisor) -> dict[str, Favour]:
-    """As ``favours``, when all processes are there."""
-    for _ in eventually():
-        found = favours(host)
-        if set(found) == {"one_tproxy", "one_tproxy_br0", "tproxy-spawner", "tproxy-watch", "tproxy-worker"}:
-            break
-    return found
+def await_favours(host: Hypervisor, usual: Favour) -> None:
+    """Wait until all processes are there, and favoured so."""
+    titles = ("one_tproxy", "tproxy-spawner", "tproxy-watch", "tproxy-worker")
+    relay = usual._replace(policy=os.SCHED_BATCH)  # its own choice
+    await_equal(lambda: favours(host), dict.fromkeys(titles, usual) | {"one_tproxy_br0": relay})
 
 
 @pytest.fixture
@@ -65,10 +63,7 @@ def up(host: Hypervisor, *by: str) -> None:
 
 def test_all_processes_that_a_hook_starts_have_ordinary_priorities(host: Hypervisor) -> None:
     up(host, *CALLER)
-    found = all_favours(host)
-    relay = found.pop("one_tproxy_br0")
-    assert relay == ORDINARY._replace(policy=os.SCHED_BATCH)  # its own choice
-    assert found == dict.fromkeys(found, ORDINARY)
+    await_favours(host, ORDINARY)
 
 
 def test_a_service_keeps_the_priorities_that_its_manager_gives_it(host: Hypervisor) -> None:
@@ -78,9 +73,6 @@ def test_a_service_keeps_the_priorities_that_its_manager_gives_it(host: Hypervis
         if "one_tproxy" in favours(host):
             break
     up(host)
-    found = all_favours(host)
-    relay = found.pop("one_tproxy_br0")
-    assert relay == OF_CALLER._replace(policy=os.SCHED_BATCH)
-    assert found == dict.fromkeys(found, OF_CALLER)
+    await_favours(host, OF_CALLER)
     host.tproxy("restart", env={"TPROXY_CONFIG": "/run/tproxy.yaml"})
-    assert favours(host)["one_tproxy"] == OF_CALLER
+    await_favours(host, OF_CALLER)

@@ -52,7 +52,7 @@ class Phone:
 
     def call(self, behaviour: str, port: int, *arguments: str) -> str:
         """Run a guest's program (tests/netns/programs/caller.py) on a service port; return what it prints."""
-        return self.guest.run(*caller(behaviour, port, *arguments), timeout=60).stdout.strip()
+        return self.guest.run(*caller(behaviour, port, *arguments)).stdout.strip()
 
     def start_call(self, behaviour: str, port: int, *arguments: str) -> subprocess.Popen[str]:
         return self.guest.popen(*caller(behaviour, port, *arguments), stdout=subprocess.PIPE)

@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--connections", type=int, default=100_000)
     parser.add_argument("--at-once", type=int, default=64)
-    parser.add_argument("--timeout", type=float, default=10.0)
+    parser.add_argument("--timeout", type=float, default=100.0)
     parser.add_argument("address")
     parser.add_argument("port", type=int)
     options = parser.parse_args()

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from tests.netns.program import program
-from tests.netns.waiting import eventually
+from tests.netns.waiting import await_equal, eventually
 from tests.netns.worker.crew import ECHO, HTTP, WORKER, Crew, Load, start_asking, whole
 from tproxy.lab.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS
@@ -72,8 +72,8 @@ def test_counts_survive_the_worker(crew: Crew) -> None:
     crew.kill(worker)
     load.end()
     crew.await_workers(2, worker)
+    await_equal(lambda: crew.service(ECHO)["open"], 0)
     after = crew.service(ECHO)
-    assert after["open"] == 0
     for key in ("total", "bytes_to_endpoint", "bytes_to_guest"):
         assert after[key] >= before[key], key
     assert crew.guests[0].get(SERVICE_ADDRESS, HTTP) == "hello"
