@@ -189,11 +189,12 @@ class Hypervisor:
             f"link add name {guest.port} type veth peer name eth0 netns {name}",
             f"link set dev {guest.port} master {bridge} up",
         )
-        guest.ip("link set lo up", f"address add {address} dev eth0", "link set eth0 up")
+        lines = ["link set lo up", f"address add {address} dev eth0", "link set eth0 up"]
         if route:
-            guest.ip(f"route add {SERVICE_ADDRESS} dev eth0")
+            lines.append(f"route add {SERVICE_ADDRESS} dev eth0")
         if gateway:
-            guest.ip(f"route add default via {gateway}")
+            lines.append(f"route add default via {gateway}")
+        guest.ip(*lines)
         return guest
 
     def add_cable(self, other: Hypervisor, name: str) -> None:

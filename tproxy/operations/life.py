@@ -169,7 +169,8 @@ def _apply_all(settings: Settings, *, reopen_logs: bool) -> list[str]:
         return problems
     running = find()
     # The daemon before this one has nothing more to do, but may still be ending.
-    terminate([daemon for daemon in running.daemons if daemon.pid != status["pid"]])
+    others = [daemon for daemon in running.daemons if daemon.pid != status["pid"]]
+    terminate(others if len(others) < len(running.daemons) else [])
     # A daemon that crashed may have left relays of bridges whose maps are gone by now. Without the table they
     # serve guests still, or the daemon that finishes its connections does through them.
     if not lost_table.bereft():
