@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from tests.netns.ruleset import links
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 # The installed command, as drivers call it. It needs nothing from the environment.
 TPROXY = Path(sys.executable).with_name("tproxy")

@@ -15,8 +15,8 @@ import pytest
 from tests.netns.ending import end
 from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import PATIENCE, Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 HERE, THERE = "10.11.12.13", "10.11.12.14"
 
