@@ -5,14 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TypeVar
 
 import pytest
 
 from tproxy.errors import TproxyError
 from tproxy.lab.hypervisor import PATIENCE
-
-T = TypeVar("T")
 
 # What a look may raise while what it looks for is not there yet: a refusal, a process or a file that is gone.
 _TOO_EARLY = (AssertionError, TproxyError, OSError, LookupError, TypeError, ValueError)
@@ -30,7 +27,7 @@ def eventually(patience: float = PATIENCE) -> Iterator[None]:
     pytest.fail(f"it did not happen in {patience:g} s")
 
 
-def await_equal(look: Callable[[], T], wanted: T) -> None:
+def await_equal(look: Callable[[], object], wanted: object) -> None:
     """Look again and again until that is what is wanted. A look that raises an error is repeated, too."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
