@@ -287,9 +287,11 @@ def test_bulk_of_a_guest_arrives_whole_behind_the_header(host: Host) -> None:
     host.add("br0")
     guest = host.hypervisor.add_guest("guest", "br0")
     count = 3_000_000
-    guest.run(*program("caller", "say_and_end", SERVICE_ADDRESS, "8080", "x", str(count)), timeout=100)
+    caller = program("caller", "say_and_end", SERVICE_ADDRESS, "8080", "x", str(count))
+    call = guest.popen(*caller, stdout=subprocess.PIPE)
     first, rest = host.line()["data"], host.line()["rest"]
     assert first + rest == "x" * count
+    assert call.communicate()[0] == "hello\n"
 
 
 # The bridge port

@@ -97,7 +97,7 @@ def test_a_storm_that_fills_every_queue_is_served_by_the_next_worker(hypervisor:
     crew.serve(90, "short")
     (worker,) = crew.pids(WORKER)
     crew.signal("STOP", worker)
-    options = ("--connections", "4000", "--at-once", "3000", "--timeout", "60")
+    options = ("--connections", "4000", "--at-once", "3000")
     storm = crew.guests[0].popen(*program("storm", *options, SERVICE_ADDRESS, "90"), stdout=subprocess.PIPE)
     crew.await_connected(2500)  # more than channel and relay hold: the rest is in the backlog
     crew.kill(worker)
