@@ -10,11 +10,14 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
+import jsonschema
 import pytest
 
 from tests.contract import LIMITS, quoted, table
 from tests.netns.one_bridge import OneBridge
+from tests.netns.strictly import strict
 from tests.netns.waiting import await_equal, eventually
+from tproxy.cli import schemas
 from tproxy.config.keys import SERVICE
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import PATIENCE, Hypervisor
@@ -91,6 +94,29 @@ def status(lab: OneBridge) -> list[Done]:
     assert re.fullmatch(r"one_tproxy: \d+\none_tproxy_br0: \d+\n", done.stdout)
     assert lab.pids() == before
     return [done]
+
+
+def connections(lab: OneBridge) -> list[Done]:
+    done = lab.host.tproxy("connections", "--interval", "0")
+    assert done.stdout.endswith(" connections\n")
+    lab.host.tproxy("stop")
+    return [done, lab.host.tproxy("connections", check=False)]
+
+
+def kill(lab: OneBridge) -> list[Done]:
+    done = lab.host.tproxy("kill", "--all")
+    assert re.fullmatch(r"(?s).*ended \d+ connections?\n", done.stdout)
+    return [done, lab.host.tproxy("kill", "0123456789ab-1", check=False)]
+
+
+def log_level(lab: OneBridge) -> list[Done]:
+    done = lab.host.tproxy("log-level", "debug", "--for", "600")
+    shown = table("Commands", "command").by_first_column()["log-level"]["stdout"]
+    form = re.escape(quoted(shown)[0]).replace("600", r"\d+")
+    assert re.fullmatch(form, done.stdout.strip())
+    assert re.fullmatch(form, lab.host.tproxy("log-level").stdout.strip())
+    lab.host.tproxy("stop")
+    return [done, lab.host.tproxy("log-level", check=False)]
 
 
 def metrics(lab: OneBridge) -> list[Done]:
@@ -228,8 +254,8 @@ def until(lab: OneBridge, ready: Callable[[], bool], end: tuple[str, ...], *argu
 COMMANDS: dict[str, Callable[[OneBridge], list[Done]]] = {
     each.__name__.replace("_", "-"): each
     for each in (
-        *(start, reload, reopen_logs, restart, stop, status, metrics, refresh, check, doctor, probe),
-        *(sync, hook, watch, gc, install, uninstall, daemon, event),
+        *(start, reload, reopen_logs, restart, stop, status, connections, kill, log_level, metrics),
+        *(refresh, check, doctor, probe, sync, hook, watch, gc, install, uninstall, daemon, event),
     )
 }
 
@@ -286,6 +312,9 @@ def test_status_as_json_has_the_keys_of_the_contract_and_no_other(lab: OneBridge
         assert {*each["limited"]} == limits - {"connect_timeout", "udp_idle_timeout"} | {"network"}
         assert limits - {"max_connections"} <= {*each["options"]} == {*SERVICE}
     assert keys_of(shown, named) - {"processes[].title", "processes[].pid"} == keys
+    jsonschema.validate(shown, strict(schemas.of_status()))
+    lab.host.tproxy("stop")
+    jsonschema.validate(json.loads(lab.host.tproxy("status", "--json").stdout), schemas.of_status())
 
 
 def keys_of(value: object, names: set[str], at: str = "") -> set[str]:

@@ -18,7 +18,8 @@ from contextlib import suppress
 from typing import Protocol
 
 from tproxy.daemon.client import Json
-from tproxy.datapath.counters import Counts, EndpointState, LoopTimes, View, read_only
+from tproxy.datapath.counters import View, read_only
+from tproxy.datapath.counts import Counts, EndpointState, LoopTimes
 from tproxy.errors import ProtocolError
 from tproxy.kernel.loop import READ, WRITE, Loop, Timer
 from tproxy.model import ServiceKey
@@ -85,6 +86,11 @@ class WorkerLink:
     def settled(self) -> bool:
         """Whether all that it was told has taken effect."""
         return self._asked == self._answered
+
+    @property
+    def understands(self) -> bool:
+        """Whether it is of this version, as far as is known."""
+        return self._version == orders.VERSION
 
     def tell(self, message: orders.Message, *fds: int) -> None:
         """Tell the worker something; ``fds`` stay the caller's.

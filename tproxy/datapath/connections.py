@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from tproxy.datapath.checking import Checks
 from tproxy.datapath.connection import OF_ENDPOINT, Connection, dial_failure
-from tproxy.datapath.counters import CAUSES, DIAL_FAILED, LIMITED, LOCAL, OPEN, TOTAL
+from tproxy.datapath.counts import CAUSES, DIAL_FAILED, LIMITED, LOCAL, OPEN, TOTAL
 from tproxy.datapath.ended_lines import EndedLines
 from tproxy.datapath.endpoints import Endpoints, State
 from tproxy.datapath.introduction import Introductions
@@ -70,6 +70,9 @@ class Connections:
 
     def __iter__(self) -> Iterator[Connection]:
         return iter(self._open)
+
+    def __contains__(self, connection: object) -> bool:
+        return connection in self._open
 
     def accept(
         self,
