@@ -27,8 +27,7 @@ from typing import Any
 
 from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
-from tproxy.kernel import nameless
-from tproxy.lab.asking import ask
+from tproxy.lab import asking
 
 # Seconds to wait for what takes less than a second on an idle machine. Emulation takes longer.
 PATIENCE = float(os.environ.get("TPROXY_PATIENCE", "30"))
@@ -167,12 +166,8 @@ class Hypervisor:
         """Return the body of an HTTP answer. Raises ProcessError with the reason, such as ECONNREFUSED."""
         # This thread asks, which takes a hundredth of the time of a program that does.
         namespace = self.path(f"/run/netns/{netns}") if netns else Path(f"/proc/{self.pid}/ns/net")
-        fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            with nameless.inside(fd):
-                return ask(address, port, timeout).decode(errors="surrogateescape")
-        finally:
-            os.close(fd)
+        with asking.inside(namespace):
+            return asking.ask(address, port, timeout).decode(errors="surrogateescape")
 
     def add_bridge(self, name: str, mtu: int | None = None) -> None:
         # With "name" and "dev", a bridge can have a name that is a keyword of ip.
