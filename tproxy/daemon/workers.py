@@ -19,12 +19,13 @@ import os
 import socket
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 
 from tproxy.daemon.client import Json
 from tproxy.daemon.data_channels import DataChannels
 from tproxy.daemon.spawner import Order, Spawner
+from tproxy.daemon.unix_dialing import UnixDialing
 from tproxy.daemon.worker_link import Key, WorkerLink
 from tproxy.datapath.counts import STOPPED, WORKER_LOST, Counts, EndpointState, LoopTimes
 from tproxy.datapath.this_host import chosen_ports
@@ -82,8 +83,13 @@ class Workers:
         self._draining: set[WorkerLink] = set()
         self._retries: dict[int, tuple[float, Timer]] = {}  # delay and timer by place
         self._services: dict[str, Sequence[Service]] = {}
+        self.dialing = UnixDialing(loop, self._services)
         # What a worker is told of a bridge before its services.
         self.preface: Callable[[str], Iterable[orders.Message]] = lambda _: ()
+        # All keys that guests of a bridge reach.
+        self.listeners: Callable[[str], Collection[ServiceKey]] = self._plain_listeners
+        # Returns a socket for ``orders.Neighbours``, which is the caller's.
+        self.open_table: Callable[[str], socket.socket | None] = lambda _: None
         self._complete = False  # whether all bridges that have services are in ``_services``
         self._channels = DataChannels()
         self._ended: dict[Key, Counts] = {}  # of workers that have ended
@@ -128,7 +134,7 @@ class Workers:
         """Serve the bridge as these services say."""
         before = self._services.get(bridge)
         self._services[bridge] = services
-        keys = {each.key.listener for each in services}
+        keys = self.listeners(bridge)
         self._drop_gates(bridge, [key for key in self._gates.get(bridge, ()) if key not in keys])
         if before != services:
             for worker in self._present():
@@ -162,7 +168,7 @@ class Workers:
 
     def complete(self) -> None:
         """Note that every bridge with services was told: workers of an earlier daemon may serve others."""
-        self._complete = True
+        self._complete = self.dialing.complete = True
         for worker in (*self._present(), *self._draining):
             self._forget_unknown(worker)
 
@@ -175,6 +181,7 @@ class Workers:
         for worker, end in zip(self._places, self._channels.of_bridge(bridge), strict=True):
             if worker is not None:
                 worker.tell(orders.Bridge(bridge, cookie), end)
+                self._give_table(worker, bridge)
         return ours
 
     def deliver(self, bridge: str, cookie: int | None, message: wire.Accepted, fds: list[int]) -> None:
@@ -295,7 +302,7 @@ class Workers:
             self._forget_unknown(worker)
 
     def cannot_reach(self, bridge: str, key: ServiceKey, seconds: float) -> None:
-        if any(each.key == key for each in self._services.get(bridge, ())):
+        if key in self.listeners(bridge):
             self.refuse(bridge, key, seconds)
 
     def ended(self, worker: WorkerLink, reason: str) -> None:
@@ -390,6 +397,7 @@ class Workers:
             self._tell_services(worker, bridge)
         for bridge, cookie, end in self._channels.of_place(place):
             worker.tell(orders.Bridge(bridge, cookie), end)
+            self._give_table(worker, bridge)
         for bridge in self._gates:
             if self._owner(bridge) is worker:
                 self._tell_gates(bridge)
@@ -441,6 +449,9 @@ class Workers:
     def _counted(self) -> list[WorkerLink]:
         return [*self._present(), *(worker for worker in self._draining if worker.counted)]
 
+    def _plain_listeners(self, bridge: str) -> Collection[ServiceKey]:
+        return {each.key.listener for each in self._services.get(bridge, ())}
+
     def _settings(self) -> orders.Settings:
         return orders.Settings(output.level(), self._count or 1, chosen_ports(), self.max_connections)
 
@@ -455,6 +466,16 @@ class Workers:
         parts = packing.parts(self._services[bridge])
         for number, part in enumerate(parts):
             worker.tell(orders.Services(bridge, number == 0, number == len(parts) - 1, part))
+
+    def give_tables(self, bridge: str) -> None:
+        """Give each worker a socket that tells which MAC an IPv6 address has on a bridge with IPv6."""
+        for worker in self._present():
+            self._give_table(worker, bridge)
+
+    def _give_table(self, worker: WorkerLink, bridge: str) -> None:
+        if (table := self.open_table(bridge)) is not None:
+            with table:
+                worker.tell(orders.Neighbours(bridge), table.fileno())
 
     def _owner(self, bridge: str) -> WorkerLink | None:
         """The worker that has the bridge's UDP sockets; None while there is none."""

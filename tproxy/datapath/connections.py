@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from tproxy.datapath.checking import Checks
-from tproxy.datapath.connection import OF_ENDPOINT, Connection, dial_failure
+from tproxy.datapath.connection import Connection
 from tproxy.datapath.counts import CAUSES, DIAL_FAILED, LIMITED, LOCAL, OPEN, TOTAL
+from tproxy.datapath.dial_errors import OF_ENDPOINT, dial_failure
 from tproxy.datapath.ended_lines import EndedLines
 from tproxy.datapath.endpoints import Endpoints, State
 from tproxy.datapath.introduction import Introductions
@@ -17,6 +18,7 @@ from tproxy.datapath.limits import NO_LIMIT, Limits
 from tproxy.datapath.splice import PipePool
 from tproxy.datapath.target import Target
 from tproxy.datapath.this_host import ThisHost, met_itself
+from tproxy.datapath.unix_dials import UnixDials
 from tproxy.datapath.waiting import Waiting
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import Loop, Timer
@@ -51,7 +53,8 @@ class Connections:
         self.waiting = Waiting(loop, self.introductions, self)
         self._number = 0
         self.health = Endpoints(self._changed)
-        self.checks = Checks(loop, self.health, self.connect, self.dial_failed)
+        self.dials = UnixDials(loop)
+        self.checks = Checks(loop, self.health, self.connect, self.dials, self.dial_failed)
         # Called with an endpoint and what is known of it, when that has changed; None: it is in no service.
         self.report: Callable[[Endpoint, State | None], None] = lambda endpoint, state: None
         self._services: dict[str, Sequence[Service]] = {}
@@ -166,6 +169,16 @@ class Connections:
         self.waiting.reset(bridge)
         for connection in [each for each in self._open if each.target.bridge == bridge]:
             connection.abort(how)
+
+    def withdraw(self, bridge: str, addresses: Collection[str]) -> None:
+        """Reset connections at all other addresses: the bridge has these service addresses alone.
+
+        Their guests would get no answer any more, and no reset once the address is gone from the namespace.
+        """
+        self.waiting.withdraw(bridge, addresses)
+        for connection in [each for each in self._open if each.target.bridge == bridge]:
+            if connection.service_address not in addresses:
+                connection.abort("address removed")
 
     def abort_all(self, how: str) -> None:
         """Reset all connections."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import socket
 import struct
 
+from tproxy.addresses import is_address
 from tproxy.model import DEFAULT_USER_TIMEOUT
 from tproxy.typed import NamedTuple
 
@@ -29,10 +29,6 @@ _WITH_ETHERNET = 2
 _LONGEST_SYN = 14 + 60 + 60
 
 _IP_VERSIONS = {b"\x08\x00": 4, b"\x86\xdd": 6}  # by the protocol of a frame
-
-_SIOCGARP, _COMPLETE = 0x8954, 0x02  # arp(7); ATF_COM
-# struct arpreq: the protocol's address, the hardware's, flags, a mask, and the device
-_ARP = struct.Struct("=HH4s8x2x6s8xi16x16s")
 
 # struct tcp_info, <linux/tcp.h>: tcpi_rtt and tcpi_total_retrans
 _INFO = struct.Struct("=68xI28xI")
@@ -97,7 +93,12 @@ def dialling_socket(address: str) -> socket.SocketType:
 
 
 def on_this_host(address: str) -> bool:
-    """Whether an IP address is this host's own: then the kernel chooses it as the source address too."""
+    """Whether an IP address is this host's own: then the kernel chooses it as the source address too.
+
+    A UNIX socket has none.
+    """
+    if not is_address(address):
+        return False
     try:
         probe = socket.socket(family(address), socket.SOCK_DGRAM)
     except OSError:  # the kernel has no IPv6
@@ -149,28 +150,17 @@ class RoundTrip(NamedTuple):
     """What the kernel knows of the way to a peer and back.
 
     ``microseconds`` is the smoothed time of a round trip, None before the first was measured. ``repeated`` is
-    how many packets had to be sent again.
+    how many packets had to be sent again. Both are None for a UNIX socket.
     """
 
     microseconds: int | None
-    repeated: int
+    repeated: int | None
 
 
 def round_trip(sock: socket.SocketType) -> RoundTrip:
     """Return what the kernel knows of a socket's connection (tcp(7), TCP_INFO)."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return RoundTrip(None, None)
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
     microseconds, repeated = _INFO.unpack(info.ljust(_INFO.size, b"\0"))
     return RoundTrip(microseconds or None, repeated)
-
-
-def neighbour_mac(sock: socket.SocketType, address: str, device: str) -> str:
-    """Return the MAC that an IPv4 address has in the ARP table of the socket's namespace; "" without one."""
-    if ":" in address:  # the kernel has no such question for IPv6
-        return ""
-    family, ip, name = socket.AF_INET, socket.inet_aton(address), device.encode()
-    try:
-        found = fcntl.ioctl(sock.fileno(), _SIOCGARP, _ARP.pack(family, 0, ip, bytes(6), 0, name))
-    except OSError:
-        return ""
-    *_, mac, flags, _ = _ARP.unpack(found)
-    return mac.hex(":") if flags & _COMPLETE else ""

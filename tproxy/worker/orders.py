@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 
+from tproxy.addresses import packed_address
 from tproxy.datapath.membership import Card
 from tproxy.errors import ProtocolError
 from tproxy.model import Network, Service, ServiceKey
@@ -18,7 +19,7 @@ from tproxy.typed import NamedTuple
 from tproxy.worker import packing
 
 # Of this protocol. A daemon tells a worker of another version to finish, and starts one of its own.
-VERSION = 7
+VERSION = 9
 
 # The first bytes of the messages to a worker that have the same form in all versions.
 IN_ALL_VERSIONS = (b"D", b"F", b"L", b"M")
@@ -42,6 +43,8 @@ _PORT = struct.Struct(f"!6s{INTERFACE_NAME_BYTES}s")
 _LENGTH = struct.Struct("!H")
 _READY = struct.Struct("!H?")
 _SYNC = struct.Struct("!I?")
+_DIAL = struct.Struct("!Id")
+_DIALLED = struct.Struct("!IH")
 
 
 class Settings(NamedTuple):
@@ -107,6 +110,22 @@ class Labels(NamedTuple):
     names: tuple[tuple[ServiceKey, str], ...]
 
 
+class Addresses(NamedTuple):
+    """Daemon to worker: the bridge has these service addresses alone. What goes on at another one ends."""
+
+    bridge: str
+    addresses: tuple[str, ...]
+
+
+class Neighbours(NamedTuple):
+    """Daemon to worker. Beside it: a netlink socket of the bridge's namespace, for it alone.
+
+    It tells which MAC an IPv6 address has there (``kernel.neighbours``).
+    """
+
+    bridge: str
+
+
 class Bridge(NamedTuple):
     """Daemon to worker. Beside it: a data channel, on which the bridge's relay passes sockets on.
 
@@ -143,6 +162,30 @@ class Unreachable(NamedTuple):
     bridge: str
     key: ServiceKey
     seconds: float
+
+
+class Dial(NamedTuple):
+    """Worker to daemon: connect to the UNIX socket with this path, and go on trying for so many seconds.
+
+    ``number`` is in the answer.
+    """
+
+    number: int
+    seconds: float
+    path: str
+
+
+class HangUp(NamedTuple):
+    """Worker to daemon: a Dial is not wanted any more."""
+
+    number: int
+
+
+class Dialled(NamedTuple):
+    """Daemon to worker. Beside it, where ``error`` is 0: the connected socket. Otherwise it is an errno."""
+
+    number: int
+    error: int
 
 
 class Forget(NamedTuple):
@@ -199,10 +242,15 @@ Message = (
     | Networks
     | Labels
     | Ports
+    | Addresses
+    | Neighbours
     | Bridge
     | Gate
     | LetGo
     | Unreachable
+    | Dial
+    | HangUp
+    | Dialled
     | Forget
     | LogFile
     | Meeting
@@ -244,6 +292,10 @@ def encode(message: Message) -> bytes:
         case Ports(bridge, first, ports):
             packed = (_PORT.pack(_mac_bytes(mac), port.encode()) for mac, port in ports)
             return b"p" + _PORTS.pack(bridge.encode(), first) + b"".join(packed)
+        case Addresses(bridge, addresses):
+            return b"a" + _NAME.pack(bridge.encode()) + b"".join(map(packed_address, addresses))
+        case Neighbours(bridge):
+            return b"h" + _NAME.pack(bridge.encode())
         case Bridge(bridge, cookie):
             return b"B" + _BRIDGE.pack(bridge.encode(), cookie is not None, cookie or 0)
         case Gate(bridge, key):
@@ -252,6 +304,12 @@ def encode(message: Message) -> bytes:
             return b"g" + _NAME.pack(bridge.encode())
         case Unreachable(bridge, key, seconds):
             return b"U" + _UNREACHABLE.pack(bridge.encode(), seconds) + packing.pack_key(key)
+        case Dial(number, seconds, path):
+            return b"c" + _DIAL.pack(number, seconds) + path.encode()
+        case HangUp(number):
+            return b"e" + _NUMBER.pack(number)
+        case Dialled(number, error):
+            return b"C" + _DIALLED.pack(number, error)
         case Forget(bridge):
             return b"F" + _NAME.pack(bridge.encode())
         case LogFile():
@@ -291,6 +349,11 @@ def decode(data: bytes) -> Message:
                 name, first = _PORTS.unpack_from(body)
                 found = _PORT.iter_unpack(body[_PORTS.size :])
                 return Ports(_text(name), first, tuple((mac.hex(":"), _text(port)) for mac, port in found))
+            case b"a":
+                addresses = packing.unpack_addresses(body[_NAME.size :])
+                return Addresses(_text(*_NAME.unpack_from(body)), addresses)
+            case b"h":
+                return Neighbours(_text(*_NAME.unpack(body)))
             case b"B":
                 name, known, cookie = _BRIDGE.unpack(body)
                 return Bridge(_text(name), cookie if known else None)
@@ -301,6 +364,13 @@ def decode(data: bytes) -> Message:
             case b"U":
                 name, seconds = _UNREACHABLE.unpack_from(body)
                 return Unreachable(_text(name), packing.unpack_key(body[_UNREACHABLE.size :]), seconds)
+            case b"c":
+                number, seconds = _DIAL.unpack_from(body)
+                return Dial(number, seconds, body[_DIAL.size :].decode())
+            case b"e":
+                return HangUp(*_NUMBER.unpack(body))
+            case b"C":
+                return Dialled(*_DIALLED.unpack(body))
             case b"F":
                 return Forget(_text(*_NAME.unpack(body)))
             case b"L" if not body:

@@ -264,6 +264,11 @@ SERVICES = {
         *("endpoint", "endpoint 10.11.12.13:9999 refuses the connection"),
         repair=HEALTHY,
     ),
+    "there is no such UNIX socket": Fault(
+        "services 'tproxy: [{service_port: 5030, remote_addr: unix:/run/no.sock}]'",
+        *("endpoint", "endpoint unix:/run/no.sock is missing: no server has made it"),
+        repair=HEALTHY,
+    ),
     "the endpoint is unreachable": Fault(
         f"ip route add unreachable 10.98.0.1; services {configuration(address='10.98.0.1')}",
         *("endpoint", "endpoint 10.98.0.1:8080 is unreachable: No route to host"),
@@ -273,6 +278,32 @@ SERVICES = {
         f"services {configuration(options=', connect_timeout: 0.3')}; {output_rule('tcp dport 8080 drop')}",
         *("endpoint", "endpoint 10.11.12.13:8080 does not answer within 0.3 s"),
         repair=f"nft delete table inet own; {HEALTHY}",
+    ),
+    "the endpoint refuses datagrams": Fault(
+        f"services {configuration(9999, options=', protocol: udp')}",
+        *("endpoint", "endpoint 10.11.12.13:9999 refuses datagrams"),
+        repair=HEALTHY,
+    ),
+    "an IPv6 endpoint refuses": Fault(
+        f"ip address add fd00::9/128 dev lo nodad; services {configuration(9999, 'fd00::9')}",
+        *("endpoint", "endpoint [fd00::9]:9999 refuses the connection"),
+        repair=f"ip address del fd00::9/128 dev lo; {HEALTHY}",
+    ),
+    "the host reaches a service address through the bridge": Fault(
+        f"ip route add 169.254.169.254 dev br0;"
+        f" services {configuration(options=', service_addr: 169.254.169.254')}",
+        *("agents", "the host itself reaches 169.254.169.254 through br0, which has no uplink"),
+        repair=f"ip route del 169.254.169.254 dev br0; {HEALTHY}",
+        level="warning",
+        options="--bridge br0",
+    ),
+    "the host has a service address at the bridge": Fault(
+        f"ip address add 169.254.169.254/32 dev br0;"
+        f" services {configuration(options=', service_addr: 169.254.169.254')}",
+        *("agents", "the host itself has 169.254.169.254 at br0"),
+        repair=f"ip address del 169.254.169.254/32 dev br0; {HEALTHY}",
+        level="warning",
+        options="--bridge br0",
     ),
     "a rule on OUTPUT keeps workers from the endpoint": Fault(
         output_rule(f"meta skuid 1900000000-1904194304 tcp dport 8080 {REJECT}"),
