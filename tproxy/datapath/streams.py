@@ -39,6 +39,10 @@ _ABSENT = frozenset({errno.EHOSTUNREACH, errno.EHOSTDOWN})
 # (bridge.plan). The kernel would tell by an ICMP error to itself, for which the namespace's loopback is down.
 ARP_LOOK = 0.8
 
+# Seconds between two times that the daemon is asked where the guest of a route is. Clients decide how often
+# it is not there.
+QUIET = 5.0
+
 ABSENT = "not there"
 ANOTHER = "another guest"
 
@@ -46,13 +50,14 @@ ANOTHER = "another guest"
 class RouteTarget(Target):
     """The target of a route's streams. ``id``, ``expires`` and ``mac`` are as in ``tproxy.routes``."""
 
-    __slots__ = ("expires", "id", "mac")
+    __slots__ = ("absent_since", "expires", "id", "mac")
 
     def __init__(self, *arguments: Any, sharers: int = 1) -> None:
         super().__init__(*arguments, sharers=sharers)
         self.id = ""
         self.expires = 0
         self.mac = ""
+        self.absent_since = -QUIET  # when somebody was last told, by time.monotonic()
 
     @property
     def fields(self) -> dict[str, object]:
@@ -140,7 +145,7 @@ class Stream(Connection):
         self.target.failed(f"guest {self.dialed}: {how}")
         assert isinstance(self._keeper, Streams)
         if how in (ABSENT, ANOTHER):
-            self._keeper.absent(self.target)
+            self._keeper.tell_absent(self.target)
         if self.probe:
             self._say(how)
         self.abort(how, DIAL_FAILED)
@@ -211,6 +216,12 @@ class Streams(Connections):
         self._dialing[stream] = None
         stream.follow(header)
         self._tick()
+
+    def tell_absent(self, target: RouteTarget) -> None:
+        """Have somebody find out where the guest is, now and then."""
+        if (now := time.monotonic()) - target.absent_since >= QUIET:
+            target.absent_since = now
+            self.absent(target)
 
     def expired(self, target: RouteTarget, peer: tuple[str, int], since: float) -> None:
         """Count and log a stream for a route that has expired."""

@@ -91,6 +91,7 @@ class Inward:
         self._draining = False
         self._told: dict[str, dict[int, orders.Told]] = {}
         self._targets: dict[str, dict[int, RouteTarget]] = {}
+        self._ids: dict[str, RouteTarget] = {}
         self._relays: dict[str, Asked] = {}
         self._coming: dict[int, _Coming] = {}  # by number
         self._reading: dict[int, _Coming] = {}  # by descriptor: those whose header is incomplete
@@ -138,18 +139,21 @@ class Inward:
         self._told[message.bridge] = {**known, **{each.number: each for each in message.routes}}
         for target in self._targets.get(message.bridge, {}).values():
             self._name(target)
+        self._index()
 
     def serve(self, bridge: str, targets: dict[ServiceKey, RouteTarget]) -> None:
         """Take over the routes of a bridge as they are now."""
         self._targets[bridge] = {key.network: each for key, each in targets.items()}
         for target in targets.values():
             self._name(target)
+        self._index()
         self.streams.serve(bridge, [each.service for each in targets.values()])
 
     def forget(self, bridge: str, why: str) -> None:
         self._told.pop(bridge, None)
         self._targets.pop(bridge, None)
         self._relays.pop(bridge, None)
+        self._index()
         self.streams.limits.forget(bridge)
         self.streams.abort_bridge(bridge, why)
 
@@ -157,6 +161,11 @@ class Inward:
         told = self._told.get(target.bridge, {}).get(target.service.key.network)
         if told is not None:
             target.id, target.expires, target.mac = told.id, told.expires, told.mac
+
+    def _index(self) -> None:
+        """Know all targets by their ids. If two bridges have one, the first bridge by name counts."""
+        bridges = sorted(self._targets.items(), reverse=True)
+        self._ids = {each.id: each for _, targets in bridges for each in targets.values() if each.id}
 
     # The gateway
 
@@ -215,7 +224,7 @@ class Inward:
     def _find(self, coming: _Coming, header: proxy_protocol.Header) -> None:
         """Find the route of a stream, and ask for a socket."""
         id_ = header.values.get(UNIQUE_ID, "")
-        target = self._target(id_)
+        target = self._ids.get(id_)
         coming.header = header
         if header.source is not None:
             coming.peer = header.source
@@ -230,18 +239,11 @@ class Inward:
             self._refuse(coming, "", "limited")
         elif target.service.endpoint.address == NOWHERE:
             self.streams.never_dialed(target, coming.peer, "address not known", UNREACHABLE, coming.began)
-            self.streams.absent(target)
+            self.streams.tell_absent(target)
             self._refuse(coming, "", "address not known")
         else:
             coming.target = target
             self._ask(coming)
-
-    def _target(self, id_: str) -> RouteTarget | None:
-        for targets in self._targets.values():
-            for target in targets.values():
-                if target.id == id_:
-                    return target
-        return None
 
     # The relay
 
