@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from contextlib import suppress
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_a_worker_that_takes_no_answer_costs_no_descriptor() -> None:
         ours.setblocking(False)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)
         before = len(os.listdir("/proc/self/fd"))
-        with pytest.raises(BlockingIOError):
-            for number in range(1000):
-                answer(ours, wire.Dial(number, "10.0.0.5", 80), "nosuchlink")
+        with suppress(BlockingIOError):
+            while True:
+                answer(ours, wire.Dial(1, "10.0.0.5", 80), "nosuchlink")
         assert len(os.listdir("/proc/self/fd")) == before
