@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 
 from tproxy.datapath import counters
-from tproxy.datapath.counters import CAUSES, DRAIN, HALF_CLOSED, IDLE, TO_ENDPOINT, TO_GUEST, USER
+from tproxy.datapath.counters import CAUSES, DRAIN, HALF_CLOSED, IDLE, OUTCOMES, TO_ENDPOINT, TO_GUEST, USER
 from tproxy.datapath.flow import interest
 from tproxy.datapath.racing import Race
 from tproxy.datapath.splice import Mover, SideLost
@@ -28,6 +28,7 @@ from tproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tproxy.datapath.connections import Connections
+    from tproxy.datapath.tracing import Trail
 
 _TO_READ = READ | PEER_CLOSED | HANGUP | ERROR
 
@@ -65,7 +66,8 @@ class Connection:
     time.monotonic(), and 0 when the endpoint is not being dialled. ``silent_since`` is when a sweep found
     ``seen`` bytes, the number that had been moved by then. ``dialed`` is the endpoint that is dialled, or was
     dialled last. ``race`` has the dials while one of several endpoints is looked for. ``mac`` is None where
-    the endpoint gets no header (``introduction``), and "" where nobody knows the guest's.
+    the endpoint gets no header (``introduction``), and "" where nobody knows the guest's. ``trail`` is None
+    unless a trace follows the connection.
 
     Both sockets have SO_LINGER 0 until the last byte was sent to them (splice.py), so the death of this
     process is a reset at both ends, and no end of file that looks like a normal one.
@@ -90,6 +92,7 @@ class Connection:
         "target",
         "to_endpoint",
         "to_guest",
+        "trail",
     )
 
     def __init__(
@@ -112,6 +115,7 @@ class Connection:
         self.seen = 0
         self.deadline = 0.0
         self.race: Race | None = None
+        self.trail: Trail | None = None
         service = target.service
         if service.endpoints:
             self.dialed, *others = keeper.in_order(service)
@@ -215,6 +219,8 @@ class Connection:
         """Begin to connect; return 0, or the errno if that failed at once."""
         if self.to_endpoint.held or self.mac is not None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+        if self.trail is not None:
+            self.trail.tell("dials", endpoint=endpoint)
         return self._keeper.connect(sock, endpoint)
 
     def use(self, sock: socket.SocketType, endpoint: Endpoint) -> None:
@@ -338,12 +344,24 @@ class Connection:
     def _only_failed(self, number: int) -> None:
         """End the connection, because the only endpoint failed."""
         self._keeper.dial_failed(self.dialed, number)
-        self.count_failure(number)
+        self.count_failure(self.dialed, number)
         self.dial_failed(number)
 
-    def count_failure(self, number: int) -> None:
+    def count_failure(self, endpoint: Endpoint, number: int) -> None:
         """Count a dial that failed with this errno."""
         self.target.record.dial_failed(dial_reason(number))
+        self.note_failure(endpoint, dial_failure(number))
+
+    def note_failure(self, endpoint: Endpoint, why: str) -> None:
+        """Tell a trace that follows the connection why a dial failed."""
+        if self.trail is not None:
+            self.trail.tell("dial-failed", endpoint=endpoint, why=why)
+
+    def follow(self, trail: Trail) -> None:
+        """Tell this trail from now on what becomes of the connection."""
+        self.trail = trail
+        trail.id = self.id
+        trail.tell("taken")
 
     def dial_failed(self, number: int) -> None:
         """End the connection, because no endpoint answers."""
@@ -399,4 +417,7 @@ class Connection:
         keeper.loop.close_later(self._guest, shared=True)
         keeper.loop.close_later(self._endpoint)
         keeper.ended(self, outcome)
+        if self.trail is not None:
+            moved = {"to_endpoint": self.to_endpoint.moved, "to_guest": self.to_guest.moved}
+            self.trail.tell("ended", how=how, outcome=OUTCOMES[outcome], endpoint=self.dialed, **moved)
         keeper.lines.write(self, how, outcome)

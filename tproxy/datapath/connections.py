@@ -17,6 +17,7 @@ from tproxy.datapath.limits import NO_LIMIT, Limits
 from tproxy.datapath.splice import PipePool
 from tproxy.datapath.target import Target
 from tproxy.datapath.this_host import ThisHost, met_itself
+from tproxy.datapath.tracing import Trail, Tracing
 from tproxy.datapath.waiting import Waiting
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import Loop, Timer
@@ -48,6 +49,7 @@ class Connections:
         self.host = ThisHost()
         self.lines = EndedLines(loop, log)
         self.introductions = Introductions()
+        self.tracing = Tracing()
         self.waiting = Waiting(loop, self.introductions, self)
         self._number = 0
         self.health = Endpoints(self._changed)
@@ -81,8 +83,9 @@ class Connections:
     ) -> None:
         """Take over a guest's socket, and dial the target's endpoint; the rest is as in ``Connection``."""
         target.counts[TOTAL] += 1
+        trail = self.tracing.trail(target, peer, guest) if self.tracing.active else None
         if refusal := self.limits.refusal(target, peer[0]):
-            self._refuse(target, guest, peer, *refusal)
+            self._refuse(target, guest, peer, *refusal, trail)
             return
         try:
             connection = Connection(self, target, guest, peer, mac, since)
@@ -90,12 +93,16 @@ class Connections:
             target.failed(f"no socket for the endpoint: {error.strerror}")
             target.record.dial_failed(LOCAL)
             target.record.never_began(DIAL_FAILED)
+            if trail is not None:
+                trail.tell("limited", cause="this host", why=f": no socket for the endpoint: {error.strerror}")
             tcp.reset_on_close(guest)
             guest.close()
             return
         target.counts[OPEN] += 1
         self._open.add(connection)
         self.limits.add(target, peer[0], connection.dialed)
+        if trail is not None:
+            connection.follow(trail)
         if self._sweep_timer is None:
             self._sweep_later()
         connection.dial()
@@ -116,6 +123,8 @@ class Connections:
     def answered_by(self, connection: Connection) -> None:
         """Note that the endpoint of a connection has accepted it just now."""
         connection.target.record.connected(time.monotonic() - connection.started)
+        if connection.trail is not None:
+            connection.trail.tell("connected", endpoint=connection.dialed)
         self.answered(connection.dialed)
 
     def connect(self, sock: socket.SocketType, endpoint: Endpoint) -> int:
@@ -235,8 +244,16 @@ class Connections:
             self.checks.plan()
 
     def _refuse(
-        self, target: Target, guest: socket.SocketType, peer: tuple[str, int], cause: int, number: int
+        self,
+        target: Target,
+        guest: socket.SocketType,
+        peer: tuple[str, int],
+        cause: int,
+        number: int,
+        trail: Trail | None,
     ) -> None:
+        if trail is not None:
+            trail.tell("limited", cause=CAUSES[cause], why=f": {number} are open")
         self.limited(target, cause, f": guest={peer[0]}, {number} are open", peer[0])
         target.record.never_began(LIMITED)
         tcp.reset_on_close(guest)

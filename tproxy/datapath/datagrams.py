@@ -31,6 +31,7 @@ from tproxy.datapath.counters import (
     LIMITED,
     NETWORK,
     OPEN,
+    OUTCOMES,
     STOPPED,
     TO_ENDPOINT,
     TO_GUEST,
@@ -46,6 +47,7 @@ from tproxy.datapath.introduction import Introductions
 from tproxy.datapath.membership import WAIT
 from tproxy.datapath.session import BUFFER, Gate, Session
 from tproxy.datapath.target import Target
+from tproxy.datapath.tracing import Tracing
 from tproxy.datapath.waiting import Divided, Door, targets_of
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import READ, Loop, Timer
@@ -92,8 +94,10 @@ class Datagrams:
         introductions: Introductions,
         lines: EndedLines,
         number: Callable[[], int],
+        tracing: Tracing,
     ) -> None:
         self.loop = loop
+        self.tracing = tracing
         self.introductions = introductions
         self.next_number = number
         self.crowds = Crowds(room)
@@ -194,6 +198,8 @@ class Datagrams:
                     continue
                 session = self._open(gate, target, guest)
             if session is not None:
+                if session.traced != self.tracing.state:
+                    self._trace(session)
                 session.used = now
                 sessions.move_to_end(guest)
                 self.crowds.used(gate.bridge, guest[0], session)
@@ -216,6 +222,9 @@ class Datagrams:
             session.gate.sessions.move_to_end(session.guest)
         if session.endpoint not in self.health.good:
             self.health.answered(session.endpoint, session.used)
+        if session.trail is not None and not session.trail.answered:
+            session.trail.answered = True
+            session.trail.tell("endpoint-answered", endpoint=session.endpoint)
 
     def introduce(self, session: Session) -> bytes:
         """Return the header that is sent before each datagram of a session."""
@@ -233,7 +242,12 @@ class Datagrams:
         self._failed(session.endpoint, number)
         session.target.record.dial_failed(dial_reason(number))
         order = self._in_order(session.target.service)
-        return next((each for each in order if each not in session.tried), None)
+        endpoint = next((each for each in order if each not in session.tried), None)
+        if session.trail is not None:
+            session.trail.tell("dial-failed", endpoint=session.endpoint, why=dial_failure(number))
+            if endpoint is not None:
+                session.trail.tell("session", endpoint=endpoint)
+        return endpoint
 
     def end_refused(self, session: Session, number: int) -> None:
         """End a session that no endpoint takes."""
@@ -313,6 +327,8 @@ class Datagrams:
         target.counts[TOTAL] += 1
         target.record.never_began(LIMITED)
         target.limited[NETWORK] = (target.limited[NETWORK] + 1) & 0xFFFFFFFF
+        if self.tracing.active:
+            self._tell_refusal(target, guest, why)
         warnings = self._warnings[NETWORK]
         if warnings.allows(time.monotonic()):
             self._log.warning(
@@ -323,6 +339,11 @@ class Datagrams:
                 why,
                 warnings.suffix(),
             )
+
+    def _tell_refusal(self, target: Target, guest: tuple[Any, ...], why: str) -> None:
+        gate = next(iter(self._gates[target.bridge].values()))
+        if (trail := self.tracing.trail(target, guest, gate.sock)) is not None:
+            trail.tell("limited", cause=CAUSES[NETWORK], why=f": {why}")
 
     def _open(self, gate: Gate, target: Target, guest: tuple[Any, ...]) -> Session | None:
         bridge, address = gate.bridge, guest[0]
@@ -343,6 +364,8 @@ class Datagrams:
                     break
                 continue
             gate.sessions[guest] = session
+            if self.tracing.active:
+                self._trace(session)
             self.crowds.add(bridge, session.key, address, session)
             target.counts[OPEN] += 1
             if self._timer is None:
@@ -350,8 +373,19 @@ class Datagrams:
             return session
         target.record.never_began(DIAL_FAILED)
         if last is not None:
-            target.failed(f"endpoint {order[-1]} {dial_failure(last.errno or 0)}")
+            why = dial_failure(last.errno or 0)
+            target.failed(f"endpoint {order[-1]} {why}")
+            if self.tracing.active and (trail := self.tracing.trail(target, guest, gate.sock)) is not None:
+                trail.tell("ended", how=why, outcome=OUTCOMES[DIAL_FAILED], endpoint=order[-1])
         return None
+
+    def _trace(self, session: Session) -> None:
+        """Find out which traces follow a session, and tell them of it."""
+        session.traced = self.tracing.state
+        session.trail = self.tracing.trail(session.target, session.guest, session.gate.sock)
+        if session.trail is not None:
+            session.trail.id = self.introductions.id(session.number)
+            session.trail.tell("session", endpoint=session.endpoint)
 
     def _evict(self, session: Session, cause: int) -> None:
         target = session.target
@@ -378,6 +412,9 @@ class Datagrams:
         session.target.record.ended(outcome, time.monotonic() - session.started)
         self.count(session)
         self.loop.close_later(session.sock)
+        if session.trail is not None:
+            words = {"how": how, "outcome": OUTCOMES[outcome], "endpoint": session.endpoint}
+            session.trail.tell("ended", **words)
         self._lines.write_session(session, self.introductions.id(session.number), how, outcome)
 
     def count(self, session: Session) -> None:

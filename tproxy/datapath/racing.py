@@ -110,7 +110,7 @@ class Race:
                     self._wait()
                     return False
                 self._last = endpoint, error.errno or 0
-                self._connection.count_failure(error.errno or 0)
+                self._connection.count_failure(endpoint, error.errno or 0)
                 continue
             if self._start(sock, endpoint):
                 return True
@@ -155,12 +155,13 @@ class Race:
         for each in self._open.values():
             if each is not but and now - each.began >= SILENCE:
                 self._keeper.health.fail(each.endpoint, why, time.monotonic())
+                self._connection.note_failure(each.endpoint, why)
                 self._connection.target.record.dial_failed(SILENT if but is not None else DIAL_TIMED_OUT)
 
     def _note(self, endpoint: Endpoint, number: int) -> None:
         self._last = endpoint, number
         self._keeper.dial_failed(endpoint, number)
-        self._connection.count_failure(number)
+        self._connection.count_failure(endpoint, number)
 
     def _give_up(self, number: int) -> None:
         """No endpoint is left: end the connection as the last one failed."""

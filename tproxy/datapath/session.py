@@ -17,6 +17,7 @@ from collections import OrderedDict
 from contextlib import suppress
 
 from tproxy.datapath.target import Target
+from tproxy.datapath.tracing import Trail
 from tproxy.datapath.waiting import Door
 from tproxy.kernel.loop import READ
 from tproxy.model import Endpoint, ServiceKey
@@ -58,7 +59,10 @@ class Gate:
 
 
 class Session:
-    """``guest`` is the guest's address as the kernel gives it. ``used`` is by time.monotonic()."""
+    """``guest`` is the guest's address as the kernel gives it. ``used`` is by time.monotonic().
+
+    ``trail`` is None unless a trace follows it; ``traced`` says as of which traces (``Tracing.state``).
+    """
 
     __slots__ = (
         "_header",
@@ -77,6 +81,8 @@ class Session:
         "sock",
         "started",
         "target",
+        "traced",
+        "trail",
         "tried",
         "used",
     )
@@ -93,6 +99,8 @@ class Session:
         self.started = self.used = time.monotonic()
         self.sent = self.received = self.counted_sent = self.counted_received = 0
         self.mac: str | None = None
+        self.trail: Trail | None = None
+        self.traced = 0
         self._header = b""
         self._header_of = -1  # the state of what the daemon has told, of which the header was made
         self._unanswered: bytes | None = None

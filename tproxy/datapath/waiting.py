@@ -13,10 +13,11 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 
-from tproxy.datapath.counters import LIMITED, NETWORK, TOTAL
+from tproxy.datapath.counters import CAUSES, LIMITED, NETWORK, TOTAL
 from tproxy.datapath.introduction import Introductions
 from tproxy.datapath.membership import EVERYBODY, REFUSED, WAIT, Verdict
 from tproxy.datapath.target import Target
+from tproxy.datapath.tracing import Trail, Tracing
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.model import BridgeNames, ServiceKey
@@ -96,6 +97,8 @@ def doors(targets: Mapping[ServiceKey, Target], before: Mapping[ServiceKey, Door
 class Keeper(Protocol):
     """Takes the callers that are known (``connections.Connections``)."""
 
+    tracing: Tracing
+
     def accept(
         self, target: Target, guest: socket.SocketType, peer: tuple[str, int], mac: str | None, since: float
     ) -> None:
@@ -108,7 +111,7 @@ class Keeper(Protocol):
 class Caller:
     """A guest's socket whose network is looked for."""
 
-    __slots__ = ("divided", "guest", "mac", "peer", "since", "timer")
+    __slots__ = ("divided", "guest", "mac", "peer", "since", "timer", "trail")
 
     def __init__(
         self, divided: Divided, guest: socket.SocketType, peer: tuple[str, int], mac: str, since: float
@@ -119,6 +122,7 @@ class Caller:
         self.mac = mac
         self.since = since
         self.timer: Timer | None = None
+        self.trail: Trail | None = None
 
 
 class Waiting:
@@ -140,6 +144,8 @@ class Waiting:
         device = BridgeNames(bridge).veth_namespace
         mac = tcp.caller_mac(guest) or tcp.neighbour_mac(guest, peer[0], device)
         caller = Caller(divided, guest, peer, mac, time.monotonic())
+        if self._keeper.tracing.active:
+            caller.trail = self._keeper.tracing.trail(divided.any, peer, guest)
         if self._settle(bridge, caller):
             return
         waiting = self._callers.setdefault(bridge, {})
@@ -147,6 +153,8 @@ class Waiting:
             self._refuse(caller, "too many of its connections wait")
             return
         waiting[caller] = None
+        if caller.trail is not None:
+            caller.trail.tell("waits")
         self._count += 1
         caller.timer = self._loop.call_later(divided.patience, lambda: self._expire(bridge, caller))
 
@@ -201,6 +209,8 @@ class Waiting:
         target.counts[TOTAL] += 1
         target.record.never_began(LIMITED)
         self._keeper.limited(target, NETWORK, f": guest={caller.peer[0]}, {why}")
+        if caller.trail is not None:
+            caller.trail.tell("limited", cause=CAUSES[NETWORK], why=f": {why}")
         _reset(caller.guest)
 
 
