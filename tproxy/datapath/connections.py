@@ -17,7 +17,7 @@ from tproxy.datapath.limits import NO_LIMIT, Limits
 from tproxy.datapath.splice import PipePool
 from tproxy.datapath.target import Target
 from tproxy.datapath.this_host import ThisHost, met_itself
-from tproxy.datapath.tracing import Trail, Tracing
+from tproxy.datapath.tracing import Tracing, Trail
 from tproxy.datapath.waiting import Waiting
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import Loop, Timer
@@ -97,7 +97,9 @@ class Connections:
             target.record.dial_failed(LOCAL)
             target.record.never_began(DIAL_FAILED)
             if trail is not None:
-                trail.tell("limited", cause="this host", why=f": no socket for the endpoint: {error.strerror}")
+                trail.tell(
+                    "limited", cause="this host", why=f": no socket for the endpoint: {error.strerror}"
+                )
             tcp.reset_on_close(guest)
             guest.close()
             return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 
 from tproxy.datapath.choice import Choice
 from tproxy.datapath.target import Target
@@ -20,7 +21,12 @@ READY = "ready"  # the first line of a worker: it tells from now on
 
 
 class Listener(Protocol):
-    """Gets the lines of a trace (``worker.questions.Answer``)."""
+    """Gets the lines of a trace, and calls ``on_gone`` when nobody reads them any more.
+
+    A ``worker.questions.Answer`` is one.
+    """
+
+    on_gone: Callable[[], None]
 
     def say(self, line: str) -> None:
         """Pass a line on; it may be left out where there are too many."""
@@ -44,8 +50,8 @@ def parse(line: dict[str, Any]) -> Told | None:
     try:
         guest = str(line["guest"]), int(line["guest_port"])
         service = str(line["service"]), int(line["service_port"])
-        texts = (str(line[each]) for each in ("what", "id", "bridge", "protocol"))
-        return Told(float(line["at"]), *texts, guest, service, line)
+        what, id_, bridge, protocol = (str(line[each]) for each in ("what", "id", "bridge", "protocol"))
+        return Told(float(line["at"]), what, id_, bridge, protocol, guest, service, line)
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -84,9 +90,10 @@ class Tracing:
         self.active = False
         self.state = 0  # changes with what is followed
 
-    def follow(self, choice: Choice, listener: Listener) -> None:
-        """Tell a listener of these guests from now on."""
-        self._traces[listener] = choice
+    def answer(self, words: tuple[str, ...], listener: Listener) -> None:
+        """Tell a listener of the guests that are chosen by these words (``choice``), until it has gone."""
+        self._traces[listener] = Choice(words)
+        listener.on_gone = lambda: self.forget(listener)
         self.active = True
         self.state += 1
         listener.say(json_object({"what": READY}))

@@ -17,7 +17,7 @@ from tproxy.datapath.counters import CAUSES, LIMITED, NETWORK, TOTAL
 from tproxy.datapath.introduction import Introductions
 from tproxy.datapath.membership import EVERYBODY, REFUSED, WAIT, Verdict
 from tproxy.datapath.target import Target
-from tproxy.datapath.tracing import Trail, Tracing
+from tproxy.datapath.tracing import Tracing, Trail
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.model import BridgeNames, ServiceKey

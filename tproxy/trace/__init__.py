@@ -1,1 +1,1 @@
-"""Follows the attempts of one guest to reach a service, live: what its frames met, and what became of them."""
+"""Follows one guest's attempts to reach services: what its frames met, and what became of them."""

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tproxy.model import SERVICE_MAC
-from tproxy.trace.attempt import FROM_GUEST, FROM_US, PATIENCE, TO_GUEST, TO_US, Attempt, Link, Missing, vlan_of
+from tproxy.trace.attempt import (
+    FROM_GUEST,
+    FROM_US,
+    PATIENCE,
+    TO_GUEST,
+    TO_US,
+    Attempt,
+    Link,
+    Missing,
+    vlan_of,
+)
 from tproxy.trace.frames import ARP, DISCOVERY, Frame
 
 # Seconds in which a claim is dropped, if it is.
@@ -68,7 +78,9 @@ class Question(Attempt):
                 "and the namespace is in none"
             )
         else:
-            self.failed(f"no answer: the question reached {self.link.ours}, and the namespace did not answer it")
+            self.failed(
+                f"no answer: the question reached {self.link.ours}, and the namespace did not answer it"
+            )
 
 
 class Claim(Attempt):

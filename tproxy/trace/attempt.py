@@ -13,12 +13,12 @@ from typing import NamedTuple
 from tproxy.trace.frames import Frame
 from tproxy.trace.line import FAILED, GOOD, OPEN
 
-# Where a frame was seen: it came from the guest; the bridge gave it to our port; our port brought it; the bridge
-# gave it to the guest.
+# Where a frame was seen: it came from the guest; the bridge gave it to our port; our port brought it; the
+# bridge gave it to the guest.
 FROM_GUEST, TO_US, FROM_US, TO_GUEST = "from-guest", "to-us", "from-us", "to-guest"
 
-# Seconds without any news after which an attempt that was not answered has failed. A guest sends its second SYN
-# after one second, and its third after two more.
+# Seconds without any news after which an attempt that was not answered has failed. A guest sends its second
+# SYN after one second, and its third after two more.
 PATIENCE = 3.0
 
 _MOST_LINES = 40  # of one attempt, besides its end
@@ -52,7 +52,9 @@ class Attempt:
 
     kind = ""
 
-    def __init__(self, link: Link, port: str, first: Frame, at: float, say: Callable[[float, str, str], None]):
+    def __init__(
+        self, link: Link, port: str, first: Frame, at: float, say: Callable[[float, str, str], None]
+    ):
         self.link = link
         self.port = port
         self.first = first

@@ -41,9 +41,11 @@ class Place(NamedTuple):
 
 
 class Attempts:
-    """``show`` gets each line, ``served`` says whether a bridge has a service; None where that is not known."""
+    """``show`` gets each line, ``served`` says whether a bridge has a service; None: that is not known."""
 
-    def __init__(self, show: Callable[[Line], None], served: Callable[[str, ServiceKey], bool | None]) -> None:
+    def __init__(
+        self, show: Callable[[Line], None], served: Callable[[str, ServiceKey], bool | None]
+    ) -> None:
         self._show = show
         self._served = served
         self._open: dict[tuple[str, _Key], tuple[int, _AnyAttempt]] = {}  # with the bridge
@@ -214,5 +216,3 @@ def _asking_key(frame: Frame, services: frozenset[str], *, answer: bool) -> _Key
 def _begins(key: _Key, frame: Frame, services: frozenset[str]) -> bool:
     """Whether a frame of the guest begins an attempt."""
     return key[0] in ("claim", UDP_PROTOCOL, frames.ARP, frames.DISCOVERY) or frame.is_first
-
-

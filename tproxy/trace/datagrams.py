@@ -8,7 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tproxy.datapath.tracing import Told
-from tproxy.trace.attempt import FROM_GUEST, FROM_US, PATIENCE, TO_GUEST, TO_US, Attempt, Link, Missing, vlan_of
+from tproxy.trace.attempt import (
+    FROM_GUEST,
+    FROM_US,
+    PATIENCE,
+    TO_GUEST,
+    TO_US,
+    Attempt,
+    Link,
+    Missing,
+    vlan_of,
+)
 from tproxy.trace.frames import ARP, DISCOVERY, REFUSAL, Frame
 from tproxy.trace.line import GOOD, named
 

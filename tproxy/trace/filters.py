@@ -2,9 +2,9 @@
 
 Theory of operation. A trace must not see the bytes of connections, only what begins and ends them. So a
 program lets pass what concerns a service address and is ARP, neighbour discovery, UDP, ICMP, or a TCP segment
-with SYN, FIN or RST. With guests it lets only theirs pass: what has one of their MACs in its Ethernet header, or
-one of their addresses where the service has the other. The kernel keeps an outer VLAN tag beside a frame, so
-that all offsets are those of an untagged one; frames with two tags are not shown.
+with SYN, FIN or RST. With guests it lets only theirs pass: what has one of their MACs in its Ethernet
+header, or one of their addresses where the service has the other. The kernel keeps an outer VLAN tag beside a
+frame, so that all offsets are those of an untagged one; frames with two tags are not shown.
 
 The program decides coarsely, for speed. Who reads the frames looks again.
 """
@@ -40,7 +40,7 @@ _Code = list[_Step | str]  # a text is a label
 
 
 def program(addresses: Collection[str], guests: Collection[str] = (), macs: Collection[str] = ()) -> bytes:
-    """The program for these service addresses, and these guests' addresses and MACs; without any, all pass."""
+    """The program for these service addresses, and guests' addresses and MACs; without any, all pass."""
     service = [_ipv4(each) for each in sorted(addresses) if ":" not in each]
     ipv6 = [socket.inet_pton(socket.AF_INET6, each) for each in sorted(addresses) if ":" in each]
     others = [_ipv4(each) for each in sorted(guests) if ":" not in each]
@@ -85,7 +85,7 @@ def program(addresses: Collection[str], guests: Collection[str] = (), macs: Coll
 
 
 def _either(target: int, source: int, addresses: list[int], there: str) -> _Code:
-    """Go on where the word at one of two places is a service address, with the other one in the memory."""
+    """Go on where one of two words is a service address, with the other one in the memory."""
     code: _Code = []
     for here, other in ((target, source), (source, target)):
         label = f"{there}-{here}"
@@ -97,10 +97,11 @@ def _either(target: int, source: int, addresses: list[int], there: str) -> _Code
 
 
 def _guest(there: str, guests: list[int], macs: Collection[str], *, anybody: bool = False) -> _Code:
-    """Go on where the frame is of one of the guests, or where there are none; the address is in the memory."""
+    """Go on where the frame is of one of the guests; their address is in the memory."""
     if anybody or not (guests or macs):
         return [_Step(_JUMP, yes=there)]
-    code: _Code = [_Step(_RECALL, 0)]
+    # The kernel refuses a program that reads the memory where nothing was stored.
+    code: _Code = [_Step(_RECALL, 0)] if guests else []
     code += [_Step(_EQUAL, each, there) for each in guests]
     for number, mac in enumerate(sorted(macs)):
         packed = bytes.fromhex(mac.replace(":", ""))

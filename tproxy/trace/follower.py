@@ -1,7 +1,7 @@
 """Follows a guest until it is told to stop: brings together frames, drops and what workers tell, in order.
 
-News comes from several sources, each a little late. So it waits for SETTLE, and is handled in the order in which
-things happened.
+News comes from several sources, each a little late. So it waits for SETTLE, and is handled in the order in
+which things happened.
 """
 
 from __future__ import annotations
@@ -48,10 +48,14 @@ class Follower:
         self._loop = Loop()
         self._bridges = {each.bridge: each for each in served(wish)}
         self._attempts = Attempts(show, self._has)
-        self._texts = reasons.our_texts(frozenset().union(*(each.addresses for each in self._bridges.values())))
+        self._texts = reasons.our_texts(
+            frozenset().union(*(each.addresses for each in self._bridges.values()))
+        )
         self._news: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = itertools.count()
-        self._taps: dict[int, tuple[Tap, str, bool]] = {}  # by descriptor: with the bridge, and whether it is ours
+        self._taps: dict[
+            int, tuple[Tap, str, bool]
+        ] = {}  # by descriptor: with the bridge, and whether it is ours
         self._tracings: dict[str, RuleTracing] = {}  # by bridge, "" for the host
         self._by_fd: dict[int, tuple[RuleTracing, str]] = {}
         self._lost = ""
@@ -89,7 +93,7 @@ class Follower:
         for each in self._bridges.values():
             ports = links.ports(each.bridge)
             guests = ports - {each.ours} if not self._wish.port else ports & {self._wish.port}
-            wanted.update({port: (each, False) for port in guests})
+            wanted.update(dict.fromkeys(guests, (each, False)))
             if each.ours in ports:
                 wanted[each.ours] = each, True
         there = {tap.link: fd for fd, (tap, _, _) in self._taps.items()}
@@ -117,7 +121,9 @@ class Follower:
         """Have the rules traced on the host, and in the namespace of each bridge."""
         services = frozenset().union(*(each.addresses for each in self._bridges.values()))
         ours = [each.ours for each in self._bridges.values()]
-        followed = {each.bridge: (each.bridge, self._wish.followed(each.addresses)) for each in self._bridges.values()}
+        followed = {
+            each.bridge: (each.bridge, self._wish.followed(each.addresses)) for each in self._bridges.values()
+        }
         for name, (bridge, whom) in {"": ("", self._wish.followed(services)), **followed}.items():
             tracing = self._tracings.get(name)
             if tracing is None:
@@ -125,10 +131,9 @@ class Follower:
             before = tracing.fileno()
             tracing.follow(ours, whom)
             fd = tracing.fileno()
-            if before != fd:
-                if fd >= 0:
-                    self._by_fd[fd] = tracing, name
-                    self._loop.add(fd, READ, self)
+            if fd not in (before, -1):
+                self._by_fd[fd] = tracing, name
+                self._loop.add(fd, READ, self)
 
     def _link(self, bridge: str) -> Link:
         tracings = (each for name, each in self._tracings.items() if name in ("", bridge))
@@ -171,7 +176,13 @@ class Follower:
         try:
             for sight in tap.read():
                 frame = frames.decode(sight.data, sight.vlan)
-                where = (TO_US if sight.leaving else FROM_US) if ours else TO_GUEST if sight.leaving else FROM_GUEST
+                where = (
+                    (TO_US if sight.leaving else FROM_US)
+                    if ours
+                    else TO_GUEST
+                    if sight.leaving
+                    else FROM_GUEST
+                )
                 if frame is not None and self._wish.wants(frame, where):
                     place = Place(self._link(bridge), tap.link, where)
                     self._see(place, frame, sight.at)
@@ -225,7 +236,10 @@ class Follower:
         self._reports.tick()
         if not self._started and (self._reports.settled or self._reports.problem):
             self._started = True
-            self._say("tracing", f"following {self._wish.text} on {', '.join(sorted(self._bridges))}{self._without()}")
+            self._say(
+                "tracing",
+                f"following {self._wish.text} on {', '.join(sorted(self._bridges))}{self._without()}",
+            )
         self._deliver(now - SETTLE)
         if now - self._said >= _SUMMARY:
             self._summarize()
@@ -268,4 +282,3 @@ class Follower:
             tap.close()
         for tracing in self._tracings.values():
             tracing.close()
-

@@ -1,8 +1,8 @@
 """The nftables rules that have the kernel tell what becomes of a guest's frames, as text. Pure.
 
-They are in a table of their own, which the kernel deletes with the socket that made it (``flags owner``), so
-nothing is left of a trace that is killed. They mark only what concerns a service and begins or ends something,
-and only so many frames a second: a guest cannot keep the host busy with being traced.
+They are in a table of their own, which the kernel deletes with the socket that made it (``flags owner``),
+so nothing is left of a trace that is killed. They mark only what concerns a service and begins or ends
+something, and only so many frames a second: a guest cannot keep the host busy with being traced.
 """
 
 from __future__ import annotations

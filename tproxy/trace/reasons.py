@@ -22,14 +22,15 @@ _FROM_UPLINK = "it comes from an uplink, behind which nobody has the service"
 _TO_UPLINK = "it would have left through an uplink, and nothing of the service may"
 
 _LIMITS = {
-    guard_rules.TOO_MANY_SYNS: f"the port brings in more than {guard_rules.SYN_RATE} new connections a second",
-    guard_rules.TOO_MUCH_ARP: f"the port asks for the service more than {guard_rules.ARP_RATE} times a second",
-    guard_rules.NO_TOKEN: f"the port brings in more than {guard_rules.RATE} new source addresses a second",
+    guard_rules.TOO_MANY_SYNS: f"its port brings in more than {guard_rules.SYN_RATE} connections a second",
+    guard_rules.TOO_MUCH_ARP: f"its port asks who has it more than {guard_rules.ARP_RATE} times a second",
+    guard_rules.NO_TOKEN: f"its port brings in more than {guard_rules.RATE} new source addresses a second",
 }
 # By chain, for rules that say nothing more of themselves.
 _CHAINS = {
     guard_rules.CLAIMING: _CLAIMS,
     guard_rules.PREROUTING: _CLAIMS,
+    guard_rules.FORWARD: "the guards do not know its port yet",
     guard_rules.INPUT: "an answer of the service is not for this host",
     guard_rules.FOR_SERVICE: _ELSEWHERE,
     address_rules.FOR_SERVICE: _ELSEWHERE,
@@ -56,7 +57,7 @@ def why(drop: Drop, rules: Iterable[Rule], texts: Mapping[str, str]) -> str:
         text = texts.get(rule.comment[:_COMMENT] if rule is not None else "", "")
         return f"by the guards ({_guard(drop.chain, text)})"
     if drop.table == TABLE and drop.chain == wall.CHAIN:
-        return "by the wall in the namespace (it lets in only the services, and a limited number of other packets)"
+        return "by the wall in the namespace (it lets in the services, and a limited number of others)"
     if drop.table == TABLE and drop.chain == wall.AFTER:
         text = texts.get(rule.comment[:_COMMENT] if rule is not None else "", "")
         if "reject" in text:

@@ -1,7 +1,7 @@
 """Hears from the workers what becomes of a guest's connections, for as long as a trace runs.
 
-A worker that is started meanwhile is asked, too. One that was asked twice is listened to once, so that nothing
-is told twice.
+A worker that is started meanwhile is asked, too. One that was asked twice is listened to once, so that
+nothing is told twice.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Has the kernel tell which rules of nftables drop a guest's frames, on the bridge and in its namespace.
 
-``marking`` has the rules. The table is gone as soon as this object, or the process, is. Kernels before 5.12 do
-not know such tables; there nothing is traced, and ``missing`` says why.
+``marking`` has the rules. The table is gone as soon as this object, or the process, is. Kernels before 5.12
+do not know such tables; there nothing is traced, and ``missing`` says why.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class RuleTracing:
         self.missing = ""
 
     def follow(self, ours: Collection[str], followed: Followed) -> None:
-        """Trace these guests from now on, in place of those before. If that cannot be, ``missing`` says why."""
+        """Trace these guests from now on, in place of those before; ``missing`` says why that cannot be."""
         try:
             if self._socket is None:
                 self._open()
@@ -74,7 +74,7 @@ class RuleTracing:
             found = self._rules[place] = []
             with suppress(NftError):
                 if self._library is not None:
-                    listed = self._library.chain(*place)
+                    listed = self._library.rules(*place)
                     found += [Rule(each["handle"], each.get("comment", "")) for each in listed]
         return found
 

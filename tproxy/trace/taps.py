@@ -72,7 +72,7 @@ class Tap:
         self._socket.close()
 
     def read(self) -> Iterator[Sight]:
-        """What was seen since the last time, so much at most. Raises OSError when the link is gone or down."""
+        """What was seen since the last time. Raises OSError when the link is gone or down."""
         shift = time.monotonic() - time.time()
         for _ in range(_AT_ONCE):
             try:

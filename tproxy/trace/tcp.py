@@ -104,11 +104,10 @@ class TcpAttempt(Attempt):
     def _reset(self, place: str) -> None:
         if place == FROM_GUEST:
             self._ended_by("guest", "reset", "the guest reset the connection")
-        elif place == FROM_US:
-            if not self._reset_at:
-                self._reset_at = self.now
-                what = "the guest was sent a reset" if self._answered else "the namespace answered with a reset"
-                self._ended_by("service", "reset", what)
+        elif place == FROM_US and not self._reset_at:
+            self._reset_at = self.now
+            what = "the guest was sent a reset" if self._answered else "the namespace answered with a reset"
+            self._ended_by("service", "reset", what)
 
     def _fin(self, place: str) -> None:
         if place == FROM_GUEST:
@@ -153,7 +152,9 @@ class TcpAttempt(Attempt):
                 self.say("dial-failed", f"endpoint {more.get('endpoint')}: {more.get('why')}")
             case "connected":
                 took = milliseconds(told.at - self._taken_at)
-                self.say("connected", f"endpoint {more.get('endpoint')} accepted, {took} after the worker took it")
+                self.say(
+                    "connected", f"endpoint {more.get('endpoint')} accepted, {took} after the worker took it"
+                )
             case "ended":
                 self._ending = told
 
@@ -201,7 +202,9 @@ class TcpAttempt(Attempt):
             if there is None:
                 self.failed(f"refused: nothing listens at {place}")
             elif there:
-                self.failed(f"refused: nothing listens at {place}, although {self.link.bridge} has that service")
+                self.failed(
+                    f"refused: nothing listens at {place}, although {self.link.bridge} has that service"
+                )
             else:
                 self.failed(f"refused: {self.link.bridge} has no service at {place}")
 
@@ -216,7 +219,8 @@ class TcpAttempt(Attempt):
         if reached is None:
             return f"no answer: {self.lost_on_bridge()}"
         if reached.vlan:
-            return f"no answer: the SYN reached {self.link.ours} in VLAN {reached.vlan}, and the namespace is in none"
+            where = f"{self.link.ours} in VLAN {reached.vlan}"
+            return f"no answer: the SYN reached {where}, and the namespace is in none"
         if self.dropped:
             return f"no answer: dropped {self.dropped}"
         if self._asked and not self._told:

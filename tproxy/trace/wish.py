@@ -40,8 +40,8 @@ class Wish(NamedTuple):
 
     def followed(self, services: frozenset[str]) -> Followed:
         """Whose frames nftables marks."""
-        several = [[each] if each else [] for each in (self.port, self.mac, self.address)]
-        return Followed(*several, services)
+        port, mac, address = ([each] if each else [] for each in (self.port, self.mac, self.address))
+        return Followed(port, mac, address, services)
 
     def wants(self, frame: Frame, where: str) -> bool:
         """Whether a frame at one of the four places is of the guest, as far as it can tell."""

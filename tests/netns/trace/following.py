@@ -71,9 +71,7 @@ class Following:
 
     def send(self, guest: Guest, *frames: bytes) -> None:
         """Have the guest's link send these frames."""
-        sender = guest.popen(
-            *program("forger", "eth0"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        sender = guest.popen(*program("forger", "eth0"), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         sender.communicate(json.dumps([each.hex() for each in frames]) + "\n", timeout=PATIENCE)
 
 
@@ -141,5 +139,3 @@ def await_no_tables(host: Hypervisor) -> None:
     for _ in eventually():
         if not tables(host):
             return
-
-

@@ -104,7 +104,9 @@ def test_an_endpoint_that_is_silent(following: Following) -> None:
 
 
 def test_a_limit(following: Following) -> None:
-    holder = following.guest.popen(*program("holder", SERVICE_ADDRESS, str(LIMITED), "1"), stdout=subprocess.PIPE)
+    holder = following.guest.popen(
+        *program("holder", SERVICE_ADDRESS, str(LIMITED), "1"), stdout=subprocess.PIPE
+    )
     assert holder.stdout is not None
     assert holder.stdout.readline()
     trace = following.trace("--guest", following.guest.address, "--count", "1")

@@ -62,7 +62,9 @@ class Story:
 def tcp(flags: int = SYN, *, vlan: int = 0, port: int = 40000) -> Frame:
     return Frame(
         *(frames.TCP, GUEST, SERVICE_ADDRESS, (port, 5030), flags),
-        **{"source_mac": MAC, "target_mac": SERVICE_MAC, "vlan": vlan},
+        source_mac=MAC,
+        target_mac=SERVICE_MAC,
+        vlan=vlan,
     )
 
 
@@ -86,7 +88,9 @@ def accepted(story: Story) -> Story:
 def test_a_connection_that_does_what_it_should() -> None:
     story = accepted(Story()).hear("connected", endpoint="10.9.8.7:80")
     story.see(FROM_GUEST, tcp(FIN | ACK)).see(FROM_US, back(FIN | ACK))
-    story.hear("ended", how="finished", outcome="finished", to_endpoint=10, to_guest=20, endpoint="10.9.8.7:80")
+    story.hear(
+        "ended", how="finished", outcome="finished", to_endpoint=10, to_guest=20, endpoint="10.9.8.7:80"
+    )
     story.wait()
     assert story.events == [
         *("syn", "reached", "answered", "delivered", "taken", "dials", "connected"),
@@ -104,8 +108,12 @@ def test_the_time_of_a_line_is_that_since_the_first_frame() -> None:
 
 
 def test_an_endpoint_that_refuses() -> None:
-    story = accepted(Story()).hear("dial-failed", endpoint="10.9.8.7:80", why="refused").see(FROM_US, back(RST))
-    story.hear("ended", how="refused", outcome="dial_failed", endpoint="10.9.8.7:80", to_endpoint=0, to_guest=0)
+    story = (
+        accepted(Story()).hear("dial-failed", endpoint="10.9.8.7:80", why="refused").see(FROM_US, back(RST))
+    )
+    story.hear(
+        "ended", how="refused", outcome="dial_failed", endpoint="10.9.8.7:80", to_endpoint=0, to_guest=0
+    )
     assert story.wait().end == (FAILED, "endpoint 10.9.8.7:80 refused, and the guest was reset")
 
 
@@ -126,7 +134,9 @@ def test_a_service_whose_port_does_not_listen() -> None:
 
 
 def test_a_reset_after_the_handshake_that_no_worker_knows_of_is_no_refusal() -> None:
-    story = Story().see(FROM_GUEST, tcp()).see(TO_US, tcp()).see(FROM_US, back()).see(FROM_US, back(RST)).wait()
+    story = (
+        Story().see(FROM_GUEST, tcp()).see(TO_US, tcp()).see(FROM_US, back()).see(FROM_US, back(RST)).wait()
+    )
     assert story.end[1].startswith("reset before a worker took it")
 
 
@@ -254,7 +264,12 @@ def told() -> Frame:
 
 
 def test_a_datagram_that_is_answered() -> None:
-    story = Story().see(FROM_GUEST, udp()).see(TO_US, udp()).hear("session", endpoint="10.9.8.7:53", protocol="udp")
+    story = (
+        Story()
+        .see(FROM_GUEST, udp())
+        .see(TO_US, udp())
+        .hear("session", endpoint="10.9.8.7:53", protocol="udp")
+    )
     story.hear("endpoint-answered", endpoint="10.9.8.7:53", protocol="udp").see(FROM_US, told())
     story.see(TO_GUEST, told()).wait()
     assert story.events == ["datagram", "reached", "session", "endpoint-answered", "answered", "end"]
@@ -262,12 +277,19 @@ def test_a_datagram_that_is_answered() -> None:
 
 
 def test_a_datagram_that_nobody_has_to_answer_is_no_failure() -> None:
-    story = Story().see(FROM_GUEST, udp()).see(TO_US, udp()).hear("session", endpoint="10.9.8.7:53", protocol="udp")
+    story = (
+        Story()
+        .see(FROM_GUEST, udp())
+        .see(TO_US, udp())
+        .hear("session", endpoint="10.9.8.7:53", protocol="udp")
+    )
     assert story.wait().end == (GOOD, "sent to endpoint 10.9.8.7:53, which has not answered within 3 s")
 
 
 def test_a_datagram_to_a_port_without_a_service() -> None:
-    story = Story(served=False).see(FROM_GUEST, udp()).see(TO_US, udp()).drop(udp(), "by the wall (none)").wait()
+    story = (
+        Story(served=False).see(FROM_GUEST, udp()).see(TO_US, udp()).drop(udp(), "by the wall (none)").wait()
+    )
     assert story.end == (FAILED, "no answer: dropped by the wall (none)")
 
 
@@ -278,7 +300,9 @@ def test_a_datagram_that_is_refused() -> None:
 
 
 def test_a_udp_client_that_goes_on_is_told_of_once() -> None:
-    story = Story().see(FROM_GUEST, udp()).see(TO_US, udp()).hear("session", endpoint="x", protocol="udp").wait()
+    story = (
+        Story().see(FROM_GUEST, udp()).see(TO_US, udp()).hear("session", endpoint="x", protocol="udp").wait()
+    )
     before = len(story.lines)
     story.see(FROM_GUEST, udp()).wait()
     assert len(story.lines) == before

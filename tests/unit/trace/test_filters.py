@@ -56,7 +56,9 @@ def arp(operation: int = 1, sender: str = GUEST, target: str = SERVICE_ADDRESS, 
 
 
 def solicitation(about: str) -> bytes:
-    body = frames.icmpv6("fe80::1", "ff02::1:ff00:1009", 135, bytes(4) + socket.inet_pton(socket.AF_INET6, about))
+    body = frames.icmpv6(
+        "fe80::1", "ff02::1:ff00:1009", 135, bytes(4) + socket.inet_pton(socket.AF_INET6, about)
+    )
     return frames.ethernet("33:33:ff:00:10:09", MAC, IPV6, frames.ipv6("fe80::1", "ff02::1:ff00:1009", body))
 
 
@@ -81,6 +83,7 @@ def solicitation(about: str) -> bytes:
         (solicitation("fe80::2"), False),
         (b"short", False),
     ],
+    ids=lambda value: "" if isinstance(value, bytes) else str(value),
 )
 def test_what_concerns_a_service_passes_and_the_bytes_of_connections_do_not(
     frame: bytes, expected: bool
@@ -98,6 +101,7 @@ def test_what_concerns_a_service_passes_and_the_bytes_of_connections_do_not(
         (arp(sender=OTHER), False),
         (arp(2, sender=SERVICE_ADDRESS, target=GUEST, mac=SERVICE_MAC), True),
     ],
+    ids=lambda value: "" if isinstance(value, bytes) else str(value),
 )
 def test_with_an_address_only_the_frames_of_that_guest_pass(frame: bytes, expected: bool) -> None:
     assert passes(filters.program(SERVICES, [GUEST]), frame) is expected
@@ -113,6 +117,7 @@ def test_with_an_address_only_the_frames_of_that_guest_pass(frame: bytes, expect
         (arp(mac=OTHER_MAC), False),
         (solicitation(SERVICE_ADDRESS_IPV6), True),
     ],
+    ids=lambda value: "" if isinstance(value, bytes) else str(value),
 )
 def test_with_a_mac_only_frames_from_it_and_to_it_pass(frame: bytes, expected: bool) -> None:
     assert passes(filters.program(SERVICES, [], [MAC]), frame) is expected

@@ -26,7 +26,9 @@ MARKED = (
 )
 
 
-def drop(chain: str, text: str = "", *, family: str = "bridge", table: str = "one_tproxy", handle: int = 7) -> str:
+def drop(
+    chain: str, text: str = "", *, family: str = "bridge", table: str = "one_tproxy", handle: int = 7
+) -> str:
     rules = [Rule(7, f"tproxy {zlib.crc32(text.encode()):08x}" if text else "")]
     return reasons.why(Drop(FRAME, family, table, chain, handle, 1, 0), rules, TEXTS)
 
@@ -47,7 +49,7 @@ def test_each_rule_of_the_guards_that_drops_has_words(
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        (guard_rules.TOO_MANY_SYNS, "more than 1000 new connections a second"),
+        (guard_rules.TOO_MANY_SYNS, "more than 1000 connections a second"),
         (f"iifname @{guard_rules.UPLINKS} drop", "it comes from an uplink"),
     ],
 )
@@ -59,13 +61,13 @@ def test_the_comment_of_a_rule_for_one_address_has_more_words() -> None:
     text = guard_rules.TOO_MANY_SYNS
     rules = [Rule(7, f"tproxy {zlib.crc32(text.encode()):08x} at=169.254.169.254")]
     found = reasons.why(Drop(FRAME, "bridge", "one_tproxy", guard_rules.ASKING, 7, 1, 0), rules, TEXTS)
-    assert "new connections" in found
+    assert "1000 connections" in found
 
 
 def test_the_wall_and_what_it_refuses() -> None:
     kind, parts = wall.KINDS[0], wall.Parts(udp=True, further=False, ipv6=False)
     refusing, dropping = wall.rules(kind, parts)[wall.AFTER][1:]
-    assert "lets in only the services" in drop(wall.CHAIN, family="inet", handle=0)
+    assert "lets in the services" in drop(wall.CHAIN, family="inet", handle=0)
     assert "with ICMP" in drop(wall.AFTER, refusing, family="inet")
     assert "no such UDP service" in drop(wall.AFTER, dropping, family="inet")
 
