@@ -230,9 +230,6 @@ class Datagrams:
             session.gate.sessions.move_to_end(session.guest)
         if session.endpoint not in self.health.good:
             self.health.answered(session.endpoint, session.used)
-        if session.trail is not None and not session.trail.answered:
-            session.trail.answered = True
-            session.trail.tell("endpoint-answered", endpoint=session.endpoint)
 
     def introduce(self, session: Session) -> bytes:
         """Return the header that is sent before each datagram of a session."""

@@ -144,6 +144,9 @@ class Session:
             if self.tried:
                 self.tried.clear()
             self.received += count
+            if self.trail is not None and not self.trail.answered:
+                self.trail.answered = True
+                self.trail.tell("endpoint-answered", endpoint=self.endpoint)
             with suppress(OSError):  # the guest is gone, or its queue is full: the datagram is lost
                 gate.sock.sendto(BUFFER[:count], _DONT_WAIT, self.guest)
             if count < _SMALL:

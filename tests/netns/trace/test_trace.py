@@ -29,7 +29,7 @@ from tests.netns.trace.following import (
     tables,
 )
 from tests.netns.waiting import eventually
-from tproxy.lab.hypervisor import PATIENCE, Hypervisor
+from tproxy.lab.hypervisor import PATIENCE, Guest, Hypervisor
 from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC
 
 
@@ -103,12 +103,17 @@ def test_an_endpoint_that_is_silent(following: Following) -> None:
     assert outcome(trace.lines()) == ("failed", f"endpoint {VOID}:80 timed out, and the guest was reset")
 
 
-def test_a_limit(following: Following) -> None:
-    holder = following.guest.popen(
-        *program("holder", SERVICE_ADDRESS, str(LIMITED), "1"), stdout=subprocess.PIPE
-    )
+def hold(guest: Guest) -> subprocess.Popen[str]:
+    """Have a guest hold a connection open until the program is killed."""
+    command = program("holder", SERVICE_ADDRESS, str(LIMITED), "1")
+    holder = guest.popen(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout is not None
     assert holder.stdout.readline()
+    return holder
+
+
+def test_a_limit(following: Following) -> None:
+    holder = hold(following.guest)
     trace = following.trace("--guest", following.guest.address, "--count", "1")
     assert following.connect(following.guest, LIMITED) == "ConnectionResetError"
     assert outcome(trace.lines()) == ("failed", "reset by max_connections_per_guest: 1 are open")
@@ -154,7 +159,7 @@ def test_a_guest_in_a_vlan(following: Following) -> None:
 
 
 def test_a_rule_of_another_program_is_named(following: Following) -> None:
-    rule = f"add rule bridge group out tcp dport {WEB} drop comment 'guests stay inside'"
+    rule = f'add rule bridge group out tcp dport {WEB} drop comment "guests stay inside"'
     base = "add chain bridge group out { type filter hook forward priority 0; }"
     following.host.run("nft", f"add table bridge group; {base}; {rule}")
     trace = following.trace("--guest", following.guest.address, "--count", "1")
@@ -199,7 +204,7 @@ def test_a_guest_that_vanishes(following: Following) -> None:
     host = following.host
     gone = host.add_guest("gone", "br0", "10.0.0.7/24")
     trace = following.trace("--port", gone.port)
-    holder = gone.popen(*program("holder", SERVICE_ADDRESS, str(LIMITED), "1"), stdout=subprocess.PIPE)
+    holder = hold(gone)
     trace.await_line("connected")
     host.ip(f"link delete {gone.port}")
     assert trace.await_line("port-gone")["text"] == f"port {gone.port} has left br0"
