@@ -46,7 +46,7 @@ class Question(Attempt):
                 how = f"({_NAMES[self.kind]}) at port {self.port}{vlan_of(frame)}"
                 self.say("asks", f"{asker} asks who has {frame.target} {how}, from {frame.source_mac}")
             else:
-                self.say("asks-again", f"asks again, time {self._times}")
+                self.say("asks-again", f"asks again ({self._times} times by now)")
         elif frame.asks and place == TO_US and self._reached is None:
             self._reached = frame
             self.say("reached", f"the bridge gave it to {self.link.ours}{vlan_of(frame)}")
@@ -62,7 +62,7 @@ class Question(Attempt):
 
     def look(self, now: float, missing: Missing) -> None:
         """Decide whether it has ended."""
-        if self.outcome or now - self.touched < PATIENCE:
+        if self.outcome or now - self.progressed < PATIENCE:
             return
         self.now = now
         if missing.frames:

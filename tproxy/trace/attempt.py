@@ -17,8 +17,8 @@ from tproxy.trace.line import FAILED, GOOD, OPEN
 # bridge gave it to the guest.
 FROM_GUEST, TO_US, FROM_US, TO_GUEST = "from-guest", "to-us", "from-us", "to-guest"
 
-# Seconds without any news after which an attempt that was not answered has failed. A guest sends its second
-# SYN after one second, and its third after two more.
+# Seconds without anything new after which an attempt that was not answered has failed. A guest sends its
+# second SYN after one second, and its third after two more.
 PATIENCE = 3.0
 
 _MOST_LINES = 40  # of one attempt, besides its end
@@ -58,7 +58,7 @@ class Attempt:
         self.link = link
         self.port = port
         self.first = first
-        self.started = self.touched = self.now = at
+        self.started = self.touched = self.progressed = self.now = at
         self.outcome = ""
         self.text = ""  # of its end
         self.dropped = ""  # how the last frame of the guest was dropped
@@ -68,6 +68,8 @@ class Attempt:
 
     def say(self, event: str, text: str) -> None:
         """Say a line, unless there were too many."""
+        if not event.endswith("-again"):
+            self.progressed = self.touched
         self._lines += 1
         if self._lines < _MOST_LINES:
             self._say(self.now - self.started, event, text)

@@ -52,7 +52,9 @@ class UdpAttempt(Attempt):
         if self.outcome:
             return
         if frame.kind in (ARP, DISCOVERY):
-            self._about_guest(place, frame)
+            if self._reached is not None and not self.dropped and not self._answered:
+                self.touch(at)
+                self._about_guest(place, frame)
         elif frame.kind == REFUSAL:
             if place == FROM_US and not self._refused_at:
                 self.touch(at)
@@ -127,7 +129,7 @@ class UdpAttempt(Attempt):
                 "and the namespace is in none"
             )
         elif self.dropped:
-            self.failed(f"no answer: dropped {self.dropped}")
+            self.failed(f"no answer: dropped {self.dropped}{self._known()}")
         elif self._endpoint_answered:
             silent = self._asked and not self._told
             why = f": it asked who has {self.first.source}, and nobody told" if silent else ""

@@ -78,7 +78,7 @@ class TcpAttempt(Attempt):
         if place == FROM_GUEST:
             self._syns += 1
             if self._syns > 1:
-                self.say("syn-again", f"SYN again, the guest's number {self._syns}")
+                self.say("syn-again", f"SYN again ({self._syns} by now)")
                 return
             guest, service = named(frame.source, frame.ports[0]), named(frame.target, frame.ports[1])
             tag = vlan_of(frame)
@@ -96,7 +96,7 @@ class TcpAttempt(Attempt):
                 self._answered = True
                 self.say("answered", "the namespace answered with SYN and ACK")
             else:
-                self.say("answered-again", f"the namespace answered again, time {self._answers}")
+                self.say("answered-again", f"the namespace answered again ({self._answers} times by now)")
         elif place == TO_GUEST and not self._delivered:
             self._delivered = True
             self.say("delivered", f"the bridge gave the answer to port {self.port}")
@@ -172,7 +172,7 @@ class TcpAttempt(Attempt):
             if now - self._reset_at >= _SETTLE:
                 self.now = self._reset_at
                 self._refused(missing)
-        elif not self._taken and now - self.touched >= PATIENCE:
+        elif not self._taken and now - self.progressed >= PATIENCE:
             self.now = now
             if missing.frames or (missing.workers and self._answered):
                 self.unknown(missing)

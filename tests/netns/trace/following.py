@@ -18,6 +18,7 @@ ENDPOINT, VOID = "10.11.12.13", "10.99.0.1"
 WEB, REFUSED, SILENT, LIMITED, DNS = 5030, 5031, 5032, 5033, 53
 CLOSED = 81
 CONFIG = f"""
+tproxy_ipv6: true
 tproxy:
 - {{service_port: {WEB}, remote_addr: {ENDPOINT}, remote_port: 8080}}
 - {{service_port: {REFUSED}, remote_addr: {ENDPOINT}, remote_port: 1}}

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -29,8 +30,9 @@ from tests.netns.trace.following import (
     tables,
 )
 from tests.netns.waiting import eventually
+from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import PATIENCE, Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC
+from tproxy.model import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, SERVICE_MAC
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +185,21 @@ def test_a_limit_of_the_guards(following: Following) -> None:
 def _from(following: Following, source: str) -> bytes:
     packet = frames.ipv4(source, SERVICE_ADDRESS, TCP, frames.tcp(source, SERVICE_ADDRESS, (40000, WEB)))
     return frames.ethernet(SERVICE_MAC, following.mac(following.other), IPV4, packet)
+
+
+def test_a_connection_over_ipv6(following: Following) -> None:
+    address = f"{SERVICE_ADDRESS_IPV6}%eth0"
+    for _ in eventually():  # a guest's own address is checked for some time
+        with suppress(ProcessError):
+            following.guest.get(address, WEB)
+            break
+    following.guest.ip("neigh flush dev eth0")
+    trace = following.trace("--mac", following.mac(following.guest), "--count", "1")
+    assert following.guest.get(address, WEB) == "hello"
+    lines = trace.lines()
+    assert [each["event"] for each in attempt(lines, "nd")] == ["asks", "reached", "answered", "end"]
+    assert outcome(lines)[0] == "good"
+    assert attempt(lines, "tcp")[0]["service"] == f"[{SERVICE_ADDRESS_IPV6}]:{WEB}"
 
 
 def test_a_datagram_and_its_answer(following: Following) -> None:

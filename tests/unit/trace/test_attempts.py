@@ -195,6 +195,13 @@ def test_what_is_repeated_is_counted_and_not_endless() -> None:
     assert story.events[-1] == "more"
 
 
+def test_a_guest_that_only_repeats_itself_has_no_more_time() -> None:
+    story = Story()
+    for _ in range(5):
+        story.see(FROM_GUEST, tcp()).wait(1)
+    assert story.events == ["syn", "syn-again", "syn-again", "end", "syn", "syn-again"]
+
+
 def test_when_news_was_lost_no_verdict_is_given() -> None:
     story = Story().see(FROM_GUEST, tcp()).wait(missing=Missing("7 frames were left out"))
     assert story.end == (OPEN, "how it went on is not known: 7 frames were left out")
@@ -290,7 +297,10 @@ def test_a_datagram_to_a_port_without_a_service() -> None:
     story = (
         Story(served=False).see(FROM_GUEST, udp()).see(TO_US, udp()).drop(udp(), "by the wall (none)").wait()
     )
-    assert story.end == (FAILED, "no answer: dropped by the wall (none)")
+    assert story.end == (
+        FAILED,
+        "no answer: dropped by the wall (none): br0 has no UDP service at 169.254.16.9:5030",
+    )
 
 
 def test_a_datagram_that_is_refused() -> None:
