@@ -23,7 +23,8 @@ from tproxy.datapath.splice import Mover, SideLost
 from tproxy.datapath.target import Target
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import ERROR, HANGUP, PEER_CLOSED, READ, WRITE
-from tproxy.model import DEFAULT_USER_TIMEOUT, BridgeNames, Endpoint
+from tproxy.model import DEFAULT_USER_TIMEOUT, Endpoint
+from tproxy.names import BridgeNames
 from tproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:

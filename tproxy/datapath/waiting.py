@@ -20,7 +20,8 @@ from tproxy.datapath.target import Target
 from tproxy.datapath.tracing import Tracing, Trail
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import Loop, Timer
-from tproxy.model import BridgeNames, ServiceKey
+from tproxy.model import ServiceKey
+from tproxy.names import BridgeNames
 from tproxy.typed import Protocol
 
 # Sockets of one guest's address that wait at once, on one bridge; arbitrary. A guest's place is known some
