@@ -8,12 +8,13 @@ import sys
 
 import click
 
+from tproxy.addresses import as_ipv6, is_ipv4
 from tproxy.cli.examples import example
 from tproxy.console import EXIT_FAILURE, require_root
 from tproxy.errors import BadName
 from tproxy.kernel import links
 from tproxy.log import output
-from tproxy.model import as_ipv6, check_mac, is_ipv4
+from tproxy.names import check_mac
 from tproxy.trace.follower import Follower
 from tproxy.trace.line import Line
 from tproxy.trace.wish import Wish

@@ -10,11 +10,12 @@ import socket
 import time
 from collections.abc import Callable
 
+from tproxy.addresses import SERVICE_ADDRESS_IPV6
 from tproxy.datapath.choice import Choice
 from tproxy.datapath.target import Target
 from tproxy.kernel import tcp
 from tproxy.log.lines import json_object
-from tproxy.model import SERVICE_ADDRESS_IPV6, BridgeNames
+from tproxy.names import BridgeNames
 from tproxy.typed import Any, NamedTuple, Protocol
 
 READY = "ready"  # the first line of a worker: it tells from now on

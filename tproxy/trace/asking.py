@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tproxy.model import SERVICE_MAC
+from tproxy.addresses import SERVICE_MAC
 from tproxy.trace.attempt import (
     FROM_GUEST,
     FROM_US,

@@ -20,7 +20,8 @@ from tproxy.kernel import links, rtnetlink
 from tproxy.kernel.limits import raise_descriptor_limit
 from tproxy.kernel.loop import READ, Loop
 from tproxy.kernel.netlink import LinkEvents, Ruleset, RulesetEvents
-from tproxy.model import BridgeNames, ServiceKey
+from tproxy.model import ServiceKey
+from tproxy.names import BridgeNames
 from tproxy.trace import filters, frames, reasons
 from tproxy.trace.attempt import FROM_GUEST, FROM_US, PATIENCE, TO_GUEST, TO_US, Link, Missing
 from tproxy.trace.attempts import Attempts, Place
@@ -197,7 +198,7 @@ class Follower:
         self._later(at, lambda: self._attempts.see(place, frame, at, addresses))
 
     def _drop(self, tracing: RuleTracing, bridge: str, drop: Drop, at: float) -> None:
-        """Note a drop, unless it is of a copy: the bridge gives one to each port, and only ours may have it."""
+        """Note a drop, unless it is of the copy for another port: only ours may have one."""
         bridge = bridge or self._bridge_of(rtnetlink.name(drop.came))
         if not bridge:
             return

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tproxy.bridge import address_rules, guard_rules, wall
 from tproxy.bridge.guards import Guard
 from tproxy.errors import quoted, to_ascii
-from tproxy.model import TABLE
+from tproxy.names import TABLE
 from tproxy.trace.rule_events import Drop
 
 _CLAIMS = "it claims to be the service, and only our port may"

@@ -14,7 +14,7 @@ from contextlib import suppress
 from tproxy.bridge import nftables
 from tproxy.errors import KernelError, NftError
 from tproxy.kernel import netns
-from tproxy.model import TABLE
+from tproxy.names import TABLE
 from tproxy.trace import marking
 from tproxy.trace.marking import Followed
 from tproxy.trace.reasons import Rule

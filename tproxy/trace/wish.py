@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6
 from tproxy.bridge import nftables
 from tproxy.bridge.plumbing import require_bridge
 from tproxy.errors import KernelError, TproxyError
 from tproxy.kernel import links
-from tproxy.model import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, BridgeNames, ServiceKey, ServiceMap
+from tproxy.model import ServiceKey, ServiceMap
+from tproxy.names import BridgeNames
 from tproxy.trace.attempt import FROM_GUEST, FROM_US, TO_GUEST, TO_US
 from tproxy.trace.frames import Frame
 from tproxy.trace.marking import Followed

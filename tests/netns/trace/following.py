@@ -11,8 +11,8 @@ from typing import Any
 from tests.netns.conftest import ENDPOINTS
 from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import PATIENCE, Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 ENDPOINT, VOID = "10.11.12.13", "10.99.0.1"
 WEB, REFUSED, SILENT, LIMITED, DNS = 5030, 5031, 5032, 5033, 53

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_MAC
 from tproxy.datapath.tracing import Told
-from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, ServiceKey
+from tproxy.model import ServiceKey
 from tproxy.trace import frames
 from tproxy.trace.attempt import FROM_GUEST, FROM_US, PATIENCE, TO_GUEST, TO_US, Link, Missing
 from tproxy.trace.attempts import MOST_OPEN, Attempts, Place

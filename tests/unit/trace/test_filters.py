@@ -10,7 +10,7 @@ import pytest
 
 from tests.netns.bridge import frames
 from tests.netns.bridge.frames import ACK, ARP, BROADCAST, IPV4, IPV6, NOBODY, SYN, TCP, UDP
-from tproxy.model import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, SERVICE_MAC
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, SERVICE_MAC
 from tproxy.trace import filters
 
 GUEST, MAC, OTHER = "10.0.0.5", "02:00:0a:00:00:05", "10.0.0.6"

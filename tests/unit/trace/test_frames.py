@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.netns.bridge import frames as made
 from tests.netns.bridge.frames import ACK, ARP, BROADCAST, ICMP, IPV4, IPV6, NOBODY, SYN, TAG, TCP, UDP
-from tproxy.model import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, SERVICE_MAC
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, SERVICE_MAC
 from tproxy.trace import frames
 from tproxy.trace.frames import Frame, decode
 
