@@ -31,9 +31,10 @@ def pass_on(workers: Workers, kind: str, words: list[str], client: Client) -> No
     """
     if kind == KILL:
         log.info("an operator ends connections: %s", " ".join(words))
-    asked, unasked = [], []
+    asked: list[list[int]] = []
+    unasked: list[list[int]] = []
     with ExitStack() as ends:
-        fds = []
+        fds: list[int] = []
         for worker in workers.everyone():
             if not worker.understands or len(fds) >= MOST_WORKERS:
                 unasked.append([worker.pid, worker.draining])

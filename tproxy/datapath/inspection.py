@@ -11,7 +11,8 @@ from tproxy.datapath.session import Session
 from tproxy.datapath.target import Target
 from tproxy.kernel import tcp
 from tproxy.log.lines import json_object
-from tproxy.model import BridgeNames, Endpoint
+from tproxy.model import Endpoint
+from tproxy.names import BridgeNames
 
 # The states of a connection. "closing": both sides have finished, and the last bytes are on their way.
 DIALLING, OPEN, CLOSING = "dialling", "open", "closing"

@@ -16,7 +16,7 @@ from tproxy.daemon.asking import PATIENCE, Inquiry, Silent, Worker
 from tproxy.datapath.inspection import STATES
 from tproxy.errors import BadName
 from tproxy.kernel import rtnetlink
-from tproxy.model import BridgeNames
+from tproxy.names import BridgeNames
 
 # The keys of a connection: what each value must be, and what it means. SAID is what ``datapath.inspection``
 # says.
@@ -162,7 +162,7 @@ def row_of(worker: Worker, line: dict[str, Any]) -> Row | None:
     row: Row = {}
     for name, (kind, _) in SAID.items():
         value = line.get(name)
-        if not _fits(kind, value) or value not in _WORDS.get(name, (value,)):
+        if name not in line or not _fits(kind, value) or value not in _WORDS.get(name, (value,)):
             return None
         row[name] = value
     return {**row, "worker": worker.pid, "rate_to_endpoint": None, "rate_to_guest": None}

@@ -273,8 +273,8 @@ def encode(message: Message) -> bytes:
         case Drain():
             return b"D"
         case Question(kind, words):
-            texts = b"".join(_LENGTH.pack(len(data)) + data for data in map(str.encode, (kind, *words)))
-            return b"Q" + _LENGTH.pack(len(words)) + texts
+            said = b"".join(_LENGTH.pack(len(data)) + data for data in map(str.encode, (kind, *words)))
+            return b"Q" + _LENGTH.pack(len(words)) + said
         case Ready(version, draining):
             return b"r" + _READY.pack(version, draining)
         case Synced(number):

@@ -17,10 +17,10 @@ from tests.netns.program import program
 from tests.netns.visiting import Visitor
 from tests.netns.waiting import eventually
 from tests.netns.worker.crew import ECHO, ENDPOINT, Crew
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.cli import schemas
 from tproxy.datapath.inspection import STATES
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 # Service ports: an endpoint that answers datagrams; none; one that only listens; one that never reads.
 DNS, VOID, LISTENER, SINK = 53, 90, 91, 92
