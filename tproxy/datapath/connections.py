@@ -50,6 +50,7 @@ class Connections:
         self.lines = EndedLines(loop, log)
         self.introductions = Introductions()
         self.tracing = Tracing()
+        self.trails: dict[Connection, Trail] = {}  # of connections that a trace follows
         self.waiting = Waiting(loop, self.introductions, self)
         self._number = 0
         self.health = Endpoints(self._changed)
@@ -107,7 +108,9 @@ class Connections:
         self._open.add(connection)
         self.limits.add(target, peer[0], connection.dialed)
         if trail is not None:
-            connection.follow(trail)
+            self.trails[connection] = trail
+            trail.id = connection.id
+            trail.tell("taken")
         if self._sweep_timer is None:
             self._sweep_later()
         connection.dial()
@@ -128,8 +131,7 @@ class Connections:
     def answered_by(self, connection: Connection) -> None:
         """Note that the endpoint of a connection has accepted it just now."""
         connection.target.record.connected(time.monotonic() - connection.started)
-        if connection.trail is not None:
-            connection.trail.tell("connected", endpoint=connection.dialed)
+        self.tell(connection, "connected", endpoint=connection.dialed)
         self.answered(connection.dialed)
 
     def connect(self, sock: socket.SocketType, endpoint: Endpoint) -> int:
@@ -171,6 +173,13 @@ class Connections:
         connection.count()
         self._dialing.pop(connection, None)
         self._open.discard(connection)
+
+    def tell(self, connection: Connection, what: str, **more: object) -> None:
+        """Tell what happened to a connection, if a trace follows it; "ended" is the last."""
+        if self.trails and (trail := self.trails.get(connection)) is not None:
+            trail.tell(what, **more)
+            if what == "ended":
+                del self.trails[connection]
 
     def abort_bridge(self, bridge: str, how: str) -> None:
         """Reset all connections whose target has the label ``bridge``."""

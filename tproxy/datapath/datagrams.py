@@ -208,7 +208,7 @@ class Datagrams:
                 session = self._open(gate, target, guest)
             if session is not None:
                 if session.traced != self.tracing.state:
-                    self._trace(session)
+                    self.tracing.join(session, self.introductions.id(session.number))
                 session.used = now
                 sessions.move_to_end(guest)
                 self.crowds.used(gate.bridge, guest[0], session)
@@ -249,10 +249,9 @@ class Datagrams:
         session.target.record.dial_failed(dial_reason(number))
         order = self._in_order(session.target.service)
         endpoint = next((each for each in order if each not in session.tried), None)
-        if session.trail is not None:
-            session.trail.tell("dial-failed", endpoint=session.endpoint, why=dial_failure(number))
-            if endpoint is not None:
-                session.trail.tell("session", endpoint=endpoint)
+        session.tell("dial-failed", endpoint=session.endpoint, why=dial_failure(number))
+        if endpoint is not None:
+            session.tell("session", endpoint=endpoint)
         return endpoint
 
     def end_refused(self, session: Session, number: int) -> None:
@@ -296,7 +295,7 @@ class Datagrams:
             return False, None
         target, why = door.answer(verdict, mac)
         if target is None:
-            self._refuse(door.any, guest, why)
+            self._refuse(gate, door.any, guest, why)
         return True, target
 
     def look(self) -> None:
@@ -308,7 +307,7 @@ class Datagrams:
             if not known:
                 if now >= deadline:
                     self._held.take(gate, guest)
-                    self._refuse(targets_of(door)[0], guest, "it is not known behind which port it is")
+                    self._refuse(gate, targets_of(door)[0], guest, "it is not known behind which port it is")
                 continue
             datagrams = self._held.take(gate, guest)
             session = gate.sessions.get(guest)
@@ -329,12 +328,11 @@ class Datagrams:
         if self._held:
             self._look_later()
 
-    def _refuse(self, target: Target, guest: tuple[Any, ...], why: str) -> None:
+    def _refuse(self, gate: Gate, target: Target, guest: tuple[Any, ...], why: str) -> None:
         target.counts[TOTAL] += 1
         target.record.never_began(LIMITED)
         target.limited[NETWORK] = (target.limited[NETWORK] + 1) & 0xFFFFFFFF
-        if self.tracing.active:
-            self._tell_refusal(target, guest, why)
+        self.tracing.tell(target, guest, gate.sock, "limited", cause=CAUSES[NETWORK], why=f": {why}")
         warnings = self._warnings[NETWORK]
         if warnings.allows(time.monotonic()):
             self._log.warning(
@@ -345,11 +343,6 @@ class Datagrams:
                 why,
                 warnings.suffix(),
             )
-
-    def _tell_refusal(self, target: Target, guest: tuple[Any, ...], why: str) -> None:
-        gate = next(iter(self._gates[target.bridge].values()))
-        if (trail := self.tracing.trail(target, guest, gate.sock)) is not None:
-            trail.tell("limited", cause=CAUSES[NETWORK], why=f": {why}")
 
     def _open(self, gate: Gate, target: Target, guest: tuple[Any, ...]) -> Session | None:
         bridge, address = gate.bridge, guest[0]
@@ -371,7 +364,7 @@ class Datagrams:
                 continue
             gate.sessions[guest] = session
             if self.tracing.active:
-                self._trace(session)
+                self.tracing.join(session, self.introductions.id(session.number))
             self.crowds.add(bridge, session.key, address, session)
             target.counts[OPEN] += 1
             if self._timer is None:
@@ -381,17 +374,9 @@ class Datagrams:
         if last is not None:
             why = dial_failure(last.errno or 0)
             target.failed(f"endpoint {order[-1]} {why}")
-            if self.tracing.active and (trail := self.tracing.trail(target, guest, gate.sock)) is not None:
-                trail.tell("ended", how=why, outcome=OUTCOMES[DIAL_FAILED], endpoint=order[-1])
+            words = {"how": why, "outcome": OUTCOMES[DIAL_FAILED], "endpoint": order[-1]}
+            self.tracing.tell(target, guest, gate.sock, "ended", **words)
         return None
-
-    def _trace(self, session: Session) -> None:
-        """Find out which traces follow a session, and tell them of it."""
-        session.traced = self.tracing.state
-        session.trail = self.tracing.trail(session.target, session.guest, session.gate.sock)
-        if session.trail is not None:
-            session.trail.id = self.introductions.id(session.number)
-            session.trail.tell("session", endpoint=session.endpoint)
 
     def _evict(self, session: Session, cause: int) -> None:
         target = session.target
@@ -419,9 +404,7 @@ class Datagrams:
         session.target.record.ended(outcome, time.monotonic() - session.started)
         self.count(session)
         self.loop.close_later(session.sock)
-        if session.trail is not None:
-            words = {"how": how, "outcome": OUTCOMES[outcome], "endpoint": session.endpoint}
-            session.trail.tell("ended", **words)
+        session.tell("ended", how=how, outcome=OUTCOMES[outcome], endpoint=session.endpoint)
         self._lines.write_session(session, self.introductions.id(session.number), how, outcome)
 
     def count(self, session: Session) -> None:

@@ -155,7 +155,7 @@ class Race:
         for each in self._open.values():
             if each is not but and now - each.began >= SILENCE:
                 self._keeper.health.fail(each.endpoint, why, time.monotonic())
-                self._connection.note_failure(each.endpoint, why)
+                self._keeper.tell(self._connection, "dial-failed", endpoint=each.endpoint, why=why)
                 self._connection.target.record.dial_failed(SILENT if but is not None else DIAL_TIMED_OUT)
 
     def _note(self, endpoint: Endpoint, number: int) -> None:

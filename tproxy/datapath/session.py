@@ -114,6 +114,11 @@ class Session:
         """The key of the service."""
         return self.target.service.key
 
+    def tell(self, what: str, **more: object) -> None:
+        """Tell what happened to it, if a trace follows it."""
+        if self.trail is not None:
+            self.trail.tell(what, **more)
+
     def send(self, data: memoryview | bytes) -> None:
         """Send a guest's datagram to the endpoint."""
         self.sent += len(data)

@@ -16,7 +16,10 @@ from tproxy.datapath.target import Target
 from tproxy.kernel import tcp
 from tproxy.log.lines import json_object
 from tproxy.names import BridgeNames
-from tproxy.typed import Any, NamedTuple, Protocol
+from tproxy.typed import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from tproxy.datapath.session import Session
 
 READY = "ready"  # the first line of a worker: it tells from now on
 
@@ -117,3 +120,18 @@ class Tracing:
             # Where the kernel does not tell the MAC, as over IPv6, the reader decides.
             found = [each for each in found if not mac or self._traces[each].has_mac(mac)]
         return Trail(found, target, guest) if found else None
+
+    def join(self, session: Session, id_: str) -> None:
+        """Find out which traces follow a session, and tell them of it."""
+        session.traced = self.state
+        session.trail = self.trail(session.target, session.guest, session.gate.sock)
+        if session.trail is not None:
+            session.trail.id = id_
+            session.trail.tell("session", endpoint=session.endpoint)
+
+    def tell(
+        self, target: Target, guest: tuple[Any, ...], sock: socket.SocketType, what: str, **more: object
+    ) -> None:
+        """Tell what happened to a guest that got no session."""
+        if self.active and (trail := self.trail(target, guest, sock)) is not None:
+            trail.tell(what, **more)

@@ -165,6 +165,7 @@ class Relay:
                     raise ProtocolError(f"a socket for port {key.in_words} that does not listen")
                 if key.protocol == TCP:
                     tcp.set_options(listener, near=True)  # those of an older version may differ
+                    tcp.watch_peer(listener)
                     tcp.reset_on_close(listener)
                 owned.pop_all()
             self._listening.keep(key, listener)
