@@ -260,10 +260,10 @@ def test_rates_are_those_of_the_interval(crew: Crew) -> None:
     for _ in eventually():
         found = document(crew, "connections", "--interval", "0.2")
         (one,) = found["connections"]
-        assert found["seconds"] >= 0.2
+        assert found["seconds"] > 0.19  # ages are in milliseconds
         if one["rate_to_endpoint"] > 0 < one["rate_to_guest"]:
             break
-    assert one["rate_to_endpoint"] <= one["bytes_to_endpoint"] / 0.2
+    assert one["rate_to_endpoint"] <= one["bytes_to_endpoint"] / 0.19
     assert load.poll() is None
 
 
