@@ -10,12 +10,10 @@ import socket
 import time
 from collections.abc import Callable
 
-from tproxy.addresses import SERVICE_ADDRESS_IPV6
 from tproxy.datapath.choice import Choice
-from tproxy.datapath.target import Target
-from tproxy.kernel import tcp
+from tproxy.datapath.neighbours import Neighbours
+from tproxy.datapath.target import Target, reached_at
 from tproxy.log.lines import json_object
-from tproxy.names import BridgeNames
 from tproxy.typed import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -73,7 +71,7 @@ class Trail:
             "protocol": key.protocol,
             "guest": address,
             "guest_port": guest[1],
-            "service": SERVICE_ADDRESS_IPV6 if ":" in address else key.address,
+            "service": reached_at(target, guest),
             "service_port": key.port,
         }
         self.id = ""
@@ -89,7 +87,8 @@ class Trail:
 class Tracing:
     """The traces of a worker, each with the guests that it follows."""
 
-    def __init__(self) -> None:
+    def __init__(self, neighbours: Neighbours) -> None:
+        self._neighbours = neighbours
         self._traces: dict[Listener, Choice] = {}
         self.active = False
         self.state = 0  # changes with what is followed
@@ -116,8 +115,8 @@ class Tracing:
         address = guest[0].partition("%")[0]
         found = [each for each, choice in self._traces.items() if choice.has(target, address, "")]
         if found:
-            mac = tcp.neighbour_mac(sock, address, BridgeNames(target.bridge).veth_namespace)
-            # Where the kernel does not tell the MAC, as over IPv6, the reader decides.
+            mac = self._neighbours.mac(target.bridge, sock, address)
+            # Where nobody knows the MAC, the reader decides.
             found = [each for each in found if not mac or self._traces[each].has_mac(mac)]
         return Trail(found, target, guest) if found else None
 
