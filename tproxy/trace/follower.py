@@ -80,7 +80,7 @@ class Follower:
         RulesetEvents(self._loop, self._rules_changed, self._read_maps)
         self._trace_rules()
         self._look_at_ports()
-        self._tick()
+        self._loop.call_later(0, self._tick)  # not at once: a loop that does not run yet cannot be stopped
         self._loop.run()
         events.close()
         self._deliver(time.monotonic() + SETTLE)
