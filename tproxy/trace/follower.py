@@ -45,7 +45,8 @@ class Follower:
         self._wish = wish
         self._show = show
         self._count = count
-        self._end = time.monotonic() + seconds if seconds else 0.0
+        self._seconds = seconds
+        self._end = 0.0  # when the time is over, from when it follows
         self._loop = Loop()
         self._bridges = {each.bridge: each for each in served(wish)}
         self._attempts = Attempts(show, self._has)
@@ -237,6 +238,7 @@ class Follower:
         self._reports.tick()
         if not self._started and (self._reports.settled or self._reports.problem):
             self._started = True
+            self._end = now + self._seconds if self._seconds else 0.0
             self._say(
                 "tracing",
                 f"following {self._wish.text} on {', '.join(sorted(self._bridges))}{self._without()}",

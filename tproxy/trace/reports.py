@@ -7,10 +7,11 @@ nothing is told twice.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from tproxy.daemon.asking import Inquiry
+from tproxy.daemon.asking import PATIENCE, Inquiry
 from tproxy.daemon.client import SOCKET
 from tproxy.datapath.tracing import READY, Told, parse
 from tproxy.errors import ProcessError
@@ -35,6 +36,7 @@ class Reports:
         self._tellers: dict[int, Inquiry] = {}  # by the worker's process id
         self._asked: set[int] = set()
         self._inode = 0
+        self._since = time.monotonic()
         self._stale = True
         self.problem = ""
 
@@ -48,6 +50,8 @@ class Reports:
         inode = 0
         with suppress(OSError):
             inode = os.stat(f"{run_directory.directory()}/{SOCKET}").st_ino
+        if not self.settled and time.monotonic() - self._since > PATIENCE:
+            self.problem = "a worker does not answer"
         if self._stale or inode != self._inode:
             self._inode = inode
             self._ask()
@@ -81,6 +85,7 @@ class Reports:
             self.problem = f"workers cannot be asked: {error}"
             return
         self._stale = False
+        self._since = time.monotonic()
         self.problem = "a worker of another version cannot be asked" if inquiry.unasked else ""
         unasked = {each.pid for each in inquiry.unasked}
         self._asked |= {each.pid for each in inquiry.silent} - unasked
