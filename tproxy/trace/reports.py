@@ -18,6 +18,8 @@ from tproxy.errors import ProcessError
 from tproxy.kernel.loop import READ, Loop
 from tproxy.process import run_directory
 
+_LATE = "a worker does not answer"
+
 
 class Reports:
     """``heard`` gets each report, and ``lost`` is called with how many were left out.
@@ -50,8 +52,9 @@ class Reports:
         inode = 0
         with suppress(OSError):
             inode = os.stat(f"{run_directory.directory()}/{SOCKET}").st_ino
-        if not self.settled and time.monotonic() - self._since > PATIENCE:
-            self.problem = "a worker does not answer"
+        late = not self.settled and time.monotonic() - self._since > PATIENCE
+        if late or self.problem == _LATE:
+            self.problem = _LATE if late else ""
         if self._stale or inode != self._inode:
             self._inode = inode
             self._ask()
