@@ -168,6 +168,11 @@ def probe(lab: OneBridge) -> list[Done]:
     return [good, bad]
 
 
+def trace(lab: OneBridge) -> list[Done]:
+    """One that fails is in trace/test_trace.py."""
+    return [lab.host.tproxy("trace", "--port", lab.guest.port, "--for", "0.1")]
+
+
 def route(lab: OneBridge) -> list[Done]:
     """Routes that lead to guests are in inward/test_routes.py."""
     listed = lab.host.tproxy("route", "list")
@@ -273,22 +278,8 @@ COMMANDS: dict[str, Callable[[OneBridge], list[Done]]] = {
     each.__name__.replace("_", "-"): each
     for each in (
         *(start, reload, reopen_logs, restart, stop, status, connections, kill, log_level, metrics),
-        *(
-            refresh,
-            check,
-            doctor,
-            probe,
-            route,
-            gateway,
-            sync,
-            hook,
-            watch,
-            gc,
-            install,
-            uninstall,
-            daemon,
-            event,
-        ),
+        *(refresh, check, doctor, probe, trace),
+        *(route, gateway, sync, hook, watch, gc, install, uninstall, daemon, event),
     )
 }
 

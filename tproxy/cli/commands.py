@@ -34,6 +34,7 @@ GROUPS = {
         "check": "check",
         "doctor": "doctor",
         "probe": "probe",
+        "trace": "trace",
         "route": "route",
     },
     "Configure": {"refresh": "refresh", "sync": "sync", "gateway": "gateway"},

@@ -113,7 +113,7 @@ class Stream(Connection):
     def on_dialed(self, mask: int) -> None:
         if not mask & (ERROR | HANGUP):
             if not self._is_the_one():
-                self.count_failure(errno.EHOSTUNREACH)
+                self.count_failure(self.dialed, errno.EHOSTUNREACH)
                 self.dial_failed_as(ANOTHER)
                 return
             if self.probe:
@@ -133,7 +133,7 @@ class Stream(Connection):
         self.looked = time.monotonic()
         if self._mac_there():
             return False
-        self.count_failure(errno.EHOSTUNREACH)
+        self.count_failure(self.dialed, errno.EHOSTUNREACH)
         self.dial_failed(errno.EHOSTUNREACH)
         return True
 

@@ -91,6 +91,7 @@ class Worker:
             self._connections.introductions,
             self._connections.lines,
             self._connections.next_number,
+            self._connections.tracing,
         )
         self._datagrams.report = lambda endpoint, state: self._report(endpoint, state, "/udp")
         self._datagrams.unreachable = lambda *said: self._say(orders.Unreachable(*said))
@@ -99,7 +100,8 @@ class Worker:
         self._inward = used.inward = Inward(self._loop, log, self._connections, most, self._admission)
         self._inward.streams.absent = lambda to: self._say(orders.Absent(to.bridge, to.service.key.network))
         inspection = Inspection(self._connections, self._datagrams, lambda: self._draining)
-        self._questions = Questions(self._loop, log, inspection.answerers)
+        answerers = {**inspection.answerers, "trace": self._connections.tracing.answer}
+        self._questions = Questions(self._loop, log, answerers)
         self._meeting = meeting
         self._channel: socket.socket | None = None
         self._services: dict[str, dict[ServiceKey, Target]] = {}
