@@ -75,9 +75,9 @@ class Stream(Connection):
         self,
         keeper: Streams,
         target: RouteTarget,
-        client: socket.socket,
+        client: socket.SocketType,
         peer: tuple[str, int],
-        guest: socket.socket,
+        guest: socket.SocketType,
         since: float,
     ) -> None:
         """``guest`` is a socket that is connecting to the guest of ``target``."""

@@ -40,8 +40,7 @@ def _begin(asked: wire.Dial, link: str) -> socket.socket:
     """Return a socket that connects to the guest. Raises OSError."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        tcp.set_options(sock, near=True)
-        tcp.watch_peer(sock)
+        tcp.set_options(sock, near=True)  # keep-alive comes with the worker's first sweep
         tcp.reset_on_close(sock)
         # Also where another program made the namespace, and there is no route. Allowed from Linux 5.7 on.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, link.encode())

@@ -64,7 +64,7 @@ class Asked(Protocol):
 class _Coming:
     """A stream that is no ``Stream`` yet: its header is read, or a relay is asked for a socket."""
 
-    def __init__(self, number: int, sock: socket.socket) -> None:
+    def __init__(self, number: int, sock: socket.SocketType) -> None:
         self.number = number
         self.sock = sock
         self.began = time.monotonic()
@@ -180,12 +180,13 @@ class Inward:
             if self._admission.full:
                 break
             try:
-                sock, _ = listener.accept()
+                # As ``relay.listening`` does: socket.accept() asks the kernel what the socket is.
+                fd, _ = listener._accept()  # type: ignore[attr-defined]
             except OSError as error:  # another worker has got it, or descriptors run out
                 if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
                     self._warn("a stream from outside cannot be accepted: %s", error.strerror)
                 break
-            sock.setblocking(False)
+            sock = socket.SocketType(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)
             self._number += 1
             coming = self._coming[self._number] = _Coming(self._number, sock)
             self._read(coming)
@@ -200,7 +201,7 @@ class Inward:
             if wanted <= 0:
                 wanted += proxy_protocol.length(coming.data[: proxy_protocol.START])
             while wanted > 0:
-                data = coming.sock.recv(wanted)
+                data = coming.sock.recv(wanted, socket.MSG_DONTWAIT)
                 if not data:
                     self._close(coming)  # without a word
                     return
@@ -270,11 +271,8 @@ class Inward:
             self.streams.never_dialed(coming.target, coming.peer, why, LOCAL, coming.began)
             self._refuse(coming, "", why)
             return
-        try:
-            guest = delivery.take_socket()
-        except OSError:
-            return
-        wrong = _wrong(guest, coming.target, relay.cookie)
+        guest = delivery.take_connection()
+        wrong = _wrong(guest, relay.cookie)
         if wrong:
             guest.close()
             self._warn(
@@ -358,16 +356,16 @@ class Inward:
             self._log.warning(f"{message}%s", *words, self._warnings.suffix())
 
 
-def _wrong(guest: socket.socket, target: RouteTarget, cookie: int | None) -> str:
-    """Return why a socket is not one that dials the guest of a route; "" if it is."""
+def _wrong(guest: socket.SocketType, cookie: int | None) -> str:
+    """Return why a socket is not one that dials a guest of this namespace; "" if it is.
+
+    Where it leads to the kernel tells when it is connected (``Stream``). One that listens never is.
+    """
     try:
         if cookie is not None and netns.cookie(guest) != cookie:
             return "it is of another namespace"
-        if guest.family != socket.AF_INET or guest.proto != socket.IPPROTO_TCP:
+        if guest.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) != socket.IPPROTO_TCP:
             return "it is no TCP socket"
-        if guest.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            return "it listens"
-        guest.setblocking(False)
-        return ""
     except OSError as error:
         return str(error)
+    return ""
