@@ -27,6 +27,7 @@ GROUPS = {
     },
     "Inspect": {"status": "status", "check": "check"},
     "Configure": {"refresh": "refresh", "sync": "sync"},
+    "Software for guests": {"egress": "egress"},
     "Platforms": {"install": "install", "uninstall": "install"},
     "Try": {"lab": "lab"},
     "For programs": {"hook": "commands", "event": "commands"},

@@ -1,0 +1,54 @@
+"""Where files of the egress are, which ports it uses, and the names that its parts share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+# Headers by which squid tells the mirror who is calling. Values are percent-encoded UTF-8. squid removes what
+# a client sends under these names.
+CALLER_HEADERS = {
+    "Tproxy-Hypervisor": "hypervisor",
+    "Tproxy-Network": "network",
+    "Tproxy-Network-Id": "network_id",
+    "Tproxy-Bridge": "bridge",
+    "Tproxy-Port": "port",
+    "Tproxy-Mac": "mac",
+    "Tproxy-Address": "address",
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The directories of one egress node. Tests have one each, below a directory of theirs."""
+
+    etc: Path = Path("/etc/tproxy")
+    state: Path = Path("/var/lib/tproxy-egress")
+    run: Path = Path("/run/tproxy-egress")
+    log: Path = Path("/var/log/tproxy-egress")
+
+    @classmethod
+    def below(cls, root: Path) -> Layout:
+        """Return a layout that is completely inside ``root``."""
+        return cls(root / "etc", root / "state", root / "run", root / "log")
+
+    @property
+    def policy(self) -> Path:
+        return self.etc / "egress.yaml"
+
+    @property
+    def authority(self) -> Path:
+        """The directory of the certificate authority that opens HTTPS. Clients trust its certificate."""
+        return self.state / "ca"
+
+    @property
+    def peer(self) -> Path:
+        """The directory of certificates by which squid and the mirror know each other.
+
+        No client trusts them.
+        """
+        return self.state / "peer"
+
+    @property
+    def access_log(self) -> Path:
+        return self.log / "access.json"
