@@ -1,10 +1,10 @@
 """The blobs: files named by the SHA-256 of their content.
 
 Theory of operation. A blob is written below ``partial/``, hashed on the way, synced, and renamed to its
-place: so a name below ``blobs/`` always has its whole content, also after a power cut. The database holds size
-and modification time of each blob that was found right. While both are unchanged, the blob is served without a
-second look; otherwise, and in ``scrub``, it is hashed again, and moved to ``quarantine/`` when it is damaged.
-Who asks next does not find it, and fetches it again.
+place: so a name below ``blobs/`` always has its whole content, also after a power cut. The database holds
+size and modification time of each blob that was found right. While both are unchanged, the blob is served
+without a second look; otherwise, and in ``scrub``, it is hashed again, and goes to ``quarantine/`` when it is
+damaged. Who asks next does not find it, and fetches it again.
 """
 
 from __future__ import annotations
@@ -198,15 +198,19 @@ class Writer:
             raise Damaged(f"the content has SHA-256 {self.sha256}, and not {self._expected}")
         return self.sha256
 
-    def commit(self) -> str:
-        """Make the blob durable and known. Return its SHA-256. Raises Damaged and NoRoom."""
-        sha256 = self.check()
+    def sync(self) -> None:
+        """Have the bytes on the disk. Raises NoRoom. May be called in another thread before ``commit``."""
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
             if error.errno in _FULL:
                 raise NoRoom(f"no space is left for the store in {self._blobs.root}") from error
             raise
+
+    def commit(self) -> str:
+        """Make the blob durable and known. Return its SHA-256. Raises Damaged and NoRoom."""
+        sha256 = self.check()
+        self.sync()
         self._blobs.take(self.path, sha256)
         return sha256
 

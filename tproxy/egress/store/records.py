@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from tproxy.errors import TproxyError
 
@@ -53,6 +53,17 @@ class Record:
     def as_json(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {name: value for name, value in fields.items() if value != "" and value != {}}
+
+
+class Listed(NamedTuple):
+    """What an index of a Debian repository says of one package."""
+
+    path: str
+    sha256: str
+    size: int
+    package: str
+    version: str
+    architecture: str
 
 
 def record_from(found: Any) -> Record:

@@ -10,14 +10,14 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tproxy.egress.store.blobs import Blobs
 from tproxy.egress.store.durable import point, replace
 from tproxy.egress.store.quota import Kept, victims
-from tproxy.egress.store.records import NoRoom, Record, StoreError, record_from
+from tproxy.egress.store.records import Listed, NoRoom, Record, StoreError, record_from
 
 # Milliseconds that a process waits for another one's transaction, which takes a few at most.
 BUSY = 30_000
@@ -34,6 +34,11 @@ CREATE TABLE IF NOT EXISTS documents (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS kept (
     kind TEXT NOT NULL, name TEXT NOT NULL, PRIMARY KEY (kind, name)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS listed (
+    repository TEXT NOT NULL, path TEXT NOT NULL, suite TEXT NOT NULL, part TEXT NOT NULL,
+    sha256 TEXT NOT NULL, size INTEGER NOT NULL, package TEXT NOT NULL, version TEXT NOT NULL,
+    architecture TEXT NOT NULL, PRIMARY KEY (repository, path, suite, part)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS wanted (
     kind TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL, network TEXT NOT NULL,
@@ -137,7 +142,7 @@ class Store:
     def _query(self, where: str, values: tuple[str, ...]) -> Iterator[Record]:
         found = self._database.execute(f"SELECT {_COLUMNS} FROM records WHERE {where}", values)
         for *fields, meta in found.fetchall():
-            yield Record(*fields, meta=json.loads(meta))
+            yield Record(*fields, meta=json.loads(meta))  # type: ignore[misc]
 
     # Documents: indexes and other answers of upstreams that change
 
@@ -150,6 +155,34 @@ class Store:
     def keep_document(self, key: str, body: bytes, etag: str = "") -> None:
         now = int(time.time())
         self._database.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?)", (key, now, etag, body))
+
+    # Packages that the indexes of Debian repositories list
+
+    def list_packages(self, repository: str, suite: str, part: str, packages: Iterable[Listed]) -> None:
+        """Replace what one Packages file (``part``) of a suite lists."""
+        rows = ((repository, each.path, suite, part, *each[1:]) for each in packages)
+        self._database.execute("BEGIN")
+        try:
+            self._database.execute(
+                "DELETE FROM listed WHERE repository = ? AND suite = ? AND part = ?",
+                (repository, suite, part),
+            )
+            self._database.executemany(
+                "INSERT OR REPLACE INTO listed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
+            )
+            self._database.execute("COMMIT")
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
+
+    def listed(self, repository: str, path: str) -> list[tuple[str, Listed]]:
+        """Return which suites list a package's file, each with what it says of it."""
+        found = self._database.execute(
+            "SELECT suite, path, sha256, size, package, version, architecture FROM listed "
+            "WHERE repository = ? AND path = ? ORDER BY suite",
+            (repository, path),
+        )
+        return [(suite, Listed(*fields)) for suite, *fields in found.fetchall()]
 
     # What is kept in advance
 
