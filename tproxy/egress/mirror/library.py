@@ -23,6 +23,8 @@ class Library:
 
     def __init__(self, settings: Settings, store: Store, judge: Judge, upstreams: Upstreams | None) -> None:
         self.settings, self.store, self._judge, self.upstreams = settings, store, judge, upstreams
+        # Hears of each record that is part of an answer: so a bundle learns what belongs to it.
+        self.touched: Callable[[Record], None] = lambda record: None
         self._downloads = Downloads(upstreams, store) if upstreams else None
 
     def verdict(self, caller: Caller, artifact: Artifact, suites: Collection[str] | None = None) -> Verdict:
@@ -64,12 +66,13 @@ class Library:
             # The same content under another name.
             found = self._note(key, artifact, expected, path.stat().st_size, media, url, meta)
         if found is not None:
+            self.touched(found)
             return Blob(artifact, found, media, extra)
         if self._downloads is None or not url:
             return self.missing(request, artifact)
 
         def stored(done: Download) -> None:
-            self._note(key, artifact, done.sha256, done.arrived, media, url, meta)
+            self.touched(self._note(key, artifact, done.sha256, done.arrived, media, url, meta))
 
         download = self._downloads.start(key, url, expected, stored, scope)
         try:

@@ -103,6 +103,8 @@ class OCI:
         record = await self.tag(image, reference)
         if record is None:
             return self._library.missing(request, asked)
+        if tag := self._library.store.find("oci", image, reference):
+            self._library.touched(tag)
         tagged = Artifact("oci", image, reference, "manifests", sha256=record.sha256)
         return self._library.denied(request, tagged) or self._send(tagged, record)
 
@@ -111,6 +113,7 @@ class OCI:
         return self._library.denied(request, Artifact("oci", image, "", "blobs")) is None
 
     def _send(self, artifact: Artifact, record: Record) -> Blob:
+        self._library.touched(record)
         digest = f"sha256:{record.sha256}"
         headers = {**_VERSION, "Docker-Content-Digest": digest, "ETag": f'"{digest}"'}
         return Blob(artifact, record, record.media, headers)

@@ -22,6 +22,9 @@ from tproxy.egress.store.records import Listed, NoRoom, Record, StoreError, reco
 # Milliseconds that a process waits for another one's transaction, which takes a few at most.
 BUSY = 30_000
 
+# Beside a bundle's manifest: the records that this site made for it, which are its signed Debian suites.
+SITE = "site.json"
+
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
     kind TEXT NOT NULL, name TEXT NOT NULL, file TEXT NOT NULL, sha256 TEXT NOT NULL, size INTEGER NOT NULL,
@@ -224,13 +227,23 @@ class Store:
         """The records of the active bundle. A rename of ``current`` counts from the next question on."""
         try:
             found = (self.bundles / "current" / "manifest.json").stat()
-            stamp: object = (found.st_ino, found.st_mtime_ns, found.st_size)
+            serial = os.readlink(self.bundles / "current")
+            made = self._stamp(self.bundles / "current" / SITE)
+            stamp: object = (serial, found.st_ino, found.st_mtime_ns, found.st_size, made)
         except FileNotFoundError:
             stamp = None
         if stamp != self._active_stamp:
             self._active = self.layer("current") if stamp else Layer([])
             self._active_stamp = stamp
         return self._active
+
+    @staticmethod
+    def _stamp(path: Path) -> tuple[int, int] | None:
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            return None
+        return (found.st_ino, found.st_mtime_ns)
 
     def serial(self) -> int | None:
         """Return the serial of the active bundle."""
@@ -255,7 +268,12 @@ class Store:
         return found
 
     def layer(self, serial: int | str) -> Layer:
-        return Layer([record_from(each) for each in self.manifest(serial).get("records", [])])
+        """Return a bundle's records, with those that this site made for it."""
+        records = [record_from(each) for each in self.manifest(serial).get("records", [])]
+        made = self.bundles / str(serial) / SITE
+        if made.exists():
+            records += [record_from(each) for each in json.loads(made.read_bytes())["records"]]
+        return Layer(records)
 
     def add_bundle(self, serial: int, files: Mapping[str, bytes]) -> None:
         """Keep a bundle's manifest and signature. It is not active yet."""
@@ -280,6 +298,8 @@ class Store:
         """Return the blobs that are never evicted: those of bundles, and those that are kept in advance."""
         hashes: set[str] = set()
         for serial in self.serials():
+            if not (self.bundles / str(serial) / "manifest.json").exists():
+                continue
             hashes |= self.layer(serial).hashes
         kept = set(self.kept())
         for record in self._query("1", ()):
