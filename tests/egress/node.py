@@ -70,16 +70,29 @@ class Node:
         self._next_port = 20000
 
     def __enter__(self) -> Node:
+        try:
+            self._begin()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def _begin(self) -> None:
         self._holder = subprocess.Popen(["unshare", "-n", "sleep", "infinity"])
         self._stack.callback(self._end, self._holder)
         self._wait_for_namespace()
         self.run("ip", "link", "set", "lo", "up")
         for address in (SITES, INNER, "169.254.16.9"):
             self.run("ip", "address", "add", f"{address}/32", "dev", "lo")
-        self.start(sys.executable, str(PROGRAMS / "upstream.py"), "0.0.0.0", str(self.sites), str(self.root / "site.pem"))
+        self.start(
+            sys.executable,
+            str(PROGRAMS / "upstream.py"),
+            "0.0.0.0",
+            str(self.sites),
+            str(self.root / "site.pem"),
+        )
         self.prepared = preparation.prepare(reader.load(self.policy), self.surroundings)
         self.start_squid()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -94,7 +107,10 @@ class Node:
     def start(self, *command: str, ready: str = "ready") -> subprocess.Popen[str]:
         """Start a program in the namespace; wait for its line ``ready``."""
         child = subprocess.Popen(
-            self._inside(*command), stdout=subprocess.PIPE if ready else None, text=True, start_new_session=True
+            self._inside(*command),
+            stdout=subprocess.PIPE if ready else None,
+            text=True,
+            start_new_session=True,
         )
         self._stack.callback(self._end, child)
         if ready:
@@ -127,13 +143,34 @@ class Node:
     def curl(self, proxy: str, url: str, *options: str) -> tuple[int, str]:
         """Return the status and the body of what curl gets; 0 when there was no answer."""
         done = self.run(
-            *("curl", "-sS", "--path-as-is", "-m", str(int(PATIENCE)), "-o", "-", "-w", "\n%{http_code} %{http_connect}"),
+            *(
+                "curl",
+                "-sS",
+                "--path-as-is",
+                "-m",
+                str(int(PATIENCE)),
+                "-o",
+                "-",
+                "-w",
+                "\n%{http_code} %{http_connect}",
+            ),
             *("--proxy", proxy, "--cacert", str(self.trusted), *options, url),
             check=False,
         )
         body, _, codes = done.stdout.rpartition("\n")
         status, connect = map(int, codes.split())
         return status or (connect if connect >= 300 else 0), body + done.stderr
+
+    def popen_curl(self, proxy: str, url: str, *options: str) -> subprocess.Popen[str]:
+        """Start a download. Its output is status and size."""
+        command = ("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code} %{size_download}", "--proxy", proxy)
+        child = subprocess.Popen(
+            self._inside(*command, "--cacert", str(self.trusted), *options, url),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._stack.callback(self._end, child)
+        return child
 
     def pip_download(self, proxy: str, requirement: str) -> subprocess.CompletedProcess[str]:
         """Download with a real pip into a directory of its own."""
@@ -216,5 +253,3 @@ class Node:
         (self.root / "sites-ca.pem").write_bytes(root.public_bytes(pem))
         private = own.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         (self.root / "site.pem").write_bytes(private + site.public_bytes(pem))
-
-

@@ -137,7 +137,6 @@ class Listen:
     clients_address: str = "0.0.0.0"
     setup: int = 8480
     resolver: int = 5353
-    front: int = 3191  # of squid, for connections that come through the front; on 127.0.0.1
     mirror: int = 3190  # of the mirror, for squid; on 127.0.0.1
 
 
