@@ -12,6 +12,8 @@ from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 
 @dataclass
 class Reply:
@@ -128,3 +130,9 @@ def site() -> Iterator[Site]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@pytest.fixture
+def upstream() -> Iterator[Site]:
+    with site() as found:
+        yield found

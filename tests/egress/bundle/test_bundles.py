@@ -17,10 +17,10 @@ import pytest
 from tests.egress.asking import get
 from tests.egress.debian import Apt, Repository
 from tests.egress.galaxy import ANSIBLE_GALAXY, GalaxySite
+from tests.egress.python_index import Index
 from tests.egress.registry import Registry
 from tests.egress.running import LOOPBACK, running
 from tests.egress.upstream import Site, site
-from tests.egress.wheels import Index
 from tproxy.egress.bundle import importing, reading
 from tproxy.egress.bundle.creating import create
 from tproxy.egress.bundle.importing import import_bundle
@@ -120,19 +120,23 @@ def test_every_kind_from_a_list_to_clients_of_a_sealed_site(
     with running(sealed_settings) as mirror:
         target = tmp_path / "installed"
         home = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
-        commands = [
-            [UV, "pip", "install", "--no-cache", "--no-config", "--python", sys.executable]
-            + ["--target", str(target), "--index-url", f"{mirror.url}pypi/simple/", "demo"],
-            ["skopeo", "copy", "--src-tls-verify=false", "--override-arch=amd64"]
-            + [f"docker://127.0.0.1:{mirror.port}/docker.io/library/alpine:3", f"oci:{target}/image:x"],
-            [ANSIBLE_GALAXY, "collection", "install", "-s", f"{mirror.url}galaxy/", "-p", str(target)]
-            + ["acme.tools"],
-            [ANSIBLE_GALAXY, "role", "install", "-s", f"{mirror.url}galaxy/", "-p", str(target), "acme.web"],
-        ]
+        to_uv = [UV, "pip", "install", "--no-cache", "--no-config", "--python", sys.executable, "demo"]
+        to_uv += ["--target", str(target), "--index-url", f"{mirror.url}pypi/simple/"]
+        to_skopeo = ["skopeo", "copy", "--src-tls-verify=false", "--override-arch=amd64"]
+        to_skopeo += [f"docker://127.0.0.1:{mirror.port}/docker.io/library/alpine:3", f"oci:{target}/i:x"]
+        to_ansible = [ANSIBLE_GALAXY, "{}", "install", "-s", f"{mirror.url}galaxy/", "-p", str(target), "{}"]
+        collection, role = (
+            [each.format(kind) for each in to_ansible[:-1]] for kind in ("collection", "role")
+        )
+        commands = [to_uv, to_skopeo, [*collection, "acme.tools"], [*role, "acme.web"]]
         for command in commands:
             done = subprocess.run(command, capture_output=True, text=True, check=False, env=home)
             assert done.returncode == 0, done.stdout + done.stderr
         assert (target / "base.py").exists()
+        _, page, _ = get(f"{mirror.url}pypi/simple/demo/", "application/vnd.pypi.simple.v1+json")
+        assert b"core-metadata" in page
+        metadata = get(f"{mirror.url}pypi/files/demo/demo-2.0-py3-none-any.whl.metadata")[1]
+        assert b"Requires-Dist: base" in metadata
         assert get(f"{mirror.url}files/{address.replace('://', '/')}")[1] == b"tool"
         name = repository.url.partition("://")[2]
         site_key = sealed.root / "site-key.asc"
@@ -266,7 +270,7 @@ def test_an_import_that_is_killed_leaves_the_old_or_the_new_state(
     import_bundle(sealed, first, key.fingerprint)
     _, (second,) = create(dmz, some(dmz, *"abcdefgh", size=300_000), tmp_path / "second.tar", key)
     blobs = random.Random(seed).randrange(1, 8)
-    command = [sys.executable, "-c", IMPORT, sealed.root, second, key.fingerprint]
+    command = [sys.executable, "-c", IMPORT, str(sealed.root), str(second), key.fingerprint]
     process = subprocess.Popen(command)
     while process.poll() is None and len(list(sealed.blobs.all())) < 1 + blobs:
         pass

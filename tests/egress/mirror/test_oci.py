@@ -15,7 +15,7 @@ import pytest
 from tests.egress.asking import expire, get, wanted
 from tests.egress.registry import INDEX, Registry
 from tests.egress.running import LOOPBACK, Running, running
-from tests.egress.upstream import Site
+from tests.egress.upstream import Reply, Site, site
 from tproxy.egress.mirror.settings import Credential, Settings
 from tproxy.egress.model import Artifact, Caller
 
@@ -169,8 +169,6 @@ def test_credentials_go_to_their_realm_only(tmp_path: Path, registry: Registry, 
 def test_a_redirect_to_a_signed_address_is_followed_without_credentials_and_not_kept(
     mirror: Running, registry: Registry, upstream: Site
 ) -> None:
-    from tests.egress.upstream import Reply, site
-
     registry.add("library/alpine", "3", size=5000)
     path, page = next(
         (path, page) for path, page in upstream.pages.items() if "/blobs/" in path and len(page.body) > 4000

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from tests.egress.asking import arrives, expire, get, wanted
+from tests.egress.python_index import Index
 from tests.egress.running import GUEST, LOOPBACK, Running, relay, running
 from tests.egress.upstream import Reply, Site
-from tests.egress.wheels import Index
 from tproxy.egress.mirror.settings import Settings
 from tproxy.egress.model import Artifact, Caller
 from tproxy.errors import TproxyError

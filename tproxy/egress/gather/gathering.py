@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from tproxy.egress.gather import engines
+from tproxy.egress.gather import engines, metadata
 from tproxy.egress.gather.lists import Item, Targets
 from tproxy.egress.mirror.server import Listeners, Mirror
 from tproxy.egress.mirror.settings import Settings
@@ -41,6 +41,8 @@ def gather(
     }
     settings = replace(settings, files={**settings.files, **pins})
     asyncio.run(_gather(settings, store, items, targets, keyring, progress, found))
+    for record in metadata.beside(store, found.records.values()):
+        found.records[record.key] = record
     return found
 
 

@@ -7,6 +7,8 @@ the certificate that only squid has. On the guests' port, connections are accept
 from __future__ import annotations
 
 import asyncio
+import socket
+import sys
 from collections.abc import Callable, Mapping
 from urllib.parse import unquote
 
@@ -28,6 +30,37 @@ def caller_of_squid(headers: Mapping[str, str]) -> Caller:
     return Caller(**found)
 
 
+# User ids of tproxy's workers: this and the process id (tproxy/kernel/privileges.py).
+WORKERS = 1_900_000_000
+
+
+def peer_user(transport: asyncio.Transport) -> int | None:
+    """Return the user at the other end of a connection within this host; None if it is not here.
+
+    /proc/net/tcp lists every socket with its owner (proc(5)); addresses are in the host's byte order.
+    """
+    peer, own = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+    if not peer or not own or ":" in peer[0]:
+        return None
+    wanted = f"{_hexadecimal(peer)} {_hexadecimal(own)}"
+    with open("/proc/net/tcp") as file:
+        for line in file:
+            fields = line.split()
+            if f"{fields[1]} {fields[2]}" == wanted:
+                return int(fields[7])
+    return None
+
+
+def _hexadecimal(address: tuple[str, int]) -> str:
+    number = int.from_bytes(socket.inet_aton(address[0]), sys.byteorder)
+    return f"{number:08X}:{address[1]:04X}"
+
+
+def may_say_who_calls(user: int | None) -> bool:
+    """Tell whether this user's PROXY headers are believed: root's and those of tproxy's workers."""
+    return user is not None and (user == 0 or user >= WORKERS)
+
+
 class ProxyHeader(asyncio.Protocol):
     """Reads the PROXY header of a connection, and hands the connection over to an HTTP protocol.
 
@@ -45,6 +78,9 @@ class ProxyHeader(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        if not may_say_who_calls(peer_user(transport)):
+            transport.abort()
+            return
         self._timer = asyncio.get_running_loop().call_later(HEADER_PATIENCE, transport.abort)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -53,6 +89,8 @@ class ProxyHeader(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         assert self._transport is not None
+        if self._transport.is_closing():
+            return
         self._data += data
         try:
             if len(self._data) < proxy_protocol.START:

@@ -68,7 +68,7 @@ class Mirror:
             "deb": Deb(self.library),
             "file": Files(self.library),
         }
-        self.counts = {"hits": 0, "misses": 0, "denied": 0, "missing": 0, "failed": 0, "bytes": 0}
+        self.counts = {"hits": 0, "misses": 0, "denied": 0, "missing": 0, "failed": 0, "served_bytes": 0}
 
     async def close(self) -> None:
         if self.upstreams is not None:
@@ -181,7 +181,7 @@ class Mirror:
         )
         if event.purl:
             self._write(event)
-        self.counts["bytes"] += size
+        self.counts["served_bytes"] += size
 
     def _write(self, event: Event) -> None:
         try:
@@ -223,11 +223,10 @@ class Listeners:
     """The sockets of the mirror, each with its own way to know who calls."""
 
     def __init__(self, mirror: Mirror) -> None:
-        self._mirror = mirror
+        self.mirror = mirror  # may be replaced, when the policy's upstreams have changed
         self._servers: list[asyncio.Server] = []
         self._http: list[web.Server] = []
         self._callers: weakref.WeakKeyDictionary[asyncio.BaseTransport, Caller] = weakref.WeakKeyDictionary()
-        self._connections = 0
 
     async def for_guests(self, host: str, port: int) -> int:
         """Listen for connections with a PROXY header. Return the port."""
@@ -257,7 +256,7 @@ class Listeners:
 
     def _serve(self, identify: Identify) -> web.Server:
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
-            return await self._mirror.handle(request, identify(request))
+            return await self.mirror.handle(request, identify(request))
 
         http = web.Server(handle, access_log=None, keepalive_timeout=60)
         self._http.append(http)

@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS documents (
 CREATE TABLE IF NOT EXISTS kept (
     kind TEXT NOT NULL, name TEXT NOT NULL, PRIMARY KEY (kind, name)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pinned (sha256 TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS listed (
     repository TEXT NOT NULL, path TEXT NOT NULL, suite TEXT NOT NULL, part TEXT NOT NULL,
     sha256 TEXT NOT NULL, size INTEGER NOT NULL, package TEXT NOT NULL, version TEXT NOT NULL,
@@ -201,6 +202,13 @@ class Store:
     def kept(self) -> list[tuple[str, str]]:
         return list(self._database.execute("SELECT kind, name FROM kept ORDER BY kind, name").fetchall())
 
+    def pin(self, hashes: Iterable[str]) -> None:
+        """Replace the blobs that are kept in advance, and so are never evicted."""
+        self._database.execute("BEGIN")
+        self._database.execute("DELETE FROM pinned")
+        self._database.executemany("INSERT OR IGNORE INTO pinned VALUES (?)", [(each,) for each in hashes])
+        self._database.execute("COMMIT")
+
     # The want list
 
     def want(self, kind: str, name: str, version: str, network: str) -> None:
@@ -301,10 +309,7 @@ class Store:
             if not (self.bundles / str(serial) / "manifest.json").exists():
                 continue
             hashes |= self.layer(serial).hashes
-        kept = set(self.kept())
-        for record in self._query("1", ()):
-            if (record.kind, record.name) in kept:
-                hashes.add(record.sha256)
+        hashes |= {row[0] for row in self._database.execute("SELECT sha256 FROM pinned")}
         return hashes
 
     def _make_room(self, needed: int) -> None:

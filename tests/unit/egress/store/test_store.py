@@ -139,7 +139,7 @@ def test_bundled_and_kept_content_is_never_evicted(tmp_path: Path) -> None:
     store = Store(tmp_path, quota=25)
     bundled, kept = add(store, b"a" * 10, file="bundled"), add(store, b"b" * 10, name="kept")
     store.add_bundle(1, {"manifest.json": manifest(bundled)})
-    store.keep("pypi", "kept")
+    store.pin([kept.sha256])
     with pytest.raises(NoRoom, match="nothing may be evicted"):
         store.blobs.put(b"c" * 10)
     assert store.blobs.find(bundled.sha256)

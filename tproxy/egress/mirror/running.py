@@ -1,0 +1,145 @@
+"""Runs the mirror until it is told to stop: sockets, policy, ledger and what happens every so often."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Collection
+from ipaddress import ip_address
+from pathlib import Path
+
+from tproxy.egress.layout import Layout
+from tproxy.egress.ledger import heads
+from tproxy.egress.ledger.chain import Ledger
+from tproxy.egress.ledger.entries import Event
+from tproxy.egress.mirror.control import Control
+from tproxy.egress.mirror.server import Listeners, Mirror, squid_context
+from tproxy.egress.mirror.settings import Settings, settings_of
+from tproxy.egress.model import Artifact, Caller, Verdict
+from tproxy.egress.policy import judging
+from tproxy.egress.policy.current import Current
+from tproxy.egress.signing import KeyPair
+from tproxy.egress.store.store import Store
+from tproxy.errors import TproxyError
+
+log = logging.getLogger("tproxy.egress.mirror")
+
+# Seconds between looks at the policy, and between syncs of the ledger: a change counts within a second.
+TICK = 0.5
+
+
+def store_root(layout: Layout) -> Path:
+    return layout.state / "store"
+
+
+def ledger_directory(layout: Layout) -> Path:
+    return layout.state / "ledger"
+
+
+def control_socket(layout: Layout) -> Path:
+    return layout.run / "mirror.sock"
+
+
+def ledger_key(layout: Layout) -> KeyPair:
+    return KeyPair(layout.state / "keys", "ledger")
+
+
+def bundle_key(layout: Layout) -> KeyPair:
+    return KeyPair(layout.state / "keys", "bundle")
+
+
+class Node:
+    """The mirror of an egress node, as the policy says."""
+
+    def __init__(self, layout: Layout, quota: int | None) -> None:
+        self._layout, self._quota = layout, quota
+        self.policy = Current(layout.policy)
+        self.store = Store(store_root(layout), quota)
+        self.store.blobs.adopt_all()
+        self.ledger = Ledger(ledger_directory(layout))
+        self.mirror: Mirror
+
+    def settings(self) -> Settings:
+        return settings_of(self.policy.get(), store_root(self._layout), self._quota)
+
+    def judge(self, caller: Caller, artifact: Artifact, suites: Collection[str] | None) -> Verdict:
+        return judging.artifact(self.policy.get(), caller, artifact, suites)
+
+    def record(self, event: Event) -> None:
+        self.ledger.append(event.as_json())
+
+    def make(self) -> Mirror:
+        self.mirror = Mirror(self.settings(), self.store, self.judge, self.record)
+        return self.mirror
+
+    def network_of(self, address: str) -> str:
+        """Return the network of a host that is no guest; "" for one that the policy does not know."""
+        found = ip_address(address)
+        return next((each.network for each in self.policy.get().clients if found in each.addresses), "")
+
+    async def follow_policy(self, listeners: Listeners) -> None:
+        """Replace the mirror when upstreams, mode or pinned files have changed."""
+        try:
+            changed = self.settings() != self.mirror.settings
+        except TproxyError as error:
+            log.error("the policy is not used: %s", error)
+            return
+        if changed:
+            old = self.mirror
+            listeners.mirror = self.make()
+            # Requests that are being answered end with the old one, downloads included.
+            asyncio.get_running_loop().call_later(3600, lambda: asyncio.ensure_future(old.close()))
+
+    def sign_head(self) -> None:
+        try:
+            heads.sign(self.ledger, ledger_key(self._layout))
+        except TproxyError as error:
+            log.error("the ledger's head cannot be signed: %s", error)
+
+
+async def run(
+    layout: Layout,
+    quota: int | None,
+    guests_port: int,
+    clients_port: int,
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until SIGTERM or SIGINT. A port of 0 means that there is no such port."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    layout.run.mkdir(parents=True, exist_ok=True)
+    node = Node(layout, quota)
+    listeners = Listeners(node.make())
+    control = Control(lambda: node.mirror)
+    try:
+        policy = node.policy.get()
+        peer = layout.peer
+        if (peer / "mirror.pem").exists():
+            context = squid_context(peer / "mirror.pem", peer / "mirror.key", peer / "ca.pem")
+            await listeners.for_squid("127.0.0.1", policy.listen.mirror, context)
+        if guests_port:
+            await listeners.for_guests("127.0.0.1", guests_port)
+        if clients_port:
+            await listeners.for_clients("0.0.0.0", clients_port, node.network_of)
+        await control.start(control_socket(layout))
+        ready()
+        next_head = 0.0
+        while not stop.is_set():
+            now = asyncio.get_running_loop().time()
+            if now >= next_head:
+                await asyncio.to_thread(node.sign_head)
+                next_head = now + heads.EVERY
+            node.ledger.sync()
+            await node.follow_policy(listeners)
+            try:
+                await asyncio.wait_for(stop.wait(), TICK)
+            except (TimeoutError, asyncio.TimeoutError):
+                continue
+    finally:
+        await control.close()
+        await listeners.close()
+        await node.mirror.close()
+        node.ledger.close()
+        node.store.close()
