@@ -15,6 +15,11 @@ COMMANDS = {
     "check": "egress_policy",
     "allow": "egress_policy",
     "deny": "egress_policy",
+    "mirror": "egress_mirror",
+    "bundle": "egress_bundle",
+    "log": "egress_audit",
+    "sbom": "egress_audit",
+    "report": "egress_audit",
 }
 
 # Modules of the extra, one of each package that commands import.

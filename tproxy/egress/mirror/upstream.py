@@ -265,7 +265,7 @@ class Upstreams:
             raise failed from error
 
     async def _token(self, host: str, challenge: str, scope: str) -> str:
-        """Ask the token service that a registry names (distribution's docs/spec/auth/token.md)."""
+        """Ask the token service that a registry names (distribution.github.io, Token authentication)."""
         fields = dict(_CHALLENGE.findall(challenge))
         realm = fields.get("realm", "")
         if not challenge.lower().startswith("bearer ") or not realm:
