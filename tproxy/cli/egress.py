@@ -12,6 +12,11 @@ from tproxy.errors import TproxyError
 
 # Each command with the module of tproxy.cli that defines it. A module is imported when its command is called.
 COMMANDS = {
+    "up": "egress_service",
+    "down": "egress_service",
+    "reload": "egress_service",
+    "run": "egress_service",
+    "ca": "egress_service",
     "check": "egress_policy",
     "allow": "egress_policy",
     "deny": "egress_policy",

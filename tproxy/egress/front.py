@@ -1,9 +1,9 @@
-"""Takes TLS connections that guests open without knowing of a proxy, and passes them to squid by their server name.
+"""Takes TLS connections of guests that know of no proxy, and passes them to squid by their server name.
 
-The daemon sends a PROXY header, and the guest's ClientHello follows. The front reads the server name from that
-(RFC 8446, 4.1.2; RFC 6066, 3), sends the header and ``CONNECT name:443`` to squid's proxy port, and then copies
-bytes. squid judges the CONNECT and every request, as for guests that use the proxy. The front exists because
-squid's own port for such connections takes no PROXY header.
+The daemon sends a PROXY header, and the guest's ClientHello follows. The front reads the server name from
+that (RFC 8446, 4.1.2; RFC 6066, 3), sends the header and ``CONNECT name:443`` to squid's proxy port, and then
+copies bytes. squid judges the CONNECT and every request, as for guests that use the proxy. The front exists
+because squid's own port for such connections takes no PROXY header.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ class Incomplete(Exception):
 
 
 def server_name(data: bytes) -> str:
-    """Return the server name of a ClientHello in lower case. Raises Incomplete, or ProtocolError if it has none."""
+    """Return the server name of a ClientHello in lower case.
+
+    Raises Incomplete, or ProtocolError if it has none.
+    """
     hello, at = b"", 0
     while len(hello) < 4 or len(hello) < 4 + int.from_bytes(hello[1:4], "big"):
         if len(data) < at + 5:

@@ -1,8 +1,8 @@
 """Answers names of the policy with the service address, so that guests that know no proxy get to the front.
 
-A UDP and TCP service, which the daemon offers at the service address like any other. It asks nobody: a name that
-the policy does not have does not exist (NXDOMAIN). A PROXY header in front of a query is read over, since all
-guests get the same answers.
+A UDP and TCP service, which the daemon offers at the service address like any other. It asks nobody: a name
+that the policy does not have does not exist (NXDOMAIN). A PROXY header in front of a query is read over,
+since all guests get the same answers.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
+from typing import cast
 
 import dns.exception
 import dns.flags
@@ -61,8 +62,7 @@ class _Datagrams(asyncio.DatagramProtocol):
         self._reply = reply
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, sender: tuple[str, int]) -> None:
         try:

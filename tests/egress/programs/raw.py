@@ -1,4 +1,6 @@
-"""Sends bytes to a port and prints what comes back, as an attacker would. Arguments: port, and the bytes in hexadecimal.
+"""Sends bytes to a port and prints what comes back, as an attacker would.
+
+Arguments: port, and the bytes in hexadecimal.
 
 With a third argument, a host name, it does TLS for that name behind a CONNECT (the bytes), without looking at
 certificates, and sends the fourth argument.

@@ -1,6 +1,6 @@
-"""Web sites for tests: serves ROOT/HOST/PATH on ports 80 and 443 of one address, and logs each request.
+"""Web sites for tests: serves ROOT/HOST/PATH on ports 80 and 443 of some addresses, and logs each request.
 
-Arguments: address, directory, certificate with key. A file PATH.redirect holds the address of a redirect.
+Arguments: addresses with commas, directory, certificate with key. A file PATH.redirect holds the address of a redirect.
 A line in ROOT/requests.log is scheme, host, method and path.
 """
 
@@ -51,14 +51,18 @@ class Site(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    plain = ThreadingHTTPServer((sys.argv[1], 80), Site)
-    secure = ThreadingHTTPServer((sys.argv[1], 443), Site)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(sys.argv[3])
-    secure.socket = context.wrap_socket(secure.socket, server_side=True, do_handshake_on_connect=False)
-    threading.Thread(target=plain.serve_forever, daemon=True).start()
+    servers = []
+    for address in sys.argv[1].split(","):
+        servers.append(ThreadingHTTPServer((address, 80), Site))
+        secure = ThreadingHTTPServer((address, 443), Site)
+        secure.socket = context.wrap_socket(secure.socket, server_side=True, do_handshake_on_connect=False)
+        servers.append(secure)
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
     print("ready", flush=True)
-    secure.serve_forever()
+    threading.Event().wait()
 
 
 main()

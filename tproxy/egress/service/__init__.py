@@ -1,1 +1,1 @@
-"""Runs the egress on a node: prepares files, starts and stops the engines, in the foreground or with systemd."""
+"""Runs the egress on a node: prepares files, and starts and stops its parts, alone or with systemd."""

@@ -1,4 +1,4 @@
-"""Makes the files that squid needs before it starts: directories, authority, configuration, certificate store."""
+"""Makes what squid needs before it starts: directories, authority, configuration, certificate store."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The certificate authority by which squid opens HTTPS, and the certificates by which squid and the mirror meet.
+"""The certificate authority by which squid opens HTTPS, and the certificates of squid and the mirror.
 
-A client trusts the authority, so its key never leaves this node. A rotation makes a new authority, which signs
-from then on. The old one signs the new one's certificate too, and squid sends that along: who trusts either of
-the two can verify what squid shows, until the old one expires or is dropped.
+A client trusts the authority, so its key never leaves this node. A rotation makes a new authority, which
+signs from then on. The old one signs the new one's certificate too, and squid sends that along: who trusts
+either of the two can verify what squid shows, until the old one expires or is dropped.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Authority:
             key.public_key(), certificate.subject, old.subject, old_key, old.not_valid_after_utc
         )
         _write(self.trusted, _pem(certificate) + _pem(old))
-        _write(self.chain, _pem(certificate) + _pem(cross))
+        _write(self.chain, _pem(cross) + _pem(old))
         # The key is last: until then the old pair is complete in the files "old".
         _write(self.directory / "old.pem", _pem(old))
         _write_key(self.directory / "old.key", old_key)
@@ -132,8 +132,8 @@ def fingerprint(certificate: x509.Certificate) -> str:
 def peer_certificates(directory: Path) -> None:
     """Make the certificates of squid and mirror for their connection, unless they are there.
 
-    ``ca.pem`` has signed both, and its key is thrown away; ``squid.pem``/``.key`` and ``mirror.pem``/``.key`` are
-    for client and server.
+    ``ca.pem`` has signed both, and its key is thrown away; ``squid.pem``/``.key`` and ``mirror.pem``/``.key``
+    are for client and server.
     """
     names = ("ca.pem", "squid.pem", "squid.key", "mirror.pem", "mirror.key")
     if all((directory / name).exists() for name in names):

@@ -1,7 +1,7 @@
 """Compiles the policy into squid's configuration. Pure: text in, text out.
 
-Rules are not compiled: the helper reads them by itself. What is here changes rarely: ports, the mode, which inner
-addresses are allowed, rates, and an authority for upstreams. Sources: squid.conf of squid 5,
+Rules are not compiled: the helper reads them by itself. What is here changes rarely: ports, the mode, which
+inner addresses are allowed, rates, and an authority for upstreams. Sources: squid.conf of squid 5,
 /usr/share/doc/squid-common/squid.conf.documented.gz.
 """
 
@@ -67,14 +67,15 @@ def _ports(policy: Policy, node: Surroundings) -> Iterator[str]:
         "dynamic_cert_mem_cache_size=4MB"
     )
     for port in policy.listen.proxy:
-        yield f"http_port {policy.listen.address}:{port} require-proxy-header name={helper.BY_HEADER}{port} {bump}"
+        name = f"{helper.BY_HEADER}{port}"
+        yield f"http_port {policy.listen.address}:{port} require-proxy-header name={name} {bump}"
     if policy.clients:
         address = f"{policy.listen.clients_address}:{policy.listen.clients}"
         yield f"http_port {address} name={helper.BY_CLIENTS} {bump}"
     yield f"sslcrtd_program {CERTIFICATE_HELPER} -s {certificates(node)} -M 16MB"
     yield "sslcrtd_children 4 startup=1 idle=1"
-    # Who may send a header is decided by the packet filter, by the sender's user (service/guard.py). An address
-    # is all that squid can look at.
+    # The packet filter decides who may send a header, by the sender's user (service/guard.py). squid can look
+    # at the address only.
     yield "acl this_host src 127.0.0.0/8 ::1/128"
     if not policy.listen.address.startswith("127."):
         yield f"acl this_host src {policy.listen.address}"
@@ -87,7 +88,7 @@ def _helpers(policy: Policy, node: Surroundings) -> Iterator[str]:
     yield (
         "external_acl_type judge concurrency=200 children-max=1 children-startup=1 queue-size=2000 "
         f"ttl=0 negative_ttl=0 grace=0 cache=0 {helper.FORMAT} "
-        # squid gives a program only the last part of its name, by which Python would not find its environment.
+        # By "env": squid tells a program only the end of its path, and Python would not find its modules.
         f"/usr/bin/env {node.python} -m tproxy.egress.squid.helper {node.layout.policy}"
     )
     for word in (helper.BY_HEADER, helper.BY_CLIENTS, helper.SPLICING):
@@ -105,7 +106,8 @@ def _access(policy: Policy, node: Surroundings) -> Iterator[str]:
     yield "http_access deny !allowed_methods"
     yield f"http_access deny from_clients !judged_{helper.BY_CLIENTS}"
     yield f"http_access deny !from_clients !judged_{helper.BY_HEADER}"
-    yield "http_access allow to_mirror"
+    if node.mirror:
+        yield "http_access allow to_mirror"
     # After name resolution. An ACL with an address matches when any address of the host does.
     yield f"http_access deny {'!named_inner ' if policy.inner else ''}inner"
     yield "http_access allow all"
@@ -132,8 +134,8 @@ def _inner() -> Iterator[str]:
 
 
 def _bumping(policy: Policy, node: Surroundings) -> Iterator[str]:
-    # "bump" at the first step reads nothing of the site before the path is judged, and works without a network.
-    # A tunnel is looked at for its server name first.
+    # "bump" at the first step asks no site before the path is judged, and works without a network. Of a
+    # tunnel the server name is read first.
     yield "acl tunnel note way tunnel"
     yield "acl first at_step SslBump1"
     yield "acl second at_step SslBump2"
@@ -152,8 +154,9 @@ def _routes(policy: Policy, node: Surroundings) -> Iterator[str]:
     if node.mirror:
         peer = node.layout.peer
         yield (
-            f"cache_peer 127.0.0.1 parent {policy.listen.mirror} 0 name=mirror originserver no-query no-digest "
-            f"no-netdb-exchange connect-timeout=5 connect-fail-limit=1000 tls tls-cafile={peer / 'ca.pem'} "
+            f"cache_peer 127.0.0.1 parent {policy.listen.mirror} 0 name=mirror originserver no-query "
+            "no-digest no-netdb-exchange connect-timeout=5 connect-fail-limit=1000 tls "
+            f"tls-cafile={peer / 'ca.pem'} "
             f"sslcert={peer / 'squid.pem'} sslkey={peer / 'squid.key'} ssldomain={MIRROR_NAME}"
         )
         yield "cache_peer_access mirror allow to_mirror"
@@ -196,8 +199,9 @@ def _cache(policy: Policy, node: Surroundings) -> Iterator[str]:
     yield "cache_mem 16 MB"
     yield "maximum_object_size 4 GB"
     yield "maximum_object_size_in_memory 64 KB"
-    # The mirror keeps what it serves, and its answers depend on who asks.
-    yield "cache deny to_mirror"
+    if node.mirror:
+        # The mirror keeps what it serves, and its answers depend on who asks.
+        yield "cache deny to_mirror"
     yield "memory_pools off"
 
 

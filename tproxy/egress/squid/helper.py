@@ -1,9 +1,9 @@
 """The program that squid asks about each request: ``python -m tproxy.egress.squid.helper POLICY``.
 
-squid writes a line for each request (external_acl_type in squid.conf(5), with concurrency) and reads one back.
-The policy is read again when its file has changed, so an edit applies to the next request, and squid is not
-reconfigured. What the answer says besides OK and ERR becomes notes of the request, by which the rest of the
-configuration acts (``compiler``): where it goes, and how fast.
+squid writes a line for each request (external_acl_type in squid.conf(5), with concurrency) and reads one
+back. The policy is read again when its file has changed, so an edit applies to the next request, and squid is
+not reconfigured. What the answer says besides OK and ERR becomes notes of the request, by which the rest of
+the configuration acts (``compiler``): where it goes, and how fast.
 
 Everything that goes wrong here is an answer that denies. When this process ends, squid denies as well.
 """
@@ -22,7 +22,8 @@ from tproxy.egress.policy import judging, places
 from tproxy.egress.policy.current import Current
 from tproxy.egress.policy.rules import Policy
 
-# The fields of a line, in the order of FORMAT; squid percent-encodes each, and writes "-" for what is unknown.
+# The fields of a line, in the order of FORMAT; squid percent-encodes each, and writes "-" for what is
+# unknown.
 FIELDS = {
     "method": "%METHOD",
     "url": "%URI",
@@ -49,8 +50,8 @@ _TUNNEL = "tunnel/"  # before the destination in the connection's tag
 def answer(policy: Policy, said: dict[str, str], word: str) -> str:
     """Return squid's answer to one line: OK or ERR, and notes."""
     if word == SPLICING:
-        # A tunnel goes on only to the host that it was opened for: many sites share an address, and the server
-        # name would choose among them.
+        # A tunnel goes on only to the host that it was opened for: many sites share an address, and the
+        # server name would choose among them.
         wanted = f"{_TUNNEL}{said['server_name'].lower()}:443"
         return "OK" if said["connected"] == wanted else "ERR"
     caller = _caller(policy, said, word)

@@ -1,0 +1,81 @@
+"""The packet filter of the egress: who may send PROXY headers on this host, and where squid may connect to.
+
+A header says who is calling, so only the daemon's workers, and the front, may send one; both have user ids of
+their own (``kernel.privileges``). squid can look at addresses only, and all programs of this host share them.
+
+The second chain is a second look at what squid's own list of inner addresses refuses: a name whose address
+changes between the look and the connection gets nobody inside.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from ipaddress import IPv4Network
+
+from tproxy.egress.policy.addresses import INNER
+from tproxy.egress.policy.rules import Policy
+from tproxy.errors import NftError
+from tproxy.kernel.privileges import FIRST_UID
+
+TABLE = "one_tproxy_egress"
+
+# squid talks with the programs that it starts through connections to itself, from and to local ports
+# (net.ipv4.ip_local_port_range). Services do not listen there.
+_LOCAL_PORTS = "32768-60999"
+
+_LAST_UID = FIRST_UID + 2**22  # the largest process id, proc_pid_max(5)
+
+
+def ruleset(policy: Policy, user: str) -> str:
+    """Return the ruleset, which replaces an older one at once. ``user`` is squid's."""
+    listen = policy.listen
+    ports = ", ".join(map(str, sorted({*listen.proxy, listen.transparent})))
+    inner = ", ".join(str(each) for each in INNER if isinstance(each, IPv4Network))
+    inner6 = ", ".join(str(each) for each in INNER if not isinstance(each, IPv4Network))
+    allowed = "".join(
+        f"    meta skuid {user} {'ip' if isinstance(each, IPv4Network) else 'ip6'} daddr {each} accept\n"
+        for each in policy.inner
+    )
+    return f"""\
+table inet {TABLE}
+delete table inet {TABLE}
+table inet {TABLE} {{
+  chain headers {{
+    type filter hook output priority filter; policy accept;
+    ip daddr != {listen.address} accept
+    tcp dport != {{ {ports} }} accept
+    meta skuid {{ 0, {FIRST_UID}-{_LAST_UID} }} accept
+    tcp flags & (syn|ack) == syn reject with tcp reset
+  }}
+  chain inner {{
+    type filter hook output priority filter; policy accept;
+    meta skuid != {user} accept
+    udp dport 53 accept
+    tcp dport 53 accept
+    ip daddr 127.0.0.1 tcp dport {{ {listen.mirror}, {_LOCAL_PORTS} }} accept
+    ip6 daddr ::1 tcp dport {_LOCAL_PORTS} accept
+{allowed}    ip daddr {{ {inner} }} tcp flags & (syn|ack) == syn reject
+    ip6 daddr {{ {inner6} }} tcp flags & (syn|ack) == syn reject
+  }}
+}}
+"""
+
+
+def load(policy: Policy, user: str) -> None:
+    """Load the ruleset. Raises NftError."""
+    _nft(ruleset(policy, user))
+
+
+def remove() -> None:
+    """Remove the table, if it is there. Raises NftError."""
+    _nft(f"table inet {TABLE}\ndelete table inet {TABLE}\n")
+
+
+def _nft(text: str) -> None:
+    try:
+        done = subprocess.run(["nft", "-f", "-"], input=text, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise NftError("the program nft is missing: apt install nftables") from None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no reason given"]
+        raise NftError(f"nft refused the rules of the egress: {lines[0]}")
