@@ -21,7 +21,9 @@ class Files:
         record = self._library.store.find("file", url, "")
         expected = self._library.settings.files.get(url) or (record.sha256 if record else "")
         artifact = Artifact("file", filename=url.rpartition("/")[2], url=url, sha256=expected)
-        if denied := self._library.denied(request, artifact):
+        # A rule names a file by its hash (files), or a URL (get).
+        denied = self._library.denied(request, artifact)
+        if denied and self._library.denied(request, Artifact("uri", url=url)):
             return denied
         if not expected:
             return self._library.missing(request, artifact)
