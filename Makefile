@@ -1,4 +1,4 @@
-# All commands of this checkout: make venv | demo | test | test-vm | bench | bench-workers | lint | clean
+# All commands of this checkout: make venv | demo | test | test-egress | test-vm | bench | bench-workers | lint | clean
 
 # Tests that run at the same time. They wait for processes and the kernel more than they compute, so this is
 # more than there are cores.
@@ -23,11 +23,17 @@ demo: venv
 
 # Seconds after which a test ends a program that hangs. A machine under load may be ten times slower, and its
 # tests still pass.
-test test-vm: export TPROXY_PATIENCE ?= 100
+test test-egress test-vm: export TPROXY_PATIENCE ?= 100
 
 .PHONY: test
 test: venv
 	.venv/bin/python -m pytest -n $(WORKERS) $(wildcard tests/unit tests/netns)
+
+# Tests of `tproxy egress` with real engines: squid, and the clients and servers of the packages' kinds.
+.PHONY: test-egress
+test-egress:
+	@.ci/setup egress
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile tests/egress
 
 # Tests with virtual machines. They are emulated, which takes minutes. VM_TESTS=tests/vm/test_guest.py runs only
 # those of that file.

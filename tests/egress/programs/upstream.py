@@ -1,7 +1,7 @@
 """Web sites for tests: serves ROOT/HOST/PATH on ports 80 and 443 of some addresses, and logs each request.
 
-Arguments: addresses with commas, directory, certificate with key. A file PATH.redirect holds the address of a redirect.
-A line in ROOT/requests.log is scheme, host, method and path.
+Arguments: addresses with commas, directory, certificate with key. A file PATH.redirect holds the address of a
+redirect. A line in ROOT/requests.log is scheme, host, method and path.
 """
 
 from __future__ import annotations

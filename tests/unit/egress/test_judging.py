@@ -198,13 +198,13 @@ def test_a_file_is_its_url_and_its_content() -> None:
 
 def test_limits_of_the_first_rule_that_has_some_are_used() -> None:
     policy = parse(
-        "limits: {connections: 9}\n"
+        "limits: {bytes_per_second: 9}\n"
         "rules:\n"
         "  - {networks: [a], pypi: [x]}\n"
-        "  - {networks: [a], limits: {connections: 5, bytes_per_second: 10k}}\n"
+        "  - {networks: [a], limits: {bytes_per_second: 10k}}\n"
     )
-    assert judging.limits(policy, Caller(network="a")).connections == 5
-    assert judging.limits(policy, Caller(network="b")).connections == 9
+    assert judging.limits(policy, Caller(network="a")).bytes_per_second == 10_000
+    assert judging.limits(policy, Caller(network="b")).bytes_per_second == 9
 
 
 def test_hosts_of_allowing_rules_and_tunnels_are_known() -> None:

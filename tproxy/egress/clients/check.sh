@@ -5,6 +5,7 @@ PROXY=@PROXY@
 CA=/usr/local/share/ca-certificates/tproxy-egress.crt
 BUNDLE=/etc/ssl/certs/ca-certificates.crt
 wrong=0
+value=
 
 problem() { echo "$1"; wrong=1; }
 

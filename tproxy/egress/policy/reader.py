@@ -229,7 +229,6 @@ class _Reader:
 
     def _limits(self, node: yaml.Node) -> Limits:
         known = {
-            "connections": lambda node: values.whole(node, 1, 65535),
             "bytes_per_second": values.size,
         }
         return Limits(**self._mapping("limits", node, known))

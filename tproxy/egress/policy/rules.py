@@ -55,7 +55,6 @@ class Suites:
 class Limits:
     """What one guest may use at a time. 0 means no limit."""
 
-    connections: int = 0
     bytes_per_second: int = 0
 
 

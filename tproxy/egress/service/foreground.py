@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -44,7 +45,7 @@ def run(root: Path | None) -> None:
             command = [sys.executable, "-m", "tproxy", "egress", *words, *where]
             children[name] = subprocess.Popen(command, start_new_session=True)
             if name == "squid":
-                _wait_for(lambda: (node.layout.run / "squid.pid").exists(), children, stopped)
+                _wait_for((node.layout.run / "squid.pid").exists, children, stopped)
         seen = current.get()
         while not stopped:
             _check(children)
@@ -61,8 +62,9 @@ def run(root: Path | None) -> None:
         guard.remove()
 
 
-def _wait_for(condition: object, children: dict[str, subprocess.Popen[bytes]], stopped: list[int]) -> None:
-    assert callable(condition)
+def _wait_for(
+    condition: Callable[[], bool], children: dict[str, subprocess.Popen[bytes]], stopped: list[int]
+) -> None:
     while not condition() and not stopped:
         _check(children)
         time.sleep(0.05)

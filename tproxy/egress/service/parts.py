@@ -97,8 +97,8 @@ def notify_ready() -> None:
 def reload_squid(node: Surroundings, policy: Policy) -> bool:
     """Have squid take changed ports, mode, inner addresses and rates. Downloads go on.
 
-    Return False when there was nothing to change, as after a change of rules. Raises TproxyError, with the old
-    configuration in place, when squid would refuse the new one.
+    Return False when there was nothing to change, as after a change of rules. Raises TproxyError, with the
+    old configuration in place, when squid would refuse the new one.
     """
     path = preparation.configuration(node)
     old, new = path.read_text(), compiled(policy, node)
