@@ -104,7 +104,7 @@ class Mirror:
     async def _answer(self, host: str, asked: Request) -> Answer:
         kind, name, path = route(self.settings, host, asked.path)
         if not kind:
-            # In sealed mode squid sends every request here: plain files by the addresses that they have outside.
+            # In sealed mode squid sends every request here, also for plain files at their own addresses.
             urls = (f"{scheme}://{host}{asked.path}" for scheme in ("https", "http"))
             path = next((url for url in urls if self.store.find("file", url, "")), path)
             kind = "file" if "://" in path else ""

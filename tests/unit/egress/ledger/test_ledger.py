@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,15 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tproxy.egress.ledger import chain, heads, queries
+from tproxy.egress.ledger import chain, queries
 from tproxy.egress.ledger.chain import Head, Ledger, LedgerError, entries, problems, segments
 from tproxy.egress.ledger.entries import Event
 from tproxy.egress.model import Artifact, Caller
-from tproxy.egress.signing import KeyPair, SigningError, verify
-
-needs_minisign = pytest.mark.skipif(
-    shutil.which("minisign") is None and os.environ.get("CI") != "true", reason="needs minisign"
-)
 
 
 @pytest.fixture
@@ -134,38 +126,6 @@ def test_on_a_full_disk_nothing_is_added(ledger: Ledger) -> None:
     assert path.read_bytes() == before
     ledger.append({"name": "again"})
     assert found(ledger) == []
-
-
-@needs_minisign
-def test_heads_are_signed_sent_and_show_that_the_end_was_cut(ledger: Ledger, tmp_path: Path) -> None:
-    path = fill(ledger)
-    key, sent = KeyPair(tmp_path, "ledger"), list[str]()
-    head = heads.sign(ledger, key, sent.append)
-    assert heads.parse(sent[0]) == head
-    assert key.fingerprint in sent[0]
-    assert heads.read(ledger.directory, key.public.read_text()) == ([head], [])
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(lines[:3]))
-    (problem,) = found(ledger, head)
-    assert problem == "the ledger ends at entry 3, and a signed head names entry 5: it was cut"
-    assert key.secret.stat().st_mode & 0o777 == 0o600
-
-
-@needs_minisign
-def test_a_forged_head_is_found(ledger: Ledger, tmp_path: Path) -> None:
-    fill(ledger)
-    key = KeyPair(tmp_path, "ledger")
-    heads.sign(ledger, key, lambda line: None)
-    path = ledger.directory / heads.FILE
-    entry = json.loads(path.read_text())
-    path.write_text(json.dumps({**entry, "n": 3}) + "\nno JSON\n")
-    good, wrong = heads.read(ledger.directory, key.public.read_text())
-    assert good == []
-    assert len(wrong) == 2
-    other = KeyPair(tmp_path, "other")
-    other.create()
-    with pytest.raises(SigningError):
-        verify(b"content", key.sign(b"content"), other.public.read_text())
 
 
 def test_what_was_blocked_is_grouped() -> None:
