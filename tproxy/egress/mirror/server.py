@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import ssl
 import weakref
 from collections.abc import Callable, Mapping
@@ -88,13 +89,13 @@ class Mirror:
             self.counts["failed"] += 1
             log.warning("%s: %s", to_ascii(request.rel_url.raw_path), error)
             return _text(error.status, str(error))
-        except StoreError as error:
+        except (StoreError, sqlite3.Error) as error:
             self.counts["failed"] += 1
             log.error("%s", error)
             return _text(503, str(error))
         try:
             return await self._carry_out(request, asked, answer)
-        except StoreError as error:
+        except (StoreError, sqlite3.Error) as error:
             log.error("%s", error)
             return _text(503, str(error))
         except Unrecorded as error:
