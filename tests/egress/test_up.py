@@ -232,6 +232,14 @@ def test_the_set_up_can_be_for_some_units_only(node: Node, guest: tuple[str, ...
     assert not (etc / "profile.d/tproxy-egress.sh").exists()
 
 
+def test_a_policy_that_squid_may_not_read_is_refused_at_the_start(engines: None) -> None:
+    with Node(POLICY, squid=False) as node:
+        node.policy.chmod(0o600)
+        done = node.run(*TPROXY, "run", "squid", "--root", str(node.root), check=False)
+        assert done.returncode == 1
+        assert "cannot be read by the user proxy: chmod o+r" in done.stderr
+
+
 def test_a_taken_port_names_its_holder(engines: None) -> None:
     with Node(POLICY, squid=False) as node:
         holder = node.popen("python3", "-m", "http.server", "--bind", "127.0.0.1", "8443")

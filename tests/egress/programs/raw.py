@@ -28,7 +28,7 @@ def main() -> None:
         peer.settimeout(5)
         peer.sendall(bytes.fromhex(sys.argv[2]))
         if len(sys.argv) < 4:
-            peer.shutdown(socket.SHUT_WR)
+            # Not shut down: squid drops requests of a client that has ended its side.
             sys.stdout.buffer.write(read_all(peer))
             return
         head = b""

@@ -39,6 +39,7 @@ def prepare(policy: Policy, node: Surroundings) -> list[str]:
     except KeyError:
         raise TproxyError(f"there is no user {node.user}, as whom squid runs") from None
     layout = node.layout
+    _check_readable(layout.policy, user)
     for directory in (layout.state, layout.run, layout.log):
         directory.mkdir(parents=True, exist_ok=True, mode=0o755)
     for own in (layout.log, layout.run, layout.state / "squid"):
@@ -55,6 +56,21 @@ def prepare(policy: Policy, node: Surroundings) -> list[str]:
     if not (layout.state / "squid" / "cache" / "00").exists():
         _run(SQUID, "-N", "-z", "-f", str(conf))
     return [*_shown(authority, created), *filter(None, [authority.warning()])]
+
+
+def _check_readable(policy: Path, user: pwd.struct_passwd) -> None:
+    """Raise TproxyError unless squid's user can read the policy: its helper reads it, as that user."""
+    done = subprocess.run(
+        ["cat", str(policy)],
+        user=user.pw_uid,
+        group=user.pw_gid,
+        extra_groups=(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    if done.returncode:
+        raise TproxyError(f"{policy} cannot be read by the user {user.pw_name}: chmod o+r {policy}")
 
 
 def configuration(node: Surroundings) -> Path:

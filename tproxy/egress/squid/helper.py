@@ -127,7 +127,8 @@ def _message(text: str) -> str:
 
 
 def serve(current: Current, lines: Iterable[str], write: Callable[[str], object]) -> None:
-    """Answer each line."""
+    """Answer each line. Say in squid's log when the policy cannot be used as it is now."""
+    said_of_policy = ""
     for line in lines:
         number, _, rest = line.rstrip("\n").partition(" ")
         try:
@@ -136,7 +137,12 @@ def serve(current: Current, lines: Iterable[str], write: Callable[[str], object]
                 name: "" if value == "-" else unquote(value, errors="strict")
                 for name, value in zip(FIELDS, values, strict=True)
             }
-            found = answer(current.get(), said, word)
+            policy = current.get()
+            if current.problem != said_of_policy:
+                said_of_policy = current.problem
+                text = said_of_policy or "the policy is in order again"
+                print(f"tproxy egress: {text}", file=sys.stderr, flush=True)
+            found = answer(policy, said, word)
         except Exception as error:  # whatever it is, the request cannot be judged
             print(f"tproxy egress: cannot judge a request: {error!r}", file=sys.stderr, flush=True)
             found = "ERR message=this%20request%20cannot%20be%20judged rule=none"
