@@ -84,7 +84,7 @@ def page(
 
 def _ledger(entries: Sequence[Entry], problems: Sequence[str]) -> str:
     if not problems:
-        return f'<p class="good">The chain of {len(entries)} entries is whole.</p>'
+        return f'<p class="good">The chain is whole. {len(entries):,} of its entries are in this period.</p>'
     lines = "".join(f"<li>{_text(line)}</li>" for line in problems[:MOST])
     return f'<p class="bad">The chain has {len(problems)} problems.</p><ul>{lines}</ul>'
 
