@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from urllib.parse import unquote
 
+import psutil
 import pytest
 
 from tests.egress.node import Node
@@ -333,3 +334,40 @@ def test_the_authoritys_key_is_secret_and_its_fingerprint_is_shown(node: Node) -
         "openssl", "x509", "-noout", "-sha256", "-fingerprint", "-in", str(authority.certificate)
     )
     assert shown.stdout.strip().endswith(fingerprint(authority.load()))
+
+
+def helpers(node: Node) -> list[psutil.Process]:
+    """Return the processes that judge this node's requests."""
+    words = {"tproxy.egress.squid.helper", str(node.policy)}
+    return [each for each in psutil.process_iter(["cmdline"]) if words <= set(each.info["cmdline"] or ())]
+
+
+def test_nothing_is_served_while_nobody_judges(node: Node, build: str) -> None:
+    """The helper stands still, so no request gets an answer; when it goes on, the answer comes."""
+    (helper,) = helpers(node)
+    helper.suspend()
+    try:
+        assert node.curl(build, A, "-m", "2")[0] == 0
+    finally:
+        helper.resume()
+    assert node.curl(build, A)[0] == 200
+
+
+def test_a_killed_helper_is_replaced_and_its_requests_are_denied(node: Node, build: str) -> None:
+    (helper,) = helpers(node)
+    helper.kill()
+    helper.wait()
+    node.wait_for(lambda: node.curl(build, A)[0] == 200, "another helper judges")
+    assert node.curl(build, "https://pypi.org/simple/bad/")[0] == 403
+
+
+def test_a_sealed_site_asks_no_site(engines: None) -> None:
+    """Without a mirror nothing can be served, and no request goes out, not even for what a rule allows."""
+    with Node("mode: sealed\n" + POLICY, mirror=True) as node:
+        node.site("host.example", "/releases/a", "file a\n")
+        proxy = node.caller(network="build")
+        for url in (A, "https://pypi.org/simple/good/", "http://host.example/releases/a"):
+            status, body = node.curl(proxy, url)
+            assert status in (403, 502, 503, 504), body
+        assert node.curl(proxy, "https://pypi.org/simple/bad/")[0] == 403
+        assert node.requests() == []

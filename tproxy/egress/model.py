@@ -26,8 +26,8 @@ _CARRIED = {
 class Caller:
     """The machine that asks, as the daemon's PROXY header names it. What the header does not say is empty.
 
-    ``port`` is the bridge port behind which a guest is, not a TCP port. A host that is no guest has an address
-    and the network that ``clients:`` gives it, and nothing else.
+    ``port`` is the bridge port behind which a guest is, not a TCP port. A host that is no guest has an
+    address and the network that ``clients:`` gives it, and nothing else.
     """
 
     hypervisor: str = ""
@@ -64,8 +64,8 @@ class Caller:
 class Artifact:
     """A thing that a client fetches: a package's file, an index, an image's blob, or a plain URL.
 
-    ``name`` and ``version`` are as the kind writes them: the normalized project for pypi (PEP 503), the binary
-    package for deb, the repository with its registry for oci (``docker.io/library/alpine``), and
+    ``name`` and ``version`` are as the kind writes them: the normalized project for pypi (PEP 503), the
+    binary package for deb, the repository with its registry for oci (``docker.io/library/alpine``), and
     ``namespace.name`` for galaxy. What is not known is empty: a project's index has no version and no file.
     ``sha256`` is in hexadecimal.
     """
