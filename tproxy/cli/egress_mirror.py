@@ -17,6 +17,7 @@ from tproxy.console import EXIT_FAILURE, say
 from tproxy.egress.gather.gathering import KEYRING
 from tproxy.egress.gather.lists import KINDS, Targets
 from tproxy.egress.layout import Layout
+from tproxy.egress.ledger import queries
 from tproxy.egress.mirror import keeping, running
 from tproxy.egress.mirror.settings import Settings, settings_of
 from tproxy.egress.mirror.site_key import SiteKey
@@ -196,12 +197,16 @@ def site_key(rotate: bool, finish: bool, root: Path | None) -> None:
 @click.option("--quota", help="The most that the store may hold, as 30G.")
 @click.option("--guests-port", default=3192, show_default=True, help="For connections with a PROXY header.")
 @click.option("--clients-port", default=0, help="For hosts that the policy's `clients` names; 0 for none.")
+@click.option(
+    "--update-every", default="1d", show_default=True, help="How often to update what is kept; 0s is never."
+)
 @root_option
-def run(quota: str | None, guests_port: int, clients_port: int, root: Path | None) -> None:
+def run(quota: str | None, guests_port: int, clients_port: int, update_every: str, root: Path | None) -> None:
     """Run the mirror in the foreground."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     bound = size(quota) if quota else None
-    asyncio.run(running.run(layout_of(root), bound, guests_port, clients_port, _ready))
+    every = queries.seconds(update_every)
+    asyncio.run(running.run(layout_of(root), bound, guests_port, clients_port, every, _ready))
 
 
 def _ready() -> None:

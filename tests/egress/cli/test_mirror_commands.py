@@ -74,11 +74,11 @@ class Operator:
         )
 
     @contextmanager
-    def serving(self) -> Iterator[str]:
+    def serving(self, *options: str) -> Iterator[str]:
         """Run the mirror, and yield the address at which everyone is the guest of vnet1."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = int(free.getsockname()[1])
-        command = [TPROXY, "egress", "mirror", "run", f"--guests-port={port}"]
+        command = [TPROXY, "egress", "mirror", "run", f"--guests-port={port}", *options]
         environment = {**os.environ, "TPROXY_EGRESS_ROOT": str(self.root)}
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         assert process.stderr is not None
@@ -147,6 +147,15 @@ def test_the_socket_does_the_same(node: Operator) -> None:
         assert node.control("DELETE", "/kept?kind=pypi&name=demo")[0] == 200
         mode = (node.root / "run" / "mirror.sock").stat().st_mode & 0o777
         assert mode == 0o600
+
+
+def test_what_is_kept_is_updated_by_a_timer(node: Operator) -> None:
+    node("mirror", "add", "pypi", "base")
+    with node.serving("--update-every", "1s"):
+        for _ in eventually():
+            if node.control("GET", "/status")[1]["bytes"]:
+                break
+    assert node.index.site.count("/packages/base") == 1
 
 
 def test_a_second_update_ends_with_its_own_code_and_names_the_first(node: Operator) -> None:

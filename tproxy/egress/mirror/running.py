@@ -9,10 +9,12 @@ from collections.abc import Callable, Collection
 from ipaddress import ip_address
 from pathlib import Path
 
+from tproxy.egress.gather.lists import Targets
 from tproxy.egress.layout import Layout
 from tproxy.egress.ledger import heads
 from tproxy.egress.ledger.chain import Ledger
 from tproxy.egress.ledger.entries import Event
+from tproxy.egress.mirror import keeping
 from tproxy.egress.mirror.control import Control
 from tproxy.egress.mirror.server import Listeners, Mirror, squid_context
 from tproxy.egress.mirror.settings import Settings, settings_of
@@ -21,7 +23,7 @@ from tproxy.egress.policy import judging
 from tproxy.egress.policy.current import Current
 from tproxy.egress.signing import KeyPair
 from tproxy.egress.store.store import Store
-from tproxy.errors import TproxyError
+from tproxy.errors import TproxyError, to_ascii
 
 log = logging.getLogger("tproxy.egress.mirror")
 
@@ -91,6 +93,16 @@ class Node:
             # Requests that are being answered end with the old one, downloads included.
             asyncio.get_running_loop().call_later(3600, lambda: asyncio.ensure_future(old.close()))
 
+    def update(self) -> None:
+        """Fetch what is kept in advance, and log what is missing."""
+        if self.mirror.settings.sealed:
+            return
+        try:
+            for line in keeping.update(self.mirror.settings, Targets()):
+                log.warning("kept in advance, and missing: %s", to_ascii(line))
+        except TproxyError as error:
+            log.warning("no update now: %s", error)
+
     def sign_head(self) -> None:
         try:
             heads.sign(self.ledger, ledger_key(self._layout))
@@ -103,9 +115,13 @@ async def run(
     quota: int | None,
     guests_port: int,
     clients_port: int,
+    update_every: float,
     ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT. A port of 0 means that there is no such port."""
+    """Serve until SIGTERM or SIGINT. A port of 0 means that there is no such port.
+
+    ``update_every`` seconds what is kept in advance is fetched again; 0 means never.
+    """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -126,11 +142,16 @@ async def run(
         await control.start(control_socket(layout))
         ready()
         next_head = 0.0
+        next_update = asyncio.get_running_loop().time() + update_every
+        update: asyncio.Task[None] | None = None
         while not stop.is_set():
             now = asyncio.get_running_loop().time()
             if now >= next_head:
                 await asyncio.to_thread(node.sign_head)
                 next_head = now + heads.EVERY
+            if update_every and now >= next_update and (update is None or update.done()):
+                next_update = now + update_every
+                update = asyncio.create_task(asyncio.to_thread(node.update))
             node.ledger.sync()
             await node.follow_policy(listeners)
             try:
