@@ -42,6 +42,7 @@ def up() -> list[str]:
     policy = load(layout.policy)
     if not _active() and (taken := ports.taken(policy)):
         raise ProcessError("; ".join(taken))
+    layout.log.mkdir(parents=True, exist_ok=True)
     for name in (*SERVICES, *OTHERS):
         (UNITS / name).write_text(unit(name))
     _systemctl("daemon-reload")
