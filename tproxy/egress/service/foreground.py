@@ -14,10 +14,11 @@ from tproxy.console import say
 from tproxy.egress.policy.current import Current
 from tproxy.egress.policy.reader import load
 from tproxy.egress.service import guard, parts, ports
+from tproxy.egress.squid.authority import peer_certificates
 from tproxy.errors import ProcessError, TproxyError
 
-# squid first: it makes the authority and the certificates of the others.
-PARTS = (("run", "squid"), ("mirror", "run"), ("run", "front"))
+# The mirror first: squid asks a peer that did not listen at its start nothing for some seconds.
+PARTS = (("mirror", "run"), ("run", "squid"), ("run", "front"))
 
 _LOOK = 0.5  # seconds between looks at the policy and the children
 _END = 15.0  # seconds in which a part has to end
@@ -34,16 +35,22 @@ def run(root: Path | None) -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         stopped.append(number)
 
+    def mirror_listens() -> bool:
+        return not ports.is_free("127.0.0.1", policy.listen.mirror)
+
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     where = ["--root", str(root)] if root else []
     children: dict[str, subprocess.Popen[bytes]] = {}
     current = Current(node.layout.policy)
     try:
+        peer_certificates(node.layout.peer)
         for words in PARTS:
             name = words[-1] if words[0] == "run" else words[0]
             command = [sys.executable, "-m", "tproxy", "egress", *words, *where]
             children[name] = subprocess.Popen(command, start_new_session=True)
+            if name == "mirror":
+                _wait_for(mirror_listens, children, stopped)
             if name == "squid":
                 _wait_for((node.layout.run / "squid.pid").exists, children, stopped)
         seen = current.get()

@@ -30,11 +30,12 @@ def taken(policy: Policy) -> list[str]:
         f"port {port} at {address} ({what}) is taken by {_holder(port)}: "
         "end that, or choose another port under listen: in the policy"
         for what, address, port in needed(policy)
-        if not _is_free(address, port)
+        if not is_free(address, port)
     ]
 
 
-def _is_free(address: str, port: int) -> bool:
+def is_free(address: str, port: int) -> bool:
+    """Return whether nobody listens there."""
     with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
