@@ -1,10 +1,11 @@
-# All commands of this checkout: make venv | demo | test | test-egress | test-vm | bench | bench-workers | lint | clean
+# All commands of this checkout: make venv | demo | test | test-egress | test-vm | test-packages | test-model |
+# test-steps | bench | bench-workers | picture | soak | lint | deb | zipapp | wheel | manual | lock | options | clean
 
 # Tests that run at the same time. They wait for processes and the kernel more than they compute, so this is
 # more than there are cores.
 WORKERS ?= 4
 
-SOURCES := $(wildcard tproxy drivers tests bench)
+SOURCES := $(wildcard tproxy drivers tests bench packages)
 # The folders with Python files: mypy refuses one without.
 PYTHON_SOURCES = $(shell find $(SOURCES) -name '*.py' | cut -d / -f 1 | sort -u)
 # Shell scripts, by their first line: hooks have no extension.
@@ -44,6 +45,28 @@ test-vm:
 	@.ci/setup vm
 	.venv/bin/python -m pytest -n 2 --maxschedchunk=1 -rs $(VM_TESTS)
 
+# Random steps on a real host against a model of what guests must see; `make test` has three rows of them.
+EXAMPLES ?= 30
+
+.PHONY: test-model
+test-model: export TPROXY_PATIENCE ?= 100
+test-model: venv
+	TPROXY_MODEL_EXAMPLES=$(EXAMPLES) .venv/bin/python -m pytest -p no:xdist --timeout=0 tests/netns/model
+
+# Each step of hook, restart, drain and upgrade is killed once, for some hours; `make test` takes a few steps of each.
+.PHONY: test-steps
+test-steps: export TPROXY_PATIENCE ?= 100
+test-steps: venv
+	TPROXY_ALL_STEPS=1 .venv/bin/python -m pytest -n $(WORKERS) tests/netns/test_killed_steps.py
+
+# Mixed traffic with faults, every byte hashed by both ends. The report goes to build/soak.
+MINUTES ?= 30
+
+.PHONY: soak
+soak: export TPROXY_PATIENCE ?= 100
+soak: venv
+	.venv/bin/python -m bench.soak --minutes $(MINUTES) $(SOAK)
+
 # Options of the benchmark. BASE=path compares with tproxy of another checkout as well, which runs with its own
 # virtual environment when it has one.
 BENCH ?=
@@ -55,6 +78,12 @@ bench:
 	@.ci/setup bench
 	.venv/bin/python -m compileall -q tproxy
 	.venv/bin/python -m bench $(BENCH_OPTIONS)
+
+# docs/img/metrics.svg, from the answers of a real Prometheus.
+.PHONY: picture
+picture:
+	@.ci/setup bench
+	.venv/bin/python -m bench.picture
 
 .PHONY: bench-workers
 bench-workers:
@@ -85,10 +114,55 @@ lint: venv
 		echo "vagrant is not installed: vagrant/Vagrantfile not checked"; \
 	fi
 
-# The pages and the JSON schema that are made of the options' declarations (CONTRIBUTING.md, Add an option).
+# Packages go to dist/. DISTRIBUTIONS=trixie makes that one Debian package only (packages/distributions.yaml).
+DISTRIBUTIONS ?=
+
+.PHONY: deb
+deb: setup-packages
+	.venv/bin/python -m packages.deb $(DISTRIBUTIONS)
+
+# One file that runs tproxy. MACHINE=aarch64 makes it for another kind of processor than this machine's.
+.PHONY: zipapp
+zipapp: setup-packages
+	.venv/bin/python -m packages.zipapp $(if $(MACHINE),--machine $(MACHINE))
+
+# Source distribution and wheel, as they can be uploaded to PyPI.
+.PHONY: wheel
+wheel: setup-packages
+	rm -f dist/*.whl dist/*.tar.gz
+	.venv/bin/python -m build --outdir dist . >/dev/null
+	.venv/bin/twine check --strict dist/*.whl dist/*.tar.gz
+
+# Man pages and shell completions, from the declarations of the commands.
+.PHONY: manual
+manual: setup-packages
+	.venv/bin/python -m packages.manual build/manual
+
+# The newest Python packages that pyproject.toml allows, for packages to carry.
+.PHONY: lock
+lock: setup-packages
+	.venv/bin/uv pip compile --quiet --upgrade --python-platform linux --python-version 3.10 --generate-hashes \
+		--custom-compile-command 'make lock' pyproject.toml --output-file packages/carried.txt
+
+.PHONY: setup-packages
+setup-packages:
+	@.ci/setup packages
+
+# Each package is installed, upgraded and removed on machines with clean roots of Debian, which takes minutes.
+# PACKAGE_TESTS="tests/packages -k zipapp" runs some of them.
+PACKAGE_TESTS ?= tests/packages
+
+.PHONY: test-packages
+test-packages: export TPROXY_PATIENCE ?= 100
+test-packages:
+	@.ci/setup roots
+	.venv/bin/python -m pytest -p no:xdist --timeout=900 -rs $(PACKAGE_TESTS)
+
+# The pages and the JSON schema that are made of the declarations of options and metrics (CONTRIBUTING.md).
 .PHONY: options
 options:
 	.venv/bin/python -m tproxy.config.reference
+	.venv/bin/python -m tproxy.metrics.reference
 
 .PHONY: clean
 clean:

@@ -24,7 +24,7 @@ from tproxy.lab.hypervisor import Hypervisor
 from tproxy.model import TABLE, BridgeNames
 
 ALONE = "no other bridge"
-_RULE = Guard(BRIDGE, frozenset({BRIDGE}), {}).arp_rule
+_RULE = Guard(BRIDGE, frozenset({BRIDGE}), {}).arp_rules[0]
 
 # The rule in the chain of each other bridge: "" for none, None where the chain is deleted.
 CONTENTS: Mapping[str, str | None] = {

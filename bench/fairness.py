@@ -1,7 +1,8 @@
-"""Fairness: p99 of a guest on one bridge, while a guest on another bridge does its worst.
+"""Fairness: p99 of a guest, while another guest, of another bridge or of the same one, does its worst.
 
-The greedy guest is the first one on the first bridge. It connects as fast as it can, or moves bulk on many
-streams. The other guest, on the second bridge, makes requests on connections that stay.
+The greedy guest is the first one on the first bridge. It connects as fast as it can, moves bulk on many
+streams, holds many idle connections, or reads slowly on many. The other guest, on the second bridge or on the
+first one, makes requests on connections that stay, to another endpoint.
 
 For the control, the same greedy load goes straight to its endpoint, over a link of its own. Then the two
 guests share processors, kernel and nothing else. The ratio of both p99 is what sharing tproxy costs.
@@ -25,7 +26,7 @@ from tproxy.lab.hypervisor import PATIENCE
 from tproxy.model import SERVICE_ADDRESS
 
 # The load of the greedy guest, and the connections of the other one.
-PROCESSES, STREAMS = 8, 16
+PROCESSES, STREAMS, IDLE, SLOW = 8, 16, 3000, 500
 CONNECTIONS = 64
 
 # Seconds between two reports of iperf3, and for how much longer it runs than the other guest needs.
@@ -39,12 +40,43 @@ Greed = Callable[[Client, str, float], AbstractContextManager[Callable[[], float
 @contextmanager
 def connecting(client: Client, address: str, _: float) -> Iterator[Callable[[], float]]:
     """Connect as fast as possible; the call ends that, and returns the number of connections."""
-    argv = [sys.executable, "-m", "bench.greedy", address, str(client.http), str(PROCESSES)]
+    with _running("bench.greedy", client, address, PROCESSES) as end:
+        yield end
+
+
+@contextmanager
+def slow(client: Client, address: str, _: float) -> Iterator[Callable[[], float]]:
+    """Read slowly on many connections; the call ends that, and returns the bytes that were read."""
+    with _running("bench.slow_readers", client, address, SLOW) as end:
+        yield end
+
+
+@contextmanager
+def idle(client: Client, address: str, _: float) -> Iterator[Callable[[], float]]:
+    """Hold many connections after one request each; the call returns their number."""
+    argv = [sys.executable, "-m", "bench.holder", address, str(client.http)]
+    process = client.guest.popen(*argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        print(IDLE, file=process.stdin, flush=True)
+        if (answer := process.stdout.readline().strip()) != f"holding {IDLE}":
+            raise ProcessError(f"{IDLE} connections: {answer or 'the holder died'}")
+        yield lambda: float(IDLE)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _running(module: str, client: Client, address: str, number: int) -> Iterator[Callable[[], float]]:
+    """Run a program that prints ``ready``, and a number when its input ends; the call ends it."""
+    argv = [sys.executable, "-m", module, address, str(client.http), str(number)]
     process = client.guest.popen(*argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
         if process.stdout.readline() != "ready\n":
-            raise ProcessError("bench.greedy did not start")
+            raise ProcessError(f"{module} did not start")
         yield lambda: float(process.communicate(timeout=PATIENCE)[0])
     finally:
         process.kill()
@@ -92,23 +124,27 @@ def sums(report: str) -> list[float]:
     ]
 
 
-GREEDS: dict[str, Greed] = {"connects": connecting, "streams": streaming}
+GREEDS: dict[str, Greed] = {"connects": connecting, "streams": streaming, "idle": idle, "slow": slow}
+
+# Where the other guest is: what keys begin with, its bridge, and its number there.
+PLACES = {"": (1, 0), "same ": (0, 1)}
 
 
-def victim(site: Site) -> Client:
-    return Client(site.guests[1][0], 1)
+def victim(place: str, site: Site) -> Client:
+    bridge, number = PLACES[place]
+    return Client(site.guests[bridge][number], 1)
 
 
-def calm(site: Site, seconds: float) -> dict[str, float]:
+def calm(place: str, site: Site, seconds: float) -> dict[str, float]:
     """Microseconds of p99 of the other guest without the greedy one."""
-    client = victim(site)
+    client = victim(place, site)
     done = load.requests(client.guest, seconds, CONNECTIONS, port=client.http)
-    return {"calm p99": done.p99, "errors": done.errors}
+    return {f"{place}calm p99": done.p99, "errors": done.errors}
 
 
-def beside(greed: str, address: str, key: str, site: Site, seconds: float) -> dict[str, float]:
+def beside(place: str, greed: str, address: str, key: str, site: Site, seconds: float) -> dict[str, float]:
     """The same beside the greedy guest, and what that one reached."""
-    client = victim(site)
+    client = victim(place, site)
     with GREEDS[greed](Client(site.guests[0][0], 0), address, seconds) as end:
         done = load.requests(client.guest, seconds, CONNECTIONS, port=client.http)
         reached = end()
@@ -116,10 +152,14 @@ def beside(greed: str, address: str, key: str, site: Site, seconds: float) -> di
 
 
 MEASURES: dict[str, Measuring[Site]] = {
-    "fairness, calm": calm,
+    **{f"fairness, {place}calm": partial(calm, place) for place in PLACES},
     **{
-        f"fairness, {key}": partial(beside, greed, address, key)
+        f"fairness, {key}": partial(beside, place, greed, address, key)
+        for place in PLACES
         for greed in GREEDS
-        for key, address in ((greed, SERVICE_ADDRESS), (f"{greed} control", ENDPOINT))
+        for key, address in (
+            (f"{place}{greed}", SERVICE_ADDRESS),
+            (f"{place}{greed} control", ENDPOINT),
+        )
     },
 }

@@ -25,7 +25,14 @@ _SCALED_GOALS = {2: 1.9, 4: 3.7, 8: 7.0}
 
 _TWO_BRIDGES, _ONE_BRIDGE = "two bridges", "one bridge, 8 guests"
 _LAYOUTS = (_TWO_BRIDGES, "two bridges, 4 guests each", _ONE_BRIDGE)
-_GREEDS = {"connects": "8 processes that connect", "streams": "16 bulk streams"}
+_GREEDS = {
+    "connects": "8 processes that connect",
+    "streams": "16 bulk streams",
+    "idle": "3,000 idle connections",
+    "slow": "500 slow readers",
+}
+# Where the other guest is (bench/fairness.py, PLACES), and its p99 by the control, at most.
+_PLACES = {"": ("another bridge", 2.0), "same ": ("the same bridge", 3.0)}
 _LOADS = {"requests": "requests/s", "bulk": "bulk, Gbit/s", "new": "new connections/s"}
 
 
@@ -99,11 +106,12 @@ CLAIMS: Sequence[Claim] = [
     ),
     *(
         Claim(
-            f"two workers: p99 beside {greed}, by the control, µs",
-            Figure(TWO, f"{key} p99"),
-            Goal("≤", 2.0),
-            Figure(TWO, f"{key} control p99"),
+            f"two workers: p99 on {where} beside {greed}, by the control, µs",
+            Figure(TWO, f"{place}{key} p99"),
+            Goal("≤", goal),
+            Figure(TWO, f"{place}{key} control p99"),
         )
+        for place, (where, goal) in _PLACES.items()
         for key, greed in _GREEDS.items()
     ),
     *(
@@ -136,21 +144,6 @@ def markdown(results: Results) -> str:
         for kind in ("new", "requests")
         for p99 in ("", " p99")
     ]
-    greeds = [
-        Axis("calm p99", "nobody: p99, µs"),
-        *(
-            axis
-            for key, greed in _GREEDS.items()
-            for axis in (
-                Axis(f"{key} control p99", f"{greed}, control: p99, µs"),
-                Axis(f"{key} p99", f"{greed}: p99, µs"),
-                Axis(f"{key} control rate", "control: requests/s"),
-                Axis(f"{key} rate", "requests/s"),
-                Axis(f"{key} control greed", f"control: {_UNITS[key]} of the greedy guest", _DIGITS[key]),
-                Axis(f"{key} greed", f"{_UNITS[key]} of the greedy guest", _DIGITS[key]),
-            )
-        ),
-    ]
     held = [Axis(key, title, 2 if key == "bulk" else 0) for key, title in _LOADS.items()]
     memory = [
         Axis("private worker rest", "private, largest worker, at rest, MB", 2),
@@ -165,11 +158,12 @@ def markdown(results: Results) -> str:
         Axis("kill answers", "requests answered"),
         Axis("kill longest", "longest wait for an answer, ms"),
     ]
+    places = [(place, where) for place, (where, _) in _PLACES.items()]
     crowd = (ONE, TWO, HAPROXY, HAPROXY_2, BEFORE)
     for heading, axes, peers in (
         ("One worker, and the default", [*_KEPT, *_KEPT_MEMORY], (BEFORE, ONE, TPROXY, HAPROXY)),
         ("Two workers", layouts, crowd),
-        ("A guest on another bridge, beside a greedy one", greeds, crowd),
+        *((f"A guest on {where}, beside a greedy one", _beside(place), crowd) for place, where in places),
         ("Workers that have a twentieth of a core each", held, tuple(map(scaled, SCALE))),
         ("Memory of workers, on a host with two bridges", memory, crowd),
         ("`kill -9` of the daemon under load, 5 times", kills, (TWO, BEFORE)),
@@ -177,8 +171,8 @@ def markdown(results: Results) -> str:
     ):
         if text := table(results, axes, peers):
             parts += [f"### {heading}", text]
-        if axes is greeds and (text := ratios_to_control(results, peers)):
-            parts.append(text)
+    if text := ratios_to_control(results, crowd):
+        parts += ["### p99 beside a greedy guest, by the control", text]
     if text := claims.table(results, CLAIMS):
         parts += ["### Goals", text]
     if results.problems:
@@ -186,22 +180,51 @@ def markdown(results: Results) -> str:
     return "\n\n".join(parts)
 
 
-_UNITS = {"connects": "connections", "streams": "Gbit/s"}
-_DIGITS = {"connects": 0, "streams": 1}
+_UNITS = {"connects": "connections", "streams": "Gbit/s", "idle": "connections", "slow": "bytes read"}
 _DISTURBED = [Axis("errors", "errors that clients saw", summed=True), Axis("stolen", "steal, per cent", 1)]
+
+
+def _beside(place: str) -> list[Axis]:
+    """The axes of a guest at that place, beside each greedy guest."""
+    return [
+        Axis(f"{place}calm p99", "nobody: p99, µs"),
+        *(
+            axis
+            for key, greed in _GREEDS.items()
+            for axis in (
+                Axis(f"{place}{key} control p99", f"{greed}, control: p99, µs"),
+                Axis(f"{place}{key} p99", f"{greed}: p99, µs"),
+                Axis(f"{place}{key} control rate", "control: requests/s"),
+                Axis(f"{place}{key} rate", "requests/s"),
+                Axis(f"{place}{key} control greed", f"control: {_UNITS[key]} of the greedy", _digits(key)),
+                Axis(f"{place}{key} greed", f"{_UNITS[key]} of the greedy", _digits(key)),
+            )
+        ),
+    ]
+
+
+def _digits(greed: str) -> int:
+    return 1 if greed == "streams" else 0
 
 
 def ratios_to_control(results: Results, peers: Sequence[str]) -> str:
     """The ratio of p99 beside each greedy load to that beside its control; "" without a figure."""
     there = [peer for peer in peers if results.median(peer, "calm p99")]
     rows = []
-    for key, greed in _GREEDS.items():
-        claims_of = [
-            Claim("", Figure(peer, f"{key} p99"), Goal("≤", 2), Figure(peer, f"{key} control p99"))
-            for peer in there
-        ]
-        values = [claim.value(results) for claim in claims_of]
-        rows.append([greed, *("-" if value is None else f"{value:.2f}" for value in values)])
+    for place, (where, goal) in _PLACES.items():
+        for key, greed in _GREEDS.items():
+            claims_of = [
+                Claim(
+                    "",
+                    Figure(peer, f"{place}{key} p99"),
+                    Goal("≤", goal),
+                    Figure(peer, f"{place}{key} control p99"),
+                )
+                for peer in there
+            ]
+            values = [claim.value(results) for claim in claims_of]
+            cells = ("-" if value is None else f"{value:.2f}" for value in values)
+            rows.append([f"{where}, {greed}", *cells])
     head = ["p99 by the control", *there]
     return tabulate(rows, head, "pipe", disable_numparse=True) if there else ""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGE, SECURITY = DOCS / "contract.md", DOCS / "security.md"
+PAGE, SECURITY, LIMITS = DOCS / "contract.md", DOCS / "security.md", DOCS / "limits.md"
 
 
 class Table(NamedTuple):

@@ -38,6 +38,10 @@ class NotRunning(ProcessError):
     """No daemon is running."""
 
 
+class DaemonEnded(ProcessError):
+    """The daemon ended before it had answered."""
+
+
 def quoted(text: str) -> str:
     """Return a value for a message: in quotes, as one line of ASCII, and cut if it is long."""
     line = ascii(text)

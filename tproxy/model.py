@@ -7,7 +7,12 @@ The types are the light named tuples of ``typed``, because a hook runs at every 
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+try:  # what hashlib has it from. hashlib loads OpenSSL, which is large, and relays and workers see no file
+    from _blake2 import blake2s
+except ImportError:
+    from hashlib import blake2s
 
 from tproxy.errors import BadName
 from tproxy.typed import TYPE_CHECKING, Any, NamedTuple
@@ -15,9 +20,12 @@ from tproxy.typed import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:  # the annotations of options, which are text at run time (tproxy.options)
     from typing import Annotated
 
-    from tproxy.options import Option, Seconds, Text
+    from tproxy.options import Choice, Number, Option, Seconds, Text
 
 SERVICE_ADDRESS = "169.254.16.9"
+# Its last four bytes are those of SERVICE_ADDRESS. No host gives it to itself: an address that is made of a
+# MAC has ff:fe in its middle, and others are random.
+SERVICE_ADDRESS_IPV6 = "fe80::a9fe:1009"
 
 # A locally administered address (bit 1 of the first byte) with the service address in the last four bytes. It
 # is the same on every bridge and host, so that the ARP cache of a migrated guest stays right. It does not
@@ -37,9 +45,18 @@ DAEMON_TITLE = "one_tproxy"
 # IFNAMSIZ is 16 with the final NUL, <linux/if.h>.
 INTERFACE_NAME_BYTES = 15
 
+TCP, UDP = PROTOCOLS = ("tcp", "udp")
+
 DEFAULT_CONNECT_TIMEOUT = 5.0  # seconds
+MOST_ENDPOINTS = 16  # of one service; arbitrary
+SPREADS = ("first", "least")
+PROXY_V2 = "v2"  # the value of a service's option proxy_protocol
+
+DEFAULT_USER_TIMEOUT = 120  # seconds; relays' listeners have it too, and accepted sockets inherit it
 
 _MULTICAST = range(224, 240)  # 224.0.0.0/4
+# By their first number: "this network", loopback, multicast, and what is reserved (RFC 6890).
+_OF_NO_HOST = frozenset({0, 127, *range(224, 256)})
 
 # The characters that an nftables identifier and a file name can both hold without quoting (nft(8), LEXICAL
 # CONVENTIONS). Linux allows more in the name of an interface. A bridge called "a;b" gets an error message,
@@ -88,11 +105,9 @@ class BridgeNames(_Bridge):
     def _veth_stem(self) -> str:
         if len(self.bridge) < INTERFACE_NAME_BYTES:
             return self.bridge
-        import hashlib  # it loads OpenSSL, which is large, and few bridges need it
-
         # There is no room for one more letter: "tp", 12 hexadecimal digits of a hash, then "a" or "b". With
         # 48 bits, two bridges of one host have the same digits practically never.
-        return "tp" + hashlib.blake2s(self.bridge.encode(), digest_size=6).hexdigest()
+        return "tp" + blake2s(self.bridge.encode(), digest_size=6).hexdigest()
 
     @property
     def veth_bridge(self) -> str:
@@ -109,6 +124,22 @@ class BridgeNames(_Bridge):
     @property
     def members(self) -> str:
         return f"gu_{self.bridge}"
+
+    @property
+    def cards(self) -> str:
+        return f"pt_{self.bridge}"
+
+    @property
+    def options(self) -> str:
+        return f"op_{self.bridge}"
+
+    @property
+    def typed_map(self) -> str:
+        return f"sv_{self.bridge}"
+
+    @property
+    def typed_options(self) -> str:
+        return f"so_{self.bridge}"
 
     @property
     def arp_guard(self) -> str:
@@ -132,14 +163,61 @@ def is_ipv4(text: str) -> bool:
     return True
 
 
+def as_ipv6(text: str) -> str:
+    """Return an IPv6 address as RFC 5952 writes it; "" for anything else, and for one with a zone."""
+    try:
+        return socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, text))
+    except (OSError, ValueError):
+        return ""
+
+
+def is_address(text: str) -> bool:
+    """Return whether the text is an IPv4 address, or an IPv6 address as ``as_ipv6`` writes it."""
+    return is_ipv4(text) or (":" in text and as_ipv6(text) == text)
+
+
+def can_be_served(address: str) -> bool:
+    """Return whether the text is an IPv4 address at which guests can have services."""
+    return is_ipv4(address) and int(address.partition(".")[0]) not in _OF_NO_HOST
+
+
+_MAPPED = bytes(10) + b"\xff\xff"  # begins an IPv4 address as IPv6 maps it (RFC 4291, 2.5.5.2)
+
+
+def packed_address(address: str) -> bytes:
+    """Return an IPv6 or IPv4 address in 16 bytes."""
+    if ":" in address:
+        return socket.inet_pton(socket.AF_INET6, address)
+    return _MAPPED + socket.inet_aton(address)
+
+
+def unpacked_address(packed: bytes) -> str:
+    """Return the address that ``packed_address`` packed."""
+    if packed.startswith(_MAPPED):
+        return socket.inet_ntoa(packed[len(_MAPPED) :])
+    return socket.inet_ntop(socket.AF_INET6, packed)
+
+
 def refused(address: str) -> str:
     """Return why an address cannot be an endpoint; "" when it can, or when it is a host name."""
     if address == SERVICE_ADDRESS:
         return "is the service address itself: a loop"
+    if ":" in address:
+        return _refused_ipv6(socket.inet_pton(socket.AF_INET6, address))
     if not is_ipv4(address):
         return ""
     if address in ("0.0.0.0", "255.255.255.255") or int(address.partition(".")[0]) in _MULTICAST:
         return "is not the address of one host"
+    return ""
+
+
+def _refused_ipv6(address: bytes) -> str:
+    if address.startswith(b"\xff") or not any(address):
+        return "is not the address of one host"
+    if address[0] == 0xFE and address[1] & 0xC0 == 0x80:
+        return "is a link-local address, which means nothing without an interface"
+    if address.startswith(bytes(10) + b"\xff\xff"):
+        return "stands for an IPv4 address: write that one"
     return ""
 
 
@@ -149,30 +227,84 @@ class _AddressPort(NamedTuple):
 
 
 class Endpoint(_AddressPort):
-    """The real address behind a service port. Raises ValueError unless ``address`` is a dotted IPv4."""
+    """A real address behind a service port. Raises ValueError unless ``is_address(address)``."""
 
     __slots__ = ()
 
     def __new__(cls, address: str, port: int) -> Endpoint:
-        if not is_ipv4(address):
-            raise ValueError(f"{address!a} is not an IPv4 address")
+        if not is_address(address):
+            raise ValueError(f"{address!a} is not an IP address")
         return super().__new__(cls, address, port)
 
     def __str__(self) -> str:
-        return f"{self.address}:{self.port}"
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
 
-class Service(NamedTuple):
-    """A service port with its endpoint and options, on one bridge.
+def leading(addresses: Sequence[str]) -> str:
+    """Return the first IPv4 address, which a service map can hold; without one the first address."""
+    return next(filter(is_ipv4, addresses), addresses[0])
 
-    Each field behind the endpoint is an option of the configuration file (``tproxy.options``), and a word in
-    the comment of the service's element in nftables (``bridge.service_map``). A new one goes to the end: a
-    daemon sends them in this order to the code of another version.
+
+class ServiceKey(NamedTuple):
+    """What identifies a service on a bridge.
+
+    ``address`` is the service address. ``network`` is the ``order`` of the bridge's network whose guests have
+    the service (``Member``); 0: all guests.
     """
 
     port: int
+    protocol: str = TCP
+    address: str = SERVICE_ADDRESS
+    network: int = 0
+
+    @property
+    def plain(self) -> bool:
+        """Whether it can stand in ``ep_<bridge>``, which says nothing but the port."""
+        return self[1:] == _PLAIN
+
+    @property
+    def listener(self) -> ServiceKey:
+        """What a relay listens on for it: the same key for all networks."""
+        return self._replace(network=0) if self.network else self
+
+    @property
+    def in_words(self) -> str:
+        """The key for a message: the port alone for a plain one, such as 5030; or 169.254.169.254:53/udp."""
+        if self.plain:
+            return str(self.port)
+        address = f"[{self.address}]" if ":" in self.address else self.address
+        return (
+            ("" if self.address == SERVICE_ADDRESS else f"{address}:")
+            + str(self.port)
+            + ("" if self.protocol == TCP else f"/{self.protocol}")
+            + (f"@{self.network}" if self.network else "")
+        )
+
+
+_PLAIN = ServiceKey(0)[1:]
+
+
+def with_prefix(address: str) -> str:
+    """Return a service address with the length of its prefix, as a bridge's namespace has it."""
+    return f"{address}/64" if ":" in address else f"{address}/32"
+
+
+_MAIN = frozenset({SERVICE_ADDRESS})
+
+
+class Service(NamedTuple):
+    """A service with its endpoints and options, on one bridge.
+
+    ``endpoint`` is the ``leading`` one. ``endpoints`` are the addresses of all, in the order in which they
+    are tried; it is empty where there is one only. All have the port of ``endpoint``.
+
+    Each declared field behind the endpoint is an option of the configuration file (``tproxy.options``), and
+    a word in the comment of the service's element in nftables (``bridge.service_map``), as ``endpoints`` is.
+    A new one goes to the end: a daemon sends them in this order to the code of another version.
+    """
+
+    key: ServiceKey
     endpoint: Endpoint
-    # A character can take three bytes in the comment of an element, 127 bytes, which all options share.
     name: Annotated[str, Option(Text(32), "the name of the service, for `status` and logs", unset="none")] = (
         ""
     )
@@ -185,6 +317,133 @@ class Service(NamedTuple):
             general=True,
         ),
     ] = DEFAULT_CONNECT_TIMEOUT
+    # Limits and time-outs (datapath.limits, docs/limits.md). The most that a number can be is arbitrary, and
+    # far beyond what one host can hold. At most 30 days: arbitrary.
+    max_connections_per_guest: Annotated[
+        int,
+        Option(
+            Number(0, 1_000_000),
+            "how many connections one guest may have open; 0: no limit. More are reset",
+            general=True,
+        ),
+    ] = 1024
+    max_connections_per_bridge: Annotated[
+        int,
+        Option(
+            Number(1, 1_000_000, words={"auto": 0}),
+            "how many connections all guests of a bridge may have open. `auto`: half of those for which the "
+            "workers have descriptors. More are reset",
+            general=True,
+        ),
+    ] = 0
+    max_connections_to_endpoint: Annotated[
+        int,
+        Option(
+            Number(1, 1_000_000, words={"auto": 0}),
+            "how many connections may lead to one endpoint, from all bridges; each takes a local port of "
+            "this host. `auto`: three quarters of `net.ipv4.ip_local_port_range`. More are reset",
+            general=True,
+        ),
+    ] = 0
+    idle_timeout: Annotated[
+        int,
+        Option(
+            Number(0, 2_592_000, "seconds"),
+            "how long no byte may move before both sides are reset; 0: for ever",
+            general=True,
+        ),
+    ] = 3600
+    half_closed_timeout: Annotated[
+        int,
+        Option(
+            Number(0, 2_592_000, "seconds"),
+            "the same for a connection that one side has finished; 0: for ever",
+            general=True,
+        ),
+    ] = 300
+    user_timeout: Annotated[
+        int,
+        Option(
+            Number(0, 86_400, "seconds"),
+            "how long guest or endpoint may leave data unacknowledged, or its window closed, before both "
+            "sides are reset (TCP_USER_TIMEOUT); 0: as long as the kernel waits",
+            general=True,
+        ),
+    ] = DEFAULT_USER_TIMEOUT
+    drain_timeout: Annotated[
+        int,
+        Option(
+            Number(0, 2_592_000, "seconds"),
+            "how long connections may go on in an old worker, after a restart, before they are reset; 0: "
+            "for ever",
+            general=True,
+        ),
+    ] = 3600
+    # A word that another program wrote can be anything. All but PROXY_V2 means no header.
+    proxy_protocol: Annotated[
+        str,
+        Option(
+            Choice({"none": "", "v2": "v2"}),
+            "whether the endpoint is told who is calling, by a header of the PROXY protocol, version 2",
+            general=True,
+        ),
+    ] = ""
+
+    @property
+    def introduced(self) -> bool:
+        """Whether the endpoint is told who is calling."""
+        return self.proxy_protocol == PROXY_V2
+
+    spread: Annotated[
+        str,
+        Option(
+            Choice({"first": "first", "least": "least"}),
+            "which of several endpoints a connection goes to: the first one in order that answers, or the "
+            "one with the fewest open connections",
+            general=True,
+        ),
+    ] = "first"
+    udp_idle_timeout: Annotated[
+        int,
+        Option(
+            Number(1, 86_400, "seconds", words={"auto": 0}),
+            "how long a UDP session may be silent before it is forgotten. `auto`: 5 at service port 53, "
+            "otherwise 30",
+            general=True,
+        ),
+    ] = 0
+    endpoints: tuple[str, ...] = ()
+
+    @property
+    def session_idle(self) -> int:
+        """Seconds after which a silent UDP session ends. A DNS query has its answer soon, or never."""
+        return self.udp_idle_timeout or (5 if self.key.port == 53 else 30)
+
+    @property
+    def port(self) -> int:
+        """The service port."""
+        return self.key.port
+
+    @property
+    def candidates(self) -> tuple[Endpoint, ...]:
+        """All endpoints, in order."""
+        if not self.endpoints:
+            return (self.endpoint,)
+        return tuple(Endpoint(address, self.endpoint.port) for address in self.endpoints)
+
+    def name_of(self, endpoint: Endpoint) -> str:
+        """Return the name of an endpoint's state, which is not the same for TCP and UDP."""
+        return str(endpoint) if self.key.protocol == TCP else f"{endpoint}/{self.key.protocol}"
+
+    @property
+    def leads_to(self) -> str:
+        """All endpoints for a message."""
+        return ", ".join(map(str, self.candidates))
+
+    def led_to(self, addresses: Sequence[str]) -> Service:
+        """Return the service with these addresses for its endpoints; there is at least one."""
+        endpoint = Endpoint(leading(addresses), self.endpoint.port)
+        return self._replace(endpoint=endpoint, endpoints=tuple(addresses) if len(addresses) > 1 else ())
 
     @property
     def options(self) -> dict[str, Any]:
@@ -194,6 +453,11 @@ class Service(NamedTuple):
             for field, value in zip(self._fields[2:], self[2:], strict=True)
             if value != self._field_defaults[field]
         }
+
+
+def service_label(name: str, key: ServiceKey) -> str:
+    """Return what metrics and logs call a service. No two services of a bridge are called the same."""
+    return f"{name}:{key.in_words}" if name else key.in_words
 
 
 class Network(NamedTuple):
@@ -209,17 +473,20 @@ class Network(NamedTuple):
         """Return whether its name or its id is in ``networks``."""
         if not networks.isdisjoint((self.name, self.id)):
             return True
-        return self.name.startswith(_LONG_NAME) and self.name in map(stand_in, networks)
+        return is_stand_in(self.name) and self.name in map(stand_in, networks)
 
 
 _LONG_NAME = "blake2s:"
 
 
+def is_stand_in(name: str) -> bool:
+    """Return whether this is the stand-in of a longer name."""
+    return name.startswith(_LONG_NAME)
+
+
 def stand_in(name: str) -> str:
     """Return the short text that stands for a network's name where there is no room for the name."""
-    import hashlib  # see BridgeNames
-
-    return _LONG_NAME + hashlib.blake2s(name.encode(errors="surrogateescape"), digest_size=12).hexdigest()
+    return _LONG_NAME + blake2s(name.encode(errors="surrogateescape"), digest_size=12).hexdigest()
 
 
 class Settings(NamedTuple):
@@ -227,12 +494,16 @@ class Settings(NamedTuple):
 
     A new daemon takes the default for None. ``log_level`` is a level of ``logging``. ``watch_file`` is the
     configuration file for which the daemon keeps a watcher; "" means no watcher. ``workers`` is the number of
-    processes that move bytes; 0 means that the daemon decides by the number of cores.
+    processes that move bytes; 0 means that the daemon decides by the number of cores. ``max_connections`` is
+    how many connections all of them may have open; 0 means as many as they have descriptors for.
+    ``hypervisor_name`` is what endpoints are told; "" means the host name.
     """
 
     log_level: int | None = None
     watch_file: str | None = None
     workers: int | None = None
+    max_connections: int | None = None
+    hypervisor_name: str | None = None
 
 
 class Member(NamedTuple):
@@ -244,24 +515,43 @@ class Member(NamedTuple):
 
 class _ServiceMap(NamedTuple):
     bridge: str
-    services: Mapping[int, Service]
+    services: Mapping[ServiceKey, Service]
     network: Network = Network()
     members: Mapping[str, Member] | None = None
+    ipv6: bool = False
+    cards: frozenset[tuple[str, str]] = frozenset()
 
 
 class ServiceMap(_ServiceMap):
     """The content of the service map of one bridge, which alone decides what is proxied there.
 
     ``network`` is the first network of the bridge. ``members`` tells the network of each guest, by the MAC of
-    its NIC; None when the bridge has no set of members, because another program loaded the map.
+    its NIC; None when the bridge has no set of members, because another program loaded the map. ``ipv6``
+    says that all services are at SERVICE_ADDRESS_IPV6 too. ``cards`` are pairs of a port of the bridge and
+    the MAC of a member that a hook named there.
     """
 
     __slots__ = ()
 
     @property
-    def networks(self) -> tuple[Network, ...]:
-        """The networks whose services the bridge has, the first one first. There is at least one."""
+    def addresses(self) -> frozenset[str]:
+        """The service addresses of the bridge besides SERVICE_ADDRESS, which each bridge has."""
+        found = frozenset(key.address for key in self.services) - _MAIN
+        return found | {SERVICE_ADDRESS_IPV6} if self.ipv6 else found
+
+    @property
+    def orders(self) -> dict[Network, int]:
+        """The networks whose services the bridge has, with their orders, the first one first.
+
+        There is at least one.
+        """
         orders: dict[Network, int] = {}
         for network, order in (self.members or {}).values():
             orders[network] = min(order, orders.get(network, order))
-        return tuple(sorted(orders, key=lambda each: (orders[each], each))) or (self.network,)
+        ordered = sorted(orders, key=lambda each: (orders[each], each)) or [self.network]
+        return {network: orders.get(network, 1) for network in ordered}
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """As ``orders``, the networks alone."""
+        return tuple(self.orders)

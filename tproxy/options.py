@@ -19,9 +19,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
+from tproxy.model import PROTOCOLS
+
 
 class Port(NamedTuple):
-    """A TCP port, an int."""
+    """A port of TCP or UDP, an int."""
 
     def __str__(self) -> str:
         return "1 to 65535"
@@ -76,11 +78,30 @@ class Choice(NamedTuple):
         return self.shown or ", ".join(f"`{each}`" for each in self.values)
 
 
-class Host(NamedTuple):
-    """The address of an endpoint, or its host name."""
+class Hosts(NamedTuple):
+    """Addresses of endpoints, or their host names: ``most`` at most."""
+
+    most: int
 
     def __str__(self) -> str:
-        return "IPv4 address, or a host name that this hypervisor resolves"
+        return (
+            "an IPv4 or IPv6 address, a host name that this hypervisor resolves, or a list of up to "
+            f"{self.most} of these"
+        )
+
+
+class Protocols(NamedTuple):
+    """One or several of the protocols of services, a tuple of their names."""
+
+    def __str__(self) -> str:
+        return f"{', '.join(f'`{each}`' for each in PROTOCOLS)}, or a list of these"
+
+
+class ServiceAddress(NamedTuple):
+    """An IPv4 address that guests can have services at."""
+
+    def __str__(self) -> str:
+        return "an IPv4 address; not below 1.0.0.0, in 127.0.0.0/8, or from 224.0.0.0 on"
 
 
 class NetworkName(NamedTuple):
@@ -127,7 +148,9 @@ Kind = (
     | Text
     | Flag
     | Choice
-    | Host
+    | Hosts
+    | Protocols
+    | ServiceAddress
     | NetworkName
     | NetworkNames
     | BridgePattern
@@ -197,4 +220,6 @@ def written(kind: Kind, value: Any) -> str:
             return f"{value:g}"
         case Flag():
             return str(value).lower()
+        case Protocols():
+            return ", ".join(value)
     return str(value) if isinstance(value, str) else ""

@@ -47,6 +47,7 @@ UPLINK_KINDS = frozenset(
 GUEST_KINDS = frozenset({"veth", "tun"})
 UPLINK_TYPES = frozenset({"l2tpeth", "wlan"})
 
+PORT = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9_.-]{1,15}\Z")
 MAC = re.compile(r"([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}\Z")
 
 MARK = b"Installed by tproxy"
@@ -81,6 +82,7 @@ class Nic(NamedTuple):
     phydev: str
     vlan_id: str
     mac: str
+    port: str  # of the bridge, on this host
 
     @property
     def uplink(self) -> str:
@@ -166,6 +168,7 @@ def _nic(kind: str, attributes: dict[str, list[str]]) -> Nic:
         value("PHYDEV"),
         value("VLAN_ID"),
         value("MAC"),
+        value("TARGET"),
     )
 
 
@@ -197,6 +200,8 @@ def calls(phase: str, nics: list[Nic], config: str = "") -> list[tuple[str, list
             made[key] += [f"--config={config}"] if config else []
         if MAC.match(nic.mac):
             made[key].append(f"--mac={nic.mac}")
+            if PORT.match(nic.port):  # it belongs to the MAC before it
+                made[key].append(f"--port={nic.port}")
         uplink = f"--uplink={nic.uplink}"
         if nic.uplink and uplink not in uplinks[nic.bridge]:
             uplinks[nic.bridge].append(uplink)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,8 +97,20 @@ class Node(NamedTuple):
         assert bool(status) == bool(names)
         return names
 
-    def boot(self, name: str = "guest", bridge: str = "onebr0", address: str = "10.0.0.5/24") -> Guest:
-        return self.host.add_guest(name, bridge, address)
+    def boot(
+        self,
+        name: str = "guest",
+        bridge: str = "onebr0",
+        address: str = "10.0.0.5/24",
+        nic: int | None = None,
+    ) -> Guest:
+        """Start a guest; with the MAC and the port of this NIC of ``opennebula_vm``."""
+        guest = self.host.add_guest(name, bridge, address)
+        if nic is None:
+            return guest
+        self.host.ip(f"link set {guest.port} name one-7-{nic}")
+        guest.ip(f"link set eth0 address 02:00:0a:00:00:{5 + nic:02x}")
+        return replace(guest, port=f"one-7-{nic}")
 
     def shut_down(self, guest: Guest) -> None:
         self.host.ip(f"link del {guest.port}", f"netns del {guest.name}")

@@ -75,6 +75,12 @@ def test_only_root_can_write_to_the_logs(host: Hypervisor) -> None:
     assert not any(int(mode, 8) & 0o022 for mode in modes)
 
 
+def test_anybody_can_list_namespaces_whatever_mask_of_modes_the_caller_has(host: Hypervisor) -> None:
+    assert host.run("ls", "-d", "/run/netns", check=False).stdout == ""
+    host.run("sh", "-c", f"umask 77; exec {UP}")
+    assert host.run("stat", "-c", "%a", "/run/netns").stdout == "755\n"
+
+
 def test_down_of_a_bridge_in_use_says_so_by_its_exit_code_when_stderr_is_full(host: Hypervisor) -> None:
     host.run("sh", "-c", UP)
     answer(host)  # there is a guest

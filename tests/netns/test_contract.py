@@ -15,10 +15,10 @@ import pytest
 from tests.contract import quoted, table
 from tests.netns.contract import FILE, furnish, hook, shell
 from tests.netns.one_bridge import OneBridge
-from tests.netns.operations.test_hook import ENDPOINT
+from tests.netns.operations.test_hook import CONFIG, ENDPOINT
 from tests.netns.waiting import eventually
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
+from tproxy.model import SERVICE_ADDRESS, Service
 
 
 @pytest.fixture
@@ -43,10 +43,16 @@ NAMES = {
         ip netns exec one_tproxy_br0 ip -4 route""",
     "service map": "nft list map ip one_tproxy ep_br0",
     "set of members": "nft list set ip one_tproxy gu_br0",
+    "set of options": "nft list set ip one_tproxy op_br0",
+    "set of cards": "nft list set ip one_tproxy pt_br0",
+    "map of other services": "nft list map ip one_tproxy sv_br0",
+    "set of their options": "nft list set ip one_tproxy so_br0",
     "ARP guard": "nft list chain bridge one_tproxy ch_br0",
     "shared guards": "nft list table bridge one_tproxy | grep 'chain guard_'",
     "sets of the guards": "for each in veths uplinks guarded; do nft list set bridge one_tproxy $each; done",
+    "sets of further addresses": "nft list set bridge one_tproxy at_169.254.169.254",
     "sets of the limits": "for each in known fresh syns arps; do nft list set bridge one_tproxy $each; done",
+    "wall": "ip netns exec one_tproxy_br0 nft list table inet one_tproxy",
     "daemon": "PID=$(pgrep -f '^one_tproxy *$'); tr '\\0' '\\n' </proc/$PID/cmdline",
     "relay": "PID=$(pgrep -f '^one_tproxy_br0 *$'); tr '\\0' '\\n' </proc/$PID/cmdline",
     "daemon's log": "test -s /var/log/one_tproxy.log",
@@ -59,7 +65,14 @@ NAMES = {
 def served(real_kernel: None) -> Iterator[Hypervisor]:
     """A hypervisor whose bridge br0 is up. The tests of rows only look at it."""
     with Hypervisor() as hypervisor:
-        hook(furnish(hypervisor))
+        furnish(hypervisor)
+        options = "".join(
+            f"tproxy_{field}: 9\n" for field in Service._fields[3:]
+        )  # more than a comment holds
+        others = "- {service_port: 53, remote_addr: 10.0.0.53, remote_port: 53, protocol: udp}\n"
+        others += "- {service_addr: 169.254.169.254, remote_addr: 10.0.0.53, remote_port: 80}\n"
+        hypervisor.write(FILE, f"{options}{CONFIG.rstrip()}\n{others}")
+        hook(hypervisor, "br0", "--port", "vnet0")
         yield hypervisor
 
 
@@ -161,6 +174,7 @@ def test_sysctls_are_set_for_a_bridge_with_dots_in_its_name(host: Hypervisor) ->
 def test_processes_have_the_titles_of_the_contract(host: Hypervisor) -> None:
     hook(host)
     host.popen(sys.executable, "-m", "tproxy", "watch", "--config", FILE)
+    host.popen(sys.executable, "-m", "tproxy", "metrics", "--listen", "/run/metrics.sock")
     processes = table("Processes and files", "process", "title")
     titles = [each.replace("<bridge>", "br0") for each in processes.column("title")]
     lasting = {*titles} - {"tproxy-draining"}  # this process ends with its last connection
@@ -249,7 +263,17 @@ def test_an_element_that_is_no_service_port_is_left_out_with_a_warning(
 
 def test_comments_have_the_words_of_the_contract(host: Hypervisor) -> None:
     entry = f"{{remote_addr: {ENDPOINT}, remote_port: 5030, name: with a space, connect_timeout: 2.5}}"
-    host.write(FILE, f"tproxy: [{entry}]\n")
+    limits = "max_connections_per_guest: 1, max_connections_per_bridge: 2, max_connections_to_endpoint: 3"
+    times = "idle_timeout: 4, half_closed_timeout: 5, user_timeout: 6, drain_timeout: 7"
+    who = "proxy_protocol: v2"
+    others = "".join(
+        f", {{remote_addr: {ENDPOINT}, remote_port: {port}, {options}}}"
+        for port, options in ((5031, limits), (5032, times), (5033, f"{limits}, {times}"), (5034, who))
+    )
+    others += f", {{remote_addr: ['fd00::1', {ENDPOINT}], remote_port: 5036, spread: least}}"
+    others += ", {remote_addr: 'fd00::1', remote_port: 5035}"
+    others += f", {{remote_addr: {ENDPOINT}, remote_port: 53, protocol: udp, udp_idle_timeout: 8}}"
+    host.write(FILE, f"tproxy: [{entry}{others}]\n")
     host.ip("link add up0 type veth peer name up1", "link set up0 master br0")
     hook(host, "br0", "--network", "vnet1", "--network-id", "0", "--uplink", "up0")
     hook(host, "br0", "--network", "vnet2", "--mac", "02:00:0a:00:00:05", "--uplink", "up0")
@@ -259,6 +283,7 @@ def test_comments_have_the_words_of_the_contract(host: Hypervisor) -> None:
         "network=vnet2 order=2",
         "connect_timeout=2.5 name=with%20a%20space",
         "bridge=br0 named=yes",
+        "proxy_protocol=v2",
     ):
         assert f'comment "{words}"' in ruleset
     for key in table("Comments", "on", "key").column("key"):

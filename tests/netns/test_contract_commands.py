@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.contract import quoted, table
+from tests.contract import LIMITS, quoted, table
 from tests.netns.one_bridge import OneBridge
 from tests.netns.waiting import eventually
+from tproxy.config.keys import SERVICE
 from tproxy.lab.hypervisor import PATIENCE, Hypervisor
 
 
@@ -90,6 +91,13 @@ def status(lab: OneBridge) -> list[Done]:
     return [done]
 
 
+def metrics(lab: OneBridge) -> list[Done]:
+    done = lab.host.tproxy("metrics")
+    assert "# TYPE tproxy_" in done.stdout
+    lab.host.tproxy("stop")
+    return [done, lab.host.tproxy("metrics")]
+
+
 def refresh(lab: OneBridge) -> list[Done]:
     lab.host.tproxy("hook", "up", "--bridge", "br0", "--network", "blue", "--config", lab.config)
     file = lab.host.path(lab.config)
@@ -112,6 +120,22 @@ def check(lab: OneBridge) -> list[Done]:
     lab.host.write("/run/odd.yaml", f"tproxy: [{{remote_addr: {ENDPOINT}, remote_port: 1, colour: red}}]\n")
     bad, odd = (lab.host.tproxy("check", f"/run/{each}.yaml", check=False) for each in ("bad", "odd"))
     assert (bad.returncode, odd.returncode) == (1, 3)
+    return [good, bad]
+
+
+def doctor(lab: OneBridge) -> list[Done]:
+    arguments = ("doctor", "--config", lab.config)
+    good = lab.host.tproxy(*arguments)
+    lab.host.ip("link set dev br0 down")
+    bad = lab.host.tproxy(*arguments, check=False)
+    assert bad.returncode == 1
+    return [good, bad]
+
+
+def probe(lab: OneBridge) -> list[Done]:
+    good = lab.host.tproxy("probe", "br0:5030")
+    bad = lab.host.tproxy("probe", "br0:5031", check=False)
+    assert bad.returncode == 1
     return [good, bad]
 
 
@@ -200,8 +224,8 @@ def until(lab: OneBridge, ready: Callable[[], bool], end: tuple[str, ...], *argu
 COMMANDS: dict[str, Callable[[OneBridge], list[Done]]] = {
     each.__name__.replace("_", "-"): each
     for each in (
-        *(start, reload, reopen_logs, restart, stop, status, refresh, check, sync, hook, watch, gc),
-        *(install, uninstall, daemon, event),
+        *(start, reload, reopen_logs, restart, stop, status, metrics, refresh, check, doctor, probe),
+        *(sync, hook, watch, gc, install, uninstall, daemon, event),
     )
 }
 
@@ -230,6 +254,7 @@ def test_a_command_does_and_prints_what_the_contract_says(lab: OneBridge, comman
     ("arguments", "code"),
     [
         ("status", 0),
+        ("metrics --listen nowhere", 1),
         ("hook up --bridge nobody --config /run/tproxy.yaml", 1),
         ("check /nowhere", 1),
         ("hook up", 2),
@@ -248,19 +273,27 @@ def test_status_as_json_has_the_keys_of_the_contract_and_no_other(lab: OneBridge
     lab.host.run("ip", "link", "set", "br0b", "nomaster")  # an obstacle
     shown = json.loads(lab.host.tproxy("status", "--json").stdout)
     keys = set(table("Output of `status`", "key", "value").column("key"))
-    assert keys_of(shown, names="daemon.bridges") - {"processes[].title", "processes[].pid"} == keys
+    service = "daemon.bridges.*.services[]"
+    named = {"daemon.bridges", f"{service}.limited", f"{service}.options"}
+    keys_there = table("Limits and time-outs", "key", page=LIMITS).column("key")
+    limits = {key.removeprefix("tproxy_") for key in keys_there}
+    for each in (one for bridge in shown["daemon"]["bridges"].values() for one in bridge["services"]):
+        # The two that are left out are counted as failed dials, and as sessions that have finished.
+        assert {*each["limited"]} == limits - {"connect_timeout", "udp_idle_timeout"} | {"network"}
+        assert limits - {"max_connections"} <= {*each["options"]} == {*SERVICE}
+    assert keys_of(shown, named) - {"processes[].title", "processes[].pid"} == keys
 
 
-def keys_of(value: object, names: str, at: str = "") -> set[str]:
+def keys_of(value: object, names: set[str], at: str = "") -> set[str]:
     """Return the keys of a JSON value and of everything in it, such as ``daemon.bridges.*.relay``.
 
-    The keys of the object at ``names`` are names, and a ``*`` stands for each of them.
+    The keys of the objects at ``names`` are names, and a ``*`` stands for each of them.
     """
     if isinstance(value, list):
         return set().union(*(keys_of(each, names, f"{at}[]") for each in value))
     if not isinstance(value, dict):
         return set()
-    if at == names:
+    if at in names:
         return set().union(*(keys_of(each, names, f"{at}.*") for each in value.values()))
     inner = {f"{at}.{key}".removeprefix("."): each for key, each in value.items()}
     return {*inner}.union(*(keys_of(each, names, path) for path, each in inner.items()))

@@ -125,7 +125,11 @@ USED = {
 # Rows that tests elsewhere check.
 ELSEWHERE = {
     "set `gu_<bridge>`": "tests of several networks on one bridge",
+    "map `sv_<bridge>`, set `so_<bridge>`": "tests/unit/bridge/test_service_map.py",
+    "set `pt_<bridge>`": "tests of several networks on one bridge",
+    "set `op_<bridge>`": "worker/test_limits.py: options that do not fit into a comment",
     "elements of `veths`, `uplinks`, `guarded`": "tests/unit/bridge/test_guards.py",
+    "table `inet one_tproxy` in the namespace": "bridge/test_wall.py",
     "tables `one_tproxy`": "test_down_of_a_bridge_that_was_never_up_changes_nothing, here",
     "processes": "operations/test_status.py: a process with a borrowed title",
     "relay, as the daemon sees it": "daemon/test_failures.py, tests/unit/daemon/test_admission.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tproxy.log.file import WARNING, Log
+from tproxy.log.lines import Fields
 
 
 class Recorder(Log):
@@ -13,8 +14,8 @@ class Recorder(Log):
         self.messages: list[str] = []
         self.warnings: list[str] = []
 
-    def _write(self, level: int, name: str, message: str) -> None:
+    def _write(self, level: int, message: str, words: tuple[object, ...], fields: Fields | None) -> None:
         if level >= self.level:
-            self.messages.append(message)
+            self.messages.append(message % words)
             if level >= WARNING:
-                self.warnings.append(message)
+                self.warnings.append(message % words)

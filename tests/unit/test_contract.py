@@ -22,11 +22,29 @@ from tproxy.config.resolver import services_for
 from tproxy.config.services import Config
 from tproxy.errors import ConfigError
 from tproxy.log import output
-from tproxy.model import PORT_MAC, SERVICE_ADDRESS, SERVICE_MAC, BridgeNames, Endpoint, Network, Service
-from tproxy.options import Entries
+from tproxy.model import (
+    PORT_MAC,
+    SERVICE_ADDRESS,
+    SERVICE_MAC,
+    BridgeNames,
+    Endpoint,
+    Network,
+    Service,
+    ServiceKey,
+)
+from tproxy.options import Entries, Text
+from tproxy.proxy_protocol import (
+    OF_BRIDGE,
+    OF_HYPERVISOR,
+    OF_MAC,
+    OF_NETWORK,
+    OF_NETWORK_ID,
+    OF_PORT,
+    UNIQUE_ID,
+)
 
 VNET1 = Network("vnet1", "0")
-BEFORE = Service(5030, Endpoint("192.0.2.7", 5030))
+BEFORE = Service(ServiceKey(5030), Endpoint("192.0.2.7", 5030))
 
 
 def test_the_names_are_those_that_are_made() -> None:
@@ -108,8 +126,8 @@ def resolve(name: str) -> list[str]:
 
 def said(text: str) -> Said:
     read: Config = reader.parse("f", text)
-    services, problems = services_for(read, VNET1, resolve, {5030: BEFORE}.get)
-    endpoints = {port: str(each.endpoint) for port, each in services.items()}
+    services, problems = services_for(read, VNET1, resolve, {ServiceKey(5030): BEFORE}.get)
+    endpoints = {key.port: str(each.endpoint) for key, each in services.items()}
     return Said(endpoints, len(read.warnings) + len(problems))
 
 
@@ -122,10 +140,13 @@ OTHER = "remote_addr: 192.0.2.2, remote_port: 5031"
 FIRST = {5030: "192.0.2.1:5030"}
 SECOND = {5031: "192.0.2.2:5031"}
 SKIPPED = Said(SECOND, 1)
+UNUSABLE: dict[type, str] = {
+    Text: "[1]"
+}  # by the kind of a value; any other kind does not take a word that means nothing
 BASE = f"b: &b {{{GOOD}}}\n"
 
 CASES: dict[str, list[tuple[str, Said | None]]] = {
-    "two entries with one service port that apply to the same network": [
+    "two entries with one service port and protocol that apply to the same network": [
         (entries(GOOD, "service_port: 5030, remote_addr: 192.0.2.2, remote_port: 1"), Said(FIRST, 1))
     ],
     "the first of them cannot be used": [
@@ -140,9 +161,21 @@ CASES: dict[str, list[tuple[str, Said | None]]] = {
         (entries(f"{GOOD}, connect_timeout: 301", OTHER), SKIPPED),
         (entries(f"{GOOD}, name: {'n' * 33}", OTHER), SKIPPED),
     ],
-    "`remote_addr` that is the service address, `0.0.0.0`, `255.255.255.255` or multicast": [
+    "`remote_addr` that is the service address, `0.0.0.0`, `255.255.255.255` or multicast; "
+    "likewise of IPv6, and link-local": [
         (entries(f"remote_addr: {address}, remote_port: 5030", OTHER), SKIPPED)
-        for address in (SERVICE_ADDRESS, "0.0.0.0", "255.255.255.255", "224.0.0.1")
+        for address in (
+            SERVICE_ADDRESS,
+            "0.0.0.0",
+            "255.255.255.255",
+            "224.0.0.1",
+            "'::'",
+            "ff02::1",
+            "fe80::1",
+        )
+    ],
+    "`remote_addr` that is a UNIX socket (`unix:/run/x.sock`)": [
+        (entries("remote_addr: unix:/run/x.sock, remote_port: 5030", OTHER), SKIPPED)
     ],
     "host name that does not exist": [(entries("remote_addr: nobody, remote_port: 5030", OTHER), SKIPPED)],
     "host name for which no name server answers": [
@@ -178,7 +211,7 @@ CASES: dict[str, list[tuple[str, Said | None]]] = {
         (f":Tproxy: []\nnetworks: [vnet2]\n{entries(GOOD)}", Said(FIRST, 0))
     ],
     "value at the top level that cannot be used, other than a list": [
-        (f"{key}: nonsense\n{entries(GOOD)}", Said(FIRST, 1))
+        (f"{key}: {UNUSABLE.get(type(each.option.kind), 'nonsense')}\n{entries(GOOD)}", Said(FIRST, 1))
         for key, each in keys.FILE.items()
         if not isinstance(each.option.kind, Entries)
     ],
@@ -238,3 +271,8 @@ def test_merged_keys_yield_to_an_entrys_own_and_an_earlier_mapping_wins() -> Non
     assert said(text + entries("<<: [*b, *a], service_port: 1")).endpoints == {1: "192.0.2.3:5030"}
     assert said(text + entries("remote_port: 7, <<: *a")).endpoints == {7: "192.0.2.1:7"}
     assert said(text + entries("<<: *a, networks: [vnet2]")).endpoints == {}
+
+
+def test_the_values_of_a_proxy_header_have_the_types_of_the_contract() -> None:
+    types = (UNIQUE_ID, OF_NETWORK, OF_NETWORK_ID, OF_BRIDGE, OF_MAC, OF_PORT, OF_HYPERVISOR)
+    assert table("PROXY protocol", "type").column("type") == [f"0x{each:02X}" for each in types]

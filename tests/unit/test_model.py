@@ -104,15 +104,17 @@ def test_a_refusal_says_what_has_the_name() -> None:
         check_interface_name("eth 0", "uplink")
 
 
-def test_an_endpoint_is_a_dotted_address_and_prints_as_address_and_port() -> None:
+def test_an_endpoint_is_an_address_and_prints_as_address_and_port() -> None:
     assert str(Endpoint("10.11.12.13", 5030)) == "10.11.12.13:5030"
+    assert str(Endpoint("fd00::1", 5030)) == "[fd00::1]:5030"
 
 
 @pytest.mark.parametrize(
-    "address", ["", "10.1", "0x7f.1", "010.0.0.1", "::1", "host", "10.0.0.1\n", "1.2.3.4\x00"]
+    "address",
+    ["", "10.1", "0x7f.1", "010.0.0.1", "::01", "FD00::1", "fe80::1%lo", "host", "10.0.0.1\n", "1.2.3.4\x00"],
 )
 def test_an_endpoint_of_any_other_spelling_is_refused(address: str) -> None:
-    with pytest.raises(ValueError, match="is not an IPv4 address"):
+    with pytest.raises(ValueError, match="is not an IP address"):
         Endpoint(address, 80)
 
 

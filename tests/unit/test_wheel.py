@@ -23,7 +23,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("tproxy", "drivers"):
         clutter = shutil.ignore_patterns("__pycache__")
         shutil.copytree(CHECKOUT / name, copy / name, symlinks=True, ignore=clutter)
-    shutil.copy(CHECKOUT / "pyproject.toml", copy)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(CHECKOUT / name, copy)
+    (copy / "packages").mkdir()
+    shutil.copy(CHECKOUT / "packages/remove-tproxy", copy / "packages")
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
     subprocess.run([*pip, "--wheel-dir", copy, copy], check=True, stdout=subprocess.DEVNULL)
     (built,) = copy.glob("*.whl")

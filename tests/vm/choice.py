@@ -48,16 +48,21 @@ PROXMOX = (
     "platforms/test_proxmox.py::test_a_guest_is_served_when_it_starts_again_after_a_crash",
 )
 # Who gets which frames, and what the host shares: docs/security.md has the tables.
-ISOLATION = (
+FRAMES = (
     "bridge/test_isolation.py::test_the_frames_of_a_guest_arrive_where_the_table_says_and_nowhere_else",
     "bridge/test_isolation.py::test_the_same_frames_from_behind_an_uplink_reach_no_service",
     "bridge/test_isolation.py::test_a_port_that_was_attached_a_moment_ago_can_claim_nothing",
+)
+SHARED = (
     "daemon/test_host_resources.py::test_local_ports_towards_an_endpoint_run_out_for_that_endpoint_only",
+    "daemon/test_host_resources.py::"
+    "test_connections_that_a_guest_does_not_read_hold_no_more_memory_than_the_host_allows",
     "daemon/test_host_resources.py::test_no_connection_is_tracked_because_of_our_rules",
     "daemon/test_host_resources.py::"
     "test_a_host_that_tracks_connections_tracks_those_to_endpoints_and_none_of_guests",
     "daemon/test_log.py::test_a_guest_cannot_fill_the_log_with_connections_and_all_are_counted",
 )
+ISOLATION = (*FRAMES, *SHARED)
 HOOKLESS = ("watch/test_guests.py::test_a_bridge_is_up_while_it_has_guests",)
 
 

@@ -24,6 +24,13 @@ pytestmark = pytest.mark.timeout(MINUTES * 60 + 60)
     [
         pytest.param(("tests/vm/inside",), id="what only this kernel has"),
         pytest.param([f"tests/netns/{each}" for each in choice.KERNEL], id="what all kernels have"),
+        pytest.param(
+            [f"tests/netns/{each}" for each in choice.FRAMES[:1]], id="which frames of guests arrive where"
+        ),
+        pytest.param(
+            [f"tests/netns/{each}" for each in choice.FRAMES[1:]], id="which frames from elsewhere do"
+        ),
+        pytest.param([f"tests/netns/{each}" for each in choice.SHARED], id="what guests share of the host"),
         pytest.param([f"tests/netns/{each}" for each in choice.OPENNEBULA], id="what OpenNebula tells"),
         pytest.param([f"tests/netns/{each}" for each in choice.LIBVIRT], id="what libvirt tells"),
         pytest.param(

@@ -72,11 +72,13 @@ class ConfigureInner(NamedTuple):
     names: BridgeNames
     mtu: int
     mac: str = SERVICE_MAC
+    addresses: tuple[str, ...] = (f"{SERVICE_ADDRESS}/32",)
 
     def __str__(self) -> str:
+        addresses = ", ".join(f"address {each}" for each in self.addresses)
         return (
-            f"configure {self.names.veth_namespace}: address {SERVICE_ADDRESS}/32, MAC {self.mac}, "
-            f"MTU {self.mtu}, default route, up"
+            f"configure {self.names.veth_namespace}: {addresses}, MAC {self.mac}, MTU {self.mtu}, "
+            "default route, up"
         )
 
 

@@ -72,6 +72,10 @@ LIMIT_SETS = {
 PREROUTING = "guard_prerouting"
 FORWARD = "guard_forward"
 INPUT = "guard_input"
+# For further service addresses (address_rules): a set for each, and chains.
+AT_PREFIX, AT_CHAIN_PREFIX = "at_", "guard_at_"
+KNOWN_IPV6 = "known6"  # to IPv6 what KNOWN is to IPv4
+
 # Those jump to these. So a frame that does not concern the service costs only a few comparisons.
 CLAIMING = "guard_claiming"
 ASKING = "guard_asking"
@@ -82,23 +86,47 @@ SHARED_CHAINS = (CLAIMING, KNOWN_SOURCE, ASKING, FOR_SERVICE, LEAVING, PREROUTIN
 
 _ARP, _IP = "meta protocol arp", "meta protocol ip"
 
-_ADDRESS = f"0x{socket.inet_aton(SERVICE_ADDRESS).hex()}"
 _MAC = f"0x{SERVICE_MAC.replace(':', '')}"
 _FROM_MAC = f"ether saddr {SERVICE_MAC}"
 _FOR_MAC = f"ether daddr {SERVICE_MAC}"
 # The kernel's fast way takes words that are aligned to their size. nft would join two that follow each other.
 _ARP_FROM_MAC = f"@nh,64,32 {_MAC[:10]} {_ARP} @nh,96,16 0x{_MAC[10:]}"
-_ARP_FROM_ADDRESS = f"@nh,112,16 {_ADDRESS[:6]} {_ARP} @nh,128,16 0x{_ADDRESS[6:]}"
-_ARP_FOR_ADDRESS = f"@nh,192,32 {_ADDRESS} {_ARP}"
-_IP_FROM_ADDRESS = f"@nh,96,32 {_ADDRESS} {_IP} ip saddr {SERVICE_ADDRESS}"
-_IP_FOR_ADDRESS = f"@nh,128,32 {_ADDRESS} {_IP} ip daddr {SERVICE_ADDRESS}"
+
+
+def arp_from(address: str) -> str:
+    """The match of ARP frames whose sender has this address."""
+    word = _word(address)
+    return f"@nh,112,16 {word[:6]} {_ARP} @nh,128,16 0x{word[6:]}"
+
+
+def arp_for(address: str) -> str:
+    """The match of ARP frames that ask for this address, or tell its host something."""
+    return f"@nh,192,32 {_word(address)} {_ARP}"
+
+
+def ip_from(address: str) -> str:
+    """The match of IPv4 packets from this address."""
+    return f"@nh,96,32 {_word(address)} {_IP} ip saddr {address}"
+
+
+def ip_for(address: str) -> str:
+    """The match of IPv4 packets for this address."""
+    return f"@nh,128,32 {_word(address)} {_IP} ip daddr {address}"
+
+
+def _word(address: str) -> str:
+    return f"0x{socket.inet_aton(address).hex()}"
+
+
+_ARP_FROM_ADDRESS, _ARP_FOR_ADDRESS = arp_from(SERVICE_ADDRESS), arp_for(SERVICE_ADDRESS)
+_IP_FROM_ADDRESS, _IP_FOR_ADDRESS = ip_from(SERVICE_ADDRESS), ip_for(SERVICE_ADDRESS)
 # A frame of two or more tags, the second with VLAN 0. After the first tag, which the kernel has read already,
 # the payload is the second one: 4 bits, the VLAN in 12 bits, a protocol.
 _STACKED = "@nh,0,32 & 0x0fff0000 == 0 meta protocol { 8021q, 8021ad }"
 # A TCP segment with SYN and without ACK. Another protocol's packet that looks so takes a token in its stead.
 _SYN = "@th,96,32 & 0x00120000 == 0x00020000"
 
-_TO_US = f"ether daddr set {SERVICE_MAC} accept"
+TO_US = f"ether daddr set {SERVICE_MAC} accept"
 
 
 def _over(bucket: str, rate: int, burst: int) -> str:
@@ -106,7 +134,9 @@ def _over(bucket: str, rate: int, burst: int) -> str:
     return f"update @{bucket} {{ iifname limit rate over {rate}/second burst {burst} packets }} drop"
 
 
-_NO_TOKEN = _over(FRESH, RATE, BURST)
+NO_TOKEN = _over(FRESH, RATE, BURST)
+TOO_MANY_SYNS = f"{_SYN} {_over(SYNS, SYN_RATE, SYN_BURST)}"
+TOO_MUCH_ARP = _over(ARPS, ARP_RATE, ARP_BURST)
 
 
 @cache
@@ -152,20 +182,25 @@ def shared_rules(*, by_port: bool, limited: bool) -> dict[str, list[str]]:
     }
 
 
-def arp_rule(bridge: str, ours: str, *, by_port: bool) -> str:
-    """The rule of a bridge's ARP guard: no request for the service leaves at another port than ``ours``."""
-    asks = f"{_ARP_FOR_ADDRESS} arp daddr ip {SERVICE_ADDRESS}"
+def arp_rule(
+    bridge: str, ours: str, *, by_port: bool, address: str = SERVICE_ADDRESS, ports: str = GUARDED
+) -> str:
+    """A rule of a bridge's ARP guard: no request for the address leaves at another port than ``ours``.
+
+    ``ports`` is the set of the ports of bridges with this address.
+    """
+    asks = f"{arp_for(address)} arp daddr ip {address}"
     if by_port:
-        return f"{asks} oifname != @{VETHS} iifname @{GUARDED} drop"
+        return f"{asks} oifname != @{VETHS} iifname @{ports} drop"
     return f'{asks} oifname != "{ours}" meta ibrname "{bridge}" drop'
 
 
 def _known_source() -> list[str]:
     """The rules for IP packets of known sources. No uplink has any: a change of uplinks empties ``known``."""
     return [
-        f"{_SYN} {_over(SYNS, SYN_RATE, SYN_BURST)}",
+        TOO_MANY_SYNS,
         f"{_FOR_MAC} accept",  # nearly all
-        f"{_IP_FOR_ADDRESS} {_TO_US}",
+        f"{_IP_FOR_ADDRESS} {TO_US}",
     ]
 
 
@@ -175,13 +210,13 @@ def _asking(unguarded: str) -> list[str]:
         f"{_IP} {from_ip} @{KNOWN} jump {KNOWN_SOURCE}",
         f"{unguarded} return",
         f"iifname @{UPLINKS} drop",
-        f"{_ARP_FOR_ADDRESS} {_over(ARPS, ARP_RATE, ARP_BURST)}",
+        f"{_ARP_FOR_ADDRESS} {TOO_MUCH_ARP}",
         f"{_ARP_FOR_ADDRESS} {from_arp} @{KNOWN} accept",
-        f"{_ARP_FOR_ADDRESS} {_NO_TOKEN}",
+        f"{_ARP_FOR_ADDRESS} {NO_TOKEN}",
         f"{_ARP_FOR_ADDRESS} add @{KNOWN} {{ {from_arp} }}",
-        f"{_IP_FOR_ADDRESS} {_NO_TOKEN}",
+        f"{_IP_FOR_ADDRESS} {NO_TOKEN}",
         f"{_IP_FOR_ADDRESS} add @{KNOWN} {{ {from_ip} }}",
-        f"{_IP_FOR_ADDRESS} {_TO_US}",
+        f"{_IP_FOR_ADDRESS} {TO_US}",
     ]
 
 
@@ -191,5 +226,5 @@ def _asking_without_limits(unguarded: str) -> list[str]:
         f"iifname != @{UPLINKS} {_FOR_MAC} accept",
         f"{unguarded} return",
         f"iifname @{UPLINKS} drop",
-        f"{_IP_FOR_ADDRESS} {_TO_US}",
+        f"{_IP_FOR_ADDRESS} {TO_US}",
     ]

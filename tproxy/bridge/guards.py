@@ -20,7 +20,9 @@ also has one base chain of its own, the ARP guard (docs/contract.md, Names on th
 gives up after one comparison when the frame is no ARP request.
 
 Every rule has a comment with a checksum of its text, and is recognised by it: nft's listing of a rule differs
-between versions, the comment does not.
+between versions, the comment does not. The rules for further service addresses are in ``address_rules``, with
+a set for each address; the comment of such a rule names the set. So a hook of a host without such addresses
+loads and reads nothing more than these.
 """
 
 import zlib
@@ -29,15 +31,18 @@ from functools import cache
 
 from tproxy.bridge.guard_rules import (
     ASKING,
+    AT_CHAIN_PREFIX,
     FORWARD,
     GUARDED,
     INPUT,
     KNOWN,
+    KNOWN_IPV6,
     LIMIT_SETS,
     PREROUTING,
     arp_rule,
     shared_rules,
 )
+from tproxy.bridge.guard_rules import AT_PREFIX as AT_PREFIX
 from tproxy.bridge.guard_rules import SETS as SETS
 from tproxy.bridge.guard_rules import SHARED_CHAINS as SHARED_CHAINS
 from tproxy.bridge.guard_rules import UPLINKS as UPLINKS
@@ -54,6 +59,7 @@ _ARP_GUARD = ("forward", -200)
 
 Json = dict[str, Any]
 
+_AT = "at"  # the word in the comment of a rule that is for one address only
 _FORGET = f"flush set bridge {TABLE} {KNOWN}"
 _MARK = "tproxy "  # begins the comment of each of our rules
 
@@ -64,17 +70,21 @@ class Guard(NamedTuple):
     ``ports`` is None when the rules match a frame's bridge (``meta ibrname``). Otherwise they match these
     ports.
     ``uplinks`` maps each uplink to whether the operator named it; the others were recognised.
+    ``addresses`` are the bridge's service addresses besides 169.254.16.9, ``addresses_elsewhere`` those of
+    other bridges.
     """
 
     bridge: str
     ports: frozenset[str] | None
     uplinks: Mapping[str, bool]
     limited: bool = True  # whether the number of new sources is limited, which needs `limit` in the kernel
+    addresses: frozenset[str] = frozenset()
+    addresses_elsewhere: frozenset[str] = frozenset()
 
     @property
     def shared_rules(self) -> dict[str, list[str]]:
         """The rules of the shared chains, by chain."""
-        return shared_rules(by_port=self.ports is not None, limited=self.limited)
+        return _rules(*self.kind, self.addresses | self.addresses_elsewhere)
 
     @property
     def lacks(self) -> str:
@@ -84,10 +94,22 @@ class Guard(NamedTuple):
         return ", and no ".join(lacks)
 
     @property
-    def arp_rule(self) -> str:
-        """The rule of the ARP guard: no request for the service address leaves at another port than ours."""
-        ours = BridgeNames(self.bridge).veth_bridge
-        return arp_rule(self.bridge, ours, by_port=self.ports is not None)
+    def kind(self) -> tuple[bool, bool]:
+        """Whether the rules match ports, and whether they limit."""
+        return self.ports is not None, self.limited
+
+    @property
+    def arp_rules(self) -> list[str]:
+        """The rules of the ARP guard: no request for a service address leaves at another port than ours."""
+        ours, by_port = BridgeNames(self.bridge).veth_bridge, self.ports is not None
+        others = sorted(each for each in self.addresses if ":" not in each)
+        return [
+            arp_rule(self.bridge, ours, by_port=by_port),
+            *(
+                arp_rule(self.bridge, ours, by_port=by_port, address=each, ports=AT_PREFIX + each)
+                for each in others
+            ),
+        ]
 
     @property
     def elements(self) -> dict[str, dict[str, str]]:
@@ -97,7 +119,17 @@ class Guard(NamedTuple):
             VETHS: {BridgeNames(self.bridge).veth_bridge: _element_comment(self.bridge)},
             UPLINKS: {name: _element_comment(self.bridge, named) for name, named in self.uplinks.items()},
             GUARDED: dict.fromkeys(guarded, _element_comment(self.bridge)),
+            **{name: dict.fromkeys(guarded, _element_comment(self.bridge)) for name in self._sets},
         }
+
+    @property
+    def _sets(self) -> list[str]:
+        """The names of the sets of this bridge's addresses."""
+        if not self.addresses:
+            return []
+        from tproxy.bridge import address_rules
+
+        return sorted(map(address_rules.set_name, self.addresses))
 
     def rules_are_in(self, found: "ObservedGuard") -> bool:
         """Whether the shared chains have the rules of this kind of guard: by bridge or port, with limits."""
@@ -129,6 +161,39 @@ class ObservedGuard(NamedTuple):
         return self.named_uplinks if self.own(VETHS) else remembered
 
     @property
+    def named_addresses(self) -> frozenset[str]:
+        """The addresses for which there are rules, as the comments of these name them."""
+        base = (*self.shared.get(PREROUTING, ()), *self.shared.get(FORWARD, ()))
+        return frozenset(name for each in base if (name := _words(each).get(_AT)))
+
+    @property
+    def addresses(self) -> frozenset[str]:
+        """The service addresses that this bridge has besides 169.254.16.9."""
+        return _addresses(name for name in self._address_sets if self.own(name))
+
+    @property
+    def addresses_elsewhere(self) -> frozenset[str]:
+        """Those that other bridges have."""
+        return _addresses(
+            name for name in self._address_sets if self.sets[name].keys() - self.own(name).keys()
+        )
+
+    @property
+    def _address_sets(self) -> list[str]:
+        return [name for name in self.sets if name not in SETS]
+
+    @property
+    def kind(self) -> tuple[bool, bool] | None:
+        """As ``Guard.kind``; None where the rules are not as they should be."""
+        addresses = _addresses(f"{AT_PREFIX}{each}" for each in self.named_addresses)
+        for by_port in (False, True):
+            for limited in (True, False):
+                rules = _rules(by_port, limited, addresses)
+                if self.shared == {chain: _marks(each) for chain, each in rules.items()}:
+                    return by_port, limited
+        return None
+
+    @property
     def limited(self) -> bool:
         """Whether the rules limit the number of new sources."""
         kinds = (shared_rules(by_port=by_port, limited=True)[ASKING] for by_port in (False, True))
@@ -137,7 +202,7 @@ class ObservedGuard(NamedTuple):
     @property
     def anything(self) -> bool:
         """Whether the bridge has any part of its guards."""
-        return self.arp_guard is not None or any(map(self.own, SETS))
+        return self.arp_guard is not None or any(map(self.own, self.sets))
 
 
 def load(guard: Guard, found: ObservedGuard) -> list[str]:
@@ -146,22 +211,26 @@ def load(guard: Guard, found: ObservedGuard) -> list[str]:
     if any(name not in found.sets for name in SETS):
         commands.append(f"add table bridge {TABLE}")
         commands += [f"add set bridge {TABLE} {name} {{ type ifname; }}" for name in SETS]
-    if not guard.rules_are_in(found):
-        if guard.limited:
-            commands += [f"add set bridge {TABLE} {name} {{ {what} }}" for name, what in LIMIT_SETS.items()]
-        commands += _load_chains(guard.shared_rules)
+    anew = not guard.rules_are_in(found)
+    rules = guard.shared_rules
+    if anew:
+        commands += _add_sets(rules, limited=guard.limited)
     commands += change_elements(guard, found)
+    if anew:
+        commands += _load_shared(rules, found)
     arp_guard = BridgeNames(guard.bridge).arp_guard
     # Another program's chain is used as it is: the shared chains drop what it should drop, too.
-    if found.arp_guard != _marks([guard.arp_rule]) and arp_guard not in found.foreign:
-        commands += _load_chains({arp_guard: [guard.arp_rule]})
-    return commands
+    if found.arp_guard != _marks(guard.arp_rules) and arp_guard not in found.foreign:
+        commands += _load_chains({arp_guard: guard.arp_rules})
+    return commands + (_delete_sets(rules, found) if anew else [])
 
 
 def change_elements(guard: Guard, found: ObservedGuard) -> list[str]:
     """Return the part of ``load`` that depends on the bridge's ports: the elements of the sets."""
     commands = []
-    for name, wanted in guard.elements.items():
+    elements = guard.elements
+    for name in dict.fromkeys((*elements, *found.sets)):
+        wanted = elements.get(name, {})
         there = found.sets.get(name, {})
         changed = {key for key, comment in wanted.items() if there.get(key) != comment}
         # Adding an element again does not change its comment. One with another comment is deleted first.
@@ -178,12 +247,15 @@ def change_elements(guard: Guard, found: ObservedGuard) -> list[str]:
 
 def unload(found: ObservedGuard) -> list[str]:
     """Return commands after which the bridge has no guards. What all bridges share stays."""
-    commands = [each for name in SETS for each in _delete_elements(name, found.own(name))]
+    commands = [each for name in found.sets for each in _delete_elements(name, found.own(name))]
     if commands and found.limited:
         commands.append(_FORGET)  # frames of known sources pass without a look at the guarded bridges
     if found.arp_guard is not None:
         chain = f"chain bridge {TABLE} {BridgeNames(found.bridge).arp_guard}"
         commands += [f"flush {chain}", f"delete {chain}"]
+    if (found.addresses - found.addresses_elsewhere) and (kind := found.kind) is not None:
+        rules = _rules(*kind, found.addresses_elsewhere)
+        commands += [*_load_shared(rules, found), *_delete_sets(rules, found)]
     return commands
 
 
@@ -203,11 +275,11 @@ def parse(listed: Iterable[Json]) -> dict[str, ObservedGuard]:
             others[rule["chain"]] = others.get(rule["chain"], True) and stranger
             if rule["chain"] in chains:
                 chains[rule["chain"]].append(rule.get("comment", ""))
-        elif (found := item.get("set")) and found["name"] in SETS:
+        elif (found := item.get("set")) and (found["name"] in SETS or _addresses([found["name"]])):
             sets[found["name"]] = dict(map(_set_element, found.get("elem", [])))
     foreign = frozenset(name for name, other in others.items() if other)
     chains = {name: marks for name, marks in chains.items() if name not in foreign}
-    shared = {name: marks for name, marks in chains.items() if name in SHARED_CHAINS}
+    shared = {name: marks for name, marks in chains.items() if is_shared(name)}
     arp_guards = {
         name.removeprefix(ARP_GUARD_PREFIX): marks
         for name, marks in chains.items()
@@ -226,19 +298,49 @@ def only_shared(listed: Iterable[Json]) -> bool:
         ((kind, found),) = item.items()
         if kind == "table" and found.get("flags"):  # another program made it: we set no flags
             return False
-        if kind in ("chain", "rule") and found.get("chain", found.get("name")) not in SHARED_CHAINS:
+        if kind in ("chain", "rule") and not is_shared(found.get("chain", found.get("name"))):
             return False
         if kind == "rule" and not found.get("comment", "").startswith(_MARK):
             return False
-        if (
-            kind == "set"
-            and found["name"] not in LIMIT_SETS
-            and (found["name"] not in SETS or found.get("elem"))
-        ):
+        if kind == "set" and not _is_shared_set(found):
             return False
         if kind not in ("metainfo", "table", "chain", "rule", "set"):
             return False
     return True
+
+
+def is_shared(chain: str) -> bool:
+    """Whether a chain of this name serves all bridges."""
+    return chain in SHARED_CHAINS or chain.startswith(AT_CHAIN_PREFIX)
+
+
+def _is_shared_set(found: Json) -> bool:
+    """Whether a set is one of ours without anything of a bridge."""
+    name = found["name"]
+    if name in LIMIT_SETS or name == KNOWN_IPV6:
+        return True
+    return not found.get("elem") and (name in SETS or bool(_addresses([name])))
+
+
+@cache
+def _rules(by_port: bool, limited: bool, addresses: frozenset[str]) -> dict[str, list[str]]:
+    """The rules of the shared chains on a host with these service addresses besides 169.254.16.9."""
+    rules = shared_rules(by_port=by_port, limited=limited)
+    if not addresses:
+        return rules
+    from tproxy.bridge import address_rules  # few hosts have any
+
+    return address_rules.with_addresses(rules, addresses, by_port=by_port, limited=limited)
+
+
+def _addresses(sets: Iterable[str]) -> frozenset[str]:
+    """The addresses to which sets of these names belong; other names are left out."""
+    names = [each for each in sets if each.startswith(AT_PREFIX)]
+    if not names:
+        return frozenset()
+    from tproxy.bridge import address_rules
+
+    return frozenset(filter(None, map(address_rules.address_of, names)))
 
 
 def _hook(chain: str) -> tuple[str, int] | tuple[None, None]:
@@ -246,6 +348,44 @@ def _hook(chain: str) -> tuple[str, int] | tuple[None, None]:
     if chain.startswith(ARP_GUARD_PREFIX):
         return _ARP_GUARD
     return _BASE.get(chain, (None, None))
+
+
+def _add_sets(rules: Mapping[str, Iterable[str]], *, limited: bool) -> list[str]:
+    """Return commands that add the sets which these rules need, and which are not there in any case."""
+    names = _sets_of(rules)
+    commands = [f"add set bridge {TABLE} {name} {{ type ifname; }}" for name in names]
+    if limited:
+        commands += [f"add set bridge {TABLE} {name} {{ {what} }}" for name, what in LIMIT_SETS.items()]
+    if limited and names:
+        from tproxy.bridge import address_rules
+
+        more = address_rules.LIMIT_SETS.items()
+        commands += [f"add set bridge {TABLE} {name} {{ {what} }}" for name, what in more]
+    return commands
+
+
+def _load_shared(rules: Mapping[str, Iterable[str]], found: ObservedGuard) -> list[str]:
+    """Return commands that replace the shared chains."""
+    gone = [name for name in found.shared if name not in rules]
+    old = [f"{verb} chain bridge {TABLE} {name}" for verb in ("flush", "delete") for name in gone]
+    return [*_load_chains(rules), *old]
+
+
+def _delete_sets(rules: Mapping[str, Iterable[str]], found: ObservedGuard) -> list[str]:
+    """Return commands that delete the sets of addresses for which there are no rules any more."""
+    kept = (*SETS, *_sets_of(rules))
+    return [f"delete set bridge {TABLE} {name}" for name in found.sets if name not in kept]
+
+
+def _sets_of(rules: Mapping[str, Iterable[str]]) -> list[str]:
+    """The names of the sets of addresses that rules name."""
+    found = (_set_in(rule) for chain in (PREROUTING, FORWARD) for rule in rules[chain])
+    return sorted({AT_PREFIX + name for name in found if name})
+
+
+def _set_in(rule: str) -> str:
+    """The set of an address that a rule names, without the prefix; "" if it names none."""
+    return rule.partition(f"@{AT_PREFIX}")[2].partition(" ")[0]
 
 
 def _load_chains(chains: Mapping[str, Iterable[str]]) -> list[str]:
@@ -289,4 +429,5 @@ def _marks(rules: Iterable[str]) -> list[str]:
 
 @cache
 def _mark(rule: str) -> str:
-    return f"{_MARK}{zlib.crc32(rule.encode()):08x}"
+    name = _set_in(rule)
+    return f"{_MARK}{zlib.crc32(rule.encode()):08x}" + (f" {_AT}={name}" if name else "")

@@ -212,7 +212,7 @@ def _inner_fault(names: BridgeNames) -> str:
         return f"{where} does not exist"
     if not inner.up:
         return f"{where} is down"
-    if inner.address != f"{SERVICE_ADDRESS}/32":
+    if f"{SERVICE_ADDRESS}/32" not in inner.addresses:
         return f"{where} does not have the address {SERVICE_ADDRESS}/32"
     return "" if inner.default_route else f"{where} has no default route"
 

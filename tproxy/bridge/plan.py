@@ -6,16 +6,28 @@ actions. It is imported only once there is something to do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from tproxy.bridge import guards, service_map
 from tproxy.bridge.guards import Guard, ObservedGuard
 from tproxy.kernel.links import InnerLink, OuterLink
-from tproxy.model import PORT_MAC, SERVICE_ADDRESS, SERVICE_MAC, TABLE, BridgeNames, ServiceMap
+from tproxy.model import (
+    PORT_MAC,
+    SERVICE_ADDRESS,
+    SERVICE_ADDRESS_IPV6,
+    SERVICE_MAC,
+    TABLE,
+    BridgeNames,
+    ServiceMap,
+    with_prefix,
+)
 from tproxy.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from tproxy.bridge.actions import Action
+
+
+NO_IPV6 = "ipv6/conf/all/disable_ipv6"
 
 
 class Observed(NamedTuple):
@@ -24,6 +36,7 @@ class Observed(NamedTuple):
     bridge_mtu: int = 0
     ports: frozenset[str] = frozenset()
     recognised_uplinks: frozenset[str] = frozenset()  # ports of a kind that leads off the host
+    probes: frozenset[str] = frozenset()  # ports that `tproxy probe` attached
     name_taken: bool = False  # /run/netns has a file of the namespace's name
     name_ours: bool = False  # that file is a namespace with our mark, or an empty file that a crash left
     namespace: bool = False  # that file is a namespace
@@ -31,6 +44,7 @@ class Observed(NamedTuple):
     inner: InnerLink | None = None
     sysctls: Mapping[str, str] | None = None
     map: ServiceMap | None = None
+    map_stays: bool = False  # there is a map of another program, which is left as it is
     guard: ObservedGuard | None = None
 
     @property
@@ -66,8 +80,8 @@ class Observed(NamedTuple):
         )
 
 
-def namespace_sysctls(names: BridgeNames) -> dict[str, str]:
-    """The sysctls that the namespace needs, by path below net.
+def namespace_sysctls(names: BridgeNames, *, ipv6: bool = False) -> dict[str, str]:
+    """The sysctls that the namespace needs, by path below net; ``ipv6``: with services over IPv6.
 
     All are set, because a new namespace inherits the values of a hardened host.
     """
@@ -98,13 +112,48 @@ def namespace_sysctls(names: BridgeNames) -> dict[str, str]:
         f"{neigh}/gc_stale_time": "10",
         "ipv4/tcp_synack_retries": "2",  # after 1 and 3 s; each asks for the address again
     }
-    values["ipv6/conf/all/disable_ipv6"] = "1"
+    if ipv6:
+        return values | _ipv6_sysctls(names)
+    values[NO_IPV6] = "1"
     values["ipv6/conf/default/disable_ipv6"] = "1"
     return values
 
 
-def wanted_guards(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> tuple[Guard, ...]:
-    """The guards that the bridge should have, one for each kind of kernel, best first."""
+def _ipv6_sysctls(names: BridgeNames) -> dict[str, str]:
+    """The sysctls for IPv6 at our link alone, which takes no other address, and believes no router."""
+    conf, neigh = f"ipv6/conf/{names.veth_namespace}", f"ipv6/neigh/{names.veth_namespace}"
+    return {
+        "ipv6/conf/all/forwarding": "0",
+        f"{conf}/addr_gen_mode": "1",  # no address that is made of the MAC
+        f"{conf}/accept_dad": "0",
+        f"{conf}/dad_transmits": "0",
+        f"{conf}/accept_ra": "0",
+        f"{conf}/autoconf": "0",
+        f"{conf}/router_solicitations": "0",
+        f"{conf}/accept_redirects": "0",
+        f"{conf}/accept_source_route": "0",
+        f"{conf}/proxy_ndp": "0",
+        f"{conf}/forwarding": "0",
+        f"{neigh}/mcast_solicit": "3",
+        f"{neigh}/ucast_solicit": "3",
+        f"{neigh}/app_solicit": "0",
+        f"{neigh}/retrans_time_ms": "200",
+        f"{neigh}/base_reachable_time_ms": "5000",
+        f"{neigh}/gc_stale_time": "10",
+        # The first one changes the other two, and our link.
+        NO_IPV6: "0",
+        "ipv6/conf/default/disable_ipv6": "1",
+        "ipv6/conf/lo/disable_ipv6": "1",
+    }
+
+
+def wanted_guards(
+    bridge: str, observed: Observed, named_uplinks: frozenset[str], addresses: frozenset[str]
+) -> tuple[Guard, ...]:
+    """The guards that the bridge should have, one for each kind of kernel, best first.
+
+    ``addresses`` are its service addresses besides SERVICE_ADDRESS.
+    """
     ours = BridgeNames(bridge).veth_bridge
     # An operator may name an uplink for many bridges. It is a port of at most one, and that one guards it.
     known = observed.guard.sets.get(guards.UPLINKS, {}) if observed.guard else {}
@@ -112,7 +161,9 @@ def wanted_guards(bridge: str, observed: Observed, named_uplinks: frozenset[str]
     elsewhere = known.keys() - own.keys() - observed.ports
     uplinks = dict.fromkeys(observed.recognised_uplinks - {ours}, False)
     uplinks |= dict.fromkeys(named_uplinks - {ours} - elsewhere, True)
-    by_bridge, by_port = Guard(bridge, None, uplinks), Guard(bridge, observed.ports | {ours}, uplinks)
+    others = observed.guard.addresses_elsewhere if observed.guard else frozenset()
+    by_bridge = Guard(bridge, None, uplinks, addresses=addresses, addresses_elsewhere=others)
+    by_port = by_bridge._replace(ports=observed.ports | {ours})
     return by_bridge, by_port, by_bridge._replace(limited=False), by_port._replace(limited=False)
 
 
@@ -131,7 +182,7 @@ def stranger(bridge: str, observed: Observed) -> str:
         return f"link {names.veth_namespace} in namespace {names.namespace} belongs to another program"
     if observed.name_taken and not (observed.namespace or observed.name_ours):
         return f"{names.namespace} in /run/netns is no namespace"
-    shared = observed.guard.foreign.intersection(guards.SHARED_CHAINS) if observed.guard else ()
+    shared = list(filter(guards.is_shared, observed.guard.foreign)) if observed.guard else ()
     if shared:
         return f"chain {min(shared)} in table bridge {TABLE} belongs to another program"
     return ""
@@ -153,31 +204,33 @@ def kept(bridge: str, observed: Observed) -> list[str]:
 def up(wanted: ServiceMap, observed: Observed, named_uplinks: frozenset[str]) -> list[Action]:
     """Return the actions after which the bridge has everything it should have; none for one in order."""
     return [
-        *guard_actions(wanted.bridge, observed, named_uplinks),
-        *_link_actions(BridgeNames(wanted.bridge), observed),
+        *guard_actions(wanted.bridge, observed, named_uplinks, wanted.addresses),
+        *_link_actions(BridgeNames(wanted.bridge), observed, _with_prefixes(wanted.addresses)),
         *_map_actions(wanted, observed),
     ]
 
 
-def up_foreign(bridge: str, observed: Observed, mac: str) -> list[Action]:
-    """Return the actions that repair a bridge which another program built.
+def up_foreign(found: ServiceMap, observed: Observed, mac: str) -> list[Action]:
+    """Return the actions that repair a bridge with this map which another program built.
 
     Such a bridge has no guards of ours, and its link settings are the other program's choice. So only a
     missing namespace or veth pair is made again, with ``mac``, the address that guests have learnt.
     """
-    if not links_broken(bridge, observed, foreign=True):
+    if not links_broken(found, observed, foreign=True):
         return []
-    return _link_actions(BridgeNames(bridge), observed, mac)
+    return _link_actions(BridgeNames(found.bridge), observed, _with_prefixes(found.addresses), mac)
 
 
-def links_broken(bridge: str, observed: Observed, *, foreign: bool) -> bool:
+def links_broken(found: ServiceMap, observed: Observed, *, foreign: bool) -> bool:
     """Whether namespace, veth pair or sysctls need repair; of a ``foreign`` bridge only the first two."""
-    return not observed.paired if foreign else not _links_right(BridgeNames(bridge), observed)
+    if foreign:
+        return not observed.paired
+    return not _links_right(BridgeNames(found.bridge), observed, _with_prefixes(found.addresses))
 
 
-def guards_broken(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> bool:
-    """Whether the guards do not match the ports that the bridge has."""
-    return bool(guard_actions(bridge, observed, named_uplinks))
+def guards_broken(found: ServiceMap, observed: Observed, named_uplinks: frozenset[str]) -> bool:
+    """Whether the guards do not match the ports and the service addresses that the bridge has."""
+    return bool(guard_actions(found.bridge, observed, named_uplinks, found.addresses))
 
 
 def down(bridge: str, observed: Observed) -> list[Action]:
@@ -191,7 +244,8 @@ def unload(bridge: str, observed: Observed) -> list[Action]:
     if observed.map is not None:
         commands += service_map.delete_map(bridge)
     elif observed.guard is not None and observed.guard.own(guards.VETHS):
-        commands += service_map.delete_set(bridge)  # it outlives a map that another program deleted
+        # They outlive a map that another program deleted.
+        commands += service_map.delete_sets(bridge, all_of_them=not observed.map_stays)
     if observed.guard is not None and observed.guard.anything:
         commands += guards.unload(observed.guard)
     if not commands:
@@ -215,16 +269,21 @@ def dismantle(bridge: str, observed: Observed) -> list[Action]:
 
 
 def guests(bridge: str, observed: Observed, uplinks: frozenset[str]) -> frozenset[str]:
-    """The bridge's ports without ours and the uplinks: those that may belong to a running guest."""
+    """The bridge's ports without ours, probes and uplinks: those that may belong to a running guest."""
     theirs = observed.outer is not None and not (observed.paired or observed.outer_ours)
-    return observed.ports - uplinks - (frozenset() if theirs else {BridgeNames(bridge).veth_bridge})
+    ours = frozenset() if theirs else {BridgeNames(bridge).veth_bridge}
+    return observed.ports - uplinks - observed.probes - ours
 
 
-def guard_actions(bridge: str, observed: Observed, named_uplinks: frozenset[str]) -> list[Action]:
+def guard_actions(
+    bridge: str, observed: Observed, named_uplinks: frozenset[str], addresses: frozenset[str]
+) -> list[Action]:
     """The part of ``up`` for the guards."""
     found = observed.guard or ObservedGuard(bridge)
-    preferred, *others = wanted_guards(bridge, observed, named_uplinks)
-    known = next((each for each in (preferred, *others) if each.rules_are_in(found)), None)
+    preferred, *others = wanted = wanted_guards(bridge, observed, named_uplinks, addresses)
+    known = next((each for each in wanted if each.rules_are_in(found)), None)
+    if known is None and found.shared:  # the rules may be for other service addresses
+        known = next((each for each in wanted if each.kind == found.kind), None)
     commands = guards.load(known or preferred, found)
     if not commands:
         return []
@@ -236,8 +295,15 @@ def guard_actions(bridge: str, observed: Observed, named_uplinks: frozenset[str]
     return [LoadGuards(bridge, tuple(commands), fallbacks)]
 
 
-def _link_actions(names: BridgeNames, observed: Observed, mac: str = SERVICE_MAC) -> list[Action]:
-    if _links_right(names, observed):
+def _with_prefixes(addresses: Collection[str]) -> tuple[str, ...]:
+    """All service addresses of a bridge as its namespace should have them, sorted."""
+    return tuple(sorted(map(with_prefix, (SERVICE_ADDRESS, *addresses))))
+
+
+def _link_actions(
+    names: BridgeNames, observed: Observed, addresses: tuple[str, ...], mac: str = SERVICE_MAC
+) -> list[Action]:
+    if _links_right(names, observed, addresses):
         return []
     from tproxy.bridge import actions
 
@@ -254,11 +320,12 @@ def _link_actions(names: BridgeNames, observed: Observed, mac: str = SERVICE_MAC
         if observed.inner_ours:
             planned.append(actions.DeleteInner(names))
         planned.append(actions.CreateVeth(names, mtu))
-    sysctls = _wrong_sysctls(names, observed) if paired else namespace_sysctls(names)
+    ipv6 = with_prefix(SERVICE_ADDRESS_IPV6) in addresses
+    sysctls = wrong_sysctls(names, observed, ipv6=ipv6) if paired else namespace_sysctls(names, ipv6=ipv6)
     if sysctls:
         planned.append(actions.SetSysctls(names.namespace, sysctls))
-    if not (paired and _inner_right(inner, mtu)):
-        planned.append(actions.ConfigureInner(names, mtu, mac))
+    if not (paired and _inner_right(inner, mtu, addresses)):
+        planned.append(actions.ConfigureInner(names, mtu, mac, addresses))
     if not (paired and _outer_right(outer, names.bridge, mtu)):
         planned.append(actions.AttachOuter(names, max(mtu, outer.mtu) if paired and outer else mtu, mac))
     elif outer and not outer.fixed:
@@ -266,32 +333,36 @@ def _link_actions(names: BridgeNames, observed: Observed, mac: str = SERVICE_MAC
     return planned
 
 
-def _links_right(names: BridgeNames, observed: Observed) -> bool:
+def _links_right(names: BridgeNames, observed: Observed, addresses: tuple[str, ...]) -> bool:
     """Whether namespace, veth pair, sysctls and the bridge's entry for our MAC are as they should be."""
     outer = observed.outer
     return (
         observed.paired
-        and not _wrong_sysctls(names, observed)
-        and _inner_right(observed.inner, observed.bridge_mtu)
+        and not wrong_sysctls(names, observed, ipv6=with_prefix(SERVICE_ADDRESS_IPV6) in addresses)
+        and _inner_right(observed.inner, observed.bridge_mtu, addresses)
         and _outer_right(outer, names.bridge, observed.bridge_mtu)
         and outer is not None
         and outer.fixed
     )
 
 
-def _wrong_sysctls(names: BridgeNames, observed: Observed) -> dict[str, str]:
+def wrong_sysctls(names: BridgeNames, observed: Observed, *, ipv6: bool = False) -> dict[str, str]:
     """The sysctls to set. One that was not found is missing in this kernel."""
     found = observed.sysctls or {}
-    wanted = namespace_sysctls(names)
-    return {path: value for path, value in wanted.items() if found.get(path, value) != value}
+    wanted = namespace_sysctls(names, ipv6=ipv6)
+    wrong = {path: value for path, value in wanted.items() if found.get(path, value) != value}
+    if ipv6 and NO_IPV6 in wrong:  # those of IPv6 were not looked at; they are set in their order
+        others = _ipv6_sysctls(names)
+        return {path: value for path, value in wrong.items() if path not in others} | others
+    return wrong
 
 
-def _inner_right(inner: InnerLink | None, mtu: int) -> bool:
+def _inner_right(inner: InnerLink | None, mtu: int, addresses: tuple[str, ...]) -> bool:
     return (
         inner is not None
         and inner.up
         and inner.default_route
-        and (inner.mac, inner.mtu, inner.address) == (SERVICE_MAC, mtu, f"{SERVICE_ADDRESS}/32")
+        and (inner.mac, inner.mtu, inner.addresses) == (SERVICE_MAC, mtu, addresses)
     )
 
 

@@ -56,10 +56,13 @@ def observe_links(bridge: str) -> plan.Observed:
             ours = netns.is_marked()
             inner = links.inner_link(names.veth_namespace)
             sysctls = links.sysctls(plan.namespace_sysctls(names))
+            if sysctls.get(plan.NO_IPV6) == "0":
+                sysctls |= links.sysctls(plan.namespace_sysctls(names, ipv6=True))
     return plan.Observed(
         bridge_mtu=links.mtu(bridge),
         ports=ports,
         recognised_uplinks=kinds.uplinks(bridge, ports),
+        probes=kinds.probes(ports),
         name_taken=netns.name_taken(names.namespace),
         name_ours=ours or (not namespace and netns.is_remnant(names.namespace)),
         namespace=namespace,
@@ -104,9 +107,9 @@ def _do(action: Action) -> None:
             with netns.inside(namespace):
                 for path, value in values.items():
                     links.write_sysctl(path, value)
-        case actions.ConfigureInner(names, mtu, mac):
+        case actions.ConfigureInner(names, mtu, mac, addresses):
             with netns.inside(names.namespace):
-                links.configure(names.veth_namespace, mac, mtu)
+                links.configure(names.veth_namespace, mac, mtu, addresses)
         case actions.AttachOuter(names, mtu, mac):
             links.attach(names.veth_bridge, names.bridge, mtu, mac)
         case actions.FixForwarding(names):

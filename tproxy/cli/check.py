@@ -11,7 +11,7 @@ from tproxy.cli.examples import example
 from tproxy.config import check as checking
 from tproxy.config import reader
 from tproxy.config.file import required
-from tproxy.config.resolver import resolve_ipv4
+from tproxy.config.resolver import addresses_of
 from tproxy.console import EXIT_FAILURE
 from tproxy.errors import ConfigError
 
@@ -34,7 +34,7 @@ def check(file: str | None, no_resolve: bool) -> None:
     except ConfigError as error:
         problems, code = [str(error)], EXIT_FAILURE
     else:
-        resolve = checking.all_resolve if no_resolve else resolve_ipv4
+        resolve = checking.all_resolve if no_resolve else addresses_of
         problems = [each.at(path) for each in checking.problems(read, resolve)]
         code = EXIT_WARNINGS
     for problem in problems:

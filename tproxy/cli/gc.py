@@ -40,7 +40,7 @@ def gc(debug: bool, dry_run: bool, grace: float | None, file: str | None) -> Non
     if dry_run:
         output.for_preview(debug=debug)
     else:
-        output.for_command(read.log_level if read else DEFAULT_LEVEL, debug=debug)
+        output.for_command(read.log_style if read else DEFAULT_LEVEL, debug=debug)
     if grace is None:
         grace = read.watch_grace if read else DEFAULT_WATCH_GRACE
     failed = False

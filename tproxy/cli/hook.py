@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
+from tproxy.bridge.members import Nics
 from tproxy.console import EXIT_USAGE, require_root, say
 from tproxy.errors import BadName
 from tproxy.model import Network, check_interface_name, check_mac
@@ -31,7 +33,8 @@ Options:
   --network-id ID    id of the virtual network
   --config FILE      configuration file to use
   --mac MAC          address of the guest's network card; may be repeated. Where networks share a bridge,
-                     it tells when the last guest of a network has gone
+                     it tells which guest gets the services of which network
+  --port DEV         port of the bridge behind which the card of the --mac before it is; may be repeated
   --uplink DEV       port that leads off this host; may be repeated
   --force            with down: remove it although guests are attached
   --dry-run          print each step that would be taken, and take none
@@ -47,7 +50,7 @@ Examples:
 EXIT_IN_USE = 4
 
 FLAGS = ("--dry-run", "--debug", "--help", "--force")
-VALUES = ("--bridge", "--network", "--network-id", "--config", "--uplink", "--mac")
+VALUES = ("--bridge", "--network", "--network-id", "--config", "--uplink", "--mac", "--port")
 
 
 class Options:
@@ -60,6 +63,7 @@ class Options:
         self.config: str | None = None
         self.uplinks: frozenset[str] = frozenset()
         self.macs: frozenset[str] = frozenset()
+        self.ports: frozenset[tuple[str, str]] = frozenset()  # each with the MAC before it, or ""
         self.dry_run = False
         self.force = False
         self.debug = bool(os.environ.get("TPROXY_DEBUG"))
@@ -86,7 +90,7 @@ def run(arguments: list[str]) -> None:
             options.dry_run,
             options.force,
             options.debug,
-            options.macs,
+            Nics(options.macs, options.ports),
         )
     )
 
@@ -94,6 +98,7 @@ def run(arguments: list[str]) -> None:
 def parse(command: str, arguments: list[str]) -> Options:
     """Read the arguments behind ``up`` or ``down``; end the process if they are wrong or ask for help."""
     options = Options()
+    mac = ""
     words = iter(arguments)
     value: str | None
     for word in words:
@@ -109,7 +114,10 @@ def parse(command: str, arguments: list[str]) -> Options:
             if option == "--uplink":
                 options.uplinks |= {value}
             elif option == "--mac":
-                options.macs |= {_mac(command, value)}
+                mac = _checked(command, option, check_mac, value)
+                options.macs |= {mac}
+            elif option == "--port":
+                options.ports |= {(_checked(command, option, _port, value), mac)}
             else:
                 setattr(options, _attribute(option), value)
         elif word in FLAGS and (word, command) != ("--force", "up"):
@@ -129,11 +137,15 @@ def _suggestion(command: str, word: str) -> str:
     return "" if word.startswith("-") else f": did you mean tproxy hook {command} --bridge {word}?"
 
 
-def _mac(command: str, text: str) -> str:
+def _port(text: str) -> str:
+    return check_interface_name(text, "port")
+
+
+def _checked(command: str, option: str, check: Callable[[str], str], text: str) -> str:
     try:
-        return check_mac(text)
+        return check(text)
     except BadName as error:
-        _refuse(f"hook {command}", f"--mac: {error}")
+        _refuse(f"hook {command}", f"{option}: {error}")
 
 
 def _attribute(option: str) -> str:

@@ -25,7 +25,7 @@ Change = Callable[["Config | None", Lock], "list[str]"]
 
 
 def _command(name: str, text: str, *examples: str) -> Callable[[Change], click.Command]:
-    """Make a command that carries out a change under the host's lock; ``text`` is its help."""
+    """Make a command that carries out a change while no hook works; ``text`` is its help."""
 
     def decorate(change: Change) -> click.Command:
         @click.command(name, help=text, epilog=example(*examples))
@@ -33,8 +33,8 @@ def _command(name: str, text: str, *examples: str) -> Callable[[Change], click.C
         def command(debug: bool) -> None:
             require_root()
             read = _read()
-            output.for_command(read.log_level if read else DEFAULT_LEVEL, debug=debug)
-            with run_directory.lock() as lock:
+            output.for_command(read.log_style if read else DEFAULT_LEVEL, debug=debug)
+            with run_directory.lock(run_directory.ALL_BRIDGES) as lock:
                 problems = change(read, lock)
             for problem in problems:
                 say(problem)

@@ -40,7 +40,7 @@ def refresh(debug: bool, file: str | None) -> None:
         # Most likely it is OpenNebula's own file, found before the file that the hooks were given. That must
         # not remove all services.
         raise ConfigError(f"{place(path)}: there is no key tproxy, so nothing is changed: give --config FILE")
-    output.for_command(read.log_level, debug=debug)
+    output.for_command(read.log_style, debug=debug)
     with run_directory.lock():
         lost_table.require_table()
     outcomes, warnings = refreshing.refresh(read)
@@ -48,7 +48,7 @@ def refresh(debug: bool, file: str | None) -> None:
         output.warn(warning.at(path))
     failed = [f"{each.bridge}: {each.problem}" for each in outcomes if each.problem]
     skipped = [f"{each.bridge}: skipped: {each.skipped}" for each in outcomes if each.skipped]
-    with run_directory.lock() as lock:
+    with run_directory.lock(run_directory.ALL_BRIDGES) as lock:
         # This applies the log level and starts or ends a watcher. A watcher that runs reads the file again.
         problems = life.start(life.settings_from(read), lock, reopen_logs=True)
     for problem in dict.fromkeys([*failed, *problems, *skipped]):

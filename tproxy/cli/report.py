@@ -7,9 +7,16 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from tproxy.model import ServiceKey
+
 Lines = Sequence[tuple[str, int]]
 
 _WORKER_COLUMNS = ("worker", "state", "open", "processor time", "bridges")
+
+# Limits of which 0 means that they follow from something else.
+_AUTOMATIC = ("max_connections", "max_connections_per_bridge", "max_connections_to_endpoint")
+
+_ENDPOINT_COLUMNS = ("bridge", "port", "endpoint", "state", "since", "why")
 
 _COLUMNS = (
     "bridge",
@@ -50,14 +57,37 @@ def as_table(processes: Lines, daemon: dict[str, Any] | None) -> str:
         for bridge, details in daemon["bridges"].items()
         for each in details["obstacles"]
     )
+    notes += "".join(
+        f"{bridge}, port {_port(service)}: {name}{_limit(name, daemon, service)}: {count}\n"
+        for bridge, details in daemon["bridges"].items()
+        for service in details["services"]
+        for name, count in service.get("limited", {}).items()  # a daemon of an older version has none
+        if count
+    )
+    endpoints = [
+        _endpoint_row(bridge, service, each)
+        for bridge, details in daemon["bridges"].items()
+        for service in details["services"]
+        for each in service.get("endpoints", ())  # a daemon of an older version has none
+    ]
+    if endpoints:
+        notes += tabulate(endpoints, _ENDPOINT_COLUMNS, tablefmt="simple", disable_numparse=True) + "\n\n"
     workers = tabulate(map(_worker_row, daemon["workers"]), _WORKER_COLUMNS, tablefmt="simple")
     return f"{text}\n\n{table}\n\n{notes}{workers}\n\n{daemon['connections']} open connections"
+
+
+def _limit(name: str, daemon: dict[str, Any], service: dict[str, Any]) -> str:
+    """The value of a limit or time-out, as the configuration file has it, in parentheses."""
+    if name == "network":  # no limit: the caller's network has no such service, or is not known
+        return ""
+    value = service["options"].get(name, daemon.get("max_connections"))
+    return f" ({'auto' if not value and name in _AUTOMATIC else value})"
 
 
 def _row(bridge: str, details: dict[str, Any], service: dict[str, Any]) -> list[str]:
     networks = (
         f"{each['name']} ({each['id']})".strip() if each["id"] else each["name"]
-        for each in details["networks"]
+        for each in service.get("networks", details["networks"])  # of older versions none
     )
     error = _printable(service["last_error"])
     if error:
@@ -65,15 +95,34 @@ def _row(bridge: str, details: dict[str, Any], service: dict[str, Any]) -> list[
     return [
         bridge,
         _printable(", ".join(networks)),
-        str(service["port"]),
+        _port(service),
         _printable(service["name"]),
-        service["endpoint"],
+        ", ".join(each["endpoint"] for each in service.get("endpoints", ())) or service["endpoint"],
         _state(service, details["obstacles"]),
         str(service["open"]),
         str(service["total"]),
         _bytes(service["bytes_to_endpoint"]),
         _bytes(service["bytes_to_guest"]),
         error,
+    ]
+
+
+def _port(service: dict[str, Any]) -> str:
+    """The service port, with protocol and service address where they are not the usual ones."""
+    # A daemon of an older version tells less.
+    known = (service[each] for each in ("protocol", "address", "order") if each in service)
+    return ServiceKey(service["port"], *known).in_words
+
+
+def _endpoint_row(bridge: str, service: dict[str, Any], endpoint: dict[str, Any]) -> list[str]:
+    since = endpoint["since"]
+    return [
+        bridge,
+        _port(service),
+        endpoint["endpoint"],
+        endpoint["state"],
+        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since)) if since else "",
+        _printable(endpoint["why"]),
     ]
 
 

@@ -93,7 +93,11 @@ def _remember(key: list[Any], found: Config) -> None:
 
 def _entry(fields: list[Any]) -> Entry:
     entry = Entry(*fields)
-    return entry._replace(networks=frozenset(entry.networks))
+    return entry._replace(
+        remote_addr=tuple(entry.remote_addr),
+        networks=frozenset(entry.networks),
+        protocol=tuple(entry.protocol),
+    )
 
 
 def _bridge(fields: list[Any]) -> WatchedBridge:

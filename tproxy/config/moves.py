@@ -1,40 +1,79 @@
-"""Services by host name whose address changed. Pure.
+"""Services by host name whose addresses changed. Pure.
 
-A service moves only from an address that its name had to one that the name has now. So a service whose map
-somebody changed, or whose entry is in another file, stays as it is. A service also stays while its address is
-one of several that the name has: hooks choose the lowest, but moving a service that works helps nobody.
+A service moves only from the addresses that its names had to those that they have now. So a service whose map
+somebody changed, or whose entry is in another file, stays as it is. A service that no name gave an address
+before is added when one has an address.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tproxy.config.services import Config
-from tproxy.model import Endpoint, Network, Service, is_ipv4
+from tproxy.config.services import Config, Entry
+from tproxy.config.union import Services, divide, view
+from tproxy.model import MOST_ENDPOINTS, Endpoint, Network, Service, ServiceKey, is_address
 
-# The usable addresses of host names, the lowest first; a name for which there was no answer is missing.
+# The usable addresses of host names, in order; a name for which there was no answer is missing.
 Addresses = Mapping[str, Sequence[str]]
 
-Moves = Mapping[int, tuple[Service, Service]]  # the service before and after, by service port
+# The service before, None where there was none, and after, by key.
+Moves = Mapping[ServiceKey, tuple[Service | None, Service]]
 
 
 def moves(
-    config: Config, network: Network, services: Mapping[int, Service], before: Addresses, now: Addresses
+    config: Config,
+    network: Network,
+    services: Mapping[ServiceKey, Service],
+    before: Addresses,
+    now: Addresses,
 ) -> Moves:
     """Return those of a network's ``services`` that move, by what names had ``before`` and have ``now``."""
-    found: dict[int, tuple[Service, Service]] = {}
-    decided: set[int] = set()  # the first entry that can be used decides about its port, as in ``services``
+    found: dict[ServiceKey, tuple[Service | None, Service]] = {}
+    decided: set[ServiceKey] = set()  # the first entry that can be used decides about its key
     for entry in config.entries:
-        name, port = entry.remote_addr, entry.service_port
-        if port in decided or not entry.applies_to(network):
+        keys = [key for key in entry.keys if key not in decided] if entry.applies_to(network) else []
+        if not keys:
             continue
-        if not is_ipv4(name) and name not in before and name not in now:
+        had, has = _addresses(entry, before), _addresses(entry, now)
+        if not had and not has:
             continue
-        decided.add(port)
-        service, addresses = services.get(port), now.get(name)
-        if service is None or not addresses or service.endpoint.port != entry.remote_port:
+        decided.update(keys)
+        if not has or all(map(is_address, entry.remote_addr)):
             continue
-        address = service.endpoint.address
-        if address in before.get(name, ()) and address not in addresses:
-            found[port] = service, service._replace(endpoint=Endpoint(addresses[0], entry.remote_port))
+        for key in keys:
+            service = services.get(key)
+            if service is None:
+                if not had:
+                    new = Service(key, Endpoint(has[0], entry.remote_port), **entry.options)
+                    found[key] = None, new.led_to(has)
+                continue
+            if service.endpoint.port != entry.remote_port:
+                continue
+            # An older version, or a hook while a name server was silent, chose some of the addresses only.
+            addresses = [each.address for each in service.candidates]
+            if addresses != has and set(addresses) <= {*had}:
+                found[key] = service, service.led_to(has)
     return found
+
+
+def move(due: Mapping[int, Moves], services: Services) -> dict[ServiceKey, Service]:
+    """Return the services of a bridge after these moves, which are by the order of a network.
+
+    A service that is not the old one any more is left alone.
+    """
+    views = {order: view(services, order) for order in due}
+    for order, found in due.items():
+        has = views[order]
+        has |= {key: new for key, (old, new) in found.items() if has.get(key) == old}
+    others = {key: each for key, each in services.items() if key.network and key.network not in due}
+    return {**divide(views), **others}
+
+
+def _addresses(entry: Entry, known: Addresses) -> list[str]:
+    """All addresses of an entry in order, each once."""
+    found = (
+        address
+        for each in entry.remote_addr
+        for address in ((each,) if is_address(each) else known.get(each, ()))
+    )
+    return [*found][:MOST_ENDPOINTS]

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import yaml
 
-from tproxy.bridge import service_map
 from tproxy.config import keys, merging, values
 from tproxy.config.file import text_of
 from tproxy.config.keys import Keys
@@ -63,7 +62,7 @@ class _Reader:
         self._warnings: list[Problem] = []
         self._visits = 0
         self._reported: set[yaml.Node] = set()  # keys of merged mappings
-        self._general: dict[str, tuple[Any, Field]] = {}  # options for all entries that do not have them
+        self._general: dict[str, Any] = {}  # options for all entries that do not have them
 
     def config(self) -> Config:
         ours = self._top_level(self._compose())
@@ -74,7 +73,7 @@ class _Reader:
                 continue
             value = self._option(field, declared)
             if key in keys.GENERAL:
-                self._general[declared.field] = value, field
+                self._general[declared.field] = value
             else:
                 options[declared.field] = value
         entries = [self._entry(number, node) for number, node in enumerate(self._list(ours, "tproxy"), 1)]
@@ -192,8 +191,7 @@ class _Reader:
         return Entry(number, values.line(node), **own, options=options)
 
     def _service_options(self, said: Mapping[str, Any]) -> dict[str, Any]:
-        general = {field: value for field, (value, _) in self._general.items()}
-        return general | {
+        return self._general | {
             each.field: said[each.field] for each in keys.SERVICE.values() if each.field in said
         }
 
@@ -240,17 +238,7 @@ class _Reader:
                 and (key not in found or found[key].node.tag == values.NULL)
             ):
                 faults.append(Unusable(f"{key} is missing", entry))
-        return said, faults or (self._misfits(said, found) if known is keys.ENTRY else [])
-
-    def _misfits(self, said: Mapping[str, Any], found: Mapping[str, Field]) -> list[Unusable]:
-        """Return a fault for each option of an entry for which nftables has no room."""
-        faults = []
-        for left_out in service_map.misfits(self._service_options(said)):
-            at = next((found.get(key) for key, each in keys.SERVICE.items() if each.field == left_out), None)
-            field = at or self._general[left_out][1]
-            reason = f"does not fit into the {service_map.MAX_COMMENT} bytes that nftables keeps of a service"
-            faults.append(Unusable(f"{field.shown()} {reason}", field.node))
-        return faults
+        return said, faults
 
     def _known(
         self,

@@ -47,8 +47,8 @@ Each of them may begin with a colon. All other keys at this level belong to othe
 
 An entry offers one endpoint to guests. An entry with a value that cannot be used is skipped with a warning.
 An entry is an element of a service map of nftables. Its options are words of the element's comment, see
-[Comments](contract.md#comments); where a default counts, the word is missing. A comment holds 127 bytes, so
-an entry whose options do not all fit is skipped too, with a warning that names the option.
+[Comments](contract.md#comments); where a default counts, the word is missing. Words that do not
+fit into the comment are in a set beside the map.
 
 {entry}
 

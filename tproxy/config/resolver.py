@@ -18,7 +18,7 @@ from tproxy.config.services import (
     nothing_known,
 )
 from tproxy.errors import quoted, to_ascii
-from tproxy.model import Network, Service, is_ipv4, refused
+from tproxy.model import Network, Service, ServiceKey, is_address, refused
 
 AT_ONCE = 16  # names that are looked up at the same time; arbitrary
 
@@ -29,20 +29,20 @@ Resolver = Callable[[str], list[str]]
 _NO_ANSWER = frozenset({socket.EAI_AGAIN, socket.EAI_FAIL, socket.EAI_MEMORY, socket.EAI_SYSTEM})
 
 
-def resolve_ipv4(name: str) -> list[str]:
-    """Return the IPv4 addresses of a host name. Raises OSError or UnicodeError when there is none."""
-    return [str(found[4][0]) for found in socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)]
+def addresses_of(name: str) -> list[str]:
+    """Return the addresses of a host name. Raises OSError or UnicodeError when there is none."""
+    return [str(found[4][0]) for found in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
 
 
 def services_for(
-    config: Config, network: Network, resolve: Resolver = resolve_ipv4, last_known: LastKnown = nothing_known
-) -> tuple[dict[int, Service], list[Problem]]:
+    config: Config, network: Network, resolve: Resolver = addresses_of, last_known: LastKnown = nothing_known
+) -> tuple[dict[ServiceKey, Service], list[Problem]]:
     """Look up the host names that a network needs, and choose its services; see ``services.choose``."""
     return choose(config, network, addresses(host_names(config, network), resolve), last_known)
 
 
-def addresses(names: Iterable[str], resolve: Resolver = resolve_ipv4) -> dict[str, str | NoAddress]:
-    """Return the address of each host name, or the reason for having none.
+def addresses(names: Iterable[str], resolve: Resolver = addresses_of) -> dict[str, list[str] | NoAddress]:
+    """Return the addresses of each host name, or the reason for having none.
 
     All names are looked up at the same time: ten names must not wait ten times for a dead name server.
     """
@@ -55,7 +55,7 @@ def addresses(names: Iterable[str], resolve: Resolver = resolve_ipv4) -> dict[st
     return {name: _address(resolve, name) for name in asked}
 
 
-def _address(resolve: Resolver, name: str) -> str | NoAddress:
+def _address(resolve: Resolver, name: str) -> list[str] | NoAddress:
     try:
         found = resolve(name)
     except (OSError, UnicodeError) as error:
@@ -63,15 +63,22 @@ def _address(resolve: Resolver, name: str) -> str | NoAddress:
         text = f"remote_addr {quoted(name)} does not resolve: {to_ascii(reason)}"
         return NoAddress(text, _is_answer(error))
     if candidates := usable(found):
-        # Name servers rotate their answers. The lowest address is the same at each hook, so that starting a
-        # guest does not move the services of the others.
-        return candidates[0]
+        return candidates
     return NoAddress(f"remote_addr {quoted(name)} resolves to no address that can be used", certain=True)
 
 
 def usable(found: Iterable[str]) -> list[str]:
-    """Return those of the addresses that an endpoint can have, the lowest first."""
-    return sorted((each for each in found if is_ipv4(each) and not refused(each)), key=socket.inet_aton)
+    """Return those of the addresses that an endpoint can have, each once: IPv4 first, and the lowest first.
+
+    Name servers rotate their answers. The order is the same at each hook, so that starting a guest does not
+    move the services of the others.
+    """
+    good = {each for each in found if is_address(each) and not refused(each)}
+    return sorted(good, key=lambda each: (":" in each, _packed(each)))
+
+
+def _packed(address: str) -> bytes:
+    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
 def _is_answer(error: Exception) -> bool:

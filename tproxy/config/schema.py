@@ -13,13 +13,15 @@ from typing import Any
 from tproxy import options
 from tproxy.config import keys, values
 from tproxy.config.keys import Keys
-from tproxy.model import SERVICE_ADDRESS
+from tproxy.model import PROTOCOLS, SERVICE_ADDRESS
 from tproxy.options import Declared
 
 Json = dict[str, Any]
 
 _BYTE = r"(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _IPV4 = rf"{_BYTE}(\.{_BYTE}){{3}}"
+# Not exactly those: `tproxy check` judges. None is link-local, multicast, or an IPv4 address in disguise.
+_IPV6 = r"(?![fF][eE][89abAB]|[fF][fF]|::$|::[fF]{4}:)(?=.*:.*:)[0-9a-fA-F:.]{2,45}"
 # Where the file has a number in quotes.
 _DIGITS = "(0|[1-9][0-9]{0,%d})"
 
@@ -100,14 +102,20 @@ def _kind(kind: options.Kind) -> Json:
         case options.Choice():
             digits = [int(each) for each in kind.values if each.isdecimal()]
             return {"enum": [*digits, *kind.values]}
-        case options.Host():
+        case options.Hosts():
             unusable = (
                 rf"{re.escape(SERVICE_ADDRESS)}|0\.0\.0\.0|255\.255\.255\.255|(22[4-9]|23[0-9])\.[0-9.]*"
             )
-            return {
-                "anyOf": [_matching(_IPV4), _matching(values.HOST_NAME)],
+            one = {
+                "anyOf": [_matching(_IPV4), _matching(_IPV6), _matching(values.HOST_NAME)],
                 "not": _matching(unusable),
             }
+            return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": kind.most}]}
+        case options.Protocols():
+            protocol: Json = {"enum": list(PROTOCOLS)}
+            return {"anyOf": [protocol, {"type": "array", "items": protocol, "minItems": 1}]}
+        case options.ServiceAddress():
+            return {**_matching(_IPV4), "not": _matching(r"(0|127|22[4-9]|2[34][0-9]|25[0-5])\..*")}
         case options.NetworkName():
             return _network(".+")
         case options.NetworkNames():

@@ -10,10 +10,21 @@ of the log.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tproxy.errors import to_ascii
-from tproxy.model import Endpoint, Network, Service, Settings, is_ipv4
+from tproxy.log.lazy import JSON
+from tproxy.model import (
+    MOST_ENDPOINTS,
+    SERVICE_ADDRESS,
+    TCP,
+    Endpoint,
+    Network,
+    Service,
+    ServiceKey,
+    Settings,
+    is_address,
+)
 from tproxy.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # the annotations of options, which are text at run time
@@ -24,21 +35,24 @@ if TYPE_CHECKING:  # the annotations of options, which are text at run time
         Choice,
         Entries,
         Flag,
-        Host,
+        Hosts,
         LinkNames,
         NetworkName,
         NetworkNames,
         Number,
         Option,
         Port,
+        Protocols,
         Seconds,
+        ServiceAddress,
+        Text,
     )
 
 # Seconds that a watched bridge stays up without guests. Longer than a guest takes to be moved or started
 # anew, so that its network keeps the services meanwhile.
 DEFAULT_WATCH_GRACE = 30.0
 
-LastKnown = Callable[[int], Service | None]
+LastKnown = Callable[[ServiceKey], Service | None]
 
 
 class Problem(NamedTuple):
@@ -64,19 +78,19 @@ class Entry(NamedTuple):
         int,
         Option(
             Port(),
-            "the port on 169.254.16.9 that guests connect to",
+            "the port on the service address that guests connect to",
             unset="`remote_port`",
             nftables="the element's key",
         ),
     ]
-    # It can be a host name that does not resolve.
+    # There can be host names that do not resolve.
     remote_addr: Annotated[
-        str,
+        tuple[str, ...],
         Option(
-            Host(),
-            "where the service is. Of several addresses of a name the lowest counts",
+            Hosts(16),
+            "where the service is. All addresses of a name count: first those of IPv4, each kind in order",
             required=True,
-            nftables="the element's value, as an address",
+            nftables="the first IPv4 address is the element's value; see [Endpoints](contract.md#endpoints)",
         ),
     ]
     remote_port: Annotated[
@@ -92,7 +106,31 @@ class Entry(NamedTuple):
             nftables="no: it decides which bridges have the element",
         ),
     ] = frozenset()
+    # An entry with several protocols is a service for each of them.
+    protocol: Annotated[
+        tuple[str, ...],
+        Option(
+            Protocols(),
+            "the protocol that guests and the endpoint speak; with a list, both reach the same port",
+            nftables="a part of the element's key; see [Services that are not plain]"
+            "(contract.md#services-that-are-not-plain)",
+        ),
+    ] = (TCP,)
+    service_addr: Annotated[
+        str,
+        Option(
+            ServiceAddress(),
+            "the service address, where guests have the service, for instance where the images of clouds ask "
+            "for their metadata",
+            nftables="a part of the element's key, likewise",
+        ),
+    ] = SERVICE_ADDRESS
     options: Mapping[str, Any] = _NO_OPTIONS
+
+    @property
+    def keys(self) -> tuple[ServiceKey, ...]:
+        """The keys of the entry's services, one for each protocol."""
+        return tuple(ServiceKey(self.service_port, each, self.service_addr) for each in self.protocol)
 
     def applies_to(self, network: Network) -> bool:
         return not self.networks or network.is_one_of(self.networks)
@@ -166,10 +204,52 @@ class Config(NamedTuple):
             kept=True,
         ),
     ] = 0
+    max_connections: Annotated[
+        int | None,
+        Option(
+            Number(1, 1_000_000, words={"auto": 0}),
+            "how many connections may be open on this host; more are reset. `auto`: as many as the workers "
+            "have descriptors for; more wait",
+            kept=True,
+        ),
+    ] = 0
+    # As long as a host name can be, HOST_NAME_MAX.
+    hypervisor_name: Annotated[
+        str | None,
+        Option(
+            Text(64),
+            "this hypervisor's name for endpoints of services with `proxy_protocol`",
+            unset="the host name",
+            kept=True,
+        ),
+    ] = ""
+    log_format: Annotated[
+        str,
+        Option(
+            Choice({"text": "text", "json": "json"}),
+            "how lines of the log files are written: as text, or each as a JSON object",
+        ),
+    ] = "text"
+
+    ipv6: Annotated[
+        bool,
+        Option(
+            Flag(),
+            "whether guests reach all services at `fe80::a9fe:1009` too",
+            nftables="the word `ipv6` in the comment of the map `sv_<bridge>`",
+        ),
+    ] = False
 
     @property
     def settings(self) -> Settings:
-        return Settings(self.log_level, self.watch_file, self.workers)
+        return Settings(
+            self.log_style, self.watch_file, self.workers, self.max_connections, self.hypervisor_name
+        )
+
+    @property
+    def log_style(self) -> int:
+        """The level and the format of the log (``log.file``)."""
+        return self.log_level | JSON if self.log_format == "json" else self.log_level
 
     @property
     def watch_file(self) -> str:
@@ -187,54 +267,89 @@ class NoAddress(NamedTuple):
     certain: bool
 
 
-def nothing_known(port: int) -> Service | None:
+def nothing_known(key: ServiceKey) -> Service | None:
     """``last_known`` of a bridge that is not up."""
     return None
 
 
 def host_names(config: Config, network: Network) -> list[str]:
     """The host names that the entries for a network need looked up, each once."""
-    applying = (each.remote_addr for each in config.entries if each.applies_to(network))
-    return [each for each in dict.fromkeys(applying) if not is_ipv4(each)]
+    applying = (name for each in config.entries if each.applies_to(network) for name in each.remote_addr)
+    return [each for each in dict.fromkeys(applying) if not is_address(each)]
 
 
 def choose(
     config: Config,
     network: Network,
-    addresses: Mapping[str, str | NoAddress],
+    addresses: Mapping[str, Sequence[str] | NoAddress],
     last_known: LastKnown = nothing_known,
-) -> tuple[dict[int, Service], list[Problem]]:
-    """Return the services of a network by service port, and the problems of entries that are not used.
+) -> tuple[dict[ServiceKey, Service], list[Problem]]:
+    """Return the services of a network by key, and the problems of entries that are not used.
 
-    ``addresses`` holds an IPv4 address, or the reason for having none, for each of ``host_names``.
-    Of the entries that apply to the network and can be used, the first one of a service port wins. While
-    nobody answers for a host name, its port leads to the endpoint that it led to before, which
-    ``last_known`` tells: running guests must not lose a service because a name server is down.
+    ``addresses`` holds the addresses, or the reason for having none, of each of ``host_names``.
+    Of the entries that apply to the network and can be used, the first one of a key wins. While nobody
+    answers for a host name, its services lead to the endpoints that they led to before, which ``last_known``
+    tells: running guests must not lose a service because a name server is down.
     """
-    services: dict[int, Service] = {}
-    winners: dict[int, Entry] = {}
-    problems: list[Problem] = []
+    services: dict[ServiceKey, Service] = {}
+    winners: dict[ServiceKey, Entry] = {}
+    problems: dict[Problem, None] = {}
 
     for entry in config.entries:
         if not entry.applies_to(network):
             continue
-        label, port = f"entry {entry.number}", entry.service_port
-        if port in winners:
-            taken = f"entry {winners[port].number} (line {winners[port].line}) has it on this network"
-            problems.append(Problem(entry.line, f"{label}: service_port {port}: {taken}: entry ignored"))
-            continue
-        address = addresses.get(entry.remote_addr, entry.remote_addr)
-        if isinstance(address, NoAddress):
-            known = None if address.certain else last_known(port)
-            if known is None or known.endpoint.port != entry.remote_port:
-                problems.append(Problem(entry.line, f"{label}: {address.reason}: entry skipped"))
+        for key in entry.keys:
+            if (winner := winners.get(key)) is not None:
+                taken = f"entry {winner.number} (line {winner.line}) has it on this network"
+                ignored = "entry ignored" if len(entry.keys) == 1 else f"ignored for {key.protocol}"
+                text = f"entry {entry.number}: service_port {key.in_words}: {taken}: {ignored}"
+                problems[Problem(entry.line, text)] = None
                 continue
-            problems.append(Problem(entry.line, f"{label}: {address.reason}: {known.endpoint} as before"))
-            address = known.endpoint.address
-        winners[port] = entry
-        endpoint = Endpoint(address, entry.remote_port)
-        services[port] = Service(port, endpoint, **entry.options)
-    return services, problems
+            found, said = _used(entry, addresses, key, last_known)
+            problems |= dict.fromkeys(Problem(entry.line, f"entry {entry.number}: {each}") for each in said)
+            if found:
+                winners[key] = entry
+                endpoint = Endpoint(found[0], entry.remote_port)
+                services[key] = Service(key, endpoint, **entry.options).led_to(found)
+    return services, [*problems]
+
+
+def _used(
+    entry: Entry, addresses: Mapping[str, Sequence[str] | NoAddress], key: ServiceKey, last_known: LastKnown
+) -> tuple[list[str], list[str]]:
+    """Return the addresses that the entry's service of this key has, and what is wrong with others."""
+    found, reasons = _found(entry, addresses)
+    said: list[str] = []
+    unanswered = [each for each in reasons if not each.certain]
+    known = last_known(key) if unanswered else None
+    if known is not None and known.endpoint.port == entry.remote_port:
+        # Those of the addresses as before that are of no other name are those of this one.
+        before = [each.address for each in known.candidates]
+        found += [each for each in before if each not in found]
+        found.sort(key=lambda each: before.index(each) if each in before else len(before))
+        reasons = [each for each in reasons if each.certain]
+        silent = ", ".join(each.reason for each in unanswered)
+        said.append(f"{silent}: {known.leads_to} as before")
+    outcome = "the other addresses are used" if found else "entry skipped"
+    said += [f"{each.reason}: {outcome}" for each in reasons]
+    if len(found) > MOST_ENDPOINTS:
+        said.append(f"remote_addr has {len(found)} addresses: the first {MOST_ENDPOINTS} are used")
+    return found[:MOST_ENDPOINTS], said
+
+
+def _found(
+    entry: Entry, addresses: Mapping[str, Sequence[str] | NoAddress]
+) -> tuple[list[str], list[NoAddress]]:
+    """All addresses of an entry in order, each once, and why some of its names have none."""
+    found: dict[str, None] = {}
+    reasons = []
+    for each in entry.remote_addr:
+        known = addresses.get(each, (each,))
+        if isinstance(known, NoAddress):
+            reasons.append(known)
+        else:
+            found |= dict.fromkeys(known)
+    return [*found], reasons
 
 
 def place(path: str, line: int | None = None) -> str:

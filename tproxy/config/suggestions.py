@@ -17,7 +17,7 @@ import yaml
 ENTRY_CUTOFF = 0.65
 TOP_LEVEL_CUTOFF = 0.82
 
-LONGEST = 40  # characters: no key of ours is half as long, and comparing takes the square of the length
+LONGEST = 60  # characters: no key of ours is as long, and comparing takes the square of the length
 _SHORTEST_START = 3  # letters: "net" is the start of "networks", and "n" could be anything
 
 

@@ -1,8 +1,9 @@
-"""The services of a bridge on which there are guests of several networks: the union of what each may use.
+"""The services of a bridge on which there are guests of several networks.
 
-All guests of a bridge reach the same service address, so they share its ports. Where two networks want one
-port for different services, the network that came first keeps it until its last guest has gone. ``merge``
-decides that; ``Offer`` holds what one configuration file gives to any networks.
+Each guest gets the services of its own network. What all networks have alike is everybody's, under a key with
+the network 0 (``model.ServiceKey``); all else has keys with the ``order`` of its network. ``view`` and
+``divide`` go from the one form to the other. ``Offer`` holds what one configuration file gives to any
+networks.
 """
 
 from __future__ import annotations
@@ -12,64 +13,55 @@ from collections.abc import Iterable, Mapping
 from tproxy.config import resolver
 from tproxy.config.services import Config, NoAddress, Problem, choose, host_names
 from tproxy.errors import to_ascii
-from tproxy.model import Network, Service, ServiceMap
+from tproxy.model import Network, Service, ServiceKey, ServiceMap
 
-# The two classes are no named tuples, because each of those takes a hook longer to make.
-
-
-class Contradiction:
-    """Two networks of a bridge that want one service port for different services.
-
-    ``holder`` keeps the port for the service ``kept``; ``other`` is refused its service.
-    """
-
-    def __init__(self, holder: Network, kept: Service, other: Network, refused: Service) -> None:
-        self.port = kept.port
-        self.holder, self.kept = holder, kept
-        self.other, self.refused = other, refused
-
-    def __str__(self) -> str:
-        return (
-            f"port {self.port} leads to {_shown(self.kept)} for {in_words(self.holder)}, which came first; "
-            f"{in_words(self.other)} wants {_shown(self.refused, self.kept)}, "
-            "and gets it when the last guest of the first has gone"
-        )
+Services = Mapping[ServiceKey, Service]
 
 
-class Union:
-    """The services of a bridge, the problems of the file's entries for them, and the contradictions.
-
-    ``mixed`` says that at least one of the networks would have other services if it had the bridge alone.
-    """
+class Union:  # no named tuple, because each of those takes a hook longer to make
+    """The services of a bridge, and the problems of the file's entries for them."""
 
     def __init__(
-        self,
-        services: dict[int, Service],
-        problems: list[Problem],
-        contradictions: list[Contradiction],
-        *,
-        mixed: bool,
+        self, services: dict[ServiceKey, Service], problems: list[Problem], *, ipv6: bool = False
     ) -> None:
         self.services = services
         self.problems = problems
-        self.contradictions = contradictions
-        self.mixed = mixed
+        self.ipv6 = ipv6
+
+    def applied(self, found: ServiceMap) -> ServiceMap:
+        """Return the map with these services in the place of its own."""
+        return found._replace(services=self.services, ipv6=self.ipv6)
+
+    @property
+    def divided(self) -> bool:
+        """Whether the networks of the bridge have different services."""
+        return any(key.network for key in self.services)
 
 
-def merge(
-    wanted: Iterable[tuple[Network, Mapping[int, Service]]],
-) -> tuple[dict[int, Service], list[Contradiction]]:
-    """Return the union of what networks want, the first network first, and their contradictions."""
-    holders: dict[int, Network] = {}
-    services: dict[int, Service] = {}
-    contradictions = []
-    for network, each in wanted:
-        for port, service in each.items():
-            if port not in services:
-                holders[port], services[port] = network, service
-            elif services[port] != service:
-                contradictions.append(Contradiction(holders[port], services[port], network, service))
-    return services, contradictions
+def view(services: Services, order: int) -> dict[ServiceKey, Service]:
+    """Return the services of a network of a bridge, each under the key that it has for everybody."""
+    found = {key: each for key, each in services.items() if not key.network}
+    for key, each in services.items():
+        if key.network == order:
+            found[key.listener] = each._replace(key=key.listener)
+    return found
+
+
+def divide(views: Mapping[int, Services]) -> dict[ServiceKey, Service]:
+    """Return the services of a bridge from those of its networks, by order: the inverse of ``view``."""
+    if len(views) == 1:
+        return dict(next(iter(views.values())))
+    services: dict[ServiceKey, Service] = {}
+    for key in dict.fromkeys(key for each in views.values() for key in each):
+        found = [each.get(key) for each in views.values()]
+        if found[0] is not None and all(each == found[0] for each in found):
+            services[key] = found[0]
+            continue
+        for order, service in zip(views, found, strict=True):
+            if service is not None:
+                own = key._replace(network=order)
+                services[own] = service._replace(key=own)
+    return services
 
 
 class Offer:
@@ -78,10 +70,10 @@ class Offer:
     ``look_up`` asks name servers, which can take seconds; the other methods ask nobody.
     """
 
-    def __init__(self, config: Config, resolve: resolver.Resolver = resolver.resolve_ipv4) -> None:
+    def __init__(self, config: Config, resolve: resolver.Resolver = resolver.addresses_of) -> None:
         self.config = config
         self._resolve = resolve
-        self._addresses: dict[str, str | NoAddress] = {}
+        self._addresses: dict[str, list[str] | NoAddress] = {}
 
     def look_up(self, networks: Iterable[Network]) -> None:
         """Look up the host names that these networks need, and that were not looked up yet."""
@@ -93,37 +85,48 @@ class Offer:
         """Whether all host names that these networks need were looked up."""
         return not self._missing(networks)
 
-    def union(self, networks: Iterable[Network], found: ServiceMap | None = None) -> Union:
-        """Return the services of a bridge with these networks, the first one first.
+    def union(self, orders: Mapping[Network, int], found: ServiceMap | None = None) -> Union:
+        """Return the services of a bridge with these networks (``ServiceMap.orders``).
 
-        ``found`` is the bridge's map. While nobody answers for a host name, its port keeps the endpoint that
-        it has there, if it has it for the same network.
+        ``found`` is the bridge's map. While nobody answers for a host name, its services keep the endpoints
+        that they have there for the same network.
         """
-        wanted: list[tuple[Network, Mapping[int, Service]]] = []
+        views: dict[int, Services] = {}
         problems: dict[Problem, None] = {}
-        for network in networks:
+        for network, order in orders.items():
             known = held_by(self.config, network, found) if found is not None else {}
-            services, said = choose(self.config, network, self._addresses, known.get)
-            wanted.append((network, services))
+            views[order], said = choose(self.config, network, self._addresses, known.get)
             problems |= dict.fromkeys(said)
-        services, contradictions = merge(wanted)
-        mixed = any(each != services for _, each in wanted)
-        return Union(services, list(problems), contradictions, mixed=mixed)
+        return Union(divide(views), list(problems), ipv6=self.config.ipv6)
 
     def _missing(self, networks: Iterable[Network]) -> list[str]:
         names = dict.fromkeys(name for each in networks for name in host_names(self.config, each))
         return [name for name in names if name not in self._addresses]
 
 
-def held_by(config: Config, network: Network, found: ServiceMap) -> Mapping[int, Service]:
-    """The services of a map that it has for this network: the first network that wants a port holds it."""
-    if network not in found.networks:
+def held_by(config: Config, network: Network, found: ServiceMap) -> Services:
+    """The services of a map that it has for this network.
+
+    In the map of an older version, which gave all guests the services of all networks, the first network that
+    wanted a port held it.
+    """
+    orders = found.orders
+    if network not in orders:
         return {}
-    earlier = found.networks[: found.networks.index(network)]
-    taken = {
-        entry.service_port for entry in config.entries if any(entry.applies_to(each) for each in earlier)
+    earlier = [each for each, order in orders.items() if order < orders[network]]
+
+    def entries(of: Network, key: ServiceKey) -> list[int]:
+        return [each.number for each in config.entries if each.applies_to(of) and key in each.keys]
+
+    def taken(key: ServiceKey) -> bool:
+        own = entries(network, key)
+        return any(theirs and theirs != own for theirs in (entries(each, key) for each in earlier))
+
+    return {
+        key: each
+        for key, each in view(found.services, orders[network]).items()
+        if key._replace(network=orders[network]) in found.services or not taken(key)
     }
-    return {port: each for port, each in found.services.items() if port not in taken}
 
 
 def in_words(network: Network) -> str:
@@ -132,16 +135,3 @@ def in_words(network: Network) -> str:
     if network.name:
         return f"network {network.name!a}" + (f" ({number})" if number else "")
     return f"network {number}" if number else "no network"
-
-
-def _shown(service: Service, than: Service | None = None) -> str:
-    """A service for a message; with its options where only these differ from another one."""
-    if than is None or service.endpoint != than.endpoint:
-        return str(service.endpoint)
-    names = [
-        field
-        for field, *values in zip(service._fields[2:], service[2:], than[2:], strict=True)
-        if values[0] != values[1]
-    ]
-    options = (f"{name} {getattr(service, name)!a}" for name in names)
-    return f"the same with other options ({', '.join(options)})"

@@ -17,7 +17,7 @@ import yaml
 
 from tproxy import options
 from tproxy.errors import BadName, quoted, to_ascii
-from tproxy.model import check_interface_name, is_ipv4, refused
+from tproxy.model import PROTOCOLS, as_ipv6, can_be_served, check_interface_name, is_ipv4, refused
 
 STR, INT, FLOAT, BOOL, NULL, MERGE = (
     f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "merge")
@@ -101,12 +101,42 @@ def _choice(kind: options.Choice, node: yaml.Node) -> object:
     return kind.values[text]
 
 
-def _remote_addr(kind: options.Host, node: yaml.Node) -> str:
+def _hosts(kind: options.Hosts, node: yaml.Node) -> tuple[str, ...]:
+    if not isinstance(node, yaml.SequenceNode):
+        return (_host(node),)
+    if not node.value:
+        raise Unusable("is empty")
+    if len(node.value) > kind.most:
+        raise Unusable(f"has more than {kind.most} addresses")
+    return tuple(dict.fromkeys(map(_host, node.value)))
+
+
+def _host(node: yaml.Node) -> str:
+    text = written(node, STR) or written(node, INT)
+    if node.tag == INT and ":" not in text:  # YAML takes 2001:10:20 for a number, of base 60
+        text = ""
+    address = as_ipv6(text) if ":" in text else ""
+    if text.startswith("unix:"):
+        raise Unusable("is a UNIX socket, which no worker can reach: its root directory is empty", node)
+    if not address and not is_ipv4(text) and not re.fullmatch(HOST_NAME, text):
+        raise Unusable("is not an IP address or a host name", node)
+    if reason := refused(address or text):
+        raise Unusable(reason, node)
+    return address or text
+
+
+def _protocols(kind: options.Protocols, node: yaml.Node) -> tuple[str, ...]:
+    listed = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    found = [written(each, STR) for each in listed]
+    if not found or not set(PROTOCOLS).issuperset(found):
+        raise Unusable(f"is not {' or '.join(PROTOCOLS)}, or a list of these")
+    return tuple(each for each in PROTOCOLS if each in found)
+
+
+def _service_address(kind: options.ServiceAddress, node: yaml.Node) -> str:
     text = written(node, STR)
-    if not is_ipv4(text) and not re.fullmatch(HOST_NAME, text):
-        raise Unusable("is not an IPv4 address or a host name")
-    if reason := refused(text):
-        raise Unusable(reason)
+    if not can_be_served(text):
+        raise Unusable("is not an IPv4 address that guests can use")
     return text
 
 
@@ -176,7 +206,9 @@ _PARSERS: dict[type[options.Kind], Callable[[Any, yaml.Node], object]] = {
     options.Text: _text,
     options.Flag: _flag,
     options.Choice: _choice,
-    options.Host: _remote_addr,
+    options.Hosts: _hosts,
+    options.Protocols: _protocols,
+    options.ServiceAddress: _service_address,
     options.NetworkName: _network,
     options.NetworkNames: _networks,
     options.BridgePattern: _pattern,

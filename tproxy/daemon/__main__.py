@@ -1,8 +1,8 @@
 """The first steps of the daemon's process: it forks its spawner first, while little is loaded.
 
-``python -m tproxy.daemon [--replace] [--stay] [--log-level N] [--watch FILE] [--workers N] [--ready FD]
-[--lock FD]``, started by ``daemon.launcher`` or ``process.service_manager`` in the run directory
-(``process.run_directory``).
+``python -m tproxy.daemon [--replace] [--stay] [--log-level N] [--watch FILE] [--workers N]
+[--max-connections N] [--hypervisor-name NAME] [--ready FD] [--lock FD]``, started by ``daemon.launcher`` or
+``process.service_manager`` in the run directory (``process.run_directory``).
 
 ``tproxy.daemon`` is a stable name: a running daemon of an older version goes on as the installed code by this
 name (``service_manager.execute_daemon``), so it must stay, with these options, when modules are moved.
@@ -16,7 +16,9 @@ import sys
 from contextlib import suppress
 
 from tproxy.daemon.spawner import Spawner
+from tproxy.kernel import privileges
 from tproxy.kernel.limits import raise_descriptor_limit
+from tproxy.log.journal import STREAM
 from tproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,7 +40,9 @@ def main() -> None:
     # set its own. Relays and watchers take over what the daemon and its spawner have.
     if "--stay" not in sys.argv:
         _reset_priorities()
+        os.environ.pop(STREAM, None)
     raise_descriptor_limit()
+    unlimited = privileges.limit()
     spawner = Spawner()
     # Everything else is imported only now: relays carry what is loaded when the spawner is forked.
     arguments = _arguments()
@@ -46,7 +50,7 @@ def main() -> None:
         from tproxy.kernel.io_class import reset_io_class
 
         reset_io_class(os.getpid(), spawner.pid)
-    daemon = _start(spawner, arguments)
+    daemon = _start(spawner, arguments, unlimited)
     _run(daemon)
 
 
@@ -84,26 +88,43 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--log-level", type=int, default=logging.INFO)
     parser.add_argument("--watch", default="", help="configuration file for which to keep a watcher")
     parser.add_argument("--workers", type=int, default=0, help="number of workers; 0: by the number of cores")
+    parser.add_argument("--max-connections", type=int, default=0, help="of all workers; 0: by descriptors")
+    parser.add_argument("--hypervisor-name", default="", help="what endpoints are told; empty: the host name")
     parser.add_argument("--ready", type=int, help="descriptor to write to when commands are taken")
     parser.add_argument("--lock", type=int, help="descriptor of the host's lock, which is closed then")
     return parser.parse_args()
 
 
-def _start(spawner: Spawner, arguments: argparse.Namespace) -> Daemon:
-    """Make the daemon and report that commands are taken; if it fails, report why and exit."""
+def _start(spawner: Spawner, arguments: argparse.Namespace, unlimited: list[str]) -> Daemon:
+    """Make the daemon and report that commands are taken; if it fails, report why and exit.
+
+    ``unlimited`` are the stages of ``privileges.limit`` that failed.
+    """
     import logging
 
     from tproxy.log import output
 
     output.to_file(output.DAEMON_LOG, arguments.log_level)
+    output.to_journal()
+    for line in unlimited:
+        logging.getLogger("tproxy.daemon").warning(
+            "a right that the daemon does not need could not be given up: %s", line
+        )
     if arguments.lock is not None:
         signal.alarm(START_TIMEOUT)
     try:
         from tproxy.daemon.daemon import Daemon
         from tproxy.model import Settings
 
-        settings = Settings(arguments.log_level, arguments.watch, workers=arguments.workers)
+        settings = Settings(
+            arguments.log_level,
+            arguments.watch,
+            workers=arguments.workers,
+            max_connections=arguments.max_connections,
+            hypervisor_name=arguments.hypervisor_name,
+        )
         daemon = Daemon(spawner, settings, replace=arguments.replace, stay=arguments.stay)
+        daemon.appear()
     except Exception as error:
         logging.getLogger("tproxy.daemon").exception("the daemon cannot start")
         if arguments.ready is not None:

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tproxy.model import Network, Service, ServiceMap
+from tproxy.model import SERVICE_ADDRESS_IPV6, TCP, Network, Service, ServiceKey, ServiceMap
 
 
 class Catalog:
-    """Service maps by bridge."""
+    """Service maps by bridge. ``changes`` counts how often one of them has changed."""
 
     def __init__(self) -> None:
         self._maps: dict[str, ServiceMap] = {}
+        self.changes = 0
 
     @property
     def bridges(self) -> set[str]:
         return set(self._maps)
 
     def services(self, bridge: str) -> Sequence[Service]:
-        """The services of a bridge, sorted by port."""
+        """The services of a bridge, sorted by key."""
         found = self._maps.get(bridge)
         return sorted(found.services.values()) if found is not None else ()
 
-    def networks(self, bridge: str) -> tuple[Network, ...]:
-        """The networks of a bridge, the first one first."""
-        return self._maps[bridge].networks
+    def orders(self, bridge: str) -> dict[Network, int]:
+        """The networks of a bridge, as ``ServiceMap.orders``."""
+        return self._maps[bridge].orders
 
-    def ports(self, bridge: str) -> tuple[int, ...]:
-        return tuple(each.port for each in self.services(bridge))
+    def listeners(self, bridge: str) -> tuple[ServiceKey, ...]:
+        """What the bridge's relay listens on: the keys of its services, each once for all networks."""
+        keys = [each.key.listener for each in self.services(bridge)]
+        if bridge in self._maps and self._maps[bridge].ipv6:
+            keys += [key._replace(address=SERVICE_ADDRESS_IPV6) for key in keys if key.protocol == TCP]
+        return tuple(dict.fromkeys(keys))
 
     def maps(self) -> list[ServiceMap]:
         """The maps of all bridges as they were read, sorted by bridge."""
@@ -38,16 +43,17 @@ class Catalog:
         found = self._maps.get(wanted.bridge)
         before = found.services if found is not None else {}
         self._maps[wanted.bridge] = wanted
+        self.changes += wanted != found
         changes = []
-        for port, service in wanted.services.items():
-            if port not in before:
-                changes.append(f"port {port} leads to {service.endpoint}")
-            elif before[port].endpoint != service.endpoint:
-                changes.append(
-                    f"port {port} leads to {service.endpoint}, no longer to {before[port].endpoint}"
-                )
-        return [*changes, *(f"port {port} is gone" for port in before if port not in wanted.services)]
+        for key, service in wanted.services.items():
+            words = f"port {key.in_words} leads to {service.leads_to}"
+            if key not in before:
+                changes.append(words)
+            elif before[key].candidates != service.candidates:
+                changes.append(f"{words}, no longer to {before[key].leads_to}")
+        return [*changes, *(f"port {key.in_words} is gone" for key in before if key not in wanted.services)]
 
     def remove(self, bridge: str) -> None:
         """Forget a bridge that has no map any more; does nothing if it is unknown."""
-        self._maps.pop(bridge, None)
+        if self._maps.pop(bridge, None) is not None:
+            self.changes += 1

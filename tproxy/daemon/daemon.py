@@ -4,8 +4,9 @@ The daemon carries no connection. When it dies, relays and workers go on with wh
 the next daemon finds them (``relays``, ``workers``).
 
 The daemon reads maps only when it is asked to (start, reload, a hook), in the network namespace that it was
-started in. On the first request it reads all maps: an older daemon may have served bridges that the request
-does not name. A read that fails changes nothing: unknown is not empty.
+started in, and when nobody has asked a second after its start: that command was killed. On the first request
+it reads all maps: an older daemon may have served bridges that the request does not name. A read that fails
+changes nothing: unknown is not empty.
 
 When no map is left, the daemon ends, and all its relays with it. It stays if it keeps a watcher, which may
 need it again, or if it runs as a service (``stay``). A service keeps its process id when it is replaced: see
@@ -14,6 +15,7 @@ need it again, or if it runs as a service (``stay``). A service keeps its proces
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -24,9 +26,14 @@ from typing import Any
 
 from tproxy import __version__
 from tproxy.bridge import nftables
+from tproxy.daemon import launcher
+from tproxy.daemon.callers import Callers
 from tproxy.daemon.catalog import Catalog
 from tproxy.daemon.client import Json
+from tproxy.daemon.figures import Figures
 from tproxy.daemon.guard_keeper import GuardKeeper
+from tproxy.daemon.labels import Labels
+from tproxy.daemon.lost_socket import LOOK_SIGNAL
 from tproxy.daemon.memory import Remembered, to_json
 from tproxy.daemon.relays import Relays
 from tproxy.daemon.server import Client, Server
@@ -34,15 +41,16 @@ from tproxy.daemon.spawner import Spawner
 from tproxy.daemon.watcher_keeper import WatcherKeeper
 from tproxy.daemon.worker_link import Key
 from tproxy.daemon.workers import Workers, wanted_workers
-from tproxy.datapath.counters import Counts
+from tproxy.datapath.counters import CAUSES, Counts, EndpointState
 from tproxy.errors import NftError, TproxyError
 from tproxy.kernel import mounts
 from tproxy.kernel.loop import Loop
 from tproxy.log import output
-from tproxy.model import DAEMON_TITLE, ServiceMap, Settings
+from tproxy.model import DAEMON_TITLE, ServiceKey, ServiceMap, Settings
 from tproxy.process import service_manager
-from tproxy.process.run_directory import directory
+from tproxy.process.run_directory import directory, prepare
 from tproxy.process.title import set_title
+from tproxy.worker import orders
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +59,18 @@ log = logging.getLogger(__name__)
 LAST_ANSWER = 0.01
 
 
+# Seconds that figures may be old, rather than wait longer for a worker that is busy with something else.
+COUNTING = 0.5
+
+# Seconds. The command that starts a daemon asks for the maps some milliseconds after that.
+UNASKED = 1.0
+
+
 @dataclass(frozen=True)
 class Request:
     """An ``apply`` that is under way: it is answered when it has taken effect."""
 
-    client: Client
+    client: Client | None  # None: nobody asked
     bridges: frozenset[str]
 
 
@@ -70,31 +85,54 @@ class Daemon:
         self._relays = Relays(self._loop, spawner, self._catalog, self._workers, self._answer_settled)
         self._server = Server(self._loop, directory(), self._handle)
         self._guards = GuardKeeper(self._loop, lambda: self._catalog.bridges)
+        self._callers = Callers(
+            self._loop, self._workers.tell, lambda bridge: self._guards.named_uplinks(bridge) or ()
+        )
+        self._callers.hypervisor = settings.hypervisor_name or ""
+        self._labels = Labels(self._workers.tell)
+        self._workers.preface = self._preface
+        self._workers.refuse = self._relays.refuse
         self._watcher = WatcherKeeper(self._loop)
         self._watcher.keep(settings.watch_file or "")
         self._requests: list[Request] = []
         self._waiting: list[Client] = []  # for the status, until workers have counted
+        self._reading: dict[Client, str] = {}  # for the figures, likewise, with what they know
         self._replace = replace
         self._knows_all = False  # whether all maps have been read once, and not only those of a hook's bridge
         self._stay = stay
         self._ending = False
+        self._retired = False
         self._started = time.time()
+        self._figures = Figures(self._loop, self._catalog, self._workers, self._relays, self._started)
         self._wanted_workers = settings.workers or 0
+        self._workers.max_connections = settings.max_connections or 0
         self._workers.keep(wanted_workers(self._wanted_workers), replace=replace)
 
-    def run(self) -> None:
-        """Serve until a signal, or until no map is left."""
-        set_title(DAEMON_TITLE)
+    def appear(self) -> None:
+        """Take signals, and be found by other processes. The starter still holds the host's lock."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.on_signal(number, self._loop.stop)
-        self._loop.on_signal(signal.SIGHUP, self._reopen_logs)
+        self._loop.on_signal(LOOK_SIGNAL, self._look_after_files)
+        self._spawner.attend(self._loop)
+        self._keep_alive()
         if self._stay:
             self._loop.on_signal(service_manager.LEAVE_SIGNAL, self._leave)
             self._loop.on_signal(signal.SIGCHLD, service_manager.reap_children)
             service_manager.reap_children()  # the spawner of the code that this process ran before
+        set_title(DAEMON_TITLE)  # only now: whoever finds the process may signal it
+
+    def run(self) -> None:
+        """Serve until a signal, or until no map is left."""
         log.info("daemon %s started", __version__)
+        self._loop.call_later(UNASKED, self._serve_unasked)
         self._loop.run()
+        self._relays.close()
+        self._spawner.close(ended=True)
         log.info("daemon ended")
+
+    def _preface(self, bridge: str) -> Iterable[orders.Message]:
+        """Return what a worker is told of a bridge before its services."""
+        return (*self._labels.messages(bridge), *self._callers.messages(bridge))
 
     def _regroup(self) -> None:
         self._relays.regroup()
@@ -109,8 +147,13 @@ class Daemon:
                 if "workers" in request:
                     self._wanted_workers = int(request["workers"])
                     self._workers.keep(wanted_workers(self._wanted_workers))
+                if "max_connections" in request:
+                    self._workers.max_connections = int(request["max_connections"])
+                if "hypervisor_name" in request:
+                    self._callers.hypervisor = str(request["hypervisor_name"])
                 if "watch" in request:
                     self._watcher.keep(str(request["watch"]))
+                self._keep_alive()
                 if request.get("reopen_logs"):
                     self._reopen_logs()
                 named = request.get("bridges")
@@ -121,6 +164,14 @@ class Daemon:
                 self._waiting.append(client)
                 self._workers.sync(count=True)
                 self._answer_settled()
+            case {"op": "metrics"}:
+                self._reading[client] = str(request.get("known", ""))
+                self._workers.sync(count=True)
+                self._loop.call_later(COUNTING, self._answer_figures)
+                self._answer_settled()
+            case {"op": "repair", "bridge": str(bridge), "failed": bool(failed)}:
+                self._figures.note_repair(bridge, failed=failed)
+                client.answer({})
             case {"op": "mounts"}:
                 client.answer({"mounts": mounts.view()._asdict()})
             case {"op": "maps"}:
@@ -135,29 +186,47 @@ class Daemon:
             case _:
                 client.answer({"error": f"unknown request {request!r:.100}"})
 
-    def _apply(self, client: Client, named: Iterable[str] | None) -> None:
+    def _serve_unasked(self) -> None:
+        """Serve the maps that are there, because the command that started this daemon has died since."""
+        if self._knows_all or self._retired:
+            return
+        try:
+            found = nftables.read_maps()
+        except NftError as error:
+            log.error("the maps cannot be read: %s", error)
+            return
+        if found:  # without any, somebody may have flushed nftables: a hook decides
+            log.warning("nobody has asked for the maps; they are served as they are")
+            self._apply(None, None)
+
+    def _apply(self, client: Client | None, named: Iterable[str] | None) -> None:
         """Make the maps take effect as they are now, for the named bridges or for all."""
         only = named if self._knows_all else None
         try:
             maps = {each.bridge: each for each in nftables.read_maps(only)}
         except NftError as error:
             log.error("the maps cannot be read, nothing is changed: %s", error)
-            client.answer({"error": str(error)})
+            if client is not None:
+                client.answer({"error": str(error)})
             return
         self._knows_all = True
         known = self._catalog.bridges | self._relays.bridges
         considered = set(only) if only is not None else known | set(maps)
+        for bridge in sorted(considered & set(maps)):
+            for change in self._catalog.apply(maps[bridge]):
+                log.info("bridge %s: %s", bridge, change)
+        for bridge in sorted(considered - set(maps)):
+            self._catalog.remove(bridge)
+        self._callers.serve(self._catalog.maps())
+        self._labels.serve(self._catalog.maps())
         for bridge in sorted(considered):
             if bridge in maps:
-                for change in self._catalog.apply(maps[bridge]):
-                    log.info("bridge %s: %s", bridge, change)
                 self._workers.serve(bridge, self._catalog.services(bridge))
                 self._relays.ensure(bridge, replace=self._replace)
                 if named is not None:
                     self._guards.forget(bridge)
             elif bridge in known:
                 log.info("bridge %s has no map any more", bridge)
-                self._catalog.remove(bridge)
                 self._relays.dismiss(bridge)
                 self._workers.forget(bridge)
         if only is None:
@@ -176,9 +245,12 @@ class Daemon:
         waiting, self._waiting = self._waiting, []
         for client in waiting:
             client.answer(self._status())
+        self._answer_figures()
         for request in list(self._requests):
             if all(self._relays.settled(bridge) for bridge in request.bridges):
                 self._requests.remove(request)
+                if request.client is None:
+                    continue
                 request.client.answer(
                     {
                         "problems": self._problems(request.bridges & self._catalog.bridges),
@@ -189,21 +261,30 @@ class Daemon:
                 if self._stay:
                     service_manager.report_ready()
         if self._ending and not self._requests:
-            self._loop.call_later(LAST_ANSWER, self._loop.stop)
+            self._loop.call_later(LAST_ANSWER, self._end_if_unneeded)
+
+    def _end_if_unneeded(self) -> None:
+        if self._ending and not self._requests:  # otherwise another hook has brought a bridge up meanwhile
+            self._loop.stop()
+
+    def _answer_figures(self) -> None:
+        reading, self._reading = self._reading, {}
+        for client, known in reading.items():
+            client.answer_with(*self._figures.answer(known))
 
     def _problems(self, bridges: Iterable[str]) -> list[str]:
         lines = []
         for bridge in sorted(bridges):
-            ports = self._catalog.ports(bridge)
-            reasons = {port: self._relays.problem(bridge, port) for port in ports}
-            if not ports and self._relays.pid(bridge) is None:
-                lines.append(f"bridge {bridge}: {self._relays.problem(bridge, 0)}")
-            elif ports and self._relays.pid(bridge) is None:
-                lines.append(f"bridge {bridge}: {reasons[ports[0]]}")
+            keys = self._catalog.listeners(bridge)
+            reasons = {key: self._relays.problem(bridge, key) for key in keys}
+            if not keys and self._relays.pid(bridge) is None:
+                lines.append(f"bridge {bridge}: {self._relays.problem(bridge, ServiceKey(0))}")
+            elif keys and self._relays.pid(bridge) is None:
+                lines.append(f"bridge {bridge}: {reasons[keys[0]]}")
             else:
                 lines += [
-                    f"bridge {bridge}: port {port} cannot listen: {reason}"
-                    for port, reason in reasons.items()
+                    f"bridge {bridge}: port {key.in_words} cannot listen: {reason}"
+                    for key, reason in reasons.items()
                     if reason
                 ]
         return lines
@@ -217,12 +298,38 @@ class Daemon:
         self._workers.reopen_logs()
         self._relays.reopen_logs()
 
+    def _keep_alive(self) -> None:
+        """Have the spawner start a daemon with these settings if this one crashes, unless a manager does."""
+        if not self._stay:
+            self._spawner.keep(json.dumps(self._settings()._asdict()).encode())
+
+    def _settings(self) -> Settings:
+        return Settings(
+            output.level(),
+            self._watcher.file,
+            self._wanted_workers,
+            self._workers.max_connections,
+            self._callers.hypervisor,
+        )
+
+    def _look_after_files(self) -> None:
+        self._reopen_logs()
+        if self._retired or not self._server.lost:
+            return
+        log.warning("the run directory was removed; it is made again")
+        try:
+            os.chdir(prepare())
+            self._server.listen_again()
+        except (OSError, TproxyError) as error:
+            log.error("the run directory cannot be made again: %s", error)
+            return
+        self._workers.meet_again()
+
     # Ending. A signal ends only this process: guests are served as before. `tproxy stop` ends all.
 
     def _renew(self, client: Client) -> None:
         """Go on as the installed code in this process."""
-        arguments = ["--log-level", str(output.level()), "--watch", self._watcher.file]
-        arguments += ["--workers", str(self._wanted_workers)]
+        arguments = launcher.arguments(self._settings())
         self._retire()
         client.answer_now({"renewed": True})
         try:
@@ -239,39 +346,60 @@ class Daemon:
 
     def _retire(self) -> None:
         """Make room for a successor, which has relays and workers of its own."""
+        self._retired = True
         log.info("a new daemon takes over")
         self._workers.drain()
+        self._callers.close()
         self._guards.close()
         self._watcher.close()
         self._server.close()
-        self._spawner.close()
+        # The command that has asked for this holds the host's lock. If it dies before it has started a
+        # successor, the spawner does that.
+        self._spawner.close(ended=False)
 
     # Status
 
     def _status(self) -> Json:
-        counts = self._workers.counts()
+        counts, states = self._workers.counts(), self._workers.states()
         return {
             "version": __version__,
             "pid": os.getpid(),
             "started": self._started,
             "connections": self._workers.open,
+            "max_connections": self._workers.max_connections,
             "workers": self._workers.report(),
             "bridges": {
-                bridge: self._bridge_status(bridge, counts) for bridge in sorted(self._catalog.bridges)
+                bridge: self._bridge_status(bridge, counts, states)
+                for bridge in sorted(self._catalog.bridges)
             },
         }
 
-    def _bridge_status(self, bridge: str, counts: dict[Key, Counts]) -> dict[str, Any]:
-        networks = self._catalog.networks(bridge)
+    def _bridge_status(
+        self, bridge: str, counts: dict[Key, Counts], states: dict[str, EndpointState]
+    ) -> dict[str, Any]:
+        orders = self._catalog.orders(bridge)
+        networks = tuple(orders)
         services = []
         for service in self._catalog.services(bridge):
-            counted = counts.get((bridge, service.port), Counts())
-            problem = self._relays.problem(bridge, service.port)
+            counted = counts.get((bridge, service.key), Counts())
+            problem = self._relays.problem(bridge, service.key.listener)
             services.append(
                 {
                     "port": service.port,
+                    "protocol": service.key.protocol,
+                    "address": service.key.address,
+                    "order": service.key.network,
+                    "networks": [
+                        {"name": each.name, "id": each.id}
+                        for each, order in orders.items()
+                        if service.key.network in (0, order)
+                    ],
                     "name": service.name,
                     "endpoint": str(service.endpoint),
+                    "endpoints": [
+                        _endpoint_status(str(each), states.get(service.name_of(each)))
+                        for each in service.candidates
+                    ],
                     "listening": not problem,
                     "problem": problem,
                     "open": counted.open,
@@ -280,6 +408,8 @@ class Daemon:
                     "bytes_to_guest": counted.to_guest,
                     "last_error": counted.last_error or (f"cannot listen: {problem}" if problem else ""),
                     "last_error_at": counted.last_error_at or None,
+                    "limited": dict(zip(CAUSES, counted.limited, strict=True)),
+                    "options": dict(zip(service._fields[2:-1], service[2:-1], strict=True)),
                 }
             )
         return {
@@ -289,3 +419,11 @@ class Daemon:
             "relay": self._relays.pid(bridge),
             "services": services,
         }
+
+
+def _endpoint_status(endpoint: str, state: EndpointState | None) -> Json:
+    """Return what ``tproxy status`` shows of an endpoint."""
+    if state is None:
+        return {"endpoint": endpoint, "state": "not tried", "since": None, "why": ""}
+    word = "failed" if state.failed else "good"
+    return {"endpoint": endpoint, "state": word, "since": state.since, "why": state.why}

@@ -12,11 +12,6 @@ from typing import NamedTuple
 
 from tproxy.relay.channel import pair
 
-# Bytes that a data channel takes: some 64 messages with up to 64 sockets each. The kernel lets a user without
-# privileges have as many descriptors in flight as it may have open (unix(7), ETOOMANYREFS), so one worker
-# that stands still must not take all of them.
-CHANNEL_BYTES = 24 * 1024
-
 
 class _Bridge(NamedTuple):
     """``ends`` are the workers' ends in the order of places; the relay has that of place ``shift`` first."""
@@ -48,7 +43,6 @@ class DataChannels:
                 near, far = pair()
                 ours.append(near)
                 theirs.append(far)
-                near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHANNEL_BYTES)
         except OSError:
             for each in (*ours, *theirs):
                 each.close()

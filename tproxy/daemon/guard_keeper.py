@@ -91,8 +91,9 @@ class GuardKeeper:
             if guard is None or not guard.own(guards.VETHS):
                 continue  # made by a program that wants no guards of ours, or somebody has deleted them
             self._named[bridge] = guard.named_uplinks
-            observed = plan.Observed(ports=members, recognised_uplinks=kinds.uplinks(bridge, members))
-            for wanted in plan.wanted_guards(bridge, observed, guard.named_uplinks):
+            uplinks = kinds.uplinks(bridge, members)
+            observed = plan.Observed(ports=members, recognised_uplinks=uplinks, guard=guard)
+            for wanted in plan.wanted_guards(bridge, observed, guard.named_uplinks, guard.addresses):
                 changes = guards.change_elements(wanted, guard) if wanted.rules_are_in(guard) else []
                 if changes:
                     nftables.transaction(changes)

@@ -10,7 +10,7 @@ import sys
 from tproxy.daemon import host_mounts
 from tproxy.daemon.client import ANSWER_TIMEOUT
 from tproxy.errors import ProcessError
-from tproxy.kernel import children
+from tproxy.kernel import children, limits
 from tproxy.log.lazy import DEFAULT_LEVEL
 from tproxy.model import Settings
 from tproxy.process import run_directory
@@ -21,8 +21,10 @@ def launch(settings: Settings, lock: Lock, *, replace: bool) -> None:
     """Start a daemon and return when it takes commands; ``replace``: it replaces the relays that it finds.
 
     Raises ProcessError when the daemon cannot be started, ends, or hangs; then no process of it is left.
-    Raises KernelError in a mount namespace in which the host's namespaces do not appear.
+    Raises KernelError in a mount namespace in which the host's namespaces do not appear, and with few
+    descriptors.
     """
+    limits.require_descriptors()
     host_mounts.require_sight()  # it would take bridges for gone whose namespaces it cannot see
     children.can_be_waited_for()
     home = run_directory.prepare()
@@ -46,7 +48,12 @@ def launch(settings: Settings, lock: Lock, *, replace: bool) -> None:
 def arguments(settings: Settings) -> list[str]:
     """Return the options that tell a daemon its settings."""
     level, watch_file = settings.log_level or DEFAULT_LEVEL, settings.watch_file or ""
-    return ["--log-level", str(level), "--watch", watch_file, "--workers", str(settings.workers or 0)]
+    options = ["--log-level", str(level), "--watch", watch_file, "--workers", str(settings.workers or 0)]
+    if settings.max_connections:  # a version before this option would refuse it
+        options += ["--max-connections", str(settings.max_connections)]
+    if settings.hypervisor_name:  # likewise
+        options.append(f"--hypervisor-name={settings.hypervisor_name}")  # it can begin with a dash
+    return options
 
 
 def expect_ready(reader: int) -> None:

@@ -5,10 +5,10 @@ The request is ``{"op": "maps"}``. The answer has an object for each bridge.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tproxy.daemon.client import PING_TIMEOUT, Json, ask
-from tproxy.model import Endpoint, Member, Network, Service, ServiceMap
+from tproxy.model import Endpoint, Member, Network, Service, ServiceKey, ServiceMap
 
 
 class Remembered(NamedTuple):
@@ -29,14 +29,20 @@ def remembered() -> list[Remembered]:
 
 def to_json(each: Remembered) -> Json:
     """Return the object for one bridge."""
-    bridge, services, network, members = each.map
+    bridge, services, network, members, ipv6, cards = each.map
     return {
         "bridge": bridge,
         "network": network.name,
         "network_id": network.id,
-        "services": [[port, *endpoint, *options] for port, endpoint, *options in services.values()],
+        "services": [
+            # A plain key as its port alone, as versions without other keys have it.
+            [key.port if key.plain else key, *endpoint, *options]
+            for key, endpoint, *options in services.values()
+        ],
         "members": members
         and {mac: [network.name, network.id, order] for mac, (network, order) in members.items()},
+        "ipv6": ipv6,
+        "cards": sorted(cards),
         "guarded": each.guarded,
         "uplinks": sorted(each.uplinks),
     }
@@ -44,14 +50,21 @@ def to_json(each: Remembered) -> Json:
 
 def from_json(each: Json) -> Remembered:
     """Return the bridge that an object stands for."""
-    services = {
-        port: Service(port, Endpoint(address, remote_port), *options[: len(Service._fields) - 2])
-        for port, address, remote_port, *options in each["services"]
-    }
+    found = (
+        _service(key, Endpoint(address, remote_port), options)
+        for key, address, remote_port, *options in each["services"]
+    )
+    services = {service.key: service for service in found}
     members = each["members"]
     if members is not None:
         members = {mac: Member(Network(name, id_), order) for mac, (name, id_, order) in members.items()}
     network = Network(each["network"], each["network_id"])
-    return Remembered(
-        ServiceMap(each["bridge"], services, network, members), each["guarded"], frozenset(each["uplinks"])
-    )
+    cards = frozenset((port, mac) for port, mac in each.get("cards", ()))  # of older versions none
+    found_map = ServiceMap(each["bridge"], services, network, members, bool(each.get("ipv6")), cards)
+    return Remembered(found_map, each["guarded"], frozenset(each["uplinks"]))
+
+
+def _service(key: int | list[Any], endpoint: Endpoint, options: list[Any]) -> Service:
+    known = ServiceKey(key) if isinstance(key, int) else ServiceKey(*key)
+    service = Service(known, endpoint, *options[: len(Service._fields) - 2])
+    return service._replace(endpoints=tuple(service.endpoints))  # JSON has lists only

@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 # Bytes. A request is a few words: a client that sends more without a line end is not one of ours.
 MAX_REQUEST = 64 * 1024
 
+# Bytes that are sent beside descriptors: what a socket's buffer always has room for.
+FIRST = 4096
+
 # Seconds until clients are accepted again, after there was no descriptor for one.
 PAUSE = 0.2
 
@@ -35,13 +38,31 @@ class Server:
         self._path = f"{directory}/{SOCKET}"
         self._handle = handle
         self._warnings = limit.warnings()
+        self._listener = self._listen()
+
+    def _listen(self) -> socket.socket:
         # A crash leaves a socket file on which nobody listens. It can be removed without a check: the command
         # that starts a daemon holds the host's lock, and has ended or retired the daemon before.
         _remove(self._path)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        self._listener.bind(self._path)
-        self._listener.listen(128)
-        loop.add(self._listener.fileno(), READ, self)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        listener.bind(self._path)
+        listener.listen(128)
+        self._inode = os.stat(self._path).st_ino
+        self._loop.add(listener.fileno(), READ, self)
+        return listener
+
+    @property
+    def lost(self) -> bool:
+        """Whether nobody can find the socket any more, because its file was removed."""
+        try:
+            return os.stat(self._path).st_ino != self._inode
+        except OSError:
+            return True
+
+    def listen_again(self) -> None:
+        """Make the socket anew. Raises OSError; then clients that are connected still are served."""
+        old, self._listener = self._listener, self._listen()
+        self._loop.close_later(old)
 
     def on_event(self, fd: int, mask: int) -> None:
         try:
@@ -85,6 +106,17 @@ class Client:
         self._outgoing = memoryview(json.dumps(answer).encode())
         with suppress(OSError, ValueError):  # the client may have left meanwhile
             self._loop.modify(self._sock.fileno(), WRITE)
+
+    def answer_with(self, answer: Json, fds: list[int]) -> None:
+        """Send the answer, and beside its first bytes these descriptors, which stay the caller's."""
+        data = json.dumps(answer).encode()
+        try:
+            sent = socket.send_fds(self._sock, [data[:FIRST]], fds)
+            self._outgoing = memoryview(data)[sent:]
+            self._loop.modify(self._sock.fileno(), WRITE)
+        except (OSError, ValueError):  # the client has left
+            with suppress(OSError, ValueError):
+                self._loop.close_later(self._sock)
 
     def answer_now(self, answer: Json) -> None:
         """Send the answer at once: this process has no later. It must be short."""

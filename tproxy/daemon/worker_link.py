@@ -18,9 +18,10 @@ from contextlib import suppress
 from typing import Protocol
 
 from tproxy.daemon.client import Json
-from tproxy.datapath.counters import Counts, View
+from tproxy.datapath.counters import Counts, EndpointState, LoopTimes, View, read_only
 from tproxy.errors import ProtocolError
 from tproxy.kernel.loop import READ, WRITE, Loop, Timer
+from tproxy.model import ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import Delivery, receive, send_bytes
 from tproxy.worker import orders
@@ -35,7 +36,10 @@ GREETING = 30.0
 
 _CREDENTIALS = struct.Struct("3i")  # struct ucred, unix(7)
 
-Key = tuple[str, int]  # bridge and service port
+# Seconds for which a worker may have guests of a UDP service refused without telling anew.
+MOST_REFUSED = 60.0
+
+Key = tuple[str, ServiceKey]  # with the bridge
 
 
 class Owner(Protocol):
@@ -46,6 +50,9 @@ class Owner(Protocol):
 
     def changed(self) -> None:
         """``settled`` may have a new answer."""
+
+    def cannot_reach(self, bridge: str, key: ServiceKey, seconds: float) -> None:
+        """The worker says that no endpoint of a UDP service can be reached, as ``orders.Unreachable``."""
 
     def ended(self, worker: WorkerLink, reason: str) -> None:
         """The worker is gone; the owner closes the link."""
@@ -60,12 +67,15 @@ class WorkerLink:
         self.draining = False
         self.counted = True  # whether status counts its connections
         self.ready = False
+        self._version = orders.VERSION
+        self._held = False  # until its version is known
         self._loop = loop
         self._channel = channel
-        self._meeting = meeting
+        self.meeting = meeting
         self._owner = owner
         self._pidfd = -1
         self._view: View | None = None
+        self.counters = -1  # a descriptor of its counters, read-only
         self._outgoing: list[tuple[bytes, tuple[int, ...]]] = []
         self._asked = self._answered = 0  # numbers of Sync
         self._timer: Timer | None = None
@@ -77,9 +87,15 @@ class WorkerLink:
         return self._asked == self._answered
 
     def tell(self, message: orders.Message, *fds: int) -> None:
-        """Tell the worker something; ``fds`` stay the caller's."""
+        """Tell the worker something; ``fds`` stay the caller's.
+
+        One of another version is told only what has the same form in all versions.
+        """
         data = orders.encode(message)
-        if not self._outgoing:
+        if self._version != orders.VERSION and data[:1] not in orders.IN_ALL_VERSIONS:
+            return
+        waits = self._held and not isinstance(message, (orders.Drain, orders.LogFile))
+        if not waits and (self._held or not self._outgoing):
             try:
                 send_bytes(self._channel, data, fds)
                 return
@@ -91,13 +107,19 @@ class WorkerLink:
 
     def sync(self, *, count: bool = False) -> None:
         """Ask whether it has taken all; kill it if it does not answer."""
+        if self._version != orders.VERSION:
+            return
         self._asked += 1
         self.tell(orders.Sync(self._asked, count))
         if self._timer is None:
             self._judge_later()
 
     def adopt(self) -> None:
-        """Learn from the kernel which process is at the other end of a meeting point."""
+        """Learn from the kernel which process is at the other end of a meeting point.
+
+        It may be of another version: nothing is sent before it has said so.
+        """
+        self._held = True
         peer = self._channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         self.pid = _CREDENTIALS.unpack(peer)[0]
         with suppress(OSError):
@@ -111,6 +133,14 @@ class WorkerLink:
     def read(self) -> tuple[int, dict[Key, Counts]]:
         """Return its open connections and counts."""
         return self._view.read() if self._view is not None else (0, {})
+
+    def loop(self) -> LoopTimes:
+        """Return how long the turns of its event loop took."""
+        return self._view.loop() if self._view is not None else LoopTimes()
+
+    def states(self) -> dict[str, EndpointState]:
+        """Return what it knows of endpoints, by address and port."""
+        return self._view.states() if self._view is not None else {}
 
     def report(self) -> Json:
         """Return what ``tproxy status`` shows of it."""
@@ -145,10 +175,19 @@ class WorkerLink:
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
+        if self.counters >= 0:
+            os.close(self.counters)
+            self.counters = -1
+
+    def forget_counts(self) -> None:
+        """Give back the memory of its counts, which holds a descriptor."""
+        if self._view is not None:
+            self._view.close()
+            self._view = None
 
     def remove_meeting(self) -> None:
         with suppress(OSError):
-            os.unlink(self._meeting)
+            os.unlink(self.meeting)
 
     def on_event(self, fd: int, mask: int) -> None:
         if mask & WRITE:
@@ -166,7 +205,9 @@ class WorkerLink:
             reason = "it has ended"
         except BlockingIOError:
             return
-        except (OSError, ProtocolError) as error:
+        except Exception as error:  # of any kind: what a worker says never ends the daemon
+            if not isinstance(error, OSError | ProtocolError):
+                log.exception("worker %d: unexpected error", self.pid)
             reason = str(error)
             self.kill()
         self._owner.ended(self, reason)
@@ -176,15 +217,36 @@ class WorkerLink:
             case wire.Born(pid) if len(delivery.fds) == 1 and not self.pid:
                 self.pid, self._pidfd = pid, delivery.take()[0]
             case orders.Ready(version, draining) if len(delivery.fds) == 1 and self.pid and not self.ready:
-                self._view = View(delivery.fds[0])
+                if version == orders.VERSION:
+                    self._view = View(delivery.fds[0])
+                    with suppress(OSError):  # EMFILE
+                        self.counters = read_only(delivery.fds[0])
+                self._meet(version)
                 self.ready = True
                 self.draining |= draining  # this daemon may have told it to finish before it said Ready
                 self._owner.greeted(self, version)
             case orders.Synced(number) if self._answered < number <= self._asked:
                 self._answered = number
                 self._owner.changed()
+            case orders.Unreachable(bridge, key, seconds) if 0 <= seconds <= MOST_REFUSED:
+                self._owner.cannot_reach(bridge, key, seconds)
             case other:
                 raise ProtocolError(f"unexpected {type(other).__name__}")
+
+    def _meet(self, version: int) -> None:
+        """Send what had to wait for the version; only what has the same form in all, if it is another one."""
+        self._version = version
+        if version != orders.VERSION:
+            outgoing, self._outgoing = self._outgoing, []
+            for data, fds in outgoing:
+                if data[:1] in orders.IN_ALL_VERSIONS:
+                    self._outgoing.append((data, fds))
+                else:
+                    _close(fds)
+            self._asked = self._answered = 0
+        self._held = False
+        if self._outgoing:
+            self._flush()
 
     def _flush(self) -> None:
         while self._outgoing:
@@ -192,19 +254,18 @@ class WorkerLink:
             try:
                 send_bytes(self._channel, message, fds)
             except BlockingIOError:
+                self._loop.modify(self._channel.fileno(), READ | WRITE)
                 return
             except OSError:
                 self._forget_outgoing()  # it has ended, which its channel tells too
                 break
             del self._outgoing[0]
-            for fd in fds:
-                os.close(fd)
+            _close(fds)
         self._loop.modify(self._channel.fileno(), READ)
 
     def _forget_outgoing(self) -> None:
         for _, fds in self._outgoing:
-            for fd in fds:
-                os.close(fd)
+            _close(fds)
         self._outgoing.clear()
 
     def _judge_later(self) -> None:
@@ -221,6 +282,11 @@ class WorkerLink:
             self._owner.ended(self, "it did not answer")
         elif not self.settled:
             self._judge_later()
+
+
+def _close(fds: tuple[int, ...]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _decode(data: bytes) -> object:

@@ -7,6 +7,9 @@ them the sockets that were passed on and not received. Relays notice nothing.
 Every worker is told everything: settings, services of all bridges, channels. Each has a meeting point, a
 socket in the run directory. There a daemon finds the workers of the daemon before it. It makes new data
 channels for them; the old ones end when relays let them go.
+
+A datagram does not say whose session it belongs to. So all UDP sockets of a bridge are with one worker, whose
+place follows from the bridge's name (``_owner``).
 """
 
 from __future__ import annotations
@@ -15,19 +18,20 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from tproxy.daemon.client import Json
 from tproxy.daemon.data_channels import DataChannels
 from tproxy.daemon.spawner import Order, Spawner
 from tproxy.daemon.worker_link import Key, WorkerLink
-from tproxy.datapath.counters import Counts
+from tproxy.datapath.counters import STOPPED, WORKER_LOST, Counts, EndpointState, LoopTimes
 from tproxy.datapath.this_host import chosen_ports
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.log import output
 from tproxy.log.file import open_log
-from tproxy.model import Service
+from tproxy.model import Service, ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, send_bytes
 from tproxy.worker import orders
@@ -73,13 +77,21 @@ class Workers:
         self.changed = changed
         self._regroup = regroup
         self._count = 0
+        self.max_connections = 0  # in all workers; 0: as their descriptors allow
         self._places: list[WorkerLink | None] = []
         self._draining: set[WorkerLink] = set()
         self._retries: dict[int, tuple[float, Timer]] = {}  # delay and timer by place
         self._services: dict[str, Sequence[Service]] = {}
+        # What a worker is told of a bridge before its services.
+        self.preface: Callable[[str], Iterable[orders.Message]] = lambda _: ()
         self._complete = False  # whether all bridges that have services are in ``_services``
         self._channels = DataChannels()
         self._ended: dict[Key, Counts] = {}  # of workers that have ended
+        self._gates: dict[str, dict[ServiceKey, socket.socket]] = {}  # bound UDP sockets by bridge
+        # Called with a bridge, a key and seconds, as ``orders.Unreachable`` has them.
+        self.refuse: Callable[[str, ServiceKey, float], None] = lambda bridge, key, seconds: None
+        self._ended_loops = LoopTimes()
+        self.restarts = 0
 
     # What is wanted
 
@@ -97,18 +109,34 @@ class Workers:
             self._places.append(None)
             self._start(place)
         self._regroup()
+        for bridge in self._gates:  # the owner may be another one
+            for worker in self._present():
+                if worker is not self._owner(bridge):
+                    worker.tell(orders.LetGo(bridge))
+            self._tell_gates(bridge)
+
+    def take_gate(self, bridge: str, key: ServiceKey, bound: socket.socket) -> None:
+        """Have guests' datagrams at a bound socket, which stays the caller's, read by a worker."""
+        gates = self._gates.setdefault(bridge, {})
+        before = gates.get(key)
+        gates[key] = bound.dup()
+        if before is not None:
+            before.close()
+        self._tell_gates(bridge, [key])
 
     def serve(self, bridge: str, services: Sequence[Service]) -> None:
         """Serve the bridge as these services say."""
         before = self._services.get(bridge)
         self._services[bridge] = services
+        keys = {each.key.listener for each in services}
+        self._drop_gates(bridge, [key for key in self._gates.get(bridge, ()) if key not in keys])
         if before != services:
             for worker in self._present():
                 self._tell_services(worker, bridge)
             self._ended = {
                 key: counts
                 for key, counts in self._ended.items()
-                if key[0] != bridge or any(each.port == key[1] for each in services)
+                if key[0] != bridge or any(each.key == key[1] for each in services)
             }
 
     def forget(self, bridge: str) -> None:
@@ -117,7 +145,20 @@ class Workers:
             for worker in (*self._present(), *self._draining):
                 worker.tell(orders.Forget(bridge))
         self._channels.let_go(bridge)
+        self._drop_gates(bridge, [*self._gates.get(bridge, ())])
         self._ended = {key: counts for key, counts in self._ended.items() if key[0] != bridge}
+
+    def abort(self, bridge: str) -> None:
+        """End the bridge's connections: its namespace is gone, or another one. It is served as before."""
+        self._channels.let_go(bridge)
+        self._drop_gates(bridge, [*self._gates.get(bridge, ())])
+        for worker in self._present():
+            self._keep_counts(worker, bridge, outcome=STOPPED)
+        for worker in (*self._present(), *self._draining):
+            worker.tell(orders.Forget(bridge))
+        if bridge in self._services:
+            for worker in self._present():
+                self._tell_services(worker, bridge)
 
     def complete(self) -> None:
         """Note that every bridge with services was told: workers of an earlier daemon may serve others."""
@@ -169,6 +210,18 @@ class Workers:
         for worker in (*self._present(), *self._draining):
             self._give_log(worker)
 
+    def meet_again(self) -> None:
+        """Give all workers new meeting points: somebody removed the folder."""
+        for worker in (*self._present(), *self._draining):
+            meeting = self._new_meeting()
+            try:
+                with self._point(meeting) as point:
+                    worker.tell(orders.Meeting(), point.fileno())
+            except OSError as error:
+                log.error("worker %d has no meeting point: %s", worker.pid, error.strerror)
+            else:
+                worker.meeting = meeting
+
     def drain(self) -> None:
         """Let all workers finish what they have: a successor of this daemon starts others."""
         self._count = 0  # those that end now are not replaced
@@ -190,6 +243,33 @@ class Workers:
                 sums[key] = sums.get(key, Counts()).plus(counts)
         return sums
 
+    def ended_counts(self) -> dict[Key, Counts]:
+        """Return the counts of workers that have ended."""
+        return self._ended
+
+    def ended_loops(self) -> LoopTimes:
+        """Return how long the turns of the event loops of these took."""
+        return self._ended_loops
+
+    def memories(self) -> list[int]:
+        """Return a read-only descriptor of the counters of each worker that counts; they stay ours."""
+        return [worker.counters for worker in self._counted() if worker.counters >= 0]
+
+    def pids(self) -> list[tuple[int | None, int]]:
+        """Return place and process id of each worker; None for the place of those that only finish."""
+        placed = [(place, worker) for place, worker in enumerate(self._places) if worker is not None]
+        found = [*placed, *((None, worker) for worker in self._draining)]
+        return [(place, worker.pid) for place, worker in found if worker.pid]
+
+    def states(self) -> dict[str, EndpointState]:
+        """Return what workers know of endpoints, by address and port; of several words the latest."""
+        found: dict[str, EndpointState] = {}
+        for worker in self._present():
+            for endpoint, state in worker.states().items():
+                if endpoint not in found or found[endpoint].since < state.since:
+                    found[endpoint] = state
+        return found
+
     @property
     def open(self) -> int:
         """The open connections, without those from before a restart."""
@@ -202,21 +282,26 @@ class Workers:
     # What workers tell
 
     def greeted(self, worker: WorkerLink, version: int) -> None:
-        if worker in self._draining:
-            if self._complete:
-                self._forget_unknown(worker)
-            return
-        place = self._places.index(worker)
-        if worker.draining or version != orders.VERSION:
+        if worker not in self._draining and (worker.draining or version != orders.VERSION):
+            place = self._places.index(worker)
             self._finish(place)
             self._start(place)
             self._regroup()  # it must not go on to share the data channels of this place
-        elif self._complete:
+        if self._complete:
             self._forget_unknown(worker)
+
+    def cannot_reach(self, bridge: str, key: ServiceKey, seconds: float) -> None:
+        if any(each.key == key for each in self._services.get(bridge, ())):
+            self.refuse(bridge, key, seconds)
 
     def ended(self, worker: WorkerLink, reason: str) -> None:
         worker.close()
         worker.remove_meeting()
+        self._without(worker, reason)
+        worker.forget_counts()
+
+    def _without(self, worker: WorkerLink, reason: str) -> None:
+        """Go on without a worker that has ended: keep its counts, and start another in its place."""
         if worker in self._draining:
             self._draining.discard(worker)
             if worker.counted:
@@ -228,6 +313,7 @@ class Workers:
         place = self._places.index(worker)
         self._keep_counts(worker)
         self._places[place] = None
+        self.restarts += 1
         if self._count:  # otherwise all of them finish, because a successor takes over
             log.warning("worker %d is lost: %s; starting another", worker.pid, reason)
             if time.monotonic() - worker.since >= SETTLED:
@@ -237,24 +323,27 @@ class Workers:
                 self._start_later(place)
         self.changed()
 
-    def _keep_counts(self, worker: WorkerLink) -> None:
-        """Add the counts of a worker that has ended to those of the ones before it."""
-        for (bridge, port), counts in worker.read()[1].items():
-            if any(service.port == port for service in self._services.get(bridge, ())):
-                sums = self._ended.get((bridge, port), Counts())
-                self._ended[bridge, port] = sums.plus(counts._replace(open=0))
+    def _keep_counts(self, worker: WorkerLink, only: str = "", outcome: int = WORKER_LOST) -> None:
+        """Add the counts of a worker that has ended, or lost one bridge, to those of the ones before it.
+
+        ``outcome`` is that of the connections that were open.
+        """
+        if not only:
+            self._ended_loops = self._ended_loops.plus(worker.loop())
+        for (bridge, key), counts in worker.read()[1].items():
+            served = only in ("", bridge) and self._services.get(bridge, ())
+            if served and any(service.key == key for service in served):
+                sums = self._ended.get((bridge, key), Counts())
+                self._ended[bridge, key] = sums.plus(counts.of_lost_worker(outcome))
 
     # Starting and ending workers
 
     def _start(self, place: int) -> None:
         if place >= self._count or self._places[place] is not None:
             return  # the number of workers has changed since an attempt failed
-        meeting = f"{self._folder}/{time.monotonic_ns()}"
+        meeting = self._new_meeting()
         try:
-            with suppress(FileExistsError):
-                os.mkdir(self._folder, 0o700)
-            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as point:
-                point.bind(meeting)
+            with self._point(meeting) as point:
                 log_file = open_log(output.DAEMON_LOG)
                 try:
                     order = Order("", replace=False, log_level=output.level())
@@ -269,6 +358,21 @@ class Workers:
             return
         self._occupy(place, WorkerLink(self._loop, channel, meeting, self))
 
+    def _new_meeting(self) -> str:
+        return f"{self._folder}/{time.monotonic_ns()}"
+
+    def _point(self, meeting: str) -> socket.socket:
+        """Return a socket that is bound to this path, and on which nobody listens yet. Raises OSError."""
+        with suppress(FileExistsError):
+            os.mkdir(self._folder, 0o700)
+        point = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            point.bind(meeting)
+        except OSError:
+            point.close()
+            raise
+        return point
+
     def _start_later(self, place: int) -> None:
         previous = self._retries.get(place)
         delay = min(previous[0] * 2, RETRY_MOST) if previous else RETRY_FIRST
@@ -282,6 +386,9 @@ class Workers:
             self._tell_services(worker, bridge)
         for bridge, cookie, end in self._channels.of_place(place):
             worker.tell(orders.Bridge(bridge, cookie), end)
+        for bridge in self._gates:
+            if self._owner(bridge) is worker:
+                self._tell_gates(bridge)
         worker.sync()
 
     def _finish(self, place: int, *, counted: bool = False) -> None:
@@ -331,14 +438,36 @@ class Workers:
         return [*self._present(), *(worker for worker in self._draining if worker.counted)]
 
     def _settings(self) -> orders.Settings:
-        return orders.Settings(output.level(), self._count or 1, chosen_ports())
+        return orders.Settings(output.level(), self._count or 1, chosen_ports(), self.max_connections)
+
+    def tell(self, message: orders.Message) -> None:
+        """Tell all workers, also those that only finish."""
+        for worker in (*self._present(), *self._draining):
+            worker.tell(message)
 
     def _tell_services(self, worker: WorkerLink, bridge: str) -> None:
-        services = tuple(self._services[bridge])
-        most = orders.MOST_SERVICES
-        parts = [services[start : start + most] for start in range(0, len(services), most)] or [()]
+        for message in self.preface(bridge):
+            worker.tell(message)
+        parts = orders.parts(self._services[bridge])
         for number, part in enumerate(parts):
             worker.tell(orders.Services(bridge, number == 0, number == len(parts) - 1, part))
+
+    def _owner(self, bridge: str) -> WorkerLink | None:
+        """The worker that has the bridge's UDP sockets; None while there is none."""
+        place = zlib.crc32(bridge.encode()) % (self._count or 1)
+        return self._places[place] if place < len(self._places) else None
+
+    def _tell_gates(self, bridge: str, keys: Iterable[ServiceKey] | None = None) -> None:
+        worker, gates = self._owner(bridge), self._gates[bridge]
+        if worker is not None and self._count:
+            for key in gates if keys is None else keys:
+                worker.tell(orders.Gate(bridge, key), gates[key].fileno())
+
+    def _drop_gates(self, bridge: str, keys: Iterable[ServiceKey]) -> None:
+        for key in keys:
+            self._gates[bridge].pop(key).close()
+        if not self._gates.get(bridge, True):
+            del self._gates[bridge]
 
     def _give_log(self, worker: WorkerLink) -> None:
         fd = open_log(output.DAEMON_LOG)

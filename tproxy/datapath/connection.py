@@ -1,4 +1,4 @@
-"""Connections of guests: dials the endpoint, passes bytes both ways, and ends each side as the other ends.
+"""One connection of a guest: dials the endpoint, passes bytes both ways, ends each side as the other ends.
 
 A connection owns two sockets: the guest's, which stays in its network namespace wherever the descriptor goes,
 and the endpoint's. While the endpoint is dialled the guest's socket is not polled, and what the guest sends
@@ -13,22 +13,27 @@ import os
 import select
 import socket
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 
-from tproxy.datapath.counters import OPEN, TO_ENDPOINT, TO_GUEST, TOTAL
-from tproxy.datapath.ended_lines import EndedLines
+from tproxy.datapath import counters
+from tproxy.datapath.counters import CAUSES, DRAIN, HALF_CLOSED, IDLE, TO_ENDPOINT, TO_GUEST, USER
 from tproxy.datapath.flow import interest
-from tproxy.datapath.splice import Mover, PipePool, SideLost
+from tproxy.datapath.racing import Race
+from tproxy.datapath.splice import Mover, SideLost
 from tproxy.datapath.target import Target
-from tproxy.datapath.this_host import ThisHost, met_itself
 from tproxy.kernel import tcp
-from tproxy.kernel.loop import ERROR, HANGUP, PEER_CLOSED, READ, WRITE, Loop
-from tproxy.log.file import Log
+from tproxy.kernel.loop import ERROR, HANGUP, PEER_CLOSED, READ, WRITE
+from tproxy.model import DEFAULT_USER_TIMEOUT, BridgeNames, Endpoint
+from tproxy.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tproxy.datapath.connections import Connections
 
 _TO_READ = READ | PEER_CLOSED | HANGUP | ERROR
 
 _UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN})
+# Errors of a dial that are the endpoint's, or the way's to it. Others, such as no free port, are this host's.
+OF_ENDPOINT = _UNREACHABLE | {errno.ECONNREFUSED, errno.ETIMEDOUT, errno.EACCES, errno.EPERM}
 
 
 def dial_failure(number: int) -> str:
@@ -42,11 +47,25 @@ def dial_failure(number: int) -> str:
     return os.strerror(number)
 
 
+def dial_reason(number: int) -> int:
+    """Return the place in ``counters.REASONS`` for the errno of a dial."""
+    if number == errno.ECONNREFUSED:
+        return counters.REFUSED
+    if number == errno.ETIMEDOUT:
+        return counters.DIAL_TIMED_OUT
+    if number in _UNREACHABLE:
+        return counters.UNREACHABLE
+    return counters.FORBIDDEN if number in (errno.EACCES, errno.EPERM) else counters.LOCAL
+
+
 class Connection:
     """One connection of a guest, from accepted to ended. ``Connections`` makes and keeps it.
 
     ``peer`` is the guest's address and port. ``deadline`` is the end of the connect timeout by
-    time.monotonic(), and 0 when the endpoint is not being dialled.
+    time.monotonic(), and 0 when the endpoint is not being dialled. ``silent_since`` is when a sweep found
+    ``seen`` bytes, the number that had been moved by then. ``dialed`` is the endpoint that is dialled, or was
+    dialled last. ``race`` has the dials while one of several endpoints is looked for. ``mac`` is None where
+    the endpoint gets no header (``introduction``), and "" where nobody knows the guest's.
 
     Both sockets have SO_LINGER 0 until the last byte was sent to them (splice.py), so the death of this
     process is a reset at both ends, and no end of file that looks like a normal one.
@@ -57,10 +76,16 @@ class Connection:
         "_endpoint_mask",
         "_guest",
         "_guest_mask",
+        "_header_bytes",
         "_keeper",
         "deadline",
         "dialed",
+        "mac",
+        "number",
         "peer",
+        "race",
+        "seen",
+        "silent_since",
         "started",
         "target",
         "to_endpoint",
@@ -68,18 +93,34 @@ class Connection:
     )
 
     def __init__(
-        self, keeper: Connections, target: Target, guest: socket.SocketType, peer: tuple[str, int]
+        self,
+        keeper: Connections,
+        target: Target,
+        guest: socket.SocketType,
+        peer: tuple[str, int],
+        mac: str | None = None,
+        since: float | None = None,
     ) -> None:
+        """``mac`` is None where nobody has looked it up yet, and ``since`` is when it was accepted."""
         self._keeper = keeper
         self.target = target
         self.peer = peer
-        self.started = time.monotonic()
+        self.number = keeper.next_number()
+        self.mac = mac if target.service.introduced else None
+        self._header_bytes = 0
+        self.started = self.silent_since = time.monotonic() if since is None else since
+        self.seen = 0
         self.deadline = 0.0
-        self.dialed = target.service.endpoint  # a reload may change the target's endpoint
+        self.race: Race | None = None
+        service = target.service
+        if service.endpoints:
+            self.dialed, *others = keeper.in_order(service)
+            if others:
+                self.race = Race(self, keeper, others)
+        else:
+            self.dialed = service.endpoint  # a reload may change the target's endpoint
         self._guest = guest
-        self._endpoint = socket.SocketType(
-            socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        )
+        self._endpoint = tcp.dialling_socket(self.dialed.address)
         self.to_endpoint = Mover(guest, self._endpoint, near=True)
         self.to_guest = Mover(self._endpoint, guest, near=keeper.host.has(self.dialed.address))
         self._guest_mask = self._endpoint_mask = 0  # not polled yet
@@ -89,13 +130,24 @@ class Connection:
         return self.deadline > 0
 
     @property
+    def endpoint_socket(self) -> socket.SocketType:
+        """The endpoint's side; the newest dial while there are several."""
+        return self._endpoint
+
+    @property
     def guest_name(self) -> str:
-        return f"{self.peer[0]}:{self.peer[1]}"
+        return f"[{self.peer[0]}]:{self.peer[1]}" if ":" in self.peer[0] else f"{self.peer[0]}:{self.peer[1]}"
+
+    @property
+    def id(self) -> str:
+        """The id by which the log and the endpoint know this connection."""
+        return self._keeper.introductions.id(self.number)
 
     def dial(self) -> None:
         """Begin to connect to the endpoint. If that fails at once, end the connection."""
-        tcp.set_options(self._endpoint, near=self.to_guest.near)
-        tcp.reset_on_close(self._endpoint)
+        self._set_options(self._endpoint, near=self.to_guest.near)
+        if (timeout := self.target.service.user_timeout) != DEFAULT_USER_TIMEOUT:
+            tcp.set_user_timeout(self._guest, timeout)
         # Most guests have sent their request by now. Then the last packet of the handshake can carry it,
         # which saves a packet and a wake-up of the endpoint.
         try:
@@ -103,33 +155,76 @@ class Connection:
         except SideLost as lost:
             self._lost(lost)
             return
-        if self.to_endpoint.held:
-            self._endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
-        number = self._endpoint.connect_ex((self.dialed.address, self.dialed.port))
-        if number not in (0, errno.EINPROGRESS):
-            self._dial_failed(number)
+        if self.mac is None and self.target.service.introduced:
+            device = BridgeNames(self.target.bridge).veth_namespace
+            self.mac = tcp.caller_mac(self._guest) or tcp.neighbour_mac(self._guest, self.peer[0], device)
+        if self.race is not None:
+            self.deadline = self.started + self.target.service.connect_timeout
+            self.race.begin()
             return
-        # The kernel has chosen the socket's own address and port by now, whatever it says of the handshake.
-        if (
-            self.to_guest.near
-            and self._keeper.host.chooses(self.dialed.port)
-            and met_itself(self._endpoint.getsockname(), self.dialed)
-        ):
-            self._dial_failed(errno.ECONNREFUSED)
+        if number := self.connect(self._endpoint, self.dialed):
+            self._only_failed(number)
             return
-        if self.to_endpoint.held:
+        if self.to_endpoint.held or self.mac is not None:
             # The handshake with an endpoint on this host is over by now, although connect(2) said
             # EINPROGRESS.
             try:
+                if self.mac is not None:
+                    self._introduce()
                 if self.to_endpoint.send_ahead():
+                    self._keeper.answered_by(self)
+                    if self.to_endpoint.ended:
+                        self.to_endpoint.pump(self._keeper.pipes, False)
                     self._poll()
                     return
             except SideLost as lost:
-                self._dial_failed(lost.errno)
+                if lost.side is self._guest:
+                    self._lost(lost)
+                else:
+                    self._only_failed(lost.errno)
                 return
         self.deadline = self.started + self.target.service.connect_timeout
         self._keeper.loop.add(self._endpoint.fileno(), WRITE, self)
         self._endpoint_mask = WRITE
+
+    def _introduce(self) -> None:
+        """Put the header before what the guest has sent by now. Raises SideLost.
+
+        Called again, it makes the header anew: the daemon may have told more of the guest meanwhile.
+        """
+        self.to_endpoint.read_ahead()
+        header = self._keeper.introductions.header(
+            self.number, self.target.bridge, self.target.service.key, self.peer, self.mac or ""
+        )
+        self.to_endpoint.put_first(header, self._header_bytes)
+        self._header_bytes = len(header)
+
+    def new_socket(self, endpoint: Endpoint) -> socket.SocketType:
+        """Return a socket that can dial an endpoint. Raises OSError."""
+        sock = tcp.dialling_socket(endpoint.address)
+        self._set_options(sock, near=self._keeper.host.has(endpoint.address))
+        return sock
+
+    def _set_options(self, sock: socket.SocketType, *, near: bool) -> None:
+        tcp.set_options(sock, near=near)
+        tcp.reset_on_close(sock)
+        if (timeout := self.target.service.user_timeout) != DEFAULT_USER_TIMEOUT:
+            tcp.set_user_timeout(sock, timeout)
+
+    def connect(self, sock: socket.SocketType, endpoint: Endpoint) -> int:
+        """Begin to connect; return 0, or the errno if that failed at once."""
+        if self.to_endpoint.held or self.mac is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+        return self._keeper.connect(sock, endpoint)
+
+    def use(self, sock: socket.SocketType, endpoint: Endpoint) -> None:
+        """Have this socket, which dials the endpoint, for the endpoint's side. Nothing was sent yet."""
+        if sock is self._endpoint:
+            return
+        self._keeper.limits.move(self.dialed, endpoint)
+        self.dialed = endpoint
+        self._endpoint = self.to_endpoint.destination = self.to_guest.source = sock
+        self.to_guest.near = self._keeper.host.has(endpoint.address)
 
     def count(self) -> None:
         """Add the bytes that were moved since the last time to the counts of the target."""
@@ -141,7 +236,10 @@ class Connection:
     def on_event(self, fd: int, mask: int) -> None:
         """Handle one epoll event of a socket of this connection."""
         if self.deadline:
-            self._on_dialed(mask)
+            if self.race is not None:
+                self.race.on_event(fd, mask)
+            else:
+                self.on_dialed(mask)
             return
         if fd == self._guest.fileno():
             reading, writing, side = self.to_endpoint, self.to_guest, self._guest
@@ -166,35 +264,65 @@ class Connection:
             self._lost(lost)
             return
         if reading.fin_sent and writing.fin_sent:
-            self._end("finished")
+            self._end("finished", counters.FINISHED)
         else:
             self._poll()
 
     def expire(self) -> None:
         """End the connection, unless the endpoint has answered by now."""
+        if self.race is not None:
+            self.race.expire()
+            return
         look = select.poll()
         look.register(self._endpoint, select.POLLOUT)
         # If this process was stopped, the loop may not have seen yet that the endpoint answered in time.
         if not look.poll(0):
-            self._dial_failed(errno.ETIMEDOUT)
+            self._only_failed(errno.ETIMEDOUT)
 
-    def abort(self, how: str) -> None:
-        """End both sides with a reset."""
+    def sweep(self, now: float, draining_since: float | None) -> None:
+        """End the connection if it was silent for too long, or is in a worker that finishes for too long."""
+        service = self.target.service
+        draining = now - draining_since if draining_since is not None else 0.0
+        if 0 < service.drain_timeout <= draining:
+            self._limit(DRAIN)
+            return
+        up, down = self.to_endpoint, self.to_guest
+        moved = up.moved + down.moved
+        if moved != self.seen or self.deadline:
+            self.seen = moved
+            self.silent_since = now
+            return
+        silent = now - self.silent_since
+        if (up.ended or down.ended) and 0 < service.half_closed_timeout <= silent:
+            self._limit(HALF_CLOSED)
+        elif 0 < service.idle_timeout <= silent:
+            self._limit(IDLE)
+
+    def _limit(self, cause: int) -> None:
+        self._keeper.limited(self.target, cause)
+        self.abort(CAUSES[cause], counters.TIMED_OUT)
+
+    def abort(self, how: str, outcome: int = counters.STOPPED) -> None:
+        """End both sides with a reset. ``outcome`` is a place in ``counters.OUTCOMES``."""
         for side in (self._guest, self._endpoint):
             tcp.reset_on_close(side)
-        self._end(how)
+        self._end(how, outcome)
 
-    def _on_dialed(self, mask: int) -> None:
+    def on_dialed(self, mask: int) -> None:
+        """Handle the first epoll event of the endpoint's socket: it is connected, or has failed."""
         if mask & (ERROR | HANGUP):
             number = self._endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if number in (errno.ECONNRESET, errno.EPIPE):  # it was connected, and may have sent bytes
-                self._lost(SideLost(self._endpoint, number))
+                self.was_reset(number)
             else:
-                self._dial_failed(number)
+                self._only_failed(number)
             return
         self.deadline = 0.0
+        self._endpoint_mask = WRITE
         self._keeper.dialed(self)
         try:
+            if self.mac is not None and not self.to_endpoint.moved:
+                self._introduce()
             if self.to_endpoint.held or self.to_endpoint.ended:
                 self.to_endpoint.pump(self._keeper.pipes, False)
         except SideLost as lost:
@@ -202,17 +330,38 @@ class Connection:
             return
         self._poll()
 
-    def _dial_failed(self, number: int) -> None:
+    def was_reset(self, number: int) -> None:
+        """End the connection, because the endpoint accepted it, and then reset it."""
+        self._keeper.answered_by(self)
+        self._lost(SideLost(self._endpoint, number))
+
+    def _only_failed(self, number: int) -> None:
+        """End the connection, because the only endpoint failed."""
+        self._keeper.dial_failed(self.dialed, number)
+        self.count_failure(number)
+        self.dial_failed(number)
+
+    def count_failure(self, number: int) -> None:
+        """Count a dial that failed with this errno."""
+        self.target.record.dial_failed(dial_reason(number))
+
+    def dial_failed(self, number: int) -> None:
+        """End the connection, because no endpoint answers."""
         how = dial_failure(number)
         self.target.failed(f"endpoint {self.dialed} {how}")
-        self.abort(how)
+        self.abort(how, counters.DIAL_FAILED)
 
     def _lost(self, lost: SideLost) -> None:
         who = "guest" if lost.side is self._guest else "endpoint"
         if lost.errno in (errno.ECONNRESET, errno.EPIPE):
             how = f"reset by {who}"
+            outcome = counters.RESET_BY_GUEST if who == "guest" else counters.RESET_BY_ENDPOINT
         else:
             how = f"{who} lost: {os.strerror(lost.errno)}"
+            outcome = counters.LOST
+            if lost.errno == errno.ETIMEDOUT:
+                self._keeper.limited(self.target, USER)
+                outcome = counters.TIMED_OUT
         if who == "endpoint":
             self.target.failed(f"endpoint {self.dialed}: {how}")
         # The bytes that the lost side sent before can still be read, even if a write met the error. The
@@ -222,7 +371,7 @@ class Connection:
         last.fin_sent = True
         with suppress(SideLost):
             last.pump(self._keeper.pipes, False)
-        self.abort(how)
+        self.abort(how, outcome)
 
     def _poll(self) -> None:
         """Bring the poll interest in line with the state: no system call while it stays the same."""
@@ -241,90 +390,13 @@ class Connection:
         else:
             self._keeper.loop.add(fd, after, self)
 
-    def _end(self, how: str) -> None:
+    def _end(self, how: str, outcome: int) -> None:
         keeper = self._keeper
+        if self.race is not None:
+            self.race.close()
         self.to_endpoint.release(keeper.pipes)
         self.to_guest.release(keeper.pipes)
         keeper.loop.close_later(self._guest, shared=True)
         keeper.loop.close_later(self._endpoint)
-        keeper.ended(self)
-        keeper.lines.write(self, how)
-
-
-class Connections:
-    """All connections of the process, and what they share."""
-
-    # A connect timeout may be noticed so many seconds late.
-    TICK = 0.1
-
-    def __init__(self, loop: Loop, log: Log) -> None:
-        self.loop = loop
-        self.pipes = PipePool()
-        self.host = ThisHost()
-        self.lines = EndedLines(loop, log)
-        self._open: set[Connection] = set()
-        # In the order of dialling, and not of deadlines: each target has its own timeout.
-        self._dialing: dict[Connection, None] = {}
-        self._ticking = False
-
-    def __len__(self) -> int:
-        return len(self._open)
-
-    def __iter__(self) -> Iterator[Connection]:
-        return iter(self._open)
-
-    def accept(self, target: Target, guest: socket.SocketType, peer: tuple[str, int]) -> None:
-        """Take over a guest's socket, and dial the target's endpoint. ``peer`` is as in ``Connection``."""
-        target.counts[TOTAL] += 1
-        try:
-            connection = Connection(self, target, guest, peer)
-        except OSError as error:
-            target.failed(f"no socket for the endpoint: {error.strerror}")
-            tcp.reset_on_close(guest)
-            guest.close()
-            return
-        target.counts[OPEN] += 1
-        self._open.add(connection)
-        connection.dial()
-        if connection.dialing:
-            self._dialing[connection] = None
-            self._tick()
-
-    def dialed(self, connection: Connection) -> None:
-        """Note that a connection is no longer being dialled."""
-        del self._dialing[connection]
-
-    def ended(self, connection: Connection) -> None:
-        """Note that a connection has ended, and add its bytes to the counts of its target."""
-        connection.target.counts[OPEN] -= 1
-        connection.count()
-        self._dialing.pop(connection, None)
-        self._open.discard(connection)
-
-    def abort_bridge(self, bridge: str, how: str) -> None:
-        """Reset all connections whose target has the label ``bridge``."""
-        for connection in [each for each in self._open if each.target.bridge == bridge]:
-            connection.abort(how)
-
-    def abort_all(self, how: str) -> None:
-        """Reset all connections."""
-        for connection in list(self._open):
-            connection.abort(how)
-
-    def count_open(self) -> None:
-        """Add the bytes of connections that are still open to the counts of their targets, as of now."""
-        for connection in self._open:
-            connection.count()
-
-    def _tick(self) -> None:
-        if not self._ticking:
-            self._ticking = True
-            self.loop.call_later(self.TICK, self._expire)
-
-    def _expire(self) -> None:
-        self._ticking = False
-        now = time.monotonic()
-        for connection in [each for each in self._dialing if each.deadline <= now]:
-            connection.expire()
-        if self._dialing:
-            self._tick()
+        keeper.ended(self, outcome)
+        keeper.lines.write(self, how, outcome)

@@ -4,15 +4,42 @@ The memory is a file without a name (memfd_create(2)), sealed so that neither si
 other. The daemon keeps its mapping when the worker ends, and so keeps the counts; the worker keeps the
 descriptor, and gives it to the next daemon.
 
-It begins with the number of records in use. A record belongs to one service of one bridge:
+It begins with a header:
+
+| bytes | what |
+| --- | --- |
+| 8 | the number of records in use |
+| 8 | turns of the worker's event loop |
+| 8 | seconds that these took, as a double |
+| 7 x 8 | turns that took longer than the first bound of ``loop.LAGS`` to the second, and so on |
+
+A record belongs to one service of one bridge:
 
 | bytes | what |
 | --- | --- |
 | 16 | bridge, padded with NUL |
-| 8 | service port; 0 in a record that nobody uses, or whose service is gone |
+| 2 | service port; 0 in a record that nobody uses, or whose service is gone |
+| 2 | protocol, a place in PROTOCOLS |
+| 4 | network |
+| 16 | service address, IPv4 as IPv6 maps it |
 | 4 x 8 | connections open, and in total; bytes to the endpoint, and to the guest |
 | 8 | when a connection failed last, in seconds since the epoch, as a double |
-| 112 | why, in UTF-8, padded with NUL |
+| 80 | why, in UTF-8, padded with NUL |
+| 9 x 4, and 4 | connections that a limit or a time-out refused or ended, in the order of CAUSES |
+| 9 x 8 | connections that have ended, in the order of OUTCOMES |
+| 6 x 8 | dials that failed, in the order of REASONS |
+| 13 x 8 | connections that the endpoint accepted, by the time that took: up to CONNECT_BOUNDS, and longer |
+| 12 x 8 | connections that have ended, by their duration: as above, with DURATION_BOUNDS |
+| 2 x 8 | seconds of all of the former, and of all of the latter, as doubles |
+
+Behind the records are the states of endpoints:
+
+| bytes | what |
+| --- | --- |
+| 64 | address and port as text, padded with NUL |
+| 8 | 0: nobody uses this, 1: good, 2: failed |
+| 8 | since when, in seconds since the epoch, as a double |
+| 48 | why, in UTF-8, padded with NUL |
 
 A reader may see a record half written: a count may then be one event behind, and a text cut off.
 """
@@ -24,23 +51,97 @@ import mmap
 import os
 import struct
 import time
+from bisect import bisect_left
+from collections.abc import Sequence
 
 from tproxy.errors import ProtocolError
-from tproxy.typed import NamedTuple
+from tproxy.kernel.loop import LAGS
+from tproxy.model import PROTOCOLS, ServiceKey, packed_address, unpacked_address
+from tproxy.typed import Any, NamedTuple
 
 _NAME_BYTES = 16
-_ERROR_BYTES = 112
-_RECORD = struct.Struct(f"={_NAME_BYTES}sQ4Qd{_ERROR_BYTES}s")
-_HEADER_BYTES = 64
+_ERROR_BYTES = 80
+_KEY = struct.Struct("=HHI16s")
+_COUNTS = _NAME_BYTES + _KEY.size
+_LIMITED = _COUNTS + 8 * 5 + _ERROR_BYTES
+_HEADER_BYTES = 128
+_LOOP = struct.Struct(f"=Qd{len(LAGS)}Q")
+
+# How a connection ended. The sum of these and of the open connections is the total.
+OUTCOMES = (
+    *("finished", "reset_by_guest", "reset_by_endpoint", "lost", "dial_failed"),
+    *("limited", "timed_out", "stopped", "worker_lost"),
+)
+FINISHED, RESET_BY_GUEST, RESET_BY_ENDPOINT, LOST, DIAL_FAILED = range(5)
+LIMITED, TIMED_OUT, STOPPED, WORKER_LOST = range(5, 9)
+
+# Why a dial failed. "silent": another endpoint was dialled beside it, and answered. "forbidden": by a rule of
+# this host's firewall. "local": this host had no port, descriptor or address for it.
+REASONS = ("refused", "timed_out", "unreachable", "silent", "forbidden", "local")
+REFUSED, DIAL_TIMED_OUT, UNREACHABLE, SILENT, FORBIDDEN, LOCAL = range(6)
+
+# Upper bounds, in seconds. An endpoint on this host answers within the first; 5 s is the default timeout.
+CONNECT_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+# From a single request to a console that stays open for days.
+DURATION_BOUNDS = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 86400.0)
+
+# Places in the last part of a record.
+_OUTCOMES = 0
+_REASONS = _OUTCOMES + len(OUTCOMES)
+_CONNECTS = _REASONS + len(REASONS)
+_DURATIONS = _CONNECTS + len(CONNECT_BOUNDS) + 1
+_MORE = _DURATIONS + len(DURATION_BOUNDS) + 1
+
+_RECORD = struct.Struct(f"={_NAME_BYTES}sHHI16s4Qd{_ERROR_BYTES}s9I4x{_MORE}Q2d")
+_TALLIES = _LIMITED + 8 * 5
+_SUMS = _TALLIES + 8 * _MORE
+_CONNECT_SUM, _DURATION_SUM = range(2)
 
 # Services that one worker can count. The memory is taken only as it is used.
 MOST_RECORDS = 1 << 16
-SIZE = _HEADER_BYTES + MOST_RECORDS * _RECORD.size
+_STATES = _HEADER_BYTES + MOST_RECORDS * _RECORD.size
+# Endpoints whose state one worker can tell.
+MOST_STATES = 4096
+_STATE = struct.Struct("=64sQd48s")
+_GOOD, _FAILED = 1, 2
+SIZE = _STATES + MOST_STATES * _STATE.size
 
 # The places of the counts in ``Record.counts``.
 OPEN, TOTAL, TO_ENDPOINT, TO_GUEST = range(4)
 
+# The limits and time-outs, by the names of their options, and their places in ``Counts.limited``. "network"
+# is no option: it counts callers on whose network there is no such service, or whose network is not known.
+CAUSES = (
+    *("max_connections_per_guest", "max_connections_per_bridge", "max_connections_to_endpoint"),
+    *("max_connections", "idle_timeout", "half_closed_timeout", "user_timeout", "drain_timeout"),
+    "network",
+)
+PER_GUEST, PER_BRIDGE, TO_ENDPOINT_LIMIT, TOTAL_LIMIT, IDLE, HALF_CLOSED, USER, DRAIN, NETWORK = range(9)
+_KEY_FIELDS = 5  # of a record
+_NEVER = (0,) * len(CAUSES)
+_NO_TALLIES = (0,) * _MORE
+
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+class EndpointState(NamedTuple):
+    """What a worker knows of an endpoint; ``since`` in seconds since the epoch."""
+
+    failed: bool
+    since: float
+    why: str
+
+
+class LoopTimes(NamedTuple):
+    """How long the turns of an event loop took: their number, their seconds, and as ``loop.Loop.slow``."""
+
+    turns: int = 0
+    seconds: float = 0.0
+    slow: tuple[int, ...] = (0,) * len(LAGS)
+
+    def plus(self, other: LoopTimes) -> LoopTimes:
+        slow = map(sum, zip(self.slow, other.slow, strict=True))
+        return LoopTimes(self.turns + other.turns, self.seconds + other.seconds, tuple(slow))
 
 
 class Counts(NamedTuple):
@@ -52,6 +153,36 @@ class Counts(NamedTuple):
     to_guest: int = 0
     last_error: str = ""
     last_error_at: float = 0.0
+    limited: tuple[int, ...] = _NEVER
+    tallies: tuple[int, ...] = _NO_TALLIES
+    connect_seconds: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def outcomes(self) -> tuple[int, ...]:
+        """Connections that have ended, in the order of OUTCOMES."""
+        return self.tallies[_OUTCOMES:_REASONS]
+
+    @property
+    def dial_failures(self) -> tuple[int, ...]:
+        """Dials that failed, in the order of REASONS."""
+        return self.tallies[_REASONS:_CONNECTS]
+
+    @property
+    def connects(self) -> tuple[int, ...]:
+        """Connections that were accepted by the endpoint, by CONNECT_BOUNDS, each counted once."""
+        return self.tallies[_CONNECTS:_DURATIONS]
+
+    @property
+    def durations(self) -> tuple[int, ...]:
+        """Connections that have ended, by DURATION_BOUNDS, each counted once."""
+        return self.tallies[_DURATIONS:]
+
+    def of_lost_worker(self, outcome: int = WORKER_LOST) -> Counts:
+        """Return the counts of a worker that has ended: its open connections have, with this outcome."""
+        tallies = list(self.tallies)
+        tallies[_OUTCOMES + outcome] += self.open
+        return self._replace(open=0, tallies=tuple(tallies))
 
     def plus(self, other: Counts) -> Counts:
         """Return the sum, with the later one of the errors."""
@@ -63,40 +194,69 @@ class Counts(NamedTuple):
             self.to_guest + other.to_guest,
             later.last_error,
             later.last_error_at,
+            tuple(map(sum, zip(self.limited, other.limited, strict=True))),
+            tuple(map(sum, zip(self.tallies, other.tallies, strict=True))),
+            self.connect_seconds + other.connect_seconds,
+            self.seconds + other.seconds,
         )
 
 
 class Record:
-    """The counters of one service in this worker. ``counts`` is indexed by OPEN to TO_GUEST.
+    """The counters of one service in this worker.
+
+    ``counts`` is indexed by OPEN to TO_GUEST, ``limited`` by PER_GUEST to NETWORK.
 
     ``shared`` says whether the memory is a part of that which the daemon reads.
     """
 
-    __slots__ = ("_memory", "counts", "shared")
+    __slots__ = ("_memory", "_sums", "_tallies", "counts", "limited", "shared")
 
     def __init__(self, memory: memoryview, *, shared: bool = True) -> None:
         self._memory = memory
         self.shared = shared
-        self.counts = memory[_NAME_BYTES + 8 : _NAME_BYTES + 8 * 5].cast("Q")
+        self.counts = memory[_COUNTS : _COUNTS + 8 * 4].cast("Q")
+        self.limited = memory[_LIMITED : _LIMITED + 4 * len(CAUSES)].cast("I")
+        self._tallies = memory[_TALLIES:_SUMS].cast("Q")
+        self._sums = memory[_SUMS:].cast("d")
+
+    def connected(self, seconds: float) -> None:
+        """Count a connection that the endpoint accepted after so many seconds."""
+        self._tallies[_CONNECTS + bisect_left(CONNECT_BOUNDS, seconds)] += 1
+        self._sums[_CONNECT_SUM] += seconds
+
+    def ended(self, outcome: int, seconds: float) -> None:
+        """Count a connection that has ended after so many seconds; ``outcome`` is a place in OUTCOMES."""
+        self._tallies[_OUTCOMES + outcome] += 1
+        self._tallies[_DURATIONS + bisect_left(DURATION_BOUNDS, seconds)] += 1
+        self._sums[_DURATION_SUM] += seconds
+
+    def never_began(self, outcome: int) -> None:
+        """Count a connection that had ended when it came, and has no duration."""
+        self._tallies[_OUTCOMES + outcome] += 1
+
+    def dial_failed(self, reason: int) -> None:
+        """Count a dial that failed; ``reason`` is a place in REASONS."""
+        self._tallies[_REASONS + reason] += 1
 
     def failed(self, why: str) -> None:
         """Note why a connection failed."""
         text = why.encode(errors="replace")[:_ERROR_BYTES].ljust(_ERROR_BYTES, b"\0")
-        struct.pack_into(f"=d{_ERROR_BYTES}s", self._memory, _NAME_BYTES + 8 * 5, time.time(), text)
+        struct.pack_into(f"=d{_ERROR_BYTES}s", self._memory, _COUNTS + 8 * 4, time.time(), text)
 
     def read(self) -> Counts:
         """Return the counts as they are now."""
-        _, _, *counts, when, why = _RECORD.unpack(self._memory)
-        return _counts(counts, when, why)
+        return _counts(_RECORD.unpack(self._memory)[_KEY_FIELDS:])
 
-    def name(self, bridge: str, port: int) -> None:
+    def name(self, bridge: str, key: ServiceKey) -> None:
         """Begin to count for this service, from 0."""
         self._memory[:] = bytes(len(self._memory))
-        struct.pack_into(f"={_NAME_BYTES}sQ", self._memory, 0, bridge.encode(), port)
+        struct.pack_into(f"={_NAME_BYTES}s", self._memory, 0, bridge.encode())
+        known = PROTOCOLS.index(key.protocol), key.network, packed_address(key.address)
+        _KEY.pack_into(self._memory, _NAME_BYTES, key.port, *known)
 
     def disown(self) -> None:
         """Note that the service is gone: only its open connections count from now on."""
-        struct.pack_into("=Q", self._memory, _NAME_BYTES, 0)
+        struct.pack_into("=H", self._memory, _NAME_BYTES, 0)
 
 
 def unshared() -> Record:
@@ -117,9 +277,11 @@ class Counters:
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
         self._used = 0
         self._free: list[Record] = []
+        self._places: dict[str, int] = {}  # of the states of endpoints
+        self._free_places = [*reversed(range(MOST_STATES))]
         self._gone: list[Record] = []  # their services are gone, but they may have open connections
 
-    def record(self, bridge: str, port: int) -> Record:
+    def record(self, bridge: str, key: ServiceKey) -> Record:
         """Return a record for a service, with all counts 0. Beyond MOST_RECORDS it is an ``unshared`` one."""
         self._sweep()
         if self._free:
@@ -130,7 +292,7 @@ class Counters:
             self._used += 1
         else:
             return unshared()
-        record.name(bridge, port)
+        record.name(bridge, key)
         struct.pack_into("=Q", self._memory, 0, self._used)
         return record
 
@@ -140,11 +302,37 @@ class Counters:
         if record.shared:
             self._gone.append(record)
 
+    def note(self, endpoint: str, *, failed: bool, why: str) -> None:
+        """Note the state of an endpoint since now. Beyond MOST_STATES nobody hears of it."""
+        place = self._places.get(endpoint)
+        if place is None:
+            if not self._free_places:
+                return
+            place = self._places[endpoint] = self._free_places.pop()
+        state = endpoint.encode(), _FAILED if failed else _GOOD, time.time(), why.encode(errors="replace")
+        _STATE.pack_into(self._memory, _STATES + place * _STATE.size, *state)
+
+    def forget(self, endpoint: str) -> None:
+        """Forget the state of an endpoint."""
+        place = self._places.pop(endpoint, None)
+        if place is not None:
+            _STATE.pack_into(self._memory, _STATES + place * _STATE.size, b"", 0, 0.0, b"")
+            self._free_places.append(place)
+
+    def note_loop(self, times: LoopTimes) -> None:
+        """Note how long the turns of the worker's event loop took."""
+        _LOOP.pack_into(self._memory, 8, times.turns, times.seconds, *times.slow)
+
     def _sweep(self) -> None:
         ended = [each for each in self._gone if not each.counts[OPEN]]
         if ended:
             self._gone = [each for each in self._gone if each.counts[OPEN]]
             self._free += ended
+
+
+def read_only(fd: int) -> int:
+    """Return a new descriptor of the same memory, with which nobody can change it. Raises OSError."""
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
 
 
 class View:
@@ -162,24 +350,53 @@ class View:
         except OSError as error:
             raise ProtocolError(f"its counters cannot be read: {error.strerror}") from None
 
-    def read(self) -> tuple[int, dict[tuple[str, int], Counts]]:
-        """Return the number of open connections, and the counts by bridge and service port."""
+    def close(self) -> None:
+        """Unmap the memory; nothing can be read any more."""
+        if isinstance(self._memory, mmap.mmap):
+            self._memory.close()
+
+    def read(self) -> tuple[int, dict[tuple[str, ServiceKey], Counts]]:
+        """Return the number of open connections, and the counts by bridge and key."""
         (used,) = struct.unpack_from("=Q", self._memory, 0)
         open_ = 0
-        found: dict[tuple[str, int], Counts] = {}
+        found: dict[tuple[str, ServiceKey], Counts] = {}
         end = _HEADER_BYTES + min(used, MOST_RECORDS) * _RECORD.size
         for start in range(_HEADER_BYTES, end, _RECORD.size):
-            bridge, port, *counts, when, why = _RECORD.unpack_from(self._memory, start)
+            fields = _RECORD.unpack_from(self._memory, start)
+            bridge, port, protocol, network, address, *counts = fields
             open_ += counts[OPEN]
-            if port:
-                key = (_text(bridge), port)
-                found[key] = found.get(key, Counts()).plus(_counts(counts, when, why))
+            if port and protocol < len(PROTOCOLS):
+                service = ServiceKey(port, PROTOCOLS[protocol], unpacked_address(address), network)
+                key = (_text(bridge), service)
+                found[key] = found.get(key, Counts()).plus(_counts(counts))
         return open_, found
 
+    def loop(self) -> LoopTimes:
+        """Return how long the turns of the worker's event loop took, until the daemon asked last."""
+        turns, seconds, *slow = _LOOP.unpack_from(self._memory, 8)
+        return LoopTimes(turns, seconds, tuple(slow))
 
-def _counts(counts: list[int], when: float, why: bytes) -> Counts:
-    open_, total, to_endpoint, to_guest = counts
-    return Counts(open_, total, to_endpoint, to_guest, _text(why), when)
+    def states(self) -> dict[str, EndpointState]:
+        """Return the states of endpoints that are known, by address and port."""
+        if len(self._memory) < SIZE:
+            return {}
+        found = {}
+        for start in range(_STATES, SIZE, _STATE.size):
+            if not self._memory[start]:
+                continue
+            endpoint, state, since, why = _STATE.unpack_from(self._memory, start)
+            if state in (_GOOD, _FAILED) and 0 < since < 1 << 40:  # as a worker writes it
+                found[_text(endpoint)] = EndpointState(state == _FAILED, since, _text(why))
+        return found
+
+
+def _counts(fields: Sequence[Any]) -> Counts:
+    """Return the counts in the fields of a record, without those of the key."""
+    open_, total, to_endpoint, to_guest, when, why, *rest, connecting, lasting = fields
+    limited, tallies = tuple(rest[: len(CAUSES)]), tuple(rest[len(CAUSES) :])
+    return Counts(
+        open_, total, to_endpoint, to_guest, _text(why), when, limited, tallies, connecting, lasting
+    )
 
 
 def _text(padded: bytes) -> str:

@@ -121,7 +121,12 @@ class Mover(Direction):
         self._rest: bytes | None = None
 
     def read_ahead(self) -> None:
-        """Read what the source has sent, before the destination is connected. Raises SideLost."""
+        """Read what the source has sent, before the destination is connected. Raises SideLost.
+
+        It can be called again: what is read then comes behind.
+        """
+        if self.ended or self.held >= SMALL:
+            return
         try:
             count = self.source.recv_into(_buffer, 0, _RECEIVE)
         except BlockingIOError:
@@ -130,10 +135,15 @@ class Mover(Direction):
             # The kernel reports an error once, and the end of file from then on.
             raise SideLost(self.source, error.errno or 0) from None
         if count:
-            self._rest = bytes(_buffer[:count])
-            self.held = count
+            self._rest = (self._rest or b"") + bytes(_buffer[:count])
+            self.held += count
         else:
             self.ended = True
+
+    def put_first(self, data: bytes, instead_of: int) -> None:
+        """Put bytes before what was read ahead, and in place of so many that were put there before."""
+        self._rest = data + (self._rest or b"")[instead_of:]
+        self.held = len(self._rest)
 
     def send_ahead(self) -> bool:
         """Write what was read ahead. Return False if the destination is not connected. Raises SideLost."""

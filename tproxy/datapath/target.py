@@ -18,20 +18,34 @@ class Target:
     """A service, and the counts of its connections, which go on across reloads while its port exists.
 
     ``bridge`` is a label and nothing else here: log lines show it, and ``Connections.abort_bridge`` ends the
-    connections that have the same one. A reload replaces ``service``; connections keep the endpoint they
-    dialled. ``sharers`` is how many processes share the limit of log lines.
+    connections that have the same one. ``network`` and ``label`` are names for the log. A reload replaces
+    ``service``; connections keep the endpoint they dialled. ``sharers`` is how many processes share the limit
+    of log lines.
     """
 
-    __slots__ = ("bridge", "counts", "lines", "record", "service")
+    __slots__ = ("bridge", "counts", "label", "limited", "lines", "network", "record", "service")
 
     def __init__(
         self, bridge: str, service: Service, record: Record | None = None, *, sharers: int = 1
     ) -> None:
         self.bridge = bridge
+        self.network = ""
         self.service = service
+        self.label = service.key.in_words
         self.record = record if record is not None else counters.unshared()
         self.counts = self.record.counts
+        self.limited = self.record.limited
         self.lines = LineLimit(max(LINES_AT_ONCE // sharers, 1), LINE_INTERVAL * sharers)
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """What a line of the log says of it, where that has fields."""
+        return {"bridge": self.bridge, "network": self.network, "service": self.label}
+
+    @property
+    def open(self) -> int:
+        """The open connections in this process."""
+        return self.counts[counters.OPEN]
 
     def failed(self, why: str) -> None:
         """Note why a connection failed, for ``tproxy status``."""

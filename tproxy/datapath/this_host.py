@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from tproxy.datapath.local_ports import LocalPorts
 from tproxy.kernel import tcp
 from tproxy.model import Endpoint
+from tproxy.typed import Any
 
 _PORT_RANGE = "/proc/sys/net/ipv4/ip_local_port_range"
 _ANY_PORT = range(1, 1 << 16)
@@ -15,6 +17,7 @@ class ThisHost:
     def __init__(self) -> None:
         self._near: dict[str, bool] = {}
         self._chosen_ports = _ANY_PORT
+        self.local_ports = LocalPorts(_ANY_PORT)
 
     def has(self, address: str) -> bool:
         """Return whether an address is one of this host."""
@@ -32,16 +35,17 @@ class ThisHost:
         self._near.clear()
         first, last = ports
         self._chosen_ports = range(first, last + 1)
+        self.local_ports.use(self._chosen_ports)
 
 
-def met_itself(name: tuple[str, int], endpoint: Endpoint) -> bool:
+def met_itself(name: tuple[Any, ...], endpoint: Endpoint) -> bool:
     """Return whether a socket of this name (getsockname(2)) that dials the endpoint is its own peer.
 
     Where nothing listens on a port that the kernel may choose, it can choose the endpoint's own port for the
     dial. The SYN then meets the socket that sent it, which is a simultaneous open (RFC 9293, 3.5): the
     connection succeeds, echoes all that is sent, and keeps the endpoint's server from binding its port.
     """
-    return name == endpoint
+    return name[:2] == endpoint
 
 
 def chosen_ports() -> tuple[int, int]:

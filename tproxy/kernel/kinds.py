@@ -27,6 +27,23 @@ GUEST_KINDS = frozenset({"veth", "tun"})
 UPLINK_TYPES = frozenset({"l2tpeth", "wlan"})
 
 
+# `tproxy probe` attaches a port for some seconds, which is neither guest nor uplink. Its name begins so, and
+# its description (IFLA_IFALIAS) tells it from another program's link of such a name.
+PROBE_PREFIX = "tpprobe"
+PROBE_ALIAS = "probe of tproxy"
+
+
+def probes(ports: frozenset[str]) -> frozenset[str]:
+    """Those of the ``ports`` that `tproxy probe` attached. Raises OSError."""
+    return frozenset(
+        port
+        for port in ports
+        if port.startswith(PROBE_PREFIX)
+        and (found := rtnetlink.link(port)) is not None
+        and found.alias == PROBE_ALIAS
+    )
+
+
 def uplinks(bridge: str, ports: frozenset[str]) -> frozenset[str]:
     """Those of the bridge's ``ports`` that lead off this host, by their kind. Raises OSError."""
     try:

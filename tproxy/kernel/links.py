@@ -1,28 +1,26 @@
 """Reads and changes links, addresses, routes and sysctls.
 
-Reading uses /sys, /proc, ioctl (netdevice(7)) and ``kernel.rtnetlink``. Changing uses rtnetlink through
+Reading uses /sys, /proc and ``kernel.rtnetlink``. Changing uses rtnetlink through
 pyroute2, whose import takes longer than a whole hook run that finds everything in order. Nearly every VM
 start is such a run.
 """
 
 import errno
-import fcntl
 import os
 import socket
-import struct
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from tproxy.errors import KernelError
 from tproxy.kernel import netns, rtnetlink
-from tproxy.model import PORT_MAC, SERVICE_ADDRESS, SERVICE_MAC
+from tproxy.model import PORT_MAC, SERVICE_MAC
 from tproxy.typed import Any, NamedTuple
 
 _SYS = "/sys/class/net"
 SYSCTL = "/proc/sys/net"
 
-_SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B  # <linux/sockios.h>
+_NODAD = 0x02  # IFA_F_NODAD, <linux/if_addr.h>
 
 
 class OuterLink(NamedTuple):
@@ -47,7 +45,7 @@ class InnerLink(NamedTuple):
     up: bool
     mtu: int
     mac: str
-    address: str  # with prefix length, "" for none
+    addresses: tuple[str, ...]  # with prefix lengths, sorted
     default_route: bool
 
 
@@ -128,9 +126,8 @@ def inner_link(name: str) -> InnerLink | None:
     found = rtnetlink.link(name)
     if found is None:
         return None
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        address = _address(sock, name)
-    return InnerLink(found.ifindex, found.up, found.mtu, found.mac, address, _has_default_route(name))
+    addresses = rtnetlink.addresses(found.ifindex)
+    return InnerLink(found.ifindex, found.up, found.mtu, found.mac, addresses, _has_default_route(name))
 
 
 def filters_vlans(bridge: str) -> bool:
@@ -162,24 +159,10 @@ def sysctls(paths: Iterable[str]) -> dict[str, str]:
     return {path: value for path in paths if (value := _read(f"{SYSCTL}/{path}"))}
 
 
-def _address(sock: socket.socket, name: str) -> str:
-    try:
-        address = socket.inet_ntoa(_ask(sock, _SIOCGIFADDR, name)[4:8])
-        mask = _ask(sock, _SIOCGIFNETMASK, name)[4:8]
-    except OSError:
-        return ""  # EADDRNOTAVAIL: the link has no address
-    return f"{address}/{int.from_bytes(mask, 'big').bit_count()}"
-
-
 def _has_default_route(name: str) -> bool:
     # Interface, destination, gateway, flags, ..., mask: proc_net(5).
     rows = (line.split() for line in _read("/proc/thread-self/net/route").splitlines()[1:])
     return any(row[0] == name and row[1] == row[2] == row[7] == "00000000" for row in rows)
-
-
-def _ask(sock: socket.socket, request: int, name: str) -> bytes:
-    """The union of struct ifreq after an ioctl for the link."""
-    return fcntl.ioctl(sock, request, struct.pack("16s24x", name.encode()))[16:]
 
 
 def _number(namespace: str) -> int:
@@ -220,7 +203,7 @@ def _read(path: str) -> str:
 
 def create_veth(outer: str, inner: str, namespace: str, mac: str, mtu: int) -> None:
     """Create a veth pair, both ends down: ``outer`` here, ``inner`` in the namespace. Raises KernelError."""
-    with _rtnl("create veth pair", outer) as rtnl:
+    with requests("create veth pair", outer) as rtnl:
         fd = os.open(netns.path(namespace), os.O_RDONLY | os.O_CLOEXEC)
         try:
             peer = {"ifname": inner, "net_ns_fd": fd, "address": mac, "mtu": mtu}
@@ -232,7 +215,7 @@ def create_veth(outer: str, inner: str, namespace: str, mac: str, mtu: int) -> N
 def delete(name: str) -> None:
     """Delete a link. Raises KernelError, but not when the link is gone."""
     try:
-        with _rtnl("delete link", name) as rtnl:
+        with requests("delete link", name) as rtnl:
             rtnl.link("del", index=socket.if_nametoindex(name))
     except KernelError:
         # The kernel deletes a veth with its peer's namespace, some time after that namespace was removed.
@@ -244,7 +227,7 @@ def attach(name: str, bridge: str, mtu: int, mac: str) -> None:
     """Make a link a port of the bridge, set it up, and lead frames for the MAC to it. Raises KernelError."""
     # A port needs no IPv6 address, and must not announce one to the guests.
     write_sysctl(f"ipv6/conf/{name}/disable_ipv6", "1")
-    with _rtnl("attach link", name) as rtnl:
+    with requests("attach link", name) as rtnl:
         index, master = socket.if_nametoindex(name), socket.if_nametoindex(bridge)
         rtnl.link("set", index=index, mtu=mtu)
         rtnl.link("set", index=index, master=master)
@@ -259,25 +242,38 @@ def fix_forwarding(port: str, mac: str = SERVICE_MAC) -> None:
     bridge forwards, such as LLDP. There is an entry for each VLAN that the port has now, which the kernel
     adds by itself when none is named. They go with the port. Raises KernelError.
     """
-    with _rtnl("fix the forwarding entry of", port) as rtnl:
+    with requests("fix the forwarding entry of", port) as rtnl:
         flags = rtnetlink.IN_BRIDGE | rtnetlink.STICKY
         rtnl.fdb(
             "replace", ifindex=socket.if_nametoindex(port), lladdr=mac, flags=flags, state=rtnetlink.STATIC
         )
 
 
-def configure(name: str, mac: str, mtu: int) -> None:
-    """Give a link in this thread's namespace its MAC, the service address and the default route; set it up.
+def configure(name: str, mac: str, mtu: int, addresses: Iterable[str]) -> None:
+    """Give a link in this thread's namespace its MAC, addresses and the default route; set it up.
 
-    Raises KernelError.
+    It has these addresses alone then, which are with the lengths of their prefixes. Those that it has already
+    stay untouched. Raises KernelError.
     """
-    with _rtnl("configure link", name) as rtnl:
+    with requests("configure link", name) as rtnl:
         index = socket.if_nametoindex(name)
         rtnl.link("set", index=index, address=mac, mtu=mtu)
-        rtnl.flush_addr(index=index, family=socket.AF_INET)
-        rtnl.addr("add", index=index, address=SERVICE_ADDRESS, prefixlen=32)
+        before, wanted = set(rtnetlink.addresses(index)), set(addresses)
+        # Added first: with its last address a link loses its routes. A link that is down gets none for IPv6.
+        later = {each for each in wanted if ":" in each}
+        for verb, some in (("add", wanted - before - later), ("del", before - wanted)):
+            for each in sorted(some):
+                _change_address(rtnl, verb, index, each)
         rtnl.link("set", index=index, state="up")
+        for each in later - before:
+            _change_address(rtnl, "add", index, each, flags=_NODAD)
         rtnl.route("replace", family=socket.AF_INET, dst="default", oif=index, scope="link", proto="boot")
+
+
+def _change_address(rtnl: Any, verb: str, index: int, address: str, **more: int) -> None:
+    bare, _, length = address.partition("/")
+    family = socket.AF_INET6 if ":" in bare else socket.AF_INET
+    rtnl.addr(verb, index=index, family=family, address=bare, prefixlen=int(length), **more)
 
 
 def write_sysctl(path: str, value: str) -> None:
@@ -292,7 +288,11 @@ def write_sysctl(path: str, value: str) -> None:
 
 
 @contextmanager
-def _rtnl(doing: str, name: str) -> Iterator[Any]:
+def requests(doing: str, name: str) -> Iterator[Any]:
+    """Yield pyroute2's socket, in this thread's namespace; for what is ``doing`` what to ``name``.
+
+    Raises KernelError.
+    """
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 

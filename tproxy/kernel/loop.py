@@ -35,6 +35,9 @@ HANGUP = select.EPOLLHUP
 # Enough that a busy batch shares one system call, few enough that timers and signals stay prompt.
 EVENTS_PER_BATCH = 256
 
+# Seconds. Turns that take longer are counted, by these bounds (``Loop.slow``).
+LAGS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0)
+
 
 class Handler(Protocol):
     """Is called when something happens at its descriptor."""
@@ -66,6 +69,10 @@ class Loop:
 
     ``alert`` is the time in seconds to poll before sleeping, while events come that fast; 0 always sleeps.
     ``clock`` returns the time in seconds by which timers are due.
+
+    ``turns`` counts the turns of the loop, ``busy`` the seconds that they took without waiting, and ``slow``
+    those that took longer than a bound of LAGS, and not longer than the next one. An event that came at the
+    beginning of a turn has waited that long.
     """
 
     def __init__(self, alert: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -79,6 +86,10 @@ class Loop:
         self._sequence = itertools.count()
         self._signals: dict[int, Callable[[], None]] = {}
         self._running = False
+        self.turns = 0
+        self.busy = 0.0
+        self.slow = [0] * len(LAGS)
+        self._woke = time.monotonic()
 
     # Descriptors
 
@@ -130,6 +141,7 @@ class Loop:
     def run(self) -> None:
         """Wait for events and call handlers and timers, until ``stop`` is called."""
         self._running = True
+        self._woke = time.monotonic()
         while self._running:
             for fd, mask in self._wait():
                 # A handler of an earlier event in this batch may have ended it.
@@ -152,16 +164,24 @@ class Loop:
             self._wakeup.close()
 
     def _wait(self) -> list[tuple[int, int]]:
+        asleep = time.monotonic()
+        took = asleep - self._woke
+        self.turns += 1
+        self.busy += took
+        if took > LAGS[0]:
+            self.slow[sum(took > each for each in LAGS) - 1] += 1
         if self._brisk:
-            end = time.monotonic() + self._alert
-            while time.monotonic() < end:
+            end = asleep + self._alert
+            while (now := time.monotonic()) < end:
                 if events := self._epoll.poll(0, EVENTS_PER_BATCH):
+                    self._woke = now
                     self._brisk = len(events) == 1
                     return events
                 os.sched_yield()
-        asleep = time.monotonic()
+            asleep = now
         events = self._epoll.poll(self._timeout(), EVENTS_PER_BATCH)
-        self._brisk = len(events) == 1 and time.monotonic() - asleep < self._alert
+        self._woke = time.monotonic()
+        self._brisk = len(events) == 1 and self._woke - asleep < self._alert
         return events
 
     def _timeout(self) -> float:

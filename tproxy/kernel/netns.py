@@ -31,6 +31,10 @@ _MS_BIND, _MS_REC, _MS_SHARED = 1 << 12, 1 << 14, 1 << 20  # <linux/mount.h>
 # with the namespace, and nothing else tells ours from one that another program made under the same name.
 _MARK = "made by tproxy"
 
+# One for all modules: each further one, and each function of it, takes memory.
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.setns  # noqa: B018 - looked up now: each relay would make a function of its own
+
 
 class NamespaceId(NamedTuple):
     """The identity of a network namespace, as long as it exists."""
@@ -104,6 +108,12 @@ def is_marked() -> bool:
 
     loopback = rtnetlink.link("lo")
     return loopback is not None and loopback.alias == _MARK
+
+
+def of_process(pid: int) -> NamespaceId:
+    """The namespace of a process. Raises OSError."""
+    status = os.stat(f"/proc/{pid}/ns/net")
+    return NamespaceId(status.st_dev, status.st_ino)
 
 
 def of_socket(fd: int) -> NamespaceId:
@@ -186,7 +196,8 @@ def create(name: str) -> None:
 def _share_directory() -> None:
     """Make /run/netns, and have what is mounted in it appear in other mount namespaces too."""
     with suppress(FileExistsError):
-        os.mkdir(DIRECTORY, 0o755)
+        os.mkdir(DIRECTORY)
+        os.chmod(DIRECTORY, 0o755)  # mkdir(2) applies the umask, 0077 in a watcher
     if not os.path.isdir(DIRECTORY):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     try:
@@ -204,7 +215,7 @@ def _mount(source: str, target: str, flags: int) -> None:
 
 def _call(function: str, *arguments: object) -> None:
     """Call a function of libc that returns 0. Raises OSError."""
-    if getattr(ctypes.CDLL(None, use_errno=True), function)(*arguments) != 0:
+    if getattr(LIBC, function)(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
@@ -215,9 +226,8 @@ def remove(name: str) -> None:
     Raises KernelError. A name that is not in use is no error.
     """
     file = path(name)
-    libc = ctypes.CDLL(None, use_errno=True)
     # Repeated, because two programs that create the name at once mount on it twice.
-    while libc.umount2(os.fsencode(file), 2) == 0:  # MNT_DETACH, umount(2)
+    while LIBC.umount2(os.fsencode(file), 2) == 0:  # MNT_DETACH, umount(2)
         pass
     try:
         if os.path.isdir(file) and not os.path.islink(file):

@@ -4,7 +4,7 @@ Not with pyroute2, whose import takes longer than a whole hook run that finds ev
 
 Only what decides about a link is read: its kind, its addresses, where its other end is, and whether its
 bridge has fixed entries for it. Sources: <linux/netlink.h>, <linux/rtnetlink.h>, <linux/if_link.h>,
-<linux/net_namespace.h>, <linux/neighbour.h>.
+<linux/net_namespace.h>, <linux/neighbour.h>, <linux/if_addr.h>.
 """
 
 import errno
@@ -19,6 +19,7 @@ from tproxy.typed import NamedTuple
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
 _IFINFOMSG = struct.Struct("=BxHiII")  # family, hardware type, index, flags, mask of flags
+_IFADDRMSG = struct.Struct("=BBBBI")  # family, length of the prefix, flags, scope, index
 _NDMSG = struct.Struct("=B3xiHBB")  # family, index, state, flags, type
 _NUMBER = struct.Struct("=I")
 _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
@@ -26,17 +27,19 @@ _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300  # NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP
 _DUMP_INTERRUPTED = 0x10  # NLM_F_DUMP_INTR
 _ERROR, _DONE = 2, 3  # NLMSG_ERROR, NLMSG_DONE
-_SETLINK, _GETLINK, _GETNEIGH, _GETNSID = 19, 18, 30, 90  # RTM_
+_SETLINK, _GETLINK, _GETADDR, _GETNEIGH, _GETNSID = 19, 18, 22, 30, 90  # RTM_
 
 _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _LINKINFO, _IFALIAS = 1, 3, 4, 5, 10, 18, 20  # IFLA_
 _EXT_MASK, _LINK_NETNSID, _ALT_IFNAME = 29, 37, 53
 _INFO_KIND = 1  # IFLA_INFO_KIND, in IFLA_LINKINFO
 _NSID, _NSID_FD = 1, 3  # NETNSA_NSID, NETNSA_FD
-_LLADDR, _VLAN = 2, 5  # NDA_LLADDR, NDA_VLAN
+_LLADDR, _VLAN, _MASTER_OF_ENTRY = 2, 5, 9  # NDA_LLADDR, NDA_VLAN, NDA_MASTER
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _SKIP_STATS = _NUMBER.pack(1 << 3)  # RTEXT_FILTER_SKIP_STATS
 
 _IFF_UP = 0x1
 STATIC, IN_BRIDGE, STICKY = 0x40, 0x04, 0x40  # NUD_NOARP, NTF_MASTER, NTF_STICKY: as `bridge fdb` says it
+PERMANENT = 0x80  # NUD_PERMANENT: an address of the port or the bridge itself
 _RECEIVE = 64 * 1024  # bytes; the kernel fills at most 32 KiB at a time
 _TRIES = 5
 
@@ -66,12 +69,7 @@ def links(master: int = 0) -> list[Link]:
     filters = {_EXT_MASK: _SKIP_STATS}
     if master:
         filters[_MASTER] = _NUMBER.pack(master)
-    for _ in range(_TRIES):
-        try:
-            return list(map(_parse, _ask(_GETLINK, _DUMP, _IFINFOMSG.pack(0, 0, 0, 0, 0), filters)))
-        except InterruptedError:  # a link came or went meanwhile
-            continue
-    raise OSError(errno.EAGAIN, "links change too fast to be listed")
+    return list(map(_parse, _dump(_GETLINK, _IFINFOMSG.pack(0, 0, 0, 0, 0), filters)))
 
 
 def link(name: str) -> Link | None:
@@ -93,6 +91,18 @@ def namespace_number(fd: int) -> int:
     return _signed(_attributes(answer, 4).get(_NSID))
 
 
+def addresses(index: int) -> tuple[str, ...]:
+    """The IPv4 and IPv6 addresses of a link, with the lengths of their prefixes, sorted. Raises OSError."""
+    found = []
+    for answer in _dump(_GETADDR, _IFADDRMSG.pack(0, 0, 0, 0, 0), {}):
+        family, length, _, _, owner = _IFADDRMSG.unpack_from(answer)
+        if owner == index and family in (socket.AF_INET, socket.AF_INET6):
+            known = _attributes(answer, _IFADDRMSG.size)
+            packed = known.get(_IFA_LOCAL) or known[_IFA_ADDRESS]  # IPv6 has no IFA_LOCAL
+            found.append(f"{socket.inet_ntop(family, packed)}/{length}")
+    return tuple(sorted(found))
+
+
 def is_fixed(port: int, mac: str) -> bool:
     """Whether the bridge has a fixed entry for the MAC at this port, in VLAN 0. Raises OSError.
 
@@ -110,6 +120,22 @@ def is_fixed(port: int, mac: str) -> bool:
     return _is_fixed(answer, port)
 
 
+def port_of(port: int, mac: str) -> int:
+    """The index of the port at which the bridge has an entry for the MAC, in VLAN 0; 0 for none.
+
+    ``port`` is the index of any port of that bridge. Raises OSError.
+    """
+    wanted = {_LLADDR: bytes.fromhex(mac.replace(":", ""))}
+    try:
+        (answer,) = _ask(_GETNEIGH, 0, _NDMSG.pack(socket.AF_BRIDGE, port, 0, IN_BRIDGE, 0), wanted)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV, errno.EINVAL):  # as in is_fixed
+            return 0
+        raise
+    found: int = _NDMSG.unpack_from(answer)[1]
+    return found
+
+
 def fixed_vlans(port: int, mac: str) -> frozenset[int]:
     """As ``is_fixed``: all VLANs in which the entry is fixed. Reads all entries of the port."""
     address, found = bytes.fromhex(mac.replace(":", "")), []
@@ -120,6 +146,31 @@ def fixed_vlans(port: int, mac: str) -> frozenset[int]:
     return frozenset(found)
 
 
+def forwarding_entries(port: int, most: int) -> Iterator[tuple[str, int]]:
+    """MAC and VLAN of the entries of a bridge's forwarding table at this port, so many at most.
+
+    Without those of the host's own addresses. Raises OSError.
+    """
+    found = 0
+    for answer in _ask(_GETNEIGH, _DUMP, _IFINFOMSG.pack(socket.AF_BRIDGE, 0, port, 0, 0), {}):
+        _, index, state, _, _ = _NDMSG.unpack_from(answer)
+        entry = _attributes(answer, _NDMSG.size)
+        if index != port or state & PERMANENT or _MASTER_OF_ENTRY not in entry:
+            continue
+        if found == most:
+            return
+        found += 1
+        yield entry.get(_LLADDR, b"").hex(":"), int.from_bytes(entry.get(_VLAN, b""), sys.byteorder)
+
+
+def name(index: int) -> str:
+    """The name of the link with this index; "" when there is none."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return ""
+
+
 def _is_fixed(entry: bytes, port: int) -> bool:
     _, index, state, flags, _ = _NDMSG.unpack_from(entry)
     return index == port and state == STATIC and bool(flags & STICKY)
@@ -128,6 +179,16 @@ def _is_fixed(entry: bytes, port: int) -> bool:
 def set_alias(index: int, alias: str) -> None:
     """Set the description of a link (``ip link set alias``). Raises OSError."""
     list(_ask(_SETLINK, _ACK, _IFINFOMSG.pack(0, 0, index, 0, 0), {_IFALIAS: alias.encode()}))
+
+
+def _dump(request: int, fixed: bytes, given: dict[int, bytes]) -> list[bytes]:
+    """All messages of an answer. Raises OSError."""
+    for _ in range(_TRIES):
+        try:
+            return list(_ask(request, _DUMP, fixed, given))
+        except InterruptedError:  # something came or went meanwhile
+            continue
+    raise OSError(errno.EAGAIN, "links change too fast to be listed")
 
 
 def _find(names: dict[int, str]) -> Link | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import struct
+
+from tproxy.model import DEFAULT_USER_TIMEOUT
 
 # Seconds, seconds, and a number: a dead peer is noticed after 60 + 4 * 15 seconds (tcp(7)). A guest that is
 # switched off sends no FIN.
@@ -16,13 +19,32 @@ KEEPALIVE_PROBES = 4
 # (docs/performance-experiments.md).
 NEAR_WINDOW = 512 * 1024
 
+# <linux/tcp.h>; Python does not name them. With this value the kernel keeps the Ethernet header too, from
+# Linux 5.10 on.
+_SAVE_SYN, _SAVED_SYN = 27, 28
+_WITH_ETHERNET = 2
+
+# Bytes of the longest SYN: Ethernet, IPv4 and TCP with all options.
+_LONGEST_SYN = 14 + 60 + 60
+
+_IP_VERSIONS = {b"\x08\x00": 4, b"\x86\xdd": 6}  # by the protocol of a frame
+
+_SIOCGARP, _COMPLETE = 0x8954, 0x02  # arp(7); ATF_COM
+# struct arpreq: the protocol's address, the hardware's, flags, a mask, and the device
+_ARP = struct.Struct("=HH4s8x2x6s8xi16x16s")
+
+# How many bytes that were not sent yet wait in a socket, at most: then it is not writable any more, whatever
+# the kernel's tuning lets the buffer grow to. A peer that does not read costs 0.1 MB instead of 2.6 MB of a
+# host's memory for TCP, and bulk is as fast (docs/performance-experiments.md).
+UNSENT = 128 * 1024
+
 # Closing with this option set sends a reset instead of FIN (socket(7), SO_LINGER).
 _RESET = struct.pack("ii", 1, 0)
 _LINGER = struct.pack("ii", 0, 0)
 
 
 def set_options(sock: socket.SocketType, *, near: bool) -> None:
-    """Set no-delay and keep-alive. On a listener, the connections that it accepts inherit both.
+    """Set no-delay, keep-alive, the user timeout and UNSENT. On a listener, what it accepts inherits them.
 
     ``near`` says that the peer is on this host or one bridge away, and selects Reno, which every kernel has
     (tcp(7), TCP_CONGESTION). Such a path needs neither probing nor pacing. The host's default may be meant
@@ -33,8 +55,18 @@ def set_options(sock: socket.SocketType, *, near: bool) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    set_user_timeout(sock, DEFAULT_USER_TIMEOUT)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
     if near:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+
+
+def set_user_timeout(sock: socket.SocketType, seconds: int) -> None:
+    """Give the peer up after so many seconds without an acknowledgement (tcp(7), TCP_USER_TIMEOUT).
+
+    From Linux 5.11 on this bounds the time that the peer's window may be closed too. 0: as the kernel does.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, seconds * 1000)
 
 
 def bound_window(sock: socket.SocketType) -> None:
@@ -42,14 +74,33 @@ def bound_window(sock: socket.SocketType) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, NEAR_WINDOW)
 
 
+def family(address: str) -> int:
+    """Return the address family of an IP address."""
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def dialling_socket(address: str) -> socket.SocketType:
+    """Return a socket that can dial an IP address, and never blocks. Raises OSError."""
+    return socket.SocketType(family(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+
 def on_this_host(address: str) -> bool:
-    """Whether an IPv4 address is this host's own: then the kernel chooses it as the source address too."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    """Whether an IP address is this host's own: then the kernel chooses it as the source address too."""
+    try:
+        probe = socket.socket(family(address), socket.SOCK_DGRAM)
+    except OSError:  # the kernel has no IPv6
+        return False
+    with probe:
         try:
             probe.connect((address, 1))  # sends nothing, but chooses the source address (udp(7))
         except OSError:
             return False
         return bool(probe.getsockname()[0] == address)
+
+
+def listens(sock: socket.SocketType) -> bool:
+    """Whether connections can be accepted from this socket. Raises OSError."""
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def reset_on_close(sock: socket.SocketType) -> None:
@@ -60,3 +111,36 @@ def reset_on_close(sock: socket.SocketType) -> None:
 def linger_on_close(sock: socket.SocketType) -> None:
     """Make closing this socket send what is left, and then FIN, in the background (the default)."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER)
+
+
+def save_syn(listener: socket.socket, *, wanted: bool) -> None:
+    """Say whether the SYN of each connection is kept until it is read (``caller_mac``). Raises OSError."""
+    listener.setsockopt(socket.IPPROTO_TCP, _SAVE_SYN, _WITH_ETHERNET if wanted else 0)
+
+
+def caller_mac(sock: socket.SocketType) -> str:
+    """Return the MAC address from which the SYN of an accepted connection came; "" where it was not kept.
+
+    It is kept if the listener was told so (``save_syn``), except under SYN cookies. It can be read once.
+    """
+    try:
+        syn = sock.getsockopt(socket.IPPROTO_TCP, _SAVED_SYN, _LONGEST_SYN)
+    except OSError:
+        return ""
+    # Destination, source, protocol; then the first byte of an IP header. Else it begins with that header.
+    if len(syn) < 34 or _IP_VERSIONS.get(syn[12:14]) != syn[14] >> 4 or not any(syn[6:12]):
+        return ""
+    return syn[6:12].hex(":")
+
+
+def neighbour_mac(sock: socket.SocketType, address: str, device: str) -> str:
+    """Return the MAC that an IPv4 address has in the ARP table of the socket's namespace; "" without one."""
+    if ":" in address:  # the kernel has no such question for IPv6
+        return ""
+    family, ip, name = socket.AF_INET, socket.inet_aton(address), device.encode()
+    try:
+        found = fcntl.ioctl(sock.fileno(), _SIOCGARP, _ARP.pack(family, 0, ip, bytes(6), 0, name))
+    except OSError:
+        return ""
+    *_, mac, flags, _ = _ARP.unpack(found)
+    return mac.hex(":") if flags & _COMPLETE else ""

@@ -8,6 +8,10 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
+from io import BufferedIOBase
+
+from tproxy import proxy_protocol
 
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8  # <sys/mount.h>
 
@@ -38,15 +42,33 @@ def init() -> None:
 
 def answer(address: str, port: str, body: str) -> None:
     """Run a small HTTP server."""
-    import socketserver
+    _serve(address, port, lambda _: body)
 
-    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body.encode())}\r\nConnection: close\r\n\r\n"
+
+def introduced(address: str, port: str) -> None:
+    """Run a small HTTP server that gets headers of the PROXY protocol, and answers with what they say."""
+    _serve(address, port, _caller)
+
+
+def _caller(stream: BufferedIOBase) -> str:
+    start = stream.read(proxy_protocol.START)
+    values = proxy_protocol.decode(start + stream.read(proxy_protocol.length(start))).values
+    kinds = proxy_protocol.OF_NETWORK, proxy_protocol.OF_MAC, proxy_protocol.OF_PORT
+    network, mac, port = (values.get(each, "unknown") for each in kinds)
+    return f"network {network}, MAC {mac}, port {port}"
+
+
+def _serve(address: str, port: str, body: Callable[[BufferedIOBase], str]) -> None:
+    """Answer each request with a body, which can read what stands before the request."""
+    import socketserver
 
     class Answer(socketserver.StreamRequestHandler):
         def handle(self) -> None:
+            said = body(self.rfile).encode()
             while self.rfile.readline().strip():
                 pass
-            self.wfile.write((head + body).encode())
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(said)}\r\nConnection: close\r\n\r\n"
+            self.wfile.write(head.encode() + said)
 
     class Server(socketserver.ThreadingTCPServer):
         allow_reuse_address = True
@@ -80,5 +102,7 @@ if __name__ == "__main__":
             init()
         case ["answer", address, port, body]:
             answer(address, port, body)
+        case ["introduced", address, port]:
+            introduced(address, port)
         case ["ask", address, port, timeout]:
             ask(address, port, timeout)

@@ -1,8 +1,8 @@
 """The lab: a stand-in hypervisor with two networks, on which the real hook brings the bridges up.
 
-The lab checks everything that it shows. One address that does not answer proves little, so the hypervisor and
-each guest ask every address: each must answer where it should, and nowhere else. The guests have routes to
-all of them through the service address, which is the only possible way out.
+The lab checks everything that it shows, here and in ``scenes``. One address that does not answer proves
+little, so the hypervisor and each guest ask every address: each must answer where it should, and nowhere
+else. The guests have routes to all of them through the service address, which is the only possible way out.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 from types import FrameType
 
 from tproxy.errors import ProcessError
-from tproxy.lab import view
-from tproxy.lab.hypervisor import PATIENCE, Hypervisor, kill
+from tproxy.lab import scenes, view
+from tproxy.lab.hypervisor import PATIENCE, Guest, Hypervisor, kill
 from tproxy.lab.view import Answer, Lane, Question, Run
 from tproxy.model import SERVICE_ADDRESS, TABLE, BridgeNames
 
@@ -85,9 +85,9 @@ def lab_down() -> int:
 def _tour(host: Hypervisor) -> bool:
     """Build, try and show everything; return whether all was as expected."""
     view.topology(LANES, PORT)
-    for lane in LANES:
-        _build(host, lane)
-    host.write(CONFIG, "tproxy:\n" + "".join(map(_entry, LANES)))
+    guests = [_build(host, lane) for lane in LANES]
+    scenes.prepare(host)
+    host.write(CONFIG, "tproxy:\n" + "".join(map(_entry, LANES)) + scenes.ENTRIES)
     runs = [
         _run(
             host,
@@ -111,15 +111,17 @@ def _tour(host: Hypervisor) -> bool:
         _run(host, "tproxy", "status"),
         _run(host, "nft", "list", "map", "ip", TABLE, BridgeNames(LANES[0].bridge).map),
     ]
-    return all(run.code == 0 for run in runs) and all(answer.right for answer in answers)
+    well = scenes.play(host, guests)
+    return well and all(run.code == 0 for run in runs) and all(answer.right for answer in answers)
 
 
-def _build(host: Hypervisor, lane: Lane) -> None:
+def _build(host: Hypervisor, lane: Lane) -> Guest:
     host.add_bridge(lane.bridge)
     host.add_endpoint(lane.endpoint, PORT, _endpoint(lane))
     guest = host.add_guest(lane.network, lane.bridge, f"{lane.guest}/24")
     host.add_endpoint(lane.neighbour, PORT, _guest(lane), netns=guest.name)
     guest.ip(*(f"route add {each.endpoint} via {SERVICE_ADDRESS} dev eth0" for each in LANES))
+    return guest
 
 
 def _entry(lane: Lane) -> str:

@@ -62,6 +62,15 @@ class Answer:
         return self.got == self.question.wanted
 
 
+@dataclass(frozen=True)
+class Shown:
+    """One line of a scene: what was ``wanted``, and what came."""
+
+    label: str
+    wanted: str
+    got: str
+
+
 def topology(lanes: Sequence[Lane], port: int) -> None:
     """Draw the two lanes, and the daemon where they meet."""
     first, second = lanes
@@ -99,6 +108,18 @@ def answers(given: Sequence[Answer]) -> None:
         shown = [_cell(cells[who, address, port]) for who in columns]
         _say(_row([f"{address}:{port}", *shown]))
     _say()
+
+
+def scene(title: str, lines: Sequence[Shown]) -> bool:
+    """Print a scene; return whether all was as wanted."""
+    _say()
+    _say("  " + click.style(title, bold=True))
+    width = max(len(line.label) for line in lines)
+    for line in lines:
+        right = line.got == line.wanted
+        said = f"✓ {line.got}" if right else f"✗ {line.got}, not {line.wanted}"
+        _say(f"    {line.label:<{width}}  " + click.style(said, fg="green" if right else "red"))
+    return all(line.got == line.wanted for line in lines)
 
 
 def verdict(well: bool, *, removed: bool) -> None:

@@ -1,5 +1,8 @@
 """Log files that survive rotation and full disks, and the small logger of relays and workers.
 
+A level of ``logging`` and the format of lines go together as one number, a style: ``lazy.JSON`` is added to
+the level where lines are JSON. So every message and option that has a level has the format too.
+
 These two use ``Log`` instead of ``logging``, because ``logging`` and its imports would be a fifth of a
 relay's memory. A third of that would be private to each relay, which is forked, because the relay writes to
 it. All other processes use ``logging`` (log/output.py).
@@ -8,8 +11,13 @@ it. All other processes use ``logging`` (log/output.py).
 from __future__ import annotations
 
 import os
+import socket
 import time
 from contextlib import suppress
+
+from tproxy.log import journal, lines
+from tproxy.log.lazy import JSON
+from tproxy.log.lines import Fields
 
 DIRECTORY = "/var/log"
 
@@ -51,12 +59,24 @@ class Log:
     """Writes lines from ``level`` up in the format of log/output.py. It drops lines before it has a file.
 
     Relays and workers cannot open files. The daemon gives them the descriptor, and another one when logs are
-    rotated.
+    rotated. ``journal`` is a socket of ``journal``, or None. ``fields`` are those of all lines.
     """
 
     def __init__(self) -> None:
         self.level = INFO
+        self.json = False
+        self.journal: socket.socket | None = None
+        self.fields: Fields = {}
         self._fd = -1
+
+    def use_style(self, style: int) -> None:
+        """Write lines from this level up, and in this format."""
+        self.level, self.json = style & ~JSON, bool(style & JSON)
+
+    @property
+    def has_fields(self) -> bool:
+        """Whether anybody sees the fields of a line."""
+        return self.json or self.journal is not None
 
     def use(self, fd: int) -> None:
         """Write to the file ``fd`` from now on, and own it."""
@@ -64,19 +84,36 @@ class Log:
             os.close(self._fd)
         self._fd = fd
 
-    def info(self, message: str, *words: object) -> None:
-        self._write(INFO, "INFO", message % words)
+    def close(self) -> None:
+        """Drop lines from now on."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
-    def warning(self, message: str, *words: object) -> None:
-        self._write(WARNING, "WARNING", message % words)
+    def fileno(self) -> int:
+        """Return the descriptor of the file; -1 when there is none."""
+        return self._fd
 
-    def error(self, message: str, *words: object) -> None:
-        self._write(ERROR, "ERROR", message % words)
+    def info(self, message: str, *words: object, fields: Fields | None = None) -> None:
+        self._write(INFO, message, words, fields)
 
-    def _write(self, level: int, name: str, message: str) -> None:
-        if level >= self.level and self._fd >= 0:
-            now = time.time()
-            when = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now))
-            line = f"{when}.{int(now % 1 * 1000):03} {os.getpid()} {name} {message}\n"
-            with suppress(OSError):  # a full disk loses log lines, never connections
-                os.write(self._fd, line.encode(errors="backslashreplace"))
+    def warning(self, message: str, *words: object, fields: Fields | None = None) -> None:
+        self._write(WARNING, message, words, fields)
+
+    def error(self, message: str, *words: object, fields: Fields | None = None) -> None:
+        self._write(ERROR, message, words, fields)
+
+    def _write(self, level: int, message: str, words: tuple[object, ...], fields: Fields | None) -> None:
+        if level < self.level or self._fd < 0:
+            return
+        text, now, pid = message % words, time.time(), os.getpid()
+        if self.has_fields:
+            fields = {**self.fields, **lines.fields_in(message, words), **(fields or {})}
+            if self.journal is not None:
+                journal.send(self.journal, lines.as_entry(level, text, fields))
+        if self.json:
+            line = lines.as_json(now, pid, level, text, fields or {})
+        else:
+            line = lines.as_text(now, pid, level, text)
+        with suppress(OSError):  # a full disk loses log lines, never connections
+            os.write(self._fd, f"{line}\n".encode(errors="backslashreplace"))

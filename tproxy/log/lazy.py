@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 DEFAULT_LEVEL = 20  # logging.INFO
 
+# Added to a level where lines are JSON (``log.file``).
+JSON = 0x80
+
 _set_up: Callable[[], None] | None = None
 
 

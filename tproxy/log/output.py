@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import sys
 
+from tproxy.log import journal, lines
 from tproxy.log.file import LogFile
+from tproxy.log.lazy import JSON
 
 DAEMON_LOG = "one_tproxy.log"
 
@@ -23,9 +27,41 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self.file.write(self.format(record))
+            text = self.format(record)  # it formats the exception too
+            if _json:
+                text = lines.as_json(
+                    record.created, os.getpid(), record.levelno, _message(record), _fields(record)
+                )
+            self.file.write(text)
         except Exception:
             self.handleError(record)  # a log call with wrong arguments must not end its caller
+
+
+class _Journal(logging.Handler):
+    """Writes to systemd's journal."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__()
+        self._socket = sock
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            entry = lines.as_entry(record.levelno, _message(record), _fields(record))
+            journal.send(self._socket, entry)
+        except Exception:
+            self.handleError(record)
+
+
+def _message(record: logging.LogRecord) -> str:
+    text = record.getMessage()
+    if record.exc_info:
+        text += f"\n{logging.Formatter().formatException(record.exc_info)}"
+    return text
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    words = record.args if isinstance(record.args, tuple) else ()
+    return lines.fields_in(str(record.msg), words)
 
 
 # Do not look up the caller, thread and process of a line, which our format does not show. That halves the
@@ -37,10 +73,11 @@ logging.logMultiprocessing = False
 # Only our own loggers: at DEBUG a library such as pyroute2 logs every message.
 _ours = logging.getLogger("tproxy")
 _handler: _Handler | None = None
+_json = False
 
 
-def to_file(name: str, level: int) -> None:
-    """Send this process's log to /var/log/``name``, from ``level`` (a level of ``logging``) up."""
+def to_file(name: str, style: int) -> None:
+    """Send this process's log to /var/log/``name``, in this style (``file``)."""
     global _handler
     if _handler is not None:
         _handler.file.close()
@@ -48,13 +85,20 @@ def to_file(name: str, level: int) -> None:
     _handler.setFormatter(_FORMATTER)
     _ours.handlers[:] = [_handler]
     _ours.propagate = False
-    set_level(level)
+    set_level(style)
 
 
-def for_command(level: int, *, debug: bool) -> None:
-    """Set up a command: lines from ``level`` up go to the daemon's file, and warnings also to stderr."""
+def to_journal() -> None:
+    """Send this process's log to systemd's journal too, if it is a part of a service."""
+    sock = journal.connect()
+    if sock is not None:
+        _ours.addHandler(_Journal(sock))
+
+
+def for_command(style: int, *, debug: bool) -> None:
+    """Set up a command: lines go to the daemon's file in this style, and warnings also to stderr."""
     logging.raiseExceptions = debug  # handleError prints a traceback; a command shows it only with --debug
-    to_file(DAEMON_LOG, logging.DEBUG if debug else level)
+    to_file(DAEMON_LOG, logging.DEBUG | (style & JSON) if debug else style)
     _ours.addHandler(_stderr(debug=debug))
 
 
@@ -74,14 +118,16 @@ def _stderr(*, debug: bool) -> logging.Handler:
     return stderr
 
 
-def set_level(level: int) -> None:
-    """Log lines from ``level`` up."""
-    _ours.setLevel(level)
+def set_level(style: int) -> None:
+    """Log lines from this level up, and in this format."""
+    global _json
+    _json = bool(style & JSON)
+    _ours.setLevel(style & ~JSON)
 
 
 def level() -> int:
-    """Return the level from which lines are logged."""
-    return _ours.level
+    """Return the style in which lines are logged."""
+    return _ours.level | (JSON if _json else 0)
 
 
 def reopen() -> None:

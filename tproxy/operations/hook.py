@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import partial
 
 from tproxy.bridge import nftables, service_map
+from tproxy.bridge.members import NO_NICS, Nics
 from tproxy.config import cache
 from tproxy.config.file import required
 from tproxy.config.services import Config
@@ -35,7 +36,7 @@ class Call(NamedTuple):
     dry_run: bool = False
     force: bool = False
     debug: bool = False
-    macs: frozenset[str] = frozenset()  # of the guest's NICs; none if the caller does not know them
+    nics: Nics = NO_NICS  # of the guest, as far as the caller knows them
 
 
 def up(call: Call) -> list[str]:
@@ -44,7 +45,7 @@ def up(call: Call) -> list[str]:
     Returns the lines of a dry run. Raises TproxyError; then the bridge is as it was before.
     """
     read = cache.load(required(call.config, os.environ), remember=not call.dry_run)
-    _log_as(call, read.log_level)
+    _log_as(call, read.log_style)
     bridge, network = links.real_name(call.bridge), call.network
     uplinks = links.real_names(call.uplinks)
     offer = Offer(read)
@@ -52,22 +53,24 @@ def up(call: Call) -> list[str]:
     reconcile.check(bridge, uplinks)
     for warning in read.warnings:
         log.warning("%s", warning.at(read.path))
-    own = offer.union([network])
+    own = offer.union({network: 1})
     if own.problems and not own.services:  # the map may tell what no name server does
-        own = offer.union([service_map.stored(network)], nftables.read_map(bridge))
+        stored = service_map.stored(network)
+        found = nftables.read_map(bridge)
+        own = offer.union({stored: found.orders.get(stored, 1) if found is not None else 1}, found)
     if not own.services:  # not an error: the configuration may serve other networks only
         for warning in own.problems:
             log.warning("%s", warning.at(read.path))
         _log_nothing(call, read)
         if not call.dry_run:
             with suppress(NftError):  # the hook has nothing else to do
-                reconcile.note_guest(bridge, network, call.macs)
+                reconcile.note_guest(bridge, network, call.nics, offer)
     elif call.dry_run:
         from tproxy.operations import preview
 
-        return preview.up(bridge, network, call.macs, offer, uplinks, read.settings)
+        return preview.up(bridge, network, call.nics, offer, uplinks, read.settings)
     else:
-        reconcile.up(bridge, network, call.macs, offer, uplinks, read.settings)
+        reconcile.up(bridge, network, call.nics, offer, uplinks, read.settings)
     return []
 
 
@@ -84,10 +87,10 @@ def down(call: Call) -> tuple[list[str], frozenset[str]]:
     if call.dry_run:
         from tproxy.operations import preview
 
-        return preview.down(bridge, uplinks, partial(_offer, call), force=call.force, macs=call.macs)
+        return preview.down(bridge, uplinks, partial(_offer, call), force=call.force, nics=call.nics)
     from tproxy.operations import removal  # `up` does not need it
 
-    guests = removal.down(bridge, uplinks, partial(_offer, call), force=call.force, macs=call.macs)
+    guests = removal.down(bridge, uplinks, partial(_offer, call), force=call.force, nics=call.nics)
     if guests:
         log.info("%s", left_alone(bridge, guests))
     return [], guests

@@ -10,13 +10,14 @@ import signal
 import time
 from typing import NoReturn
 
-from tproxy.bridge import nftables
+from tproxy.bridge import nftables, wall
 from tproxy.config import reader
 from tproxy.config.services import Config
 from tproxy.daemon import client, host_mounts, launcher
 from tproxy.errors import NftError, ProcessError, TproxyError
+from tproxy.kernel import limits, netns
 from tproxy.log.lazy import logger
-from tproxy.model import Settings
+from tproxy.model import BridgeNames, Settings
 from tproxy.operations import lost_table, rotation
 from tproxy.process import service_manager
 from tproxy.process.run_directory import Lock
@@ -50,6 +51,7 @@ def become_daemon(settings: Settings) -> NoReturn:
     """
     if (client.ping() or {}).get("stays"):
         raise ProcessError("the daemon runs as a service already: see tproxy restart")
+    limits.require_descriptors()
     host_mounts.require_sight()
     nftables.read_maps()  # if they cannot be read, this raises before anything has changed
     lost_table.restore()
@@ -89,6 +91,7 @@ def start(settings: Settings, lock: Lock, *, reopen_logs: bool = False) -> list[
         send_signal(signal.SIGHUP, find().watchers)
     if not _needed(settings.watch_file):
         end_serving()
+        wall.remove_all()
         return []
     client.ensure_daemon(settings, lock)
     return _apply_all(settings, reopen_logs=reopen_logs)
@@ -100,10 +103,12 @@ def restart(settings: Settings, lock: Lock) -> list[str]:
     Raises NftError as ``start`` does.
     """
     lost_table.require_table()
-    host_mounts.require_sight()  # before the old daemon ends
+    limits.require_descriptors()  # before the old daemon ends
+    host_mounts.require_sight()
     send_signal(signal.SIGUSR2, find().watchers)  # they replace themselves
     if not _needed(settings.watch_file):
         end_serving()
+        wall.remove_all()
         return []
     replace_daemon(settings, lock)
     return _apply_all(settings, reopen_logs=False)
@@ -163,9 +168,20 @@ def _apply_all(settings: Settings, *, reopen_logs: bool) -> list[str]:
     # serve guests still, or the daemon that finishes its connections does through them.
     status = client.status()
     if status is not None and not lost_table.bereft():
-        known = {each["relay"] for each in status["bridges"].values()}
-        terminate([process for _, process in find().relays if process.pid not in known])
+        known = {bridge: each["relay"] for bridge, each in status["bridges"].items()}
+        terminate([relay for bridge, relay in find().relays if _is_left_over(bridge, relay.pid, known)])
     return problems
+
+
+def _is_left_over(bridge: str, pid: int, known: dict[str, int | None]) -> bool:
+    """Whether the daemon has no use for a relay; ``known`` are the relays that it has, by bridge."""
+    if bridge not in known or known[bridge] is not None:
+        return known.get(bridge) != pid
+    # The process that was to find or replace it has died, and another one is coming.
+    try:
+        return netns.of_process(pid) != netns.identify(BridgeNames(bridge).namespace)
+    except OSError:
+        return False  # it has ended
 
 
 def _wait_for_daemon() -> None:

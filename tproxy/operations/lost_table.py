@@ -79,7 +79,9 @@ def _load_guards(lost: Remembered) -> None:
     """Have the guards of a bridge. A failure concerns this bridge only; its map is restored all the same."""
     bridge = lost.map.bridge
     try:
-        plumbing.carry_out(plan.guard_actions(bridge, plumbing.observe(bridge), lost.uplinks), quiet=True)
+        found = plumbing.observe(bridge)
+        actions = plan.guard_actions(bridge, found, lost.uplinks, lost.map.addresses)
+        plumbing.carry_out(actions, quiet=True)
     except TproxyError as error:
         log.warning("guards of %s cannot be restored: %s", bridge, error)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from tproxy.bridge import nftables, plan, plumbing, service_map
 from tproxy.bridge.actions import CreateNamespace
+from tproxy.bridge.members import NO_NICS, Nics
 from tproxy.config.union import Offer
 from tproxy.daemon import client, host_mounts
 from tproxy.daemon.catalog import Catalog
@@ -24,7 +25,7 @@ log = logger(__name__)
 def up(
     bridge: str,
     network: Network,
-    macs: frozenset[str],
+    nics: Nics,
     offer: Offer,
     uplinks: frozenset[str],
     settings: Settings,
@@ -32,13 +33,13 @@ def up(
     """What ``reconcile.up`` would do, a line each; no lines for a bridge that is in order."""
     observed = plumbing.usable(bridge)
     reconcile.warn_of_uplinks(bridge, observed, uplinks)
-    wanted = reconcile.joined(bridge, observed.map, network, macs)
+    wanted = reconcile.joined(bridge, observed.map, network, nics)
     offer.look_up(wanted.networks)
-    union = offer.union(wanted.networks, observed.map)
+    union = offer.union(wanted.orders, observed.map)
     for problem in union.problems:
         log.warning("%s", problem.at(offer.config.path))
-    reconcile.warn_of_union(observed.map, wanted.networks, union)
-    wanted = service_map.storable(wanted._replace(services=union.services))
+    wanted = service_map.storable(union.applied(wanted))
+    reconcile.warn_of_unnamed(observed.map, wanted, union)
     actions = plan.up(wanted, observed, uplinks)
     steps.require_host_mounts(actions)
     lines = [*_others_restored(observed, bridge), *map(str, actions)]
@@ -62,14 +63,14 @@ def down(
     offer: Callable[[], Offer | None],
     *,
     force: bool,
-    macs: frozenset[str] = frozenset(),
+    nics: Nics = NO_NICS,
 ) -> tuple[list[str], frozenset[str]]:
     """What ``removal.down`` would do, a line each, and the guests that would keep the bridge up."""
     names = BridgeNames(bridge)  # raises BadName
     observed = plumbing.observe(bridge)
     guests = plan.guests(bridge, observed, uplinks)
     if guests and not force:
-        return _guest_gone(observed.map, macs, offer), guests
+        return _guest_gone(observed.map, nics, offer), guests
     if left := removal.kept(bridge, observed):
         log.warning("%s", left)
     lines = removal_lines(bridge, observed)
@@ -80,10 +81,8 @@ def down(
     return lines, frozenset()
 
 
-def _guest_gone(
-    found: ServiceMap | None, macs: frozenset[str], offer: Callable[[], Offer | None]
-) -> list[str]:
-    wanted = removal.remaining(found, macs)
+def _guest_gone(found: ServiceMap | None, nics: Nics, offer: Callable[[], Offer | None]) -> list[str]:
+    wanted = removal.remaining(found, nics)
     if found is None or wanted is None:
         return []
     made = offer() if removal.loses_network(found, wanted) else None

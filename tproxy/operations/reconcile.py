@@ -1,22 +1,24 @@
 """Brings a bridge to the state it should have, and repairs it. ``removal`` takes it down.
 
-Each function holds the host's lock until the daemon answers that the ports listen. So a hook never sees a
-bridge that another hook has half built. A hook that is killed half-way leaves a half-built bridge; the next
-one completes it, because every run compares everything.
+Each function holds the bridge's lock until the daemon answers that the ports listen. So a hook never sees a
+bridge that another hook has half built. It holds the host's lock only until the daemon has been told, so it
+does not keep the hooks of other bridges waiting (``process.run_directory``). A hook that is killed half-way
+leaves a half-built bridge; the next one completes it, because every run compares everything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from tproxy.bridge import guards, members, nftables, plan, plumbing, port_state, service_map
-from tproxy.config.union import Offer, Union, in_words
+from tproxy.bridge.members import Nics
+from tproxy.config.union import Offer, Services, Union, in_words
 from tproxy.daemon import client
 from tproxy.errors import TproxyError
 from tproxy.kernel import links
 from tproxy.log.lazy import logger
-from tproxy.model import Network, Service, ServiceMap, Settings, check_interface_name
+from tproxy.model import Network, Service, ServiceKey, ServiceMap, Settings, check_interface_name
 from tproxy.operations import steps
 from tproxy.process import run_directory
 from tproxy.process.run_directory import Lock
@@ -35,7 +37,7 @@ def check(bridge: str, uplinks: frozenset[str]) -> None:
 def up(
     bridge: str,
     network: Network,
-    macs: frozenset[str],
+    nics: Nics,
     offer: Offer,
     uplinks: frozenset[str],
     settings: Settings,
@@ -44,26 +46,27 @@ def up(
 ) -> None:
     """Have the services of this network on the bridge, and those of the networks of its other guests.
 
-    Their ports listen when this returns. For ``macs`` and ``anew`` see ``members.join``. A running daemon
+    Their ports listen when this returns. For ``nics`` and ``anew`` see ``members.join``. A running daemon
     keeps its ``watch_file``. Raises TproxyError; then the bridge is as it was before.
     """
     looked_up = False
     while not looked_up:
-        with run_directory.lock() as lock:
+        with run_directory.lock(run_directory.of_bridge(bridge)) as lock:
             check(bridge, uplinks)  # again: the holder of the lock before us may have changed it
             before = steps.found(bridge, plumbing.usable)
-            wanted = joined(bridge, before.map, network, macs, anew=anew)
+            wanted = joined(bridge, before.map, network, nics, anew=anew)
             looked_up = offer.is_known(wanted.networks)
             if looked_up:
                 warn_of_uplinks(bridge, before, uplinks)
-                union = offer.union(wanted.networks, before.map)
+                union = offer.union(wanted.orders, before.map)
                 for problem in union.problems:
                     log.warning("%s", problem.at(offer.config.path))
-                warn_of_union(before.map, wanted.networks, union)
+                wanted = union.applied(wanted)
+                warn_of_unnamed(before.map, wanted, union)
                 first = run_directory.last_use(bridge) is None
                 run_directory.note_use(bridge, map_stays=_map_stays(before, first=first))
                 try:
-                    _reconcile(wanted._replace(services=union.services), before, uplinks, settings, lock)
+                    _reconcile(wanted, before, uplinks, settings, lock)
                 except TproxyError:
                     if first:  # then what the bridge has is still another program's
                         run_directory.forget_use(bridge)
@@ -80,43 +83,56 @@ def _map_stays(before: plan.Observed, *, first: bool) -> bool | None:
 
 
 def joined(
-    bridge: str, found: ServiceMap | None, network: Network, macs: frozenset[str], *, anew: bool = False
+    bridge: str, found: ServiceMap | None, network: Network, nics: Nics, *, anew: bool = False
 ) -> ServiceMap:
     """The map of a bridge, without services, after a guest of this network came."""
-    wanted = ServiceMap(bridge, {}, members=members.join(found, network, macs, anew=anew))
+    wanted = members.after_join(found, ServiceMap(bridge, {}), network, nics, anew=anew)
     return wanted._replace(network=wanted.networks[0])
 
 
-def note_guest(bridge: str, network: Network, macs: frozenset[str]) -> None:
+def note_guest(bridge: str, network: Network, nics: Nics, offer: Offer) -> None:
     """Note a guest of a network without services, if the bridge is up for guests of other networks."""
-    found = nftables.read_map(bridge)
-    if found is None or found.members is None:
-        return
-    with run_directory.lock():
+    while True:
         found = nftables.read_map(bridge)
-        if found is not None and found.members is not None:
-            wanted = joined(bridge, found, network, macs)._replace(services=found.services)
-            nftables.transaction(service_map.change_map(found, wanted))
-            warn_of_union(found, wanted.networks, Union(dict(found.services), [], [], mixed=True))
+        if found is None or found.members is None:
+            return
+        offer.look_up(joined(bridge, found, network, nics).orders)
+        with run_directory.lock(run_directory.of_bridge(bridge)) as lock:
+            found = nftables.read_map(bridge)
+            if found is None or found.members is None:
+                return
+            wanted = joined(bridge, found, network, nics)
+            if not offer.is_known(wanted.orders):
+                continue
+            union = offer.union(wanted.orders, found)
+            wanted = service_map.storable(union.applied(wanted))
+            if commands := service_map.change_map(found, wanted):
+                nftables.transaction(commands)
+                steps.apply_or_queue(bridge, lock)
+            warn_of_unnamed(found, wanted, union)
+            return
 
 
-def warn_of_union(found: ServiceMap | None, networks: tuple[Network, ...], union: Union) -> None:
-    """Log what it means that a bridge has several networks, when that differs from what was ``found``."""
-    if found is None or not union.mixed:
+def warn_of_unnamed(found: ServiceMap | None, wanted: ServiceMap, union: Union) -> None:
+    """Warn if networks have different services, and hooks do not tell which guests are of which.
+
+    Not if that was so in the map that was ``found``.
+    """
+    if not union.divided:
         return
-    if (
-        found.networks == networks
-        and found.services == service_map.storable(found._replace(services=union.services)).services
+    if found is not None and (found.orders, found.services) == (
+        wanted.orders,
+        service_map.storable(wanted).services,
     ):
         return
-    names = ", ".join(map(in_words, networks))
-    log.warning("bridge %s: all its guests reach the services of all its networks: %s", found.bridge, names)
-    warn_of_contradictions(found.bridge, union)
-
-
-def warn_of_contradictions(bridge: str, union: Union) -> None:
-    for each in union.contradictions:
-        log.warning("bridge %s: %s", bridge, each)
+    if unnamed := members.unnamed(wanted):
+        log.warning(
+            "bridge %s: its networks have different services (%s), and no hook named MAC or port of guests "
+            "of %s: they get only the services that all networks have",
+            wanted.bridge,
+            ", ".join(map(in_words, wanted.networks)),
+            ", ".join(map(in_words, unnamed)),
+        )
 
 
 def refresh(found: ServiceMap, union: Union, settings: Settings) -> bool:
@@ -126,35 +142,26 @@ def refresh(found: ServiceMap, union: Union, settings: Settings) -> bool:
     taken down, or brought up for another network, is left alone. Raises TproxyError; then the bridge is as it
     was before.
     """
-    return _change(found, lambda _: union.services, settings)
+    return _change(found, union.applied, settings)
 
 
-def move(found: ServiceMap, moves: Mapping[int, tuple[Service, Service]], settings: Settings) -> bool:
-    """As ``refresh``, but change only these services. ``moves`` has the old and the new service of each port.
-
-    A service that is not the old one any more is left alone.
-    """
-
-    def moved(services: Mapping[int, Service]) -> dict[int, Service]:
-        new = {port: after for port, (old, after) in moves.items() if services.get(port) == old}
-        return {**services, **new}
-
-    return _change(found, moved, settings)
-
-
-def _change(
-    found: ServiceMap, wanted: Callable[[Mapping[int, Service]], dict[int, Service]], settings: Settings
+def move(
+    found: ServiceMap, moved: Callable[[Services], dict[ServiceKey, Service]], settings: Settings
 ) -> bool:
-    """Give a bridge that still has the networks of ``found`` the services that are ``wanted``."""
+    """As ``refresh``, with the services that ``moved`` makes of those that the bridge has."""
+    return _change(found, lambda now: now._replace(services=moved(now.services)), settings)
+
+
+def _change(found: ServiceMap, wanted: Callable[[ServiceMap], ServiceMap], settings: Settings) -> bool:
+    """Give a bridge that still has the networks of ``found`` the map that is ``wanted``."""
     bridge = found.bridge
-    with run_directory.lock() as lock:
+    with run_directory.lock(run_directory.of_bridge(bridge)) as lock:
         plumbing.require_bridge(bridge)
         before = plumbing.usable(bridge)
-        if before.map is None or before.map.networks != found.networks:
+        if before.map is None or before.map.orders != found.orders:
             return False
         uplinks = before.guard.named_uplinks if before.guard else frozenset()
-        services = wanted(before.map.services)
-        return _reconcile(before.map._replace(services=services), before, uplinks, settings, lock)
+        return _reconcile(wanted(before.map), before, uplinks, settings, lock)
 
 
 def restore(lost: Iterable[ServiceMap]) -> list[str]:
@@ -188,21 +195,20 @@ def repair(
     the MAC of a bridge that another program built (``plan.up_foreign``); None for one that a hook built.
     Raises TproxyError.
     """
-    with run_directory.lock() as lock:
+    with run_directory.lock(run_directory.of_bridge(bridge)) as lock:
         plumbing.require_bridge(bridge)
         found = plumbing.usable(bridge)
         if found.map is None:
             return []  # somebody has taken it down
         named = found.guard.named_uplinks_or(uplinks) if found.guard else uplinks
         if foreign_mac is not None:
-            actions = plan.up_foreign(bridge, found, foreign_mac)
+            actions = plan.up_foreign(found.map, found, foreign_mac)
         else:
             actions = plan.up(found.map, found, named)
         steps.require_host_mounts(actions)
         plumbing.carry_out(actions, quiet=True)  # the caller logs all of them in one line
         if actions or restored:
-            client.ensure_daemon(settings, lock)
-            steps.apply(bridge, settings)
+            steps.apply(bridge, settings, lock)
             _warn_of_obstacles(bridge)
     return list(map(str, actions))
 
@@ -226,11 +232,11 @@ def _reconcile(
     try:
         storable = service_map.storable(wanted)
         actions = steps.carry_out(bridge, before, lambda now: plan.up(storable, now, uplinks))
-        client.ensure_daemon(settings, lock)
-        steps.apply(bridge, settings)
+        steps.apply(bridge, settings, lock)
     except TproxyError as error:
         log.error("bridge %s cannot be brought up, and stays as it was: %s", bridge, error)
-        _undo(bridge, before)
+        lock.take()
+        _undo(bridge, before, lock)
         raise
     _warn_of_obstacles(bridge)
     return bool(actions)
@@ -252,14 +258,14 @@ def _taken_down(bridge: str) -> bool:
     return run_directory.last_use(bridge) is None and not plumbing.has_links(bridge)
 
 
-def _undo(bridge: str, before: plan.Observed) -> None:
+def _undo(bridge: str, before: plan.Observed, lock: Lock) -> None:
     """Undo a failed ``up``: remove what it added to a bridge that had no map, otherwise load the old map."""
     with suppress(TproxyError):  # the caller raises the first error, which says what is wrong
         now = plumbing.observe(bridge)
         if before.map is None:
             from tproxy.operations import removal  # a hook that succeeds does not need it
 
-            removal.remove(bridge, now.added_since(before))
+            removal.remove(bridge, now.added_since(before), lock)
         elif now.map is not None and before.map != now.map:
             nftables.transaction(service_map.change_map(now.map, before.map))
-            client.apply([bridge], Settings())
+            client.apply([bridge], Settings(), lock=lock)

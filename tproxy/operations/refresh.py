@@ -45,9 +45,9 @@ def refresh(read: Config) -> tuple[list[Outcome], list[Problem]]:
     offer = Offer(read)
     offer.look_up(network for each in ours for network in each.networks)
     for found in ours:
-        union = offer.union(found.networks, found)
+        union = offer.union(found.orders, found)
         warnings |= dict.fromkeys(union.problems)
-        reconcile.warn_of_contradictions(found.bridge, union)
+        reconcile.warn_of_unnamed(None, found._replace(services=union.services), union)
         try:
             outcomes.append(Outcome(found.bridge, reconcile.refresh(found, union, read.settings)))
         except TproxyError as error:

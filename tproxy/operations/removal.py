@@ -1,7 +1,7 @@
 """Takes a bridge down: all of it, or the services of a network whose last guest has gone.
 
-A hook that brings a bridge up does not load this module. As in ``reconcile``, each operation holds the host's
-lock, and may be killed at any point: the next run completes it.
+A hook that brings a bridge up does not load this module. As in ``reconcile``, each operation holds the locks
+of bridge and host, and may be killed at any point: the next run completes it.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from tproxy.bridge import guards, members, nftables, plan, plumbing, service_map
-from tproxy.config.union import Offer, in_words
+from tproxy.bridge import guards, members, nftables, plan, plumbing, service_map, wall
+from tproxy.bridge.members import NO_NICS, Nics
+from tproxy.config.union import Offer, in_words, view
 from tproxy.daemon import host_mounts
 from tproxy.errors import ProcessError
 from tproxy.log.lazy import logger
 from tproxy.model import BridgeNames, Network, ServiceMap, check_interface_name
 from tproxy.operations import lost_table, steps
 from tproxy.process import run_directory, table
+from tproxy.process.run_directory import Lock
 from tproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,30 +33,30 @@ def down(
     offer: Callable[[], Offer | None],
     *,
     force: bool,
-    macs: frozenset[str] = frozenset(),
+    nics: Nics = NO_NICS,
 ) -> frozenset[str]:
     """Remove everything of ours from the bridge, which may be gone already.
 
     Returns the guests because of which that was not done: none if it was done. ``force`` ignores guests. With
-    guests, those with these ``macs`` are members no more, and services that no network of the others offers
+    guests, those with these ``nics`` are members no more, and services that no network of the others offers
     are removed. ``offer`` returns the configuration for that; without one, services stay. Raises TproxyError.
     """
     check_interface_name(bridge)
     made: Offer | None = None
     while True:
-        with run_directory.lock():
+        with run_directory.lock(run_directory.of_bridge(bridge)) as lock:
             observed = steps.found(bridge, plumbing.observe)
             guests = plan.guests(bridge, observed, uplinks)
             if not guests or force:
                 left = kept(bridge, observed)
-                remove(bridge, observed)
+                remove(bridge, observed, lock)
                 break
-            wanted = remaining(observed.map, macs)
+            wanted = remaining(observed.map, nics)
             if observed.map is None or wanted is None:
                 return guests
             made = (made or offer()) if loses_network(observed.map, wanted) else None
             if made is None or made.is_known(wanted.networks):
-                _let_go(observed.map, wanted, made)
+                _let_go(observed.map, wanted, made, lock)
                 return guests
         made.look_up(wanted.networks)
     if left:
@@ -62,34 +64,39 @@ def down(
     return frozenset()
 
 
-def remaining(found: ServiceMap | None, macs: frozenset[str]) -> ServiceMap | None:
-    """The map after the guests with these MACs have gone, with its services; None when nothing changes."""
-    if found is None or found.members is None or macs.isdisjoint(found.members):
+def remaining(found: ServiceMap | None, nics: Nics) -> ServiceMap | None:
+    """The map after guests with these NICs have gone, with its services; None when nothing changes."""
+    if found is None or found.members is None:
         return None
-    wanted = found._replace(members=members.leave(found, macs))
+    wanted = members.after_leave(found, nics)
+    if wanted == found:
+        return None
+    if not wanted.members:
+        # The ports that are still attached may be guests of the first network.
+        wanted = wanted._replace(services=view(found.services, next(iter(found.orders.values()))))
     return wanted._replace(network=wanted.networks[0])
 
 
 def loses_network(found: ServiceMap, wanted: ServiceMap) -> bool:
     """Whether the last guest of a network has gone, and a network is left."""
-    return bool(wanted.members) and found.networks != wanted.networks
+    return bool(wanted.members) and found.orders != wanted.orders
 
 
 def served(found: ServiceMap, wanted: ServiceMap, offer: Offer) -> ServiceMap:
     """``wanted``, with the services that its networks have after others of ``found`` have gone."""
-    union = offer.union(wanted.networks, found)
-    return service_map.storable(wanted._replace(services=union.services))
+    union = offer.union(wanted.orders, found)
+    return service_map.storable(union.applied(wanted))
 
 
-def _let_go(found: ServiceMap, wanted: ServiceMap, offer: Offer | None) -> None:
-    """Load the map of a bridge on which guests are left. The caller holds the lock. Raises TproxyError."""
+def _let_go(found: ServiceMap, wanted: ServiceMap, offer: Offer | None, lock: Lock) -> None:
+    """Load the map of a bridge on which guests are left. Raises TproxyError."""
     bridge = found.bridge
     if offer is not None:
         wanted = served(found, wanted, offer)
         gone = ", ".join(in_words(each) for each in found.networks if each not in wanted.networks)
         log.info("bridge %s: the last guest of %s has gone", bridge, gone)
     nftables.transaction(service_map.change_map(found, wanted))
-    steps.apply_or_queue(bridge)
+    steps.apply_or_queue(bridge, lock)
 
 
 def collect(bridge: str, uplinks: frozenset[str], unused_for: float) -> bool:
@@ -98,11 +105,11 @@ def collect(bridge: str, uplinks: frozenset[str], unused_for: float) -> bool:
     ``unused_for`` is in seconds. A bridge that a hook wanted since is left alone, because the guest for which
     the hook was called may not have started yet. Raises TproxyError.
     """
-    with run_directory.lock():
+    with run_directory.lock(run_directory.of_bridge(bridge)) as lock:
         observed = plumbing.observe(bridge)
         if not left_behind(bridge, observed, uplinks, unused_for):
             return False
-        remove(bridge, observed)
+        remove(bridge, observed, lock)
     return True
 
 
@@ -119,7 +126,9 @@ def left_behind(bridge: str, observed: plan.Observed, uplinks: frozenset[str], u
 
 def removable(bridge: str, observed: plan.Observed) -> plan.Observed:
     """What was observed, without a service map that no hook made: it is another program's."""
-    return observed if _made_map(bridge, observed) else observed._replace(map=None)
+    if _made_map(bridge, observed):
+        return observed
+    return observed._replace(map=None, map_stays=observed.map is not None)
 
 
 def kept(bridge: str, observed: plan.Observed) -> str:
@@ -130,8 +139,12 @@ def kept(bridge: str, observed: plan.Observed) -> str:
     return f"bridge {bridge}: tproxy did not make {', '.join(words)}: left alone" if words else ""
 
 
-def remove(bridge: str, observed: plan.Observed) -> None:
-    """Remove everything of ours from the bridge. The caller holds the lock. Raises TproxyError."""
+def remove(bridge: str, observed: plan.Observed, lock: Lock) -> None:
+    """Remove everything of ours from the bridge. Raises TproxyError.
+
+    ``lock`` must hold the bridge's lock too. While the daemon ends the bridge's relay, the host's lock is
+    free: one that hangs delays no other bridge.
+    """
     host_mounts.require_reach()
     hooked, found = _hooked(bridge, observed), observed.map
     observed = removable(bridge, observed)
@@ -142,21 +155,26 @@ def remove(bridge: str, observed: plan.Observed) -> None:
         return plan.unload(bridge, there)
 
     if stays is not None and hooked:  # it goes on with the services that it has, and no word of ours
-        own = stays._replace(network=Network(), members=None)
+        own = stays._replace(network=Network(), members=None, cards=frozenset())
         nftables.transaction(service_map.change_map(stays, own))
     steps.carry_out(bridge, observed, unload)
-    # A table that is gone would mean that somebody flushed all of nftables (lost_table).
-    if hooked and set(lost_table.served()) <= {bridge}:
-        nftables.delete_empty_tables()
     if stays is None:
-        steps.apply_or_queue(bridge)
+        steps.apply_or_queue(bridge, lock)
+        lock.take()
         table.end_relay(bridge)  # a crashed daemon may have left one that the new daemon does not know
+        if observed.namespace and not observed.name_ours:
+            wall.remove(bridge)
         if not table.find().daemons and not nftables.read_maps():
             table.end_serving()  # nobody else tells workers that the last bridge is gone
+    # Not earlier: other hooks come in while the lock is free, and to them a table that is gone means that
+    # somebody flushed all of nftables (lost_table).
+    if hooked and set(lost_table.served()) <= {bridge}:
+        nftables.delete_empty_tables()
     plumbing.carry_out(plan.dismantle(bridge, observed))
     if stays is not None:
         with suppress(ProcessError):  # its namespace may have been ours
-            steps.apply_or_queue(bridge)
+            steps.apply_or_queue(bridge, lock)
+        lock.take()
         if observed.name_taken and observed.name_ours:
             table.end_relay(bridge)
     run_directory.forget_use(bridge)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from tproxy.bridge import plan, plumbing
 from tproxy.daemon import client
-from tproxy.errors import KernelError, NftError, ProcessError
+from tproxy.errors import DaemonEnded, KernelError, NftError, NotRunning, ProcessError
 from tproxy.model import Settings
+from tproxy.process.run_directory import Lock
 from tproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -57,17 +58,36 @@ def require_host_mounts(planned: list[Action]) -> None:
         host_mounts.require_reach()
 
 
-def apply(bridge: str, settings: Settings) -> None:
-    """Make the bridge's map take effect; raise ProcessError when a port cannot listen."""
-    # The configuration file of this hook does not decide about a watcher: another file may want it.
-    problems = client.apply([bridge], settings._replace(watch_file=None))
-    if problems:
-        raise ProcessError("; ".join(problems))
+def apply(bridge: str, settings: Settings, lock: Lock) -> None:
+    """Have a daemon, and make the bridge's map take effect; raise ProcessError when a port cannot listen.
+
+    ``lock`` must hold the bridge's lock too. The host's lock is released as soon as the daemon has been
+    told, so a bridge whose processes do not answer delays no other.
+    """
+    lock.take()
+    client.ensure_daemon(settings, lock)
+    try:
+        _apply(bridge, settings, lock)
+    except (DaemonEnded, NotRunning):  # it crashed, or another command ended it meanwhile
+        lock.take()
+        client.ensure_daemon(settings, lock)
+        _apply(bridge, settings, lock)
 
 
-def apply_or_queue(bridge: str) -> None:
+def apply_or_queue(bridge: str, lock: Lock) -> None:
     """As ``apply``, also where no daemon answers: one that hangs looks at the map when it goes on."""
     if client.daemon_answers():
-        apply(bridge, Settings())
-    else:
-        client.queue_apply(bridge)
+        try:
+            _apply(bridge, Settings(), lock)
+            return
+        except (DaemonEnded, NotRunning):  # with the last bridge, or it crashed: the next one reads all maps
+            lock.take()
+    client.queue_apply(bridge)
+
+
+def _apply(bridge: str, settings: Settings, lock: Lock) -> None:
+    # The configuration file of this hook does not decide about a watcher: another file may want it.
+    settings = settings._replace(watch_file=None)
+    problems = client.apply([bridge], settings, lock=lock)
+    if problems:
+        raise ProcessError("; ".join(problems))

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from tproxy.bridge.members import NO_NICS, Nics
 from tproxy.console import say
 from tproxy.errors import BadName, TproxyError
 from tproxy.kernel import kinds, links
@@ -24,10 +25,10 @@ class Up(NamedTuple):
 
     bridge: str
     network: str
-    macs: frozenset[str] = frozenset()  # of the guest's NICs there
+    nics: Nics = NO_NICS  # of the guest there
 
     def carry_out(self, *, debug: bool) -> None:
-        hook.up(hook.Call(self.bridge, Network(self.network), debug=debug, macs=self.macs))
+        hook.up(hook.Call(self.bridge, Network(self.network), debug=debug, nics=self.nics))
 
 
 class Down(NamedTuple):
@@ -38,7 +39,7 @@ class Down(NamedTuple):
 
     bridge: str
     gone: frozenset[str] = frozenset()
-    macs: frozenset[str] = frozenset()
+    nics: Nics = NO_NICS
 
     def carry_out(self, *, debug: bool) -> None:
         # Platforms do not say which ports are uplinks, and `down` takes each port that is not named for a
@@ -46,7 +47,7 @@ class Down(NamedTuple):
         bridge = links.real_name(self.bridge)
         uplinks = kinds.uplinks(bridge, links.ports(bridge))
         gone = self.gone.union(uplinks)
-        _, guests = hook.down(hook.Call(self.bridge, uplinks=gone, debug=debug, macs=self.macs))
+        _, guests = hook.down(hook.Call(self.bridge, uplinks=gone, debug=debug, nics=self.nics))
         if guests:
             say(hook.left_alone(self.bridge, guests))
 
@@ -92,15 +93,28 @@ def macs_of(text: str | None) -> frozenset[str]:
         return frozenset()
 
 
+def nics_of(macs: frozenset[str], ports: Iterable[str]) -> Nics:
+    """Return what a platform says of one NIC: its MAC, and the ports of the bridge behind which it can be."""
+    return Nics(macs, frozenset((port, mac) for port in ports if _is_port(port) for mac in macs))
+
+
+def _is_port(name: str) -> bool:
+    try:
+        return bool(check_interface_name(name))
+    except BadName:
+        return False
+
+
 def _joined(found: Iterable[Call]) -> list[Call]:
     """Return the calls, with one call for all NICs of a guest that are in one network of one bridge."""
-    joined: dict[Call, frozenset[str]] = {}
+    joined: dict[Call, Nics] = {}
     for call in found:
-        macs = call.macs if isinstance(call, Up | Down) else frozenset()
-        key = call._replace(macs=frozenset()) if isinstance(call, Up | Down) else call
-        joined[key] = joined.get(key, frozenset()) | macs
+        nics = call.nics if isinstance(call, Up | Down) else NO_NICS
+        key = call._replace(nics=NO_NICS) if isinstance(call, Up | Down) else call
+        before = joined.get(key, NO_NICS)
+        joined[key] = Nics(before.macs | nics.macs, before.ports | nics.ports)
     return [
-        each._replace(macs=macs) if isinstance(each, Up | Down) else each for each, macs in joined.items()
+        each._replace(nics=nics) if isinstance(each, Up | Down) else each for each, nics in joined.items()
     ]
 
 

@@ -145,9 +145,11 @@ def _take_out(path: Path) -> bool:
 def _remove_if_made(folder: Path) -> None:
     """Remove a folder that was made for our files, unless it holds other files by now."""
     mark = folder / FOLDER_MARK
-    if not mark.exists() or any(
-        is_ours(each) for each in folder.iterdir() if each.is_file() and each != mark
-    ):
+    if not mark.exists():
+        return
+    others = [each for each in folder.iterdir() if each != mark]
+    # A folder below that was made for us is removed later, and then this one.
+    if any((each / FOLDER_MARK).exists() if each.is_dir() else is_ours(each) for each in others):
         return
     mark.unlink()
     if not any(folder.iterdir()):

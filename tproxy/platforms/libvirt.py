@@ -123,9 +123,11 @@ def guest_calls(
             if operation in GUEST_PLUGGED:
                 yield Fault(f"network {nic.network!a}: its bridge is not known")
         elif operation in GUEST_DOWN:
-            yield Down(bridge, gone, nic.macs)
+            yield Down(bridge, gone, calls.nics_of(nic.macs, ()))
         else:
-            yield Up(bridge, nic.network or networks_of.get(bridge, bridge), nic.macs)
+            ports = [nic.port] if operation in GUEST_PLUGGED else []
+            network = nic.network or networks_of.get(bridge, bridge)
+            yield Up(bridge, network, calls.nics_of(nic.macs, ports))
 
 
 def network_calls(operation: str, state: NetworkState) -> Iterator[Call]:
@@ -136,9 +138,9 @@ def network_calls(operation: str, state: NetworkState) -> Iterator[Call]:
     elif not state.bridge:
         pass  # a network of macvtap or passed-through devices
     elif operation == "port-created":
-        yield Up(state.bridge, state.name, state.macs)
+        yield Up(state.bridge, state.name, calls.nics_of(state.macs, ()))
     elif operation in ("port-deleted", "stopped"):
-        yield Down(state.bridge, macs=state.macs)
+        yield Down(state.bridge, nics=calls.nics_of(state.macs, ()))
 
 
 def _macs(element: Element) -> frozenset[str]:

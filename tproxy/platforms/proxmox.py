@@ -22,6 +22,7 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
+from tproxy.bridge.members import Nics
 from tproxy.console import require_root
 from tproxy.errors import TproxyError
 from tproxy.kernel import links
@@ -56,6 +57,7 @@ class Nic(NamedTuple):
     bridge: str
     tag: str  # the VLAN, as it is written; empty for none
     macs: frozenset[str] = frozenset()  # its MAC
+    firewall: bool = False  # whether it is on a bridge of its own
 
 
 def pieces(snippets: Path, *, strict: bool) -> list[Piece]:
@@ -80,13 +82,24 @@ def nics(configuration: str) -> list[Nic]:
             if options.get("bridge"):
                 # A VM's NIC begins with its model, as in virtio=BC:24:11:00:00:01; a container's has hwaddr=.
                 macs = frozenset[str]().union(*map(calls.macs_of, options.values()))
-                found.append(Nic(int(match[1]), options["bridge"], options.get("tag", ""), macs))
+                firewall = options.get("firewall") == "1"
+                found.append(Nic(int(match[1]), options["bridge"], options.get("tag", ""), macs, firewall))
     return found
 
 
 def ports(vmid: str, nic: Nic) -> set[str]:
     """Return the names of a NIC's ports in Proxmox: a tap, a container's veth, the firewall's veth."""
-    return {f"tap{vmid}i{nic.number}", f"veth{vmid}i{nic.number}", f"fwpr{vmid}p{nic.number}"}
+    return {f"fwpr{vmid}p{nic.number}", *_without_firewall(vmid, nic)}
+
+
+def _without_firewall(vmid: str, nic: Nic) -> set[str]:
+    return {f"tap{vmid}i{nic.number}", f"veth{vmid}i{nic.number}"}
+
+
+def _nics(vmid: str, nic: Nic) -> Nics:
+    """Return what hooks say of a NIC. A port that its kind of guest does not have does no harm."""
+    at = {f"fwpr{vmid}p{nic.number}"} if nic.firewall else _without_firewall(vmid, nic)
+    return calls.nics_of(nic.macs, at)
 
 
 def guest_calls(vmid: str, phase: str, found: list[Nic], kind: Callable[[str], Kind]) -> Iterator[Call]:
@@ -102,9 +115,9 @@ def guest_calls(vmid: str, phase: str, found: list[Nic], kind: Callable[[str], K
             if phase == "pre-start":  # once for each start
                 yield bridge
         elif phase in DOWN:
-            yield Down(bridge, gone, nic.macs)
+            yield Down(bridge, gone, _nics(vmid, nic))
         elif phase != "pre-start" or kind(bridge) is not Kind.MISSING:
-            yield Up(bridge, bridge, nic.macs)
+            yield Up(bridge, bridge, _nics(vmid, nic))
 
 
 def _bridge(nic: Nic, kind: Callable[[str], Kind]) -> str | Refusal:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -109,45 +110,93 @@ def claim(name: str) -> int | None:
 
 
 class Lock:
-    """The host's lock while it is held. A process that inherits the descriptor holds it too, flock(2)."""
+    """The host's lock while it is held. A process that inherits the descriptor holds it too, flock(2).
+
+    The same descriptor holds the lock of a bridge, or of all bridges (``lock``), until ``close``.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._held = True
 
     def fileno(self) -> int:
         return self._fd
 
     def release(self) -> None:
+        """Let others have the host's lock, if it is held; the locks of bridges stay."""
+        if self._held:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            self._held = False
+
+    def take(self) -> None:
+        """Wait for the host's lock, if it was released, and take it again."""
+        if not self._held:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            self._held = True
+
+    def close(self) -> None:
+        """Let all locks go, unless another process has inherited the descriptor."""
         os.close(self._fd)
 
 
+# What to lock in the lock file besides the host's lock: start and length of a range, 0 for all that follow.
+Range = tuple[int, int]
+
+ALL_BRIDGES: Range = (0, 0)
+
+# A prime: names of bridges are spread over all places.
+_PLACES = 2**61 - 1
+
+
+def of_bridge(bridge: str) -> Range:
+    """Return the range for one bridge."""
+    return int.from_bytes(bridge.encode(), "big") % _PLACES, 1
+
+
 @contextmanager
-def lock() -> Iterator[Lock]:
+def lock(bridges: Range | None = None) -> Iterator[Lock]:
     """Hold the host's lock. Links, namespaces and maps change, and daemons start and end, only under it.
 
-    The kernel releases the lock when its last holder ends, so a stale lock is impossible.
+    ``bridges`` is ``of_bridge`` of one, or ALL_BRIDGES. Whoever changes a bridge locks that bridge first.
+    While the daemon brings it in order, the host's lock can be released (``Lock.release``): then the hooks of
+    other bridges go on, those of this one wait, and so do the commands for all bridges.
+
+    The kernel releases all locks when their last holder ends, so a stale lock is impossible.
     """
-    held = take_lock()
+    held = take_lock(bridges)
     try:
         yield held
     finally:
-        held.release()
+        held.close()
 
 
-def take_lock() -> Lock:
-    """Wait for the host's lock and take it; the caller releases it. Raises KernelError."""
+def take_lock(bridges: Range | None = None) -> Lock:
+    """Wait for the locks and take them, as ``lock``; the caller closes the result. Raises KernelError."""
     _make(ROOT)
     path = f"{ROOT}/lock"
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise KernelError(f"cannot open {path}: {error.strerror}") from None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-    except BaseException:
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise KernelError(f"cannot open {path}: {error.strerror}") from None
+        try:
+            if bridges is not None:
+                # Of the open file description, as flock(2) is, and apart from that one (fcntl(2)).
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _write_lock(*bridges))
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                return Lock(fd)
+            # Somebody has removed the file meanwhile, and others lock a new one.
+        except BaseException:
+            os.close(fd)
+            raise
         os.close(fd)
-        raise
-    return Lock(fd)
+        _make(ROOT)
+
+
+def _write_lock(start: int, length: int) -> bytes:
+    """Return a ``struct flock`` (fcntl(2)): type, whence, start, length, and 0 for the process id."""
+    return struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
 
 
 def _make(path: str) -> None:

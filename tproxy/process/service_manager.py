@@ -31,11 +31,17 @@ def execute_daemon(*arguments: str, keep: int | None = None) -> NoReturn:
     execute_module("tproxy.daemon", "--stay", "--replace", *arguments, keep=keep)
 
 
+# Who finds the process may send them. They end a process that does not handle them yet.
+_LATER = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
 def execute_module(module: str, *arguments: str, keep: int | None = None) -> NoReturn:
     """Run ``python -m module`` in this process, which keeps its standard descriptors and ``keep``."""
     for fd in map(int, os.listdir("/proc/self/fd")):
         with suppress(OSError):  # the descriptor of the listing, closed by now
             os.set_inheritable(fd, fd <= 2 or fd == keep)  # libnftables' socket would be inherited otherwise
+    for number in _LATER:
+        signal.signal(number, signal.SIG_IGN)  # stays so until the module handles it (execve(2))
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
 
 

@@ -13,6 +13,9 @@ from tproxy.relay import wire
 _INT = array.array("i").itemsize
 _SPACE = socket.CMSG_SPACE(wire.MAX_DESCRIPTORS * _INT)
 
+# A plain number: to join members of an enumeration takes 0.3 µs in Python, and memory in each relay.
+_CUT_SHORT = int(socket.MSG_CTRUNC | socket.MSG_TRUNC)
+
 # One for the process, so that receiving a few bytes does not allocate room for the largest message.
 _BUFFER = bytearray(wire.MAX_BYTES)
 
@@ -41,13 +44,13 @@ class Delivery:
         del self.fds[0]  # only now: had the line above failed, the descriptor would still be ours to close
         return sock
 
-    def take_connection(self) -> socket.SocketType:
+    def take_connection(self, family: int = socket.AF_INET) -> socket.SocketType:
         """Hand over the first descriptor that is left, as a TCP socket; raises OSError if it is not a socket.
 
         ``take_socket`` asks the kernel for family, type and protocol. This method knows them: it is called
         for each connection.
         """
-        sock = socket.SocketType(socket.AF_INET, socket.SOCK_STREAM, 0, self.fds[0])
+        sock = socket.SocketType(family, socket.SOCK_STREAM, 0, self.fds[0])
         del self.fds[0]
         return sock
 
@@ -88,7 +91,7 @@ def receive(channel: socket.socket, decode: Callable[[bytes], object] = wire.dec
     size, ancillary, flags, _ = channel.recvmsg_into([_BUFFER], _SPACE, socket.MSG_CMSG_CLOEXEC)
     fds = _descriptors(ancillary)
     try:
-        if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+        if flags & _CUT_SHORT:
             raise ProtocolError("a message was cut short; are there too few descriptors?")
         if not size:
             if fds:

@@ -12,7 +12,7 @@ sockets (Takeover). While the daemon is away, guests are served as before. While
 relay does not accept: guests wait in the backlog, in the kernel.
 
 A relay gives up its rights before it listens (kernel/privileges.py). Ports below 1024 are open to it because
-the namespace, which is ours, reserves none for root.
+the daemon has told the namespace to reserve none for root (bridge/wall.py).
 """
 
 import os
@@ -21,10 +21,10 @@ import socket
 from contextlib import ExitStack, suppress
 
 from tproxy.errors import KernelError, ProtocolError
-from tproxy.kernel import netns, privileges, tcp
+from tproxy.kernel import netns, privileges, seccomp, tcp
 from tproxy.kernel.loop import READ, WRITE, Loop
 from tproxy.log.file import Log
-from tproxy.model import BridgeNames
+from tproxy.model import TCP, BridgeNames, ServiceKey
 from tproxy.process.title import set_title
 from tproxy.relay import wire
 from tproxy.relay.channel import Delivery, receive, send
@@ -40,8 +40,8 @@ RENDEZVOUS = "\0one_tproxy_relay"
 # stand still for some seconds, and a restart fails if one gives up.
 PATIENCE = 10.0
 
-# Ports from this one on need no capability, per namespace (Documentation/networking/ip-sysctl.rst).
-_UNPRIVILEGED_PORTS = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
+# Copies of listening sockets that go to the daemon in one message: it may have few descriptors left.
+COPIES_AT_ONCE = 64
 
 
 def run(bridge: str, channel: socket.socket, empty: str, *, replace: bool) -> None:
@@ -51,15 +51,15 @@ def run(bridge: str, channel: socket.socket, empty: str, *, replace: bool) -> No
     this process takes over its listening sockets (``replace``), or connects it with the daemon and returns at
     once. A relay that cannot run tells the daemon why (Failed).
     """
+    log.fields = {"bridge": bridge}
     try:
         netns.enter(BridgeNames(bridge).namespace)
-        _open_low_ports()
         # A batch process does not interrupt a running one when it wakes up (sched(7)). On a busy host more
         # guests have come by the time it runs, and share one message to the worker; on one with a processor
         # to spare it runs at once. Measured: a third more new connections.
         with suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        failed = privileges.drop(empty)
+        failed = privileges.drop(empty, seccomp.RELAY)
         predecessor = _meet_predecessor()
         if predecessor is not None and not replace:
             with predecessor:
@@ -69,7 +69,7 @@ def run(bridge: str, channel: socket.socket, empty: str, *, replace: bool) -> No
         set_title(BridgeNames(bridge).relay_title)
         for line in failed:
             log.warning("a right that the relay does not need could not be given up: %s", line)
-        relay = Relay()
+        relay = Relay(BridgeNames(bridge).veth_namespace)
         if predecessor is not None:
             relay.take_over(predecessor)
         relay.serve(channel)
@@ -77,13 +77,6 @@ def run(bridge: str, channel: socket.socket, empty: str, *, replace: bool) -> No
         log.error("relay cannot run: %s", error)
         with suppress(OSError):
             send(channel, wire.Failed(str(error)))
-
-
-def _open_low_ports() -> None:
-    """Let processes without capabilities bind ports below 1024 in this namespace."""
-    # Where /proc is read-only, binding such a port fails, which is reported with the port.
-    with suppress(OSError), open(_UNPRIVILEGED_PORTS, "w") as file:
-        file.write("0")
 
 
 def _meet_predecessor() -> socket.socket | None:
@@ -101,13 +94,14 @@ def _meet_predecessor() -> socket.socket | None:
 class Relay:
     """The loop in the namespace."""
 
-    def __init__(self) -> None:
+    def __init__(self, link: str = "") -> None:
         self._loop = Loop()
         self._channel: socket.socket | None = None
         self._channel_mask = 0
-        self._listening = Listening(self._loop, log, self._accepted)
+        self._listening = Listening(self._loop, log, self._accepted, link)
         self._passing = Passing(self._loop, log, self._settle, self._tell_behind)
         self._report: wire.Report | None = None  # due, but the daemon is behind
+        self._copied: set[ServiceKey] = set()  # keys of whose listening sockets the daemon has copies
         self._rendezvous = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     # Life
@@ -134,7 +128,13 @@ class Relay:
         self._loop.on_signal(signal.SIGTERM, self._loop.stop)
         self._loop.on_signal(signal.SIGINT, self._loop.stop)
         log.info("relay started")
-        self._greet(channel)
+        try:
+            self._greet(channel)
+        except OSError as error:
+            # The daemon ended meanwhile. Guests wait at the sockets of the relay before, until the next one.
+            if not self._listening.keys:
+                raise
+            log.warning("daemon lost: %s", error.strerror)
         self._loop.run()
         log.info("relay ended")
 
@@ -146,18 +146,27 @@ class Relay:
 
     def _inherit(self, delivery: Delivery) -> None:
         match delivery.message:
-            case wire.Accepted(port):
-                self._passing.take(Batch(port, (b"",) * len(delivery.fds), delivery.take()))
-            case wire.Listeners(ports) if len(ports) == len(delivery.fds):
-                for port in ports:
-                    with ExitStack() as owned:
-                        listener = owned.enter_context(delivery.take_socket())
-                        tcp.set_options(listener, near=True)  # those of an older version may differ
-                        tcp.reset_on_close(listener)
-                        owned.pop_all()
-                    self._listening.keep(port, listener)
+            case wire.Accepted(key):
+                self._passing.take(Batch(key, (b"",) * len(delivery.fds), delivery.take()))
+            case wire.Listeners() as message:
+                self._keep(message, delivery)
             case _:
                 raise _unexpected(delivery)
+
+    def _keep(self, message: wire.Listeners, delivery: Delivery) -> None:
+        """Go on with the listening sockets of a relay before this one."""
+        if len(message.keys) != len(delivery.fds):
+            raise _unexpected(delivery)
+        for key in message.keys:
+            with ExitStack() as owned:
+                listener = owned.enter_context(delivery.take_socket())
+                if not _waits(listener, key):
+                    raise ProtocolError(f"a socket for port {key.in_words} that does not listen")
+                if key.protocol == TCP:
+                    tcp.set_options(listener, near=True)  # those of an older version may differ
+                    tcp.reset_on_close(listener)
+                owned.pop_all()
+            self._listening.keep(key, listener)
 
     def _settle(self) -> None:
         """Bring what is polled in line with the state."""
@@ -187,6 +196,7 @@ class Relay:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as proof:
             send(channel, wire.Hello(wire.VERSION), [proof.fileno()])
         self._channel = channel
+        self._copied.clear()
         self._channel_mask = READ
         self._loop.add(channel.fileno(), READ, self)
         self._settle()
@@ -209,10 +219,13 @@ class Relay:
             match delivery.message:
                 case wire.Workers() if delivery.fds:
                     self._passing.use([delivery.take_socket() for _ in range(len(delivery.fds))])
-                case wire.Listen(generation, log_level, ports):
-                    log.level = log_level
-                    self._report = wire.Report(generation, self._listening.listen(ports))
+                case wire.Listen(generation, log_level, keys):
+                    log.use_style(log_level)
+                    self._report = wire.Report(generation, self._listening.listen(keys))
                     self._tell(channel)
+                case wire.Listeners() as message:
+                    self._keep(message, delivery)
+                    self._copied.update(message.keys)
                 case wire.LogFile() if len(delivery.fds) == 1:
                     log.use(delivery.take()[0])
                 case wire.Quit():
@@ -222,9 +235,16 @@ class Relay:
                     raise _unexpected(delivery)
 
     def _tell(self, channel: socket.socket) -> None:
-        """Send the report that is due; keep it for later while the daemon is behind."""
+        """Send the report that is due, after copies of new listening sockets.
+
+        With these another relay can go on. All is kept for later while the daemon is behind.
+        """
         if self._report is not None:
             with suppress(BlockingIOError):
+                self._copied.intersection_update(self._listening.keys)
+                for message, fds in self._listening.messages(COPIES_AT_ONCE, tuple(self._copied)):
+                    send(channel, message, fds)
+                    self._copied.update(message.keys)
                 send(channel, self._report)
                 self._report = None
         self._settle()
@@ -265,10 +285,8 @@ class Relay:
         self._rendezvous.close()
         self._loop.stop()
         # The listening sockets first: of all guests, few are among those that wait here.
-        ports = self._listening.ports
-        for start in range(0, len(ports), wire.MAX_DESCRIPTORS):
-            some = ports[start : start + wire.MAX_DESCRIPTORS]
-            send(successor, wire.Listeners(some), [self._listening.descriptor(port) for port in some])
+        for message, fds in self._listening.messages(wire.MAX_DESCRIPTORS):
+            send(successor, message, fds)
         # Events that were fetched with this one may still be handled: no worker must get these guests as
         # well.
         for batch in self._passing.hand_over():
@@ -280,6 +298,13 @@ class Relay:
             else:
                 batch.close()
         log.info("a new relay took over")
+
+
+def _waits(listener: socket.socket, key: ServiceKey) -> bool:
+    """Whether a socket is of the key's protocol and IP version, and waits for guests."""
+    if listener.family != (socket.AF_INET6 if ":" in key.address else socket.AF_INET):
+        return False
+    return tcp.listens(listener) if key.protocol == TCP else listener.proto == socket.IPPROTO_UDP
 
 
 def _unexpected(delivery: Delivery) -> ProtocolError:

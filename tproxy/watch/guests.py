@@ -15,9 +15,9 @@ from contextlib import suppress
 from functools import partial
 
 from tproxy.bridge import nftables, service_map
-from tproxy.config.moves import Moves
+from tproxy.bridge.members import NO_NICS
 from tproxy.config.services import Config, WatchedBridge
-from tproxy.config.union import Offer, Union
+from tproxy.config.union import Offer, Services, Union
 from tproxy.config.watching import grace, watched
 from tproxy.errors import TproxyError
 from tproxy.kernel import kinds, links
@@ -87,12 +87,11 @@ class GuestFollower:
                 self._try(bridge, partial(self._change, bridge, entry, old))
         self.look_at_all()
 
-    def moved(self, bridge: str, moves: Moves) -> None:
-        """Note that these services of a bridge moved, because the address of a host name changed."""
+    def moved(self, bridge: str, moved: Callable[[Services], Services]) -> None:
+        """Note that services of a bridge moved, because the address of a host name changed."""
         given = self._given.get(bridge)
         if given is not None:
-            new = {port: new for port, (old, new) in moves.items() if given.services.get(port) == old}
-            self._given[bridge] = given._replace(services={**given.services, **new})
+            self._given[bridge] = given._replace(services=moved(given.services))
 
     def _look_at_next(self) -> None:
         """Look at one bridge in each turn of the loop, because bringing one up takes a while."""
@@ -157,7 +156,7 @@ class GuestFollower:
         others = self._uplinks(bridge) | {BridgeNames(bridge).veth_bridge}
         others |= links.real_names(entry.uplinks) if entry else frozenset()
         ports = links.ports(bridge) - others
-        return bool(ports - kinds.uplinks(bridge, ports))
+        return bool(ports - kinds.uplinks(bridge, ports) - kinds.probes(ports))
 
     def _change(self, bridge: str, entry: WatchedBridge, old: Config) -> None:
         """Give a bridge what the configuration says now, where that differs from what it said before."""
@@ -165,17 +164,23 @@ class GuestFollower:
         before = self._given.get(bridge)
         if before is None or (found is not None and before.networks != found.networks):
             before = _said_by(old, bridge, entry, found)
-        networks = reload.networks_of(before.entry, entry, found)
+        orders = reload.orders_of(before.entry, entry, found)
         # While nobody answers for a host name, its port keeps the endpoint that it had. The map of a bridge
         # that is down does not tell that endpoint; the services that the bridge got before do.
         known = found
         if found is None and before.entry == entry:
-            known = ServiceMap(bridge, before.services, networks[0])
+            known = ServiceMap(bridge, before.services, next(iter(orders)))
         offer = Offer(self._config)
-        offer.look_up(networks)
-        union = offer.union(networks, known)
+        offer.look_up(orders)
+        union = offer.union(orders, known)
         services = union.services
         action = reload.decide(before, entry, services, found)
+        if (
+            action is Action.LEAVE
+            and found is not None
+            and (old.ipv6, found.ipv6) == (found.ipv6, not union.ipv6)
+        ):
+            action = Action.REFRESH
         if action is not Action.LEAVE:
             self._busy.discard(bridge)
         if action is Action.BRING_UP:
@@ -183,23 +188,23 @@ class GuestFollower:
         else:
             self._tell(union)
         if action is Action.REFRESH and found is not None:
-            reconcile.warn_of_contradictions(bridge, union)
+            reconcile.warn_of_unnamed(None, found._replace(services=services), union)
             reconcile.refresh(found, union, self._settings())
-        self._given[bridge] = Said(entry, services, networks)
+        self._given[bridge] = Said(entry, services, tuple(orders))
 
     def _up(self, bridge: str, entry: WatchedBridge) -> None:
-        offer, networks = Offer(self._config), _networks_of(entry)
-        offer.look_up(networks)
-        union = offer.union(networks)
+        offer, orders = Offer(self._config), _orders_of(entry)
+        offer.look_up(orders)
+        union = offer.union(orders)
         if union.services:
             self._bring_up(bridge, entry, offer)
         else:
             self._tell(union)
-        self._given[bridge] = Said(entry, union.services, networks)
+        self._given[bridge] = Said(entry, union.services, tuple(orders))
 
     def _bring_up(self, bridge: str, entry: WatchedBridge, offer: Offer, *, anew: bool = False) -> None:
         uplinks = links.real_names(entry.uplinks)
-        reconcile.up(bridge, entry.network, frozenset(), offer, uplinks, self._settings(), anew=anew)
+        reconcile.up(bridge, entry.network, NO_NICS, offer, uplinks, self._settings(), anew=anew)
 
     def _tell(self, union: Union) -> None:
         for problem in union.problems:
@@ -209,11 +214,11 @@ class GuestFollower:
 def _said_by(old: Config, bridge: str, entry: WatchedBridge, found: ServiceMap | None) -> Said:
     """Return what the old configuration gave to a bridge that this process has not brought up."""
     before = watched(bridge, old.bridges)
-    networks = found.networks if found is not None else _networks_of(before or entry)
+    orders = found.orders if found is not None else _orders_of(before or entry)
     offer = Offer(old)
-    offer.look_up(networks)
-    return Said(before, offer.union(networks, found).services, networks)
+    offer.look_up(orders)
+    return Said(before, offer.union(orders, found).services, tuple(orders))
 
 
-def _networks_of(entry: WatchedBridge) -> tuple[Network, ...]:
-    return (service_map.stored(entry.network),)
+def _orders_of(entry: WatchedBridge) -> dict[Network, int]:
+    return {service_map.stored(entry.network): 1}

@@ -20,17 +20,18 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Thread
 
 from tproxy.bridge import nftables
-from tproxy.config.moves import Addresses, Moves, moves
-from tproxy.config.resolver import resolve_ipv4, usable
+from tproxy.config.moves import Addresses, Moves, move, moves
+from tproxy.config.resolver import addresses_of, usable
 from tproxy.config.services import Config
-from tproxy.config.union import held_by
+from tproxy.config.union import Services, held_by
 from tproxy.errors import TproxyError
 from tproxy.kernel.loop import READ, Loop
-from tproxy.model import Service, Settings, is_ipv4
+from tproxy.model import Settings, is_address
 from tproxy.operations import reconcile, refresh
 from tproxy.process import run_directory
 
@@ -48,8 +49,8 @@ UNSTEADY = (TproxyError, OSError)
 class NameFollower:
     """Moves services by host name to the address that the name has.
 
-    ``settings`` are for a daemon that has to be started. ``moved`` is called with a bridge and what moved on
-    it.
+    ``settings`` are for a daemon that has to be started. ``moved`` is called with a bridge on which services
+    moved, and a function that moves services in the same way.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class NameFollower:
         loop: Loop,
         config: Config,
         settings: Callable[[], Settings],
-        moved: Callable[[str, Moves], None],
+        moved: Callable[[str, Callable[[Services], Services]], None],
     ) -> None:
         self.config = config
         self._loop = loop
@@ -72,7 +73,7 @@ class NameFollower:
 
     def look(self) -> None:
         """Look up all host names of the configuration now, and then again and again."""
-        names = {each.remote_addr for each in self.config.entries if not is_ipv4(each.remote_addr)}
+        names = {name for each in self.config.entries for name in each.remote_addr if not is_address(name)}
         if not names:
             self._look_later()
             return
@@ -143,12 +144,13 @@ class NameFollower:
         found = nftables.read_map(bridge)
         if found is None:  # somebody has taken it down
             return
-        due: dict[int, tuple[Service, Service]] = {}
-        for network in found.networks:
+        due: dict[int, Moves] = {}
+        for network, order in found.orders.items():
             held = held_by(self.config, network, found)
-            due |= moves(self.config, network, held, self._behind[bridge], self._known)
-        if due and reconcile.move(found, due, self._settings()):
-            self._moved(bridge, due)
+            due[order] = moves(self.config, network, held, self._behind[bridge], self._known)
+        moved = partial(move, due)
+        if any(due.values()) and reconcile.move(found, moved, self._settings()):
+            self._moved(bridge, moved)
 
 
 def _look_up(found: dict[str, list[str]], done: socket.socket) -> None:
@@ -172,13 +174,15 @@ def _work(waiting: SimpleQueue[str], found: dict[str, list[str]]) -> None:
         while True:
             name = waiting.get_nowait()
             with suppress(OSError, UnicodeError):
-                found[name] = usable(resolve_ipv4(name))
+                found[name] = usable(addresses_of(name))
 
 
 def _recall() -> Addresses:
     try:
         with open(f"{run_directory.directory()}/{FILE}", encoding="ascii") as file:
-            return {str(name): [*filter(is_ipv4, addresses)] for name, addresses in json.load(file).items()}
+            return {
+                str(name): [*filter(is_address, addresses)] for name, addresses in json.load(file).items()
+            }
     except (OSError, ValueError, TypeError, AttributeError):  # missing or damaged: begin anew
         return {}
 

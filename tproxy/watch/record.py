@@ -51,10 +51,19 @@ def bridges_in(change: Ruleset) -> tuple[set[str], bool]:
     words = map(service_map.decode_words, change.comments)
     bridges = {each["bridge"] for each in words if "bridge" in each}
     others = set(change.names)
-    for prefix in (service_map.MAP_PREFIX, service_map.SET_PREFIX, guards.ARP_GUARD_PREFIX):
+    for prefix in (
+        service_map.MAP_PREFIX,
+        service_map.SET_PREFIX,
+        service_map.CARDS_PREFIX,
+        service_map.OPTIONS_PREFIX,
+        service_map.TYPED_PREFIX,
+        service_map.TYPED_OPTIONS_PREFIX,
+        guards.ARP_GUARD_PREFIX,
+    ):
         mine = {name for name in others if name.startswith(prefix)}
         bridges |= {name.removeprefix(prefix) for name in mine}
         others -= mine
     if bridges:
-        others -= set(guards.SETS)  # the comments of their elements name the bridges
+        # The comments of their elements name the bridges.
+        others -= {name for name in others if name in guards.SETS or name.startswith(guards.AT_PREFIX)}
     return bridges, bool(others)

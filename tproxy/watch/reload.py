@@ -21,14 +21,14 @@ from typing import NamedTuple
 
 from tproxy.bridge.service_map import stored
 from tproxy.config.services import WatchedBridge
-from tproxy.model import Network, Service, ServiceMap
+from tproxy.model import Network, Service, ServiceKey, ServiceMap
 
 
 class Said(NamedTuple):
     """What one version of the configuration says of a bridge; ``entry`` is None where none names it."""
 
     entry: WatchedBridge | None
-    services: Mapping[int, Service]
+    services: Mapping[ServiceKey, Service]
     networks: tuple[Network, ...] = ()  # those for which these are the services
 
 
@@ -76,7 +76,7 @@ def compare(before: WatchedBridge | None, now: WatchedBridge) -> Entry:
 
 
 def decide(
-    before: Said, entry: WatchedBridge, services: Mapping[int, Service], found: ServiceMap | None
+    before: Said, entry: WatchedBridge, services: Mapping[ServiceKey, Service], found: ServiceMap | None
 ) -> Action:
     """Return what to do with a bridge that ``entry`` names now.
 
@@ -86,13 +86,13 @@ def decide(
     return TABLE[compare(before.entry, entry), changed, found is not None]
 
 
-def networks_of(
+def orders_of(
     before: WatchedBridge | None, now: WatchedBridge, found: ServiceMap | None
-) -> tuple[Network, ...]:
-    """Return the networks whose services a bridge should have.
+) -> dict[Network, int]:
+    """Return the networks whose services a bridge should have, as ``ServiceMap.orders``.
 
     A bridge that is up keeps its networks until the entry changes, because hooks may know them better.
     """
     if found is None or compare(before, now) is Entry.CHANGED:
-        return (stored(now.network),)
-    return found.networks
+        return {stored(now.network): 1}
+    return found.orders

@@ -21,6 +21,7 @@ from functools import partial
 
 from tproxy.bridge import guards, nftables, plan, plumbing
 from tproxy.bridge.guards import ObservedGuard
+from tproxy.daemon import client
 from tproxy.errors import KernelError, TproxyError
 from tproxy.kernel import kinds, links
 from tproxy.kernel.loop import Loop
@@ -160,7 +161,7 @@ class Repairer:
         ours = bool(guard.own(guards.VETHS)) or run_directory.last_use(now.bridge) is not None
         seen = Memory(now, guard.named_uplinks, ours)
         record = self._bridges.get(now.bridge) or Bridge(now.bridge, seen)
-        wrong = record.memory.ours and _guards_broken(guard, record.memory.uplinks)
+        wrong = record.memory.ours and _guards_broken(now, guard, record.memory.uplinks)
         self._report(record, Event.GUARDS_WRONG if wrong else Event.GUARDS_RIGHT, seen)
 
     # States
@@ -206,10 +207,11 @@ class Repairer:
         """Return a probe of the bridge's namespace and the MAC in it; None and "" while it is incomplete."""
         names = BridgeNames(record.name)
         observed = plumbing.observe_links(record.name)
-        if observed.inner is None or plan.links_broken(record.name, observed, foreign=True):
+        if observed.inner is None or plan.links_broken(record.memory.map, observed, foreign=True):
             return None, ""
         try:
-            return Probe(names, list(plan.namespace_sysctls(names))), observed.inner.mac
+            sysctls = plan.namespace_sysctls(names, ipv6=record.memory.map.ipv6)
+            return Probe(names, list(sysctls)), observed.inner.mac
         except (KernelError, OSError) as error:
             self._say(record, f"bridge {record.name}: its namespace cannot be watched: {error}")
             return None, ""
@@ -235,9 +237,11 @@ class Repairer:
             record.done += self._repair(record)
         except UNSTEADY as error:
             self._say(record, f"bridge {record.name} is broken and cannot be repaired: {error}")
+            client.count_repair(record.name, failed=True)
             self._report(record, Event.REPAIR_FAILED)
             return
         if record.done:
+            client.count_repair(record.name, failed=False)
             self._say(record, f"bridge {record.name} was broken; repaired: {'; '.join(record.done)}")
         record.said = ""
         record.done = []
@@ -260,14 +264,14 @@ class Repairer:
         record.said = line
 
 
-def _guards_broken(guard: ObservedGuard, uplinks: frozenset[str]) -> bool:
+def _guards_broken(found: ServiceMap, guard: ObservedGuard, uplinks: frozenset[str]) -> bool:
     ports = links.ports(guard.bridge)
     observed = plan.Observed(ports=ports, recognised_uplinks=kinds.uplinks(guard.bridge, ports), guard=guard)
-    return plan.guards_broken(guard.bridge, observed, guard.named_uplinks_or(uplinks))
+    return plan.guards_broken(found, observed, guard.named_uplinks_or(uplinks))
 
 
 def _links_broken(record: Bridge) -> bool:
     foreign = not record.memory.ours
     if foreign and record.probe is None:
         return False
-    return plan.links_broken(record.name, plumbing.observe_links(record.name), foreign=foreign)
+    return plan.links_broken(record.memory.map, plumbing.observe_links(record.name), foreign=foreign)

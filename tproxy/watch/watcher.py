@@ -16,13 +16,14 @@ from tproxy.bridge import nftables
 from tproxy.config import reader
 from tproxy.config.services import Config
 from tproxy.daemon import client
-from tproxy.daemon.watcher_keeper import PLACE
+from tproxy.daemon.watcher_keeper import take_place
 from tproxy.errors import ProcessError, TproxyError
+from tproxy.kernel import privileges
 from tproxy.kernel.limits import raise_descriptor_limit
 from tproxy.kernel.loop import Loop
 from tproxy.kernel.netlink import LinkEvents, RulesetEvents
 from tproxy.log import output
-from tproxy.log.lazy import DEFAULT_LEVEL
+from tproxy.log.lazy import DEFAULT_LEVEL, JSON
 from tproxy.model import Settings
 from tproxy.operations import life
 from tproxy.process import run_directory, service_manager, table
@@ -50,9 +51,10 @@ class Watcher:
         self._file_problem = ""  # why the file could not be read again
         self._problems: list[str] = []  # of the last attempt to start the daemon
         os.chdir(run_directory.prepare())
-        self._place = run_directory.claim(PLACE)
-        if self._place is None:
+        place = take_place(kept=kept_by is not None)
+        if place is None:
             raise ProcessError("a watcher is running already")
+        self._place = place
         self._loop = loop or Loop()
         self._repairer = Repairer(self._loop, self._settings)
         self._guests = GuestFollower(self._loop, config, self._settings, self._repairer.uplinks)
@@ -101,9 +103,22 @@ class Watcher:
 
     def _tick(self) -> None:
         self._loop.call_later(TICK, self._tick)
+        if not os.fstat(self._place).st_nlink:
+            self._claim_again()
         self._repairer.check_namespaces()
         self._guests.look_for_gone()
         self._look_for_daemon()
+
+    def _claim_again(self) -> None:
+        """Lock a new file: somebody removed the run directory."""
+        os.chdir(run_directory.prepare())
+        place = take_place(kept=self._kept_by is not None)
+        if place is None:
+            log.warning("another watcher has taken the place of this one")
+            self._loop.stop()
+            return
+        os.close(self._place)
+        self._place = place
 
     def _daemon_ended(self) -> None:
         self._loop.call_later(SETTLE, self._look_for_daemon)  # a restart may be replacing it
@@ -114,7 +129,7 @@ class Watcher:
                 self._problems = []
                 return
             settings = self._settings()
-            with run_directory.lock() as lock:
+            with run_directory.lock(run_directory.ALL_BRIDGES) as lock:
                 if client.daemon_answers() or not (settings.watch_file or nftables.read_maps()):
                     return
                 problems = life.start(settings, lock)
@@ -144,7 +159,7 @@ class Watcher:
         if read is None:
             return
         self._config = read
-        output.set_level(logging.DEBUG if self._debug else read.log_level)
+        output.set_level(logging.DEBUG | (read.log_style & JSON) if self._debug else read.log_style)
         for warning in read.warnings:
             output.warn(warning.at(read.path))
         if self._kept_by is not None and not read.watch:
@@ -165,7 +180,7 @@ class Watcher:
         # lock.
         lock = run_directory.take_lock()
         if self._repairer.is_missing_maps():
-            lock.release()
+            lock.close()
             self._loop.call_later(SETTLE, self._replace)
             return
         service_manager.execute_module("tproxy", *arguments, "--lock", str(lock.fileno()), keep=lock.fileno())
@@ -179,13 +194,17 @@ def run(
     Raises ConfigError when the file cannot be used, ProcessError when another watcher runs.
     """
     raise_descriptor_limit()  # each bridge takes about twenty (probe)
+    unlimited = privileges.limit()
     output.for_command(DEFAULT_LEVEL, debug=debug)
+    for line in unlimited:
+        log.warning("a right that the watcher does not need could not be given up: %s", line)
     try:
         read = reader.load(os.path.abspath(path))
     except TproxyError as error:
         log.error("no watcher: %s", error)  # nobody reads what the child of a daemon writes to stderr
         raise
-    output.for_command(read.log_level, debug=debug)
+    output.for_command(read.log_style, debug=debug)
+    output.to_journal()
     for warning in read.warnings:
         output.warn(warning.at(read.path))
     Watcher(read, kept_by, debug=debug, loop=loop).run(lock)

@@ -29,6 +29,25 @@ def most_connections(descriptors: int) -> int:
     return max((descriptors - kept) // 2, BATCH)  # with less, no message of a relay could be taken
 
 
+def most_sessions(connections: int) -> int:
+    """Return how many UDP sessions may be open where so many connections may be.
+
+    A session has one descriptor, so these take an eighth of all.
+    """
+    return max(connections // 4, 1)
+
+
+class Used:
+    """What the descriptors are used for, counted in connections, which have two each."""
+
+    def __init__(self, connections: Sized, sessions: Sized) -> None:
+        self._connections = connections
+        self._sessions = sessions
+
+    def __len__(self) -> int:
+        return len(self._connections) + (len(self._sessions) + 1) // 2
+
+
 class Admission:
     """Says whether there is room for another full message of a relay.
 

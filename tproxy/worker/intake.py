@@ -2,7 +2,7 @@
 
 A relay has a data channel for each worker. The daemon made the channel, and says which bridge it belongs to;
 no message of a relay does. A relay that was taken over could pass on any socket that it has or makes. So the
-kernel is asked what each one is: a TCP socket over IPv4, connected, at the service address and port, of the
+kernel is asked what each one is: a TCP socket, connected, at the service address and port, of the
 bridge's namespace. Before Linux 5.14 the kernel does not tell a process without privileges which namespace a
 socket is of; there the channel alone proves the bridge.
 """
@@ -14,14 +14,15 @@ import select
 import socket
 import time
 
-from tproxy.datapath.connection import Connections
+from tproxy.datapath.connections import Connections
 from tproxy.datapath.target import Target
+from tproxy.datapath.waiting import Divided
 from tproxy.errors import ProtocolError
 from tproxy.kernel import netns, tcp
 from tproxy.kernel.loop import READ, Loop
 from tproxy.log import limit
 from tproxy.log.file import Log
-from tproxy.model import SERVICE_ADDRESS
+from tproxy.model import ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import Delivery, receive
 from tproxy.typed import Protocol
@@ -35,8 +36,11 @@ class Refused(Exception):
 class Owner(Protocol):
     """Knows the services, and is told when a channel has ended (``worker.Worker``)."""
 
-    def find(self, bridge: str, port: int) -> Target | None:
-        """Return the target of a service port; None if the bridge has no such service."""
+    def find(self, bridge: str, key: ServiceKey) -> Target | Divided | None:
+        """Return the target of a service; None if the bridge has no such service.
+
+        Where networks have different services under this key: all of these.
+        """
 
     def ended(self, intake: Intake) -> None:
         """The relay has closed the channel, or what it said cannot be used."""
@@ -83,7 +87,12 @@ class Intake:
             delivery = receive(self._channel)
         except BlockingIOError:
             return
-        except (OSError, ProtocolError) as error:
+        except ProtocolError as error:
+            # The next message may be a good one. The relay would not notice the end of the channel, because
+            # the daemon has a copy of this end.
+            self._warn("a message of the relay is left out: %s", error)
+            return
+        except OSError as error:
             self._warn("relay's channel lost: %s", error)
             self._owner.ended(self)
             return
@@ -93,33 +102,37 @@ class Intake:
         with delivery:
             message = delivery.message
             if isinstance(message, wire.Accepted):
-                self._accept(message.port, delivery)
+                self._accept(message.key, delivery)
             else:
                 self._warn("unexpected %s from the relay", type(message).__name__)
         self._admission.check()
 
-    def _accept(self, port: int, delivery: Delivery) -> None:
-        target = self._owner.find(self.bridge, port)
+    def _accept(self, key: ServiceKey, delivery: Delivery) -> None:
+        target = self._owner.find(self.bridge, key)
+        family = tcp.family(key.address)
         for _ in range(len(delivery.fds)):
             try:
-                guest = delivery.take_connection()
+                guest = delivery.take_connection(family)
             except OSError as error:
-                self._warn("descriptors for port %d closed: %s", port, error.strerror)
+                self._warn("descriptors for port %s closed: %s", key.in_words, error.strerror)
                 return  # the delivery closes this one, and those behind it
             try:
                 if target is None:
                     raise Refused("there is no such service")
-                peer = self._check(guest, port)
+                peer = self._check(guest, key)
             except Refused as error:
-                self._warn("connection to port %d reset: %s", port, error)
+                self._warn("connection to port %s reset: %s", key.in_words, error)
                 tcp.reset_on_close(guest)
                 guest.close()
             except OSError:
                 guest.close()  # the guest has reset the connection meanwhile
             else:
-                self._connections.accept(target, guest, peer)
+                if isinstance(target, Divided):
+                    self._connections.waiting.admit(target, guest, peer)
+                else:
+                    self._connections.accept(target, guest, peer)
 
-    def _check(self, sock: socket.SocketType, port: int) -> tuple[str, int]:
+    def _check(self, sock: socket.SocketType, key: ServiceKey) -> tuple[str, int]:
         """Return the guest's address and port.
 
         Raises Refused, and OSError when the connection is no more.
@@ -128,9 +141,9 @@ class Intake:
             if self._cookie is not None and netns.cookie(sock) != self._cookie:
                 raise Refused("it is of another namespace")
             protocol = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL)
-            if protocol != socket.IPPROTO_TCP or sock.getsockname() != (SERVICE_ADDRESS, port):
+            if protocol != socket.IPPROTO_TCP or sock.getsockname()[:2] != (key.address, key.port):
                 raise Refused("it is no TCP connection to this port of the service address")
-            peer: tuple[str, int] = sock.getpeername()
+            peer: tuple[str, int] = sock.getpeername()[:2]
         except OSError as error:
             if error.errno == errno.ENOTCONN and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 raise

@@ -1,41 +1,78 @@
 """The messages between daemon and worker, as bytes and as values. Nothing here does I/O.
 
 The daemon says what is wanted, and repeats all of it to a worker that it starts or adopts. As in
-``relay.wire``, a message is one SOCK_SEQPACKET datagram with descriptors beside it. ``Drain`` and ``Ready``
-keep their form in all versions: a daemon of another version must be able to tell a worker to finish.
+``relay.wire``, a message is one SOCK_SEQPACKET datagram with descriptors beside it. ``Ready``, ``Drain``,
+``Forget`` and ``LogFile`` keep their form in all versions: a daemon of another version must be able to tell a
+worker to finish, and that a bridge is gone meanwhile.
 """
 
 from __future__ import annotations
 
-import socket
 import struct
+from collections.abc import Iterator, Sequence
 
+from tproxy.datapath.membership import Card
 from tproxy.errors import ProtocolError
-from tproxy.model import INTERFACE_NAME_BYTES, Endpoint, Service
+from tproxy.model import (
+    INTERFACE_NAME_BYTES,
+    PROTOCOLS,
+    PROXY_V2,
+    SPREADS,
+    Endpoint,
+    Network,
+    Service,
+    ServiceKey,
+    packed_address,
+    unpacked_address,
+)
 from tproxy.typed import NamedTuple
 
 # Of this protocol. A daemon tells a worker of another version to finish, and starts one of its own.
-VERSION = 1
+VERSION = 5
 
-# Services in one message. Its size stays far below the default of net.core.wmem_default.
-MOST_SERVICES = 2048
+# The first bytes of the messages to a worker that have the same form in all versions.
+IN_ALL_VERSIONS = (b"D", b"F", b"L", b"M")
+
+# Bytes of services in one message: far below the default of net.core.wmem_default.
+MOST_BYTES = 100_000
+
+# Seconds. No timeout is as long as this, which also leaves out what is no number (NaN).
+_LONGEST = 1 << 32
+
+# Guests in one message.
+MOST_GUESTS = 2048
 
 _NAME = struct.Struct(f"!{INTERFACE_NAME_BYTES}s")
 _BRIDGE = struct.Struct(f"!{INTERFACE_NAME_BYTES}s?Q")
-_SERVICE = struct.Struct("!H4sHd")
+_SERVICE = struct.Struct("!HB16sIHd7I??IB")  # behind it the addresses, of 16 bytes each
+_ADDRESS = 16
+_KEY = struct.Struct("!HB16sI")
+_UNREACHABLE = struct.Struct(f"!{INTERFACE_NAME_BYTES}sd")
 _SERVICES = struct.Struct(f"!{INTERFACE_NAME_BYTES}s??")
-_SETTINGS = struct.Struct("!BHHH")
+_SETTINGS = struct.Struct("!BHHHI")
 _NUMBER = struct.Struct("!I")
+_NETWORKS = struct.Struct(f"!{INTERFACE_NAME_BYTES}s??HH")
+_ORDER = struct.Struct("!I")
+_PORTS = struct.Struct(f"!{INTERFACE_NAME_BYTES}s?")
+_LABELS = struct.Struct(f"!{INTERFACE_NAME_BYTES}s?H")
+_MEMBER = struct.Struct("!6sI")
+_CARD = struct.Struct(f"!{INTERFACE_NAME_BYTES}s6sI")
+_PORT = struct.Struct(f"!6s{INTERFACE_NAME_BYTES}s")
+_LENGTH = struct.Struct("!H")
 _READY = struct.Struct("!H?")
 _SYNC = struct.Struct("!I?")
 
 
 class Settings(NamedTuple):
-    """Daemon to worker. ``workers``: how many share the limits. ``ports``: what ip_local_port_range says."""
+    """Daemon to worker. ``workers``: how many share the limits. ``ports``: what ip_local_port_range says.
+
+    ``max_connections``: how many may be open in all workers; 0: as many as they have descriptors for.
+    """
 
     log_level: int
     workers: int
     ports: tuple[int, int]
+    max_connections: int = 0
 
 
 class Services(NamedTuple):
@@ -45,6 +82,48 @@ class Services(NamedTuple):
     first: bool
     last: bool
     services: tuple[Service, ...]
+
+
+class Networks(NamedTuple):
+    """Daemon to worker: what endpoints are told of a bridge's guests (``datapath.introduction``).
+
+    Networks have their order before them. ``members``: MAC addresses, each with the order of its network.
+    ``cards``: ports, each with a MAC and the order. A long list comes in several messages, which all have the
+    networks; it replaces what was said before.
+    """
+
+    bridge: str
+    first: bool
+    last: bool
+    hypervisor: str
+    networks: tuple[tuple[int, Network], ...]
+    members: tuple[tuple[str, int], ...] = ()
+    cards: tuple[Card, ...] = ()
+
+
+class Ports(NamedTuple):
+    """Daemon to worker: behind which port of the bridge MAC addresses are.
+
+    "" where that is not known now, and ``membership.SEVERAL`` where there are several.
+
+    ``first``: in place of all that was said before.
+    """
+
+    bridge: str
+    first: bool
+    ports: tuple[tuple[str, str], ...]
+
+
+class Labels(NamedTuple):
+    """Daemon to worker: what the log calls a bridge's network, and its services by key.
+
+    A long list comes in several messages; the ``first`` replaces what was said before.
+    """
+
+    bridge: str
+    first: bool
+    network: str
+    names: tuple[tuple[ServiceKey, str], ...]
 
 
 class Bridge(NamedTuple):
@@ -58,6 +137,33 @@ class Bridge(NamedTuple):
     cookie: int | None
 
 
+class Gate(NamedTuple):
+    """Daemon to worker. Beside it: the bound UDP socket of a service, to read and to answer guests from.
+
+    The worker is the only one that has it.
+    """
+
+    bridge: str
+    key: ServiceKey
+
+
+class LetGo(NamedTuple):
+    """Daemon to worker: another worker has the bridge's UDP sockets now; finish the sessions."""
+
+    bridge: str
+
+
+class Unreachable(NamedTuple):
+    """Worker to daemon: no endpoint of a UDP service can be reached; refuse guests for so many seconds.
+
+    0: refuse them no longer.
+    """
+
+    bridge: str
+    key: ServiceKey
+    seconds: float
+
+
 class Forget(NamedTuple):
     """Daemon to worker: the bridge has no services any more; its connections end."""
 
@@ -66,6 +172,10 @@ class Forget(NamedTuple):
 
 class LogFile(NamedTuple):
     """Daemon to worker. Beside it: the file to log to from now on."""
+
+
+class Meeting(NamedTuple):
+    """Daemon to worker. Beside it: a bound socket at which later daemons find the worker from now on."""
 
 
 class Sync(NamedTuple):
@@ -95,22 +205,70 @@ class Synced(NamedTuple):
     number: int
 
 
-Message = Settings | Services | Bridge | Forget | LogFile | Sync | Drain | Ready | Synced
+Message = (
+    Settings
+    | Services
+    | Networks
+    | Labels
+    | Ports
+    | Bridge
+    | Gate
+    | LetGo
+    | Unreachable
+    | Forget
+    | LogFile
+    | Meeting
+    | Sync
+    | Drain
+    | Ready
+    | Synced
+)
 
 
 def encode(message: Message) -> bytes:
     """Return the message as bytes."""
     match message:
-        case Settings(log_level, workers, (first, last)):
-            return b"S" + _SETTINGS.pack(log_level, workers, first, last)
+        case Settings(log_level, workers, (first, last), max_connections):
+            return b"S" + _SETTINGS.pack(log_level, workers, first, last, max_connections)
         case Services(bridge, first, last, services):
             return b"P" + _SERVICES.pack(bridge.encode(), first, last) + b"".join(map(_pack, services))
+        case Networks(bridge, first, last, hypervisor, networks, members, cards):
+            texts = [hypervisor, *(text for _, network in networks for text in network)]
+            return b"".join(
+                (
+                    b"N" + _NETWORKS.pack(bridge.encode(), first, last, len(networks), len(members)),
+                    *(_ORDER.pack(order) for order, _ in networks),
+                    *(_LENGTH.pack(len(data)) + data for data in map(str.encode, texts)),
+                    *(_MEMBER.pack(_mac_bytes(mac), order) for mac, order in members),
+                    *(_CARD.pack(port.encode(), _mac_bytes(mac), order) for port, mac, order in cards),
+                )
+            )
+        case Labels(bridge, first, network, names):
+            called = [network, *(name for _, name in names)]
+            return b"".join(
+                (
+                    b"n" + _LABELS.pack(bridge.encode(), first, len(names)),
+                    *(_pack_key(key) for key, _ in names),
+                    *(_LENGTH.pack(len(data)) + data for data in map(str.encode, called)),
+                )
+            )
+        case Ports(bridge, first, ports):
+            packed = (_PORT.pack(_mac_bytes(mac), port.encode()) for mac, port in ports)
+            return b"p" + _PORTS.pack(bridge.encode(), first) + b"".join(packed)
         case Bridge(bridge, cookie):
             return b"B" + _BRIDGE.pack(bridge.encode(), cookie is not None, cookie or 0)
+        case Gate(bridge, key):
+            return b"G" + _NAME.pack(bridge.encode()) + _pack_key(key)
+        case LetGo(bridge):
+            return b"g" + _NAME.pack(bridge.encode())
+        case Unreachable(bridge, key, seconds):
+            return b"U" + _UNREACHABLE.pack(bridge.encode(), seconds) + _pack_key(key)
         case Forget(bridge):
             return b"F" + _NAME.pack(bridge.encode())
         case LogFile():
             return b"L"
+        case Meeting():
+            return b"M"
         case Sync(number, counting):
             return b"s" + _SYNC.pack(number, counting)
         case Drain():
@@ -127,19 +285,37 @@ def decode(data: bytes) -> Message:
     try:
         match kind:
             case b"S":
-                log_level, workers, start, end = _SETTINGS.unpack(body)
-                return Settings(log_level, workers, (start, end))
+                log_level, workers, start, end, max_connections = _SETTINGS.unpack(body)
+                if not workers or start > end:
+                    raise ProtocolError(f"settings for {workers} workers and ports {start} to {end}")
+                return Settings(log_level, workers, (start, end), max_connections)
             case b"P":
                 name, first, last = _SERVICES.unpack_from(body)
-                services = map(_unpack, _SERVICE.iter_unpack(body[_SERVICES.size :]))
-                return Services(_text(name), first, last, tuple(services))
+                return Services(_text(name), first, last, tuple(_unpack(body[_SERVICES.size :])))
+            case b"N":
+                return _unpack_networks(body)
+            case b"n":
+                return _unpack_labels(body)
+            case b"p":
+                name, first = _PORTS.unpack_from(body)
+                found = _PORT.iter_unpack(body[_PORTS.size :])
+                return Ports(_text(name), first, tuple((mac.hex(":"), _text(port)) for mac, port in found))
             case b"B":
                 name, known, cookie = _BRIDGE.unpack(body)
                 return Bridge(_text(name), cookie if known else None)
+            case b"G":
+                return Gate(_text(*_NAME.unpack_from(body)), _unpack_key(body[_NAME.size :]))
+            case b"g":
+                return LetGo(_text(*_NAME.unpack(body)))
+            case b"U":
+                name, seconds = _UNREACHABLE.unpack_from(body)
+                return Unreachable(_text(name), _unpack_key(body[_UNREACHABLE.size :]), seconds)
             case b"F":
                 return Forget(_text(*_NAME.unpack(body)))
             case b"L" if not body:
                 return LogFile()
+            case b"M" if not body:
+                return Meeting()
             case b"s":
                 return Sync(*_SYNC.unpack(body))
             case b"D":
@@ -153,16 +329,98 @@ def decode(data: bytes) -> Message:
     raise ProtocolError(f"an order of unknown kind {kind!r}")
 
 
+def parts(services: Sequence[Service]) -> list[tuple[Service, ...]]:
+    """Return the services in parts that fit into one message each; there is at least one part."""
+    found: list[list[Service]] = [[]]
+    room = MOST_BYTES
+    for each in services:
+        size = _SERVICE.size + _ADDRESS * len(each.candidates)
+        if size > room:
+            found.append([])
+            room = MOST_BYTES
+        found[-1].append(each)
+        room -= size
+    return [tuple(each) for each in found]
+
+
 def _pack(service: Service) -> bytes:
-    endpoint = service.endpoint
-    return _SERVICE.pack(
-        service.port, socket.inet_aton(endpoint.address), endpoint.port, service.connect_timeout
-    )
+    key, endpoint, _, *numbers, _, spread, idle, endpoints = service
+    addresses = b"".join(map(packed_address, endpoints or (endpoint.address,)))
+    count = len(addresses) // _ADDRESS
+    known = key.port, PROTOCOLS.index(key.protocol), packed_address(key.address), key.network
+    head = _SERVICE.pack(*known, endpoint.port, *numbers, service.introduced, spread == "least", idle, count)
+    return head + addresses
 
 
-def _unpack(fields: tuple[int, bytes, int, float]) -> Service:
-    port, address, remote_port, connect_timeout = fields
-    return Service(port, Endpoint(socket.inet_ntoa(address), remote_port), connect_timeout=connect_timeout)
+def _pack_key(key: ServiceKey) -> bytes:
+    return _KEY.pack(key.port, PROTOCOLS.index(key.protocol), packed_address(key.address), key.network)
+
+
+def _unpack_key(data: bytes) -> ServiceKey:
+    port, protocol, address, network = _KEY.unpack(data)
+    if protocol >= len(PROTOCOLS):
+        raise ProtocolError("a key has an unknown protocol")
+    return ServiceKey(port, PROTOCOLS[protocol], unpacked_address(address), network)
+
+
+def _unpack(body: bytes) -> Iterator[Service]:
+    """Yield the services; a worker does not need their names."""
+    at = 0
+    while at < len(body):
+        fields = _SERVICE.unpack_from(body, at)
+        port, protocol, address, network, remote_port, *numbers, introduced, least, idle, count = fields
+        if protocol >= len(PROTOCOLS):
+            raise ProtocolError("a service has an unknown protocol")
+        at += _SERVICE.size
+        end = at + count * _ADDRESS
+        if not count or end > len(body):
+            raise ProtocolError("a service has no endpoint")
+        addresses = [unpacked_address(body[start : start + _ADDRESS]) for start in range(at, end, _ADDRESS)]
+        at = end
+        if not 0 < numbers[0] < _LONGEST:
+            raise ProtocolError(f"a service with a connect timeout of {numbers[0]} s")
+        options = *numbers, PROXY_V2 if introduced else "", SPREADS[least], idle
+        key = ServiceKey(port, PROTOCOLS[protocol], unpacked_address(address), network)
+        yield Service(key, Endpoint(addresses[0], remote_port), "", *options).led_to(addresses)
+
+
+def _unpack_networks(body: bytes) -> Networks:
+    name, first, last, count, guests = _NETWORKS.unpack_from(body)
+    at = _NETWORKS.size + count * _ORDER.size
+    orders = [order for (order,) in _ORDER.iter_unpack(body[_NETWORKS.size : at])]
+    texts, at = _unpack_texts(body, at, 1 + 2 * count)
+    networks = tuple(zip(orders, map(Network, texts[1::2], texts[2::2]), strict=True))
+    end = at + guests * _MEMBER.size
+    if end > len(body):
+        raise ProtocolError("the members of networks are cut off")
+    members = tuple((mac.hex(":"), order) for mac, order in _MEMBER.iter_unpack(body[at:end]))
+    cards = tuple((_text(port), mac.hex(":"), order) for port, mac, order in _CARD.iter_unpack(body[end:]))
+    return Networks(_text(name), first, last, texts[0], networks, members, cards)
+
+
+def _unpack_labels(body: bytes) -> Labels:
+    name, first, count = _LABELS.unpack_from(body)
+    at = _LABELS.size
+    end = at + count * _KEY.size
+    keys = [_unpack_key(body[start : start + _KEY.size]) for start in range(at, end, _KEY.size)]
+    (network, *names), _ = _unpack_texts(body, end, 1 + count)
+    return Labels(_text(name), first, network, tuple(zip(keys, names, strict=True)))
+
+
+def _unpack_texts(body: bytes, at: int, count: int) -> tuple[list[str], int]:
+    """Return so many texts that begin at ``at``, and where they end."""
+    texts = []
+    for _ in range(count):
+        (length,) = _LENGTH.unpack_from(body, at)
+        at += _LENGTH.size + length
+        if at > len(body):
+            raise ProtocolError("a name is cut off")
+        texts.append(body[at - length : at].decode())
+    return texts, at
+
+
+def _mac_bytes(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
 
 
 def _text(name: bytes) -> str:

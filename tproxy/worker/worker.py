@@ -15,19 +15,22 @@ from __future__ import annotations
 import signal
 import socket
 
-from tproxy.datapath.connection import Connections
-from tproxy.datapath.counters import Counters
+from tproxy.datapath.connections import Connections
+from tproxy.datapath.counters import Counters, LoopTimes
+from tproxy.datapath.datagrams import Datagrams
+from tproxy.datapath.endpoints import State
 from tproxy.datapath.target import Target
+from tproxy.datapath.waiting import Divided, Door, doors
 from tproxy.errors import ProtocolError
-from tproxy.kernel import privileges
+from tproxy.kernel import privileges, seccomp
 from tproxy.kernel.limits import descriptor_limit
 from tproxy.kernel.loop import READ, Loop
 from tproxy.log.file import Log
-from tproxy.model import Service
+from tproxy.model import SERVICE_ADDRESS, TCP, UDP, Endpoint, Service, ServiceKey, service_label
 from tproxy.process.title import set_title
 from tproxy.relay.channel import Delivery, receive, send_bytes
 from tproxy.worker import orders
-from tproxy.worker.admission import Admission, most_connections
+from tproxy.worker.admission import Admission, Used, most_connections, most_sessions
 from tproxy.worker.intake import Intake
 
 TITLE = "tproxy-worker"
@@ -40,6 +43,10 @@ DRAINING_TITLE = "tproxy-draining"
 # this is spent in vain.
 ALERT = 50e-6
 
+# Seconds without a daemon after which a worker does not know any more behind which ports guests are: one of
+# them may have moved. A daemon that is restarted is back earlier.
+PORTS_KEPT = 5.0
+
 # Seconds between two looks of a worker that is not wanted any more whether its last connection has ended.
 DRAIN_CHECK = 0.2
 
@@ -51,7 +58,7 @@ def run(channel: socket.socket, meeting: socket.socket, empty: str, log: Log) ->
     process, and ``empty`` is the path of an empty directory (kernel/privileges.py).
     """
     meeting.listen()  # now, as root: a daemon learns from it which process this is (unix(7), SO_PEERCRED)
-    failed = privileges.drop(empty)
+    failed = privileges.drop(empty, seccomp.WORKER)
     set_title(TITLE)
     for line in failed:
         log.warning("a right that the worker does not need could not be given up: %s", line)
@@ -65,17 +72,33 @@ class Worker:
         self._log = log
         self._loop = Loop(ALERT)
         self._counters = Counters()
-        self._connections = Connections(self._loop, log)
-        self._admission = Admission(
-            self._loop, log, most_connections(descriptor_limit()), self._connections, self._poll_intakes
+        most = most_connections(descriptor_limit())
+        self._connections = Connections(self._loop, log, most)
+        self._connections.report = self._report
+        self._datagrams = Datagrams(
+            self._loop,
+            log,
+            most_sessions(most),
+            self._connections.introductions,
+            self._connections.lines,
+            self._connections.next_number,
         )
+        self._datagrams.report = lambda endpoint, state: self._report(endpoint, state, "/udp")
+        self._datagrams.unreachable = lambda *said: self._say(orders.Unreachable(*said))
+        used = Used(self._connections, self._datagrams)
+        self._admission = Admission(self._loop, log, most, used, self._poll_intakes)
         self._meeting = meeting
         self._channel: socket.socket | None = None
-        self._services: dict[str, dict[int, Target]] = {}
+        self._services: dict[str, dict[ServiceKey, Target]] = {}
+        # What guests find at a service port, by a key without a network.
+        self._doors: dict[str, dict[ServiceKey, Door]] = {}
+        self._labels: dict[str, tuple[str, dict[ServiceKey, str]]] = {}  # network, and names; for the log
         self._coming: list[Service] = []  # the part of a long list that is here already
         self._intakes: set[Intake] = set()
         self._workers = 1
         self._draining = False
+        self._asked = 0  # the number of the last Sync of this daemon
+        self._counting = 0  # how many counts of open connections are under way
         self._looks = False  # whether a timer looks if all is done
 
     def serve(self, channel: socket.socket) -> None:
@@ -98,13 +121,22 @@ class Worker:
 
     # intake.Owner
 
-    def find(self, bridge: str, port: int) -> Target | None:
-        target = self._services.get(bridge, {}).get(port)
-        if target is None:
-            # A relay can be faster than the daemon's message that came before.
+    def find(self, bridge: str, key: ServiceKey) -> Door | None:
+        found = self._doors.get(bridge, {}).get(key)
+        if found is None or isinstance(found, Divided) or found.service.introduced:
+            # A relay can be faster than the daemon's message that came before; and so can a guest be.
             self._listen_to_daemon()
-            target = self._services.get(bridge, {}).get(port)
-        return target
+            found = self._doors.get(bridge, {}).get(key)
+        return self._at_another_address(bridge, key) if found is None else found
+
+    def _at_another_address(self, bridge: str, key: ServiceKey) -> Door | None:
+        """Return what guests reach at the IPv6 address: the target of 169.254.16.9, or else the first."""
+        if ":" not in key.address:
+            return None
+        doors = self._doors.get(bridge, {})
+        main = doors.get(key._replace(address=SERVICE_ADDRESS))
+        same = sorted(each for each in doors if (each.port, each.protocol) == (key.port, key.protocol))
+        return main or (doors[same[0]] if same else None)
 
     def ended(self, intake: Intake) -> None:
         self._intakes.discard(intake)
@@ -119,12 +151,22 @@ class Worker:
             channel, _ = self._meeting.accept()
         except OSError:
             return
+        self._hear()  # what the daemon before has said last
         self._forget_daemon()
         self._greet(channel)
+
+    def _move_meeting(self, meeting: socket.socket) -> None:
+        """Be found at another place: somebody removed the file of the one before."""
+        meeting.listen()
+        meeting.setblocking(False)
+        old, self._meeting = self._meeting, meeting
+        self._loop.close_later(old)
+        self._loop.add(meeting.fileno(), READ, self)
 
     def _greet(self, channel: socket.socket) -> None:
         channel.setblocking(False)
         self._channel = channel
+        self._asked = 0
         self._loop.add(channel.fileno(), READ, self)
         self._say(orders.Ready(orders.VERSION, self._draining), self._counters.fd)
 
@@ -132,17 +174,28 @@ class Worker:
         if self._channel is not None:
             self._loop.close_later(self._channel)
             self._channel = None
+            self._loop.call_later(PORTS_KEPT, self._forget_ports)
+
+    def _forget_ports(self) -> None:
+        if self._channel is None:
+            self._connections.introductions.forget_ports()
 
     def _say(self, message: orders.Message, *fds: int) -> None:
         if self._channel is not None:
             try:
                 send_bytes(self._channel, orders.encode(message), fds)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it has ended; what it said before that is still to be heard
             except OSError as error:
                 self._log.warning("daemon lost: %s", error.strerror)
                 self._forget_daemon()
 
     def _listen_to_daemon(self) -> None:
-        """Do all that the daemon has said."""
+        self._hear()
+        self._end_if_done()
+
+    def _hear(self) -> None:
+        """Do all that the daemon has said: also one that has ended, since guests may wait in the channels."""
         while self._channel is not None:
             try:
                 delivery = receive(self._channel, orders.decode)
@@ -154,10 +207,11 @@ class Worker:
                     self._obey(delivery)
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                pass  # it has not heard all of this process; the kernel reports that once
             except (OSError, ProtocolError) as error:
                 self._log.warning("daemon lost: %s", error)
                 self._forget_daemon()
-        self._end_if_done()
 
     def _obey(self, delivery: Delivery) -> None:
         match delivery.message:
@@ -166,6 +220,20 @@ class Worker:
                 if last:
                     self._apply(bridge, self._coming)
                     self._coming = []
+            case orders.Networks():
+                self._connections.introductions.use_networks(*delivery.message)
+                self._connections.waiting.look(delivery.message.bridge)
+                self._datagrams.look()
+            case orders.Labels(bridge, first, network, names):
+                known = {} if first else self._labels.get(bridge, ("", {}))[1]
+                self._labels[bridge] = network, {**known, **dict(names)}
+                for target in self._services.get(bridge, {}).values():
+                    self._label(target)
+            case orders.Ports():
+                self._connections.introductions.use_ports(*delivery.message)
+                macs = (mac for mac, _ in delivery.message.ports)
+                self._connections.waiting.look(delivery.message.bridge, macs)
+                self._datagrams.look()
             case orders.Bridge(bridge, cookie) if len(delivery.fds) == 1:
                 self._intakes.add(
                     Intake(
@@ -181,48 +249,92 @@ class Worker:
                 )
             case orders.Forget(bridge):
                 self._apply(bridge, [])
-                del self._services[bridge]
+                del self._services[bridge], self._doors[bridge]
+                self._labels.pop(bridge, None)
+                self._connections.limits.forget(bridge)
+                self._connections.introductions.forget(bridge)
                 self._connections.abort_bridge(bridge, "bridge removed")
-            case orders.Settings(log_level, workers, ports):
-                self._log.level = log_level
+                self._datagrams.forget(bridge, "bridge removed")
+            case orders.Gate(bridge, key) if len(delivery.fds) == 1:
+                self._datagrams.take(bridge, key, delivery.take_socket())
+            case orders.LetGo(bridge):
+                self._datagrams.let_go(bridge)
+            case orders.Settings(log_level, workers, ports, max_connections):
+                self._log.use_style(log_level)
                 self._workers = workers
                 self._connections.host.forget(ports)
+                self._connections.limits.set(workers, max_connections, ports)
+                self._datagrams.crowds.set(workers, ports)
             case orders.LogFile() if len(delivery.fds) == 1:
                 self._log.use(delivery.take()[0])
+            case orders.Meeting() if len(delivery.fds) == 1:
+                self._move_meeting(delivery.take_socket())
             case orders.Sync(number, counting):
+                self._asked = number
                 if counting:
-                    self._connections.count_open()
-                self._say(orders.Synced(number))
+                    self._counting += 1
+                    self._datagrams.count_open()
+                    self._connections.count_open(self._counted)
+                elif not self._counting:  # otherwise one answer is for both
+                    self._say(orders.Synced(number))
             case orders.Drain():
                 self._drain()
             case other:
                 raise ProtocolError(f"unexpected {type(other).__name__}")
 
     def _apply(self, bridge: str, services: list[Service]) -> None:
-        """Take over a bridge's services as they are now. A port that stays keeps its counts."""
+        """Take over a bridge's services as they are now. One that stays keeps its counts."""
         before = self._services.get(bridge, {})
-        after: dict[int, Target] = {}
+        after: dict[ServiceKey, Target] = {}
         for service in services:
-            target = before.pop(service.port, None)
+            target = before.pop(service.key, None)
             if target is None:
-                record = self._counters.record(bridge, service.port)
+                record = self._counters.record(bridge, service.key)
                 target = Target(bridge, service, record, sharers=self._workers)
             target.service = service
-            after[service.port] = target
+            self._label(target)
+            after[service.key] = target
         for target in before.values():
             self._counters.give_back(target.record)
         self._services[bridge] = after
+        self._doors[bridge] = doors(after, self._doors.get(bridge, {}))
+        self._connections.serve(bridge, [each for each in services if each.key.protocol == TCP])
+        udp = {key: each for key, each in self._doors[bridge].items() if key.protocol == UDP}
+        self._datagrams.serve(bridge, udp)
+
+    def _label(self, target: Target) -> None:
+        target.network, names = self._labels.get(target.bridge, ("", {}))
+        key = target.service.key
+        if key.network and (own := self._connections.introductions.network(target.bridge, key.network)):
+            target.network = own.name or own.id
+        target.label = service_label(names.get(key, ""), key)
+
+    def _counted(self) -> None:
+        self._counting -= 1
+        loop = self._loop
+        self._counters.note_loop(LoopTimes(loop.turns, loop.busy, tuple(loop.slow)))
+        if self._asked and not self._counting:
+            self._say(orders.Synced(self._asked))
+
+    def _report(self, endpoint: Endpoint, state: State | None, protocol: str = "") -> None:
+        name = f"{endpoint}{protocol}"
+        if state is None:
+            self._counters.forget(name)
+        else:
+            self._counters.note(name, failed=state.failed, why=state.why)
 
     # Ending
 
     def _drain(self) -> None:
         self._draining = True
+        self._connections.drain()
+        self._datagrams.drain()
         set_title(DRAINING_TITLE)
         self._end_if_done()
 
     def _end_if_done(self) -> None:
         wanted = self._channel is not None and not self._draining
-        if not (wanted or self._intakes or self._connections):
+        if not (wanted or self._intakes or self._connections or self._datagrams):
             self._loop.stop()
         elif not wanted and not self._looks:
             self._looks = True

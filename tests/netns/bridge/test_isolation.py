@@ -232,17 +232,7 @@ def wanted(row: dict[str, str]) -> dict[str, set[str]]:
     return {place: set(row[place].split(", ")) for place in PLACES if row[place] != NOTHING}
 
 
-# Rows that only the second wall, inside the namespace, makes true.
-BEHIND_THE_WALL = (
-    *("to-udp", "to-protocols", "icmp-too-large", "icmp-questions"),
-    *("fragment-tiny", "fragment-overlap"),
-)
-AWAITED = pytest.mark.xfail(reason="there are no rules inside the namespace yet")
-
-
-@pytest.mark.parametrize(
-    "row", [pytest.param(row, marks=AWAITED if row in BEHIND_THE_WALL else ()) for row in FRAMES]
-)
+@pytest.mark.parametrize("row", FRAMES)
 def test_the_frames_of_a_guest_arrive_where_the_table_says_and_nowhere_else(lab: Lab, row: str) -> None:
     cast = lab.cast(row, lab.liar)
     frames = FRAMES[row](cast)

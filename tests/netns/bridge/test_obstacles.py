@@ -147,7 +147,6 @@ def test_unreadable_rules_of_iptables_legacy_could_drop(bridged: OneBridge) -> N
         ("link set dev br0 down", "bridge down"),
         ("-n one_tproxy_br0 link set dev br0a down", "namespace link"),
         ("-n one_tproxy_br0 address flush dev br0a", "namespace link"),
-        ("netns del one_tproxy_br0", "namespace missing"),
     ],
 )
 def test_status_names_what_is_broken_until_up_repairs_it(lab: OneBridge, broken: str, kind: str) -> None:
@@ -161,6 +160,18 @@ def test_status_names_what_is_broken_until_up_repairs_it(lab: OneBridge, broken:
         assert said == ""
         assert kinds(lab) == []
         assert lab.ask() == "one"
+
+
+def test_status_names_a_namespace_that_was_deleted_until_up_makes_another(lab: OneBridge) -> None:
+    lab.host.run("ip", "netns", "del", "one_tproxy_br0")
+    for _ in eventually():  # the daemon ends the relay, which keeps the namespace alive
+        if "  namespace one_tproxy_br0 does not exist  " in lab.host.tproxy("status", "--verbose").stdout:
+            break
+    status = json.loads(lab.host.tproxy("status", "--json").stdout)
+    assert [each["kind"] for each in status["daemon"]["bridges"]["br0"]["obstacles"]] == ["namespace missing"]
+    assert up(lab) == ""
+    assert kinds(lab) == []
+    assert lab.ask() == "one"
 
 
 # STP

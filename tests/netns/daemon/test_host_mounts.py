@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests.netns.daemonless import kill_daemon
 from tests.netns.one_bridge import OneBridge
 from tests.netns.waiting import eventually
 from tproxy.lab.hypervisor import Hypervisor
@@ -153,7 +154,8 @@ def test_the_first_hook_of_a_host_works_where_its_mounts_reach_the_host(hypervis
 def test_no_daemon_starts_where_the_hosts_namespaces_do_not_appear(lab: OneBridge, command: str) -> None:
     before = lab.pids()
     if command == "start":
-        lab.host.run("kill", "-9", str(before.pop("one_tproxy")))
+        kill_daemon(lab.host)
+        del before["one_tproxy"]
     assert_refused(call(lab, "private", command))
     assert lab.pids() == before
     assert call(lab, "slave", command).returncode == 0

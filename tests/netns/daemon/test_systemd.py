@@ -6,7 +6,9 @@ the stand-in's network. Everything that it could write to is its own or read-onl
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,8 +20,12 @@ import psutil
 import pytest
 
 from tests.netns.conftest import ENDPOINTS
+from tests.netns.metrics import unix_http
+from tests.netns.metrics.scraped import key, parse
+from tests.netns.program import program
 from tests.netns.talk import Talk
 from tests.netns.waiting import eventually
+from tproxy.kernel import seccomp
 from tproxy.lab.hypervisor import Guest, Hypervisor, kill
 
 SYSTEMD = "/lib/systemd/systemd"
@@ -40,13 +46,17 @@ exec {sys.executable} -m tproxy "$@"
 """
 
 
+# A checkout may be below /tmp or /home; and this systemd cannot make device nodes.
+_IN_CHECKOUT = re.compile("^(PrivateTmp|ProtectHome|PrivateDevices)=yes$", re.MULTILINE)
+
+
 class Machine:
     """A stand-in hypervisor in which systemd runs."""
 
     def __init__(self, host: Hypervisor) -> None:
         self.host = host
         for unit in UNITS.glob("*.service"):
-            host.write(f"/run/units/{unit.name}", unit.read_text())
+            host.write(f"/run/units/{unit.name}", _IN_CHECKOUT.sub("", unit.read_text()))
         # Targets that every unit needs by default; nothing else of this machine is to be started.
         for target in ("test", "sysinit", "basic", "shutdown"):
             host.write(f"/run/units/{target}.target", "[Unit]\nDefaultDependencies=no\n")
@@ -143,8 +153,28 @@ def test_systemd_finds_nothing_wrong_with_the_units(hypervisor: Hypervisor) -> N
     hypervisor.run("mount", "-t", "tmpfs", "tmpfs", "/usr/local/sbin")  # /run is mounted noexec
     hypervisor.run("cp", "/run/tproxy.sh", "/usr/local/sbin/tproxy")
     paths = [os.fspath(each) for each in UNITS.glob("*.service")]
-    assert len(paths) == 2
+    assert len(paths) == 3
     assert hypervisor.run("systemd-analyze", "verify", *paths).stderr == ""
+
+
+def calls_of(group: str) -> set[str]:
+    """Return the system calls of a group such as @clock, with those of the groups in it."""
+    shown = subprocess.check_output(["systemd-analyze", "syscall-filter", "--no-pager", group], text=True)
+    calls = set()
+    for line in map(str.strip, shown.splitlines()[1:]):
+        if line and not line.startswith("#"):
+            calls |= calls_of(line) if line.startswith("@") else {line}
+    return calls
+
+
+@pytest.mark.parametrize("unit", ["tproxy", "tproxy-watch"])
+def test_the_unit_denies_the_calls_that_the_daemon_denies_itself(unit: str) -> None:
+    needs("systemd-analyze")
+    lines = (UNITS / f"{unit}.service").read_text().splitlines()
+    words = [word for line in lines if line.startswith("SystemCallFilter=~") for word in line[18:].split()]
+    denied = set().union(*(calls_of(word) if word.startswith("@") else {word} for word in words))
+    assert denied >= {rule for _, rules in seccomp._DAEMON for rule in rules if isinstance(rule, str)}
+    assert "SystemCallErrorNumber=EPERM" in lines  # and do not kill the process
 
 
 def test_systemctl_does_what_the_unit_promises(machine: Machine, guest: Guest) -> None:
@@ -180,6 +210,31 @@ def test_systemctl_does_what_the_unit_promises(machine: Machine, guest: Guest) -
     assert later.say("nobody there") == ""
 
     machine.systemctl("start", "tproxy")
+    assert Talk(guest).say("new") == "new"
+
+
+def test_the_sandbox_of_the_unit_permits_what_the_daemon_needs_and_refuses_the_rest(machine: Machine) -> None:
+    """A program beside the daemon, in the sandbox of the unit, tries it. It adds the daemon's own filter."""
+    trying = " ".join(program("limited", "--only-the-unit"))
+    drop_in = f"[Service]\nEnvironment=PYTHONPATH={SOURCE}\nExecStartPost=/bin/sh -c '{trying} >/run/tried'\n"
+    folder = "/etc/systemd/system/tproxy.service.d"
+    machine.run("sh", "-c", f'mkdir {folder}; printf %s "$1" >{folder}/trying.conf', "sh", drop_in)
+    machine.systemctl("daemon-reload")
+    machine.systemctl("start", "tproxy")
+    tried = json.loads(machine.run("cat", "/run/tried").stdout)
+    assert set(tried["needed"].values()) == {"done"}, tried["needed"]
+    assert {name: how for name, how in tried["outcome"].items() if how != "EPERM"} == {}
+
+
+def test_the_daemon_that_goes_on_in_its_process_adds_no_filter(machine: Machine, guest: Guest) -> None:
+    machine.systemctl("start", "tproxy")
+    machine.tproxy("hook", "up", "--bridge", "br0")
+    found = set()
+    for _ in range(3):
+        status = machine.run("cat", f"/proc/{machine.show('MainPID')}/status").stdout
+        found.add(tuple(line for line in status.splitlines() if line.startswith("Seccomp")))
+        machine.tproxy("restart")
+    assert len(found) == 1
     assert Talk(guest).say("new") == "new"
 
 
@@ -235,3 +290,32 @@ def test_a_watcher_that_was_just_started_can_be_reloaded(machine: Machine) -> No
         if "one_tproxy_watched0" in machine.pids():
             break
     assert machine.systemctl("show", "--value", "--property=NRestarts", "tproxy-watch") == "0\n"
+
+
+def test_the_unit_for_metrics_serves_them_whatever_becomes_of_the_daemon(
+    machine: Machine, guest: Guest
+) -> None:
+    def show(name: str) -> str:
+        return machine.systemctl("show", "--value", "--property", name, "tproxy-metrics").strip()
+
+    def up() -> float:
+        page = unix_http.get(machine.host.path("/run/tproxy-metrics/metrics.sock"))
+        return parse(page)[key("tproxy_up")]
+
+    machine.systemctl("start", "tproxy-metrics")
+    assert up() == 0
+    machine.systemctl("start", "tproxy")
+    machine.tproxy("hook", "up", "--bridge", "br0")
+    assert up() == 1
+    page = parse(unix_http.get(machine.host.path("/run/tproxy-metrics/metrics.sock")))
+    assert page[key("tproxy_process_open_fds", process="relay", bridge="br0", worker="")] > 0
+    machine.systemctl("stop", "tproxy")
+    assert up() == 0
+    before = show("MainPID")
+    machine.run("pkill", "-KILL", "-xf", "tproxy metrics server")  # in the process namespace of this systemd
+    for _ in eventually():
+        if show("MainPID") not in ("0", before) and show("ActiveState") == "active":
+            break
+    assert up() == 0
+    machine.systemctl("stop", "tproxy-metrics")
+    assert not machine.host.path("/run/tproxy-metrics").exists()

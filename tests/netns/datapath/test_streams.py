@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 from typing import Any
 
@@ -179,6 +180,21 @@ def test_an_endpoint_that_does_not_read_slows_its_guest_down_and_costs_no_memory
     assert int(sender.stdout.readline()) > 20 * 65536
     # Each of the twenty may hold one read of 64 KiB besides what the kernel's pipes hold.
     assert phone.daemon_memory() - before < 20 * 256 * 1024
+    sender.kill()
+
+
+def test_an_endpoint_that_does_not_read_costs_little_memory_of_the_kernel(phone: Phone) -> None:
+    """The kernel's own tuning would let the socket hold megabytes that were not sent (net.ipv4.tcp_wmem)."""
+    phone.serve(80, "sink")
+    sender = phone.start_call("flood", 80, "5")
+    assert sender.stdout is not None
+    sender.stdout.readline()
+    shown = phone.host.run("ss", "-Htnm", "state", "established", "dst", f"{ENDPOINT}:80").stdout
+    queued = [int(number) for number in re.findall(r"skmem:.*?,w(\d+),", shown)]
+    assert len(queued) == 5
+    assert max(queued) > 0
+    # The rest is what the kernel needs besides the bytes, and what is under way.
+    assert max(queued) <= 4 * tcp.UNSENT, queued
     sender.kill()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.netns.daemonless import kill_daemon
 from tests.netns.ruleset import lasting
 from tests.netns.waiting import eventually
 from tproxy.lab.hypervisor import Hypervisor
@@ -104,9 +105,8 @@ def test_a_bridge_for_which_a_hook_just_ran_is_left_alone(host: Hypervisor) -> N
 
 def test_gc_removes_the_rest_after_nftables_was_flushed_and_the_daemon_killed(host: Hypervisor) -> None:
     up(host, "br0")
-    pids = [line.split(": ")[1] for line in host.tproxy("status").stdout.splitlines()]
     host.run("nft", "flush", "ruleset")
-    host.run("kill", "-9", pids[0])
+    kill_daemon(host)
     assert about(gc(host), "br0") == removal("br0")[1:]
     assert host.tproxy("status").stdout == ""
     assert "one_tproxy" not in host.run("ip", "netns", "list").stdout

@@ -182,8 +182,9 @@ DAMAGES = {
     "all of nftables flushed": "nft flush ruleset",
     "relay killed": killed("one_tproxy_br0"),
     "daemon killed": killed("one_tproxy"),
-    # In this order: after the next one is killed, each of them would end by itself, before kill finds it.
+    # The daemon is stopped first, because it would start the others again.
     "all killed": """
+        pkill -STOP -f "^one_tproxy *$"
         for each in one_tproxy_br0 tproxy-spawner one_tproxy; do kill -9 $(pgrep -f "^$each *$"); done""",
 }
 
@@ -336,8 +337,7 @@ def assert_nothing_left(host: Hypervisor) -> None:
         "ip link del br0",
         "rm /run/tproxy.yaml",
         "echo 'tproxy: []' > /run/tproxy.yaml",
-        # With its spawner, which ends by itself.
-        killed("one_tproxy") + "; while pgrep -f '^tproxy-spawner *$'; do sleep 0.01; done",
+        killed("one_tproxy"),
         "nft flush ruleset",
         "true",
     ],

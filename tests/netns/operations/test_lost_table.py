@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests.netns.daemonless import kill_daemon
 from tests.netns.one_bridge import ENDPOINT, OneBridge
 from tests.netns.waiting import eventually
 from tproxy.lab.hypervisor import Guest, Hypervisor
@@ -172,7 +173,7 @@ def test_a_map_of_another_program_is_restored_without_guards(two: OneBridge) -> 
 
 
 def test_without_an_answer_of_the_daemon_a_hook_restores_its_own_bridge(two: OneBridge) -> None:
-    two.host.run("kill", "-9", str(two.pids()["one_tproxy"]))
+    kill_daemon(two.host)
     flush(two)
     two.host.tproxy("hook", "up", "--bridge", "br0", "--config", two.config)
     assert two.ask() == "one"
@@ -196,7 +197,7 @@ def test_a_daemon_for_a_service_manager_takes_over_with_all_bridges(two: OneBrid
 
 def test_a_daemon_for_a_service_manager_ends_no_relay_when_nobody_knows_the_maps(two: OneBridge) -> None:
     old = two.pids()
-    two.host.run("kill", "-9", str(old["one_tproxy"]))
+    kill_daemon(two.host)
     flush(two)
     two.host.popen(sys.executable, "-m", "tproxy", "daemon")
     for _ in eventually():

@@ -89,6 +89,8 @@ def test_services_disappear_and_return_with_their_entries(site: Site) -> None:
 
 def test_a_network_with_a_long_name_keeps_its_services(site: Site) -> None:
     name = "Внутренняя сеть отдела продаж"  # too long for a comment in nftables
+    site.host.tproxy("stop")
+    site.host.run("nft", "flush", "ruleset")  # the bridge has no network any more
     site.configure(f"{{service_port: 80, remote_port: 8080, networks: [{name}]}}")
     for options in (("--network", name), ("--network", name, "--network-id", "7")):
         site.up("br0", *options)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.netns.daemonless import kill_daemon
 from tests.netns.one_bridge import ECHO, OneBridge
 from tests.netns.talk import Talk
 from tproxy.lab.hypervisor import Hypervisor
@@ -76,7 +77,7 @@ def test_it_is_quiet_when_nothing_runs(lab: OneBridge) -> None:
 def test_without_a_daemon_the_processes_that_write_to_the_old_log_are_named(lab: OneBridge) -> None:
     """Relays and workers cannot open files: the next daemon gives them the new ones."""
     before = lab.pids()
-    lab.host.run("kill", "-9", str(before["one_tproxy"]))
+    kill_daemon(lab.host)
     rotate(lab)
     done = lab.host.tproxy("reopen-logs", check=False)
     assert done.returncode == 1

@@ -187,6 +187,23 @@ def test_a_guest_on_a_network_starts_and_shuts_down_and_the_network_stops(libvir
     assert list(host.path("/run/tproxy/libvirt").iterdir()) == []
 
 
+def test_guests_of_two_networks_on_one_bridge_are_served_by_their_own(libvirt: Libvirt) -> None:
+    """The one of the network ``blue``, the other of the network ``br0``, which has another endpoint."""
+    for name in ("blue", "br0"):
+        libvirt.network("started", name, "br0")
+    guests = []
+    for number, name in enumerate(("blue", "br0")):
+        mac = f"52:54:00:6b:3c:0{number}"
+        guest = libvirt.host.add_guest(name, "br0", f"10.0.0.{5 + number}/24")
+        guest.ip(f"link set eth0 address {mac}")
+        plugged = domain(on_network(name, "br0", guest.port).replace("52:54:00:6b:3c:58", mac))
+        for operation in ("start", "started"):
+            libvirt.guest(operation, plugged, name=name)
+        guests.append(guest)
+    for guest, name in zip(guests, ("blue", "br0"), strict=True):
+        assert_fetches(guest, name)
+
+
 def test_a_network_with_a_long_name_is_served(libvirt: Libvirt) -> None:
     host, name = libvirt.host, "внутренняя сеть " * 7 + "x"  # 211 bytes, which libvirt allows
     host.write("/run/tproxy.yaml", CONFIG.replace("networks: blue", f"networks: '{name}'"))

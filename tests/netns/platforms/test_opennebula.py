@@ -10,6 +10,7 @@ import pytest
 from tests.netns.opennebula_node import CONF, REMOTES, Node, furnish
 from tests.netns.program import program
 from tests.opennebula_vm import alias, line, nic, pci, vm, xml
+from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
@@ -134,13 +135,18 @@ def test_a_reservation_shares_the_bridge_of_its_network(node: Node) -> None:
         return nic(number, NETWORK="blue-reserved", NETWORK_ID="7")
 
     node.pre(vm(nic(0), reserved(1)))
-    first = node.boot("one")
+    first = node.boot("one", nic=0)
     node.post(vm(nic(0), reserved(1)))
     second = vm(reserved(2))
     node.pre(second)
-    guest = node.boot("two", address="10.0.0.6/24")
+    guest = node.boot("two", address="10.0.0.6/24", nic=2)
     node.post(second)
-    assert guest.get(SERVICE_ADDRESS, 5031) == "hello"
+    assert first.get(SERVICE_ADDRESS, 5031) == "hello"
+    with pytest.raises(ProcessError, match="ECONNRESET"):
+        guest.get(SERVICE_ADDRESS, 5031)  # which is blue's alone
+    assert [each.get(SERVICE_ADDRESS, 5030) for each in (first, guest)] == ["hello", "hello"]
+    cards = node.host.run("nft", "list", "set", "ip", "one_tproxy", "pt_onebr0").stdout
+    assert all(f'"one-7-{number}" . 02:00:0a:00:00:{5 + number:02x}' in cards for number in range(3))
     members = node.host.run("nft", "list", "set", "ip", "one_tproxy", "gu_onebr0").stdout
     assert members.count('comment "id=0 network=blue"') == 1
     assert members.count('comment "id=7 network=blue-reserved order=2"') == 2

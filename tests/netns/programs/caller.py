@@ -67,6 +67,12 @@ def say_and_end(sock: socket.socket, text: str, times: str = "1") -> None:
     print(outcome(sock, action))
 
 
+def say_later(sock: socket.socket, text: str) -> None:
+    """Wait for a line of input, then do as ``say_and_end``."""
+    sys.stdin.readline()
+    say_and_end(sock, text)
+
+
 def echo(sock: socket.socket) -> None:
     """Send 8 MB in pieces of many sizes while reading; print whether the same bytes come back."""
     data = random.randbytes(8_000_000)
@@ -154,6 +160,7 @@ BEHAVIOURS: dict[str, Callable[..., None]] = {
         hear_on,
         say,
         say_and_end,
+        say_later,
         echo,
         hear_then_say,
         reset,

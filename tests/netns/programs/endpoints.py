@@ -18,6 +18,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
+from tproxy.proxy_protocol import START, length
+
 BLOCK = 1 << 16
 
 # SO_LINGER, on and zero seconds: close(2) sends a reset.
@@ -132,10 +134,18 @@ def short(options: argparse.Namespace) -> None:
                     poll.register(sock, select.EPOLLIN)
                 continue
             with open_sockets.pop(fd) as sock:
-                line = sock.recv(BLOCK)
+                line = without_header(sock) if options.introduced else sock.recv(BLOCK)
                 if line and not line.endswith(b"\n"):
                     sys.exit(f"cut in pieces, which a line of some bytes never is: {line!r}")
                 sock.sendall(line)
+
+
+def without_header(sock: socket.socket) -> bytes:
+    """Return the line behind a PROXY header."""
+    data = sock.recv(BLOCK)
+    while not data.endswith(b"\n") and (more := sock.recv(BLOCK)):
+        data += more
+    return data[START + length(data[:START]) :]
 
 
 def accepted(listener: socket.socket) -> Iterator[socket.socket]:
@@ -151,6 +161,7 @@ def main() -> None:
     parser.add_argument("behaviour", choices=[*BEHAVIOURS, "short"])
     parser.add_argument("--bytes", type=int, default=0)
     parser.add_argument("--tell", action="store_true")
+    parser.add_argument("--introduced", action="store_true", help="of short: PROXY headers come")
     parser.add_argument("address")
     parser.add_argument("port", type=int)
     options = parser.parse_args()

@@ -24,4 +24,5 @@ def sniff(address: bytes, mac: bytes, link: str) -> None:
 
 
 if __name__ == "__main__":
-    sniff(socket.inet_aton(sys.argv[1]), bytes.fromhex(sys.argv[2].replace(":", "")), sys.argv[3])
+    family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+    sniff(socket.inet_pton(family, sys.argv[1]), bytes.fromhex(sys.argv[2].replace(":", "")), sys.argv[3])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tproxy.daemon import __main__, relays
+from tproxy.daemon import __main__, patience
 
-relays.GREETING = 5.0
+patience.GREETING = 5.0
 __main__.main()

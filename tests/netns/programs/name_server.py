@@ -11,6 +11,7 @@ import socket
 import sys
 from pathlib import Path
 
+TYPE_A = b"\0\1"
 HEADER = 12  # bytes before the question
 # Name is the question's, type A, class IN, no time to live, 4 bytes.
 RECORD = bytes.fromhex("c00c 0001 0001 00000000 0004")
@@ -27,8 +28,9 @@ def name_in(query: bytes) -> str:
 def answer(query: bytes, addresses: list[str] | None) -> bytes:
     question = query[HEADER : query.index(b"\0", HEADER) + 5]
     flags = "8180" if addresses else "8183"  # no error, or: no such name
-    counts = b"\0\1" + len(addresses or ()).to_bytes(2, "big") + bytes(4)
-    records = (RECORD + socket.inet_aton(each) for each in addresses or ())
+    found = addresses if addresses and question[-4:-2] == TYPE_A else ()
+    counts = b"\0\1" + len(found).to_bytes(2, "big") + bytes(4)
+    records = (RECORD + socket.inet_aton(each) for each in found)
     return query[:2] + bytes.fromhex(flags) + counts + question + b"".join(records)
 
 

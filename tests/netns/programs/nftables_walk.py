@@ -8,10 +8,20 @@ from __future__ import annotations
 
 import random
 import sys
+from typing import Any
 
 from tproxy.bridge import guards, nftables, service_map
 from tproxy.bridge.guards import Guard
-from tproxy.model import BridgeNames, Endpoint, Network, Service, ServiceMap
+from tproxy.model import (
+    PROTOCOLS,
+    SERVICE_ADDRESS,
+    BridgeNames,
+    Endpoint,
+    Network,
+    Service,
+    ServiceKey,
+    ServiceMap,
+)
 
 STEPS = 60
 BRIDGES = ["br0", "map", "drop", "10", "a.b-c.10", "-x", "_", "fifteen.bytes-x", "comment", "0x1f"]
@@ -71,9 +81,18 @@ class Walk:
         for port in self.chance.sample([1, 22, 80, 5030, 65535], self.chance.randrange(5)):
             endpoint = Endpoint(f"10.0.0.{self.chance.randrange(3)}", self.chance.choice([1, 80, 65535]))
             name, timeout = self.chance.choice(WORDS), self.chance.choice([5.0, 0.25, 300.0])
-            services[port] = Service(port, endpoint, name, timeout)
+            options: list[Any] = [self.chance.choice([0, 7, 1_000_000]) for _ in range(7)]
+            options += [self.chance.choice(["", "v2"]), self.chance.choice(["first", "least"])]
+            key = self.random_key(port)
+            services[key] = Service(key, endpoint, name, timeout, *self.chance.choice([[], options]))
         network = Network(self.chance.choice(WORDS), self.chance.choice(WORDS))
         return service_map.storable(ServiceMap(bridge, services, network))
+
+    def random_key(self, port: int) -> ServiceKey:
+        if self.chance.random() < 0.5:
+            return ServiceKey(port)
+        address = self.chance.choice([SERVICE_ADDRESS, "169.254.169.254"])
+        return ServiceKey(port, self.chance.choice(PROTOCOLS), address, self.chance.choice([0, 0, 3]))
 
     def check(self) -> None:
         found = nftables.read_guards()

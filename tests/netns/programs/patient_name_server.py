@@ -16,8 +16,16 @@ ANSWERED = bytes.fromhex("8180 0001 0001 0000 0000")
 RECORD = bytes.fromhex("c00c 0001 0001 0000003c 0004") + socket.inet_aton("10.11.12.13")
 
 
+# The same without an answer, for any other type.
+EMPTY = bytes.fromhex("8180 0001 0000 0000 0000")
+TYPE_A = b"\0\1"
+
+
 def answer(query: bytes) -> bytes:
-    end = query.index(b"\0", HEADER) + 5  # of the question: the name, then type and class
+    name_end = query.index(b"\0", HEADER) + 1
+    end = name_end + 4  # of the question: the name, then type and class
+    if query[name_end : name_end + 2] != TYPE_A:
+        return query[:2] + EMPTY + query[HEADER:end]
     return query[:2] + ANSWERED + query[HEADER:end] + RECORD
 
 
@@ -26,12 +34,16 @@ def main() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind((address, int(port)))
         print("ready", flush=True)
-        asked: dict[bytes, tuple[bytes, tuple[str, int]]] = {}
-        while len(asked) < int(count):
+        names: set[bytes] = set()
+        waiting: list[tuple[bytes, tuple[str, int]]] = []
+        while True:
             query, client = sock.recvfrom(512)
-            asked[query[HEADER:]] = query, client
-        for query, client in asked.values():
-            sock.sendto(answer(query), client)
+            names.add(query[HEADER : query.index(b"\0", HEADER)])
+            waiting.append((query, client))
+            if len(names) >= int(count):
+                for query, client in waiting:
+                    sock.sendto(answer(query), client)
+                waiting.clear()
 
 
 main()

@@ -19,6 +19,7 @@ from tproxy.daemon.spawner import Order, Spawner
 from tproxy.daemon.workers import Workers
 from tproxy.kernel import netns
 from tproxy.kernel.loop import READ, Loop
+from tproxy.model import ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, receive, send
 
@@ -43,7 +44,7 @@ class TakenPort:
             if not isinstance(delivery.message, wire.Listen):
                 return  # the data channels to workers
         self.asked += 1
-        send(far, wire.Report(delivery.message.generation, {5030: errno.EADDRINUSE}))
+        send(far, wire.Report(delivery.message.generation, {ServiceKey(5030): errno.EADDRINUSE}))
 
 
 link.PORT_RETRY = 0.2

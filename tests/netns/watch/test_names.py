@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import pytest
 
@@ -10,6 +11,7 @@ from tests.netns.etc import private_etc
 from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tests.netns.watch.watched_host import CONFIG, ENDPOINT, Host
+from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest
 from tproxy.model import SERVICE_ADDRESS
 from tproxy.watch.names import INTERVAL
@@ -69,9 +71,11 @@ class Site(Host):
         return self.guests[bridge].get(SERVICE_ADDRESS, port)
 
     def wait_for_answer(self, bridge: str, port: int, text: str) -> None:
+        """Wait until a service answers with this text; one that the watcher has not added yet refuses."""
         for _ in eventually():
-            if self.ask(bridge, port) == text:
-                break
+            with suppress(ProcessError):
+                if self.ask(bridge, port) == text:
+                    break
 
 
 @pytest.fixture
@@ -97,15 +101,31 @@ def test_services_follow_a_changed_address_on_all_bridges_and_the_others_stay(si
     assert f"99 : {ENDPOINT} . 8080" in site.nft("list map ip one_tproxy ep_br0")
 
 
-def test_a_service_stays_while_its_address_is_one_of_those_of_the_name(site: Site) -> None:
+def test_all_addresses_of_a_name_are_endpoints(
+    site: Site,
+) -> None:
     site.start()
     site.zone(f"api.example {ENDPOINT} 10.11.12.1")
     site.look_again()
     site.wait_known("api.example", "10.11.12.1", ENDPOINT)
     assert site.ask("br0") == "one"
+    for _ in eventually():
+        if f"endpoints=10.11.12.1%2C{ENDPOINT}" in site.nft("list map ip one_tproxy ep_br0"):
+            break
+    assert site.ask("br0") == "one"
     site.zone(f"api.example {OTHER} {THIRD}")
     site.look_again()
     site.wait_for_answer("br0", 5040, "two")
+
+
+def test_a_name_that_never_resolved_is_served_from_the_answer_on(site: Site) -> None:
+    later = "- {service_port: 5050, remote_addr: later.example, remote_port: 8080}\n"
+    site.configure(more=SERVICES + later)
+    site.start()
+    assert "5050" not in site.nft("list map ip one_tproxy ep_br0")
+    site.zone(f"api.example {ENDPOINT}", f"later.example {OTHER}")
+    site.look_again()
+    site.wait_for_answer("br0", 5050, "two")
 
 
 def test_a_service_that_somebody_moved_by_hand_stays_there(site: Site) -> None:

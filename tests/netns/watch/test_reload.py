@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import pytest
 
+from tests.netns.daemonless import kill_daemon
 from tests.netns.etc import private_etc
 from tests.netns.waiting import eventually
 from tests.netns.watch.watched_host import CONFIG, ENDPOINT, Host, listen
@@ -117,11 +118,11 @@ def test_a_reread_file_counts_for_all_networks_of_a_bridge(host: Host) -> None:
     host.configure(more=red(92))
     host.signal("HUP", host.watcher)
     for _ in eventually():
-        ports = host.nft("list map ip one_tproxy ep_br0")
-        if "92 : " in ports:
+        listed = host.nft("list table ip one_tproxy")
+        if "tcp . 92 . 0x00000002 : " in listed:  # red's alone
             break
-    assert "5030 : " in ports
-    assert "91 : " not in ports
+    assert "5030 : " in listed
+    assert "tcp . 91 . " not in listed
     assert "network=red order=2" in host.nft("list set ip one_tproxy gu_br0")
 
 
@@ -155,10 +156,9 @@ def test_a_file_without_a_watcher_does_not_end_the_watcher_of_another_file(host:
     host.hook("up", "--bridge", "br0")
     watcher = int(host.wait_for_line("watching bridges").split()[1])
     other = host.hypervisor.write("/run/other.yaml", "tproxy: []\n")
-    daemon = host.pids()["one_tproxy"]
     for command in (["start"], ["reload"], ["refresh", "--config", other]):
         host.hypervisor.tproxy(*command, env={"TPROXY_CONFIG": other})
-    host.signal("KILL", daemon)
+    kill_daemon(host.hypervisor)
     host.wait_for_line("the daemon was gone; started again")  # by the watcher, after the commands' signals
     assert "wants no watcher" not in host.log()
     host.hypervisor.tproxy("restart", env={"TPROXY_CONFIG": other})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.netns.daemonless import kill_daemon
 from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tests.netns.watch.watched_host import CONFIG, Host
@@ -27,7 +28,7 @@ def test_a_killed_daemon_is_started_again_and_stop_ends_the_watcher_too(host: Ho
     watcher = host.watch()
     host.wait_up("br0")
     before = host.pids()
-    host.signal("KILL", before["one_tproxy"])
+    kill_daemon(host.hypervisor)
     host.wait_for_line("the daemon was gone; started again")
     host.wait_served(guest)
     assert host.pids()["one_tproxy"] != before["one_tproxy"]
@@ -55,7 +56,7 @@ def test_a_daemon_that_cannot_be_started_now_is_started_later(host: Host) -> Non
     host.pass_time(5)  # it opens everything that it needs
     files = len(list(host.hypervisor.path(f"/proc/{watcher}/fd").iterdir()))
     host.hypervisor.run("prlimit", f"--pid={watcher}", f"--nofile={files}:")
-    host.signal("KILL", host.pids()["one_tproxy"])
+    kill_daemon(host.hypervisor)
     host.wait_for_line("the daemon is gone and cannot be started")
     host.pass_time(5)
     assert host.log().count("the daemon is gone and cannot be started") == 1
@@ -77,7 +78,7 @@ def test_the_daemon_keeps_a_watcher_if_the_file_wants_one(host: Host) -> None:
     host.signal("KILL", first)
     second = int(host.wait_for_line("watching bridges", 2).split()[1])
     assert second != first
-    host.signal("KILL", host.pids()["one_tproxy"])
+    kill_daemon(host.hypervisor)
     host.wait_for_line("the daemon was gone; started again")
     host.wait_served(guest)
 
@@ -112,7 +113,7 @@ def test_a_restart_while_the_file_cannot_be_read_changes_nothing(host: Host, bus
     host.wait_served(host.hypervisor.add_guest("late", "br1", "10.0.1.5/24"))
     # Daemon and watcher still start each other.
     host.hypervisor.write(CONFIG, text)
-    host.signal("KILL", daemon)
+    kill_daemon(host.hypervisor)
     host.wait_for_line("the daemon was gone; started again")
     host.signal("KILL", watcher)
     host.wait_for_line("watching bridges", 2)

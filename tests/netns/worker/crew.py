@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from tests.netns.conftest import ENDPOINTS
+from tests.netns.daemonless import kill_daemon
 from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tproxy.errors import ProcessError
@@ -25,6 +26,7 @@ NETNS = "one_tproxy_br0"
 
 WORKER = "tproxy-worker"
 DRAINING = "tproxy-draining"
+SPAWNER = "tproxy-spawner"
 
 
 class Crew:
@@ -87,10 +89,11 @@ class Crew:
         argv = (sys.executable, "-m", "tproxy", *arguments)
         return self.host.popen(*argv, env={"TPROXY_CONFIG": CONFIG})
 
-    def await_relay(self) -> None:
-        """Wait until the relay has met another daemon than the first one."""
+    def await_relay(self, bridge: str = "br0") -> None:
+        """Wait until the bridge's relay has met another daemon than the first one."""
+        log = self.host.path(f"/var/log/one_tproxy_{bridge}.log")
         for _ in eventually():
-            if "daemon lost: a new one has come" in self.host.path("/var/log/one_tproxy_br0.log").read_text():
+            if "daemon lost: a new one has come" in log.read_text():
                 return
 
     def signal(self, name: str, *pids: int) -> None:
@@ -102,6 +105,10 @@ class Crew:
         for _ in eventually():
             if not set(pids) & set(self.processes()):
                 return
+
+    def kill_daemon(self) -> None:
+        """Kill the daemon, so that it does not come back by itself; return when it has ended."""
+        kill_daemon(self.host)
 
     def change_workers(self, count: int) -> None:
         self.configure(count)
@@ -241,6 +248,6 @@ def whole(loads: list[Load]) -> Iterator[dict[str, Any]]:
     """End the loads, none of which may have lost a connection; yield their reports."""
     for load in loads:
         report = load.end()
-        assert report["failed"] == []
+        assert report["failed"] == [], report
         assert set(report["streams"]) <= {"whole"}
         yield report

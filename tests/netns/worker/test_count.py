@@ -69,7 +69,7 @@ def test_a_daemon_that_was_killed_comes_back_with_another_number_of_workers(
 ) -> None:
     crew = Crew(hypervisor, workers=3)
     loads = [Load(guest) for guest in crew.guests]
-    crew.kill(crew.daemon)
+    crew.kill_daemon()
     crew.configure(1)
     crew.tproxy(command)
     crew.await_workers(1)

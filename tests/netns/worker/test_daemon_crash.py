@@ -21,7 +21,7 @@ def test_a_killed_daemon_costs_no_connection_and_the_next_one_adopts_relay_and_w
     loads = [Load(guest) for guest in crew.guests]
     workers, relay, daemon = crew.pids(WORKER), crew.relay, crew.daemon
     assert len(workers) == 2
-    crew.kill(daemon)
+    crew.kill_daemon()
     for load in loads:
         load.go_on()
     assert "one_tproxy" not in crew.processes().values()
@@ -45,7 +45,7 @@ def test_a_daemon_that_is_killed_again_and_again_costs_no_connection(crew: Crew)
     loads = [Load(guest) for guest in crew.guests]
     workers, relay = crew.pids(WORKER), crew.relay
     for _ in range(3):
-        crew.kill(crew.daemon)
+        crew.kill_daemon()
         crew.tproxy("start")
         for load in loads:
             load.go_on(3)
@@ -57,7 +57,7 @@ def test_a_daemon_that_is_killed_again_and_again_costs_no_connection(crew: Crew)
 def test_guests_wait_while_neither_daemon_nor_worker_lives(crew: Crew, back: str) -> None:
     for guest in crew.guests:  # the daemon knows their ports
         assert start_asking(guest).communicate()[0] == "hello"
-    crew.kill(crew.daemon)
+    crew.kill_daemon()
     crew.kill(*crew.pids(WORKER))
     asking = [start_asking(guest) for guest in crew.guests for _ in range(5)]
     crew.await_connected(len(asking))
@@ -68,7 +68,7 @@ def test_guests_wait_while_neither_daemon_nor_worker_lives(crew: Crew, back: str
 
 def test_workers_end_when_the_last_bridge_is_taken_down_without_a_daemon(crew: Crew) -> None:
     load = Load(crew.guests[0], callers=0, streams=1)
-    crew.kill(crew.daemon)
+    crew.kill_daemon()
     crew.tproxy("hook", "down", "--bridge", "br0", "--force")
     assert load.end()["streams"] == ["ECONNRESET"]
     assert crew.processes() == {}
@@ -76,7 +76,7 @@ def test_workers_end_when_the_last_bridge_is_taken_down_without_a_daemon(crew: C
 
 def test_stop_ends_workers_without_a_daemon(crew: Crew) -> None:
     load = Load(crew.guests[0], callers=0, streams=1)
-    crew.kill(crew.daemon)
+    crew.kill_daemon()
     crew.tproxy("stop")
     assert load.end()["streams"] == ["ECONNRESET"]
     assert crew.processes() == {}

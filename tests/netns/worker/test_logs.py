@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests.netns.waiting import eventually
-from tests.netns.worker.crew import DRAINING, HTTP, WORKER, Crew, Load, whole
+from tests.netns.worker.crew import DRAINING, HTTP, SPAWNER, WORKER, Crew, Load, whole
 from tproxy.lab.hypervisor import Hypervisor
 from tproxy.model import SERVICE_ADDRESS
 
@@ -41,7 +41,10 @@ def assert_lines_are_complete(crew: Crew) -> None:
 def test_all_processes_write_to_new_files_after_reopen_logs_under_load(crew: Crew) -> None:
     loads = [Load(guest) for guest in crew.guests]
     crew.tproxy("restart")
-    processes = crew.processes()
+    for _ in eventually():  # the old spawner may still be ending
+        processes = crew.processes()
+        if list(processes.values()).count(SPAWNER) == 1:
+            break
     assert list(processes.values()).count(DRAINING) == 2
     for _ in range(3):
         rotate(crew)
@@ -62,7 +65,7 @@ def test_all_processes_write_to_new_files_after_reopen_logs_under_load(crew: Cre
 
 
 def test_relay_and_workers_that_a_daemon_finds_get_the_log_as_it_is_now(crew: Crew) -> None:
-    crew.kill(crew.daemon)
+    crew.kill_daemon()
     rotate(crew)
     crew.tproxy("start")
     for _ in eventually():

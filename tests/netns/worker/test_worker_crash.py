@@ -33,7 +33,7 @@ def test_a_killed_worker_resets_its_own_guests_connections_and_no_other_guest_no
     workers = [crew.worker_of(load.guest) for load in loads]
     assert len(set(workers)) == 2
     if daemon == "is dead too":
-        crew.kill(crew.daemon)
+        crew.kill_daemon()
     crew.kill(workers[0])
     other.go_on()
     later = Load(victim.guest)  # served by a new worker, or by the other one
@@ -41,7 +41,8 @@ def test_a_killed_worker_resets_its_own_guests_connections_and_no_other_guest_no
     report = victim.end()
     assert report["streams"] == ["ECONNRESET"] * 2
     assert set(report["failed"]) <= {"ECONNRESET"}  # those that were open just then, one for each caller
-    assert len(report["failed"]) <= 4
+    # Nobody keeps what was on its way to the worker when the daemon is dead.
+    assert len(report["failed"]) <= (4 if daemon == "lives" else 8)
     list(whole([other, later]))
     if daemon == "is dead too":
         assert crew.pids(WORKER) == [workers[1]]

@@ -105,6 +105,14 @@ def test_a_greedy_client_connects_until_it_is_told_to_end() -> None:
         assert int(greedy.communicate()[0]) >= 2
 
 
+def test_slow_readers_read_on_all_connections_until_they_are_told_to_end() -> None:
+    with (
+        server(lambda connection: connection.sendall(b"x" * 100_000)) as listener,
+        start("bench.slow_readers", port_of(listener), 3) as readers,
+    ):
+        assert int(readers.communicate()[0]) >= 0
+
+
 def test_the_rate_of_streams_is_read_from_the_sums_of_intervals() -> None:
     report = """\
 [  5]   0.00-0.50   sec   596 MBytes  10000 Mbits/sec    0   3.25 MBytes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from bench.peers import BEFORE, HAPROXY, TPROXY
 from bench.results import Results
 from bench.workers_report import CLAIMS, HAPROXY_2, ONE, SCALE, TWO, markdown, scaled
@@ -47,22 +49,21 @@ def test_rates_may_not_fall_and_latencies_may_not_rise() -> None:
     assert [row[-1] for row in goals(results)] == ["≥ 0.95 ✓", "≤ 1.15 ✗", "≥ 0.95 ✓", "≤ 1.15 ✓"]
 
 
-def test_p99_beside_a_greedy_guest_is_compared_with_its_own_control() -> None:
+@pytest.mark.parametrize(
+    ("place", "where", "goal"), [("", "another bridge", "≤ 2 ✓"), ("same ", "the same bridge", "≤ 3 ✓")]
+)
+def test_p99_beside_a_greedy_guest_is_compared_with_its_own_control(
+    place: str, where: str, goal: str
+) -> None:
     results = Results()
     for peer, beside in ((TWO, 300), (HAPROXY, 900)):
-        results.add(peer, {"calm p99": 100, "connects control p99": 200, "connects p99": beside})
+        figures = {"calm p99": 100, f"{place}connects control p99": 200, f"{place}connects p99": beside}
+        results.add(peer, figures)
 
-    assert goals(results) == [
-        [
-            "two workers: p99 beside 8 processes that connect, by the control, µs",
-            "300",
-            "200",
-            "1.50",
-            "≤ 2 ✓",
-        ]
-    ]
+    title = f"two workers: p99 on {where} beside 8 processes that connect, by the control, µs"
+    assert goals(results) == [[title, "300", "200", "1.50", goal]]
     rows = [[cell.strip() for cell in line.split("|")] for line in markdown(results).splitlines()]
-    assert ["", "8 processes that connect", "1.50", "4.50", ""] in rows
+    assert ["", f"{where}, 8 processes that connect", "1.50", "4.50", ""] in rows
 
 
 def test_held_workers_are_compared_with_one_of_them() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tproxy.bridge import guards
+from tproxy.bridge import address_rules, guards
 from tproxy.bridge.guard_rules import (
     ASKING,
     FORWARD,
@@ -27,7 +27,7 @@ from tproxy.bridge.guard_rules import (
     shared_rules,
 )
 from tproxy.bridge.guards import Guard, ObservedGuard
-from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, BridgeNames
+from tproxy.model import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, SERVICE_MAC, BridgeNames
 
 # An example takes some milliseconds, and there are few ways in which examples can differ.
 few = settings(max_examples=25)
@@ -45,7 +45,8 @@ def a_guard(draw: st.DrawFn, bridge: str = "br0", ports: Iterable[str] = PORTS) 
     uplinks = draw(st.dictionaries(port, st.booleans(), max_size=3))
     by_port = draw(st.booleans())
     own = frozenset({BridgeNames(bridge).veth_bridge, *draw(st.sets(port))}) if by_port else None
-    return Guard(bridge, own, uplinks, limited=draw(st.booleans()))
+    addresses = draw(st.frozensets(st.sampled_from(["169.254.169.254", "10.0.0.53", SERVICE_ADDRESS_IPV6])))
+    return Guard(bridge, own, uplinks, limited=draw(st.booleans()), addresses=addresses)
 
 
 FORGET = f"flush set bridge one_tproxy {KNOWN}"
@@ -73,8 +74,8 @@ def as_listed(*present: Guard) -> list[dict[str, Any]]:
             if hook := re.search(r"hook (\w+) priority (-?\d+)", command):
                 chain |= {"hook": hook[1], "prio": int(hook[2]), "policy": "accept"}
             items.append({"chain": chain})
-    for name in SETS:
-        elements = {key: text for each in present for key, text in each.elements[name].items()}
+    for name in dict.fromkeys(name for each in present for name in each.elements):
+        elements = {key: text for each in present for key, text in each.elements.get(name, {}).items()}
         elem = [{"elem": {"val": key, "comment": text}} for key, text in elements.items()]
         items.append({"set": {"name": name, **({"elem": elem} if elem else {})}})
     items += LIMITED if present[0].limited else []
@@ -121,8 +122,8 @@ def test_a_change_of_ports_changes_elements_and_no_rule(before: Guard, after: Gu
     commands = guards.load(after, observed(before))
     forgets = after.limited and before.elements[UPLINKS] != after.elements[UPLINKS]
     assert [each for each in commands if not re.match(r"(add|delete) element ", each)] == [FORGET] * forgets
-    there = {(name, key): text for name in SETS for key, text in before.elements[name].items()}
-    want = {(name, key): text for name in SETS for key, text in after.elements[name].items()}
+    there = {(name, key): text for name, each in before.elements.items() for key, text in each.items()}
+    want = {(name, key): text for name, each in after.elements.items() for key, text in each.items()}
     assert elements_of(commands, "delete") == {key for key in there if want.get(key) != there[key]}
     assert elements_of(commands, "add") == {key for key in want if want[key] != there.get(key)}
     assert commands == guards.change_elements(after, observed(before))
@@ -140,14 +141,22 @@ def test_an_element_is_deleted_before_it_is_added_again_with_another_comment(gua
 @given(a_guard("br0", ["vnet0", "vnet1", "eth0"]), a_guard("br1", ["vnet8", "vnet9", "eth1"]))
 def test_two_bridges_share_rules_and_neither_touches_the_others_elements(one: Guard, two: Guard) -> None:
     two = two._replace(
-        ports=None if one.ports is None else frozenset({"br1b", *(two.ports or ())}), limited=one.limited
+        ports=None if one.ports is None else frozenset({"br1b", *(two.ports or ())}),
+        limited=one.limited,
+        addresses_elsewhere=one.addresses,
     )
+    one = one._replace(addresses_elsewhere=two.addresses)
     found = guards.parse(as_listed(one, two))
     assert guards.load(one, found["br0"]) == []
     assert guards.load(two, found["br1"]) == []
     gone = guards.unload(found["br0"])
-    assert elements_of(gone, "delete") == {(name, key) for name in SETS for key in one.elements[name]}
-    assert not any("br1" in each or f" {chain}" in each for each in gone for chain in SHARED_CHAINS)
+    assert elements_of(gone, "delete") == {(name, key) for name, keys in one.elements.items() for key in keys}
+    if one.addresses <= two.addresses:
+        assert not any("br1" in each or f" {chain}" in each for each in gone for chain in SHARED_CHAINS)
+    else:  # the rules for its addresses go
+        names = {guards.AT_PREFIX + each for each in one.addresses - two.addresses if ":" not in each}
+        assert names <= {each.split()[4] for each in gone if each.startswith("delete set")}
+        assert not any(f"@{name} " in each for each in gone for name in names if each.startswith("add rule"))
     assert guards.parse(as_listed(two))["br1"].own(VETHS) == {"br1b": two.elements[VETHS]["br1b"]}
 
 
@@ -157,8 +166,9 @@ def test_after_unloading_only_the_shared_parts_are_left(guard: Guard) -> None:
     listed = as_listed(guard)
     assert not guards.only_shared(listed)
     commands = guards.unload(observed(guard))
-    assert elements_of(commands, "delete") == {(name, key) for name in SETS for key in guard.elements[name]}
-    assert [c for c in commands if "chain" in c] == [
+    elements = {(name, key) for name, keys in guard.elements.items() for key in keys}
+    assert elements_of(commands, "delete") == elements
+    assert [c for c in commands if "chain" in c and " ch_br0" in c] == [
         "flush chain bridge one_tproxy ch_br0",
         "delete chain bridge one_tproxy ch_br0",
     ]
@@ -200,7 +210,7 @@ def test_a_missing_chain_or_one_without_a_rule_is_loaded_again(guard: Guard, dat
     commands = guards.load(guard, guards.parse(damaged)["br0"])
     assert f"delete chain bridge one_tproxy {name}" in commands
     assert elements_of(commands, "add") == elements_of(commands, "delete") == set()
-    whole = {"ch_br0"} if name == "ch_br0" else set(SHARED_CHAINS)
+    whole = {"ch_br0"} if name == "ch_br0" else set(guard.shared_rules)
     assert {c.split()[4] for c in commands if not c.startswith("add set")} == whole
 
 
@@ -233,11 +243,13 @@ def test_rules_for_the_other_kind_of_kernel_are_replaced(guard: Guard) -> None:
 def test_sets_of_the_limits_are_made_before_the_rules_that_name_them(guard: Guard) -> None:
     commands = guards.load(guard, ObservedGuard("br0"))
     made = [c.split()[4] for c in commands if c.startswith("add set")]
-    assert made == [*SETS, *(LIMIT_SETS if guard.limited else ())]
+    further = sorted(name for name in guard.elements if name not in SETS)
+    limits = [*LIMIT_SETS, *(address_rules.LIMIT_SETS if further else ())] if guard.limited else []
+    assert made == [*SETS, *further, *limits]
     first_rule = next(i for i, c in enumerate(commands) if c.startswith("add rule"))
     assert all(i < first_rule for i, c in enumerate(commands) if c.startswith("add set"))
     named = {
-        each for c in commands if c.startswith("add rule") for each in re.findall(r"@(?![nt]h,)(\w+)", c)
+        each for c in commands if c.startswith("add rule") for each in re.findall(r"@(?![nt]h,)([\w.]+)", c)
     }
     assert named <= set(made)
     assert observed(guard).limited == guard.limited
@@ -287,8 +299,9 @@ def test_the_arp_guard_is_as_the_contract_says(guard: Guard) -> None:
     base = "add chain bridge one_tproxy ch_br0 { type filter hook forward priority -200; policy accept; }"
     assert base in commands
     asks = f"{ARP_WORD} meta protocol arp arp daddr ip {SERVICE_ADDRESS}"
-    assert guard.arp_rule.startswith(f"{asks} oifname != ")
-    assert guard.arp_rule.endswith(" drop")
+    rule, *_ = guard.arp_rules
+    assert rule.startswith(f"{asks} oifname != ")
+    assert rule.endswith(" drop")
 
 
 @pytest.mark.parametrize("by_port", [True, False])
@@ -306,6 +319,19 @@ def test_a_frame_that_does_not_concern_the_service_costs_no_set_lookup(by_port: 
             # The first bytes of no IPv4, IPv6 or ARP packet.
             stacked = rule.startswith("@nh,0,32 & 0x0fff0000 == 0 meta protocol { 8021q, 8021ad } jump ")
             assert stacked or re.match("|".join(words), rule)
+
+
+@pytest.mark.parametrize("by_port", [True, False])
+def test_rules_for_further_addresses_begin_with_a_word_too_and_name_their_set(by_port: bool) -> None:
+    addresses = frozenset({"169.254.169.254", SERVICE_ADDRESS_IPV6})
+    guard = Guard("br0", frozenset({"br0b"}) if by_port else None, {}, addresses=addresses)
+    plain = guard._replace(addresses=frozenset())
+    for chain in (PREROUTING, FORWARD):
+        for rule in guard.shared_rules[chain]:
+            if rule not in plain.shared_rules[chain]:
+                # Neighbour discovery can have headers before it, so its place is not fixed.
+                assert rule.startswith(("@nh,", "meta protocol ip6 meta l4proto ipv6-icmp @th,"))
+                assert re.search(r"@at_(169\.254\.169\.254|ipv6) ", rule)
 
 
 def test_rules_that_drop_arp_name_no_field_of_it() -> None:

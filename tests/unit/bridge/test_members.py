@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tproxy.bridge import members, service_map
+from tproxy.bridge.members import Nics
 from tproxy.model import Member, Network, ServiceMap, check_mac
 
 BLUE, RED, GREEN = Network("blue", "1"), Network("red", "2"), Network("green", "3")
@@ -84,6 +85,71 @@ def test_the_watcher_can_name_the_network_of_unnamed_guests_anew() -> None:
     found = members.join(bridge(members.join(None, RED, [])), BLUE, [ONE])
     found = members.join(bridge(found), GREEN, [], anew=True)
     assert bridge(found).networks == (BLUE, GREEN)
+
+
+def joined(found: ServiceMap | None, network: Network, *named: tuple[str, str]) -> ServiceMap:
+    """The map after a hook that names these MACs, each with a port, or ""."""
+    nics = Nics(
+        frozenset(mac for mac, _ in named if mac), frozenset((port, mac) for mac, port in named if port)
+    )
+    return members.after_join(found, bridge({}), network, nics)
+
+
+def left(found: ServiceMap, *macs: str, ports: tuple[str, ...] = ()) -> ServiceMap:
+    return members.after_leave(found, Nics(frozenset(macs), frozenset((port, "") for port in ports)))
+
+
+def test_a_card_is_a_port_and_the_mac_that_a_hook_named_with_it() -> None:
+    found = joined(None, RED, (ONE, "vnet1"), (TWO, ""))
+    assert found.members == {ONE: Member(RED), TWO: Member(RED)}
+    assert found.cards == {("vnet1", ONE)}
+
+
+def test_what_a_hook_says_of_a_mac_or_a_port_replaces_what_was_said_before() -> None:
+    found = joined(None, RED, (ONE, "vnet1"), (TWO, "vnet2"))
+    assert joined(found, RED, (ONE, "vnet3")).cards == {("vnet3", ONE), ("vnet2", TWO)}
+    assert joined(found, RED, (THREE, "vnet1")).cards == {("vnet1", THREE), ("vnet2", TWO)}
+    assert joined(found, RED, (ONE, "")).cards == {("vnet2", TWO)}
+
+
+def test_a_port_without_a_mac_has_the_address_of_its_network() -> None:
+    found = joined(None, RED, ("", "vnet1"))
+    assert found.members == {members.address_of(RED): Member(RED)}
+    assert found.cards == {("vnet1", members.address_of(RED))}
+    both = joined(found, RED, ("", "vnet2"))
+    assert {port for port, _ in both.cards} == {"vnet1", "vnet2"}
+    assert left(both, ports=("vnet1",)).cards == {("vnet2", members.address_of(RED))}
+
+
+def test_a_guest_goes_with_its_cards() -> None:
+    found = joined(joined(None, RED, (ONE, "vnet1"), (TWO, "vnet2")), BLUE, (THREE, "vnet3"))
+    assert left(found, ONE).cards == {("vnet2", TWO), ("vnet3", THREE)}
+    gone = left(found, ports=("vnet3",))
+    assert gone.members == {ONE: Member(RED), TWO: Member(RED)}
+    assert gone.cards == {("vnet1", ONE), ("vnet2", TWO)}
+    assert left(found, "02:00:00:00:00:99") == found
+
+
+@given(st.sets(st.tuples(st.sampled_from(["vnet1", "tap.2", "x" * 15]), st.sampled_from([ONE, TWO]))))
+def test_cards_read_as_they_were_stored(cards: set[tuple[str, str]]) -> None:
+    elements = [{"concat": [*each]} for each in sorted(cards)]
+    listed = {"type": ["ifname", "ether_addr"], "elem": elements}
+    assert service_map.parse_cards(listed) == frozenset(cards)
+    assert service_map.parse_cards({"type": "ifname", "elem": []}) is None
+
+
+def test_cards_change_with_the_fewest_commands_and_their_set_goes_with_the_last() -> None:
+    none, some = bridge({}), bridge({})._replace(cards=frozenset({("vnet1", ONE), ("vnet2", TWO)}))
+    one = some._replace(cards=frozenset({("vnet1", ONE)}))
+    assert service_map.change_map(some, some) == []
+    assert service_map.change_map(some, one)[1:] == [
+        f'delete element ip one_tproxy pt_br0 {{ "vnet2" . {TWO} }}'
+    ]
+    assert service_map.change_map(one, none) == ["delete set ip one_tproxy pt_br0"]
+    assert service_map.change_map(none, one) == [
+        "add set ip one_tproxy pt_br0 { type ifname . ether_addr; }",
+        f'add element ip one_tproxy pt_br0 {{ "vnet1" . {ONE} }}',
+    ]
 
 
 @given(networks)

@@ -36,14 +36,22 @@ from tproxy.model import (
     Endpoint,
     Network,
     Service,
+    ServiceKey,
     ServiceMap,
 )
 
 NAMES = BridgeNames("br0")
-ONE, TWO = Service(80, Endpoint("10.0.0.1", 80)), Service(81, Endpoint("10.0.0.2", 81))
-WANTED = ServiceMap("br0", {80: ONE, 81: TWO}, Network("blue", "7"))
+ONE, TWO = (
+    Service(ServiceKey(80), Endpoint("10.0.0.1", 80)),
+    Service(ServiceKey(81), Endpoint("10.0.0.2", 81)),
+)
+WANTED = ServiceMap("br0", {ServiceKey(80): ONE, ServiceKey(81): TWO}, Network("blue", "7"))
 NO_UPLINKS: frozenset[str] = frozenset()
 OTHER_MAC = "02:00:00:00:00:01"
+METADATA = "169.254.169.254"
+FURTHER = WANTED._replace(
+    services={**WANTED.services, (key := ServiceKey(80, address=METADATA)): ONE._replace(key=key)}
+)
 
 
 def rules_of(guard: Guard) -> ObservedGuard:
@@ -57,7 +65,7 @@ def rules_of(guard: Guard) -> ObservedGuard:
 
 
 def right_guard(observed: Observed, named: frozenset[str], *, by_port: bool = True) -> ObservedGuard:
-    by_bridge, with_ports, *_ = plan.wanted_guards("br0", observed, named)
+    by_bridge, with_ports, *_ = plan.wanted_guards("br0", observed, named, frozenset())
     return rules_of(with_ports if by_port else by_bridge)
 
 
@@ -69,7 +77,7 @@ def healthy() -> Observed:
         name_ours=True,
         namespace=True,
         outer=OuterLink(veth=True, up=True, mtu=1500, master="br0", peer=7, mac=PORT_MAC, fixed=True),
-        inner=InnerLink(ifindex=7, up=True, mtu=1500, mac=SERVICE_MAC, address=f"{SERVICE_ADDRESS}/32",
+        inner=InnerLink(ifindex=7, up=True, mtu=1500, mac=SERVICE_MAC, addresses=(f"{SERVICE_ADDRESS}/32",),
                         default_route=True),
         sysctls=plan.namespace_sysctls(NAMES),
         map=WANTED,
@@ -105,17 +113,15 @@ def after(observed: Observed, action: Action) -> Observed:
             assert observed.namespace
             assert observed.outer is None
             assert observed.inner is None
-            inner = InnerLink(9, False, mtu, SERVICE_MAC, "", False)
+            inner = InnerLink(9, False, mtu, SERVICE_MAC, (), False)
             outer = OuterLink(True, False, mtu, "", 9, PORT_MAC, fixed=False)
             return observed._replace(outer=outer, inner=inner, sysctls={})
         case SetSysctls(_, values):
             assert observed.inner is not None, "sysctls of a link that does not exist yet"
             return observed._replace(sysctls={**(observed.sysctls or {}), **values})
-        case ConfigureInner(_, mtu):
+        case ConfigureInner(_, mtu, _, addresses):
             assert observed.inner is not None
-            inner = InnerLink(
-                observed.inner.ifindex, True, mtu, SERVICE_MAC, f"{SERVICE_ADDRESS}/32", default_route=True
-            )
+            inner = InnerLink(observed.inner.ifindex, True, mtu, SERVICE_MAC, addresses, default_route=True)
             return observed._replace(inner=inner)
         case AttachOuter(names, mtu):
             assert observed.outer is not None
@@ -149,13 +155,15 @@ inners = st.builds(
     up=st.booleans(),
     mtu=st.sampled_from([1400, 1500]),
     mac=st.sampled_from([SERVICE_MAC, OTHER_MAC]),
-    address=st.sampled_from([f"{SERVICE_ADDRESS}/32", "10.0.0.1/24", ""]),
+    addresses=st.sampled_from([(f"{SERVICE_ADDRESS}/32",), (f"{SERVICE_ADDRESS}/32", f"{METADATA}/32"), ()]),
     default_route=st.booleans(),
 )
 maps = st.builds(
     ServiceMap,
     st.just("br0"),
-    st.dictionaries(st.sampled_from([80, 81, 82]), st.sampled_from([ONE, TWO])),
+    st.dictionaries(
+        st.sampled_from([ServiceKey(80), ServiceKey(81), ServiceKey(82)]), st.sampled_from([ONE, TWO])
+    ),
     st.sampled_from([Network(), WANTED.network]),
 )
 
@@ -207,7 +215,7 @@ def test_guards_have_fallbacks_only_while_the_kind_of_kernel_is_unknown(kind: in
         "limit of nftables",
         "meta ibrname",
     ]
-    guard = plan.wanted_guards("br0", observed, frozenset({"eth9"}))[kind]
+    guard = plan.wanted_guards("br0", observed, frozenset({"eth9"}), frozenset())[kind]
     (change,) = plan.up(WANTED, observed._replace(guard=rules_of(guard)), NO_UPLINKS)
     assert isinstance(change, LoadGuards)
     assert change.fallbacks == ()
@@ -217,7 +225,7 @@ def test_guards_have_fallbacks_only_while_the_kind_of_kernel_is_unknown(kind: in
 def test_guards_of_every_kind_of_kernel_count_as_in_order(kind: int) -> None:
     """A hook or the watcher must not try again, each time, what the kernel lacks."""
     observed = healthy()
-    guard = plan.wanted_guards("br0", observed, NO_UPLINKS)[kind]
+    guard = plan.wanted_guards("br0", observed, NO_UPLINKS, frozenset())[kind]
     assert plan.up(WANTED, observed._replace(guard=rules_of(guard)), NO_UPLINKS) == []
 
 
@@ -364,7 +372,14 @@ def test_another_programs_chain_is_neither_replaced_nor_deleted() -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [{"up": False}, {"mtu": 1400}, {"mac": "02:00:00:00:00:01"}, {"address": ""}, {"default_route": False}],
+    [
+        {"up": False},
+        {"mtu": 1400},
+        {"mac": "02:00:00:00:00:01"},
+        {"addresses": ()},
+        {"addresses": ("10.0.0.1/24", "169.254.16.9/32")},
+        {"default_route": False},
+    ],
     ids=str,
 )
 def test_a_damaged_inner_link_is_configured_anew_and_not_replaced(damage: dict[str, Any]) -> None:
@@ -372,6 +387,33 @@ def test_a_damaged_inner_link_is_configured_anew_and_not_replaced(damage: dict[s
     assert observed.inner is not None
     damaged = observed._replace(inner=observed.inner._replace(**damage))
     assert [type(action) for action in plan.up(WANTED, damaged, NO_UPLINKS)] == [ConfigureInner]
+
+
+def test_a_further_service_address_needs_guards_the_address_and_the_map() -> None:
+    (guard, configure, load) = plan.up(FURTHER, healthy(), NO_UPLINKS)
+    assert isinstance(guard, LoadGuards)
+    assert guard.fallbacks == ()
+    assert isinstance(configure, ConfigureInner)
+    assert configure.addresses == (f"{SERVICE_ADDRESS}/32", f"{METADATA}/32")
+    assert isinstance(load, LoadServiceMap)
+
+
+def test_ipv6_needs_sysctls_too_before_the_address() -> None:
+    wanted = WANTED._replace(ipv6=True)
+    (_, sysctls, configure, _) = plan.up(wanted, healthy(), NO_UPLINKS)
+    assert isinstance(sysctls, SetSysctls)
+    paths = list(sysctls.values)
+    assert paths.index("ipv6/conf/br0a/addr_gen_mode") < paths.index(plan.NO_IPV6)
+    assert sysctls.values[plan.NO_IPV6] == "0"
+    assert isinstance(configure, ConfigureInner)
+    assert configure.addresses == (f"{SERVICE_ADDRESS}/32", "fe80::a9fe:1009/64")
+
+
+def test_a_namespace_that_had_ipv6_loses_it_with_one_sysctl() -> None:
+    observed = healthy()
+    sysctls = {**(observed.sysctls or {}), **plan.namespace_sysctls(NAMES, ipv6=True)}
+    (action,) = plan.up(WANTED, observed._replace(sysctls=sysctls), NO_UPLINKS)
+    assert action == SetSysctls(NAMES.namespace, {plan.NO_IPV6: "1"})
 
 
 def test_only_sysctls_that_differ_are_set() -> None:
@@ -419,9 +461,9 @@ def test_guests_are_all_ports_but_ours_and_the_uplinks(ports: frozenset[str], na
 
 def test_a_named_uplink_stays_named_when_it_is_also_recognised() -> None:
     observed = Observed(ports=frozenset({"eth0", "vnet0"}), recognised_uplinks=frozenset({"eth0"}))
-    for guard in plan.wanted_guards("br0", observed, frozenset({"eth0", "eth9"})):
+    for guard in plan.wanted_guards("br0", observed, frozenset({"eth0", "eth9"}), frozenset()):
         assert guard.uplinks == {"eth0": True, "eth9": True}
-    for guard in plan.wanted_guards("br0", observed, NO_UPLINKS):
+    for guard in plan.wanted_guards("br0", observed, NO_UPLINKS, frozenset()):
         assert guard.uplinks == {"eth0": False}
 
 
@@ -430,18 +472,18 @@ def test_an_uplink_named_for_two_bridges_belongs_to_the_one_whose_port_it_is() -
     named = frozenset({"eth0"})
     has, has_not = (Observed(ports=frozenset(ports)) for ports in (("eth0", "vnet0"), ("vnet1",)))
     for first, then, kept in ((has, has_not, False), (has_not, has, True), (has_not, has_not, False)):
-        (owned, *_) = plan.wanted_guards("br0", first, named)
+        (owned, *_) = plan.wanted_guards("br0", first, named, frozenset())
         assert owned.uplinks == {"eth0": True}
-        again, *_ = plan.wanted_guards("br0", first._replace(guard=rules_of(owned)), named)
+        again, *_ = plan.wanted_guards("br0", first._replace(guard=rules_of(owned)), named, frozenset())
         assert again.uplinks == owned.uplinks
         there = rules_of(owned)._replace(bridge="br1")
-        for guard in plan.wanted_guards("br1", then._replace(guard=there), named):
+        for guard in plan.wanted_guards("br1", then._replace(guard=there), named, frozenset()):
             assert guard.uplinks == ({"eth0": True} if kept else {})
 
 
 def test_our_own_port_is_never_an_uplink() -> None:
     observed = Observed(ports=frozenset({"br0b"}), recognised_uplinks=frozenset({"br0b"}))
-    for guard in plan.wanted_guards("br0", observed, frozenset({"br0b"})):
+    for guard in plan.wanted_guards("br0", observed, frozenset({"br0b"}), frozenset()):
         assert guard.uplinks == {}
         assert set(guard.elements) == set(SETS)
 
@@ -451,10 +493,10 @@ def test_a_bridge_that_another_program_built_keeps_its_settings() -> None:
     observed = healthy()
     assert observed.inner is not None
     foreign = observed._replace(
-        guard=None, inner=observed.inner._replace(mac="02:00:00:00:00:01", address="169.254.16.9/24")
+        guard=None, inner=observed.inner._replace(mac="02:00:00:00:00:01", addresses=("169.254.16.9/24",))
     )
-    assert plan.up_foreign("br0", foreign, "02:00:00:00:00:01") == []
-    rebuilt = plan.up_foreign("br0", foreign._replace(outer=None), "02:00:00:00:00:01")
+    assert plan.up_foreign(WANTED, foreign, "02:00:00:00:00:01") == []
+    rebuilt = plan.up_foreign(WANTED, foreign._replace(outer=None), "02:00:00:00:00:01")
     (configure,) = [action for action in rebuilt if isinstance(action, ConfigureInner)]
     assert configure.mac == "02:00:00:00:00:01"
     assert not any(isinstance(action, LoadGuards) for action in rebuilt)

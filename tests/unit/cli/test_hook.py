@@ -53,6 +53,15 @@ def test_the_last_value_of_an_option_counts_and_uplinks_add_up() -> None:
     assert (options.dry_run, options.force, options.config) == (True, False, None)
 
 
+def test_a_port_belongs_to_the_mac_before_it() -> None:
+    one, two = "02:00:0a:00:00:05", "02:00:0a:00:00:06"
+    options = hook.parse(
+        "up", ["--port", "tap0", "--mac", one, "--port=vnet0", "--port=vnet1", f"--mac={two}"]
+    )
+    assert options.macs == {one, two}
+    assert options.ports == {("tap0", ""), ("vnet0", one), ("vnet1", one)}
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "said"),
     [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tproxy.config.resolver import services_for
 from tproxy.config.services import Config, Problem
-from tproxy.model import Network, Service
+from tproxy.model import Network, Service, ServiceKey
 
 SAMPLE = Path(__file__).parents[3] / "etc/tproxy.yaml"
 VNET1 = Network("vnet1", "7")
@@ -42,7 +42,7 @@ def resolve(name: str) -> list[str]:
     return known[name]
 
 
-def services(configured: Config, network: Network = VNET1) -> tuple[dict[int, Service], list[str]]:
+def services(configured: Config, network: Network = VNET1) -> tuple[dict[ServiceKey, Service], list[str]]:
     """The services of a network, and the warnings about them as lines."""
     chosen, problems = services_for(configured, network, resolve)
     return chosen, [each.at(configured.path) for each in problems]

@@ -15,7 +15,7 @@ from tests.unit.config.files import ONE_LINE, said, services, written
 from tproxy.config import reader
 from tproxy.config.reader import load
 from tproxy.errors import ConfigError
-from tproxy.model import Service
+from tproxy.model import Service, ServiceKey
 
 # A test must not fail because the machine is busy with other tests.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -56,7 +56,7 @@ def check(file: Path, content: str | bytes) -> None:
     """Assert that the file can be used, or is a ConfigError, and that each message is one line."""
     written(file, content)
     for loader in (yaml.CSafeLoader, yaml.SafeLoader):
-        chosen: dict[int, Service] = {}
+        chosen: dict[ServiceKey, Service] = {}
         with mock.patch.object(reader, "_LOADER", loader):
             try:
                 found = load(file)
@@ -65,8 +65,10 @@ def check(file: Path, content: str | bytes) -> None:
             except ConfigError as error:
                 lines = [str(error)]
         assert all(ONE_LINE.match(line) for line in lines)
-        assert all(0 < port < 65536 and 0 < service.endpoint.port < 65536 for port, service in chosen.items())
-        assert all(port == service.port for port, service in chosen.items())
+        assert all(
+            0 < key.port < 65536 and 0 < service.endpoint.port < 65536 for key, service in chosen.items()
+        )
+        assert all(key == service.key for key, service in chosen.items())
         assert "169.254.16.9" not in {service.endpoint.address for service in chosen.values()}
 
 

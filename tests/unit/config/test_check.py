@@ -61,7 +61,7 @@ def test_all_faults_of_all_entries_are_named_with_their_lines(problems: Problems
         "1: tproxy_debug_level '9' is not one of 0 to 3: 2 is used",
         "3: entry 1: service_port '99999' is not a port, 1 to 65535: entry skipped",
         "3: entry 1: remote_port is missing: entry skipped",
-        "4: entry 1: remote_addr '10.1' is not an IPv4 address or a host name: entry skipped",
+        "4: entry 1: remote_addr '10.1' is not an IP address or a host name: entry skipped",
         "5: entry 1: key 'colour' is unknown and ignored",
         "7: entry 3: remote_addr is missing: entry skipped",
         "7: entry 3: remote_port is missing: entry skipped",
@@ -148,7 +148,7 @@ def test_a_missing_file_exits_1(file: Path) -> None:
 
 
 def test_no_resolve_does_not_look_up_host_names(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tproxy.cli.check.resolve_ipv4", no_such_host)
+    monkeypatch.setattr("tproxy.cli.check.addresses_of", no_such_host)
     lines = ("tproxy:", "- {remote_addr: endpoint.invalid, remote_port: 80}")
     assert run(*lines).exit_code == 3
     assert run(*lines, options=("--no-resolve",)).exit_code == 0

@@ -13,7 +13,7 @@ from tproxy.config.merging import MAX_DEPTH
 from tproxy.config.reader import parse
 from tproxy.config.services import Config, Entry
 from tproxy.errors import ConfigError
-from tproxy.model import Endpoint, Network, Service
+from tproxy.model import Endpoint, Network, Service, ServiceKey
 
 
 def only_entry(found: Config) -> Entry:
@@ -32,7 +32,10 @@ def test_an_entry_gets_the_keys_of_a_merged_mapping_with_and_without_colons(
         f"{own}tproxy:\n- <<: *defaults\n  {own}remote_port: 80\n"
     )
     assert not said(found)
-    assert services(found, Network("vnet2")) == ({80: Service(80, Endpoint("10.0.0.1", 80))}, [])
+    assert services(found, Network("vnet2")) == (
+        {ServiceKey(80): Service(ServiceKey(80), Endpoint("10.0.0.1", 80))},
+        [],
+    )
     assert services(found, Network("vnet1")) == ({}, [])
 
 
@@ -52,7 +55,7 @@ def test_of_several_merged_mappings_the_earlier_one_wins(loaded: Load) -> None:
         "tproxy: [{<<: [*one, *two, {name: three, connect_timeout: 3}]}]"
     )
     entry = only_entry(found)
-    assert (entry.remote_port, entry.remote_addr, entry.options["name"]) == (81, "10.0.0.2", "two")
+    assert (entry.remote_port, entry.remote_addr, entry.options["name"]) == (81, ("10.0.0.2",), "two")
     assert entry.options["connect_timeout"] == 3
 
 
@@ -63,7 +66,7 @@ def test_a_merged_mapping_can_merge_another(loaded: Load) -> None:
         "tproxy: [{<<: *two, name: own}]"
     )
     entry = only_entry(found)
-    assert (entry.remote_addr, entry.remote_port, entry.options["name"]) == ("10.0.0.1", 82, "own")
+    assert (entry.remote_addr, entry.remote_port, entry.options["name"]) == (("10.0.0.1",), 82, "own")
 
 
 def test_a_mapping_can_be_merged_by_two_ways(loaded: Load) -> None:
@@ -172,7 +175,7 @@ def test_an_overridden_value_is_not_judged(loaded: Load) -> None:
         "base: &base {remote_addr: 10.1, remote_addr: 10.2, remote_port: 80}\n"
         "tproxy: [{<<: *base, remote_addr: 10.0.0.1}]"
     )
-    assert only_entry(found).remote_addr == "10.0.0.1"
+    assert only_entry(found).remote_addr == ("10.0.0.1",)
 
 
 def test_options_of_the_file_name_the_line_that_merges_them(loaded: Load) -> None:

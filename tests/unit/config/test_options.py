@@ -18,7 +18,7 @@ from tproxy.bridge import service_map
 from tproxy.config import keys, reference
 from tproxy.config.schema import schema
 from tproxy.errors import ConfigError
-from tproxy.model import Endpoint, Service, ServiceMap
+from tproxy.model import Endpoint, Service, ServiceKey, ServiceMap
 from tproxy.options import Choice, Flag, Number, Seconds, Text, written
 
 ROOT = Path(__file__).parents[3]
@@ -50,7 +50,7 @@ def test_the_default_of_an_option_can_be_written_and_means_the_same(loaded: Load
     found = loaded(f"{key}: {declared.default_as_written()}\n{entry()}")
     assert not said(found)
     if key in keys.GENERAL:
-        assert services(found)[0] == {80: Service(80, Endpoint("10.0.0.1", 80))}
+        assert services(found)[0] == {ServiceKey(80): Service(ServiceKey(80), Endpoint("10.0.0.1", 80))}
     else:
         assert found == loaded(entry())._replace(path=found.path, entries=found.entries)
 
@@ -64,7 +64,7 @@ def test_an_option_at_the_top_level_counts_for_all_entries_that_do_not_have_it(l
         f":tproxy_connect_timeout: 2.5\ntproxy: [{{{base}: 80}}, {{{base}: 81, connect_timeout: 5}}, "
         f"{{{base}: 82, connect_timeout: ~}}]"
     )
-    times = {port: each.connect_timeout for port, each in services(found)[0].items()}
+    times = {key.port: each.connect_timeout for key, each in services(found)[0].items()}
     assert times == {80: 2.5, 81: 5.0, 82: 2.5}
     assert not said(found)
 
@@ -75,66 +75,82 @@ def test_a_bad_option_for_all_entries_is_one_warning_and_the_default(loaded: Loa
     assert warning.at("f") == (
         "f:1: tproxy_connect_timeout '301' is not a time of 0.001 to 300 seconds: 5 is used"
     )
-    assert services(found)[0][80].connect_timeout == 5
+    assert services(found)[0][ServiceKey(80)].connect_timeout == 5
 
 
 # The comment of an element
 
 
-@pytest.fixture
-def long_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A declaration that allows more than fits: the bounds of today's options leave room for all of them."""
-    name = keys.SERVICE["name"]
-    longer = name._replace(option=name.option._replace(kind=Text(200)))
-    for table in (keys.SERVICE, keys.ENTRY):
-        monkeypatch.setitem(table, "name", longer)
+LONGEST = [f"'fd00:{each:x}:2222:3333:4444:5555:6666:7777'" for each in range(1, 16)]
 
 
-@pytest.mark.usefixtures("long_names")
-def test_an_entry_whose_options_do_not_fit_is_skipped_with_a_line_that_names_the_option(loaded: Load) -> None:
-    for length, fits in ((121, True), (122, False)):
-        name = "n" * length
-        lines = ["tproxy:", "- remote_addr: 10.0.0.1", "  remote_port: 80", f"  name: {name}"]
-        found = loaded("\n".join([*lines, "- {remote_addr: one.example, remote_port: 1}"]))
-        assert [each.number for each in found.entries] == ([1, 2] if fits else [2])
-        if fits:
-            stored = service_map.storable(ServiceMap("br0", services(found)[0])).services
-            assert stored[80].name == name
-        else:
-            (warning,) = found.warnings
-            assert warning.line == 4
-            assert re.fullmatch(
-                r"entry 1: name 'n{20,}.* does not fit into the 127 bytes that nftables keeps of a service: "
-                "entry skipped",
-                warning.text,
-            )
-
-
-@pytest.mark.usefixtures("long_names")
-def test_options_for_all_entries_take_room_too(loaded: Load) -> None:
-    text = entry(name="n" * 120)
-    assert not said(loaded(text))
-    (warning,) = said(loaded(f"tproxy_connect_timeout: 2.5\n{text}"))
-    assert "entry 1: name " in warning
-    assert "does not fit" in warning
+def test_all_options_of_an_entry_at_once_are_stored(loaded: Load) -> None:
+    options = {
+        "name": "n" * 32,
+        "connect_timeout": "299.999",
+        "max_connections_per_guest": "1000000",
+        "max_connections_per_bridge": "1000000",
+        "max_connections_to_endpoint": "1000000",
+        "idle_timeout": "2592000",
+        "half_closed_timeout": "2592000",
+        "user_timeout": "86400",
+        "drain_timeout": "2592000",
+        "proxy_protocol": "v2",
+        "spread": "least",
+        "udp_idle_timeout": "86400",
+        "remote_addr": "["
+        + ", ".join(f"'fd00:{each:x}:2222:3333:4444:5555:6666:7777'" for each in range(15))
+        + ", 10.0.0.1]",
+    }
+    assert options.keys() == keys.SERVICE.keys() | {"remote_addr"}
+    found = loaded(entry(**options))
+    assert not said(found)
+    wanted = ServiceMap("br0", services(found)[0])
+    assert wanted.services[ServiceKey(80)].drain_timeout == 2592000
+    assert service_map.storable(wanted) == wanted
 
 
 # The schema
+
+# An option of a service that can also stand at the top level has two keys.
+TOPS = ("", "tproxy_")
 
 BAD_VALUES: dict[str, list[str]] = {
     "tproxy": ["5", "{}", "[5]", "['x']", "[[]]"],
     "tproxy_debug_level": ["4", "-1", "debug", "1.5", "[2]"],
     "tproxy_workers": ["0", "65", "all", "-1", "true", "[2]"],
+    "tproxy_ipv6": ["maybe", "1", "[]"],
     "tproxy_watch": ["maybe", "1", "[]"],
     "tproxy_watch_grace": ["-1", "86401", "soon", "[]"],
     "tproxy_connect_timeout": ["0", "301", "soon"],
+    "tproxy_max_connections": ["0", "1000001", "all", "-1", "true", "[2]"],
+    **{f"{top}max_connections_per_guest": ["1000001", "-1", "auto", "1.5", "[]"] for top in TOPS},
+    **{f"{top}max_connections_per_bridge": ["0", "1000001", "-1", "many"] for top in TOPS},
+    **{f"{top}max_connections_to_endpoint": ["0", "1000001", "-1", "many"] for top in TOPS},
+    **{f"{top}idle_timeout": ["-1", "2592001", "0.5", "never"] for top in TOPS},
+    **{f"{top}half_closed_timeout": ["-1", "2592001", "0.5", "never"] for top in TOPS},
+    **{f"{top}user_timeout": ["-1", "86401", "0.5", "never"] for top in TOPS},
+    **{f"{top}drain_timeout": ["-1", "2592001", "0.5", "never"] for top in TOPS},
+    **{f"{top}proxy_protocol": ["v1", "2", "true", "[v2]"] for top in TOPS},
+    "tproxy_log_format": ["xml", "''", "1", "true", "[json]", "JSON"],
+    "tproxy_hypervisor_name": ["''", "5", "é", f"{'n' * 65}", "[a]"],
+    **{f"{top}udp_idle_timeout": ["0", "86401", "-1", "never", "0.5"] for top in TOPS},
+    **{f"{top}spread": ["last", "0", "[first]", "true"] for top in TOPS},
     "tproxy_bridges": ["br0", "[br0]", "[{network: blue}]"],
     "service_port": ["0", "65536", "http", "-5", "1.5", "[80]"],
+    "service_addr": [
+        "5", "''", "host", "10.0.0", "10.0.0.256", "0.0.0.0", "0.1.2.3", "127.0.0.1", "224.0.0.1",
+        "240.0.0.1", "255.255.255.255", "'fe80::1'", "[169.254.169.254]", "169.254.169.254/32",
+    ],
     "remote_addr": [
-        "5", "''", "a b", "169.254.16.9", "0.0.0.0", "255.255.255.255", "224.0.0.1", "10.0.0.256", "[a]",
+        "5", "''", "a b", "169.254.16.9", "0.0.0.0", "255.255.255.255", "224.0.0.1", "10.0.0.256",
+        "[]", "[[a]]",
+        "[10.0.0.1, 10.0.0.256]", "'fe80::1'", "'ff02::1'", "'::'", "'::ffff:10.0.0.1'",
+        "unix:/run/x.sock", "[10.0.0.1, unix:/run/x.sock]", "'fd00::1%eth0'", f"[{', '.join(17 * ['a'])}]",
     ],
     "remote_port": ["0", "65536", "http", "{}"],
     "networks": ["true", "{}", "'0, 1'", "a;b", "'1 2'", "[true]", "[[a]]", "-1", "1.5"],
+    "protocol": ["sctp", "17", "[]", "[tcp, sctp]", "[[udp]]", "TCP", "true"],
     "name": ["''", "5", "é", f"{'n' * 33}", "[a]"],
     "connect_timeout": ["0", "301", "-1", "soon", "[]"],
     "colour": ["red"],
@@ -192,13 +208,41 @@ GOOD_VALUES: dict[str, list[str]] = {
     "tproxy_debug_level": ["", "0", "'3'"],
     "tproxy_workers": ["", "auto", "1", "64", "'8'"],
     "tproxy_watch": ["", "true", "False"],
+    "tproxy_ipv6": ["", "true", "False"],
     "tproxy_watch_grace": ["", "0", "0.5", "86400", "'30'", "'1.125'"],
     "tproxy_bridges": ["", "[]"],
     "service_port": ["", "1", "65535", "'80'"],
-    "remote_addr": ["10.0.0.1", "localhost", "a-b.example.", "x_1", "1.example", "0xfg"],
+    "remote_addr": [
+        "10.0.0.1",
+        "localhost",
+        "a-b.example.",
+        "x_1",
+        "1.example",
+        "0xfg",
+        "'fd00::1'",
+        "'::1'",
+        "[10.0.0.1, a, 'fd00::1']",
+        "'64:ff9b::10.0.0.1'",
+    ],
     "networks": ["", "''", "0", "a", "'a b'", "[0, a]", "[]", "['a,b']", "!!str 7"],
+    "udp_idle_timeout": ["", "auto", "1", "86400", "'5'"],
+    "service_addr": ["", "169.254.169.254", "169.254.16.9", "1.0.0.1", "'10.0.0.53'", "223.255.255.254"],
+    "protocol": ["", "tcp", "udp", "[udp]", "[tcp, udp]", "[udp, tcp, udp]"],
     "name": ["", "n", "'a b'", "'0'"],
     "connect_timeout": ["", "0.001", "300", "'2.5'"],
+    "tproxy_max_connections": ["", "auto", "1", "1000000"],
+    "max_connections_per_guest": ["", "0", "1", "1000000"],
+    "max_connections_per_bridge": ["", "auto", "1", "1000000"],
+    "max_connections_to_endpoint": ["", "auto", "1", "1000000"],
+    "idle_timeout": ["", "0", "2592000", "'60'"],
+    "half_closed_timeout": ["", "0", "2592000"],
+    "user_timeout": ["", "0", "86400"],
+    "drain_timeout": ["", "0", "2592000"],
+    "proxy_protocol": ["", "none", "v2", "'v2'"],
+    "tproxy_proxy_protocol": ["", "none", "v2"],
+    "tproxy_log_format": ["text", "json", "'json'"],
+    "tproxy_hypervisor_name": ["", "node7", "'node 7'", f"{'n' * 64}"],
+    "spread": ["", "first", "'least'"],
     "bridge": ["br0", "'onebr*'", "br[0-9]", "5"],
     "uplinks": ["", "''", "eth0", "[eth0, eth1.100]", "[]"],
     "network": ["", "blue", "7"],

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.keys import keys
 from tests.unit.config.files import ONE_LINE, SAMPLE, VNET1, Load, entry, said, services
 from tproxy.config.file import MAX_BYTES
 from tproxy.config.reader import load
 from tproxy.config.resolver import services_for
 from tproxy.errors import ConfigError
-from tproxy.model import Endpoint, Network, Service
+from tproxy.model import Endpoint, Network, Service, ServiceKey
 
 
 def test_the_sample_is_valid_and_holds_what_it_says(loader: None) -> None:
@@ -22,8 +23,8 @@ def test_the_sample_is_valid_and_holds_what_it_says(loader: None) -> None:
     assert [each.service_port for each in sample.entries] == [5030, 80, 80]
     chosen, warnings = services_for(sample, VNET1, lambda asked: ["127.0.0.1"])
     assert chosen == {
-        5030: Service(5030, Endpoint("10.11.12.13", 5030)),
-        80: Service(80, Endpoint("127.0.0.1", 8080), "packages", 2.5),
+        ServiceKey(5030): Service(ServiceKey(5030), Endpoint("10.11.12.13", 5030)),
+        ServiceKey(80): Service(ServiceKey(80), Endpoint("127.0.0.1", 8080), "packages", 2.5),
     }
     assert not warnings
 
@@ -33,8 +34,8 @@ def test_the_merge_key_that_the_sample_shows_works(loaded: Load) -> None:
     found = loaded("".join(lines[1:]).partition("\n\n")[0].replace("#", ""))
     assert not said(found)
     assert [(each.remote_addr, each.remote_port, set(each.networks)) for each in found.entries] == [
-        ("10.11.12.14", 5031, {"blue"}),
-        ("10.11.12.14", 5032, {"blue"}),
+        (("10.11.12.14",), 5031, {"blue"}),
+        (("10.11.12.14",), 5032, {"blue"}),
     ]
 
 
@@ -52,7 +53,10 @@ def test_keys_can_have_a_leading_colon(loaded: Load, colon: str) -> None:
     )
     assert not said(found)
     assert found.log_level == logging.DEBUG
-    assert services(found) == ({5030: Service(5030, Endpoint("10.11.12.13", 5031), "api", 1.5)}, [])
+    assert services(found) == (
+        {ServiceKey(5030): Service(ServiceKey(5030), Endpoint("10.11.12.13", 5031), "api", 1.5)},
+        [],
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,12 +78,12 @@ def test_keys_of_other_programs_are_ignored(loaded: Load) -> None:
         "twice: 1\ntwice: 2\nbase: &base {mine: 1}\n<<: *base\n" + entry()
     )
     assert not said(found)
-    assert services(found)[0].keys() == {80}
+    assert services(found)[0].keys() == {*keys(80)}
 
 
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(loaded: Load) -> None:
     found = loaded("\ufefftproxy:\r\n- remote_addr: 10.0.0.1\r\n  remote_port: 80\r\n")
-    assert services(found) == ({80: Service(80, Endpoint("10.0.0.1", 80))}, [])
+    assert services(found) == ({ServiceKey(80): Service(ServiceKey(80), Endpoint("10.0.0.1", 80))}, [])
 
 
 @pytest.mark.parametrize(
@@ -128,7 +132,7 @@ def test_a_billion_laughs_under_keys_of_other_programs_cost_nothing(loaded: Load
         f"b{n}: &b{n} {{<<: [{f'*b{n - 1},' * 10}]}}\n" for n in range(1, 40)
     )
     found = loaded(laughs + merges + entry())
-    assert services(found)[0].keys() == {80}
+    assert services(found)[0].keys() == {*keys(80)}
 
 
 @pytest.mark.usefixtures("bounded_work")
@@ -143,7 +147,7 @@ def test_aliases_that_stand_for_more_than_a_file_could_hold_are_refused(loaded: 
 
 def test_an_entry_can_be_an_alias(loaded: Load) -> None:
     found = loaded("other: &e {remote_addr: 10.0.0.1, remote_port: 80}\ntproxy: [*e]")
-    assert services(found)[0].keys() == {80}
+    assert services(found)[0].keys() == {*keys(80)}
 
 
 def test_many_entries_can_share_a_long_list_of_networks_by_an_alias(loaded: Load) -> None:
@@ -178,14 +182,14 @@ def test_a_warning_names_file_line_entry_key_and_value(loaded: Load, tmp_path: P
     )
     place = f"{tmp_path}/tproxy.yaml:5: entry 2"
     assert said(found) == [f"{place}: remote_port '70000' is not a port, 1 to 65535: entry skipped"]
-    assert services(found)[0].keys() == {80}
+    assert services(found)[0].keys() == {*keys(80)}
 
 
 def test_an_unknown_key_in_an_entry_is_named_and_ignored(loaded: Load) -> None:
     found = loaded(entry(colour="green"))
     (warning,) = said(found)
     assert "entry 1: key 'colour' is unknown and ignored" in warning
-    assert services(found)[0].keys() == {80}
+    assert services(found)[0].keys() == {*keys(80)}
 
 
 @pytest.mark.parametrize("again", ["remote_port", ":remote_port"])
@@ -193,7 +197,7 @@ def test_a_key_that_is_written_twice_is_warned_of_and_the_last_one_counts(loaded
     found = loaded(f"tproxy:\n- remote_addr: 10.0.0.1\n  remote_port: 80\n  {again}: 81")
     (warning,) = said(found)
     assert "entry 1: remote_port is there twice: '81' is used" in warning
-    assert services(found)[0].keys() == {81}
+    assert services(found)[0].keys() == {*keys(81)}
 
 
 def test_values_cannot_forge_a_line_of_the_log(loaded: Load) -> None:

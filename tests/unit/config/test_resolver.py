@@ -7,16 +7,17 @@ from unittest import mock
 
 import pytest
 
+from tests.keys import keys
 from tests.unit.config.files import VNET1, Load, entry, resolve, services
-from tproxy.config.resolver import resolve_ipv4, services_for
-from tproxy.model import Endpoint, Service
+from tproxy.config.resolver import addresses_of, services_for
+from tproxy.model import Endpoint, Service, ServiceKey
 
 
 def test_each_hook_chooses_the_same_one_of_several_addresses(loaded: Load) -> None:
     found = loaded(entry(remote_addr="one.example"))
     for answer in (["10.0.0.10", "10.0.0.2"], ["10.0.0.2", "10.0.0.10"]):
         chosen, _ = services_for(found, VNET1, lambda asked, answer=answer: answer)  # type: ignore[misc]  # mypy: no type
-        assert chosen[80].endpoint.address == "10.0.0.2"
+        assert chosen[ServiceKey(80)].endpoint.address == "10.0.0.2"
 
 
 @pytest.mark.parametrize(
@@ -40,10 +41,10 @@ def test_a_name_keeps_its_address_while_no_name_server_answers(
     before, _ = services(found)
     after, (problem,) = services_for(found, VNET1, unanswered, before.get)
     assert after == (before if kept else {})
-    assert problem.text.endswith(": 10.0.0.2:80 as before" if kept else ": entry skipped")
+    assert problem.text.endswith(": 10.0.0.2:80, 10.0.0.10:80 as before" if kept else ": entry skipped")
     # A port that is another service by now does not keep its endpoint.
     assert services_for(found, VNET1, unanswered)[0] == {}
-    other = {80: Service(80, Endpoint("10.0.0.2", 81))}
+    other = {ServiceKey(80): Service(ServiceKey(80), Endpoint("10.0.0.2", 81))}
     assert services_for(found, VNET1, unanswered, other.get)[0] == {}
 
 
@@ -63,9 +64,9 @@ def test_a_name_without_a_usable_address_is_skipped_and_the_others_apply(
         "- {remote_addr: one.example, remote_port: 81}\n"
         "- {remote_addr: 10.0.0.1, remote_port: 82}\n"
     )
-    before = {80: Service(80, Endpoint("10.0.0.9", 80))}
+    before = {ServiceKey(80): Service(ServiceKey(80), Endpoint("10.0.0.9", 80))}
     chosen, (problem,) = services_for(found, VNET1, resolve, before.get)
-    assert chosen.keys() == {81, 82}
+    assert chosen.keys() == {*keys(81, 82)}
     assert problem.at("tproxy.yaml") == (
         f"tproxy.yaml:2: entry 1: remote_addr '{name}' {reason}: entry skipped"
     )
@@ -80,8 +81,9 @@ def test_a_name_is_looked_up_once(loaded: Load) -> None:
     resolver.assert_called_once_with("gone.example")
 
 
-def test_the_resolver_returns_ipv4_addresses_or_raises_oserror() -> None:
+def test_the_resolver_returns_addresses_or_raises_oserror() -> None:
     # An address needs no name server, and not even a hosts file.
-    assert resolve_ipv4("10.0.0.1") == ["10.0.0.1"]
+    assert addresses_of("10.0.0.1") == ["10.0.0.1"]
+    assert addresses_of("fd00::1") == ["fd00::1"]
     with pytest.raises(socket.gaierror):
-        resolve_ipv4("::1")
+        addresses_of("10.0.0.1.")

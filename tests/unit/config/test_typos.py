@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.keys import keys
 from tests.unit.config.files import ONE_LINE, Load, entry, said, services
 from tproxy.config import reader
 from tproxy.model import Network
@@ -28,7 +29,10 @@ from tproxy.model import Network
         ("service-port", "service_port"),
         ("servicePort", "service_port"),
         ("names", "name"),
-        ("timeout", "connect_timeout"),
+        ("timeout", "user_timeout"),
+        ("conn_timeout", "connect_timeout"),
+        ("idletime", "idle_timeout"),
+        ("max_connections_per_guests", "max_connections_per_guest"),
         (":conect_timeout", "connect_timeout"),
     ],
 )
@@ -59,7 +63,7 @@ def test_other_unknown_keys_are_named_and_ignored(loaded: Load, key: str) -> Non
     found = loaded(f"tproxy:\n- remote_addr: 10.0.0.1\n  remote_port: 80\n  ? {key}\n  : x\n")
     (warning,) = said(found)
     assert warning.endswith("is unknown and ignored")
-    assert services(found)[0].keys() == {80}
+    assert services(found)[0].keys() == {*keys(80)}
 
 
 def test_each_entry_that_merges_a_misspelt_key_is_skipped(loaded: Load) -> None:
@@ -169,14 +173,14 @@ def test_several_networks_in_one_string_are_reported(loaded: Load, networks: str
 def test_a_name_that_looks_like_several_can_be_quoted_in_a_list(loaded: Load, name: str) -> None:
     found = loaded(entry(networks=f"['{name}']"))
     assert not said(found)
-    assert services(found, Network(name))[0].keys() == {80}
+    assert services(found, Network(name))[0].keys() == {*keys(80)}
 
 
 @pytest.mark.parametrize("name", ["two words", "vnet 10", "7"])
 def test_one_name_needs_no_list(loaded: Load, name: str) -> None:
     found = loaded(entry(networks=name))
     assert not said(found)
-    assert services(found, Network(name))[0].keys() == {80}
+    assert services(found, Network(name))[0].keys() == {*keys(80)}
 
 
 # Cost

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import socket
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.config.files import Load
-from tproxy.config.union import Contradiction, Offer, merge
-from tproxy.model import Endpoint, Network, Service, ServiceMap
+from tproxy.config.union import Offer, divide, in_words, view
+from tproxy.model import Endpoint, Member, Network, Service, ServiceKey, ServiceMap
 
 BLUE, RED = Network("blue", "1"), Network("red", "2")
 
-ports = st.integers(1, 5)
-wanted = st.dictionaries(ports, st.builds(Endpoint, st.just("10.0.0.1"), st.integers(1, 3)), max_size=5).map(
-    lambda found: {port: Service(port, endpoint) for port, endpoint in found.items()}
+ports = st.integers(1, 5).map(ServiceKey)
+views = st.dictionaries(
+    st.integers(1, 5),
+    st.dictionaries(ports, st.builds(Endpoint, st.just("10.0.0.1"), st.integers(1, 2)), max_size=5).map(
+        lambda found: {key: Service(key, endpoint) for key, endpoint in found.items()}
+    ),
+    min_size=1,
+    max_size=4,
 )
-offers = st.lists(st.tuples(st.builds(Network, st.sampled_from("abc")), wanted), max_size=4)
 
 TWO = """
 tproxy:
@@ -34,63 +39,89 @@ tproxy:
 
 
 def service(port: int, address: str, remote: int) -> Service:
-    return Service(port, Endpoint(address, remote))
+    return Service(ServiceKey(port), Endpoint(address, remote))
 
 
 def silent(name: str) -> list[str]:
     raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
 
-def test_what_networks_want_alike_is_no_contradiction() -> None:
-    same = {80: service(80, "10.0.0.1", 80)}
-    assert merge([(BLUE, same), (RED, same)]) == (same, [])
+def test_what_networks_have_alike_is_everybodys() -> None:
+    same = {ServiceKey(80): service(80, "10.0.0.1", 80)}
+    assert divide({1: same, 2: same}) == same
 
 
-def test_other_options_are_a_contradiction() -> None:
-    kept = service(80, "10.0.0.1", 80)
-    refused = kept._replace(connect_timeout=1.0)
-    services, contradictions = merge([(BLUE, {80: kept}), (RED, {80: refused})])
-    assert services == {80: kept}
-    (found,) = contradictions
-    assert (found.port, found.holder, found.kept) == (80, BLUE, kept)
-    assert (found.other, found.refused) == (RED, refused)
-    assert "connect_timeout 1" in str(found)
+def test_other_options_are_another_service() -> None:
+    one = service(80, "10.0.0.1", 80)
+    other = one._replace(connect_timeout=1.0)
+    services = divide({1: {one.key: one}, 4: {one.key: other}})
+    assert {key.network: each.connect_timeout for key, each in services.items()} == {1: 5.0, 4: 1.0}
+    assert all(key == each.key for key, each in services.items())
 
 
-@given(offers)
-def test_the_first_network_that_wants_a_port_has_it(found: list[tuple[Network, dict[int, Service]]]) -> None:
-    services, contradictions = merge(found)
-    assert services.keys() == {port for _, each in found for port in each}
-    for port, kept in services.items():
-        assert kept == next(each[port] for _, each in found if port in each)
-        refused = [each[port] for _, each in found if port in each and each[port] != kept]
-        assert [each.refused for each in contradictions if each.port == port] == refused
+def test_one_network_has_everything_for_everybody() -> None:
+    services = {ServiceKey(80): service(80, "10.0.0.1", 80)}
+    assert divide({3: services}) == services
 
 
-def test_a_bridge_has_the_union_and_the_contradiction_names_both_networks(loaded: Load) -> None:
-    union = Offer(loaded(TWO)).union([BLUE, RED])
-    assert {port: str(each.endpoint) for port, each in union.services.items()} == {
-        80: "10.0.0.1:8080",
-        81: "10.0.0.2:8081",
-        82: "10.0.0.3:8082",
+@given(views)
+def test_each_network_has_what_it_wants_and_nobody_else_does(
+    found: dict[int, dict[ServiceKey, Service]],
+) -> None:
+    services = divide(found)
+    for order, wanted in found.items():
+        assert view(services, order) == wanted
+    everybody = view(services, 99)
+    assert everybody == {
+        key: each
+        for key, each in next(iter(found.values())).items()
+        if all(other.get(key) == each for other in found.values())
     }
-    (line,) = map(str, union.contradictions)
-    assert line.startswith("port 80 leads to 10.0.0.1:8080 for network 'blue' (id 1), which came first; ")
-    assert "network 'red' (id 2) wants 10.0.0.2:8080" in line
+    assert all(key == each.key for key, each in services.items())
 
 
-def test_the_next_network_has_the_port_when_the_first_has_gone(loaded: Load) -> None:
-    union = Offer(loaded(TWO)).union([RED])
-    assert str(union.services[80].endpoint) == "10.0.0.2:8080"
-    assert union.contradictions == []
+def test_a_bridge_has_for_each_network_what_the_file_says(loaded: Load) -> None:
+    union = Offer(loaded(TWO)).union({BLUE: 1, RED: 2})
+    assert {key.in_words: str(each.endpoint) for key, each in union.services.items()} == {
+        "80@1": "10.0.0.1:8080",
+        "80@2": "10.0.0.2:8080",
+        "81@2": "10.0.0.2:8081",
+        "82": "10.0.0.3:8082",
+    }
+    assert union.divided
 
 
-def test_a_port_keeps_its_address_only_for_the_network_that_holds_it(loaded: Load) -> None:
-    found = ServiceMap("br0", {80: service(80, "10.0.0.7", 80)}, BLUE)
+def test_a_network_that_is_alone_has_plain_services(loaded: Load) -> None:
+    union = Offer(loaded(TWO)).union({RED: 2})
+    assert str(union.services[ServiceKey(80)].endpoint) == "10.0.0.2:8080"
+    assert not union.divided
+
+
+def test_a_service_keeps_its_address_only_for_the_network_that_has_it(loaded: Load) -> None:
+    found = ServiceMap("br0", {ServiceKey(80): service(80, "10.0.0.7", 80)}, BLUE)
     offer = Offer(loaded(NAMES), silent)
     offer.look_up([BLUE, RED])
-    assert offer.union([BLUE], found).services == found.services
-    assert offer.union([RED], found).services == {}
+    assert offer.union({BLUE: 1}, found).services == found.services
+    assert offer.union({RED: 1}, found).services == {}
+
+
+def test_while_no_name_server_answers_each_network_keeps_its_own_addresses(loaded: Load) -> None:
+    blue, red = service(80, "10.0.0.7", 80), service(80, "10.0.0.8", 80)
+    members = {"02:00:00:00:00:01": Member(BLUE, 1), "02:00:00:00:00:02": Member(RED, 2)}
+    services = divide({1: {blue.key: blue}, 2: {red.key: red}})
+    offer = Offer(loaded(NAMES), silent)
+    offer.look_up([BLUE, RED])
+    found = ServiceMap("br0", services, BLUE, members)
+    assert offer.union(found.orders, found).services == services
+
+
+def test_in_the_map_of_an_older_version_the_first_network_that_wants_a_port_has_it(loaded: Load) -> None:
+    members = {"02:00:00:00:00:01": Member(BLUE, 1), "02:00:00:00:00:02": Member(RED, 2)}
+    offer = Offer(loaded(NAMES), silent)
+    offer.look_up([BLUE, RED])
+    found = ServiceMap("br0", {ServiceKey(80): service(80, "10.0.0.7", 80)}, BLUE, members)
+    services = offer.union(found.orders, found).services
+    assert {key.in_words: str(each.endpoint) for key, each in services.items()} == {"80@1": "10.0.0.7:80"}
 
 
 def test_names_are_looked_up_once_and_only_those_of_the_networks(loaded: Load) -> None:
@@ -109,9 +140,6 @@ def test_names_are_looked_up_once_and_only_those_of_the_networks(loaded: Load) -
     assert asked == ["blue.example", "red.example"]
 
 
-def test_no_name_of_a_network_can_forge_a_line(loaded: Load) -> None:
-    networks = [Network("a\nb"), Network("c\x1b[2J", "\n")]
-    every = loaded("tproxy: [{service_port: 80, remote_addr: 10.0.0.1, remote_port: 1}]")
-    services = Offer(every).union(networks).services
-    contradiction = Contradiction(networks[0], services[80], networks[1], services[80])
-    assert str(contradiction).isprintable()
+@pytest.mark.parametrize("network", [Network("a\nb"), Network("c\x1b[2J", "\n")])
+def test_no_name_of_a_network_can_forge_a_line(network: Network) -> None:
+    assert in_words(network).isprintable()

@@ -8,23 +8,26 @@ from unittest import mock
 
 import pytest
 
+from tests.keys import keys
 from tests.unit.config.files import VNET1, Load, entry, said, services
 from tproxy.config.resolver import services_for
-from tproxy.model import DEFAULT_CONNECT_TIMEOUT, Endpoint, Network, Service
+from tproxy.model import DEFAULT_CONNECT_TIMEOUT, Endpoint, Network, Service, ServiceKey
 
 # Ports
 
 
 def test_service_port_is_remote_port_when_left_out(loaded: Load) -> None:
     for content in (entry(remote_port="5030"), entry(remote_port="5030", service_port="~")):
-        assert services(loaded(content))[0] == {5030: Service(5030, Endpoint("10.0.0.1", 5030))}
+        assert services(loaded(content))[0] == {
+            ServiceKey(5030): Service(ServiceKey(5030), Endpoint("10.0.0.1", 5030))
+        }
 
 
 @pytest.mark.parametrize("port", ["1", "65535", "'5030'", '"5030"', "!!str 5030"])
 def test_a_port_is_a_number_or_its_digits_in_quotes(loaded: Load, port: str) -> None:
     found = loaded(entry(service_port=port))
     assert not said(found)
-    assert list(services(found)[0]) == [int(re.sub(r"\D", "", port))]
+    assert list(services(found)[0]) == [ServiceKey(int(re.sub(r"\D", "", port)))]
 
 
 @pytest.mark.parametrize("key", ["service_port", "remote_port"])
@@ -81,7 +84,7 @@ def test_an_entry_with_any_other_port_is_skipped(loaded: Load, key: str, port: s
 def test_connect_timeout_is_in_seconds(loaded: Load, timeout: str, seconds: float) -> None:
     found = loaded(entry(connect_timeout=timeout))
     assert not said(found)
-    assert services(found)[0][80].connect_timeout == seconds
+    assert services(found)[0][ServiceKey(80)].connect_timeout == seconds
 
 
 @pytest.mark.parametrize(
@@ -118,8 +121,7 @@ def test_an_entry_whose_name_cannot_be_in_logs_and_maps_is_skipped(loaded: Load,
         "1.2.3.4.",
         "1.2.3.256",
         "1.2.3.4.5",
-        "'::1'",
-        "'::ffff:10.0.0.1'",
+        "'::1::'",
         "'fe80::1%eth0'",
         "'10.0.0.1 '",
         '"10.0.0.1\\n"',
@@ -136,7 +138,7 @@ def test_an_entry_whose_name_cannot_be_in_logs_and_maps_is_skipped(loaded: Load,
         "a." * 127 + "a",
         "yes",
         "''",
-        "[10.0.0.1]",
+        "[10.1]",
         "http://one.example",
     ],
 )
@@ -144,7 +146,7 @@ def test_an_entry_with_an_ambiguous_remote_addr_is_skipped(loaded: Load, address
     found = loaded(entry(remote_addr=address))
     assert not found.entries
     assert "entry 1: remote_addr " in said(found)[0]
-    assert "is not an IPv4 address or a host name: entry skipped" in said(found)[0]
+    assert "is not an IP address or a host name: entry skipped" in said(found)[0]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def test_addresses_that_cannot_be_an_endpoint_are_refused(loaded: Load, address:
 def test_a_dotted_address_needs_no_resolver(loaded: Load, address: str) -> None:
     resolver = mock.Mock()
     chosen, warnings = services_for(loaded(entry(remote_addr=address)), VNET1, resolver)
-    assert chosen[80].endpoint == Endpoint(address, 80)
+    assert chosen[ServiceKey(80)].endpoint == Endpoint(address, 80)
     assert not warnings
     resolver.assert_not_called()
 
@@ -170,7 +172,7 @@ def test_a_dotted_address_needs_no_resolver(loaded: Load, address: str) -> None:
 )
 def test_host_names_are_left_to_the_resolver(loaded: Load, name: str) -> None:
     chosen, warnings = services_for(loaded(entry(remote_addr=name)), VNET1, lambda asked: ["10.0.0.5"])
-    assert chosen[80].endpoint == Endpoint("10.0.0.5", 80)
+    assert chosen[ServiceKey(80)].endpoint == Endpoint("10.0.0.5", 80)
     assert not warnings
 
 
@@ -183,7 +185,7 @@ def test_host_names_are_left_to_the_resolver(loaded: Load, name: str) -> None:
 def test_a_network_matches_by_name_or_id(loaded: Load, networks: str) -> None:
     found = loaded(entry(networks=networks))
     assert not said(found)
-    assert services(found, Network("storage", "0"))[0].keys() == {80}
+    assert services(found, Network("storage", "0"))[0].keys() == {*keys(80)}
     assert not services(found, Network("other", "5"))[0]
 
 
@@ -192,7 +194,7 @@ def test_missing_or_empty_networks_are_every_network(loaded: Load, networks: str
     found = loaded(entry(networks=networks))
     assert not said(found)
     for network in (VNET1, Network()):
-        assert services(found, network)[0].keys() == {80}
+        assert services(found, network)[0].keys() == {*keys(80)}
 
 
 @pytest.mark.parametrize(
@@ -228,7 +230,7 @@ def test_an_entry_with_a_network_that_yaml_reads_as_something_else_is_skipped(
 @pytest.mark.parametrize("network", ["0123", "1_000", "yes", "1.5", "2026-01-01"])
 def test_a_quoted_network_is_taken_as_it_is_written(loaded: Load, network: str) -> None:
     found = loaded(entry(networks=f"'{network}'"))
-    assert services(found, Network(network))[0].keys() == {80}
+    assert services(found, Network(network))[0].keys() == {*keys(80)}
 
 
 def test_an_entry_whose_networks_are_a_mapping_is_skipped(loaded: Load) -> None:

@@ -94,7 +94,7 @@ class StandIn:
             while (delivery := receive(self.data[bridge])) is not None:
                 with delivery:
                     assert isinstance(delivery.message, wire.Accepted)
-                    ports.append(delivery.message.port)
+                    ports.append(delivery.message.key.port)
         return ports
 
     def die(self) -> None:

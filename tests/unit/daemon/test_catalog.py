@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.keys import keys_of
 from tproxy.daemon.catalog import Catalog
-from tproxy.model import Endpoint, Network, Service, ServiceMap
+from tproxy.model import Endpoint, Network, Service, ServiceKey, ServiceMap
 
 ports = st.integers(1, 65535)
 endpoints = st.builds(Endpoint, st.sampled_from(["10.0.0.1", "10.0.0.2"]), st.sampled_from([80, 81]))
@@ -16,7 +17,11 @@ services = st.dictionaries(ports, endpoints, max_size=8)
 
 
 def a_map(of: Mapping[int, Endpoint], bridge: str = "br0", network: str = "") -> ServiceMap:
-    return ServiceMap(bridge, {port: Service(port, each) for port, each in of.items()}, Network(network))
+    return ServiceMap(
+        bridge,
+        {ServiceKey(port): Service(ServiceKey(port), each) for port, each in of.items()},
+        Network(network),
+    )
 
 
 def endpoint(catalog: Catalog, bridge: str) -> Endpoint:
@@ -32,7 +37,7 @@ def test_the_catalog_has_what_the_last_map_says(maps: list[dict[int, Endpoint]])
     catalog = Catalog()
     for each in maps:
         catalog.apply(a_map(each))
-        assert catalog.ports("br0") == tuple(sorted(each))
+        assert catalog.listeners("br0") == keys_of(sorted(each))
         assert [(port, each[port]) for port in sorted(each)] == [
             (service.port, service.endpoint) for service in catalog.services("br0")
         ]
@@ -61,7 +66,10 @@ def test_the_lines_name_the_new_and_the_old_endpoint() -> None:
 def test_a_changed_timeout_takes_effect_without_a_line_about_the_endpoint() -> None:
     catalog = Catalog()
     catalog.apply(a_map({80: ONE}))
-    assert catalog.apply(ServiceMap("br0", {80: Service(80, ONE, connect_timeout=1.0)})) == []
+    assert (
+        catalog.apply(ServiceMap("br0", {ServiceKey(80): Service(ServiceKey(80), ONE, connect_timeout=1.0)}))
+        == []
+    )
     (service,) = catalog.services("br0")
     assert service.connect_timeout == 1.0
 
@@ -72,7 +80,7 @@ def test_one_port_of_two_bridges_is_two_services() -> None:
     catalog.apply(a_map({80: TWO}, "br1", "green"))
     assert endpoint(catalog, "br0") == ONE
     assert endpoint(catalog, "br1") == TWO
-    assert [[each.name for each in catalog.networks(bridge)] for bridge in ("br0", "br1")] == [
+    assert [[each.name for each in catalog.orders(bridge)] for bridge in ("br0", "br1")] == [
         ["blue"],
         ["green"],
     ]
@@ -85,7 +93,7 @@ def test_removing_a_bridge_leaves_the_others_and_may_be_done_twice() -> None:
     for _ in range(2):
         catalog.remove("br0")
         assert catalog.bridges == {"br1"}
-        assert catalog.ports("br0") == ()
+        assert catalog.listeners("br0") == ()
         assert list(catalog.services("br0")) == []
 
 

@@ -16,7 +16,7 @@ from tproxy.daemon.spawner import Spawner
 from tproxy.daemon.workers import Workers
 from tproxy.kernel.loop import Loop
 from tproxy.log import limit
-from tproxy.model import Endpoint, Service, ServiceMap
+from tproxy.model import Endpoint, Service, ServiceKey, ServiceMap
 
 
 class Hostile:
@@ -28,14 +28,14 @@ class Hostile:
 
     def __init__(self) -> None:
         self.warnings = limit.warnings()
-        self.problems: dict[int, int] = {}
+        self.problems: dict[ServiceKey, int] = {}
 
 
 @pytest.fixture
 def relays(tmp_path: Path) -> Relays:
     loop = Loop()
     catalog = Catalog()
-    catalog.apply(ServiceMap("br0", {80: Service(80, Endpoint("192.0.2.1", 80))}))
+    catalog.apply(ServiceMap("br0", {ServiceKey(80): Service(ServiceKey(80), Endpoint("192.0.2.1", 80))}))
     spawner = cast("Spawner", None)
     workers = Workers(loop, spawner, str(tmp_path), lambda: None, lambda: None)
     return Relays(loop, spawner, catalog, workers, lambda: None)
@@ -47,10 +47,10 @@ def test_reports_that_change_all_the_time_cannot_fill_the_log_and_status_has_the
     hostile = Hostile()
     relays._links["br0"] = cast("Link", hostile)
     for number in [errno.EADDRINUSE, errno.EACCES] * 50:
-        before, hostile.problems = hostile.problems, {80: number}
+        before, hostile.problems = hostile.problems, {ServiceKey(80): number}
         relays.reported(cast("Link", hostile), before)
     assert len(caplog.messages) == 10
-    assert relays.problem("br0", 80) == os.strerror(errno.EACCES)
+    assert relays.problem("br0", ServiceKey(80)) == os.strerror(errno.EACCES)
 
 
 def test_a_place_that_no_worker_has_is_nothing_that_a_relay_can_break(relays: Relays) -> None:

@@ -16,6 +16,7 @@ from tproxy.daemon import worker_link
 from tproxy.daemon.worker_link import WorkerLink
 from tproxy.datapath.counters import OPEN, TOTAL, Counts
 from tproxy.kernel.loop import Loop
+from tproxy.model import ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, send
 from tproxy.worker import orders
@@ -37,6 +38,9 @@ class Setting:
 
     def greeted(self, worker: WorkerLink, version: int) -> None:
         self.versions.append(version)
+
+    def cannot_reach(self, bridge: str, key: ServiceKey, seconds: float) -> None:
+        pass
 
     def changed(self) -> None:
         self.changes += 1
@@ -76,13 +80,13 @@ def ended(pid: int) -> bool:
 
 def test_a_worker_is_known_from_its_birth_and_ready_with_its_counters(setting: Setting) -> None:
     assert setting.link.read() == (0, {})
-    record = setting.worker.counters.record("br0", 80)
+    record = setting.worker.counters.record("br0", ServiceKey(80))
     record.counts[OPEN], record.counts[TOTAL] = 1, 3
     setting.start()
     assert setting.link.pid == setting.worker.pid
     assert setting.versions == [orders.VERSION]
     assert not setting.link.draining
-    assert setting.link.read() == (1, {("br0", 80): Counts(open=1, total=3)})
+    assert setting.link.read() == (1, {("br0", ServiceKey(80)): Counts(open=1, total=3)})
     assert setting.link.cpu_seconds >= 0
 
 

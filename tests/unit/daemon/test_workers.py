@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -15,16 +16,16 @@ from tests.unit.sockets import copies, run_until
 from tproxy.daemon import workers as module
 from tproxy.daemon.spawner import Spawner
 from tproxy.daemon.workers import Workers, wanted_workers
-from tproxy.datapath.counters import OPEN, TO_GUEST, TOTAL, Counts
+from tproxy.datapath.counters import OPEN, OUTCOMES, TO_GUEST, TOTAL, Counts
 from tproxy.kernel.loop import Loop
-from tproxy.model import Endpoint, Service
+from tproxy.model import Endpoint, Service, ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import send
 from tproxy.worker import orders
 
 
 def services(*ports: int) -> tuple[Service, ...]:
-    return tuple(Service(port, Endpoint("192.0.2.1", port)) for port in ports)
+    return tuple(Service(ServiceKey(port), Endpoint("192.0.2.1", port)) for port in ports)
 
 
 class Daemon:
@@ -65,7 +66,7 @@ class Daemon:
         """Pass a guest on by each channel, as a relay does: the port tells the place in its list."""
         with socket.socket() as guest:
             for place, channel in enumerate(channels):
-                send(channel, wire.Accepted(place), [guest.fileno()])
+                send(channel, wire.Accepted(ServiceKey(place)), [guest.fileno()])
 
     def close(self) -> None:
         self.loop.close()
@@ -145,7 +146,8 @@ def test_only_what_has_changed_is_told_again(daemon: Daemon) -> None:
 
 def test_a_long_list_of_services_comes_in_parts(daemon: Daemon) -> None:
     daemon.start(1)
-    many = services(*range(1, 2 * orders.MOST_SERVICES + 2))
+    one_part = len(orders.parts(services(*range(1, 1 << 16)))[0])
+    many = services(*range(1, 2 * one_part + 2))
     daemon.workers.serve("br0", many)
     parts = [each for each in daemon.stand_in(0).hear() if isinstance(each, orders.Services)]
     assert [(each.first, each.last) for each in parts] == [(True, False), (False, False), (False, True)]
@@ -220,7 +222,7 @@ def test_without_workers_a_relay_gets_no_channels(daemon: Daemon) -> None:
 def test_guests_of_a_relay_of_version_1_go_to_a_worker(daemon: Daemon) -> None:
     daemon.start(1)
     with socket.socket() as guest:
-        daemon.workers.deliver("br0", 7, wire.Accepted(80), [guest.fileno()])
+        daemon.workers.deliver("br0", 7, wire.Accepted(ServiceKey(80)), [guest.fileno()])
         assert copies(guest.fileno()) == 1
     assert daemon.stand_in(0).hear() == [orders.Bridge("br0", 7)]
     assert daemon.stand_in(0).passed("br0") == [80]
@@ -331,7 +333,7 @@ def test_workers_that_end_when_a_successor_takes_over_are_not_replaced(daemon: D
 
 
 def count(worker: StandIn, port: int, *, open_: int, total: int) -> None:
-    record = worker.counters.record("br0", port)
+    record = worker.counters.record("br0", ServiceKey(port))
     record.counts[OPEN], record.counts[TOTAL], record.counts[TO_GUEST] = open_, total, 10 * total
 
 
@@ -340,10 +342,13 @@ def test_counts_are_those_of_all_workers_and_those_of_the_dead_stay(daemon: Daem
     daemon.workers.serve("br0", services(80, 81))
     count(daemon.stand_in(0), 80, open_=1, total=5)
     count(daemon.stand_in(1), 80, open_=2, total=7)
-    assert daemon.workers.counts() == {("br0", 80): Counts(open=3, total=12, to_guest=120)}
+    assert daemon.workers.counts() == {("br0", ServiceKey(80)): Counts(open=3, total=12, to_guest=120)}
     daemon.stand_in(0).die()
     daemon.stand_in(2)
-    assert daemon.workers.counts() == {("br0", 80): Counts(open=2, total=12, to_guest=120)}
+    counted = daemon.workers.counts()["br0", ServiceKey(80)]
+    assert counted[:4] == Counts(open=2, total=12, to_guest=120)[:4]
+    assert dict(zip(OUTCOMES, counted.outcomes, strict=True))["worker_lost"] == 1
+    assert daemon.workers.restarts == 1
     report = {each["pid"]: (each["open"], each["bridges"]) for each in daemon.workers.report()}
     assert report[daemon.stand_in(1).pid] == (2, [{"bridge": "br0", "open": 2}])
     # A service that is gone and comes again counts from 0.
@@ -357,7 +362,7 @@ def test_counts_of_a_bridge_that_is_gone_are_forgotten(daemon: Daemon) -> None:
     count(daemon.stand_in(0), 80, open_=0, total=1)
     daemon.stand_in(0).die()
     daemon.stand_in(1)
-    assert daemon.workers.counts() == {("br0", 80): Counts(total=1, to_guest=10)}
+    assert daemon.workers.counts() == {("br0", ServiceKey(80)): Counts(total=1, to_guest=10)}
     daemon.workers.forget("br0")
     assert daemon.workers.counts() == {}
 
@@ -376,6 +381,12 @@ def successor(daemon: Daemon, tmp_path: Path) -> Iterator[Daemon]:
     made = Daemon(tmp_path)
     yield made
     made.close()
+
+
+def has_heard(worker: StandIn, count: int) -> bool:
+    """Hear all that the daemon has said; return whether it was so much in all."""
+    worker.hear()
+    return len(worker.heard) == count
 
 
 def follow(daemon: Daemon) -> list[StandIn]:
@@ -398,11 +409,12 @@ def test_workers_of_the_daemon_before_go_on_and_are_told_everything(
     workers = follow(daemon)
     successor.until(lambda: successor.workers.counts() != {})
     assert successor.spawner.workers == []
-    assert successor.workers.counts() == {("br0", 80): Counts(open=2, total=8, to_guest=80)}
+    assert successor.workers.counts() == {("br0", ServiceKey(80)): Counts(open=2, total=8, to_guest=80)}
     successor.workers.serve("br1", services(90))
     successor.pass_on(successor.workers.channels("br1", None))
     for each in workers:
-        assert [type(message) for message in each.hear()] == [
+        successor.until(partial(has_heard, each, 5))
+        assert [type(message) for message in each.heard] == [
             orders.LogFile,
             orders.Settings,
             orders.Sync,
@@ -434,6 +446,27 @@ def test_a_restart_lets_the_workers_that_are_there_finish(daemon: Daemon, succes
     assert len(successor.workers.channels("br0", None)) == 2
 
 
+def test_a_worker_of_another_version_is_told_only_what_each_version_understands(
+    daemon: Daemon, successor: Daemon
+) -> None:
+    successor.workers.keep(1)
+    meeting = daemon.spawner.workers[0].meeting
+    assert meeting is not None
+    old = StandIn(meeting.accept()[0])
+    successor.workers.serve("br0", services(80))
+    successor.workers.serve("br1", services(80))
+    assert [type(each) for each in old.hear()] == [orders.LogFile]  # it has not said its version yet
+    old.ready(orders.VERSION + 1)
+    successor.stand_in(0)
+    successor.workers.forget("br1")
+    successor.workers.set()
+    successor.workers.sync(count=True)
+    successor.workers.reopen_logs()
+    successor.until(partial(has_heard, old, 4))
+    assert [type(each) for each in old.heard[1:]] == [orders.Drain, orders.Forget, orders.LogFile]
+    assert successor.workers.report()[-1]["draining"]
+
+
 def test_a_worker_that_was_only_finishing_goes_on_with_that_beside_another_one(
     daemon: Daemon, successor: Daemon
 ) -> None:
@@ -449,8 +482,10 @@ def test_more_workers_than_wanted_finish_and_too_few_are_joined_by_new_ones(
     daemon: Daemon, successor: Daemon
 ) -> None:
     successor.workers.keep(1)
-    workers = follow(daemon)
-    assert [worker.hear()[-1] for worker in workers] == [orders.Sync(1, False), orders.Drain()]
+    stays, goes = follow(daemon)
+    assert orders.Drain in map(type, goes.hear())
+    successor.until(lambda: orders.Sync(1, False) in stays.hear())
+    assert orders.Drain not in map(type, stays.heard)
     successor.workers.keep(3)
     assert len(successor.spawner.workers) == 2
 

@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 
 from tests.unit.sockets import descriptors, noise, reset, run_until, tcp_pair, wait_for
 from tproxy.datapath import splice
-from tproxy.datapath.connection import Connection, Connections, dial_failure
+from tproxy.datapath.connection import Connection, dial_failure
+from tproxy.datapath.connections import Connections
 from tproxy.datapath.splice import Mover
 from tproxy.datapath.target import Target
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import Loop
 from tproxy.log.file import Log
-from tproxy.model import Endpoint, Service
+from tproxy.model import Endpoint, Service, ServiceKey
 
 PEER = ("10.0.0.7", 40000)
 
@@ -84,7 +85,9 @@ class Site:
         self.opened: list[socket.socket] = [self.server]
 
     def target_for(self, server: socket.socket, timeout: float = 5.0) -> Target:
-        return Target("br0", Service(5030, Endpoint(*server.getsockname()), connect_timeout=timeout))
+        return Target(
+            "br0", Service(ServiceKey(5030), Endpoint(*server.getsockname()), connect_timeout=timeout)
+        )
 
     def guest(self, target: Target | None = None, *, first: bytes = b"") -> Far:
         """Return a guest whose connection was accepted; it has sent ``first`` by then."""
@@ -567,7 +570,7 @@ def test_an_endpoint_that_refuses_resets_a_guest_that_has_sent_and_ended(site: S
 
 def test_an_endpoint_that_connect_refuses_to_dial_resets_the_guest(site: Site) -> None:
     # A broadcast address: connect(2) itself fails, and nothing is sent.
-    target = Target("br0", Service(5030, Endpoint("255.255.255.255", 9)))
+    target = Target("br0", Service(ServiceKey(5030), Endpoint("255.255.255.255", 9)))
     guest = site.guest(target)
     site.until(guest.is_reset)
     assert target.read().last_error.startswith("endpoint 255.255.255.255:9 ")
@@ -720,7 +723,7 @@ def test_a_changed_endpoint_is_dialled_by_the_next_connection(site: Site) -> Non
     (connection,) = site.connections
     with socket.create_server(("127.0.0.1", 0)) as moved:
         moved.setblocking(False)
-        site.target.service = Service(5030, Endpoint(*moved.getsockname()))
+        site.target.service = Service(ServiceKey(5030), Endpoint(*moved.getsockname()))
         guest.sock.send(b"old one")
         site.until(lambda: endpoint.has(b"old one"))
         assert connection.dialed == Endpoint(*site.server.getsockname())
@@ -800,7 +803,7 @@ def test_500_connections_leave_no_descriptor_behind(site: Site, silent: socket.s
     entries = [
         site.target,
         site.target_for(refused),
-        Target("br0", Service(1, Endpoint("255.255.255.255", 9))),
+        Target("br0", Service(ServiceKey(1), Endpoint("255.255.255.255", 9))),
         site.target_for(silent, timeout=0.001),
     ]
     gc.collect()

@@ -9,11 +9,11 @@ import pytest
 from tests.unit.recorder import Recorder
 from tests.unit.sockets import run_until, tcp_pair
 from tproxy.datapath import ended_lines, target
-from tproxy.datapath.connection import Connections
+from tproxy.datapath.connections import Connections
 from tproxy.datapath.target import Target
 from tproxy.kernel.loop import Loop
 from tproxy.log.file import WARNING
-from tproxy.model import Endpoint, Service
+from tproxy.model import Endpoint, Service, ServiceKey
 
 PEER = ("10.0.0.7", 40000)
 
@@ -29,7 +29,7 @@ class Flood:
         self._refusing.bind(("127.0.0.1", 0))
 
     def target(self, port: int) -> Target:
-        return Target("br0", Service(port, Endpoint(*self._refusing.getsockname())))
+        return Target("br0", Service(ServiceKey(port), Endpoint(*self._refusing.getsockname())))
 
     def add(self, target: Target, count: int) -> None:
         for _ in range(count):
@@ -84,7 +84,9 @@ def test_the_count_starts_anew_after_each_summary(flood: Flood) -> None:
 
 
 def test_workers_share_the_limit_of_lines() -> None:
-    alone, one_of_four = (Target("br0", Service(80, Endpoint("192.0.2.1", 80)), sharers=n) for n in (1, 4))
+    alone, one_of_four = (
+        Target("br0", Service(ServiceKey(80), Endpoint("192.0.2.1", 80)), sharers=n) for n in (1, 4)
+    )
     count = target.LINES_AT_ONCE + 1
     assert sum(alone.lines.allows(0.0) for _ in range(count)) == target.LINES_AT_ONCE
     assert sum(one_of_four.lines.allows(0.0) for _ in range(count)) == target.LINES_AT_ONCE // 4

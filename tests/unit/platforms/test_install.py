@@ -139,6 +139,15 @@ def test_install_and_uninstall_print_the_files_that_they_change(
     assert files(tmp_path) == {}
 
 
+def test_a_folder_that_was_made_for_several_folders_goes_with_the_last_of_them(tmp_path: Path) -> None:
+    paths = [tmp_path / f"hooks/{name}.d/tproxy" for name in ("lxc", "network", "qemu")]
+    put([Piece(path, OURS) for path in paths])
+    take_out(paths[:2])
+    assert files(tmp_path) == {"hooks/qemu.d/tproxy": OURS}
+    take_out(paths[2:])
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("platform", "option", "usual"), [("libvirt", "--hooks", "hooks"), ("proxmox", "--snippets", "snippets")]
 )

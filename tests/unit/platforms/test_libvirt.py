@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tproxy.bridge.members import Nics
 from tproxy.platforms import document
 from tproxy.platforms.calls import Call, Down, Fault, Refusal, Up
 from tproxy.platforms.document import BadDocument
@@ -131,14 +132,17 @@ def test_the_bridge_comes_from_the_network_or_from_its_port() -> None:
 def test_calls_name_the_mac_of_the_nic() -> None:
     macs = frozenset({"52:54:00:00:00:01"})
     nic = PLUGGED._replace(macs=macs)
-    assert calls("start", nic) == [Up("virbr0", "blue", macs)]
+    (up,) = calls("prepare", nic)
+    assert up == Up("virbr0", "blue", Nics(macs))  # there can be a port of this name that is another's
+    (up,) = calls("start", nic)
+    assert up == Up("virbr0", "blue", Nics(macs, frozenset({(nic.port, "52:54:00:00:00:01")})))
     (down,) = calls("release", nic)
     assert isinstance(down, Down)
-    assert down.macs == macs
+    assert down.nics == Nics(macs)
     port = "<networkport><mac address='52:54:00:00:00:01'/></networkport>"
     state = network(f"<network><name>n</name><bridge name='virbr0'/></network>{port}")
-    assert list(network_calls("port-created", state)) == [Up("virbr0", "n", macs)]
-    assert list(network_calls("port-deleted", state)) == [Down("virbr0", macs=macs)]
+    assert list(network_calls("port-created", state)) == [Up("virbr0", "n", Nics(macs))]
+    assert list(network_calls("port-deleted", state)) == [Down("virbr0", nics=Nics(macs))]
     mac = "<mac address='52:54:00:00:00:01'/>"
     (found,) = interfaces(f"<interface type='bridge'>{mac}<source bridge='br0'/></interface>")
     assert found.macs == macs

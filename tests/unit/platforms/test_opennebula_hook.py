@@ -72,16 +72,16 @@ def test_the_uplink_has_the_name_that_the_driver_gives_it(driver: str, uplink: s
 
 
 def test_pre_and_post_bring_the_bridge_up_and_clean_takes_it_down() -> None:
-    come = ["hook", "up", "--bridge=onebr0", "--network=blue", "--network-id=0", f"--mac={FIRST}"]
+    come = ["hook", "up", "--bridge=onebr0", "--network=blue", "--network-id=0", *CARD]
     assert only_call("pre", nic(), "bridge") == come
     assert only_call("post", nic(), "bridge") == come
-    assert only_call("clean", nic(), "bridge") == ["hook", "down", "--bridge=onebr0", f"--mac={FIRST}"]
+    assert only_call("clean", nic(), "bridge") == ["hook", "down", "--bridge=onebr0", *CARD]
 
 
 def test_several_nics_on_a_bridge_make_one_call_with_all_uplinks() -> None:
     both = vm(nic(0, PHYDEV="eth1"), nic(1, PHYDEV="eth2"))
     calls = hook.calls("clean", hook.concerned(hook.parse(both.encode()), "bridge"))
-    macs = [f"--mac={FIRST}", f"--mac={SECOND}"]
+    macs = [*CARD, f"--mac={SECOND}", "--port=one-7-1"]
     assert calls == [("onebr0", ["hook", "down", "--bridge=onebr0", *macs, "--uplink=eth1", "--uplink=eth2"])]
 
 
@@ -91,9 +91,9 @@ def test_each_network_of_a_bridge_gets_a_call_with_its_own_nics() -> None:
     first, second = hook.calls("pre", nics)
     uplinks = ["--uplink=eth1", "--uplink=eth2"]
     up = ["hook", "up", "--bridge=onebr0"]
-    own = ["--network=blue", "--network-id=0", f"--mac={FIRST}", "--mac=02:00:0a:00:00:07"]
+    own = ["--network=blue", "--network-id=0", *CARD, "--mac=02:00:0a:00:00:07", "--port=one-7-2"]
     assert first == ("onebr0", [*up, *own, *uplinks])
-    own = ["--network=blue-reserved", "--network-id=7", f"--mac={SECOND}"]
+    own = ["--network=blue-reserved", "--network-id=7", f"--mac={SECOND}", "--port=one-7-1"]
     assert second == ("onebr0", [*up, *own, *uplinks])
     ((_, down),) = hook.calls("clean", nics)
     assert [word for word in down if word.startswith("--mac")] == [
@@ -105,7 +105,18 @@ def test_each_network_of_a_bridge_gets_a_call_with_its_own_nics() -> None:
 
 def test_on_detach_only_the_marked_nic_goes() -> None:
     nics = hook.concerned(hook.parse(vm(nic(0), nic(1, attach=True)).encode()), "bridge")
-    assert hook.calls("clean", nics) == [("onebr0", ["hook", "down", "--bridge=onebr0", f"--mac={SECOND}"])]
+    card = [f"--mac={SECOND}", "--port=one-7-1"]
+    assert hook.calls("clean", nics) == [("onebr0", ["hook", "down", "--bridge=onebr0", *card])]
+
+
+@pytest.mark.parametrize("port", ["", "..", "one 7", "a/b", "x" * 16])
+def test_what_is_no_port_is_not_passed_on(port: str) -> None:
+    down = ["hook", "down", "--bridge=onebr0", f"--mac={FIRST}"]
+    assert only_call("clean", nic(TARGET=port), "bridge") == down
+
+
+# What a call says of the first NIC.
+CARD = [f"--mac={FIRST}", "--port=one-7-0"]
 
 
 @pytest.mark.parametrize("mac", ["", "02:00", "--force", "02:00:0a:00:00:05 --force"])

@@ -20,7 +20,10 @@ def calls(phase: str, *found: Nic, **kinds: Kind) -> list[Call]:
     ("line", "found"),
     [
         ("net0: virtio=BC:24:11:5A:0F:31,bridge=vmbr0", [Nic(0, "vmbr0", "", MACS)]),
-        ("net31: virtio=BC:24:11:5A:0F:31,bridge=vmbr0,tag=100,firewall=1", [Nic(31, "vmbr0", "100", MACS)]),
+        (
+            "net31: virtio=BC:24:11:5A:0F:31,bridge=vmbr0,tag=100,firewall=1",
+            [Nic(31, "vmbr0", "100", MACS, True)],
+        ),
         ("net1: name=eth1,bridge=vnet7,hwaddr=BC:24:11:5A:0F:31,type=veth", [Nic(1, "vnet7", "", MACS)]),
         ("net0: bridge=vmbr0,e1000=BC:24:11:5A:0F:31,link_down=1\r", [Nic(0, "vmbr0", "", MACS)]),
         ("net0:bridge=vmbr0", [Nic(0, "vmbr0", "")]),
@@ -58,10 +61,30 @@ def test_starting_phases_bring_bridges_up_and_post_stop_takes_them_down() -> Non
 
 def test_each_call_names_the_mac_of_its_nic() -> None:
     nic = Nic(0, "vmbr0", "", MACS)
-    assert calls("pre-start", nic) == [Up("vmbr0", "vmbr0", MACS)]
+    (up,) = calls("pre-start", nic)
+    assert isinstance(up, Up)
     (down,) = calls("post-stop", nic)
     assert isinstance(down, Down)
-    assert down.macs == MACS
+    assert up.nics == down.nics
+    assert up.nics.macs == MACS
+
+
+@pytest.mark.parametrize(
+    ("firewall", "ports"),
+    [(False, {"tap100i1", "veth100i1"}), (True, {"fwpr100p1"})],
+    ids=["plain", "firewall"],
+)
+def test_each_call_names_the_ports_behind_which_its_nic_can_be(firewall: bool, ports: set[str]) -> None:
+    (up,) = calls("post-start", Nic(1, "vmbr0", "", MACS, firewall))
+    assert isinstance(up, Up)
+    assert up.nics.ports == {(port, mac) for port in ports for mac in MACS}
+
+
+def test_the_firewall_of_a_nic_is_known_from_its_line() -> None:
+    (plain, walled) = nics(
+        "net0: virtio=BC:24:11:00:00:01,bridge=vmbr0\nnet1: name=eth1,bridge=vmbr0,firewall=1"
+    )
+    assert (plain.firewall, walled.firewall) == (False, True)
 
 
 def test_ports_of_the_ended_guest_itself_do_not_keep_its_bridges_up() -> None:

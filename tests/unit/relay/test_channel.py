@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from tests.keys import keys, keys_of
 from tests.unit.sockets import descriptors
 from tproxy.errors import ProtocolError
+from tproxy.model import ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import Delivery, pair, receive, send
 
@@ -53,10 +55,10 @@ def copies(file: int) -> set[str]:
 def test_a_message_arrives_with_its_descriptors(
     channel: tuple[socket.socket, socket.socket], file: int
 ) -> None:
-    send(channel[0], wire.Accepted(5030), [file])
+    send(channel[0], wire.Accepted(ServiceKey(5030)), [file])
     message, (fd,) = take(channel[1])
     try:
-        assert message == wire.Accepted(5030)
+        assert message == wire.Accepted(ServiceKey(5030))
         assert os.path.sameopenfile(fd, file)
         assert fd != file
     finally:
@@ -93,11 +95,11 @@ def test_a_message_without_descriptors(channel: tuple[socket.socket, socket.sock
 
 
 def test_message_boundaries_are_kept(channel: tuple[socket.socket, socket.socket], file: int) -> None:
-    send(channel[0], wire.Listen(1, 20, (80,)))
+    send(channel[0], wire.Listen(1, 20, keys(80)))
     send(channel[0], wire.Adopted(), [file])
     send(channel[0], wire.Listen(2, 20, ()))
     first, second, third = (take(channel[1]) for _ in range(3))
-    assert first == (wire.Listen(1, 20, (80,)), [])
+    assert first == (wire.Listen(1, 20, keys(80)), [])
     for fd in second[1]:
         os.close(fd)
     assert (second[0], len(second[1])) == (wire.Adopted(), 1)
@@ -108,11 +110,11 @@ def test_message_boundaries_are_kept(channel: tuple[socket.socket, socket.socket
 def test_so_many_descriptors_go_in_one_message(
     channel: tuple[socket.socket, socket.socket], file: int, count: int
 ) -> None:
-    send(channel[0], wire.Listeners(tuple(range(count))), [file] * count)
+    send(channel[0], wire.Listeners(keys_of(range(count))), [file] * count)
     message, fds = take(channel[1])
     for fd in fds:
         os.close(fd)
-    assert message == wire.Listeners(tuple(range(count)))
+    assert message == wire.Listeners(keys_of(range(count)))
     assert len(set(fds)) == count
 
 
@@ -124,7 +126,7 @@ def test_more_descriptors_than_the_kernel_takes_are_refused(
 
 
 def test_the_largest_message_goes_through(channel: tuple[socket.socket, socket.socket]) -> None:
-    message = wire.Listen(1, 20, tuple(range(1, 65536)))
+    message = wire.Listen(1, 20, keys_of(range(1, 65536)))
     send(channel[0], message)
     assert take(channel[1]) == (message, [])
 
@@ -153,7 +155,7 @@ def test_a_peer_that_is_behind_raises_blocking_and_nothing_is_half_sent(
     def send_on_and_on() -> None:
         nonlocal sent
         while True:
-            send(channel[0], wire.Listen(sent, 20, tuple(range(1000))), [file])
+            send(channel[0], wire.Listen(sent, 20, keys_of(range(1000))), [file])
             sent += 1
 
     with pytest.raises(BlockingIOError):
@@ -162,7 +164,7 @@ def test_a_peer_that_is_behind_raises_blocking_and_nothing_is_half_sent(
         message, fds = take(channel[1])
         for fd in fds:
             os.close(fd)
-        assert message == wire.Listen(expected, 20, tuple(range(1000)))
+        assert message == wire.Listen(expected, 20, keys_of(range(1000)))
     channel[1].setblocking(False)
     with pytest.raises(BlockingIOError):
         receive(channel[1])
@@ -236,7 +238,7 @@ def test_a_message_larger_than_any_is_a_protocol_error_and_closes_its_descriptor
 def test_a_message_that_lost_descriptors_is_a_protocol_error_and_closes_the_others(
     channel: tuple[socket.socket, socket.socket], file: int
 ) -> None:
-    send(channel[0], wire.Listeners(tuple(range(20))), [file] * 20)
+    send(channel[0], wire.Listeners(keys_of(range(20))), [file] * 20)
     before = descriptors()
     taken = {int(each.partition(":")[0]) for each in before}
     free = [number for number in range(len(taken) + 4) if number not in taken]

@@ -12,6 +12,7 @@ import pytest
 from tests.unit.recorder import Recorder
 from tests.unit.sockets import run_until
 from tproxy.kernel.loop import Loop
+from tproxy.model import ServiceKey
 from tproxy.relay import listening
 from tproxy.relay.listening import Batch, Listening
 
@@ -40,7 +41,7 @@ def test_a_lasting_lack_of_descriptors_is_one_warning_a_minute(
     monkeypatch.setattr(listening, "PAUSE", 0.001)
     loop, log = Loop(), Recorder()
     relay = Listening(loop, log, lambda batch: None)
-    relay.keep(80, full)
+    relay.keep(ServiceKey(80), full)
     relay.accept_while(True)
     with socket.create_connection(full.getsockname()):
         run_until(loop, lambda: full.failures >= 5)
@@ -51,17 +52,14 @@ def test_a_lasting_lack_of_descriptors_is_one_warning_a_minute(
     loop.close()
 
 
-def test_a_guest_whose_socket_nobody_served_gets_a_reset_and_no_end_of_file(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_guest_whose_socket_nobody_served_gets_a_reset_and_no_end_of_file() -> None:
     """As when relay or worker die: the option is on the socket itself, so the kernel does it."""
-    monkeypatch.setattr(listening, "SERVICE_ADDRESS", "127.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
     batches: list[Batch] = []
     loop = Loop()
     relay = Listening(loop, Recorder(), batches.append)
-    assert relay.listen((port,)) == {}
+    assert relay.listen((ServiceKey(port, address="127.0.0.1"),)) == {}
     relay.accept_while(True)
     with socket.create_connection(("127.0.0.1", port)) as guest:
         guest.sendall(b"hello")

@@ -18,9 +18,10 @@ from tests.unit.recorder import Recorder
 from tests.unit.sockets import run_until, tcp_pair
 from tproxy.kernel import privileges
 from tproxy.kernel.loop import Loop
+from tproxy.model import ServiceKey
 from tproxy.relay import passing, wire
 from tproxy.relay.channel import pair, receive
-from tproxy.relay.listening import Batch
+from tproxy.relay.listening import BATCH, Batch
 from tproxy.relay.passing import Passing
 
 MANY = 100  # messages: more than a small channel takes
@@ -40,21 +41,19 @@ class Setting:
         self.workers: list[socket.socket] = []
         self.use(workers)
 
-    def use(self, count: int, *, small: bool = True) -> None:
+    def use(self, count: int) -> None:
         """Give the relay new channels, whose other ends are ``workers`` then."""
         pairs = [pair() for _ in range(count)]
         self.workers = [far for _, far in pairs]
-        for near, far in pairs:
+        for _, far in pairs:
             far.setblocking(False)
-            if small:
-                near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)  # the kernel's minimum
         if pairs:
             self.passing.use([near for near, _ in pairs])
 
     def accept(self, *guests: str, port: int = 80) -> None:
         """Accept one connection from each guest, in one batch."""
         fds = [os.memfd_create(guest) for guest in guests]
-        self.passing.take(Batch(port, tuple(map(socket.inet_aton, guests)), fds))
+        self.passing.take(Batch(ServiceKey(port), tuple(map(socket.inet_aton, guests)), fds))
 
     def taken(self, place: int) -> list[str]:
         """Take all that a worker can get now; return the guests."""
@@ -105,7 +104,9 @@ def test_the_worker_of_a_guest_follows_from_its_address(guests: list[str], worke
             expected = [
                 each for each in guests if int.from_bytes(socket.inet_aton(each), "big") % workers == place
             ]
-            assert setting.messages(place) == ([(wire.Accepted(5030), expected)] if expected else [])
+            assert setting.messages(place) == (
+                [(wire.Accepted(ServiceKey(5030)), expected)] if expected else []
+            )
     finally:
         setting.close()
 
@@ -116,7 +117,7 @@ def test_neighbours_have_different_workers(two: Setting) -> None:
 
 
 def test_a_guest_whose_address_nobody_knows_has_the_first_worker(two: Setting) -> None:
-    two.passing.take(Batch(80, (b"",), [os.memfd_create("unknown")]))
+    two.passing.take(Batch(ServiceKey(80), (b"",), [os.memfd_create("unknown")]))
     assert two.taken(0) == ["unknown"]
 
 
@@ -143,26 +144,104 @@ def test_a_worker_that_goes_on_gets_all_that_waited_in_order(one: Setting) -> No
     assert one.behinds == []
 
 
-def test_while_too_many_wait_no_more_are_accepted(one: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passing, "MOST_WAITING", 10)
-    setting = Setting(1)
-    accepted = 0
-    while setting.passing.room:
-        setting.accept("10.0.0.1")
-        accepted += 1
-        assert accepted < MANY
-    found: list[str] = []
+def test_guests_that_wait_take_turns(one: Setting) -> None:
+    for _ in range(MANY):
+        one.accept(*["10.0.0.1"] * 10)
+    one.accept("10.0.0.2", "10.0.0.3")
+    one.accept("10.0.0.2", port=81)
+    found: list[tuple[object, list[str]]] = []
 
     def all_taken() -> bool:
-        found.extend(setting.taken(0))
-        return len(found) == accepted
+        found.extend(one.messages(0))
+        return sum(len(guests) for _, guests in found) == 10 * MANY + 3
 
-    run_until(setting.loop, all_taken)
-    assert setting.passing.room
-    assert setting.rooms[-1]
-    # What the channel itself takes does not count.
-    assert accepted > 10
-    setting.close()
+    run_until(one.loop, all_taken)
+    sent_before = next(number for number, (_, guests) in enumerate(found) if "10.0.0.2" in guests)
+    assert sum(len(guests) for _, guests in found[:sent_before]) < 10 * MANY / 2
+    assert {"10.0.0.1", "10.0.0.2", "10.0.0.3"} == set(found[sent_before][1])
+    others = [(message, guest) for message, guests in found for guest in guests if guest != "10.0.0.1"]
+    first, second = wire.Accepted(ServiceKey(80)), wire.Accepted(ServiceKey(81))
+    assert others == [(first, "10.0.0.2"), (first, "10.0.0.3"), (second, "10.0.0.2")]
+    assert all(len(guests) <= BATCH for _, guests in found)
+
+
+class Bridge:
+    """Guests of 127.0.0.0/8 with real connections, and a worker that takes none until it is asked to."""
+
+    def __init__(self, most: int, workers: int = 1) -> None:
+        self.setting = Setting(workers)
+        self.setting.passing._most = most
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=100)
+        self.connections: dict[str, list[socket.socket]] = {}
+
+    def connect(self, guest: str, count: int = 1) -> None:
+        """Connect so often, and have the relay accept it."""
+        for _ in range(count):
+            connection = socket.create_connection(self._listener.getsockname(), source_address=(guest, 0))
+            self.connections.setdefault(guest, []).append(connection)
+            fd, (address, _) = self._listener._accept()  # type: ignore[attr-defined]
+            self.setting.passing.take(Batch(ServiceKey(80), (socket.inet_aton(address),), [fd]))
+
+    def was_reset(self, guest: str) -> list[bool]:
+        """Return for each connection of a guest whether it was reset."""
+        found = []
+        for connection in self.connections[guest]:
+            connection.setblocking(False)
+            try:
+                connection.recv(1)
+                found.append(True)  # the kernel reports an error once, and the end of file from then on
+            except BlockingIOError:
+                found.append(False)
+            except ConnectionResetError:
+                found.append(True)
+        return found
+
+    def close(self) -> None:
+        self.setting.close()
+        self._listener.close()
+        for connections in self.connections.values():
+            for each in connections:
+                each.close()
+
+
+def test_when_too_many_wait_the_guest_with_most_of_them_is_reset_and_all_others_wait() -> None:
+    bridge = Bridge(most=40)
+    bridge.connect("127.0.0.2", 100)
+    greedy = bridge.was_reset("127.0.0.2")
+    assert not any(greedy[:40])
+    assert any(greedy)
+    bridge.connect("127.0.0.3", 10)
+    bridge.connect("127.0.0.4", 5)
+    assert bridge.was_reset("127.0.0.3") == [False] * 10
+    assert bridge.was_reset("127.0.0.4") == [False] * 5
+    assert sum(bridge.was_reset("127.0.0.2")) == sum(greedy) + 15
+    assert bridge.setting.passing.room  # nobody has to wait in the backlog
+    (warning,) = bridge.setting.log.warnings
+    assert warning.startswith(
+        "40 connections wait for workers; 1 were reset, the last one of guest 127.0.0.2,"
+    )
+    bridge.close()
+
+
+def test_when_too_many_wait_no_guest_gets_more_than_its_part() -> None:
+    bridge = Bridge(most=40)
+    bridge.connect("127.0.0.2", 60)
+    bridge.connect("127.0.0.3", 60)
+    waiting = [sum(not each for each in bridge.was_reset(guest)) for guest in bridge.connections]
+    in_the_channel = waiting[0] - 20
+    assert 0 < in_the_channel < 20
+    assert waiting[1] in (19, 20)  # one more of the other guest may be the next to be sent
+    bridge.close()
+
+
+def test_a_worker_that_takes_nothing_costs_the_guests_of_others_no_room() -> None:
+    bridge = Bridge(most=10, workers=2)
+    bridge.connect("127.0.0.2", 60)
+    assert any(bridge.was_reset("127.0.0.2"))
+    bridge.connect("127.0.0.3", 60)
+    waiting = sum(not each for each in bridge.was_reset("127.0.0.3"))
+    assert waiting > 5  # what the channel takes, and its part
+    bridge.close()
 
 
 def test_without_workers_nothing_is_accepted() -> None:
@@ -225,7 +304,7 @@ def test_what_waited_goes_to_the_channels_that_come(one: Setting) -> None:
         one.accept(f"10.0.0.{number}")
     in_the_channel = one.taken(0)
     one.workers[0].close()
-    one.use(2, small=False)
+    one.use(2)
     found = [one.taken(0), one.taken(1)]
     assert in_the_channel + found[0]
     assert sorted(in_the_channel + found[0] + found[1]) == sorted(f"10.0.0.{n}" for n in range(MANY))
@@ -250,7 +329,9 @@ def test_guests_that_wait_are_handed_over_and_sent_to_nobody(one: Setting) -> No
     run_until(one.loop, lambda: True)
     assert one.taken(0) == []
     assert sent + sum(len(batch.fds) for batch in batches) == 2 * MANY
-    assert {(batch.port, batch.guests) for batch in batches} == {(80, (socket.inet_aton("10.0.0.1"),) * 2)}
+    assert {(batch.key.port, *batch.guests) for batch in batches if len(batch.fds) == 2} <= {
+        (80, *[socket.inet_aton("10.0.0.1")] * 2)
+    }
     for batch in batches:
         batch.close()
 
@@ -258,7 +339,7 @@ def test_guests_that_wait_are_handed_over_and_sent_to_nobody(one: Setting) -> No
 def test_giving_up_resets_the_guests_that_wait() -> None:
     setting = Setting(0)
     far, near = tcp_pair()
-    setting.passing.take(Batch(80, (b"",), [near.detach()]))
+    setting.passing.take(Batch(ServiceKey(80), (b"",), [near.detach()]))
     setting.passing.give_up()
     with far, pytest.raises(ConnectionResetError):
         far.recv(1)
@@ -299,7 +380,8 @@ def without_privileges(workers: int) -> Setting:
     if os.geteuid() == 0:
         privileges._change_user()
     setting = Setting()
-    setting.use(workers, small=False)
+    setting.passing._most = 2 * MOST
+    setting.use(workers)
     return setting
 
 
@@ -314,15 +396,16 @@ def test_too_many_descriptors_in_flight_is_no_end_of_a_worker_and_is_tried_again
             before(outlet, error)
 
         setting.passing._refused = refuse  # type: ignore[method-assign]
-        for number in range(MOST + 10):
-            setting.accept(f"10.0.0.{number % 2}")
-        assert refused
+        accepted = 0
+        while not refused:
+            setting.accept(*[f"10.0.0.{accepted % 2}"] * 9)
+            accepted += 9
         found = 0
 
         def all_taken() -> bool:
             nonlocal found
             found += len(setting.taken(0)) + len(setting.taken(1))
-            return found == MOST + 10
+            return found == accepted
 
         run_until(setting.loop, all_taken)
         return [sorted(set(refused)), setting.log.messages]
@@ -335,16 +418,13 @@ def test_a_channel_with_room_is_not_polled_while_too_many_descriptors_are_in_fli
 
     def relay() -> list[int]:
         setting = without_privileges(3)
-        near = setting.passing._find(0).channel
-        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)
         of_place = [str(ipaddress.IPv4Address(3 * 10**8 + place)) for place in range(3)]
         for _ in range(20):
             setting.accept(of_place[0])  # more than the small channel takes, so that it is polled
-        for _ in range(MOST):
-            setting.accept(of_place[1])
+        for _ in range(MOST // 8):
+            setting.accept(*[of_place[1]] * 8)
         assert setting.taken(0)
-        for _ in range(MOST // 4):
-            setting.accept(of_place[2])  # now all that may be in flight is for the other workers
+        setting.accept(*[of_place[2]] * 16)  # now all that may be in flight is for the other workers
         events = retries = 0
         on_event, retry = setting.passing.on_event, setting.passing._retry
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.keys import keys
 from tests.unit.sockets import copies, run_until, tcp_pair
+from tproxy.model import ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, receive, send
 from tproxy.relay.listening import Batch
@@ -18,6 +21,12 @@ from tproxy.relay.relay import Relay
 def listener() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         yield sock
+
+
+@pytest.fixture
+def rendezvous(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The abstract socket of the relay under test is this test's own."""
+    monkeypatch.setattr("tproxy.relay.relay.RENDEZVOUS", f"\0{tmp_path}")
 
 
 def take_over(*messages: tuple[wire.Message, list[int]]) -> Relay:
@@ -33,8 +42,8 @@ def take_over(*messages: tuple[wire.Message, list[int]]) -> Relay:
 
 
 def test_a_successor_gets_the_listening_sockets(listener: socket.socket) -> None:
-    relay = take_over((wire.Listeners((80, 81)), [listener.fileno()] * 2))
-    assert relay._listening.ports == (80, 81)
+    relay = take_over((wire.Listeners(keys(80, 81)), [listener.fileno()] * 2))
+    assert relay._listening.keys == keys(80, 81)
     assert copies(listener.fileno()) == 3
 
 
@@ -42,25 +51,27 @@ def test_a_successor_gets_the_listening_sockets(listener: socket.socket) -> None
 def test_another_number_of_listening_sockets_than_of_ports_is_refused_and_closed(
     listener: socket.socket, count: int
 ) -> None:
-    relay = take_over((wire.Listeners((80, 81)), [listener.fileno()] * count))
-    assert relay._listening.ports == ()
+    relay = take_over((wire.Listeners(keys(80, 81)), [listener.fileno()] * count))
+    assert relay._listening.keys == ()
     assert copies(listener.fileno()) == 1
 
 
 def test_a_successor_keeps_what_came_before_a_message_that_it_refuses(listener: socket.socket) -> None:
     fd = listener.fileno()
     relay = take_over(
-        (wire.Listeners((80,)), [fd]), (wire.Adopted(), [fd, fd]), (wire.Listeners((81,)), [fd])
+        (wire.Listeners((ServiceKey(80),)), [fd]),
+        (wire.Adopted(), [fd, fd]),
+        (wire.Listeners((ServiceKey(81),)), [fd]),
     )
-    assert relay._listening.ports == (80,)
+    assert relay._listening.keys == keys(80)
 
 
 def test_guests_that_are_handed_over_wait_for_a_worker(listener: socket.socket) -> None:
     first, second = ([listener.fileno()] * count for count in (1, 2))
-    relay = take_over((wire.Accepted(80), first), (wire.Accepted(81), second))
+    relay = take_over((wire.Accepted(ServiceKey(80)), first), (wire.Accepted(ServiceKey(81)), second))
     assert copies(listener.fileno()) == 4
     batches = relay._passing.hand_over()
-    assert [(batch.port, len(batch.fds)) for batch in batches] == [(80, 1), (81, 2)]
+    assert [(batch.key.port, len(batch.fds)) for batch in batches] == [(80, 1), (81, 2)]
     for batch in batches:
         batch.close()
     assert copies(listener.fileno()) == 1
@@ -70,10 +81,10 @@ def test_listening_sockets_are_handed_over_also_where_guests_that_wait_have_no_r
     listener: socket.socket,
 ) -> None:
     relay = Relay()
-    relay._listening.keep(80, listener.dup())
+    relay._listening.keep(ServiceKey(80), listener.dup())
     guests = [tcp_pair() for _ in range(300)]
     for _, accepted in guests:
-        relay._passing.take(Batch(81, (b"",), [accepted.detach()]))
+        relay._passing.take(Batch(ServiceKey(81), (b"",), [accepted.detach()]))
     ours, theirs = pair()
     ours.settimeout(0.0)  # of a successor that does not read now; otherwise this takes PATIENCE
     with ours, theirs:
@@ -82,7 +93,7 @@ def test_listening_sockets_are_handed_over_also_where_guests_that_wait_have_no_r
         delivery = receive(theirs)
         assert delivery is not None
         with delivery:
-            assert delivery.message == wire.Listeners((80,))
+            assert delivery.message == wire.Listeners((ServiceKey(80),))
     guest = guests[-1][0]
     with pytest.raises(ConnectionResetError):
         guest.recv(1)
@@ -90,10 +101,13 @@ def test_listening_sockets_are_handed_over_also_where_guests_that_wait_have_no_r
         each.close()
 
 
-def test_a_socket_that_is_not_tcp_is_closed_and_not_listened_on() -> None:
-    with socket.socket(socket.AF_UNIX) as other:
-        relay = take_over((wire.Listeners((80, 81)), [other.fileno()] * 2))
-        assert relay._listening.ports == ()
+@pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET, socket.AF_INET6])
+def test_a_socket_that_accepts_no_ipv4_connections_is_closed(family: int) -> None:
+    with socket.socket(family) as other:
+        if family == socket.AF_INET6:
+            other.listen()
+        relay = take_over((wire.Listeners(keys(80, 81)), [other.fileno()] * 2))
+        assert relay._listening.keys == ()
         assert copies(other.fileno()) == 1
 
 
@@ -129,3 +143,23 @@ def heard(daemon: socket.socket) -> bool:
 
 def gone(relay: Relay) -> bool:
     return relay._channel is None
+
+
+def test_a_successor_whose_daemon_has_ended_keeps_what_it_took_over_for_the_next_daemon(
+    listener: socket.socket, rendezvous: None
+) -> None:
+    """A daemon can be killed in the middle of a restart, and guests wait at these sockets."""
+    relay = take_over((wire.Listeners((ServiceKey(80),)), [listener.fileno()]))
+    daemon, channel = pair()
+    daemon.close()
+    relay._loop.call_later(0, relay._loop.stop)
+    relay.serve(channel)
+    assert relay._listening.keys == keys(80)
+    assert copies(listener.fileno()) == 2
+
+
+def test_a_relay_without_guests_ends_with_its_daemon(rendezvous: None) -> None:
+    daemon, channel = pair()
+    daemon.close()
+    with pytest.raises(BrokenPipeError):
+        Relay().serve(channel)

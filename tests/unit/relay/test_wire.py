@@ -8,18 +8,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.keys import keys, keys_of
 from tproxy.errors import ProtocolError
+from tproxy.model import PROTOCOLS, ServiceKey
 from tproxy.relay import wire
 
 port = st.integers(0, 65535)
-ports = st.lists(port, max_size=300).map(tuple)
+key = st.tuples(port, st.sampled_from(PROTOCOLS), st.ip_addresses(v=4).map(str) | st.just("fd00::1")).map(
+    lambda fields: ServiceKey(*fields)
+)
+listed = st.lists(port.map(ServiceKey) | key, max_size=300).map(tuple)
 uint32 = st.integers(0, 2**32 - 1)
 
 messages: st.SearchStrategy[wire.Message] = st.one_of(
     st.builds(wire.Hello, port, uint32),
-    st.builds(wire.Listen, uint32, st.integers(0, 255), ports),
-    st.builds(wire.Report, uint32, st.dictionaries(port, port, max_size=50)),
-    st.builds(wire.Accepted, port),
+    st.builds(wire.Listen, uint32, st.integers(0, 255), listed),
+    st.builds(wire.Report, uint32, st.dictionaries(key, port, max_size=50)),
+    st.builds(wire.Accepted, port.map(ServiceKey) | key),
     st.builds(wire.Born, uint32),
     st.builds(wire.Behind, port),
     st.builds(wire.Workers),
@@ -29,7 +34,7 @@ messages: st.SearchStrategy[wire.Message] = st.one_of(
     st.builds(wire.Adopt),
     st.builds(wire.Adopted),
     st.builds(wire.Takeover),
-    st.builds(wire.Listeners, ports),
+    st.builds(wire.Listeners, listed),
 )
 
 
@@ -44,10 +49,10 @@ def test_every_message_survives_encoding_and_decoding(message: wire.Message) -> 
     [
         wire.Hello(wire.VERSION, 4194304),
         wire.Listen(7, 20, ()),
-        wire.Listen(7, 20, (1, 5030, 65535)),
+        wire.Listen(7, 20, keys(1, 5030, 65535)),
         wire.Report(7, {}),
-        wire.Report(7, {5030: errno.EADDRINUSE, 80: errno.EACCES}),
-        wire.Accepted(5030),
+        wire.Report(7, {ServiceKey(5030): errno.EADDRINUSE, ServiceKey(80): errno.EACCES}),
+        wire.Accepted(ServiceKey(5030)),
         wire.Born(4194304),
         wire.Behind(0),
         wire.Behind(63),
@@ -61,7 +66,7 @@ def test_every_message_survives_encoding_and_decoding(message: wire.Message) -> 
         wire.Adopted(),
         wire.Takeover(),
         wire.Listeners(()),
-        wire.Listeners((1, 65535)),
+        wire.Listeners(keys(1, 65535)),
     ],
     ids=repr,
 )
@@ -76,7 +81,7 @@ def test_each_kind_of_message_has_a_first_byte_of_its_own() -> None:
         wire.Hello(1, 1),
         wire.Listen(1, 1, ()),
         wire.Report(1, {}),
-        wire.Accepted(1),
+        wire.Accepted(ServiceKey(1)),
         wire.Born(1),
         wire.Behind(1),
         wire.Workers(),
@@ -98,15 +103,17 @@ def test_a_reason_with_undecodable_bytes_arrives_escaped() -> None:
 
 def test_the_largest_message_is_a_report_of_all_ports() -> None:
     ports = range(1, 65536)
-    listen = wire.Listen(2**32 - 1, 255, tuple(ports))
-    report = wire.Report(2**32 - 1, {port: port % 256 for port in ports})  # each reason there may be
+    listen = wire.Listen(2**32 - 1, 255, keys_of(ports))
+    report = wire.Report(
+        2**32 - 1, {ServiceKey(port): port % 256 for port in ports}
+    )  # each reason there may be
     assert len(wire.encode(listen)) < len(wire.encode(report)) == wire.MAX_BYTES
     assert wire.decode(wire.encode(report)) == report
     assert wire.decode(wire.encode(listen)) == listen
 
 
 def test_values_are_in_network_order() -> None:
-    assert wire.encode(wire.Listeners((0x0102,))).endswith(b"\x01\x02")
+    assert wire.encode(wire.Listeners(keys(0x0102))).endswith(b"\x01\x02")
 
 
 @settings(deadline=None, max_examples=300)
@@ -114,7 +121,7 @@ def test_values_are_in_network_order() -> None:
     st.binary(max_size=64)
     | st.builds(
         bytes.__add__,
-        st.sampled_from(b"ABHLRbFSQWladt").map(lambda each: bytes([each])),
+        st.sampled_from(b"ABCHLRbFSUQWladt").map(lambda each: bytes([each])),
         st.binary(max_size=40),
     )
 )
@@ -128,7 +135,9 @@ def test_garbage_is_a_message_or_a_protocol_error_and_nothing_else(data: bytes) 
 
 @given(port, st.binary(max_size=6 * wire.MAX_DESCRIPTORS))
 def test_what_a_relay_of_version_1_says_of_its_guests_is_not_needed(port: int, guests: bytes) -> None:
-    assert wire.decode(wire.encode(wire.Accepted(port)) + guests) == wire.Accepted(port)
+    assert wire.decode(wire.encode(wire.Accepted(ServiceKey(port))) + guests) == wire.Accepted(
+        ServiceKey(port)
+    )
 
 
 @settings(deadline=None)
@@ -155,11 +164,11 @@ def test_a_message_cut_anywhere_never_raises_anything_else(
         b"H\x00\x01",
         wire.encode(wire.Hello(1, 1)) + b"\x00",
         b"L",
-        wire.encode(wire.Listen(1, 1, (80,))) + b"\x00",
+        wire.encode(wire.Listen(1, 1, keys(80))) + b"\x00",
         wire.encode(wire.Listen(1, 1, ()))[:-1],
         b"R\x00\x00\x00",
-        wire.encode(wire.Report(1, {80: 98})) + b"\x00",
-        wire.encode(wire.Report(1, {80: 98}))[:-2],
+        wire.encode(wire.Report(1, {ServiceKey(80): 98})) + b"\x00",
+        wire.encode(wire.Report(1, {ServiceKey(80): 98}))[:-2],
         b"A",
         b"A\x00",
         b"B\x00\x00\x00",

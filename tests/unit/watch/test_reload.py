@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 
 from tproxy.config.services import WatchedBridge
-from tproxy.model import Endpoint, Network, Service, ServiceMap
+from tproxy.model import Endpoint, Network, Service, ServiceKey, ServiceMap
 from tproxy.watch import reload
-from tproxy.watch.reload import TABLE, Action, Entry, Said, compare, decide, networks_of
+from tproxy.watch.reload import TABLE, Action, Entry, Said, compare, decide, orders_of
 
 BLUE = WatchedBridge("br*", "blue")
 RED = WatchedBridge("br*", "red")
 OTHER_UPLINKS = WatchedBridge("br*", "blue", uplinks=frozenset({"up0"}))
 
-OLD = {5030: Service(5030, Endpoint("10.0.0.1", 80))}
-NEW = {5030: Service(5030, Endpoint("10.0.0.2", 80))}
+OLD = {ServiceKey(5030): Service(ServiceKey(5030), Endpoint("10.0.0.1", 80))}
+NEW = {ServiceKey(5030): Service(ServiceKey(5030), Endpoint("10.0.0.2", 80))}
 UP = ServiceMap(
-    "br0", {99: Service(99, Endpoint("10.0.0.3", 80))}, Network("green")
+    "br0", {ServiceKey(99): Service(ServiceKey(99), Endpoint("10.0.0.3", 80))}, Network("green")
 )  # as somebody changed it
 
 
@@ -65,7 +65,7 @@ def test_new_services_reach_a_bridge_that_is_up(before: Said) -> None:
 @pytest.mark.parametrize("before", [RED, OTHER_UPLINKS])
 @pytest.mark.parametrize("services", [OLD, NEW])
 def test_a_changed_entry_replaces_network_and_uplinks(
-    before: WatchedBridge, services: dict[int, Service]
+    before: WatchedBridge, services: dict[ServiceKey, Service]
 ) -> None:
     assert decide(Said(before, OLD), BLUE, services, UP) is Action.BRING_UP
 
@@ -83,4 +83,4 @@ def test_a_changed_entry_replaces_network_and_uplinks(
 def test_a_bridge_keeps_its_networks_until_its_entry_changes(
     before: WatchedBridge | None, found: ServiceMap | None, network: str
 ) -> None:
-    assert networks_of(before, BLUE, found) == (Network(network),)
+    assert orders_of(before, BLUE, found) == {Network(network): 1}

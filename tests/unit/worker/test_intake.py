@@ -13,19 +13,22 @@ import pytest
 
 from tests.unit.recorder import Recorder
 from tests.unit.sockets import copies, reset, run_until, wait_for
-from tproxy.datapath.connection import Connections
+from tproxy.datapath.connections import Connections
 from tproxy.datapath.target import Target
 from tproxy.kernel import netns
 from tproxy.kernel.loop import Loop
-from tproxy.model import Endpoint, Service
+from tproxy.model import Endpoint, Service, ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, send
 from tproxy.relay.listening import BATCH
-from tproxy.worker import intake
 from tproxy.worker.admission import Admission
 from tproxy.worker.intake import Intake
 
 HERE = "127.0.0.1"  # in place of the service address, which only a bridge's namespace has
+
+
+def key_here(port: int) -> ServiceKey:
+    return ServiceKey(port, address=HERE)
 
 
 class Worker:
@@ -39,7 +42,7 @@ class Worker:
         self.endpoint = socket.create_server((HERE, 0), backlog=1000)
         self.listener = socket.create_server((HERE, 0), backlog=1000)
         self.port = self.listener.getsockname()[1]
-        self.target = Target("br0", Service(self.port, Endpoint(*self.endpoint.getsockname())))
+        self.target = Target("br0", Service(key_here(self.port), Endpoint(*self.endpoint.getsockname())))
         self.lost: list[Intake] = []
         self.opened: list[socket.socket] = []
         self.cookie = netns.cookie(self.listener) if cookie is None else cookie
@@ -59,8 +62,8 @@ class Worker:
         )
         return far
 
-    def find(self, bridge: str, port: int) -> Target | None:
-        return self.target if (bridge, port) == ("br0", self.port) else None
+    def find(self, bridge: str, key: ServiceKey) -> Target | None:
+        return self.target if (bridge, key) == ("br0", key_here(self.port)) else None
 
     def ended(self, intake: Intake) -> None:
         self.lost.append(intake)
@@ -76,7 +79,11 @@ class Worker:
 
     def pass_on(self, *socks: socket.socket, relay: int = 0, port: int | None = None) -> None:
         """Pass sockets on, as a relay does, which closes its own copies."""
-        send(self.relays[relay], wire.Accepted(port or self.port), [each.fileno() for each in socks])
+        send(
+            self.relays[relay],
+            wire.Accepted(key_here(port or self.port)),
+            [each.fileno() for each in socks],
+        )
         for each in socks:
             each.close()
 
@@ -92,11 +99,6 @@ class Worker:
         for last in list(self.intakes):
             self.ended(last)
         self.loop.close()
-
-
-@pytest.fixture(autouse=True)
-def service_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "SERVICE_ADDRESS", HERE)
 
 
 @pytest.fixture
@@ -185,7 +187,9 @@ def test_a_socket_that_no_guest_has_is_refused_and_closed(worker: Worker, kind: 
         worker.turn()
         assert copies(kept.fileno()) == before - 1
     (warning,) = worker.log.warnings
-    assert warning.startswith(f"bridge br0: connection to port {worker.port} reset: it is ")
+    assert warning.startswith(
+        f"bridge br0: connection to port {key_here(worker.port).in_words} reset: it is "
+    )
     assert worker.lost == []
     assert worker.target.read().total == 1
 
@@ -196,7 +200,7 @@ def test_a_socket_of_another_namespace_is_refused() -> None:
     worker.pass_on(near)
     run_until(worker.loop, lambda: bool(worker.log.warnings))
     assert worker.log.warnings == [
-        f"bridge br0: connection to port {worker.port} reset: it is of another namespace"
+        f"bridge br0: connection to port {key_here(worker.port).in_words} reset: it is of another namespace"
     ]
     assert not worker.connections
     with pytest.raises(ConnectionResetError):
@@ -242,14 +246,16 @@ def test_a_port_without_a_service_resets_the_guest(worker: Worker) -> None:
     far, near = worker.guest()
     worker.pass_on(near, port=1)
     run_until(worker.loop, lambda: bool(worker.log.warnings))
-    assert worker.log.warnings == ["bridge br0: connection to port 1 reset: there is no such service"]
+    assert worker.log.warnings == [
+        "bridge br0: connection to port 127.0.0.1:1 reset: there is no such service"
+    ]
     with pytest.raises(ConnectionResetError):
         far.recv(1)
 
 
 def test_a_descriptor_that_is_no_socket_is_closed_and_the_worker_goes_on(worker: Worker) -> None:
     file = os.memfd_create("no socket")
-    send(worker.relays[0], wire.Accepted(worker.port), [file, file])
+    send(worker.relays[0], wire.Accepted(key_here(worker.port)), [file, file])
     run_until(worker.loop, lambda: bool(worker.log.warnings))
     worker.turn()
     assert copies(file) == 1
@@ -268,7 +274,7 @@ def test_a_hostile_relay_cannot_fill_the_log(worker: Worker) -> None:
 
 def test_an_unexpected_message_is_left_out(worker: Worker) -> None:
     file = worker.listener.fileno()
-    send(worker.relays[0], wire.Listeners((80,)), [file])
+    send(worker.relays[0], wire.Listeners((ServiceKey(80),)), [file])
     _, near = worker.guest()
     worker.pass_on(near)
     run_until(worker.loop, lambda: len(worker.connections) == 1)
@@ -276,12 +282,16 @@ def test_an_unexpected_message_is_left_out(worker: Worker) -> None:
     assert copies(file) == 1
 
 
-def test_a_message_that_cannot_be_read_ends_the_channel(worker: Worker) -> None:
+def test_guests_behind_a_message_that_cannot_be_read_are_served(worker: Worker) -> None:
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [worker.listener.fileno()]))]
     worker.relays[0].sendmsg([b"?"], rights)
-    run_until(worker.loop, lambda: bool(worker.lost))
-    assert worker.log.warnings == ["bridge br0: relay's channel lost: a message of unknown kind b'?'"]
+    worker.pass_on(worker.guest()[1])
+    run_until(worker.loop, lambda: bool(worker.connections))
+    assert worker.log.warnings == [
+        "bridge br0: a message of the relay is left out: a message of unknown kind b'?'"
+    ]
     assert copies(worker.listener.fileno()) == 1
+    assert not worker.lost
 
 
 def test_the_end_of_the_channel_comes_after_the_guests_that_were_passed_on(worker: Worker) -> None:

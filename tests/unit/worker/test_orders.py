@@ -7,26 +7,72 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tproxy.errors import ProtocolError
-from tproxy.model import INTERFACE_NAME_BYTES, Endpoint, Service
+from tproxy.model import (
+    INTERFACE_NAME_BYTES,
+    MOST_ENDPOINTS,
+    PROTOCOLS,
+    Endpoint,
+    Network,
+    Service,
+    ServiceKey,
+)
 from tproxy.relay import wire
 from tproxy.worker import orders
 
 port = st.integers(0, 65535)
 uint32 = st.integers(0, 2**32 - 1)
 bridge = st.text("abcXYZ019_.-", min_size=1, max_size=INTERFACE_NAME_BYTES)
+key = st.builds(
+    ServiceKey,
+    port,
+    st.sampled_from(PROTOCOLS),
+    st.ip_addresses(v=4).map(str) | st.just("fd00::1"),
+    uint32,
+)
 service = st.builds(
     Service,
-    port,
+    key,
     st.builds(Endpoint, st.ip_addresses(v=4).map(str), port),
-    connect_timeout=st.floats(0.001, 300),
+    st.just(""),
+    st.floats(0.001, 300),
+    *[uint32] * 7,
+    st.sampled_from(["", "v2"]),
+    st.sampled_from(["first", "least"]),
+    st.integers(0, 86400),
 )
+mac = st.binary(min_size=6, max_size=6).map(lambda data: data.hex(":"))
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+network = st.builds(Network, text, text)
 
 messages: st.SearchStrategy[orders.Message] = st.one_of(
-    st.builds(orders.Settings, st.integers(0, 255), port, st.tuples(port, port)),
+    st.builds(
+        orders.Settings,
+        st.integers(0, 255),
+        st.integers(1, 65535),
+        st.tuples(port, port).map(lambda each: (min(each), max(each))),
+        uint32,
+    ),
     st.builds(
         orders.Services, bridge, st.booleans(), st.booleans(), st.lists(service, max_size=20).map(tuple)
     ),
+    st.builds(
+        orders.Networks,
+        bridge,
+        st.booleans(),
+        st.booleans(),
+        text,
+        st.lists(st.tuples(uint32, network), max_size=5).map(tuple),
+        st.lists(st.tuples(mac, uint32), max_size=20).map(tuple),
+        st.lists(st.tuples(bridge, mac, uint32), max_size=20).map(tuple),
+    ),
+    st.builds(
+        orders.Labels, bridge, st.booleans(), text, st.lists(st.tuples(key, text), max_size=20).map(tuple)
+    ),
+    st.builds(orders.Ports, bridge, st.booleans(), st.lists(st.tuples(mac, st.just("") | bridge)).map(tuple)),
     st.builds(orders.Bridge, bridge, st.none() | st.integers(0, 2**64 - 1)),
+    st.builds(orders.Gate, bridge, key),
+    st.builds(orders.LetGo, bridge),
+    st.builds(orders.Unreachable, bridge, key, st.floats(0, 60)),
     st.builds(orders.Forget, bridge),
     st.builds(orders.LogFile),
     st.builds(orders.Sync, uint32, st.booleans()),
@@ -37,8 +83,24 @@ messages: st.SearchStrategy[orders.Message] = st.one_of(
 
 ONE_OF_EACH: list[orders.Message] = [
     orders.Settings(20, 4, (32768, 60999)),
-    orders.Services("br0", True, False, (Service(80, Endpoint("10.0.0.1", 81), connect_timeout=0.5),)),
+    orders.Services(
+        "br0", True, False, (Service(ServiceKey(80), Endpoint("10.0.0.1", 81), connect_timeout=0.5),)
+    ),
+    orders.Networks(
+        "br0",
+        True,
+        False,
+        "node7",
+        ((1, Network("blue", "7")),),
+        (("02:00:0a:00:00:05", 1),),
+        (("vnet0", "02:00:0a:00:00:05", 1),),
+    ),
+    orders.Labels("br0", True, "blue", ((ServiceKey(80), "web"), (ServiceKey(53, "udp"), "dns"))),
+    orders.Ports("br0", True, (("02:00:0a:00:00:05", "vnet0"), ("02:00:0a:00:00:06", ""))),
     orders.Bridge("br0", 1),
+    orders.Gate("br0", ServiceKey(53, "udp")),
+    orders.LetGo("br0"),
+    orders.Unreachable("br0", ServiceKey(53, "udp"), 40.0),
     orders.Forget("br0"),
     orders.LogFile(),
     orders.Sync(1, True),
@@ -70,8 +132,13 @@ def test_each_kind_of_message_has_a_first_byte_of_its_own() -> None:
 
 
 def test_the_longest_list_of_services_fits_into_a_message() -> None:
-    services = tuple(Service(port, Endpoint("10.0.0.1", 80)) for port in range(1, orders.MOST_SERVICES + 1))
-    data = orders.encode(orders.Services("a" * INTERFACE_NAME_BYTES, True, True, services))
+    addresses = [f"fd00::{number:x}" for number in range(1, MOST_ENDPOINTS + 1)]
+    services = [
+        Service(ServiceKey(port), Endpoint("10.0.0.1", 80)).led_to(addresses) for port in range(1, 2000)
+    ]
+    first, *others = orders.parts(services)
+    assert len(others) > 1
+    data = orders.encode(orders.Services("a" * INTERFACE_NAME_BYTES, True, True, first))
     assert len(data) <= wire.MAX_BYTES
     assert len(orders.decode(data)) == len(orders.Services._fields)
 

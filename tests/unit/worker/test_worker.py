@@ -13,13 +13,15 @@ from pathlib import Path
 import pytest
 
 from tests.unit.sockets import wait_for
+from tests.unit.worker.test_intake import key_here
+from tproxy.datapath import connections
 from tproxy.datapath.counters import Counts, View
 from tproxy.kernel import netns
 from tproxy.log.file import Log
 from tproxy.model import Endpoint, Service
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, receive, send, send_bytes
-from tproxy.worker import intake, orders
+from tproxy.worker import orders
 from tproxy.worker.worker import Worker
 
 HERE = "127.0.0.1"  # in place of the service address, which only a bridge's namespace has
@@ -73,7 +75,7 @@ class Host:
         assert delivery.message == orders.Synced(self.synced)
 
     def serve(self, *ports: int, bridge: str = "br0") -> None:
-        services = tuple(Service(port, Endpoint(*self.endpoint.getsockname())) for port in ports)
+        services = tuple(Service(key_here(port), Endpoint(*self.endpoint.getsockname())) for port in ports)
         self.tell(orders.Services(bridge, True, True, services))
 
     def relay(self, bridge: str = "br0") -> socket.socket:
@@ -89,7 +91,7 @@ class Host:
         guest = socket.create_connection((HERE, self.port))
         self.opened.append(guest)
         with self.listener.accept()[0] as accepted:
-            send(relay, wire.Accepted(self.port), [accepted.fileno()])
+            send(relay, wire.Accepted(key_here(self.port)), [accepted.fileno()])
         return guest
 
     def talk(self, guest: socket.socket) -> socket.socket:
@@ -123,7 +125,6 @@ class Host:
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    monkeypatch.setattr(intake, "SERVICE_ADDRESS", HERE)
     made = Host(tmp_path)
     yield made
     made.close()
@@ -133,7 +134,11 @@ def test_a_guest_talks_with_the_endpoint_and_is_counted(host: Host) -> None:
     host.serve(host.port)
     host.talk(host.guest(host.relay()))
     host.sync(counting=True)
-    assert host.counters.read() == (1, {("br0", host.port): Counts(1, 1, 8, 6)})
+    open_, counts = host.counters.read()
+    key = "br0", key_here(host.port)
+    assert (open_, counts[key][:4]) == (1, Counts(1, 1, 8, 6)[:4])
+    assert sum(counts[key].connects) == 1
+    assert host.counters.loop().turns > 0
 
 
 def test_a_relay_can_be_faster_than_the_daemon(host: Host) -> None:
@@ -146,6 +151,28 @@ def test_a_relay_can_be_faster_than_the_daemon(host: Host) -> None:
     host.talk(guest)
 
 
+def test_bytes_are_counted_a_few_connections_at_a_time_and_answered_when_all_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "COUNTED_AT_ONCE", 1)
+    host = Host(tmp_path)
+    host.serve(host.port)
+    relay = host.relay()
+    for _ in range(5):
+        host.talk(host.guest(relay))
+    for number, counting in ((1, True), (2, False), (3, True)):
+        host.tell(orders.Sync(number, counting))
+    answered = 0
+    while answered < 3:  # one answer may be for several
+        delivery = receive(host.daemon, orders.decode)
+        assert delivery is not None
+        assert isinstance(delivery.message, orders.Synced)
+        assert delivery.message.number > answered
+        answered = delivery.message.number
+    assert host.counters.read()[1]["br0", key_here(host.port)][:4] == (5, 5, 5 * 8, 5 * 6)
+    host.close()
+
+
 def test_a_port_that_stays_keeps_its_counts_and_one_that_comes_again_begins_anew(host: Host) -> None:
     host.serve(host.port)
     relay = host.relay()
@@ -153,21 +180,24 @@ def test_a_port_that_stays_keeps_its_counts_and_one_that_comes_again_begins_anew
     host.serve(host.port, 90)
     host.sync()
     counts = host.counters.read()[1]
-    assert (counts["br0", host.port].total, counts["br0", 90].total) == (1, 0)
+    assert (
+        counts["br0", key_here(host.port)].total,
+        counts["br0", key_here(90)].total,
+    ) == (1, 0)
     host.serve(90)
     host.serve(host.port, 90)
     host.sync()
     open_, counts = host.counters.read()
-    assert (open_, counts["br0", host.port].total) == (1, 0)  # its connection goes on
+    assert (open_, counts["br0", key_here(host.port)].total) == (1, 0)  # its connection goes on
 
 
 def test_a_long_list_that_comes_in_parts_is_one_list(host: Host) -> None:
     endpoint = Endpoint(*host.endpoint.getsockname())
-    host.tell(orders.Services("br0", True, False, (Service(host.port, endpoint),)))
-    host.tell(orders.Services("br0", False, False, (Service(90, endpoint),)))
-    host.tell(orders.Services("br0", False, True, (Service(91, endpoint),)))
+    host.tell(orders.Services("br0", True, False, (Service(key_here(host.port), endpoint),)))
+    host.tell(orders.Services("br0", False, False, (Service(key_here(90), endpoint),)))
+    host.tell(orders.Services("br0", False, True, (Service(key_here(91), endpoint),)))
     host.sync()
-    assert set(host.counters.read()[1]) == {("br0", port) for port in (host.port, 90, 91)}
+    assert set(host.counters.read()[1]) == {("br0", key_here(port)) for port in (host.port, 90, 91)}
 
 
 def test_a_bridge_that_is_forgotten_resets_its_guests_and_no_others(host: Host) -> None:
@@ -183,7 +213,7 @@ def test_a_bridge_that_is_forgotten_resets_its_guests_and_no_others(host: Host) 
     assert endpoint.recv(100) == b"still here"
     host.tell(orders.Forget("br7"))  # which it has never heard of
     host.sync()
-    assert set(host.counters.read()[1]) == {("br1", host.port)}
+    assert set(host.counters.read()[1]) == {("br1", key_here(host.port))}
 
 
 def test_a_level_and_another_file_for_the_log(host: Host, tmp_path: Path) -> None:
@@ -211,7 +241,7 @@ def test_without_a_daemon_guests_are_served_as_before_and_a_new_one_is_followed(
     host.lose_daemon()
     host.talk(host.guest(relay))
     host.new_daemon()
-    assert host.hear_ready().read()[1]["br0", host.port].total == 2
+    assert host.hear_ready().read()[1]["br0", key_here(host.port)].total == 2
     host.synced = 0
     host.sync()
     host.tell(orders.Forget("br0"))
@@ -226,6 +256,36 @@ def test_a_new_daemon_takes_the_place_of_one_that_hangs(host: Host) -> None:
     assert receive(former) is None
     former.close()
     host.sync()
+
+
+@pytest.mark.parametrize("unread", [False, True])
+@pytest.mark.parametrize("follower", [False, True])
+def test_guests_in_a_channel_that_a_daemon_named_before_it_ended_are_served(
+    host: Host, unread: bool, follower: bool
+) -> None:
+    if unread:  # then the worker meets a reset before what was said
+        host.tell(orders.Sync(1, False))
+        assert select.select([host.daemon], [], [], 30)[0]
+    os.kill(host.pid, signal.SIGSTOP)
+    host.serve(host.port)
+    guest = host.guest(host.relay())
+    host.lose_daemon()
+    if follower:
+        host.new_daemon()
+    os.kill(host.pid, signal.SIGCONT)
+    host.talk(guest)
+
+
+def test_guests_in_a_channel_of_a_daemon_that_ends_before_the_worker_greets_it_are_served(host: Host) -> None:
+    host.relay()
+    host.sync()
+    os.kill(host.pid, signal.SIGSTOP)
+    host.new_daemon()
+    host.serve(host.port)
+    guest = host.guest(host.relay())
+    host.lose_daemon()
+    os.kill(host.pid, signal.SIGCONT)
+    host.talk(guest)
 
 
 @pytest.mark.parametrize(

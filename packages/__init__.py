@@ -1,0 +1,1 @@
+"""Makes packages of this checkout: the Makefile runs ``deb``, ``zipapp`` and ``manual``."""

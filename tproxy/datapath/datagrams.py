@@ -1,0 +1,496 @@
+"""All UDP sessions of a worker: it reads guests' datagrams, opens a session for each guest port, and ends it.
+
+Theory of operation. One worker has all UDP sockets of a bridge (``daemon.workers``), because datagrams do not
+say whose session they belong to: whoever reads the socket must know all of them. A datagram from an address
+and port that has no session opens one (``session``), at the first good endpoint of the service. A session
+ends when it was silent for the service's idle time, when another one needs its room (``crowds``), or when all
+endpoints have refused it.
+
+The state of endpoints is as for connections (``endpoints``), but apart from it: a server may answer TCP and
+not UDP. A UDP endpoint fails when the kernel reports that a datagram was refused, or could not be delivered.
+One that is only silent cannot be told from one that has nothing to say. A failed endpoint is checked with
+datagrams without content; it is good again when it answers, or when nobody refuses them.
+
+While all endpoints of a service have failed, the daemon is told again and again (``unreachable``). It has the
+namespace's wall refuse the guests' datagrams with ICMP, as a closed port would.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+
+from tproxy.datapath.connection import OF_ENDPOINT, dial_failure, dial_reason
+from tproxy.datapath.counters import (
+    CAUSES,
+    DIAL_FAILED,
+    FINISHED,
+    LIMITED,
+    NETWORK,
+    OPEN,
+    STOPPED,
+    TO_ENDPOINT,
+    TO_GUEST,
+    TOTAL,
+    TOTAL_LIMIT,
+)
+from tproxy.datapath.crowds import Crowds
+from tproxy.datapath.datagram_checks import DatagramChecks
+from tproxy.datapath.ended_lines import EndedLines
+from tproxy.datapath.endpoints import BACK_OFF_MOST, Endpoints, State
+from tproxy.datapath.held import Held
+from tproxy.datapath.introduction import Introductions
+from tproxy.datapath.membership import WAIT
+from tproxy.datapath.session import BUFFER, Gate, Session
+from tproxy.datapath.target import Target
+from tproxy.datapath.waiting import Divided, Door, targets_of
+from tproxy.kernel import tcp
+from tproxy.kernel.loop import READ, Loop, Timer
+from tproxy.log.file import Log
+from tproxy.log.limit import LineLimit
+from tproxy.model import BridgeNames, Endpoint, Service, ServiceKey
+from tproxy.proxy_protocol import DATAGRAM
+from tproxy.typed import Any
+
+# Datagrams that are read from one socket in a row, so that the others have their turn.
+AT_ONCE = 64
+
+# Seconds between two looks for sessions that are silent.
+SWEEP = 1.0
+
+# Seconds for which the daemon has guests refused, before it is told again that no endpoint can be reached.
+REFUSED_FOR = BACK_OFF_MOST + 10
+
+# Seconds between two log lines of one limit, whatever guests do.
+LIMIT_INTERVAL = 60.0
+
+# Seconds between two looks at datagrams whose guest is not known: the kernel does not tell a worker when it
+# has found a guest's MAC address.
+LOOK = 0.05
+
+_DISCARD = 9  # RFC 863
+
+_DONT_WAIT = int(socket.MSG_DONTWAIT)
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
+
+
+class Datagrams:
+    """The gates of a worker, and their sessions.
+
+    ``number`` gives the numbers of sessions, ``report`` gets what is known of an endpoint, and
+    ``unreachable`` a bridge, a key, and for how many seconds guests are to be refused; 0: no more.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        log: Log,
+        room: int,
+        introductions: Introductions,
+        lines: EndedLines,
+        number: Callable[[], int],
+    ) -> None:
+        self.loop = loop
+        self.introductions = introductions
+        self.next_number = number
+        self.crowds = Crowds(room)
+        self.health = Endpoints(self._changed)
+        self.checks = DatagramChecks(loop, self.health, self.connected, self._check_failed)
+        self.report: Callable[[Endpoint, State | None], None] = lambda endpoint, state: None
+        self.unreachable: Callable[[str, ServiceKey, float], None] = lambda bridge, key, seconds: None
+        self._log = log
+        self._lines = lines
+        self._doors: dict[str, Mapping[ServiceKey, Door]] = {}
+        self._held = Held()
+        self._looks = False  # whether a timer looks at what is held
+        self._gates: dict[str, dict[ServiceKey, Gate]] = {}
+        self._by_fd: dict[int, Gate] = {}
+        self._warnings = [LineLimit(1, LIMIT_INTERVAL) for _ in CAUSES]
+        self._timer: Timer | None = None
+        self._draining_since: float | None = None
+
+    def __len__(self) -> int:
+        return self.crowds.total
+
+    # What the daemon wants
+
+    def serve(self, bridge: str, doors: Mapping[ServiceKey, Door]) -> None:
+        """Take over a bridge's UDP services as they are now."""
+        self._doors[bridge] = doors
+        self.crowds.serve(bridge, [each.service for door in doors.values() for each in targets_of(door)])
+        for key, gate in [*self._gates.get(bridge, {}).items()]:
+            if key not in doors:
+                self._close(bridge, gate, "service removed")
+                continue
+            gate.door = doors[key]
+            for target in {*targets_of(gate.door), *(each.target for each in gate.sessions.values())}:
+                there = target in targets_of(gate.door)
+                known = target.service.candidates if there else ()
+                self._end_all(
+                    gate, "endpoint removed" if there else "service removed", STOPPED, known, target
+                )
+        self._keep_health()
+        self.look()
+
+    def take(self, bridge: str, key: ServiceKey, sock: socket.SocketType) -> None:
+        """Read guests' datagrams from this socket, which is this object's from now on."""
+        door = self._doors.get(bridge, {}).get(key)
+        if door is None or self._draining_since is not None:
+            sock.close()
+            return
+        gate = self._gates.setdefault(bridge, {}).get(key)
+        if gate is None:
+            gate = self._gates[bridge][key] = Gate(bridge, key, door, sock)
+        else:
+            self._stop_reading(gate)
+            self.loop.close_later(gate.sock, shared=True)
+            gate.sock, gate.reading = sock, True
+        self._by_fd[sock.fileno()] = gate
+        self.loop.add(sock.fileno(), READ, self)
+
+    def let_go(self, bridge: str) -> None:
+        """Read nothing more from the sockets of a bridge, which another worker has; finish the sessions."""
+        for gate in self._gates.get(bridge, {}).values():
+            self._stop_reading(gate)
+
+    def forget(self, bridge: str, how: str) -> None:
+        """End all sessions of a bridge that has no services any more."""
+        for gate in [*self._gates.get(bridge, {}).values()]:
+            self._close(bridge, gate, how)
+        self._gates.pop(bridge, None)
+        self._doors.pop(bridge, None)
+        self.crowds.forget(bridge)
+        self._keep_health()
+
+    def drain(self) -> None:
+        """Read nothing more: another worker does. Pass answers on until the idle time is over."""
+        self.checks.stop()
+        if self._draining_since is None:
+            self._draining_since = time.monotonic()
+            for bridge in self._gates:
+                self.let_go(bridge)
+
+    # What guests and endpoints send
+
+    def on_event(self, fd: int, mask: int) -> None:
+        """Pass on what guests have sent to one service."""
+        gate = self._by_fd.get(fd)
+        if gate is None:
+            return
+        receive, sessions, now = gate.sock.recvfrom_into, gate.sessions, time.monotonic()
+        for _ in range(AT_ONCE):
+            try:
+                count, guest = receive(BUFFER, 0, _DONT_WAIT)
+            except BlockingIOError:
+                return
+            except OSError:  # of an answer before, such as a route that is gone
+                continue
+            session = sessions.get(guest)
+            if session is None:
+                if (target := self._target(gate, guest, count)) is None:
+                    continue
+                session = self._open(gate, target, guest)
+            if session is not None:
+                session.used = now
+                sessions.move_to_end(guest)
+                self.crowds.used(gate.bridge, guest[0], session)
+                session.send(BUFFER[:count])
+
+    def connected(self, endpoint: Endpoint) -> socket.SocketType:
+        """Return a UDP socket that is connected to an endpoint. Raises OSError."""
+        sock = socket.SocketType(tcp.family(endpoint.address), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        try:
+            sock.connect((endpoint.address, endpoint.port))
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def answered(self, session: Session) -> None:
+        """Note that an endpoint has answered a session."""
+        if self._draining_since is None:
+            session.used = time.monotonic()
+            session.gate.sessions.move_to_end(session.guest)
+        if session.endpoint not in self.health.good:
+            self.health.answered(session.endpoint, session.used)
+
+    def introduce(self, session: Session) -> bytes:
+        """Return the header that is sent before each datagram of a session."""
+        target = session.target
+        device = BridgeNames(target.bridge).veth_namespace
+        if not session.mac and "." in session.guest[0]:
+            session.mac = tcp.neighbour_mac(session.gate.sock, session.guest[0], device)
+        peer = session.guest[0], session.guest[1]
+        return self.introductions.header(
+            session.number, target.bridge, target.service.key, peer, session.mac or "", DATAGRAM
+        )
+
+    def next_endpoint(self, session: Session, number: int) -> Endpoint | None:
+        """Note why an endpoint failed; return the next one for the session, or None."""
+        self._failed(session.endpoint, number)
+        session.target.record.dial_failed(dial_reason(number))
+        order = self._in_order(session.target.service)
+        return next((each for each in order if each not in session.tried), None)
+
+    def end_refused(self, session: Session, number: int) -> None:
+        """End a session that no endpoint takes."""
+        how = dial_failure(number)
+        session.target.failed(f"endpoint {session.endpoint} {how}")
+        self._end(session, how, DIAL_FAILED)
+
+    # Sessions
+
+    def _target(self, gate: Gate, guest: tuple[Any, ...], count: int) -> Target | None:
+        """Return what a guest gets that sent a datagram of ``count`` bytes.
+
+        None if it gets nothing, or not yet: then the datagram waits.
+        """
+        door = gate.door
+        if not isinstance(door, Divided):
+            return door
+        known, target = self._known(gate, door, guest)
+        if not known:
+            deadline = time.monotonic() + door.patience
+            self._held.add(gate, guest, bytes(BUFFER[:count]), deadline)
+            self._look_later()
+            return None
+        return target
+
+    def _known(self, gate: Gate, door: Divided, guest: tuple[Any, ...]) -> tuple[bool, Target | None]:
+        """Return whether it is known what a guest gets, and what that is; None for nothing."""
+        address = guest[0]
+        mac = ""
+        if "." in address:
+            mac = tcp.neighbour_mac(gate.sock, address, BridgeNames(gate.bridge).veth_namespace)
+            if not mac:
+                # A guest that takes us for a gateway leaves no entry in the namespace's ARP table. A datagram
+                # to it makes the kernel ask for its MAC; nobody reads it at this port.
+                with suppress(OSError):
+                    gate.sock.sendto(b"", _DONT_WAIT, (address, _DISCARD))
+                return False, None
+        verdict = self.introductions.judge(gate.bridge, mac)
+        if verdict.network == WAIT:
+            return False, None
+        target, why = door.answer(verdict, mac)
+        if target is None:
+            self._refuse(door.any, guest, why)
+        return True, target
+
+    def look(self) -> None:
+        """Look again at what is held: something new is known."""
+        now = time.monotonic()
+        for gate, guest, deadline in self._held:
+            door = gate.door
+            known, target = self._known(gate, door, guest) if isinstance(door, Divided) else (True, door)
+            if not known:
+                if now >= deadline:
+                    self._held.take(gate, guest)
+                    self._refuse(targets_of(door)[0], guest, "it is not known behind which port it is")
+                continue
+            datagrams = self._held.take(gate, guest)
+            session = gate.sessions.get(guest)
+            if session is None and target is not None:
+                session = self._open(gate, target, guest)
+            if session is not None:
+                for data in datagrams:
+                    session.send(data)
+
+    def _look_later(self) -> None:
+        if not self._looks:
+            self._looks = True
+            self.loop.call_later(LOOK, self._look_again)
+
+    def _look_again(self) -> None:
+        self._looks = False
+        self.look()
+        if self._held:
+            self._look_later()
+
+    def _refuse(self, target: Target, guest: tuple[Any, ...], why: str) -> None:
+        target.counts[TOTAL] += 1
+        target.record.never_began(LIMITED)
+        target.limited[NETWORK] = (target.limited[NETWORK] + 1) & 0xFFFFFFFF
+        warnings = self._warnings[NETWORK]
+        if warnings.allows(time.monotonic()):
+            self._log.warning(
+                "bridge=%s port=%s datagram refused by network: guest=%s, %s%s",
+                target.bridge,
+                target.service.key.listener.in_words,
+                guest[0],
+                why,
+                warnings.suffix(),
+            )
+
+    def _open(self, gate: Gate, target: Target, guest: tuple[Any, ...]) -> Session | None:
+        bridge, address = gate.bridge, guest[0]
+        target.counts[TOTAL] += 1
+        while (found := self.crowds.in_the_way(bridge, target.service, address)) is not None:
+            self._evict(*found)
+        order = self._in_order(target.service)
+        last: OSError | None = None
+        for endpoint in order:
+            try:
+                session = Session(self, gate, target, guest, endpoint)
+            except OSError as error:
+                last = error
+                self._failed(endpoint, error.errno or 0)
+                target.record.dial_failed(dial_reason(error.errno or 0))
+                if error.errno in _NO_DESCRIPTOR and (oldest := self.crowds.oldest()) is not None:
+                    self._evict(oldest, TOTAL_LIMIT)  # the next datagram has its descriptor
+                    break
+                continue
+            gate.sessions[guest] = session
+            self.crowds.add(bridge, session.key, address, session)
+            target.counts[OPEN] += 1
+            if self._timer is None:
+                self._timer = self.loop.call_later(SWEEP, self._sweep)
+            return session
+        target.record.never_began(DIAL_FAILED)
+        if last is not None:
+            target.failed(f"endpoint {order[-1]} {dial_failure(last.errno or 0)}")
+        return None
+
+    def _evict(self, session: Session, cause: int) -> None:
+        target = session.target
+        target.limited[cause] = (target.limited[cause] + 1) & 0xFFFFFFFF
+        if self._warnings[cause].allows(time.monotonic()):
+            self._log.warning(
+                "bridge=%s port=%s session of guest=%s ended by %s%s",
+                target.bridge,
+                target.service.key.in_words,
+                session.guest[0],
+                CAUSES[cause],
+                self._warnings[cause].suffix(),
+            )
+        self._end(session, CAUSES[cause], LIMITED)
+
+    def _end(self, session: Session, how: str, outcome: int) -> None:
+        gate = session.gate
+        if gate.sessions.get(session.guest) is not session:
+            return
+        del gate.sessions[session.guest]
+        self.crowds.remove(gate.bridge, session.key, session.guest[0], session)
+        counts = session.target.counts
+        counts[OPEN] -= 1
+        session.target.record.ended(outcome, time.monotonic() - session.started)
+        self.count(session)
+        self.loop.close_later(session.sock)
+        self._lines.write_session(session, self.introductions.id(session.number), how, outcome)
+
+    def count(self, session: Session) -> None:
+        """Add the bytes that were moved since the last time to the counts of the target."""
+        counts = session.target.counts
+        counts[TO_ENDPOINT] += session.sent - session.counted_sent
+        counts[TO_GUEST] += session.received - session.counted_received
+        session.counted_sent, session.counted_received = session.sent, session.received
+
+    def count_open(self) -> None:
+        """Add the bytes of open sessions to the counts of their targets, as of now."""
+        for gates in self._gates.values():
+            for gate in gates.values():
+                for session in gate.sessions.values():
+                    self.count(session)
+
+    def _end_all(
+        self,
+        gate: Gate,
+        how: str,
+        outcome: int,
+        but_to: Collection[Endpoint] = (),
+        target: Target | None = None,
+    ) -> None:
+        for session in [each for each in gate.sessions.values() if each.endpoint not in but_to]:
+            if target is None or session.target is target:
+                self._end(session, how, outcome)
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        self._timer = None
+        for gates in self._gates.values():
+            for gate in gates.values():
+                if self._draining_since is not None:
+                    for session in [*gate.sessions.values()]:
+                        if now - self._draining_since >= session.target.service.session_idle:
+                            self._end(session, "idle", FINISHED)
+                self._end_idle(gate, now)
+        if self.crowds.total:
+            self._timer = self.loop.call_later(SWEEP, self._sweep)
+
+    def _end_idle(self, gate: Gate, now: float) -> None:
+        """End sessions that were silent for too long. The first are those that were used longest ago."""
+        shortest = min(each.service.session_idle for each in targets_of(gate.door))
+        for session in [*gate.sessions.values()]:
+            if now - session.used < shortest:
+                break
+            if now - session.used >= session.target.service.session_idle:
+                self._end(session, "idle", FINISHED)
+
+    # Gates
+
+    def _stop_reading(self, gate: Gate) -> None:
+        if gate.reading:
+            gate.reading = False
+            del self._by_fd[gate.sock.fileno()]
+            self.loop.remove(gate.sock.fileno())
+
+    def _close(self, bridge: str, gate: Gate, how: str) -> None:
+        self._end_all(gate, how, STOPPED)
+        self._held.drop(gate)
+        self._stop_reading(gate)
+        self.loop.close_later(gate.sock, shared=True)
+        del self._gates[bridge][gate.key]
+
+    # Endpoints
+
+    def _in_order(self, service: Service) -> list[Endpoint]:
+        return self.health.order(self.health.candidates(service), service.spread, {})
+
+    def _failed(self, endpoint: Endpoint, number: int) -> None:
+        if number in OF_ENDPOINT:
+            self.health.fail(endpoint, dial_failure(number), time.monotonic())
+
+    def _check_failed(self, endpoint: Endpoint, number: int) -> None:
+        self._failed(endpoint, number)
+        self._tell_guests(endpoint)
+
+    def _keep_health(self) -> None:
+        services = [
+            each.service
+            for doors in self._doors.values()
+            for door in doors.values()
+            for each in targets_of(door)
+        ]
+        used = {endpoint for each in services for endpoint in each.candidates}
+        for endpoint in self.health.keep(used, used):
+            self.report(endpoint, None)
+        self.checks.plan()
+
+    def _changed(self, endpoint: Endpoint, state: State) -> None:
+        self.report(endpoint, state)
+        if state.failed:
+            self._log.warning("endpoint %s/udp has failed: %s", endpoint, state.why)
+        elif state.back_off:
+            self._log.info("endpoint %s/udp answers", endpoint)
+        self.checks.plan()
+        self._tell_guests(endpoint)
+
+    def _tell_guests(self, endpoint: Endpoint) -> None:
+        """Have guests of services refused that this was the last endpoint of, or refused no more."""
+        for bridge, gates in self._gates.items():
+            for key, gate in gates.items():
+                candidates = [
+                    candidate
+                    for each in targets_of(gate.door)
+                    for candidate in self.health.candidates(each.service)
+                ]
+                if endpoint not in candidates or not gate.reading:
+                    continue
+                if self.health.failed.issuperset(candidates):
+                    gate.unreachable = True
+                    self.unreachable(bridge, key, REFUSED_FOR)
+                elif gate.unreachable:
+                    gate.unreachable = False
+                    self.unreachable(bridge, key, 0)

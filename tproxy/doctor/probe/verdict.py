@@ -1,0 +1,72 @@
+"""Says of what a guest met whether it is good. Pure. ``look`` is the command that finds out more."""
+
+from __future__ import annotations
+
+from tproxy.doctor.look.dial import Dialled
+from tproxy.doctor.probe.arp import Answers
+from tproxy.doctor.probe.ping import PATIENCE
+from tproxy.doctor.probe.step import Step, bad, good, warning
+from tproxy.doctor.probe.visit import Visit
+from tproxy.model import SERVICE_ADDRESS, Service
+
+
+def of_arp(found: Answers, expected: str, look: str) -> Step:
+    """Who answers for the service address; ``expected`` is the MAC of the namespace's link."""
+    if not found.macs:
+        text = f"nobody answers ARP for {SERVICE_ADDRESS}"
+        return bad("arp", found.seconds, text, look)
+    strangers = [mac for mac in found.macs if mac != expected]
+    if strangers:
+        text = f"another machine, {strangers[0]}, answers ARP for {SERVICE_ADDRESS}"
+        return bad("arp", found.seconds, text, look)
+    return good("arp", found.seconds, f"{SERVICE_ADDRESS} is at {found.macs[0]}")
+
+
+def of_gateway(address: str, found: Answers) -> Step:
+    """Whether a guest with only a default route has an address to send to."""
+    if not found.macs:
+        text = f"the gateway {address} does not answer ARP: a guest with only a default route sends nothing"
+        return bad("gateway", found.seconds, text, f"ip route add {SERVICE_ADDRESS} dev eth0  # in the guest")
+    return good("gateway", found.seconds, f"{address} is at {found.macs[0]}")
+
+
+def of_ping(seconds: float | None, look: str) -> Step:
+    if seconds is None:
+        text = f"{SERVICE_ADDRESS} does not answer: something drops packets, or ICMP alone"
+        return warning("ping", PATIENCE, text, look)
+    return good("ping", seconds, f"{SERVICE_ADDRESS} answers")
+
+
+def of_endpoint(service: Service, found: Dialled | None) -> Step:
+    """Whether this host reaches the endpoint, without any guest."""
+    if found is None or found.problem:
+        problem = found.problem if found is not None else "was not dialled"
+        repair = f"nc -zv {service.endpoint.address} {service.endpoint.port}"
+        text = f"endpoint {service.endpoint} {problem}"
+        return bad("endpoint", found.seconds if found is not None else 0.0, text, repair)
+    return good("endpoint", found.seconds, f"this host reaches {service.endpoint}")
+
+
+def of_connection(visit: Visit, look: str) -> Step:
+    """Whether there was a connection."""
+    if visit.refusal == "Connection refused":
+        return bad("connect", visit.connecting, "connection refused: nothing listens on the port", look)
+    if visit.refusal:
+        text = f"{visit.refusal}: something drops TCP that lets ARP and ping pass, or nobody accepts"
+        return bad("connect", visit.connecting, text, look)
+    return good("connect", visit.connecting, "connected")
+
+
+def of_end(visit: Visit, look: str, *, taken: bool | None, last_error: str) -> Step:
+    """What came of the connection. ``taken``: by the counters, a worker has it; None where nobody tells."""
+    if visit.end == "reset":
+        reason = last_error or "the worker could not reach the endpoint, or a limit was reached"
+        return bad("answer", visit.ending, f"reset: {reason}", look)
+    if visit.end in ("ended", "data"):
+        text = "the endpoint answers" if visit.end == "data" else "the endpoint ended the connection in turn"
+        return good("answer", visit.ending, text)
+    if taken:
+        return good("answer", visit.ending, "the endpoint keeps the connection open, and waits for a request")
+    if taken is None:
+        return warning("answer", visit.ending, "no answer, and no daemon tells whether a worker has it", look)
+    return bad("answer", visit.ending, "no worker took the connection: guests wait", look)
