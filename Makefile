@@ -1,5 +1,6 @@
-# All commands of this checkout: make venv | demo | test | test-egress | test-vm | test-packages | test-model |
-# test-steps | bench | bench-workers | picture | soak | lint | deb | zipapp | wheel | manual | lock | options | clean
+# All commands of this checkout: make venv | demo | demo-egress | test | test-egress | test-vm | test-packages |
+# test-model | test-steps | bench | bench-workers | picture | soak | lint | deb | zipapp | wheel | manual | lock |
+# options | clean
 
 # Tests that run at the same time. They wait for processes and the kernel more than they compute, so this is
 # more than there are cores.
@@ -21,6 +22,12 @@ venv:
 .PHONY: demo
 demo: venv
 	.venv/bin/tproxy lab
+
+# Guests without a route install software by a policy for their network.
+.PHONY: demo-egress
+demo-egress:
+	@.ci/setup egress
+	.venv/bin/tproxy lab --egress
 
 # Seconds after which a test ends a program that hangs. A machine under load may be ten times slower, and its
 # tests still pass.

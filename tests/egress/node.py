@@ -1,10 +1,12 @@
 """An egress node for tests: a network namespace with squid, web sites on public addresses, and callers.
 
-No packet leaves the namespace. The sites have addresses of the internet, because inner ones are refused.
+No packet leaves the namespace. The sites have addresses of the internet, because inner ones are refused. With
+``hypervisor`` the node is a whole stand-in host, to which tests add bridges and guests.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -28,6 +31,7 @@ from tproxy.egress.policy import reader
 from tproxy.egress.service import preparation
 from tproxy.egress.squid.authority import Authority
 from tproxy.egress.squid.compiler import Surroundings
+from tproxy.lab.hypervisor import Hypervisor
 
 PROGRAMS = Path(__file__).with_name("programs")
 PATIENCE = float(os.environ.get("TPROXY_PATIENCE", "20"))
@@ -45,14 +49,21 @@ HOSTS = {
     "inner.example": INNER,
     "loop.example": "127.0.0.1",
     "service.example": "169.254.16.9",
+    "deb.debian.org": SITES,
+    "registry-1.docker.io": SITES,
+    "galaxy.ansible.com": SITES,
 }
 
 
 class Node:
     """One node. ``policy`` is the text of its egress.yaml."""
 
-    def __init__(self, policy: str, *, mirror: bool = False, squid: bool = True) -> None:
-        self._with_squid = squid
+    host: Hypervisor  # only of a node with ``hypervisor``
+
+    def __init__(
+        self, policy: str, *, mirror: bool = False, squid: bool = True, hypervisor: bool = False
+    ) -> None:
+        self._with_squid, self._with_hypervisor = squid, hypervisor
         self._stack = ExitStack()
         self.root = Path(tempfile.mkdtemp(prefix="tproxy-egress-", dir="/tmp"))
         self.root.chmod(0o755)
@@ -81,17 +92,23 @@ class Node:
         return self
 
     def _begin(self) -> None:
-        self._holder = subprocess.Popen(["unshare", "-n", "sleep", "infinity"])
-        self._stack.callback(self._end, self._holder)
-        self._wait_for_namespace()
-        self.run("ip", "link", "set", "lo", "up")
-        for address in (SITES, INNER, "169.254.16.9"):
-            self.run("ip", "address", "add", f"{address}/32", "dev", "lo")
         addresses = [SITES, INNER, "169.254.16.9"]
+        if self._with_hypervisor:
+            # Its end ends all programs of the node, before the node's files are removed.
+            self.host = self._stack.enter_context(Hypervisor())
+            self.run("mount", "--bind", f"{self.root}/hosts", "/etc/hosts")
+            addresses.remove("169.254.16.9")  # which is that of the services here
+        else:
+            self._holder = subprocess.Popen(["unshare", "-n", "sleep", "infinity"])
+            self._stack.callback(self._end, self._holder)
+            self._wait_for_namespace()
+            self.run("ip", "link", "set", "lo", "up")
+        for address in addresses:
+            self.run("ip", "address", "add", f"{address}/32", "dev", "lo")
         if self._with_squid:  # where the whole node runs, the front has the ports of this one
             addresses.append("127.0.0.1")
         sites = (",".join(addresses), str(self.sites), str(self.root / "site.pem"))
-        self.start(sys.executable, str(PROGRAMS / "upstream.py"), *sites)
+        self.start(sys.executable, "-m", "tproxy.lab.egress.sites", *sites)
         if self._with_squid:
             self.start_squid()
 
@@ -199,10 +216,15 @@ class Node:
     def trusted(self) -> Path:
         return Authority(self.layout.authority).trusted
 
-    def site(self, host: str, path: str, body: bytes | str) -> None:
+    def site(self, host: str, path: str, body: bytes | str, headers: Mapping[str, str] | None = None) -> None:
+        """Offer this content. A path that ends in "/" is a directory, which may have other paths in it."""
         file = self.sites / host / path.lstrip("/")
+        if path.endswith("/"):
+            file /= "index.html"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(body.encode() if isinstance(body, str) else body)
+        if headers:
+            file.with_name(file.name + ".headers").write_text(json.dumps(dict(headers)))
 
     def requests(self, host: str = "") -> list[str]:
         """Return what the sites were asked for."""
@@ -225,6 +247,8 @@ class Node:
             time.sleep(0.05)
 
     def _inside(self, *command: str) -> list[str]:
+        if self._with_hypervisor:
+            return self.host.command(*command)
         return ["nsenter", f"--net=/proc/{self._holder.pid}/ns/net", *command]
 
     def _wait_for_namespace(self) -> None:

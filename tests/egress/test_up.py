@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.egress.node import PATIENCE, PROGRAMS, Node
+from tests.egress.up import TPROXY, up
 from tests.egress.wheels import publish
 from tproxy import proxy_protocol
 from tproxy.egress.policy import edit
-
-TPROXY = (sys.executable, "-m", "tproxy", "egress")
 
 POLICY = """\
 rules:
@@ -26,18 +24,6 @@ rules:
     get: ["https://host.example/releases/*"]
 """
 A = "https://host.example/releases/a"
-
-
-def up(node: Node) -> subprocess.Popen[str]:
-    """Start everything, with the sites' names in /etc/hosts, and wait until all of it listens."""
-    command = f"mount --bind {node.root}/hosts /etc/hosts && exec "
-    command += f"{' '.join(TPROXY)} up --foreground --root {node.root}"
-    with (node.root / "up.log").open("w") as log:
-        child = node.popen("unshare", "--mount", "sh", "-c", command, stdout=log, stderr=log)
-    for port in (3128, 443, 3190, 8480):
-        node.wait_for(lambda port=port: child.poll() is not None or node.listens(port), f"port {port}")
-    assert child.poll() is None, (node.root / "up.log").read_text()
-    return child
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +94,7 @@ def test_only_tproxys_own_users_may_send_headers(node: Node) -> None:
         b"GET http://host.example/releases/none HTTP/1.1\r\nHost: host.example\r\nConnection: close\r\n\r\n"
     )
     words = (sys.executable, str(PROGRAMS / "raw.py"))
-    for port in ("3128", "8443", "443"):
+    for port in ("3128", "8443", "443", "3192"):
         as_nobody = node.run(
             "setpriv", "--reuid=65534", "--clear-groups", *words, port, (head + request).hex()
         )

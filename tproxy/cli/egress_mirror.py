@@ -195,13 +195,15 @@ def site_key(rotate: bool, finish: bool, root: Path | None) -> None:
 
 @mirror.command(epilog=example("tproxy egress mirror run --quota 30G"))
 @click.option("--quota", help="The most that the store may hold, as 30G.")
-@click.option("--guests-port", default=3192, show_default=True, help="For connections with a PROXY header.")
+@click.option("--guests-port", type=int, help="For connections with a PROXY header, instead of the policy's.")
 @click.option("--clients-port", default=0, help="For hosts that the policy's `clients` names; 0 for none.")
 @click.option(
     "--update-every", default="1d", show_default=True, help="How often to update what is kept; 0s is never."
 )
 @root_option
-def run(quota: str | None, guests_port: int, clients_port: int, update_every: str, root: Path | None) -> None:
+def run(
+    quota: str | None, guests_port: int | None, clients_port: int, update_every: str, root: Path | None
+) -> None:
     """Run the mirror in the foreground."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     bound = size(quota) if quota else None

@@ -1,4 +1,4 @@
-"""egress check, allow, deny: the policy."""
+"""egress check, allow, deny, learned: the policy."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from pathlib import Path
 
 import click
 
+from tproxy.cli.egress_mirror import layout_of, root_option
 from tproxy.cli.examples import example
 from tproxy.console import EXIT_FAILURE
 from tproxy.egress.layout import Layout
-from tproxy.egress.policy import edit, reader
+from tproxy.egress.policy import edit, proposing, reader
 from tproxy.egress.policy.rules import ANY
+from tproxy.errors import TproxyError
 
 policy_option = click.option(
     "--policy",
@@ -57,3 +59,16 @@ def _command(verb: str, text: str) -> click.Command:
 
 allow = _command("allow", "Allow a package: edit the policy, which applies within a second.")
 deny = _command("deny", "Deny a package: edit the policy, which applies within a second.")
+
+
+@click.command(epilog=example("tproxy egress learned"))
+@root_option
+def learned(root: Path | None) -> None:
+    """Print rules for what a network fetched while the policy let it learn. Changes nothing."""
+    layout = layout_of(root)
+    try:
+        with layout.access_log.open(encoding="utf-8", errors="replace") as log:
+            found = proposing.read(log, reader.load(layout.policy).upstreams)
+    except OSError as error:
+        raise TproxyError(f"cannot read {layout.access_log}: {error.strerror}") from error
+    click.echo(proposing.rules(found) or "# nothing was fetched that rules do not allow already")

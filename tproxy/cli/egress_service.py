@@ -10,7 +10,7 @@ import click
 from tproxy.cli.examples import example
 from tproxy.console import require_root, say
 from tproxy.egress.policy.reader import load
-from tproxy.egress.service import foreground, parts, systemd
+from tproxy.egress.service import foreground, links, parts, systemd
 from tproxy.egress.squid.authority import Authority, fingerprint
 from tproxy.errors import TproxyError
 
@@ -57,15 +57,21 @@ def reload(root: Path | None) -> None:
 
 
 @click.command("run", epilog=example("ExecStart=tproxy egress run squid"))
-@click.argument("part", type=click.Choice(["squid", "front"]))
+@click.argument("part", type=click.Choice(["squid", "front", "hosts", "link"]))
 @_root
 def run(part: str, root: Path | None) -> None:
     """Run one part in the foreground, for service managers."""
     require_root()
     node = parts.surroundings(root)
-    if part == "squid":
-        parts.run_squid(node)
-    parts.run_front(node)
+    match part:
+        case "squid":
+            parts.run_squid(node)
+        case "front":
+            parts.run_front(node)
+        case "hosts":
+            links.run_hosts(node)
+        case "link":
+            links.run_link(node.layout)
 
 
 @click.command(

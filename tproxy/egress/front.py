@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from tproxy import proxy_protocol
 from tproxy.config.values import HOST_NAME
+from tproxy.egress import streams
 from tproxy.errors import ProtocolError
 from tproxy.log.lazy import logger
 
@@ -22,7 +23,6 @@ log = logger(__name__)
 # A ClientHello with post-quantum keys has some 2 kB; this is what one TLS record can hold (RFC 8446, 5.1).
 MOST_HELLO = 16384
 PATIENCE = 10.0  # seconds for header and ClientHello, and for squid's answer
-_CHUNK = 65536
 _HANDSHAKE, _CLIENT_HELLO, _SERVER_NAME, _HOST_NAME = 22, 1, 0, 0
 
 # An alert that says "unrecognized_name" (RFC 8446, 6): the client's message is better than that of a reset.
@@ -116,20 +116,20 @@ class Front:
             opened = await asyncio.wait_for(self._connect(header, name), PATIENCE)
         except (ProtocolError, asyncio.TimeoutError, asyncio.IncompleteReadError, OSError) as error:
             log.info("a connection is not passed on: %s", str(error) or "the peer is too slow")
-            await _close(writer)
+            await streams.close(writer)
             return
         if opened is None:
             with suppress(OSError):
                 writer.write(ALERT)
-            await _close(writer)
+            await streams.close(writer)
             return
         proxy_reader, proxy_writer = opened
         proxy_writer.write(hello)
         try:
-            await asyncio.gather(_copy(reader, proxy_writer), _copy(proxy_reader, writer))
+            await asyncio.gather(streams.copy(reader, proxy_writer), streams.copy(proxy_reader, writer))
         finally:
-            await _close(proxy_writer)
-            await _close(writer)
+            await streams.close(proxy_writer)
+            await streams.close(writer)
 
     async def _connect(
         self, header: bytes, name: str
@@ -140,11 +140,11 @@ class Front:
             writer.write(header + f"CONNECT {name}:443 HTTP/1.1\r\nHost: {name}:443\r\n\r\n".encode())
             answer = await reader.readuntil(b"\r\n\r\n")
         except BaseException:
-            await _close(writer)
+            await streams.close(writer)
             raise
         if answer.split(b" ", 2)[1:2] == [b"200"]:
             return reader, writer
-        await _close(writer)
+        await streams.close(writer)
         return None
 
 
@@ -156,7 +156,7 @@ async def _beginning(reader: asyncio.StreamReader) -> tuple[bytes, bytes, str]:
         raise ProtocolError("a PROXY header names no caller")
     hello = b""
     while True:
-        data = await reader.read(_CHUNK)
+        data = await reader.read(streams.CHUNK)
         if not data:
             raise ProtocolError("the connection ended before a ClientHello")
         hello += data
@@ -164,24 +164,6 @@ async def _beginning(reader: asyncio.StreamReader) -> tuple[bytes, bytes, str]:
             return header, hello, server_name(hello)
         except Incomplete:
             continue
-
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Copy one direction, and pass its end on; the other one goes on."""
-    try:
-        while data := await reader.read(_CHUNK):
-            writer.write(data)
-            await writer.drain()
-        if writer.can_write_eof():
-            writer.write_eof()
-    except OSError:
-        writer.transport.abort()
-
-
-async def _close(writer: asyncio.StreamWriter) -> None:
-    writer.close()
-    with suppress(OSError):
-        await writer.wait_closed()
 
 
 async def start(address: str, port: int, proxy: tuple[str, int]) -> asyncio.Server:

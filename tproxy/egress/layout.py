@@ -50,5 +50,34 @@ class Layout:
         return self.state / "peer"
 
     @property
+    def store(self) -> Path:
+        """The directory of the mirror's store."""
+        return self.state / "store"
+
+    @property
+    def ledger(self) -> Path:
+        return self.state / "ledger"
+
+    @property
+    def mirror_socket(self) -> Path:
+        """The mirror's control socket."""
+        return self.run / "mirror.sock"
+
+    @property
+    def hosts(self) -> Path:
+        """The directory of certificates of hypervisors that use this node from elsewhere."""
+        return self.state / "hosts"
+
+    @property
+    def gate(self) -> Path:
+        """The socket on which the gate takes the connections of those hypervisors."""
+        return self.run / "gate.sock"
+
+    @property
+    def link(self) -> Path:
+        """On a hypervisor that uses a node elsewhere: what `tproxy egress host add` wrote there."""
+        return self.etc / "egress-link.pem"
+
+    @property
     def access_log(self) -> Path:
         return self.log / "access.json"

@@ -1,6 +1,6 @@
 """Sends bytes to a port and prints what comes back, as an attacker would.
 
-Arguments: port, and the bytes in hexadecimal.
+Arguments: port, or address:port, and the bytes in hexadecimal.
 
 With a third argument, a host name, it does TLS for that name behind a CONNECT (the bytes), without looking at
 certificates, and sends the fourth argument.
@@ -24,7 +24,8 @@ def read_all(peer: socket.socket) -> bytes:
 
 
 def main() -> None:
-    with socket.create_connection(("127.0.0.1", int(sys.argv[1])), 5) as peer:
+    address, _, port = sys.argv[1].rpartition(":")
+    with socket.create_connection((address or "127.0.0.1", int(port)), 5) as peer:
         peer.settimeout(5)
         peer.sendall(bytes.fromhex(sys.argv[2]))
         if len(sys.argv) < 4:

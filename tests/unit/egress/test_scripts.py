@@ -12,8 +12,11 @@ from tproxy.egress.clients import server
 PEM = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 
 
-def page(path: str) -> tuple[int, str]:
-    status, _, text = server.page(path, lambda: PEM, "169.254.16.9:3128")
+KEY = "-----BEGIN PGP PUBLIC KEY BLOCK-----\nBBBB\n-----END PGP PUBLIC KEY BLOCK-----\n"
+
+
+def page(path: str, site_key: str = "") -> tuple[int, str]:
+    status, _, text = server.page(path, lambda: PEM, "169.254.16.9:3128", lambda: site_key)
     return status, text
 
 
@@ -33,6 +36,14 @@ def test_scripts_are_valid_shell(path: str) -> None:
 def test_a_question_cannot_put_commands_into_a_script(query: str) -> None:
     for path in ("/setup", "/setup.yaml"):
         assert page(f"{path}?{query}")[0] == 400
+
+
+def test_a_sealed_site_gives_its_key_to_apt() -> None:
+    assert KEY.strip() in page("/setup", KEY)[1]
+    assert KEY.strip() in page("/check", KEY)[1]
+    assert page("/site-key.asc", KEY) == (200, KEY)
+    assert page("/site-key.asc")[0] == 404
+    assert "PGP" not in page("/setup")[1]
 
 
 def test_the_cloud_config_holds_the_same_script() -> None:

@@ -9,11 +9,18 @@ value=
 
 problem() { echo "$1"; wrong=1; }
 
-certificates=$(mktemp)
-trap 'rm -f "$certificates"' EXIT
+certificates=$(mktemp) site_key=$(mktemp)
+trap 'rm -f "$certificates" "$site_key"' EXIT
 cat >"$certificates" <<'END'
 @CERTIFICATES@
 END
+
+cat >"$site_key" <<'END'
+@SITE_KEY@
+END
+if grep -q . "$site_key" && ! cmp -s "$site_key" /etc/apt/trusted.gpg.d/tproxy-egress.asc; then
+    problem "the key of the site's Debian suites is missing, or has changed: get /setup again, and run it"
+fi
 
 if [ ! -r $CA ]; then
     problem "the authority is not installed: $CA is missing"

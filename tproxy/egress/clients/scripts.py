@@ -19,26 +19,29 @@ class BadQuestion(ValueError):
     """The request has a value that cannot be in a script."""
 
 
-def setup(certificates: str, proxy: str, units: str = "") -> str:
+def setup(certificates: str, proxy: str, units: str = "", site_key: str = "") -> str:
     """Return the script that sets a machine up; for some systemd units only, where ``units`` names them.
+
+    ``site_key`` is the key that signs sealed Debian suites, in armour; "" where there is none.
 
     Raises BadQuestion for values that are no unit or no ``host:port``: they come from whoever asks.
     """
     names = [each.removesuffix(".service") for each in units.split(",") if each]
     if not all(_UNIT.fullmatch(each) for each in names):
         raise BadQuestion("units is not a list of systemd units, such as docker,containerd")
-    return _filled("setup.sh", certificates, proxy, UNITS=" ".join(names))
+    return _filled("setup.sh", certificates, proxy, UNITS=" ".join(names), SITE_KEY=site_key.strip())
 
 
-def check(certificates: str, proxy: str) -> str:
+def check(certificates: str, proxy: str, site_key: str = "") -> str:
     """Return the script that reports what is still wrong. Raises BadQuestion."""
-    return _filled("check.sh", certificates, proxy)
+    return _filled("check.sh", certificates, proxy, SITE_KEY=site_key.strip())
 
 
-def cloud_config(certificates: str, proxy: str, units: str = "") -> str:
+def cloud_config(certificates: str, proxy: str, units: str = "", site_key: str = "") -> str:
     """Return a cloud-config that writes the set-up script at the first boot, and runs it."""
     script = "".join(
-        f"      {line}\n" if line else "\n" for line in setup(certificates, proxy, units).splitlines()
+        f"      {line}\n" if line else "\n"
+        for line in setup(certificates, proxy, units, site_key).splitlines()
     )
     return (
         "#cloud-config\n"

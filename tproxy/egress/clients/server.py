@@ -1,13 +1,14 @@
 """The HTTP server of the scripts for clients, and of the authority's certificate. It has nothing secret.
 
-Paths are /setup, /setup.yaml (cloud-config), /check and /ca.pem. A guest asks it without TLS: the operator
-compares the fingerprint, which the start-up log of the node shows.
+Paths are /setup, /setup.yaml (cloud-config), /check, /ca.pem and /site-key.asc. A guest asks it without TLS:
+the operator compares the fingerprint, which the start-up log of the node shows.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -26,13 +27,14 @@ tproxy egress
   curl -s http://HOST:PORT/check | sh                         what is still wrong
   /setup.yaml                                                 a cloud-config
   /ca.pem                                                     the authority's certificates
+  /site-key.asc                                               the key of sealed Debian suites
 """
 
 
 class Server:
     """Serves until it is closed. ``proxy`` is what clients use when they do not say another one."""
 
-    def __init__(self, address: str, port: int, trusted: Path, proxy: str) -> None:
+    def __init__(self, address: str, port: int, trusted: Path, site_key: Path, proxy: str) -> None:
         running = threading.BoundedSemaphore(_MOST_AT_ONCE)
 
         class Bounded(ThreadingHTTPServer):
@@ -52,7 +54,7 @@ class Server:
             def handle_error(self, request: object, client_address: object) -> None:
                 pass  # a guest that goes away
 
-        self._server = Bounded((address, port), _handler(trusted, proxy))
+        self._server = Bounded((address, port), _handler(trusted, site_key, proxy))
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True, name="setup")
         self._thread.start()
 
@@ -61,7 +63,17 @@ class Server:
         self._server.server_close()
 
 
-def page(path: str, certificates: Callable[[], str], proxy: str) -> tuple[int, str, str]:
+def _text_of(path: Path) -> str:
+    """Return a file's text; "" while there is no file."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def page(
+    path: str, certificates: Callable[[], str], proxy: str, site_key: Callable[[], str] = str
+) -> tuple[int, str, str]:
     """Return status, content type and text of the answer to a path with its query."""
     parts = urlsplit(path)
     asked = {name: texts[-1] for name, texts in parse_qs(parts.query).items()}
@@ -69,29 +81,36 @@ def page(path: str, certificates: Callable[[], str], proxy: str) -> tuple[int, s
     try:
         match parts.path:
             case "/setup":
-                return 200, "text/x-shellscript", scripts.setup(certificates(), through, units)
+                return 200, "text/x-shellscript", scripts.setup(certificates(), through, units, site_key())
             case "/setup.yaml":
-                return 200, "text/cloud-config", scripts.cloud_config(certificates(), through, units)
+                found = scripts.cloud_config(certificates(), through, units, site_key())
+                return 200, "text/cloud-config", found
             case "/check":
-                return 200, "text/x-shellscript", scripts.check(certificates(), through)
+                return 200, "text/x-shellscript", scripts.check(certificates(), through, site_key())
             case "/ca.pem":
                 return 200, "application/x-pem-file", certificates()
+            case "/site-key.asc" if key := site_key():
+                return 200, "application/pgp-keys", key
             case "/":
                 return 200, "text/plain", _HELP
     except scripts.BadQuestion as error:
         return 400, "text/plain", f"{error}\n"
     except OSError:
         return 503, "text/plain", "there is no authority yet\n"
-    return 404, "text/plain", "there are / /setup /setup.yaml /check /ca.pem\n"
+    return (
+        404,
+        "text/plain",
+        "there are / /setup /setup.yaml /check /ca.pem, and /site-key.asc on sealed sites\n",
+    )
 
 
-def _handler(trusted: Path, proxy: str) -> type[BaseHTTPRequestHandler]:
+def _handler(trusted: Path, site_key: Path, proxy: str) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = _PATIENCE
         server_version, sys_version = "tproxy", ""
 
         def do_GET(self) -> None:
-            status, kind, text = page(self.path, trusted.read_text, proxy)
+            status, kind, text = page(self.path, trusted.read_text, proxy, partial(_text_of, site_key))
             body = text.encode()
             self.send_response(status)
             self.send_header("Content-Type", f"{kind}; charset=utf-8")

@@ -10,6 +10,7 @@ NO_PROXY=@NO_PROXY@
 UNITS="@UNITS@"
 MARK="# written by tproxy egress setup"
 CA=/usr/local/share/ca-certificates/tproxy-egress.crt
+SITE_KEY=/etc/apt/trusted.gpg.d/tproxy-egress.asc
 BUNDLE=/etc/ssl/certs/ca-certificates.crt
 
 [ "$(id -u)" = 0 ] || { echo "tproxy egress setup: must be run as root" >&2; exit 1; }
@@ -80,12 +81,16 @@ if [ "${1-}" = --undo ]; then
         update-ca-certificates --fresh >/dev/null
         echo "removed: $CA"
     fi
+    if [ -e $SITE_KEY ]; then
+        rm -f $SITE_KEY
+        echo "removed: $SITE_KEY"
+    fi
     reload_units
     exit 0
 fi
 
-certificate=$(mktemp)
-trap 'rm -f "$certificate"' EXIT
+certificate=$(mktemp) site_key=$(mktemp)
+trap 'rm -f "$certificate" "$site_key"' EXIT
 cat >"$certificate" <<'END'
 @CERTIFICATES@
 END
@@ -112,6 +117,14 @@ Acquire::http::Proxy "$PROXY";
 Acquire::https::Proxy "$PROXY";
 Acquire::https::CAInfo "$BUNDLE";
 END
+# The key that signs the Debian suites of a sealed site. Nothing else does where the next line is empty.
+cat >"$site_key" <<'END'
+@SITE_KEY@
+END
+if grep -q . "$site_key" && ! cmp -s "$site_key" $SITE_KEY; then
+    install -D -m 644 "$site_key" $SITE_KEY
+    echo "written: $SITE_KEY"
+fi
 put /etc/pip.conf <<END
 [global]
 proxy = $PROXY

@@ -32,15 +32,15 @@ TICK = 0.5
 
 
 def store_root(layout: Layout) -> Path:
-    return layout.state / "store"
+    return layout.store
 
 
 def ledger_directory(layout: Layout) -> Path:
-    return layout.state / "ledger"
+    return layout.ledger
 
 
 def control_socket(layout: Layout) -> Path:
-    return layout.run / "mirror.sock"
+    return layout.mirror_socket
 
 
 def ledger_key(layout: Layout) -> KeyPair:
@@ -113,12 +113,12 @@ class Node:
 async def run(
     layout: Layout,
     quota: int | None,
-    guests_port: int,
+    guests_port: int | None,
     clients_port: int,
     update_every: float,
     ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT. A port of 0 means that there is no such port.
+    """Serve until SIGTERM or SIGINT. A port of 0 means that there is no such port, and None the policy's.
 
     ``update_every`` seconds what is kept in advance is fetched again; 0 means never.
     """
@@ -135,6 +135,8 @@ async def run(
         if (peer / "mirror.pem").exists():
             context = squid_context(peer / "mirror.pem", peer / "mirror.key", peer / "ca.pem")
             await listeners.for_squid("127.0.0.1", policy.listen.mirror, context)
+        if guests_port is None:
+            guests_port = policy.listen.guests
         if guests_port:
             await listeners.for_guests("127.0.0.1", guests_port)
         if clients_port:

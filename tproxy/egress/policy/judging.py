@@ -10,6 +10,7 @@ index of a project lists, which suites list a package, and which blobs an image 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from datetime import date, datetime, timezone
 from fnmatch import fnmatchcase
 
 from packaging.version import InvalidVersion, Version
@@ -20,9 +21,12 @@ from tproxy.egress.policy.rules import ANY, Image, Limits, Policy, Rule
 
 METHODS = ("GET", "HEAD")
 
+# What the verdict names instead of a rule's line, where nothing but ``learn`` allows a request.
+LEARNING = "learn"
 
-def request(policy: Policy, caller: Caller, method: str, url: str) -> Verdict:
-    """Judge a request for a URL."""
+
+def request(policy: Policy, caller: Caller, method: str, url: str, today: date | None = None) -> Verdict:
+    """Judge a request for a URL. ``today`` is the day for ``learn``; None is the present one, in UTC."""
     if method not in METHODS:
         return Verdict(False, reason=f"method {method} is not allowed: only GET and HEAD are")
     try:
@@ -39,7 +43,8 @@ def request(policy: Policy, caller: Caller, method: str, url: str) -> Verdict:
         )
 
     what = next((f"{each.kind} {each.name} {each.version}".rstrip() for each in found), place.address)
-    return _first(policy, caller, meant, what)
+    usual = place.port == places.PORTS[place.scheme]
+    return _first(policy, caller, meant, what, may_learn=usual, today=today)
 
 
 def destination(policy: Policy, caller: Caller, host: str, port: int) -> Verdict:
@@ -57,7 +62,8 @@ def destination(policy: Policy, caller: Caller, host: str, port: int) -> Verdict
             for scheme, name, at in _sites(rule, policy)
         )
 
-    return _first(policy, caller, meant, f"host {host}:{port}", skip_denying=True)
+    usual = port == places.PORTS["https"]
+    return _first(policy, caller, meant, f"host {host}:{port}", skip_denying=True, may_learn=usual)
 
 
 def artifact(
@@ -99,6 +105,8 @@ def _first(
     what: str,
     *,
     skip_denying: bool = False,
+    may_learn: bool = True,
+    today: date | None = None,
 ) -> Verdict:
     who = (
         f"network {caller.network or caller.network_id}"
@@ -113,7 +121,14 @@ def _first(
             if rule.deny:
                 return Verdict(False, name, f"{what} is denied to {who} by line {rule.line}")
             return Verdict(True, name, f"{what} is allowed to {who} by line {rule.line}")
+    if may_learn and learning(policy, caller, today or datetime.now(timezone.utc).date()):
+        return Verdict(True, LEARNING, f"{what} is allowed to {who} while it learns")
     return Verdict(False, reason=f"no rule allows {what} to {who}")
+
+
+def learning(policy: Policy, caller: Caller, today: date) -> bool:
+    """Return whether this caller may fetch what no rule denies. A sealed site does not learn."""
+    return policy.learn is not None and policy.mode != "sealed" and policy.learn.is_for(caller, today)
 
 
 def _is_meant(rule: Rule, wanted: Artifact, suites: Collection[str] | None = None) -> bool:

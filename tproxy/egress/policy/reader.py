@@ -18,7 +18,17 @@ import yaml
 from tproxy.config.services import Problem
 from tproxy.config.values import HOST_NAME, NULL, Unusable, line, shown
 from tproxy.egress.policy import values
-from tproxy.egress.policy.rules import Client, Credential, Limits, Listen, Policy, Rule, Suites, Upstreams
+from tproxy.egress.policy.rules import (
+    Client,
+    Credential,
+    Learn,
+    Limits,
+    Listen,
+    Policy,
+    Rule,
+    Suites,
+    Upstreams,
+)
 from tproxy.errors import ConfigError, to_ascii
 
 _LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -100,6 +110,7 @@ class _Reader:
                 "mode": lambda node: self._choice(node, "dmz", "sealed"),
                 "rules": lambda node: tuple(filter(None, self._each("rules", node, self._rule))),
                 "limits": self._limits,
+                "learn": self._learn,
                 "tunnel": lambda node: tuple(filter(None, self._each("tunnel", node, self._tunnel))),
                 "clients": self._clients,
                 "upstreams": self._upstreams,
@@ -233,6 +244,11 @@ class _Reader:
         }
         return Limits(**self._mapping("limits", node, known))
 
+    def _learn(self, node: yaml.Node) -> Learn | None:
+        known = {"network": values.name, "until": values.day}
+        said = self._mapping("learn", node, known, tuple(known))
+        return Learn(**said) if len(said) == len(known) else None
+
     def _tunnel(self, node: yaml.Node) -> tuple[str, frozenset[str]] | None:
         if isinstance(node, yaml.ScalarNode):
             return values.host(node), frozenset({"*"})
@@ -276,7 +292,7 @@ class _Reader:
 
     def _listen(self, node: yaml.Node) -> Listen:
         one = {each.name: values.port for each in fields(Listen) if each.type == "int"}
-        addresses = {"address": _address, "clients_address": _address}
+        addresses = dict.fromkeys(("address", "clients_address", "hosts_address"), _address)
         return Listen(
             **self._mapping("listen", node, {**one, "proxy": self._list("proxy", values.port), **addresses})
         )

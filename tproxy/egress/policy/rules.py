@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 
@@ -91,6 +92,17 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Learn:
+    """A network that may fetch what no rule denies, up to and including a day; rules are proposed from it."""
+
+    network: str
+    until: date
+
+    def is_for(self, caller: Caller, today: date) -> bool:
+        return today <= self.until and self.network in (caller.network, caller.network_id)
+
+
+@dataclass(frozen=True)
 class Upstreams:
     """Where the official sites are, each with a "/" at its end. Requests to them are for the mirror."""
 
@@ -137,6 +149,9 @@ class Listen:
     setup: int = 8480
     resolver: int = 5353
     mirror: int = 3190  # of the mirror, for squid; on 127.0.0.1
+    guests: int = 3192  # of the mirror, for guests that ask it themselves, with PROXY headers; on 127.0.0.1
+    hosts: int = 0  # for hypervisors elsewhere, with TLS; 0 for none
+    hosts_address: str = "0.0.0.0"
 
 
 @dataclass(frozen=True)
@@ -148,6 +163,7 @@ class Policy:
     rules: tuple[Rule, ...] = ()
     tunnel: tuple[tuple[str, frozenset[str]], ...] = ()  # host, and the networks that may reach it
     clients: tuple[Client, ...] = ()
+    learn: Learn | None = None
     limits: Limits = Limits()
     upstreams: Upstreams = field(default_factory=Upstreams)
     credentials: tuple[Credential, ...] = ()

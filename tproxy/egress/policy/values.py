@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from datetime import date
 from ipaddress import ip_network
 from typing import TypeVar
 
@@ -64,6 +65,17 @@ def size(node: yaml.Node) -> int:
     if not found or (count := int(found[1]) * _UNITS[found[2]]) > _MOST_BYTES:
         raise Unusable("is not a number of bytes, such as 500k or 10Mi, below 2Gi", node)
     return count
+
+
+def day(node: yaml.Node) -> date:
+    """Return a day, written as 2027-01-31."""
+    text = node.value if isinstance(node, yaml.ScalarNode) else ""
+    try:
+        if not re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+            raise ValueError(text)
+        return date.fromisoformat(text)
+    except ValueError:
+        raise Unusable("is not a day such as 2027-01-31", node) from None
 
 
 def flag(node: yaml.Node) -> bool:

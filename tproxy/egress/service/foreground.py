@@ -19,6 +19,7 @@ from tproxy.errors import ProcessError, TproxyError
 
 # The mirror first: squid asks a peer that did not listen at its start nothing for some seconds.
 PARTS = (("mirror", "run"), ("run", "squid"), ("run", "front"))
+HOSTS = ("run", "hosts")  # only where hypervisors elsewhere use this node
 
 _LOOK = 0.5  # seconds between looks at the policy and the children
 _END = 15.0  # seconds in which a part has to end
@@ -45,7 +46,7 @@ def run(root: Path | None) -> None:
     current = Current(node.layout.policy)
     try:
         peer_certificates(node.layout.peer)
-        for words in PARTS:
+        for words in (*PARTS, *([HOSTS] if policy.listen.hosts else [])):
             name = words[-1] if words[0] == "run" else words[0]
             command = [sys.executable, "-m", "tproxy", "egress", *words, *where]
             children[name] = subprocess.Popen(command, start_new_session=True)

@@ -10,6 +10,7 @@ changes between the look and the connection gets nobody inside.
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterable
 from ipaddress import IPv4Network
 
 from tproxy.egress.policy.addresses import INNER
@@ -18,6 +19,7 @@ from tproxy.errors import NftError
 from tproxy.kernel.privileges import FIRST_UID
 
 TABLE = "one_tproxy_egress"
+LINK_TABLE = "one_tproxy_egress_link"
 
 # squid talks with the programs that it starts through connections to itself, from and to local ports
 # (net.ipv4.ip_local_port_range). Services do not listen there.
@@ -29,7 +31,8 @@ _LAST_UID = FIRST_UID + 2**22  # the largest process id, proc_pid_max(5)
 def ruleset(policy: Policy, user: str) -> str:
     """Return the ruleset, which replaces an older one at once. ``user`` is squid's."""
     listen = policy.listen
-    ports = ", ".join(map(str, sorted({*listen.proxy, listen.transparent})))
+    ports = [(listen.address, port) for port in (*listen.proxy, listen.transparent)]
+    ports.append(("127.0.0.1", listen.guests))
     inner = ", ".join(str(each) for each in INNER if isinstance(each, IPv4Network))
     inner6 = ", ".join(str(each) for each in INNER if not isinstance(each, IPv4Network))
     allowed = "".join(
@@ -40,14 +43,7 @@ def ruleset(policy: Policy, user: str) -> str:
 table inet {TABLE}
 delete table inet {TABLE}
 table inet {TABLE} {{
-  chain headers {{
-    type filter hook output priority filter; policy accept;
-    ip daddr != {listen.address} accept
-    tcp dport != {{ {ports} }} accept
-    meta skuid {{ 0, {FIRST_UID}-{_LAST_UID} }} accept
-    tcp flags & (syn|ack) == syn reject with tcp reset
-  }}
-  chain inner {{
+{_headers(ports)}  chain inner {{
     type filter hook output priority filter; policy accept;
     meta skuid != {user} accept
     udp dport 53 accept
@@ -61,14 +57,40 @@ table inet {TABLE} {{
 """
 
 
+def link_ruleset(ports: Iterable[int]) -> str:
+    """Return the ruleset of a hypervisor whose guests use a node elsewhere: only workers reach the link."""
+    return f"""\
+table inet {LINK_TABLE}
+delete table inet {LINK_TABLE}
+table inet {LINK_TABLE} {{
+{_headers(("127.0.0.1", port) for port in ports)}}}
+"""
+
+
+def _headers(ports: Iterable[tuple[str, int]]) -> str:
+    among = ", ".join(f"{address} . {port}" for address, port in sorted(set(ports)))
+    return f"""\
+  chain headers {{
+    type filter hook output priority filter; policy accept;
+    meta skuid {{ 0, {FIRST_UID}-{_LAST_UID} }} accept
+    tcp flags & (syn|ack) == syn ip daddr . tcp dport {{ {among} }} reject with tcp reset
+  }}
+"""
+
+
+def load_link(ports: Iterable[int]) -> None:
+    """Load the ruleset of a hypervisor. Raises NftError."""
+    _nft(link_ruleset(ports))
+
+
 def load(policy: Policy, user: str) -> None:
     """Load the ruleset. Raises NftError."""
     _nft(ruleset(policy, user))
 
 
-def remove() -> None:
+def remove(table: str = TABLE) -> None:
     """Remove the table, if it is there. Raises NftError."""
-    _nft(f"table inet {TABLE}\ndelete table inet {TABLE}\n")
+    _nft(f"table inet {table}\ndelete table inet {table}\n")
 
 
 def _nft(text: str) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 from tproxy.egress import front, resolver
 from tproxy.egress.clients.server import Server
 from tproxy.egress.layout import Layout
+from tproxy.egress.mirror.site_key import SiteKey
 from tproxy.egress.policy.current import Current
 from tproxy.egress.policy.reader import load
 from tproxy.egress.policy.rules import Policy
-from tproxy.egress.service import guard, preparation
+from tproxy.egress.service import guard, links, preparation
 from tproxy.egress.squid.authority import Authority
 from tproxy.egress.squid.compiler import Surroundings, compiled
 from tproxy.errors import ProcessError
@@ -65,8 +66,10 @@ async def _front(node: Surroundings) -> None:
         listen.address,
         listen.setup,
         Authority(node.layout.authority).trusted,
+        SiteKey(node.layout.store).public,
         f"{SERVICE_ADDRESS}:{listen.proxy[0]}",
     )
+    gate = await links.start_gate(node, listen) if listen.hosts else None
     _give_up_root()
     notify_ready()
     print("tproxy: the front listens", file=sys.stderr, flush=True)
@@ -75,6 +78,8 @@ async def _front(node: Surroundings) -> None:
     names.close()
     names_tcp.close()
     tls.close()
+    if gate is not None:
+        gate.close()
 
 
 def _give_up_root() -> None:

@@ -20,8 +20,11 @@ def needed(policy: Policy) -> Iterator[tuple[str, str, int]]:
     yield "setup", listen.address, listen.setup
     yield "resolver", listen.address, listen.resolver
     yield "mirror", "127.0.0.1", listen.mirror
+    yield "guests", "127.0.0.1", listen.guests
     if policy.clients:
         yield "clients", listen.clients_address, listen.clients
+    if listen.hosts:
+        yield "hosts", listen.hosts_address, listen.hosts
 
 
 def taken(policy: Policy) -> list[str]:

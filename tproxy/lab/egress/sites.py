@@ -1,18 +1,20 @@
-"""Web sites for tests: serves ROOT/HOST/PATH on ports 80 and 443 of some addresses, and logs each request.
+"""Web sites of the lab and of tests: serves ROOT/HOST/PATH on ports 80 and 443 of some addresses.
 
 Arguments: addresses with commas, directory, certificate with key. A file PATH.redirect holds the address of a
-redirect. A line in ROOT/requests.log is scheme, host, method and path.
+redirect, and a file PATH.headers holds headers as JSON. A request is a line in ROOT/requests.log: scheme,
+host, method and path.
 """
 
 from __future__ import annotations
 
+import json
 import ssl
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-ROOT = Path(sys.argv[2])
+ROOT = Path(sys.argv[2]) if len(sys.argv) > 2 else Path()
 LOCK = threading.Lock()
 
 
@@ -29,13 +31,19 @@ class Site(BaseHTTPRequestHandler):
         if moved.exists():
             self._send(302, b"", Location=moved.read_text().strip())
         elif path.is_dir() and (path / "index.html").exists():
-            self._send(200, (path / "index.html").read_bytes(), **{"Content-Type": "text/html"})
+            self._send_file(path / "index.html", **{"Content-Type": "text/html"})
         elif path.is_file():
-            self._send(200, path.read_bytes(), **{"Cache-Control": "max-age=3600"})
+            self._send_file(path, **{"Cache-Control": "max-age=3600"})
         else:
             self._send(404, b"not here\n")
 
     do_HEAD = do_POST = do_GET
+
+    def _send_file(self, path: Path, **headers: str) -> None:
+        more = path.with_name(path.name + ".headers")
+        if more.exists():
+            headers = json.loads(more.read_text())
+        self._send(200, path.read_bytes(), **headers)
 
     def _send(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
@@ -65,4 +73,5 @@ def main() -> None:
     threading.Event().wait()
 
 
-main()
+if __name__ == "__main__":
+    main()
