@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from urllib.parse import unquote
 
@@ -29,6 +30,8 @@ rules:
       - http://inner.example/*
   - {networks: [both], hypervisors: [hv1], pypi: [good]}
   - {networks: [office], pypi: [good]}
+  - {networks: [study], deny: true, get: ["https://host.example/secret"]}
+learn: {network: study, until: 2999-12-31}
 tunnel: [{host: pinned.example, networks: [build]}]
 clients:
   127.0.0.0/8: office
@@ -303,6 +306,18 @@ def test_a_change_applies_within_a_second_and_drops_no_download(node: Node, buil
     assert node.curl(build, "https://pypi.org/simple/bad/")[0] == 403
     output, _ = slow.communicate()
     assert (slow.returncode, output.strip()) == (0, "200 30000000")
+
+
+def test_a_network_that_learns_gets_all_but_what_is_denied_and_rules_are_proposed(node: Node) -> None:
+    study = node.caller(network="study")
+    url = "https://other.example/releases/a"
+    assert node.curl(study, url) == (200, "of another host\n")
+    assert node.curl(study, "https://host.example/secret")[0] == 403
+    assert node.curl(study, "https://inner.example/x")[0] == 403
+    node.wait_for(lambda: any("study" in line for line in node.access_log()), "a line in the log")
+    command = (sys.executable, "-m", "tproxy", "egress", "learned", "--root", str(node.root))
+    node.wait_for(lambda: url in node.run(*command).stdout, "a rule is proposed")
+    assert "secret" not in node.run(*command).stdout
 
 
 def test_a_broken_policy_changes_nothing(node: Node, build: str) -> None:

@@ -67,7 +67,7 @@ class Hosts:
     def add(self, name: str, networks: list[str], node: str) -> bytes:
         """Make a certificate for a host. Return the file that the host needs; its key is nowhere else.
 
-        ``node`` is where the host finds this node, as ``host:port``. Raises TproxyError when the name is taken.
+        ``node`` is where the host finds this node, as ``host:port``. Raises TproxyError if the name is taken.
         """
         self.ensure()
         path = self._issued / f"{quote(name, safe='')}.pem"

@@ -1,4 +1,4 @@
-"""What a node is like now: facts of its parts, and what follows from them. ``look`` reads; the rest is pure."""
+"""What a node is like now: facts of its parts, and what follows from them. Only ``look`` is not pure."""
 
 from __future__ import annotations
 

@@ -50,7 +50,8 @@ class Guest:
 
     @property
     def mac(self) -> str:
-        return self.machine.run("cat", "/sys/class/net/eth0/address").stdout.strip()
+        shown = self.machine.run("ip", "-o", "link", "show", "eth0").stdout
+        return shown.partition("link/ether ")[2].split()[0]
 
     def sh(self, script: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a script as root in a login shell; with ``check``, raise ProcessError when it fails.
@@ -78,7 +79,7 @@ class Guest:
     def use_debian(self, source: str, key: str = "") -> None:
         """Know one Debian repository, by its line of sources.list, and nothing of this machine's set-up."""
         self.sh(
-            "rm -rf /etc/pip.conf /etc/apt/sources.list.d/* /etc/apt/preferences.d/* /etc/apt/apt.conf.d/*proxy*;"
+            "rm -rf /etc/pip.conf /etc/apt/sources.list.d/* /etc/apt/preferences.d/* /etc/apt/apt.conf.d/*; "
             f"cat >/root/debian.asc <<'END'\n{key}\nEND\n"
             f"cat >/etc/apt/sources.list <<'END'\n{source}\nEND\n"
             'echo \'APT::Sandbox::User "root"; Acquire::Languages "none"; Acquire::Retries "0";\' '

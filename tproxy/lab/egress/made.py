@@ -1,6 +1,6 @@
 """Makes what the sites of the tour offer: a wheel, a Debian package, an image and a collection.
 
-Everything is made here, by the kinds' own tools where they are needed. ``root`` is the directory of the sites.
+Everything is made here, with the kinds' own tools where needed. ``root`` is the directory of all sites.
 """
 
 from __future__ import annotations
