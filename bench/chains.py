@@ -21,7 +21,7 @@ from bench.quiet import Quiet
 from bench.results import Point
 from tproxy.bridge.guards import Guard
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import TABLE, BridgeNames
+from tproxy.names import TABLE, BridgeNames
 
 ALONE = "no other bridge"
 _RULE = Guard(BRIDGE, frozenset({BRIDGE}), {}).arp_rules[0]

@@ -20,8 +20,8 @@ from functools import partial
 from bench import costs
 from bench.lab import BRIDGE, ENDPOINT, NAMES, add_relay_namespace, furnish
 from bench.peers import NGINX, SOCAT, TPROXY, Peer, tproxy_processes
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 PORT, CLIENTS = 53, 20
 

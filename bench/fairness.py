@@ -21,9 +21,9 @@ from bench import load
 from bench.bridges import Client, Site
 from bench.lab import ENDPOINT
 from bench.rounds import Measuring
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import PATIENCE
-from tproxy.model import SERVICE_ADDRESS
 
 # The load of the greedy guest, and the connections of the other one.
 PROCESSES, STREAMS, IDLE, SLOW = 8, 16, 3000, 500

@@ -13,9 +13,10 @@ from bench.lab import BRIDGE, ENDPOINT, PORTS
 from bench.peers import TPROXY, tproxy_config
 from bench.results import Results
 from bench.rounds import FAILURES
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_MAC
 from tproxy.bridge.plan import namespace_sysctls
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, TABLE, BridgeNames
+from tproxy.names import TABLE, BridgeNames
 
 IP_NFT, IP_NFT_ONCE = "`ip`, `nft` for each step", "`ip`, `nft` once"
 

@@ -11,9 +11,9 @@ import time
 from bench import costs
 from bench.bridges import CONFIG, Client, Site, bridges
 from bench.checkout import Checkout
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import PATIENCE
-from tproxy.model import SERVICE_ADDRESS
 
 # How often the daemon is killed, and the seconds of load after it starts, and after its end.
 TIMES = 5

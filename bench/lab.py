@@ -6,8 +6,9 @@ of fixed sizes, and iperf3.
 
 from __future__ import annotations
 
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS, BridgeNames
+from tproxy.names import BridgeNames
 
 BRIDGE = "br0"
 NAMES = BridgeNames(BRIDGE)

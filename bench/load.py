@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from bench.lab import BULK_PORT, HTTP_PORT, REPORT
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest
-from tproxy.model import SERVICE_ADDRESS
 
 # Seconds that a load generator gets beyond its own time, for a peer that does not keep up.
 GRACE = 10.0

@@ -15,8 +15,8 @@ from functools import partial
 from bench import costs
 from bench.checkout import HERE, Checkout
 from bench.lab import BRIDGE, ENDPOINT, NAMES, PORTS, add_endpoints, add_relay_namespace, furnish
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 TPROXY, HAPROXY, NGINX, SOCAT, NO_RELAY = "tproxy", "HAProxy pair", "nginx pair", "socat pair", "no relay"
 

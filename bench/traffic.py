@@ -13,7 +13,7 @@ import threading
 import time
 from contextlib import suppress
 
-from tproxy.model import SERVICE_ADDRESS
+from tproxy.addresses import SERVICE_ADDRESS
 
 SWING = 20.0  # seconds
 

@@ -1,4 +1,4 @@
-"""The immutable types that all packages use, the rules for their values, and the names derived from a bridge.
+"""The immutable types that all packages use: services, networks, guests, and the map of a bridge.
 
 The types are the light named tuples of ``typed``, because a hook runs at every VM start: importing
 ``dataclasses`` takes some milliseconds, and each class that it makes a third of one.
@@ -6,44 +6,16 @@ The types are the light named tuples of ``typed``, because a hook runs at every 
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping, Sequence
 
-try:  # what hashlib has it from. hashlib loads OpenSSL, which is large, and relays and workers see no file
-    from _blake2 import blake2s
-except ImportError:
-    from hashlib import blake2s
-
-from tproxy.errors import BadName
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, is_address, is_ipv4
+from tproxy.names import is_stand_in, stand_in
 from tproxy.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # the annotations of options, which are text at run time (tproxy.options)
     from typing import Annotated
 
     from tproxy.options import Choice, Number, Option, Seconds, Text
-
-SERVICE_ADDRESS = "169.254.16.9"
-# Its last four bytes are those of SERVICE_ADDRESS. No host gives it to itself: an address that is made of a
-# MAC has ff:fe in its middle, and others are random.
-SERVICE_ADDRESS_IPV6 = "fe80::a9fe:1009"
-
-# A locally administered address (bit 1 of the first byte) with the service address in the last four bytes. It
-# is the same on every bridge and host, so that the ARP cache of a migrated guest stays right. It does not
-# begin with 02:00, the prefix of OpenNebula's MACs, which end in the guest's IPv4 address: the guest
-# 169.254.16.9 would have this one.
-SERVICE_MAC = "06:00:a9:fe:10:09"
-
-# The address of the veth's other end, the port of the bridge. It tells our ports from others, which a name
-# that ends in "b" does not: the files in etc/ tell programs that manage links to leave this address alone. It
-# is high, because a bridge without an address of its own takes the lowest of its ports, and a hook must not
-# change the address by which guests know their gateway.
-PORT_MAC = "fe:ff:a9:fe:10:09"
-
-TABLE = "one_tproxy"  # in nftables families ip (maps) and bridge (guards)
-DAEMON_TITLE = "one_tproxy"
-
-# IFNAMSIZ is 16 with the final NUL, <linux/if.h>.
-INTERFACE_NAME_BYTES = 15
 
 TCP, UDP = PROTOCOLS = ("tcp", "udp")
 
@@ -53,172 +25,6 @@ SPREADS = ("first", "least")
 PROXY_V2 = "v2"  # the value of a service's option proxy_protocol
 
 DEFAULT_USER_TIMEOUT = 120  # seconds; relays' listeners have it too, and accepted sockets inherit it
-
-_MULTICAST = range(224, 240)  # 224.0.0.0/4
-# By their first number: "this network", loopback, multicast, and what is reserved (RFC 6890).
-_OF_NO_HOST = frozenset({0, 127, *range(224, 256)})
-
-# The characters that an nftables identifier and a file name can both hold without quoting (nft(8), LEXICAL
-# CONVENTIONS). Linux allows more in the name of an interface. A bridge called "a;b" gets an error message,
-# which is better than support in some places.
-_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
-
-_HEXADECIMAL = frozenset("0123456789abcdef")
-
-
-def check_interface_name(name: str, what: str = "bridge") -> str:
-    """Return ``name`` if it can be an interface's; ``what`` names it in the message. Raises BadName."""
-    if not name:
-        raise BadName(f"{what} name is empty")
-    if len(name.encode(errors="surrogateescape")) > INTERFACE_NAME_BYTES:
-        raise BadName(f"{what} name {name!a} is longer than {INTERFACE_NAME_BYTES} bytes")
-    if name in (".", "..") or not _NAME.issuperset(name):
-        raise BadName(f"{what} name {name!a} may hold only letters, digits, '_', '.' and '-'")
-    return name
-
-
-def check_mac(text: str) -> str:
-    """Return a MAC address as nft writes it, in lower case. Raises BadName."""
-    parts = text.lower().split(":")
-    if len(parts) != 6 or not all(len(each) == 2 and _HEXADECIMAL.issuperset(each) for each in parts):
-        raise BadName(f"{text!a} is not a MAC address such as 02:00:0a:00:00:05")
-    return ":".join(parts)
-
-
-class _Bridge(NamedTuple):
-    bridge: str
-
-
-class BridgeNames(_Bridge):
-    """All names on the host of one bridge (docs/contract.md, Names on the host). Raises BadName."""
-
-    __slots__ = ()
-
-    def __new__(cls, bridge: str) -> BridgeNames:
-        return super().__new__(cls, check_interface_name(bridge))
-
-    @property
-    def namespace(self) -> str:
-        return f"one_tproxy_{self.bridge}"
-
-    @property
-    def _veth_stem(self) -> str:
-        if len(self.bridge) < INTERFACE_NAME_BYTES:
-            return self.bridge
-        # There is no room for one more letter: "tp", 12 hexadecimal digits of a hash, then "a" or "b". With
-        # 48 bits, two bridges of one host have the same digits practically never.
-        return "tp" + blake2s(self.bridge.encode(), digest_size=6).hexdigest()
-
-    @property
-    def veth_bridge(self) -> str:
-        return self._veth_stem + "b"
-
-    @property
-    def veth_namespace(self) -> str:
-        return self._veth_stem + "a"
-
-    @property
-    def map(self) -> str:
-        return f"ep_{self.bridge}"
-
-    @property
-    def members(self) -> str:
-        return f"gu_{self.bridge}"
-
-    @property
-    def cards(self) -> str:
-        return f"pt_{self.bridge}"
-
-    @property
-    def options(self) -> str:
-        return f"op_{self.bridge}"
-
-    @property
-    def typed_map(self) -> str:
-        return f"sv_{self.bridge}"
-
-    @property
-    def typed_options(self) -> str:
-        return f"so_{self.bridge}"
-
-    @property
-    def arp_guard(self) -> str:
-        return f"ch_{self.bridge}"
-
-    @property
-    def relay_title(self) -> str:
-        return f"one_tproxy_{self.bridge}"
-
-    @property
-    def relay_log(self) -> str:
-        return f"one_tproxy_{self.bridge}.log"
-
-
-def is_ipv4(text: str) -> bool:
-    """Return whether the text is an IPv4 address of four decimal numbers."""
-    try:
-        socket.inet_pton(socket.AF_INET, text)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def as_ipv6(text: str) -> str:
-    """Return an IPv6 address as RFC 5952 writes it; "" for anything else, and for one with a zone."""
-    try:
-        return socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, text))
-    except (OSError, ValueError):
-        return ""
-
-
-def is_address(text: str) -> bool:
-    """Return whether the text is an IPv4 address, or an IPv6 address as ``as_ipv6`` writes it."""
-    return is_ipv4(text) or (":" in text and as_ipv6(text) == text)
-
-
-def can_be_served(address: str) -> bool:
-    """Return whether the text is an IPv4 address at which guests can have services."""
-    return is_ipv4(address) and int(address.partition(".")[0]) not in _OF_NO_HOST
-
-
-_MAPPED = bytes(10) + b"\xff\xff"  # begins an IPv4 address as IPv6 maps it (RFC 4291, 2.5.5.2)
-
-
-def packed_address(address: str) -> bytes:
-    """Return an IPv6 or IPv4 address in 16 bytes."""
-    if ":" in address:
-        return socket.inet_pton(socket.AF_INET6, address)
-    return _MAPPED + socket.inet_aton(address)
-
-
-def unpacked_address(packed: bytes) -> str:
-    """Return the address that ``packed_address`` packed."""
-    if packed.startswith(_MAPPED):
-        return socket.inet_ntoa(packed[len(_MAPPED) :])
-    return socket.inet_ntop(socket.AF_INET6, packed)
-
-
-def refused(address: str) -> str:
-    """Return why an address cannot be an endpoint; "" when it can, or when it is a host name."""
-    if address == SERVICE_ADDRESS:
-        return "is the service address itself: a loop"
-    if ":" in address:
-        return _refused_ipv6(socket.inet_pton(socket.AF_INET6, address))
-    if not is_ipv4(address):
-        return ""
-    if address in ("0.0.0.0", "255.255.255.255") or int(address.partition(".")[0]) in _MULTICAST:
-        return "is not the address of one host"
-    return ""
-
-
-def _refused_ipv6(address: bytes) -> str:
-    if address.startswith(b"\xff") or not any(address):
-        return "is not the address of one host"
-    if address[0] == 0xFE and address[1] & 0xC0 == 0x80:
-        return "is a link-local address, which means nothing without an interface"
-    if address.startswith(bytes(10) + b"\xff\xff"):
-        return "stands for an IPv4 address: write that one"
-    return ""
 
 
 class _AddressPort(NamedTuple):
@@ -282,11 +88,6 @@ class ServiceKey(NamedTuple):
 
 
 _PLAIN = ServiceKey(0)[1:]
-
-
-def with_prefix(address: str) -> str:
-    """Return a service address with the length of its prefix, as a bridge's namespace has it."""
-    return f"{address}/64" if ":" in address else f"{address}/32"
 
 
 _MAIN = frozenset({SERVICE_ADDRESS})
@@ -474,19 +275,6 @@ class Network(NamedTuple):
         if not networks.isdisjoint((self.name, self.id)):
             return True
         return is_stand_in(self.name) and self.name in map(stand_in, networks)
-
-
-_LONG_NAME = "blake2s:"
-
-
-def is_stand_in(name: str) -> bool:
-    """Return whether this is the stand-in of a longer name."""
-    return name.startswith(_LONG_NAME)
-
-
-def stand_in(name: str) -> str:
-    """Return the short text that stands for a network's name where there is no room for the name."""
-    return _LONG_NAME + blake2s(name.encode(errors="surrogateescape"), digest_size=12).hexdigest()
 
 
 class Settings(NamedTuple):

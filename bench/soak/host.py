@@ -14,9 +14,9 @@ from typing import Any
 
 from bench import costs
 from bench.soak.judgement import MEMORY, PIPES, Connection, Event, Loss, Sample
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import PATIENCE, Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 CONFIG = "/run/soak.yaml"
 ENDPOINT = "10.11.12.13"

@@ -8,8 +8,8 @@ from typing import Any
 
 from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Guest
-from tproxy.model import SERVICE_ADDRESS
 
 
 class Asking:

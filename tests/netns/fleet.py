@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 SSHD = "/usr/sbin/sshd"
 SSH_CONFIG = "/run/ssh/config"

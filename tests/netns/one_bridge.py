@@ -7,8 +7,8 @@ import sys
 
 from tests.netns.conftest import ENDPOINTS
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 ENDPOINT = "10.11.12.13"
 ECHO = 7  # the service port of ``add_echo``

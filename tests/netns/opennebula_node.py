@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.netns.ruleset import lasting
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS, BridgeNames
+from tproxy.names import BridgeNames
 
 ENDPOINT = "10.11.12.13"
 CONF = f"""

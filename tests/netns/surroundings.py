@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 # The installed command, as drivers call it. It needs nothing from the environment.
 TPROXY = Path(sys.executable).with_name("tproxy")

@@ -6,8 +6,8 @@ import subprocess
 from contextlib import suppress
 
 from tests.netns.program import program
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Guest
-from tproxy.model import SERVICE_ADDRESS
 
 
 class Talk:

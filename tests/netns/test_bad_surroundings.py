@@ -12,9 +12,9 @@ from tests.netns.operations.test_hook import CONFIG, ENDPOINT
 from tests.netns.program import program
 from tests.netns.surroundings import ARGUMENTS, TPROXY, UP, answer, traces
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.cli.hook import EXIT_IN_USE
 from tproxy.lab.hypervisor import PATIENCE, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from tests.netns.contract import FILE, furnish, hook, shell
 from tests.netns.one_bridge import OneBridge
 from tests.netns.operations.test_hook import CONFIG, ENDPOINT
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS, Service
+from tproxy.model import Service
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from tests.netns.contract import FILE, furnish, hook, shell
 from tests.netns.etc import private_etc
 from tests.netns.operations.test_hook import ENDPOINT, up
 from tests.unit.test_contract import CASES
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from tests.netns.one_bridge import OneBridge
 from tests.netns.operations.test_hook import CONFIG, ENDPOINT, assert_as_specified, assert_nothing_left, down
 from tests.netns.program import program
 from tests.netns.talk import Talk
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.cli.hook import EXIT_IN_USE
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 
 @pytest.fixture

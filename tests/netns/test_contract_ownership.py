@@ -11,8 +11,8 @@ from tests.netns.contract import FILE, furnish, hook, shell
 from tests.netns.operations.test_hook import ENDPOINT, assert_as_specified
 from tests.netns.ruleset import lasting
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 NAMESPACE = "ip netns add one_tproxy_br0"
 PAIR = """

@@ -17,9 +17,9 @@ import pytest
 from tests.netns.waiting import eventually
 from tests.netns.worker.crew import CONFIG, HTTP, WORKER, Crew, Load, whole
 from tests.netns.worker.old_version import unpacked
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import PATIENCE, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 from tproxy.process.service_manager import LEAVE_SIGNAL
 
 SOURCE = Path(__file__).parents[2]

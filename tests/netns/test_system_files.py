@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.netns.waiting import eventually
+from tproxy.addresses import PORT_MAC, SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import PORT_MAC, SERVICE_ADDRESS, BridgeNames
+from tproxy.names import BridgeNames
 
 SOURCE = Path(__file__).parents[2]
 ETC = SOURCE / "etc"

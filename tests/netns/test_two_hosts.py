@@ -16,10 +16,10 @@ import pytest
 
 from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_MAC
 from tproxy.cli.hook import EXIT_IN_USE
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import PATIENCE, Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC
 
 ENDPOINT = "10.11.12.13"
 UNDERLAY = {"left": "192.0.2.1", "right": "192.0.2.2"}

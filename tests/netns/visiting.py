@@ -6,8 +6,8 @@ import json
 import subprocess
 
 from tests.netns.program import program
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Guest
-from tproxy.model import SERVICE_ADDRESS
 
 
 class Visitor:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.contract import PAGE, bare, quoted, table
 from tproxy import console
+from tproxy.addresses import PORT_MAC, SERVICE_ADDRESS, SERVICE_MAC
 from tproxy.bridge.guard_rules import LIMIT_SETS, SETS
 from tproxy.cli import check as check_command
 from tproxy.cli import commands
@@ -22,16 +23,8 @@ from tproxy.config.resolver import services_for
 from tproxy.config.services import Config
 from tproxy.errors import ConfigError
 from tproxy.log import output
-from tproxy.model import (
-    PORT_MAC,
-    SERVICE_ADDRESS,
-    SERVICE_MAC,
-    BridgeNames,
-    Endpoint,
-    Network,
-    Service,
-    ServiceKey,
-)
+from tproxy.model import Endpoint, Network, Service, ServiceKey
+from tproxy.names import BridgeNames
 from tproxy.options import Entries, Text
 from tproxy.proxy_protocol import (
     OF_BRIDGE,

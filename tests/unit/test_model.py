@@ -8,16 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_MAC
 from tproxy.errors import BadName
-from tproxy.model import (
-    INTERFACE_NAME_BYTES,
-    SERVICE_ADDRESS,
-    SERVICE_MAC,
-    BridgeNames,
-    Endpoint,
-    Network,
-    check_interface_name,
-)
+from tproxy.model import Endpoint, Network
+from tproxy.names import INTERFACE_NAME_BYTES, BridgeNames, check_interface_name
 
 ALPHABET = "abcXYZ0189_-."
 bridges = st.text(ALPHABET, min_size=1, max_size=INTERFACE_NAME_BYTES).filter(

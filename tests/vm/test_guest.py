@@ -15,9 +15,9 @@ import pytest
 from tests.netns.waiting import eventually
 from tests.vm.guest import GuestMachine, Result
 from tests.vm.machine import Kernel
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.cli.hook import EXIT_IN_USE
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 # Seconds: more than a machine is given.
 pytestmark = pytest.mark.timeout(300)

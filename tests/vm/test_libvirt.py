@@ -12,8 +12,8 @@ from tests.netns.waiting import eventually
 from tests.vm import machine
 from tests.vm.libvirtd import TREE, Libvirtd
 from tests.vm.machine import Kernel
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 BOOT = 90.0  # seconds, on a loaded machine; 5 on an idle one
 

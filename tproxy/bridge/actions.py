@@ -6,7 +6,8 @@ hook that finds everything in order has no action, so it does not load this modu
 
 from collections.abc import Iterable, Mapping
 
-from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, BridgeNames
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_MAC
+from tproxy.names import BridgeNames
 from tproxy.typed import NamedTuple
 
 

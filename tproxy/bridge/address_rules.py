@@ -28,6 +28,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable, Mapping
 
+from tproxy.addresses import SERVICE_ADDRESS_IPV6, is_ipv4
 from tproxy.bridge.guard_rules import (
     AT_CHAIN_PREFIX,
     AT_PREFIX,
@@ -50,7 +51,6 @@ from tproxy.bridge.guard_rules import (
     ip_for,
     ip_from,
 )
-from tproxy.model import SERVICE_ADDRESS_IPV6, is_ipv4
 
 _SET_IPV6 = f"{AT_PREFIX}ipv6"  # the name of a set cannot hold a colon
 

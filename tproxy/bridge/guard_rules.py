@@ -45,7 +45,7 @@ is known too.
 import socket
 from functools import cache
 
-from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_MAC
 
 VETHS = "veths"  # our ports
 UPLINKS = "uplinks"

@@ -29,6 +29,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from functools import cache
 
+from tproxy.bridge.comments import decode_words, encode_words
 from tproxy.bridge.guard_rules import (
     ASKING,
     AT_CHAIN_PREFIX,
@@ -47,8 +48,7 @@ from tproxy.bridge.guard_rules import SETS as SETS
 from tproxy.bridge.guard_rules import SHARED_CHAINS as SHARED_CHAINS
 from tproxy.bridge.guard_rules import UPLINKS as UPLINKS
 from tproxy.bridge.guard_rules import VETHS as VETHS
-from tproxy.bridge.service_map import decode_words, encode_words
-from tproxy.model import TABLE, BridgeNames
+from tproxy.names import TABLE, BridgeNames
 from tproxy.typed import Any, NamedTuple
 
 ARP_GUARD_PREFIX = "ch_"

@@ -18,7 +18,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping
 
-from tproxy.bridge import service_map
+from tproxy.bridge import comments
 from tproxy.model import Member, Network, ServiceMap
 from tproxy.typed import NamedTuple
 
@@ -40,7 +40,7 @@ NO_NICS = Nics()
 
 def address_of(network: Network) -> str:
     """Return the address that stands for the guests of a network whose MACs no hook named."""
-    name, number = (each.encode(errors="surrogateescape") for each in service_map.stored(network))
+    name, number = (each.encode(errors="surrogateescape") for each in comments.stored(network))
     digits = f"{zlib.crc32(number + bytes(1) + name):08x}"
     return ":".join([STAND_IN, *(digits[at : at + 2] for at in range(0, 8, 2))])
 
@@ -69,9 +69,9 @@ def after_join(
     """
     named = nics.macs | {mac for _, mac in nics.ports if mac}
     if any(not mac for _, mac in nics.ports):
-        named |= {address_of(service_map.stored(network))}
+        named |= {address_of(comments.stored(network))}
     members = join(found, network, named, anew=anew)
-    new = {(port, mac or address_of(service_map.stored(network))) for port, mac in nics.ports}
+    new = {(port, mac or address_of(comments.stored(network))) for port, mac in nics.ports}
     ports = {port for port, _ in new}
     kept = {
         (port, mac)
@@ -102,7 +102,7 @@ def join(
     ``found`` is the bridge's map. A guest that was a member of another network is of this one now. With
     ``anew``, so are all guests whose addresses no hook named.
     """
-    network = service_map.stored(network)
+    network = comments.stored(network)
     members = _known(found)
     if anew:
         members = {mac: each for mac, each in members.items() if mac != address_of(each.network)}

@@ -14,12 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 
-from tproxy.bridge import guard_rules, guards, service_map
+from tproxy.bridge import comments, guard_rules, guards, service_map
 from tproxy.bridge.guards import ObservedGuard
 from tproxy.errors import NftError
 from tproxy.kernel import netns
 from tproxy.log.lazy import logger
-from tproxy.model import TABLE, BridgeNames, Member, Service, ServiceKey, ServiceMap
+from tproxy.model import Member, Service, ServiceKey, ServiceMap
+from tproxy.names import TABLE, BridgeNames
 from tproxy.typed import Any
 
 log = logger(__name__)
@@ -325,7 +326,7 @@ def _warn_of(
         if any((key, number) not in rest for number in range(count)):
             _warn(f"map {listed['name']}: options of port {key.in_words} are missing in the set {options}")
     elements = len(listed.get("elem", []))
-    if sum(map(service_map.in_map, services.values())) < elements:
+    if sum(map(comments.in_map, services.values())) < elements:
         for each in service_map.unusable_elements(listed):
             _warn(f"map {listed['name']}: {each} is ignored: it is not one port and its endpoint")
 

@@ -10,11 +10,12 @@ import os
 import time
 from collections.abc import Mapping
 
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.bridge import port_state
 from tproxy.bridge.port_state import FORWARDING
 from tproxy.errors import KernelError
 from tproxy.kernel import links, netns
-from tproxy.model import SERVICE_ADDRESS, BridgeNames
+from tproxy.names import BridgeNames
 from tproxy.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:

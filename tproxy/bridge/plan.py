@@ -8,19 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from tproxy.bridge import guards, service_map
+from tproxy.addresses import PORT_MAC, SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, SERVICE_MAC, with_prefix
+from tproxy.bridge import guards, map_commands
 from tproxy.bridge.guards import Guard, ObservedGuard
 from tproxy.kernel.links import InnerLink, OuterLink
-from tproxy.model import (
-    PORT_MAC,
-    SERVICE_ADDRESS,
-    SERVICE_ADDRESS_IPV6,
-    SERVICE_MAC,
-    TABLE,
-    BridgeNames,
-    ServiceMap,
-    with_prefix,
-)
+from tproxy.model import ServiceMap
+from tproxy.names import TABLE, BridgeNames
 from tproxy.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -242,10 +235,10 @@ def unload(bridge: str, observed: Observed) -> list[Action]:
     """The first part of ``down``: deletes what is in nftables, from where the processes learn of it."""
     commands = []
     if observed.map is not None:
-        commands += service_map.delete_map(bridge)
+        commands += map_commands.delete_map(bridge)
     elif observed.guard is not None and observed.guard.own(guards.VETHS):
         # They outlive a map that another program deleted.
-        commands += service_map.delete_sets(bridge, all_of_them=not observed.map_stays)
+        commands += map_commands.delete_sets(bridge, all_of_them=not observed.map_stays)
     if observed.guard is not None and observed.guard.anything:
         commands += guards.unload(observed.guard)
     if not commands:
@@ -374,7 +367,7 @@ def _outer_right(outer: OuterLink | None, bridge: str, mtu: int) -> bool:
 
 def _map_actions(wanted: ServiceMap, observed: Observed) -> list[Action]:
     found = observed.map
-    commands = service_map.add_map(wanted) if found is None else service_map.change_map(found, wanted)
+    commands = map_commands.add_map(wanted) if found is None else map_commands.change_map(found, wanted)
     if not commands:
         return []
     from tproxy.bridge.actions import LoadServiceMap

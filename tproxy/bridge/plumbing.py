@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tproxy.addresses import SERVICE_MAC
 from tproxy.bridge import nftables, plan
 from tproxy.errors import KernelError
 from tproxy.kernel import kinds, links, netns
 from tproxy.log.lazy import logger
-from tproxy.model import SERVICE_MAC, BridgeNames
+from tproxy.names import BridgeNames
 from tproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import os
 
 from tproxy.bridge import nftables
 from tproxy.kernel import links
-from tproxy.model import BridgeNames
+from tproxy.names import BridgeNames
 
 _SYS = "/sys/class/net"
 _BRIDGED_TO_IPTABLES = "bridge/bridge-nf-call-iptables"  # a sysctl, also a setting of each bridge

@@ -33,11 +33,13 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6
 from tproxy.bridge import nftables
 from tproxy.errors import NftError, TproxyError
 from tproxy.kernel import links, netns
 from tproxy.log.lazy import logger
-from tproxy.model import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, TABLE, UDP, BridgeNames, ServiceKey
+from tproxy.model import UDP, ServiceKey
+from tproxy.names import TABLE, BridgeNames
 from tproxy.typed import Any, NamedTuple
 
 log = logger(__name__)

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from tproxy.bridge.members import Nics
 from tproxy.console import EXIT_USAGE, require_root, say
 from tproxy.errors import BadName
-from tproxy.model import Network, check_interface_name, check_mac
+from tproxy.model import Network
+from tproxy.names import check_interface_name, check_mac
 from tproxy.operations import hook
 from tproxy.typed import NoReturn
 

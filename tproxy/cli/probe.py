@@ -8,6 +8,7 @@ from contextlib import closing
 
 import click
 
+from tproxy.addresses import is_ipv4
 from tproxy.cli.examples import example
 from tproxy.console import EXIT_FAILURE, require_root
 from tproxy.doctor.finding import BAD, LEVELS
@@ -15,7 +16,6 @@ from tproxy.doctor.probe import journey
 from tproxy.doctor.probe.journey import Wish
 from tproxy.kernel import links
 from tproxy.log import output
-from tproxy.model import is_ipv4
 
 # Of the JSON document (docs/contract.md, Output of `probe`), as in ``doctor``.
 VERSION = 1

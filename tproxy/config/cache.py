@@ -23,7 +23,7 @@ FILE = "config.json"  # in the run directory, where only root can write
 # nftables. In a checkout it changes while the version stays.
 _PACKAGE = os.path.dirname(__file__)
 _OTHERS = [
-    f"{os.path.dirname(_PACKAGE)}/{name}" for name in ("model.py", "options.py", "bridge/service_map.py")
+    f"{os.path.dirname(_PACKAGE)}/{name}" for name in ("addresses.py", "model.py", "names.py", "options.py")
 ]
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from tproxy.addresses import is_address
 from tproxy.config.services import Config, Entry
 from tproxy.config.union import Services, divide, view
-from tproxy.model import MOST_ENDPOINTS, Endpoint, Network, Service, ServiceKey, is_address
+from tproxy.model import MOST_ENDPOINTS, Endpoint, Network, Service, ServiceKey
 
 # The usable addresses of host names, in order; a name for which there was no answer is missing.
 Addresses = Mapping[str, Sequence[str]]

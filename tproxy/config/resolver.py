@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterable
 from functools import partial
 
+from tproxy.addresses import is_address, refused
 from tproxy.config.services import (
     Config,
     LastKnown,
@@ -18,7 +19,7 @@ from tproxy.config.services import (
     nothing_known,
 )
 from tproxy.errors import quoted, to_ascii
-from tproxy.model import Network, Service, ServiceKey, is_address, refused
+from tproxy.model import Network, Service, ServiceKey
 
 AT_ONCE = 16  # names that are looked up at the same time; arbitrary
 

@@ -11,9 +11,10 @@ import re
 from typing import Any
 
 from tproxy import options
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.config import keys, values
 from tproxy.config.keys import Keys
-from tproxy.model import PROTOCOLS, SERVICE_ADDRESS
+from tproxy.model import PROTOCOLS
 from tproxy.options import Declared
 
 Json = dict[str, Any]

@@ -12,19 +12,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 
+from tproxy.addresses import SERVICE_ADDRESS, is_address
 from tproxy.errors import to_ascii
 from tproxy.log.lazy import JSON
-from tproxy.model import (
-    MOST_ENDPOINTS,
-    SERVICE_ADDRESS,
-    TCP,
-    Endpoint,
-    Network,
-    Service,
-    ServiceKey,
-    Settings,
-    is_address,
-)
+from tproxy.model import MOST_ENDPOINTS, TCP, Endpoint, Network, Service, ServiceKey, Settings
 from tproxy.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # the annotations of options, which are text at run time

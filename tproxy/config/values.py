@@ -16,8 +16,10 @@ from typing import Any
 import yaml
 
 from tproxy import options
+from tproxy.addresses import as_ipv6, can_be_served, is_ipv4, refused
 from tproxy.errors import BadName, quoted, to_ascii
-from tproxy.model import PROTOCOLS, as_ipv6, can_be_served, check_interface_name, is_ipv4, refused
+from tproxy.model import PROTOCOLS
+from tproxy.names import check_interface_name
 
 STR, INT, FLOAT, BOOL, NULL, MERGE = (
     f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "merge")

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from tproxy.config.services import Config, WatchedBridge
 from tproxy.errors import BadName
-from tproxy.model import check_interface_name
+from tproxy.names import check_interface_name
 
 # Seconds for which a bridge that only hooks bring up may wait for its guest. Longer than a driver takes from
 # its first call to the guest's port, because nobody would bring the bridge up again.

@@ -15,7 +15,7 @@ from tproxy.daemon.guest_ports import GuestPorts, Places
 from tproxy.datapath.membership import Card
 from tproxy.kernel.loop import Loop
 from tproxy.model import Network, ServiceMap
-from tproxy.model import is_stand_in as is_short
+from tproxy.names import is_stand_in as is_short
 from tproxy.worker import orders
 
 

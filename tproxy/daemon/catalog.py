@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tproxy.model import SERVICE_ADDRESS_IPV6, TCP, Network, Service, ServiceKey, ServiceMap
+from tproxy.addresses import SERVICE_ADDRESS_IPV6
+from tproxy.model import TCP, Network, Service, ServiceKey, ServiceMap
 
 
 class Catalog:

@@ -46,7 +46,8 @@ from tproxy.errors import NftError, TproxyError
 from tproxy.kernel import mounts
 from tproxy.kernel.loop import Loop
 from tproxy.log import output
-from tproxy.model import DAEMON_TITLE, ServiceKey, ServiceMap, Settings
+from tproxy.model import ServiceKey, ServiceMap, Settings
+from tproxy.names import DAEMON_TITLE
 from tproxy.process import service_manager
 from tproxy.process.run_directory import directory, prepare
 from tproxy.process.title import set_title

@@ -26,7 +26,7 @@ from tproxy.kernel import kinds, links, rtnetlink
 from tproxy.kernel.loop import Loop
 from tproxy.kernel.netlink import Entry, ForwardingEvents, Name
 from tproxy.log import limit
-from tproxy.model import BridgeNames
+from tproxy.names import BridgeNames
 
 log = logging.getLogger(__name__)
 

@@ -35,7 +35,8 @@ from tproxy.kernel import netns
 from tproxy.kernel.loop import READ, Loop, Timer
 from tproxy.kernel.netns import NamespaceId
 from tproxy.log import limit
-from tproxy.model import TCP, BridgeNames, ServiceKey
+from tproxy.model import TCP, ServiceKey
+from tproxy.names import BridgeNames
 from tproxy.relay import wire
 from tproxy.relay.channel import Delivery, receive, send
 

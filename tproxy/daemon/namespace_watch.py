@@ -12,7 +12,7 @@ from collections.abc import Callable
 from tproxy.kernel import netns
 from tproxy.kernel.inotify import Watch
 from tproxy.kernel.loop import READ, Loop
-from tproxy.model import BridgeNames
+from tproxy.names import BridgeNames
 
 log = logging.getLogger(__name__)
 

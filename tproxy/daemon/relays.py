@@ -32,7 +32,8 @@ from tproxy.kernel import netns, tcp
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.log import output
 from tproxy.log.file import open_log
-from tproxy.model import TCP, UDP, BridgeNames, ServiceKey
+from tproxy.model import TCP, UDP, ServiceKey
+from tproxy.names import BridgeNames
 from tproxy.relay import wire
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,8 @@ from tproxy.errors import TproxyError
 from tproxy.kernel import netns
 from tproxy.kernel.loop import Loop
 from tproxy.kernel.netns import NamespaceId
-from tproxy.model import BridgeNames, ServiceKey
+from tproxy.model import ServiceKey
+from tproxy.names import BridgeNames
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ import socket
 import time
 from contextlib import suppress
 
+from tproxy.addresses import packed_peer, unpacked_peer
 from tproxy.datapath import counters
 from tproxy.datapath.counters import CAUSES, DRAIN, HALF_CLOSED, IDLE, TO_ENDPOINT, TO_GUEST, USER
 from tproxy.datapath.flow import interest
@@ -23,11 +24,15 @@ from tproxy.datapath.splice import Mover, SideLost
 from tproxy.datapath.target import Target
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import ERROR, HANGUP, PEER_CLOSED, READ, WRITE
-from tproxy.model import DEFAULT_USER_TIMEOUT, BridgeNames, Endpoint
+from tproxy.model import DEFAULT_USER_TIMEOUT, Endpoint
+from tproxy.names import BridgeNames
 from tproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tproxy.datapath.connections import Connections
+
+# In place of the bytes that a sweep has seen.
+UNSWEPT = -1
 
 _TO_READ = READ | PEER_CLOSED | HANGUP | ERROR
 
@@ -61,11 +66,11 @@ def dial_reason(number: int) -> int:
 class Connection:
     """One connection of a guest, from accepted to ended. ``Connections`` makes and keeps it.
 
-    ``peer`` is the guest's address and port. ``deadline`` is the end of the connect timeout by
-    time.monotonic(), and 0 when the endpoint is not being dialled. ``silent_since`` is when a sweep found
-    ``seen`` bytes, the number that had been moved by then. ``dialed`` is the endpoint that is dialled, or was
-    dialled last. ``race`` has the dials while one of several endpoints is looked for. ``mac`` is None where
-    the endpoint gets no header (``introduction``), and "" where nobody knows the guest's.
+    ``deadline`` is the end of the connect timeout by time.monotonic(), and 0 when the endpoint is not being
+    dialled. ``silent_since`` is when a sweep found ``seen`` bytes, the number that had been moved by then;
+    UNSWEPT before the first sweep. ``dialed`` is the endpoint that is dialled, or was dialled last. ``race``
+    has the dials while one of several endpoints is looked for. ``mac`` is None where the endpoint gets no
+    header (``introduction``), and "" where nobody knows the guest's.
 
     Both sockets have SO_LINGER 0 until the last byte was sent to them (splice.py), so the death of this
     process is a reset at both ends, and no end of file that looks like a normal one.
@@ -78,11 +83,11 @@ class Connection:
         "_guest_mask",
         "_header_bytes",
         "_keeper",
+        "_peer",
         "deadline",
         "dialed",
         "mac",
         "number",
-        "peer",
         "race",
         "seen",
         "silent_since",
@@ -104,12 +109,12 @@ class Connection:
         """``mac`` is None where nobody has looked it up yet, and ``since`` is when it was accepted."""
         self._keeper = keeper
         self.target = target
-        self.peer = peer
+        self._peer = packed_peer(peer)
         self.number = keeper.next_number()
         self.mac = mac if target.service.introduced else None
         self._header_bytes = 0
         self.started = self.silent_since = time.monotonic() if since is None else since
-        self.seen = 0
+        self.seen = UNSWEPT
         self.deadline = 0.0
         self.race: Race | None = None
         service = target.service
@@ -135,8 +140,14 @@ class Connection:
         return self._endpoint
 
     @property
+    def peer(self) -> tuple[str, int]:
+        """The guest's address and port."""
+        return unpacked_peer(self._peer)
+
+    @property
     def guest_name(self) -> str:
-        return f"[{self.peer[0]}]:{self.peer[1]}" if ":" in self.peer[0] else f"{self.peer[0]}:{self.peer[1]}"
+        address, port = self.peer
+        return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
     @property
     def id(self) -> str:
@@ -287,8 +298,16 @@ class Connection:
             self._limit(DRAIN)
             return
         up, down = self.to_endpoint, self.to_guest
+        if self.deadline:
+            self.silent_since = now
+            return
+        if self.seen == UNSWEPT:
+            # Not earlier: most connections have ended by now, and each option is a system call. The guest's
+            # side has these options of its listener.
+            tcp.watch_peer(self._endpoint, service.user_timeout)
+            self.seen = 0
         moved = up.moved + down.moved
-        if moved != self.seen or self.deadline:
+        if moved != self.seen:
             self.seen = moved
             self.silent_since = now
             return

@@ -54,9 +54,10 @@ import time
 from bisect import bisect_left
 from collections.abc import Sequence
 
+from tproxy.addresses import packed_address, unpacked_address
 from tproxy.errors import ProtocolError
 from tproxy.kernel.loop import LAGS
-from tproxy.model import PROTOCOLS, ServiceKey, packed_address, unpacked_address
+from tproxy.model import PROTOCOLS, ServiceKey
 from tproxy.typed import Any, NamedTuple
 
 _NAME_BYTES = 16

@@ -51,7 +51,8 @@ from tproxy.kernel import tcp
 from tproxy.kernel.loop import READ, Loop, Timer
 from tproxy.log.file import Log
 from tproxy.log.limit import LineLimit
-from tproxy.model import BridgeNames, Endpoint, Service, ServiceKey
+from tproxy.model import Endpoint, Service, ServiceKey
+from tproxy.names import BridgeNames
 from tproxy.proxy_protocol import DATAGRAM
 from tproxy.typed import Any
 

@@ -13,8 +13,9 @@ import os
 from collections.abc import Iterable
 
 from tproxy import proxy_protocol
+from tproxy.addresses import SERVICE_ADDRESS_IPV6
 from tproxy.datapath.membership import SEVERAL, WAIT, Card, Guests, Verdict
-from tproxy.model import SERVICE_ADDRESS_IPV6, Network, ServiceKey
+from tproxy.model import Network, ServiceKey
 from tproxy.proxy_protocol import (
     OF_BRIDGE,
     OF_HYPERVISOR,

@@ -19,7 +19,8 @@ from tproxy.datapath.membership import EVERYBODY, REFUSED, WAIT, Verdict
 from tproxy.datapath.target import Target
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import Loop, Timer
-from tproxy.model import BridgeNames, ServiceKey
+from tproxy.model import ServiceKey
+from tproxy.names import BridgeNames
 from tproxy.typed import Protocol
 
 # Sockets of one guest's address that wait at once, on one bridge; arbitrary. A guest's place is known some

@@ -32,7 +32,8 @@ from tproxy.doctor.look.rules import Rules
 from tproxy.errors import TproxyError
 from tproxy.kernel import kinds
 from tproxy.kernel import links as kernel_links
-from tproxy.model import TABLE, TCP, Endpoint, Service, check_interface_name
+from tproxy.model import TCP, Endpoint, Service
+from tproxy.names import TABLE, check_interface_name
 from tproxy.operations import lost_table, removal
 from tproxy.operations.gc import candidates
 from tproxy.process import run_directory

@@ -12,9 +12,9 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from tproxy.addresses import PORT_MAC, SERVICE_MAC
 from tproxy.errors import KernelError
 from tproxy.kernel import netns, rtnetlink
-from tproxy.model import PORT_MAC, SERVICE_MAC
 from tproxy.typed import Any, NamedTuple
 
 _SYS = "/sys/class/net"

@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from tproxy.kernel.loop import READ, Loop, Timer
-from tproxy.model import TABLE
+from tproxy.names import TABLE
 
 _SO_RCVBUFFORCE = 33  # <asm-generic/socket.h>
 _NETLINK_NETFILTER = 12  # <linux/netlink.h>; Python does not name it

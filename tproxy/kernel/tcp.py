@@ -44,21 +44,29 @@ _LINGER = struct.pack("ii", 0, 0)
 
 
 def set_options(sock: socket.SocketType, *, near: bool) -> None:
-    """Set no-delay, keep-alive, the user timeout and UNSENT. On a listener, what it accepts inherits them.
+    """Set no-delay, UNSENT, and by ``near`` the congestion control. Call this before connecting.
 
     ``near`` says that the peer is on this host or one bridge away, and selects Reno, which every kernel has
     (tcp(7), TCP_CONGESTION). Such a path needs neither probing nor pacing. The host's default may be meant
-    for distant peers: BBR halves the throughput over a bridge with its timers. Call this before connecting.
+    for distant peers: BBR halves the throughput over a bridge with its timers. On a listener, what it accepts
+    inherits all of them.
     """
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+    if near:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+
+
+def watch_peer(sock: socket.SocketType, user_timeout: int = DEFAULT_USER_TIMEOUT) -> None:
+    """Have the kernel notice a peer that has vanished: by keep-alive, and by ``user_timeout`` in seconds.
+
+    On a listener, what it accepts inherits that.
+    """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
-    set_user_timeout(sock, DEFAULT_USER_TIMEOUT)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
-    if near:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+    set_user_timeout(sock, user_timeout)
 
 
 def set_user_timeout(sock: socket.SocketType, seconds: int) -> None:

@@ -25,8 +25,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
-from tproxy.model import SERVICE_ADDRESS
 
 # Seconds to wait for what takes less than a second on an idle machine. Emulation takes longer.
 PATIENCE = float(os.environ.get("TPROXY_PATIENCE", "30"))

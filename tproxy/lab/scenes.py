@@ -7,11 +7,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
 from tproxy.lab import view
 from tproxy.lab.hypervisor import PATIENCE, Guest, Hypervisor
 from tproxy.lab.view import Shown
-from tproxy.model import SERVICE_ADDRESS
 
 WHO_PORT = 5032
 WHO_ENDPOINT = "10.11.12.14"

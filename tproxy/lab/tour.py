@@ -19,11 +19,12 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
 from tproxy.lab import scenes, view
 from tproxy.lab.hypervisor import PATIENCE, Guest, Hypervisor, kill
 from tproxy.lab.view import Answer, Lane, Question, Run
-from tproxy.model import SERVICE_ADDRESS, TABLE, BridgeNames
+from tproxy.names import TABLE, BridgeNames
 
 # Describes a lab that was kept. The file is on the real host, and a reboot removes it, like the lab.
 STATE = Path("/run/tproxy-lab.json")

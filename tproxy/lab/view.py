@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import click
 
-from tproxy.model import SERVICE_ADDRESS
+from tproxy.addresses import SERVICE_ADDRESS
 
 _REASONS = {
     "ECONNREFUSED": "refused",

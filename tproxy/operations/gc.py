@@ -14,7 +14,7 @@ from tproxy.config.services import WatchedBridge
 from tproxy.config.watching import watched
 from tproxy.errors import BadName
 from tproxy.kernel import links, netns
-from tproxy.model import BridgeNames, check_interface_name
+from tproxy.names import BridgeNames, check_interface_name
 from tproxy.operations import preview, removal
 from tproxy.process import run_directory
 

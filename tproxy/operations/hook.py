@@ -10,7 +10,7 @@ import os
 from contextlib import suppress
 from functools import partial
 
-from tproxy.bridge import nftables, service_map
+from tproxy.bridge import comments, nftables
 from tproxy.bridge.members import NO_NICS, Nics
 from tproxy.config import cache
 from tproxy.config.file import required
@@ -55,7 +55,7 @@ def up(call: Call) -> list[str]:
         log.warning("%s", warning.at(read.path))
     own = offer.union({network: 1})
     if own.problems and not own.services:  # the map may tell what no name server does
-        stored = service_map.stored(network)
+        stored = comments.stored(network)
         found = nftables.read_map(bridge)
         own = offer.union({stored: found.orders.get(stored, 1) if found is not None else 1}, found)
     if not own.services:  # not an error: the configuration may serve other networks only

@@ -17,7 +17,8 @@ from tproxy.daemon import client, host_mounts, launcher
 from tproxy.errors import NftError, ProcessError, TproxyError
 from tproxy.kernel import limits, netns
 from tproxy.log.lazy import logger
-from tproxy.model import BridgeNames, Settings
+from tproxy.model import Settings
+from tproxy.names import BridgeNames
 from tproxy.operations import lost_table, rotation
 from tproxy.process import service_manager
 from tproxy.process.run_directory import Lock

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from tproxy.bridge import nftables, plan, plumbing, service_map
+from tproxy.bridge import map_commands, nftables, plan, plumbing
 from tproxy.daemon import host_mounts, memory
 from tproxy.daemon.memory import Remembered
 from tproxy.errors import NftError, ProcessError, TproxyError
 from tproxy.kernel import netns
 from tproxy.log.lazy import logger
-from tproxy.model import TABLE, BridgeNames
+from tproxy.names import TABLE, BridgeNames
 from tproxy.process import run_directory, table
 
 log = logger(__name__)
@@ -61,7 +61,7 @@ def restore() -> list[str]:
         if each.guarded or run_directory.last_use(each.map.bridge) is not None:
             _load_guards(each)
     # In one transaction: while one is missing, `tproxy start` would end that bridge's relay.
-    nftables.transaction(line for each in lost for line in service_map.add_map(each.map))
+    nftables.transaction(line for each in lost for line in map_commands.add_map(each.map))
     if lost:
         names = ", ".join(each.map.bridge for each in lost)
         log.warning("the nftables table ip %s was gone: maps and guards of %s are restored", TABLE, names)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tproxy.bridge import nftables, plan, plumbing, service_map
+from tproxy.bridge import comments, nftables, plan, plumbing
 from tproxy.bridge.actions import CreateNamespace
 from tproxy.bridge.members import NO_NICS, Nics
 from tproxy.config.union import Offer
 from tproxy.daemon import client, host_mounts
 from tproxy.daemon.catalog import Catalog
 from tproxy.log.lazy import logger
-from tproxy.model import DAEMON_TITLE, TABLE, BridgeNames, Network, ServiceMap, Settings
+from tproxy.model import Network, ServiceMap, Settings
+from tproxy.names import DAEMON_TITLE, TABLE, BridgeNames
 from tproxy.operations import lost_table, reconcile, removal, steps
 from tproxy.process import table
 
@@ -38,7 +39,7 @@ def up(
     union = offer.union(wanted.orders, observed.map)
     for problem in union.problems:
         log.warning("%s", problem.at(offer.config.path))
-    wanted = service_map.storable(union.applied(wanted))
+    wanted = comments.storable(union.applied(wanted))
     reconcile.warn_of_unnamed(observed.map, wanted, union)
     actions = plan.up(wanted, observed, uplinks)
     steps.require_host_mounts(actions)

@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from tproxy.bridge import guards, members, nftables, plan, plumbing, port_state, service_map
+from tproxy.bridge import comments, guards, map_commands, members, nftables, plan, plumbing, port_state
 from tproxy.bridge.members import Nics
 from tproxy.config.union import Offer, Services, Union, in_words
 from tproxy.daemon import client
 from tproxy.errors import TproxyError
 from tproxy.kernel import links
 from tproxy.log.lazy import logger
-from tproxy.model import Network, Service, ServiceKey, ServiceMap, Settings, check_interface_name
+from tproxy.model import Network, Service, ServiceKey, ServiceMap, Settings
+from tproxy.names import check_interface_name
 from tproxy.operations import steps
 from tproxy.process import run_directory
 from tproxy.process.run_directory import Lock
@@ -105,8 +106,8 @@ def note_guest(bridge: str, network: Network, nics: Nics, offer: Offer) -> None:
             if not offer.is_known(wanted.orders):
                 continue
             union = offer.union(wanted.orders, found)
-            wanted = service_map.storable(union.applied(wanted))
-            if commands := service_map.change_map(found, wanted):
+            wanted = comments.storable(union.applied(wanted))
+            if commands := map_commands.change_map(found, wanted):
                 nftables.transaction(commands)
                 steps.apply_or_queue(bridge, lock)
             warn_of_unnamed(found, wanted, union)
@@ -122,7 +123,7 @@ def warn_of_unnamed(found: ServiceMap | None, wanted: ServiceMap, union: Union) 
         return
     if found is not None and (found.orders, found.services) == (
         wanted.orders,
-        service_map.storable(wanted).services,
+        comments.storable(wanted).services,
     ):
         return
     if unnamed := members.unnamed(wanted):
@@ -175,7 +176,7 @@ def restore(lost: Iterable[ServiceMap]) -> list[str]:
             each for each in lost if nftables.read_map(each.bridge) is None and not _taken_down(each.bridge)
         ]
         nftables.transaction(
-            line for each in missing for line in service_map.add_map(service_map.storable(each))
+            line for each in missing for line in map_commands.add_map(comments.storable(each))
         )
     return [each.bridge for each in missing]
 
@@ -230,7 +231,7 @@ def _reconcile(
     """Have the wanted services on the bridge, or undo it all and raise; return whether anything changed."""
     bridge = wanted.bridge
     try:
-        storable = service_map.storable(wanted)
+        storable = comments.storable(wanted)
         actions = steps.carry_out(bridge, before, lambda now: plan.up(storable, now, uplinks))
         steps.apply(bridge, settings, lock)
     except TproxyError as error:
@@ -267,5 +268,5 @@ def _undo(bridge: str, before: plan.Observed, lock: Lock) -> None:
 
             removal.remove(bridge, now.added_since(before), lock)
         elif now.map is not None and before.map != now.map:
-            nftables.transaction(service_map.change_map(now.map, before.map))
+            nftables.transaction(map_commands.change_map(now.map, before.map))
             client.apply([bridge], Settings(), lock=lock)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from tproxy.bridge import guards, members, nftables, plan, plumbing, service_map, wall
+from tproxy.bridge import comments, guards, map_commands, members, nftables, plan, plumbing, wall
 from tproxy.bridge.members import NO_NICS, Nics
 from tproxy.config.union import Offer, in_words, view
 from tproxy.daemon import host_mounts
 from tproxy.errors import ProcessError
 from tproxy.log.lazy import logger
-from tproxy.model import BridgeNames, Network, ServiceMap, check_interface_name
+from tproxy.model import Network, ServiceMap
+from tproxy.names import BridgeNames, check_interface_name
 from tproxy.operations import lost_table, steps
 from tproxy.process import run_directory, table
 from tproxy.process.run_directory import Lock
@@ -85,7 +86,7 @@ def loses_network(found: ServiceMap, wanted: ServiceMap) -> bool:
 def served(found: ServiceMap, wanted: ServiceMap, offer: Offer) -> ServiceMap:
     """``wanted``, with the services that its networks have after others of ``found`` have gone."""
     union = offer.union(wanted.orders, found)
-    return service_map.storable(union.applied(wanted))
+    return comments.storable(union.applied(wanted))
 
 
 def _let_go(found: ServiceMap, wanted: ServiceMap, offer: Offer | None, lock: Lock) -> None:
@@ -95,7 +96,7 @@ def _let_go(found: ServiceMap, wanted: ServiceMap, offer: Offer | None, lock: Lo
         wanted = served(found, wanted, offer)
         gone = ", ".join(in_words(each) for each in found.networks if each not in wanted.networks)
         log.info("bridge %s: the last guest of %s has gone", bridge, gone)
-    nftables.transaction(service_map.change_map(found, wanted))
+    nftables.transaction(map_commands.change_map(found, wanted))
     steps.apply_or_queue(bridge, lock)
 
 
@@ -156,7 +157,7 @@ def remove(bridge: str, observed: plan.Observed, lock: Lock) -> None:
 
     if stays is not None and hooked:  # it goes on with the services that it has, and no word of ours
         own = stays._replace(network=Network(), members=None, cards=frozenset())
-        nftables.transaction(service_map.change_map(stays, own))
+        nftables.transaction(map_commands.change_map(stays, own))
     steps.carry_out(bridge, observed, unload)
     if stays is None:
         steps.apply_or_queue(bridge, lock)

@@ -11,7 +11,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from tproxy.model import DAEMON_TITLE
+from tproxy.names import DAEMON_TITLE
 from tproxy.process import run_directory
 from tproxy.process.table import find, send_signal
 

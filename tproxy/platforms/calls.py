@@ -12,7 +12,8 @@ from tproxy.errors import BadName, TproxyError
 from tproxy.kernel import kinds, links
 from tproxy.log import output
 from tproxy.log.lazy import DEFAULT_LEVEL
-from tproxy.model import Network, check_interface_name, check_mac
+from tproxy.model import Network
+from tproxy.names import check_interface_name, check_mac
 from tproxy.operations import hook
 
 log = logging.getLogger(__name__)

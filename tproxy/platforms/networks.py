@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from tproxy.errors import KernelError
-from tproxy.model import stand_in
+from tproxy.names import stand_in
 
 DIRECTORY = Path("/run/tproxy/libvirt")
 

@@ -26,7 +26,7 @@ from tproxy.bridge.members import Nics
 from tproxy.console import require_root
 from tproxy.errors import TproxyError
 from tproxy.kernel import links
-from tproxy.model import check_interface_name
+from tproxy.names import check_interface_name
 from tproxy.platforms import calls
 from tproxy.platforms.calls import Call, Down, Fault, Refusal, Up
 from tproxy.platforms.install import Piece, hook

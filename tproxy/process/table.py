@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tproxy.errors import ProcessError
 from tproxy.log.lazy import logger
-from tproxy.model import DAEMON_TITLE
+from tproxy.names import DAEMON_TITLE
 from tproxy.process import run_directory
 
 if TYPE_CHECKING:

@@ -234,9 +234,9 @@ def _open(key: ServiceKey, link: str) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         tcp.set_options(listener, near=True)
-        tcp.reset_on_close(
-            listener
-        )  # connections inherit that until they end in good order (datapath/splice.py)
+        tcp.watch_peer(listener)
+        # Connections inherit that until they end in good order (datapath/splice.py).
+        tcp.reset_on_close(listener)
         listener.bind(_name(key, link))
         listener.listen(BACKLOG)
     except OSError:

@@ -24,7 +24,8 @@ from tproxy.errors import KernelError, ProtocolError
 from tproxy.kernel import netns, privileges, seccomp, tcp
 from tproxy.kernel.loop import READ, WRITE, Loop
 from tproxy.log.file import Log
-from tproxy.model import TCP, BridgeNames, ServiceKey
+from tproxy.model import TCP, ServiceKey
+from tproxy.names import BridgeNames
 from tproxy.process.title import set_title
 from tproxy.relay import wire
 from tproxy.relay.channel import Delivery, receive, send
@@ -164,6 +165,7 @@ class Relay:
                     raise ProtocolError(f"a socket for port {key.in_words} that does not listen")
                 if key.protocol == TCP:
                     tcp.set_options(listener, near=True)  # those of an older version may differ
+                    tcp.watch_peer(listener)
                     tcp.reset_on_close(listener)
                 owned.pop_all()
             self._listening.keep(key, listener)

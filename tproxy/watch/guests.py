@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 
-from tproxy.bridge import nftables, service_map
+from tproxy.bridge import comments, nftables
 from tproxy.bridge.members import NO_NICS
 from tproxy.config.services import Config, WatchedBridge
 from tproxy.config.union import Offer, Services, Union
@@ -23,7 +23,8 @@ from tproxy.errors import TproxyError
 from tproxy.kernel import kinds, links
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.log import output
-from tproxy.model import BridgeNames, Network, ServiceMap, Settings
+from tproxy.model import Network, ServiceMap, Settings
+from tproxy.names import BridgeNames
 from tproxy.operations import reconcile, removal
 from tproxy.process import run_directory
 from tproxy.watch import reload
@@ -221,4 +222,4 @@ def _said_by(old: Config, bridge: str, entry: WatchedBridge, found: ServiceMap |
 
 
 def _orders_of(entry: WatchedBridge) -> dict[Network, int]:
-    return {service_map.stored(entry.network): 1}
+    return {comments.stored(entry.network): 1}

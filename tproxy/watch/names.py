@@ -24,6 +24,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Thread
 
+from tproxy.addresses import is_address
 from tproxy.bridge import nftables
 from tproxy.config.moves import Addresses, Moves, move, moves
 from tproxy.config.resolver import addresses_of, usable
@@ -31,7 +32,7 @@ from tproxy.config.services import Config
 from tproxy.config.union import Services, held_by
 from tproxy.errors import TproxyError
 from tproxy.kernel.loop import READ, Loop
-from tproxy.model import Settings, is_address
+from tproxy.model import Settings
 from tproxy.operations import reconcile, refresh
 from tproxy.process import run_directory
 

@@ -12,7 +12,7 @@ import socket
 from contextlib import suppress
 
 from tproxy.kernel import links, netns
-from tproxy.model import BridgeNames
+from tproxy.names import BridgeNames
 
 _LONGEST = 64  # bytes; each value is one number
 

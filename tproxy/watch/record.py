@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tproxy.bridge import guards, service_map
+from tproxy.bridge import comments, guards, service_map
 from tproxy.kernel.netlink import Ruleset
 from tproxy.model import ServiceMap
 from tproxy.watch.probe import Probe
@@ -48,7 +48,7 @@ class Doubts:
 
 def bridges_in(change: Ruleset) -> tuple[set[str], bool]:
     """Return the bridges that a change of nftables concerns, and whether it may concern all."""
-    words = map(service_map.decode_words, change.comments)
+    words = map(comments.decode_words, change.comments)
     bridges = {each["bridge"] for each in words if "bridge" in each}
     others = set(change.names)
     for prefix in (

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from typing import NamedTuple
 
-from tproxy.bridge.service_map import stored
+from tproxy.bridge.comments import stored
 from tproxy.config.services import WatchedBridge
 from tproxy.model import Network, Service, ServiceKey, ServiceMap
 

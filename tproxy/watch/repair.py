@@ -26,7 +26,8 @@ from tproxy.errors import KernelError, TproxyError
 from tproxy.kernel import kinds, links
 from tproxy.kernel.loop import Loop
 from tproxy.kernel.netlink import Ruleset
-from tproxy.model import BridgeNames, ServiceMap, Settings
+from tproxy.model import ServiceMap, Settings
+from tproxy.names import BridgeNames
 from tproxy.operations import reconcile
 from tproxy.process import run_directory
 from tproxy.watch.probe import Probe

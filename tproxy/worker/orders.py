@@ -11,20 +11,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 
+from tproxy.addresses import packed_address, unpacked_address
 from tproxy.datapath.membership import Card
 from tproxy.errors import ProtocolError
-from tproxy.model import (
-    INTERFACE_NAME_BYTES,
-    PROTOCOLS,
-    PROXY_V2,
-    SPREADS,
-    Endpoint,
-    Network,
-    Service,
-    ServiceKey,
-    packed_address,
-    unpacked_address,
-)
+from tproxy.model import PROTOCOLS, PROXY_V2, SPREADS, Endpoint, Network, Service, ServiceKey
+from tproxy.names import INTERFACE_NAME_BYTES
 from tproxy.typed import NamedTuple
 
 # Of this protocol. A daemon tells a worker of another version to finish, and starts one of its own.

@@ -15,6 +15,7 @@ from __future__ import annotations
 import signal
 import socket
 
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.datapath.connections import Connections
 from tproxy.datapath.counters import Counters, LoopTimes
 from tproxy.datapath.datagrams import Datagrams
@@ -26,7 +27,7 @@ from tproxy.kernel import privileges, seccomp
 from tproxy.kernel.limits import descriptor_limit
 from tproxy.kernel.loop import READ, Loop
 from tproxy.log.file import Log
-from tproxy.model import SERVICE_ADDRESS, TCP, UDP, Endpoint, Service, ServiceKey, service_label
+from tproxy.model import TCP, UDP, Endpoint, Service, ServiceKey, service_label
 from tproxy.process.title import set_title
 from tproxy.relay.channel import Delivery, receive, send_bytes
 from tproxy.worker import orders

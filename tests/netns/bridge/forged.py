@@ -39,8 +39,8 @@ from tests.netns.bridge.frames import (
     tcp,
     udp,
 )
-from tproxy.model import SERVICE_ADDRESS as SERVICE
-from tproxy.model import SERVICE_MAC
+from tproxy.addresses import SERVICE_ADDRESS as SERVICE
+from tproxy.addresses import SERVICE_MAC
 
 PORT, CLOSED = 5030, 5031
 STP_GROUP, EAPOL_GROUP, LLDP_GROUP = (f"01:80:c2:00:00:{last}" for last in ("00", "03", "0e"))

@@ -10,9 +10,9 @@ import pytest
 
 from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_MAC
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC
 
 ENDPOINT = "10.11.12.13"
 

@@ -16,9 +16,9 @@ from tests.netns.bridge.test_guards import broadcast, mac_of
 from tests.netns.conftest import ENDPOINTS
 from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, SERVICE_MAC
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, SERVICE_MAC
 
 AT = f"{SERVICE_ADDRESS_IPV6}%eth0"
 GROUP, GROUP_MAC = "ff02::1:fffe:1009", "33:33:ff:fe:10:09"

@@ -31,8 +31,8 @@ from tests.netns.bridge.frames import (
 )
 from tests.netns.bridge.test_guards import mac_of
 from tests.netns.program import program
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_MAC
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC
 
 ENDPOINT = "10.11.12.13"
 CONFIG = "/run/tproxy.yaml"

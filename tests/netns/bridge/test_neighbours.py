@@ -13,10 +13,11 @@ from tests.netns.asking import Asking
 from tests.netns.conftest import StartEndpoint
 from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.bridge.guard_rules import BURST, RATE
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS, BridgeNames
+from tproxy.names import BridgeNames
 
 ENDPOINT = "10.11.12.13"
 CONFIG = "/run/tproxy.yaml"

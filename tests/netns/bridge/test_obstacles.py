@@ -10,9 +10,9 @@ import pytest
 
 from tests.netns.one_bridge import OneBridge
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import pytest
 
 from tests.netns.conftest import StartEndpoint
 from tests.netns.program import program
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.bridge.guard_rules import ARP_BURST, ARP_RATE, SYN_BURST, SYN_RATE
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 ENDPOINT = "10.11.12.13"
 ECHO = 5032

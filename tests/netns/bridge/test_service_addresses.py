@@ -15,9 +15,9 @@ from tests.netns.conftest import ENDPOINTS
 from tests.netns.program import program
 from tests.netns.talk import Talk
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_MAC
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC
 
 METADATA = "169.254.169.254"
 ENDPOINT = "10.11.12.13"

@@ -14,9 +14,10 @@ from tests.netns.conftest import ENDPOINTS
 from tests.netns.one_bridge import ECHO, ENDPOINT, OneBridge
 from tests.netns.talk import Talk
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_MAC
 from tproxy.bridge import wall
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, ServiceKey
+from tproxy.model import ServiceKey
 
 NAMESPACE = "one_tproxy_br0"
 TABLE = ("inet", "one_tproxy")

@@ -11,9 +11,9 @@ from tests.netns.etc import private_etc
 from tests.netns.operations.test_hook import CONFIG, ENDPOINT
 from tests.netns.program import program
 from tests.netns.surroundings import TPROXY, UP, answer
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 
 @pytest.fixture

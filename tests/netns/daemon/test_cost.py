@@ -23,9 +23,9 @@ from bench import costs
 from tests.netns.conftest import StartEndpoint
 from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.datapath import splice
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 STORM = Path(__file__).parents[1] / "programs/storm.py"
 ENDPOINT = "10.11.12.13"

@@ -10,9 +10,9 @@ import pytest
 from tests.netns.conftest import ENDPOINTS
 from tests.netns.one_bridge import ENDPOINT, OneBridge
 from tests.netns.talk import Talk
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.kernel.limits import FLOOR
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 CONFIG = "/run/tproxy.yaml"
 UP = ("hook", "up", "--bridge", "br0", "--config", CONFIG)

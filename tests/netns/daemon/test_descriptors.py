@@ -13,8 +13,8 @@ from tests.netns.conftest import StartEndpoint
 from tests.netns.one_bridge import ECHO, ENDPOINT, OneBridge
 from tests.netns.program import program
 from tests.netns.talk import Talk
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 # A service port, and the options with which its guests may take all that there is.
 NO_LIMITS = '5030 comment "max_connections_per_guest=0 max_connections_per_bridge=1000000"'

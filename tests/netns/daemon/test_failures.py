@@ -11,8 +11,8 @@ from tests.netns.daemonless import kill_daemon
 from tests.netns.one_bridge import OneBridge
 from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 from tests.netns.conftest import ENDPOINTS
 from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.kernel.tcp import UNSENT
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 CONFIG = "/run/tproxy.yaml"
 ONE, TWO = "10.99.0.2", "10.99.0.3"  # endpoints on a network of the host: not on lo, where TIME_WAIT is short

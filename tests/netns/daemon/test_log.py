@@ -10,9 +10,9 @@ import pytest
 from tests.netns.one_bridge import ENDPOINT, OneBridge
 from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.datapath.target import LINE_INTERVAL, LINES_AT_ONCE
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pytest
 from tests.netns.daemonless import kill_daemon
 from tests.netns.waiting import eventually
 from tests.netns.worker.crew import CONFIG, HTTP, WORKER, Crew, Load, whole
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.daemon import revival
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 SPAWNER = "tproxy-spawner"
 

@@ -8,8 +8,8 @@ import subprocess
 import pytest
 
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 SERVER = "10.11.12.13"
 

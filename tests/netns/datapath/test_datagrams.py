@@ -14,8 +14,8 @@ import pytest
 
 from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 HERE, THERE = "10.11.12.13", "10.11.12.14"
 PATIENCE = 30.0  # seconds: an answer that comes late is no failure on a busy machine

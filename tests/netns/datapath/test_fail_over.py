@@ -14,8 +14,8 @@ import pytest
 from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tests.netns.worker.crew import Load
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 PORT = 7
 FIRST, SECOND, THIRD = "10.11.12.21", "10.11.12.22", "fd00:11::23"

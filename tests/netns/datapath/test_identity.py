@@ -14,8 +14,8 @@ import pytest
 
 from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 ENDPOINT = "10.11.12.13"
 FILE = "/run/tproxy.yaml"

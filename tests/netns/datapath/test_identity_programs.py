@@ -11,9 +11,9 @@ from contextlib import suppress
 import pytest
 
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 PATH = "/usr/sbin:/usr/bin"
 ENDPOINT = "10.11.12.13"

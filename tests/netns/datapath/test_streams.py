@@ -16,10 +16,10 @@ import pytest
 from tests.netns.conftest import StartEndpoint
 from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
 from tproxy.kernel import tcp
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 ENDPOINT = "10.11.12.13"
 
@@ -34,13 +34,13 @@ class Phone:
 
     def __init__(self, host: Hypervisor, start_endpoint: StartEndpoint) -> None:
         self.host = host
-        self._start_endpoint = start_endpoint
+        self.start_endpoint = start_endpoint
         self._entries: list[str] = []
         host.add_bridge("br0")
         self.guest: Guest = host.add_guest("guest", "br0")
 
     def serve(self, port: int, behaviour: str, *options: str) -> subprocess.Popen[str]:
-        endpoint = self._start_endpoint(behaviour, ENDPOINT, port, *options)
+        endpoint = self.start_endpoint(behaviour, ENDPOINT, port, *options)
         self.dial(port, ENDPOINT)
         return endpoint
 
@@ -199,7 +199,9 @@ def test_an_endpoint_that_does_not_read_costs_little_memory_of_the_kernel(phone:
 
 
 def test_both_sides_have_keep_alive_and_are_not_paced(phone: Phone) -> None:
-    phone.serve(7, "echo")
+    """The endpoint's side gets its keep-alive with the first sweep, here after a second (datapath.limits)."""
+    phone.start_endpoint("echo", ENDPOINT, 7)
+    phone.dial(7, ENDPOINT, "half_closed_timeout: 4")
     talker = phone.start_call("hold", 7)
     assert talker.stdout is not None
     talker.stdout.readline()

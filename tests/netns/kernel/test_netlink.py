@@ -13,7 +13,7 @@ import pytest
 
 from tests.netns.program import program
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import TABLE
+from tproxy.names import TABLE
 
 Hear = Callable[..., list[Any]]
 

@@ -12,9 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.netns.conftest import ENDPOINTS
 from tests.netns.metrics import unix_http
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 ENDPOINT = "10.11.12.13"
 SOCKET = "/run/tproxy-metrics.sock"

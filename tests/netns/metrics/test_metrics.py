@@ -14,9 +14,9 @@ import pytest
 from tests.netns.metrics import unix_http
 from tests.netns.metrics.scraped import ENDPOINT, PORT, SOCKET, Key, Samples, Scraped, key, parse, service
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
 from tproxy.metrics import declared
-from tproxy.model import SERVICE_ADDRESS
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from tests.netns.conftest import ENDPOINTS
 from tests.netns.model.model import ABSENT, CLOSED, RESET, Table
 from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import PATIENCE, Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 CONFIG = "/run/tproxy.yaml"
 ADDRESS = "10.11.12.13"

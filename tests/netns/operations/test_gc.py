@@ -7,8 +7,8 @@ import pytest
 from tests.netns.daemonless import kill_daemon
 from tests.netns.ruleset import lasting
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 CONFIG = "/run/tproxy.yaml"
 ENDPOINT = "10.11.12.13"

@@ -12,9 +12,10 @@ import pytest
 from tests.netns.program import program
 from tests.netns.ruleset import lasting
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_MAC
 from tproxy.cli.hook import EXIT_IN_USE
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, BridgeNames
+from tproxy.names import BridgeNames
 
 ENDPOINT = "10.11.12.13"
 CONFIG = f"""

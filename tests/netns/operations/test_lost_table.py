@@ -10,8 +10,8 @@ import pytest
 from tests.netns.daemonless import kill_daemon
 from tests.netns.one_bridge import ENDPOINT, OneBridge
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 COMMANDS = [["start"], ["reload"], ["restart"], ["refresh", "--config", "/run/tproxy.yaml"]]
 

@@ -8,9 +8,9 @@ import subprocess
 import pytest
 
 from tests.netns.program import program
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.cli.hook import EXIT_IN_USE
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 ENDPOINT = "10.11.12.13"
 FILE = "/run/tproxy.yaml"

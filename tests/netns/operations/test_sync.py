@@ -9,7 +9,7 @@ import pytest
 
 from tests.netns import fleet as ssh
 from tests.netns.fleet import CONFIG, NEW, OLD, Fleet
-from tproxy.model import SERVICE_ADDRESS
+from tproxy.addresses import SERVICE_ADDRESS
 
 # A file without problems where no name is looked up. No host resolves this name, RFC 6761.
 UNRESOLVABLE = "tproxy: [{remote_addr: endpoint.invalid, remote_port: 80}]\n"

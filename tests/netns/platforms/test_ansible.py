@@ -15,7 +15,7 @@ import pytest
 
 from tests.netns import fleet as ssh
 from tests.netns.fleet import CONFIG, NEW, OLD, SOURCE, Fleet
-from tproxy.model import SERVICE_ADDRESS
+from tproxy.addresses import SERVICE_ADDRESS
 
 PLAYBOOK = SOURCE / "drivers/ansible/site.yml"
 NEW_FILE = "/run/new.yaml"

@@ -14,8 +14,8 @@ import pytest
 from tests.netns.conftest import NOBODY
 from tests.netns.ruleset import lasting
 from tests.netns.serving import served
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 CONFIG = """
 tproxy:

@@ -10,9 +10,9 @@ import pytest
 from tests.netns.opennebula_node import CONF, REMOTES, Node, furnish
 from tests.netns.program import program
 from tests.opennebula_vm import alias, line, nic, pci, vm, xml
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 
 @pytest.fixture

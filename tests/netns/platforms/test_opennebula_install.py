@@ -8,8 +8,8 @@ import pytest
 
 from tests.netns.opennebula_node import ONEADMIN, REMOTES, THEIR_COMMAND, TPROXY, Node, OwnDriver, furnish
 from tests.opennebula_vm import nic, vm
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 
 @pytest.fixture

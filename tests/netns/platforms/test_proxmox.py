@@ -11,9 +11,9 @@ import pytest
 from tests.netns.conftest import NOBODY
 from tests.netns.serving import served
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 CONFIG = """
 tproxy:

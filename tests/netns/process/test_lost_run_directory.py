@@ -6,8 +6,8 @@ import pytest
 
 from tests.netns.waiting import eventually
 from tests.netns.worker.crew import CONFIG, HTTP, WORKER, Crew, Load, whole
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 
 @pytest.fixture

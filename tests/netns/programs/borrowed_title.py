@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from tproxy.model import DAEMON_TITLE
+from tproxy.names import DAEMON_TITLE
 from tproxy.process.title import set_title
 
 set_title(DAEMON_TITLE)

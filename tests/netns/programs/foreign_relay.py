@@ -10,7 +10,8 @@ import sys
 
 import setproctitle
 
-from tproxy.model import SERVICE_ADDRESS, BridgeNames
+from tproxy.addresses import SERVICE_ADDRESS
+from tproxy.names import BridgeNames
 
 bridge, port = sys.argv[1:]
 setproctitle.setproctitle(BridgeNames(bridge).relay_title)

@@ -10,18 +10,11 @@ import random
 import sys
 from typing import Any
 
-from tproxy.bridge import guards, nftables, service_map
+from tproxy.addresses import SERVICE_ADDRESS
+from tproxy.bridge import comments, guards, map_commands, nftables
 from tproxy.bridge.guards import Guard
-from tproxy.model import (
-    PROTOCOLS,
-    SERVICE_ADDRESS,
-    BridgeNames,
-    Endpoint,
-    Network,
-    Service,
-    ServiceKey,
-    ServiceMap,
-)
+from tproxy.model import PROTOCOLS, Endpoint, Network, Service, ServiceKey, ServiceMap
+from tproxy.names import BridgeNames
 
 STEPS = 60
 BRIDGES = ["br0", "map", "drop", "10", "a.b-c.10", "-x", "_", "fifteen.bytes-x", "comment", "0x1f"]
@@ -61,10 +54,12 @@ class Walk:
     def load_map(self, bridge: str) -> None:
         wanted = self.maps[bridge] = self.random_map(bridge)
         found = nftables.read_map(bridge)
-        nftables.transaction(service_map.change_map(found, wanted) if found else service_map.add_map(wanted))
+        nftables.transaction(
+            map_commands.change_map(found, wanted) if found else map_commands.add_map(wanted)
+        )
 
     def delete_map(self, bridge: str) -> None:
-        nftables.transaction(service_map.delete_map(bridge))
+        nftables.transaction(map_commands.delete_map(bridge))
         del self.maps[bridge]
 
     def random_guard(self, bridge: str) -> Guard:
@@ -86,7 +81,7 @@ class Walk:
             key = self.random_key(port)
             services[key] = Service(key, endpoint, name, timeout, *self.chance.choice([[], options]))
         network = Network(self.chance.choice(WORDS), self.chance.choice(WORDS))
-        return service_map.storable(ServiceMap(bridge, services, network))
+        return comments.storable(ServiceMap(bridge, services, network))
 
     def random_key(self, port: int) -> ServiceKey:
         if self.chance.random() < 0.5:

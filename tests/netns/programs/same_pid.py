@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 from tests.netns.program import program
-from tproxy.model import DAEMON_TITLE
+from tproxy.names import DAEMON_TITLE
 from tproxy.process import run_directory, table
 from tproxy.process.title import set_title
 

@@ -8,7 +8,7 @@ from tests.netns.conftest import StartEndpoint
 from tests.netns.talk import Talk
 from tests.netns.waiting import eventually
 from tests.netns.watch.watched_host import ENDPOINT, Host, listen
-from tproxy.model import SERVICE_ADDRESS
+from tproxy.addresses import SERVICE_ADDRESS
 
 
 def test_a_bridge_is_up_while_it_has_guests(host: Host) -> None:

@@ -8,7 +8,8 @@ import time
 
 from tests.netns.waiting import eventually
 from tests.netns.watch.watched_host import CONFIG, ENDPOINT, Host
-from tproxy.model import SERVICE_ADDRESS, BridgeNames
+from tproxy.addresses import SERVICE_ADDRESS
+from tproxy.names import BridgeNames
 
 
 def test_each_repair_is_one_line_in_the_log(host: Host) -> None:

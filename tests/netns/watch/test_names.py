@@ -11,9 +11,9 @@ from tests.netns.etc import private_etc
 from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tests.netns.watch.watched_host import CONFIG, ENDPOINT, Host
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest
-from tproxy.model import SERVICE_ADDRESS
 from tproxy.watch.names import INTERVAL
 
 NAME_SERVER = "10.11.12.53"

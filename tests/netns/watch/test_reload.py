@@ -10,8 +10,8 @@ from tests.netns.daemonless import kill_daemon
 from tests.netns.etc import private_etc
 from tests.netns.waiting import eventually
 from tests.netns.watch.watched_host import CONFIG, ENDPOINT, Host, listen
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
-from tproxy.model import SERVICE_ADDRESS
 
 
 def test_a_signal_rereads_the_file_and_a_missing_file_changes_nothing(host: Host) -> None:

@@ -15,8 +15,9 @@ import pytest
 from tests.netns.program import program
 from tests.netns.ruleset import lasting
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_MAC
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, BridgeNames
+from tproxy.names import BridgeNames
 
 CONFIG = "/run/tproxy.yaml"
 ENDPOINT = "10.11.12.13"

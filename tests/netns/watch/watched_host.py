@@ -15,9 +15,9 @@ import psutil
 from tests.netns.program import program
 from tests.netns.ruleset import lasting
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 CONFIG = "/run/tproxy.yaml"
 ENDPOINT = "10.11.12.13"

@@ -14,9 +14,9 @@ from tests.netns.conftest import ENDPOINTS
 from tests.netns.daemonless import kill_daemon
 from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 ENDPOINT = "10.11.12.13"
 ECHO = 7  # a service port; behind it an endpoint echoes

@@ -10,9 +10,9 @@ import pytest
 from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tests.netns.worker.crew import Crew, Load, whole
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.datapath.splice import MAX_PIPES
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 STREAMS = 200
 BLOCKS = 40

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.netns.worker.crew import ECHO, ENDPOINT, WORKER, Crew, Load, start_asking, whole
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 
 @pytest.fixture

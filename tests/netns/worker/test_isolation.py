@@ -12,9 +12,9 @@ from tests.netns.program import program
 from tests.netns.surroundings import TPROXY
 from tests.netns.waiting import eventually
 from tests.netns.worker.crew import DRAINING, ENDPOINT, SPAWNER, WORKER, Crew, Load
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.kernel.privileges import _KEPT, FIRST_UID
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 from tproxy.process.table import WATCHER_TITLE
 
 ROOT = Path(__file__).parents[3]

@@ -11,8 +11,8 @@ from tests.netns.program import program
 from tests.netns.visiting import Visitor
 from tests.netns.waiting import eventually
 from tests.netns.worker.crew import CONFIG, DRAINING, ECHO, HTTP, WORKER, Crew, Load
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 OTHER = 70  # a service port that leads to the same endpoint as ECHO
 

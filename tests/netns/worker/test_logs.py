@@ -8,8 +8,8 @@ import pytest
 
 from tests.netns.waiting import eventually
 from tests.netns.worker.crew import DRAINING, HTTP, SPAWNER, WORKER, Crew, Load, whole
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 LOGS = ("one_tproxy", "one_tproxy_br0")
 

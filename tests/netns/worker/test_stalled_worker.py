@@ -9,8 +9,8 @@ import pytest
 
 from tests.netns.program import program
 from tests.netns.worker.crew import CONFIG, ECHO, WORKER, Crew, Load, start_asking, whole
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 VISITORS = 20
 PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 1}

@@ -13,8 +13,8 @@ import pytest
 from tests.netns.waiting import eventually
 from tests.netns.worker.crew import CONFIG, DRAINING, NETNS, WORKER, Crew, Load, start_asking, whole
 from tests.netns.worker.old_version import unpacked
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 SOURCE = Path(__file__).parents[3]
 

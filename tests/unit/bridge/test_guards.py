@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, SERVICE_MAC
 from tproxy.bridge import address_rules, guards
 from tproxy.bridge.guard_rules import (
     ASKING,
@@ -27,7 +28,7 @@ from tproxy.bridge.guard_rules import (
     shared_rules,
 )
 from tproxy.bridge.guards import Guard, ObservedGuard
-from tproxy.model import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, SERVICE_MAC, BridgeNames
+from tproxy.names import BridgeNames
 
 # An example takes some milliseconds, and there are few ways in which examples can differ.
 few = settings(max_examples=25)

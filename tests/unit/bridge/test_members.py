@@ -5,9 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tproxy.bridge import members, service_map
+from tproxy.bridge import comments, map_commands, members, service_map
 from tproxy.bridge.members import Nics
-from tproxy.model import Member, Network, ServiceMap, check_mac
+from tproxy.model import Member, Network, ServiceMap
+from tproxy.names import check_mac
 
 BLUE, RED, GREEN = Network("blue", "1"), Network("red", "2"), Network("green", "3")
 ONE, TWO, THREE = "02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03"
@@ -141,12 +142,12 @@ def test_cards_read_as_they_were_stored(cards: set[tuple[str, str]]) -> None:
 def test_cards_change_with_the_fewest_commands_and_their_set_goes_with_the_last() -> None:
     none, some = bridge({}), bridge({})._replace(cards=frozenset({("vnet1", ONE), ("vnet2", TWO)}))
     one = some._replace(cards=frozenset({("vnet1", ONE)}))
-    assert service_map.change_map(some, some) == []
-    assert service_map.change_map(some, one)[1:] == [
+    assert map_commands.change_map(some, some) == []
+    assert map_commands.change_map(some, one)[1:] == [
         f'delete element ip one_tproxy pt_br0 {{ "vnet2" . {TWO} }}'
     ]
-    assert service_map.change_map(one, none) == ["delete set ip one_tproxy pt_br0"]
-    assert service_map.change_map(none, one) == [
+    assert map_commands.change_map(one, none) == ["delete set ip one_tproxy pt_br0"]
+    assert map_commands.change_map(none, one) == [
         "add set ip one_tproxy pt_br0 { type ifname . ether_addr; }",
         f'add element ip one_tproxy pt_br0 {{ "vnet1" . {ONE} }}',
     ]
@@ -157,18 +158,18 @@ def test_the_address_of_a_network_is_locally_administered_and_its_own(network: N
     address = members.address_of(network)
     assert check_mac(address) == address
     assert int(address[:2], 16) & 3 == 2
-    assert address == members.address_of(service_map.stored(network))
+    assert address == members.address_of(comments.stored(network))
 
 
 @given(networks, networks)
 def test_members_read_as_they_were_stored(first: Network, second: Network) -> None:
     found = members.join(None, first, [ONE])
-    found = members.join(bridge(found, service_map.stored(first)), second, [TWO])
+    found = members.join(bridge(found, comments.stored(first)), second, [TWO])
     listed = {
         "type": "ether_addr",
         "elem": [
             {"elem": {"val": mac, "comment": comment}} if comment else mac
-            for mac, comment in ((mac, service_map.member_comment(each)) for mac, each in found.items())
+            for mac, comment in ((mac, comments.member_comment(each)) for mac, each in found.items())
         ],
     }
     assert service_map.parse_members(listed) == found

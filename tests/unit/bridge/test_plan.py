@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tproxy.addresses import PORT_MAC, SERVICE_ADDRESS, SERVICE_MAC
 from tproxy.bridge import guards, plan
 from tproxy.bridge.actions import (
     Action,
@@ -28,17 +29,8 @@ from tproxy.bridge.actions import (
 from tproxy.bridge.guards import SETS, Guard, ObservedGuard
 from tproxy.bridge.plan import Observed
 from tproxy.kernel.links import InnerLink, OuterLink
-from tproxy.model import (
-    PORT_MAC,
-    SERVICE_ADDRESS,
-    SERVICE_MAC,
-    BridgeNames,
-    Endpoint,
-    Network,
-    Service,
-    ServiceKey,
-    ServiceMap,
-)
+from tproxy.model import Endpoint, Network, Service, ServiceKey, ServiceMap
+from tproxy.names import BridgeNames
 
 NAMES = BridgeNames("br0")
 ONE, TWO = (

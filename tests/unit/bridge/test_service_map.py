@@ -11,19 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tproxy.bridge import service_map
+from tproxy.addresses import is_address, is_ipv4
+from tproxy.bridge import comments, map_commands, service_map
 from tproxy.config import keys
-from tproxy.model import (
-    DEFAULT_CONNECT_TIMEOUT,
-    Endpoint,
-    Network,
-    Service,
-    ServiceKey,
-    ServiceMap,
-    is_address,
-    is_ipv4,
-    stand_in,
-)
+from tproxy.model import DEFAULT_CONNECT_TIMEOUT, Endpoint, Network, Service, ServiceKey, ServiceMap
+from tproxy.names import stand_in
 from tproxy.options import Text
 
 # Any bytes that a driver may pass, as Python decodes them: surrogates stand for undecodable bytes.
@@ -95,9 +87,9 @@ def listed_rest(commands: list[str]) -> dict[tuple[ServiceKey, int], str]:
 
 @given(maps())
 def test_a_loaded_map_reads_as_the_storable_part_of_it(wanted: ServiceMap) -> None:
-    commands = service_map.add_map(wanted)
+    commands = map_commands.add_map(wanted)
     found = service_map.parse_map(listing(commands), listed_rest(commands))
-    assert found == service_map.storable(wanted)
+    assert found == comments.storable(wanted)
     # Nothing of a service is lost, but what its name cannot be written as.
     assert {p: s._replace(name="") for p, s in found.services.items()} == {
         p: s._replace(name="") for p, s in wanted.services.items()
@@ -111,7 +103,7 @@ def test_options_that_do_not_fit_go_on_in_a_set_that_old_readers_do_not_miss() -
     wanted = ServiceMap(
         "br0", {ServiceKey(80): MANY, ServiceKey(81): MANY._replace(key=ServiceKey(81), drain_timeout=3600)}
     )
-    commands = service_map.add_map(wanted)
+    commands = map_commands.add_map(wanted)
     assert "add set ip one_tproxy op_br0 { type inet_service . mark; }" in commands
     rest = listed_rest(commands)
     assert {key.port for key, _ in rest} == {80, 81}
@@ -126,7 +118,7 @@ def test_options_that_do_not_fit_go_on_in_a_set_that_old_readers_do_not_miss() -
 
 def test_a_set_that_is_damaged_loses_the_words_behind_the_damage_only_and_is_written_anew() -> None:
     wanted = ServiceMap("br0", {ServiceKey(80): MANY._replace(name="%" * 90)})
-    commands = service_map.add_map(wanted)
+    commands = map_commands.add_map(wanted)
     rest = listed_rest(commands)
     assert len(rest) > 2
     del rest[ServiceKey(80), 1]
@@ -137,14 +129,14 @@ def test_a_set_that_is_damaged_loses_the_words_behind_the_damage_only_and_is_wri
         max_connections_per_guest=found.services[ServiceKey(80)].max_connections_per_guest,
         connect_timeout=found.services[ServiceKey(80)].connect_timeout,
     )
-    repair = service_map.change_map(found, wanted)
+    repair = map_commands.change_map(found, wanted)
     assert "flush set ip one_tproxy op_br0" in repair
     assert service_map.parse_map(listing([commands[1], *repair]), listed_rest(repair)) == wanted
 
 
 def test_a_service_without_ipv4_is_beside_the_map_and_counts_only_where_the_map_has_no_such_port() -> None:
     alone = Service(ServiceKey(80), Endpoint("10.0.0.1", 8080), "web").led_to(["fd00::1", "fd00::2"])
-    commands = service_map.add_map(ServiceMap("br0", {ServiceKey(80): alone}))
+    commands = map_commands.add_map(ServiceMap("br0", {ServiceKey(80): alone}))
     words = "port=8080 endpoints=fd00%3A%3A1%2Cfd00%3A%3A2 name=web"
     assert commands[-1] == f'add element ip one_tproxy op_br0 {{ 80 . 65536 comment "{words}" }}'
     assert not [each for each in commands if each.startswith("add element ip one_tproxy ep_")]
@@ -153,7 +145,7 @@ def test_a_service_without_ipv4_is_beside_the_map_and_counts_only_where_the_map_
     assert found is not None
     assert found.services == {ServiceKey(80): alone}
     plain = Service(ServiceKey(80), Endpoint("10.0.0.2", 80))
-    listed = listing(service_map.add_map(ServiceMap("br0", {ServiceKey(80): plain})))
+    listed = listing(map_commands.add_map(ServiceMap("br0", {ServiceKey(80): plain})))
     found = service_map.parse_map(listed, rest)
     assert found is not None
     assert found.services == {ServiceKey(80): plain}
@@ -166,7 +158,7 @@ def test_a_service_without_ipv4_is_beside_the_map_and_counts_only_where_the_map_
 )  # fmt: skip
 def test_words_beside_the_map_that_are_no_such_service_are_ignored(words: str) -> None:
     found = service_map.parse_map(
-        listing(service_map.add_map(ServiceMap("br0", {}))), {(ServiceKey(80), 1 << 16): words}
+        listing(map_commands.add_map(ServiceMap("br0", {}))), {(ServiceKey(80), 1 << 16): words}
     )
     assert found is not None
     assert found.services == {}
@@ -174,7 +166,7 @@ def test_words_beside_the_map_that_are_no_such_service_are_ignored(words: str) -
 
 def test_an_address_that_another_program_gave_the_element_counts_alone() -> None:
     several = Service(ServiceKey(80), Endpoint("10.0.0.1", 80)).led_to(["10.0.0.1", "fd00::1"])
-    listed = listing(service_map.add_map(ServiceMap("br0", {ServiceKey(80): several})))
+    listed = listing(map_commands.add_map(ServiceMap("br0", {ServiceKey(80): several})))
     listed["elem"][0][1]["concat"][0] = "10.0.0.9"
     found = service_map.parse_map(listed)
     assert found is not None
@@ -184,10 +176,10 @@ def test_an_address_that_another_program_gave_the_element_counts_alone() -> None
 def test_the_set_goes_with_the_last_service_that_needs_it() -> None:
     before = ServiceMap("br0", {ServiceKey(80): MANY})
     plain = ServiceMap("br0", {ServiceKey(80): Service(ServiceKey(80), MANY.endpoint)})
-    assert service_map.change_map(before, plain)[-1] == "delete set ip one_tproxy op_br0"
-    assert not [each for each in service_map.change_map(plain, plain) if "op_br0" in each]
-    assert not [each for each in service_map.add_map(plain) if "op_br0" in each]
-    assert "delete set ip one_tproxy op_br0" in service_map.delete_map("br0")
+    assert map_commands.change_map(before, plain)[-1] == "delete set ip one_tproxy op_br0"
+    assert not [each for each in map_commands.change_map(plain, plain) if "op_br0" in each]
+    assert not [each for each in map_commands.add_map(plain) if "op_br0" in each]
+    assert "delete set ip one_tproxy op_br0" in map_commands.delete_map("br0")
 
 
 @pytest.mark.parametrize(
@@ -207,16 +199,16 @@ def test_elements_of_another_program_in_that_set_are_ignored(odd: dict[str, Any]
 
 @given(maps())
 def test_a_loaded_map_needs_no_change(wanted: ServiceMap) -> None:
-    commands = service_map.add_map(wanted)
+    commands = map_commands.add_map(wanted)
     found = service_map.parse_map(listing(commands), listed_rest(commands))
     assert found is not None
-    assert service_map.change_map(found, service_map.storable(wanted)) == []
+    assert map_commands.change_map(found, comments.storable(wanted)) == []
 
 
 @given(maps())
 def test_the_storable_part_of_a_map_keeps_ports_and_endpoints(wanted: ServiceMap) -> None:
-    stored = service_map.storable(wanted)
-    assert service_map.storable(stored) == stored
+    stored = comments.storable(wanted)
+    assert comments.storable(stored) == stored
     assert {p: s.endpoint for p, s in stored.services.items()} == {
         p: s.endpoint for p, s in wanted.services.items()
     }
@@ -232,24 +224,24 @@ def test_everything_that_a_file_may_say_about_a_service_is_stored(timeout: float
     assert isinstance(kind, Text)
     service = Service(ServiceKey(65535), Endpoint("255.255.255.254", 65535), "%" * kind.most, timeout)
     wanted = ServiceMap("br0", {ServiceKey(65535): service})
-    assert service_map.storable(wanted) == wanted
+    assert comments.storable(wanted) == wanted
 
 
 @given(maps())
 def test_no_name_can_end_its_comment_early(wanted: ServiceMap) -> None:
-    for command in service_map.add_map(wanted):
+    for command in map_commands.add_map(wanted):
         assert command.isascii()
         assert "\n" not in command
         for comment in re.findall(r'"([^"]*)"', command):
-            assert len(comment) <= service_map.MAX_COMMENT
+            assert len(comment) <= comments.MAX_COMMENT
             assert re.fullmatch(r"[A-Za-z0-9_.~%= +\-]*", comment), comment
         assert re.sub(r'"[^"]*"', "", command).count('"') == 0
 
 
 @given(maps())
 def test_a_map_in_order_needs_no_command(wanted: ServiceMap) -> None:
-    stored = service_map.storable(wanted)
-    assert service_map.change_map(stored, stored) == []
+    stored = comments.storable(wanted)
+    assert map_commands.change_map(stored, stored) == []
 
 
 @given(maps(), maps())
@@ -257,7 +249,7 @@ def test_a_change_deletes_and_adds_exactly_what_differs(observed: ServiceMap, wa
     wanted = wanted._replace(network=observed.network)
     after: dict[int, Endpoint] = in_map(observed)
     untouched = {key.port for key, s in observed.services.items() if wanted.services.get(key) == s}
-    for command in service_map.change_map(observed, wanted):
+    for command in map_commands.change_map(observed, wanted):
         if " op_br0" in command:
             continue
         for port, _, address, remote in elements(command):
@@ -274,20 +266,20 @@ def test_for_another_network_the_map_is_replaced_in_one_transaction() -> None:
     service = Service(ServiceKey(80), Endpoint("10.0.0.1", 80))
     before = ServiceMap("br0", {ServiceKey(80): service}, Network("blue", "1"))
     after = before._replace(network=Network("green", "2"))
-    commands = service_map.change_map(before, after)
+    commands = map_commands.change_map(before, after)
     assert commands[0] == "delete map ip one_tproxy ep_br0"
     assert service_map.parse_map(listing(commands[1:]), listed_rest(commands)) == after
 
 
 def test_the_commands_are_those_of_the_contract() -> None:
     service = Service(ServiceKey(5030), Endpoint("10.11.12.13", 5030))
-    table, add, element = service_map.add_map(ServiceMap("br0", {ServiceKey(5030): service}))
+    table, add, element = map_commands.add_map(ServiceMap("br0", {ServiceKey(5030): service}))
     assert table == "add table ip one_tproxy"
     assert " ".join(add.split()) == (
         "add map ip one_tproxy ep_br0 { type inet_service : ipv4_addr . inet_service; }"
     )
     assert " ".join(element.split()) == "add element ip one_tproxy ep_br0 { 5030 : 10.11.12.13 . 5030 }"
-    assert service_map.delete_map("br0")[0] == "delete map ip one_tproxy ep_br0"
+    assert map_commands.delete_map("br0")[0] == "delete map ip one_tproxy ep_br0"
 
 
 PLAIN: dict[str, Any] = {"name": "ep_br0", "type": "inet_service", "map": "ipv4_addr . inet_service"}
@@ -365,21 +357,21 @@ def test_an_unusable_timeout_is_read_as_the_default(text: str) -> None:
 
 @given(st.dictionaries(st.sampled_from(["id", "network", "name"]), names))
 def test_words_read_back_unchanged_or_not_at_all(words: dict[str, str]) -> None:
-    text = service_map.encode_words(words)
-    assert len(text) <= service_map.MAX_COMMENT
-    assert service_map.decode_words(text).items() <= {k: v for k, v in words.items() if v}.items()
+    text = comments.encode_words(words)
+    assert len(text) <= comments.MAX_COMMENT
+    assert comments.decode_words(text).items() <= {k: v for k, v in words.items() if v}.items()
 
 
 def test_a_word_that_does_not_fit_is_left_out_and_the_next_may_still_fit() -> None:
-    text = service_map.encode_words({"id": "7", "network": "x" * service_map.MAX_COMMENT, "name": "web"})
-    assert service_map.decode_words(text) == {"id": "7", "name": "web"}
+    text = comments.encode_words({"id": "7", "network": "x" * comments.MAX_COMMENT, "name": "web"})
+    assert comments.decode_words(text) == {"id": "7", "name": "web"}
 
 
 def test_comments_may_have_the_full_length_that_nftables_accepts() -> None:
-    room = service_map.MAX_COMMENT - len("id=7 ") - len("network=")
+    room = comments.MAX_COMMENT - len("id=7 ") - len("network=")
     for length, fits in ((room, True), (room + 1, False)):
         words = {"id": "7", "network": "x" * length}
-        assert (service_map.decode_words(service_map.encode_words(words)) == words) == fits
+        assert (comments.decode_words(comments.encode_words(words)) == words) == fits
 
 
 DNS = ServiceKey(53, "udp")
@@ -389,14 +381,14 @@ def test_what_is_not_plain_stands_in_a_map_of_its_own_which_goes_with_the_last_o
     plain = Service(ServiceKey(53), Endpoint("10.0.0.53", 53))
     dns = Service(DNS, Endpoint("10.0.0.53", 53), "dns")
     both = ServiceMap("br0", {ServiceKey(53): plain, DNS: dns})
-    commands = [" ".join(each.split()) for each in service_map.add_map(both)]
+    commands = [" ".join(each.split()) for each in map_commands.add_map(both)]
     assert "add element ip one_tproxy ep_br0 { 53 : 10.0.0.53 . 53 }" in commands
     element = '169.254.16.9 . udp . 53 . 0x0 comment "name=dns" : 10.0.0.53 . 53'
     assert f"add element ip one_tproxy sv_br0 {{ {element} }}" in commands
     after = both._replace(services={ServiceKey(53): plain})
-    assert service_map.change_map(both, after)[-1] == "delete map ip one_tproxy sv_br0"
-    assert not [each for each in service_map.change_map(after, after) if "sv_br0" in each]
-    assert not [each for each in service_map.add_map(after) if "sv_br0" in each]
+    assert map_commands.change_map(both, after)[-1] == "delete map ip one_tproxy sv_br0"
+    assert not [each for each in map_commands.change_map(after, after) if "sv_br0" in each]
+    assert not [each for each in map_commands.add_map(after) if "sv_br0" in each]
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_any_text_comes_back_as_it_was(home: Path, file: Path, name: str, networ
     assert load(file) == first
 
 
-READERS = ["cache.py", "merging.py", "model.py", "reader.py", "services.py", "values.py"]
+READERS = ["addresses.py", "cache.py", "merging.py", "model.py", "reader.py", "services.py", "values.py"]
 
 
 @pytest.mark.parametrize("change", ["text", "path", "code", "version", *READERS])

@@ -14,7 +14,7 @@ import yaml
 from jsonschema import Draft7Validator
 
 from tests.unit.config.files import SAMPLE, Load, entry, said, services
-from tproxy.bridge import service_map
+from tproxy.bridge import comments
 from tproxy.config import keys, reference
 from tproxy.config.schema import schema
 from tproxy.errors import ConfigError
@@ -107,7 +107,7 @@ def test_all_options_of_an_entry_at_once_are_stored(loaded: Load) -> None:
     assert not said(found)
     wanted = ServiceMap("br0", services(found)[0])
     assert wanted.services[ServiceKey(80)].drain_timeout == 2592000
-    assert service_map.storable(wanted) == wanted
+    assert comments.storable(wanted) == wanted
 
 
 # The schema
@@ -326,10 +326,10 @@ def test_a_value_is_written_as_it_would_be_read(kind: Any, value: object, text: 
 def test_a_word_of_a_comment_is_read_by_the_type_of_the_default(
     text: str, default: object, value: object
 ) -> None:
-    found = service_map._value(text, default)
+    found = comments._value(text, default)
     assert (found, type(found)) == (value, type(value))
     if text not in ("maybe", "-1") and found != default:
-        assert service_map._word(found) == text
+        assert comments._word(found) == text
 
 
 def test_the_schema_is_readable() -> None:

@@ -15,11 +15,12 @@ import pytest
 from tests.keys import keys
 from tests.unit.daemon.standins import end, paused_process
 from tests.unit.sockets import copies, run_until
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.daemon.budget import BURST, MESSAGE
 from tproxy.daemon.link import REASON_LENGTH, Link
 from tproxy.kernel import netns
 from tproxy.kernel.loop import Loop
-from tproxy.model import SERVICE_ADDRESS, ServiceKey
+from tproxy.model import ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, receive, send
 

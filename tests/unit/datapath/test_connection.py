@@ -769,7 +769,16 @@ def test_the_options_of_a_live_connection_are_set_on_the_endpoint_side(site: Sit
     side = connection.to_endpoint.destination
     assert side.getpeername() == endpoint.sock.getsockname()
     assert side.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_the_first_sweep_has_the_kernel_watch_the_endpoint(site: Site) -> None:
+    site.both()
+    (connection,) = site.connections
+    side = connection.to_endpoint.destination
+    connection.sweep(time.monotonic(), None)
     assert side.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    timeout = connection.target.service.user_timeout
+    assert side.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == timeout * 1000
 
 
 def congestion_control(sock: socket.SocketType) -> str:

@@ -7,15 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tproxy.errors import ProtocolError
-from tproxy.model import (
-    INTERFACE_NAME_BYTES,
-    MOST_ENDPOINTS,
-    PROTOCOLS,
-    Endpoint,
-    Network,
-    Service,
-    ServiceKey,
-)
+from tproxy.model import MOST_ENDPOINTS, PROTOCOLS, Endpoint, Network, Service, ServiceKey
+from tproxy.names import INTERFACE_NAME_BYTES
 from tproxy.relay import wire
 from tproxy.worker import orders
 

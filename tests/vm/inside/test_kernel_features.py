@@ -15,9 +15,9 @@ from tests.netns.conftest import StartEndpoint
 from tests.netns.program import program
 from tests.netns.ruleset import lasting
 from tests.netns.test_two_hosts import ADDRESS, MAC, Tap
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 from tproxy.process import table
 
 ENDPOINT = "10.11.12.13"

@@ -13,8 +13,8 @@ import pytest
 from tests.netns.asking import Asking
 from tests.netns.conftest import StartEndpoint
 from tests.netns.program import program
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 ENDPOINT = "10.11.12.13"
 CONFIG = "/run/tproxy.yaml"

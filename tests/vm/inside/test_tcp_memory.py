@@ -15,8 +15,8 @@ from tests.netns.asking import Asking
 from tests.netns.conftest import StartEndpoint
 from tests.netns.program import program
 from tests.netns.waiting import eventually
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
-from tproxy.model import SERVICE_ADDRESS
 
 ENDPOINT = "10.11.12.13"
 CONFIG = "/run/tproxy.yaml"

@@ -10,11 +10,11 @@ import pytest
 from tests.netns.bridge.test_guards import hexmac, send
 from tests.netns.waiting import eventually
 from tests.vm.inside.test_kernel_features import CONFIG, LOG, ask, configured, up
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_MAC
 from tproxy.errors import ProcessError
 from tproxy.kernel import vlans
 from tproxy.kernel.vlans import PortVlans
 from tproxy.lab.hypervisor import Guest, Hypervisor
-from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC
 
 
 @pytest.fixture

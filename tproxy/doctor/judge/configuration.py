@@ -6,7 +6,7 @@ import shlex
 import socket
 from collections.abc import Iterable, Mapping, Set
 
-from tproxy.bridge import members, service_map
+from tproxy.bridge import comments, members
 from tproxy.config.services import NoAddress
 from tproxy.config.union import Offer, in_words
 from tproxy.doctor.finding import Finding, bad, good, warning
@@ -62,7 +62,7 @@ def of_bridge(found: Configuration, loaded: ServiceMap, gone: Set[str]) -> list[
     offer.look_up(loaded.networks)
     union = offer.union(loaded.orders, loaded)
     findings = [_networks(loaded, gone, divided=union.divided)]
-    wanted = service_map.storable(loaded._replace(services=union.services)).services
+    wanted = comments.storable(loaded._replace(services=union.services)).services
     keys = sorted(loaded.services.keys() | wanted.keys())
     wrong = [key for key in keys if loaded.services.get(key) != wanted.get(key)]
     if wrong:

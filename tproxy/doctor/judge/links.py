@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 
+from tproxy.addresses import PORT_MAC, SERVICE_ADDRESS, SERVICE_MAC, with_prefix
 from tproxy.bridge import plan
 from tproxy.doctor.finding import Finding, bad, good, warning
 from tproxy.doctor.look.links import Links
 from tproxy.kernel.links import InnerLink, OuterLink
-from tproxy.model import PORT_MAC, SERVICE_ADDRESS, SERVICE_MAC, BridgeNames, ServiceMap, with_prefix
+from tproxy.model import ServiceMap
+from tproxy.names import BridgeNames
 
 _NAMED = 3  # ports that a line names before it counts
 

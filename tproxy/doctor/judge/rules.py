@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.bridge import plan
 from tproxy.bridge.guard_rules import BURST, KNOWN_SECONDS
 from tproxy.bridge.obstacles import Obstacle
@@ -10,7 +11,8 @@ from tproxy.doctor.finding import Finding, bad, good, warning
 from tproxy.doctor.look.links import Links
 from tproxy.doctor.look.processes import Agent
 from tproxy.doctor.look.rules import Rules
-from tproxy.model import SERVICE_ADDRESS, TABLE, TCP, BridgeNames, ServiceKey, ServiceMap
+from tproxy.model import TCP, ServiceKey, ServiceMap
+from tproxy.names import TABLE, BridgeNames
 
 # A chain of another program that drops can still accept what guests send, which only a guest can tell.
 _TRY = "tproxy probe {}"

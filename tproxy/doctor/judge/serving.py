@@ -9,7 +9,8 @@ from typing import Any
 from tproxy.doctor.finding import Finding, bad, good, warning
 from tproxy.doctor.look.dial import Dialled
 from tproxy.doctor.look.processes import Processes
-from tproxy.model import TCP, BridgeNames, Endpoint, ServiceKey, ServiceMap
+from tproxy.model import TCP, Endpoint, ServiceKey, ServiceMap
+from tproxy.names import BridgeNames
 
 # Seconds for which a worker's last error is news. Arbitrary: older ones are in `status` and in the log.
 _RECENT = 600.0

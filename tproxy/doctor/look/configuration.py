@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+from tproxy.addresses import is_address
 from tproxy.config import check, reader, resolver
 from tproxy.config.file import search
 from tproxy.config.services import Config, NoAddress, Problem
 from tproxy.errors import ConfigError
-from tproxy.model import is_address
 
 # Seconds. The system's resolver may take 10 s and more for each dead name server, and cannot be stopped.
 _PATIENCE = 5.0

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from tproxy.addresses import SERVICE_MAC
 from tproxy.bridge import obstacles, plan, plumbing, port_state
 from tproxy.bridge.guards import ObservedGuard
 from tproxy.bridge.obstacles import HostFirewall, Obstacle
@@ -14,7 +15,7 @@ from tproxy.bridge.plan import Observed
 from tproxy.doctor.look import offload
 from tproxy.errors import KernelError
 from tproxy.kernel import links, netns, rtnetlink
-from tproxy.model import SERVICE_MAC, BridgeNames
+from tproxy.names import BridgeNames
 
 # Ports of a bridge whose settings are read: a few small files each.
 _MOST_PORTS = 256

@@ -15,7 +15,8 @@ from tproxy.errors import ProcessError
 from tproxy.kernel import limits, netns
 from tproxy.log.file import DIRECTORY
 from tproxy.log.output import DAEMON_LOG
-from tproxy.model import DAEMON_TITLE, BridgeNames, Network
+from tproxy.model import Network
+from tproxy.names import DAEMON_TITLE, BridgeNames
 from tproxy.process import table
 from tproxy.process.table import AUXILIARY_PREFIX, RELAY_PREFIX
 

@@ -9,13 +9,15 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import NamedTuple
 
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.bridge import nftables, port_state, wall
 from tproxy.bridge.guards import ObservedGuard
 from tproxy.bridge.members import STAND_IN
 from tproxy.bridge.wall import Wall
 from tproxy.errors import KernelError, NftError
 from tproxy.kernel import links, rtnetlink, tcp
-from tproxy.model import SERVICE_ADDRESS, TABLE, BridgeNames, ServiceMap
+from tproxy.model import ServiceMap
+from tproxy.names import TABLE, BridgeNames
 
 _MOST_MEMBERS = 256  # that are looked for: a question to the kernel each
 

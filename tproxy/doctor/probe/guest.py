@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.kernel import links, nameless
 from tproxy.kernel.kinds import PROBE_ALIAS, PROBE_PREFIX
-from tproxy.model import SERVICE_ADDRESS
 
 LINK = "eth0"
 
-# Above model.PORT_MAC: a bridge takes the lowest MAC of its ports for its own.
+# Above addresses.PORT_MAC: a bridge takes the lowest MAC of its ports for its own.
 _PORT_MAC_PREFIX = "fe:ff:ff"
 _GUEST_MAC_PREFIX = "02:74:70"  # locally administered
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_MAC
 from tproxy.bridge import nftables, plumbing, port_state
 from tproxy.bridge.guard_rules import GUARDED
 from tproxy.bridge.guards import Guard, ObservedGuard
@@ -24,7 +25,8 @@ from tproxy.doctor.probe.guest import LINK, Guest
 from tproxy.doctor.probe.step import ALL_WAYS, ROUTE, Step, bad, good
 from tproxy.errors import ProcessError
 from tproxy.kernel import nameless
-from tproxy.model import SERVICE_ADDRESS, SERVICE_MAC, Endpoint, Service, ServiceMap, check_interface_name
+from tproxy.model import Endpoint, Service, ServiceMap
+from tproxy.names import check_interface_name
 
 MOST_PORTS = 8  # that are visited where none is named: some seconds at most
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.doctor.look.dial import Dialled
 from tproxy.doctor.probe.arp import Answers
 from tproxy.doctor.probe.ping import PATIENCE
 from tproxy.doctor.probe.step import Step, bad, good, warning
 from tproxy.doctor.probe.visit import Visit
-from tproxy.model import SERVICE_ADDRESS, Service
+from tproxy.model import Service
 
 
 def of_arp(found: Answers, expected: str, look: str) -> Step:

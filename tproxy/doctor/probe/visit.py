@@ -14,8 +14,8 @@ import time
 from contextlib import suppress
 from typing import NamedTuple
 
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.kernel import tcp
-from tproxy.model import SERVICE_ADDRESS
 
 CONNECT = 3.0  # seconds: the second SYN comes after one, the third would after three
 QUIET = 2.0  # seconds in which an endpoint that was dialled and ends its direction has done so
