@@ -22,6 +22,10 @@ rules:
   - {networks: [build], hypervisors: [hv2], get: ["https://host.example/far/*"]}
   - {networks: [lab], get: ["https://host.example/*"]}
 """
+# Through the link, each service has the header, and the resolver answers over TCP only.
+FAR_SERVICES = SERVICES.replace("remote_port: 8480", "remote_port: 8480, proxy_protocol: v2").replace(
+    "protocol: [tcp, udp]", "proxy_protocol: v2"
+)
 NODE, FAR = "10.77.0.1", "10.77.0.2"
 NEAR_FILE, FAR_FILE = "https://host.example/near/a", "https://host.example/far/a"
 
@@ -56,7 +60,7 @@ def far(node: Node) -> Iterator[Hypervisor]:
         for _ in eventually():
             if host.run("ss", "-Hltn", "sport = 3128").stdout:
                 break
-        host.write(CONFIG, SERVICES)
+        host.write(CONFIG, FAR_SERVICES)
         yield host
 
 

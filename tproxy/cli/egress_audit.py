@@ -11,15 +11,14 @@ from typing import Any
 
 import click
 
-from tproxy.cli.egress_mirror import layout_of, root_option, store_of
+from tproxy.cli.egress_root import layout_of, root_option, store_of
 from tproxy.cli.examples import example
 from tproxy.console import EXIT_FAILURE, say
 from tproxy.egress import report as pages
-from tproxy.egress import sbom as bills
 from tproxy.egress.layout import Layout
 from tproxy.egress.ledger import heads, queries
 from tproxy.egress.ledger.chain import Head, entries, problems
-from tproxy.egress.mirror import running
+from tproxy.egress.signing import LEDGER, KeyPair
 from tproxy.egress.store.durable import replace
 from tproxy.errors import TproxyError, to_ascii
 
@@ -35,7 +34,7 @@ guest_option = click.option("--guest", default="", help="Only this guest: addres
 
 def _entries(layout: Layout, since: str | None, network: str, guest: str) -> list[dict[str, Any]]:
     age = queries.seconds(since) if since else None
-    found = queries.since(entries(running.ledger_directory(layout)), age)
+    found = queries.since(entries(layout.ledger), age)
     return list(queries.of(found, network, guest))
 
 
@@ -87,17 +86,17 @@ def log(
 
 def _verify(layout: Layout, known: list[Head]) -> None:
     found, count = list[str](), 0
-    public = running.ledger_key(layout).public
+    public = KeyPair(layout.keys, LEDGER).public
     if public.exists():
-        signed, wrong = heads.read(running.ledger_directory(layout), public.read_text())
+        signed, wrong = heads.read(layout.ledger, public.read_text())
         known += signed
         found += wrong
-    found += problems(running.ledger_directory(layout), known)
+    found += problems(layout.ledger, known)
     for line in found:
         click.echo(to_ascii(line))
     if found:
         sys.exit(EXIT_FAILURE)
-    count = sum(1 for _ in entries(running.ledger_directory(layout)))
+    count = sum(1 for _ in entries(layout.ledger))
     click.echo(f"the chain of {count} entries is whole; {len(known)} signed heads agree")
 
 
@@ -124,6 +123,8 @@ def _cell(value: object) -> str:
 @root_option
 def sbom(since: str | None, network: str, guest: str, bundle: int | None, root: Path | None) -> None:
     """Print a bill of materials in CycloneDX 1.6. Fetched does not mean installed."""
+    from tproxy.egress import sbom as bills  # which takes a second to import
+
     layout = layout_of(root)
     if bundle is not None:
         bom = bills.of_records(store_of(layout).layer(bundle).all(), f"bundle {bundle}")
@@ -143,7 +144,7 @@ def sbom(since: str | None, network: str, guest: str, bundle: int | None, root: 
 def report(since: str | None, output: Path, root: Path | None) -> None:
     """Write one HTML page about what was fetched, denied and wanted."""
     layout = layout_of(root)
-    directory, public = running.ledger_directory(layout), running.ledger_key(layout).public
+    directory, public = layout.ledger, KeyPair(layout.keys, LEDGER).public
     signed, wrong = heads.read(directory, public.read_text()) if public.exists() else ([], [])
     store = store_of(layout)
     facts = [

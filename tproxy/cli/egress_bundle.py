@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from tproxy.cli.egress_mirror import layout_of, root_option, settings, size, store_of, target_options, targets
+from tproxy.cli.egress_mirror import settings, size, target_options, targets
+from tproxy.cli.egress_root import layout_of, root_option, store_of
 from tproxy.cli.examples import example
 from tproxy.console import EXIT_FAILURE, say
 from tproxy.egress.bundle import importing, parts, reading

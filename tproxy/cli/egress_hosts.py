@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from tproxy.cli.egress_mirror import layout_of, root_option
+from tproxy.cli.egress_root import layout_of, root_option
 from tproxy.cli.examples import example
 from tproxy.console import require_root, say
 from tproxy.egress.hosts.certificates import ANY, Hosts, read_link

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from tproxy.cli.egress_root import layout_of, root_option, store_of
 from tproxy.cli.examples import example
 from tproxy.console import EXIT_FAILURE, say
 from tproxy.egress.gather.gathering import KEYRING
@@ -22,31 +23,14 @@ from tproxy.egress.mirror import keeping, running
 from tproxy.egress.mirror.settings import Settings, settings_of
 from tproxy.egress.mirror.site_key import SiteKey
 from tproxy.egress.policy.reader import load
-from tproxy.egress.store.store import Store
 from tproxy.errors import ConfigError, to_ascii
 
 SIZES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-def layout_of(root: Path | None) -> Layout:
-    return Layout.below(root) if root else Layout()
-
-
 def settings(layout: Layout, quota: int | None = None) -> Settings:
     """Return the mirror's settings as the policy has them."""
-    return settings_of(load(layout.policy), running.store_root(layout), quota)
-
-
-def store_of(layout: Layout) -> Store:
-    return Store(running.store_root(layout))
-
-
-root_option = click.option(
-    "--root",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar="TPROXY_EGRESS_ROOT",
-    help="Keep everything below this directory (etc, state, run), instead of below /.",
-)
+    return settings_of(load(layout.policy), layout.store, quota)
 
 
 def _targets(
@@ -184,7 +168,7 @@ def verify(root: Path | None) -> None:
 @root_option
 def site_key(rotate: bool, finish: bool, root: Path | None) -> None:
     """Print the key that signs sealed Debian suites."""
-    key = SiteKey(running.store_root(layout_of(root)))
+    key = SiteKey(layout_of(root).store)
     key.create()
     if rotate:
         key.rotate()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from tproxy.cli.egress_root import root_option
 from tproxy.cli.examples import example
 from tproxy.console import require_root, say
 from tproxy.egress.policy.reader import load
@@ -14,17 +15,10 @@ from tproxy.egress.service import foreground, links, parts, systemd
 from tproxy.egress.squid.authority import Authority, fingerprint
 from tproxy.errors import TproxyError
 
-_root = click.option(
-    "--root",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar="TPROXY_EGRESS_ROOT",
-    help="Keep everything below this directory (etc, state, run, log), instead of below /.",
-)
-
 
 @click.command(epilog=example("tproxy egress up", "tproxy egress up --foreground"))
 @click.option("--foreground", "alone", is_flag=True, help="Run here until interrupted, without systemd.")
-@_root
+@root_option
 def up(alone: bool, root: Path | None) -> None:
     """Install what is missing, and start the proxy, the mirror and the front."""
     require_root()
@@ -47,7 +41,7 @@ def down(purge: bool) -> None:
 
 
 @click.command("reload", epilog=example("tproxy egress reload"))
-@_root
+@root_option
 def reload(root: Path | None) -> None:
     """Apply changed ports, mode, inner addresses and rates. Rules apply without this."""
     require_root()
@@ -58,7 +52,7 @@ def reload(root: Path | None) -> None:
 
 @click.command("run", epilog=example("ExecStart=tproxy egress run squid"))
 @click.argument("part", type=click.Choice(["squid", "front", "hosts", "link"]))
-@_root
+@root_option
 def run(part: str, root: Path | None) -> None:
     """Run one part in the foreground, for service managers."""
     require_root()
@@ -80,7 +74,7 @@ def run(part: str, root: Path | None) -> None:
 @click.option("--pem", is_flag=True, help="Print the certificates that clients should trust.")
 @click.option("--rotate", is_flag=True, help="Make a new authority; the old one stays valid beside it.")
 @click.option("--finish", is_flag=True, help="End a rotation: only the new authority is valid from now on.")
-@_root
+@root_option
 def ca(pem: bool, rotate: bool, finish: bool, root: Path | None) -> None:
     """Show the authority by which HTTPS is opened, or change it.
 

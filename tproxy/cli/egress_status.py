@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from tproxy.cli.egress_mirror import layout_of, root_option
+from tproxy.cli.egress_root import layout_of, root_option
 from tproxy.cli.examples import example
 from tproxy.console import EXIT_FAILURE, require_root
 from tproxy.egress.service import state

@@ -59,6 +59,11 @@ class Layout:
         return self.state / "ledger"
 
     @property
+    def keys(self) -> Path:
+        """The directory of the keys that sign bundles and the ledger."""
+        return self.state / "keys"
+
+    @property
     def mirror_socket(self) -> Path:
         """The mirror's control socket."""
         return self.run / "mirror.sock"

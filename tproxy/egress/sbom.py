@@ -13,7 +13,6 @@ from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import Component, ComponentType
 from cyclonedx.output import make_outputter
 from cyclonedx.schema import OutputFormat, SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 from packageurl import PackageURL
 
 from tproxy import __version__
@@ -68,6 +67,8 @@ def as_json(bom: Bom) -> str:
 
 def check(text: str) -> None:
     """Raise TproxyError unless this is valid CycloneDX 1.6. Needs cyclonedx-python-lib[json-validation]."""
+    from cyclonedx.validation.json import JsonStrictValidator
+
     error = JsonStrictValidator(SchemaVersion.V1_6).validate_str(text)
     if error is not None:
         raise TproxyError(f"the bill of materials is not valid: {error}")

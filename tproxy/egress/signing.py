@@ -17,6 +17,9 @@ from pathlib import Path
 
 from tproxy.errors import TproxyError
 
+# The names of the two keys of a node.
+LEDGER, BUNDLE = "ledger", "bundle"
+
 
 class SigningError(TproxyError):
     """A signature is wrong, or cannot be made."""

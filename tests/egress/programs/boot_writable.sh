@@ -17,13 +17,14 @@ mkdir /run/etc /run/lock
 cp -a /etc/. /run/etc
 mount --bind /run/etc /etc
 mount -t tmpfs -o mode=755 tmpfs /var/lib
+mount -t tmpfs -o mode=1777 tmpfs /var/tmp # in the place of PrivateTmp=
 rm -rf /etc/systemd/system /etc/tproxy
 mkdir -p /etc/systemd/system
 cp /run/units/* /etc/systemd/system
 for each in squid mirror front hosts link reload; do
     # A checkout may be below /tmp or /home; and this systemd cannot make device nodes.
     mkdir "/etc/systemd/system/tproxy-egress-$each.service.d"
-    printf '[Service]\nPrivateTmp=no\nProtectHome=no\nPrivateDevices=no\n' \
+    printf '[Service]\nPrivateTmp=no\nProtectHome=no\nPrivateDevices=no\nReadWritePaths=/var/tmp\n' \
         >"/etc/systemd/system/tproxy-egress-$each.service.d/test.conf"
 done
 exec env -i container=test SYSTEMD_UNIT_PATH=/etc/systemd/system \

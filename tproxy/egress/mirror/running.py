@@ -21,7 +21,7 @@ from tproxy.egress.mirror.settings import Settings, settings_of
 from tproxy.egress.model import Artifact, Caller, Verdict
 from tproxy.egress.policy import judging
 from tproxy.egress.policy.current import Current
-from tproxy.egress.signing import KeyPair
+from tproxy.egress.signing import BUNDLE, LEDGER, KeyPair
 from tproxy.egress.store.store import Store
 from tproxy.errors import TproxyError, to_ascii
 
@@ -44,11 +44,11 @@ def control_socket(layout: Layout) -> Path:
 
 
 def ledger_key(layout: Layout) -> KeyPair:
-    return KeyPair(layout.state / "keys", "ledger")
+    return KeyPair(layout.keys, LEDGER)
 
 
 def bundle_key(layout: Layout) -> KeyPair:
-    return KeyPair(layout.state / "keys", "bundle")
+    return KeyPair(layout.keys, BUNDLE)
 
 
 class Node:

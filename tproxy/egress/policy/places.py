@@ -254,6 +254,10 @@ def _galaxy(plain: str, place: Place, upstreams: Upstreams) -> Iterator[Artifact
         yield Artifact("galaxy", f"{found[1]}.{found[2]}", version[1] if version else "", url=place.address)
     elif found := re.search(rf"(?:^|/)({part})-({part})-([0-9][A-Za-z0-9.+-]*)\.tar\.gz$", rest):
         yield Artifact("galaxy", f"{found[1]}.{found[2]}", found[3], rest.rpartition("/")[2], place.address)
+    elif re.fullmatch("api/v1/roles/[0-9]+/versions/?", rest):
+        yield Artifact("galaxy", url=place.address)  # whose number that is, the mirror knows
+    elif found := re.fullmatch(rf"api/v1/roles/({part})\.({part})/([A-Za-z0-9.+_-]+)\.tar\.gz", rest):
+        yield Artifact("galaxy", f"{found[1]}.{found[2]}", found[3], rest.rpartition("/")[2], place.address)
     elif re.fullmatch("api/v1/roles/?", rest):
         wanted = parse_qs(place.query)
         owner, name = wanted.get("owner__username", []), wanted.get("name", [])

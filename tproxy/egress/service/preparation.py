@@ -42,7 +42,7 @@ def prepare(policy: Policy, node: Surroundings) -> list[str]:
     _check_readable(layout.policy, user)
     for directory in (layout.state, layout.run, layout.log):
         directory.mkdir(parents=True, exist_ok=True, mode=0o755)
-    for own in (layout.log, layout.run, layout.state / "squid"):
+    for own in (layout.log, layout.state / "squid"):
         own.mkdir(exist_ok=True, mode=0o755)
         os.chown(own, user.pw_uid, user.pw_gid)
     authority = Authority(layout.authority)

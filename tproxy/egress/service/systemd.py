@@ -16,6 +16,7 @@ from pathlib import Path
 from tproxy.egress.layout import Layout
 from tproxy.egress.policy.reader import load
 from tproxy.egress.service import guard, ports
+from tproxy.egress.squid.authority import peer_certificates
 from tproxy.egress.store.durable import replace
 from tproxy.errors import ProcessError, TproxyError
 
@@ -57,6 +58,7 @@ def up() -> list[str]:
     if not _active() and (taken := ports.taken(policy)):
         raise ProcessError("; ".join(taken))
     layout.log.mkdir(parents=True, exist_ok=True)
+    peer_certificates(layout.peer)  # the mirror, which starts first, shows one to squid
     for name in (*services, *OTHERS):
         (UNITS / name).write_text(unit(name))
     _systemctl("daemon-reload")

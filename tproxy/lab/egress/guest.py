@@ -74,12 +74,13 @@ class Guest:
 
     def set_up(self) -> None:
         """Do what docs/egress.md tells guests to do."""
-        self.sh("curl -sSf http://169.254.16.9:8480/setup | sh")
+        self.sh("curl -sSf http://169.254.16.9:8480/setup >/root/setup && sh /root/setup")
 
     def use_debian(self, source: str, key: str = "") -> None:
         """Know one Debian repository, by its line of sources.list, and nothing of this machine's set-up."""
         self.sh(
-            "rm -rf /etc/pip.conf /etc/apt/sources.list.d/* /etc/apt/preferences.d/* /etc/apt/apt.conf.d/*; "
+            "rm -rf /etc/pip.conf /var/lib/apt/lists/*; cd /etc/apt; "
+            "rm -rf sources.list.d/* preferences.d/* apt.conf.d/*; "
             f"cat >/root/debian.asc <<'END'\n{key}\nEND\n"
             f"cat >/etc/apt/sources.list <<'END'\n{source}\nEND\n"
             'echo \'APT::Sandbox::User "root"; Acquire::Languages "none"; Acquire::Retries "0";\' '

@@ -13,6 +13,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 ROOT = Path(sys.argv[2]) if len(sys.argv) > 2 else Path()
 LOCK = threading.Lock()
@@ -26,7 +27,7 @@ class Site(BaseHTTPRequestHandler):
         scheme = "https" if isinstance(self.connection, ssl.SSLSocket) else "http"
         with LOCK, (ROOT / "requests.log").open("a") as log:
             log.write(f"{scheme} {host} {self.command} {self.path}\n")
-        path = ROOT / host / self.path.partition("?")[0].lstrip("/")
+        path = ROOT / host / unquote(self.path.partition("?")[0]).lstrip("/")
         moved = path.with_name(path.name + ".redirect")
         if moved.exists():
             self._send(302, b"", Location=moved.read_text().strip())

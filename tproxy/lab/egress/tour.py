@@ -28,6 +28,7 @@ rules:
     oci: ["docker.io/library/*"]
     galaxy: [lab.tools]
   - networks: [office]
+    pypi: [other]
     get: ["https://host.example/releases/*"]
 """
 
@@ -153,7 +154,7 @@ def _installed(guest: Guest, name: str, command: str, file: str) -> Shown:
 
 def _denied(guest: Guest, name: str, command: str) -> Shown:
     done = guest.sh(command, check=False)
-    return Shown(name, "denied", "denied" if "403" in done.stdout + done.stderr else done.stderr.strip())
+    return Shown(name, "denied", "denied" if done.returncode else "installed")
 
 
 def _why(guest: Guest, url: str) -> Shown:
