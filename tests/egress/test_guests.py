@@ -16,6 +16,7 @@ import pytest
 from tests.egress.node import Node
 from tests.egress.official import all_kinds
 from tests.egress.up import TPROXY, up
+from tests.netns.waiting import eventually
 from tproxy import proxy_protocol
 from tproxy.lab.egress.guest import CONFIG, SERVICES, Guest
 
@@ -161,6 +162,17 @@ def test_the_ledger_names_hypervisor_network_guest_mac_and_port(node: Node, buil
         "mac": build.mac,
         "port": build.machine.port,
     }
+
+
+def test_what_the_proxy_denies_and_serves_by_itself_is_in_the_ledger(node: Node, build: Guest) -> None:
+    build.sh("curl -sS https://host.example/releases/a; curl -sS https://host.example/denied-here")
+    for _ in eventually():
+        found = {(each.get("verdict"), each.get("name")): each for each in ledger(node)}
+        denied = found.get(("denied", "https://host.example/denied-here"))
+        if denied and ("allowed", "https://host.example/releases/a") in found:
+            break
+    assert (denied["network"], denied["mac"], denied["reason"]) == ("build", build.mac, "no rule allows it")
+    assert "denied-here: network build" in egress(node, "log", "--denied", "--since", "1h")
 
 
 def test_a_guest_that_knows_no_proxy_is_led_to_the_sites_by_the_resolver(node: Node) -> None:

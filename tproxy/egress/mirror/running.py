@@ -11,9 +11,10 @@ from pathlib import Path
 
 from tproxy.egress.gather.lists import Targets
 from tproxy.egress.layout import Layout
-from tproxy.egress.ledger import heads
+from tproxy.egress.ledger import follower, heads
 from tproxy.egress.ledger.chain import Ledger
 from tproxy.egress.ledger.entries import Event
+from tproxy.egress.ledger.follower import Follower
 from tproxy.egress.mirror import keeping
 from tproxy.egress.mirror.control import Control
 from tproxy.egress.mirror.server import Listeners, Mirror, squid_context
@@ -60,6 +61,7 @@ class Node:
         self.store = Store(store_root(layout), quota)
         self.store.blobs.adopt_all()
         self.ledger = Ledger(ledger_directory(layout))
+        self.follower = Follower(layout.access_log, ledger_directory(layout) / "access-log.place")
         self.mirror: Mirror
 
     def settings(self) -> Settings:
@@ -102,6 +104,17 @@ class Node:
                 log.warning("kept in advance, and missing: %s", to_ascii(line))
         except TproxyError as error:
             log.warning("no update now: %s", error)
+
+    def follow_squid(self) -> None:
+        """Write to the ledger what squid has answered by itself since the last time."""
+        try:
+            lines = self.follower.new()
+            for event in follower.events(lines, self.policy.get().upstreams):
+                self.record(event)
+            if lines:
+                self.follower.keep()
+        except (OSError, TproxyError) as error:
+            log.error("squid's log cannot be brought into the ledger: %s", error)
 
     def sign_head(self) -> None:
         try:
@@ -154,6 +167,7 @@ async def run(
             if update_every and now >= next_update and (update is None or update.done()):
                 next_update = now + update_every
                 update = asyncio.create_task(asyncio.to_thread(node.update))
+            node.follow_squid()
             node.ledger.sync()
             await node.follow_policy(listeners)
             try:
