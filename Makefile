@@ -165,11 +165,13 @@ test-packages:
 	@.ci/setup roots
 	.venv/bin/python -m pytest -p no:xdist --timeout=900 -rs $(PACKAGE_TESTS)
 
-# The pages and the JSON schema that are made of the declarations of options and metrics (CONTRIBUTING.md).
+# The pages and the JSON schemas that are made of declarations: of options, metrics and JSON documents
+# (CONTRIBUTING.md).
 .PHONY: options
 options:
 	.venv/bin/python -m tproxy.config.reference
 	.venv/bin/python -m tproxy.metrics.reference
+	.venv/bin/python -m tproxy.cli.schemas
 
 .PHONY: clean
 clean:

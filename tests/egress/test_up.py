@@ -127,7 +127,7 @@ def test_a_change_of_ports_or_rates_drops_no_download(node: Node) -> None:
     node.wait_for(lambda: any("large" in line for line in node.requests()), "a download")
     text = node.policy.read_text()
     change(node, f"limits: {{bytes_per_second: 50M}}\n{text}")
-    assert node.curl(node.caller(network="build"), A)[0] == 200
+    assert node.curl(node.caller(network="build"), A) == (200, "file a\n")
     output, _ = slow.communicate()
     assert (slow.returncode, output.strip()) == (0, "200 20000000")
     change(node, text)

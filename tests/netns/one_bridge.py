@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from typing import Any
 
 from tests.netns.conftest import ENDPOINTS
 from tests.netns.waiting import eventually
@@ -53,6 +55,11 @@ class OneBridge:
         """The processes that ``tproxy status`` lists, by title."""
         lines = self.host.tproxy("status").stdout.splitlines()
         return {title: int(pid) for title, pid in (line.split(": ") for line in lines)}
+
+    def status(self) -> dict[str, Any]:
+        """What ``tproxy status`` says of the daemon."""
+        found: dict[str, Any] = json.loads(self.host.tproxy("status", "--json").stdout)["daemon"]
+        return found
 
     def titles(self) -> list[str]:
         """The titles of all processes of tproxy, the spawner and draining daemons included."""

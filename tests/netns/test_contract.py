@@ -190,6 +190,7 @@ def test_processes_have_the_titles_of_the_contract(host: Hypervisor) -> None:
 
 def test_the_run_directory_holds_the_files_of_the_contract(host: Hypervisor) -> None:
     hook(host)
+    host.tproxy("log-level", "debug")
     found = shell(host, "cd /run/tproxy/[0-9]* && find . -type f -o -type s -o -name empty").split()
     files = table("Processes and files", "file", "content").column("file")
     of_the_watcher = {"watch.lock", "names.json"}  # there is none

@@ -91,6 +91,29 @@ def status(lab: OneBridge) -> list[Done]:
     return [done]
 
 
+def connections(lab: OneBridge) -> list[Done]:
+    done = lab.host.tproxy("connections", "--interval", "0")
+    assert done.stdout.endswith(" connections\n")
+    lab.host.tproxy("stop")
+    return [done, lab.host.tproxy("connections", check=False)]
+
+
+def kill(lab: OneBridge) -> list[Done]:
+    done = lab.host.tproxy("kill", "--all")
+    assert re.fullmatch(r"(?s).*ended \d+ connections?\n", done.stdout)
+    return [done, lab.host.tproxy("kill", "0123456789ab-1", check=False)]
+
+
+def log_level(lab: OneBridge) -> list[Done]:
+    done = lab.host.tproxy("log-level", "debug", "--for", "600")
+    shown = table("Commands", "command").by_first_column()["log-level"]["stdout"]
+    form = re.escape(quoted(shown)[0]).replace("600", r"\d+")
+    assert re.fullmatch(form, done.stdout.strip())
+    assert re.fullmatch(form, lab.host.tproxy("log-level").stdout.strip())
+    lab.host.tproxy("stop")
+    return [done, lab.host.tproxy("log-level", check=False)]
+
+
 def metrics(lab: OneBridge) -> list[Done]:
     done = lab.host.tproxy("metrics")
     assert "# TYPE tproxy_" in done.stdout
@@ -224,8 +247,8 @@ def until(lab: OneBridge, ready: Callable[[], bool], end: tuple[str, ...], *argu
 COMMANDS: dict[str, Callable[[OneBridge], list[Done]]] = {
     each.__name__.replace("_", "-"): each
     for each in (
-        *(start, reload, reopen_logs, restart, stop, status, metrics, refresh, check, doctor, probe),
-        *(sync, hook, watch, gc, install, uninstall, daemon, event),
+        *(start, reload, reopen_logs, restart, stop, status, connections, kill, log_level, metrics),
+        *(refresh, check, doctor, probe, sync, hook, watch, gc, install, uninstall, daemon, event),
     )
 }
 

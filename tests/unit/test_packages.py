@@ -29,10 +29,10 @@ def test_a_package_is_carried_with_what_it_needs(monkeypatch: pytest.MonkeyPatch
 def test_a_distributions_package_is_used_where_it_is_new_enough() -> None:
     known = requirements.distributions()["bookworm"]
     packages = {"click": ("python3-click", "8.1.3"), "pyroute2": ("python3-pyroute2", "0.7.2")}
-    wanted = [Requirement(each) for each in ("click>=8.1,<9", "pyroute2>=0.9.1,<1", "tabulate")]
+    wanted = [Requirement(each) for each in ("click>=8.1,<9", "pyroute2>=0.9.1,<1", "rich")]
     choice = requirements.choose(wanted, known._replace(packages=packages))
     assert choice.depends == ["python3-click (>= 8.1)"]
-    assert choice.carried == ["pyroute2", "tabulate"]
+    assert choice.carried == ["pyroute2", "rich"]
 
 
 def test_the_zipapp_refuses_pythons_for_which_it_carries_nothing() -> None:

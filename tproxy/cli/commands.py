@@ -27,6 +27,9 @@ GROUPS = {
     },
     "Inspect": {
         "status": "status",
+        "connections": "connections",
+        "kill": "connections",
+        "log-level": "log_level",
         "metrics": "metrics",
         "check": "check",
         "doctor": "doctor",

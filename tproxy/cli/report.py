@@ -1,4 +1,4 @@
-"""Formats the richer views of status. It performs no I/O: processes and services go in, text comes out."""
+"""Makes the richer views of status, without I/O: processes and services go in, JSON or tables come out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from tproxy.cli.tables import Table, in_bytes, printable
 from tproxy.model import ServiceKey
+
+# Of the JSON document (docs/contract.md, Output of `status`), as in ``connections``.
+VERSION = 1
 
 Lines = Sequence[tuple[str, int]]
 
@@ -31,39 +35,41 @@ _COLUMNS = (
     "to guest",
     "last error",
 )
+_NUMBERS = frozenset({"open", "total", "to endpoint", "to guest"})
 
 
 def as_json(processes: Lines, daemon: dict[str, Any] | None) -> str:
     """Return processes and the daemon's status as JSON; ``daemon`` is null when the daemon does not run."""
     listed = [{"title": title, "pid": pid} for title, pid in processes]
-    return json.dumps({"processes": listed, "daemon": daemon}, indent=2)
+    return json.dumps({"version": VERSION, "processes": listed, "daemon": daemon}, indent=2)
 
 
-def as_table(processes: Lines, daemon: dict[str, Any] | None) -> str:
-    """Return a line for each process, then a table with a row for each service."""
-    from tabulate import tabulate
-
+def as_tables(processes: Lines, daemon: dict[str, Any] | None) -> list[str | Table]:
+    """Return a line for each process, then tables of services, endpoints and workers, and what is amiss."""
     text = "\n".join(f"{title}: {pid}" for title, pid in processes)
     if daemon is None:
-        return text or "nothing is running"
+        return [text or "nothing is running"]
+    shown: list[str | Table] = [text]
     rows = [
         _row(bridge, details, service)
         for bridge, details in daemon["bridges"].items()
         for service in details["services"]
     ]
-    table = tabulate(rows, _COLUMNS, tablefmt="simple", disable_numparse=True)
-    notes = "".join(
-        f"{bridge}: {_printable(each['text'])}\n"
+    shown.append(Table("services", _COLUMNS, rows, _NUMBERS))
+    notes = [
+        f"{bridge}: {printable(each['text'])}"
         for bridge, details in daemon["bridges"].items()
         for each in details["obstacles"]
-    )
-    notes += "".join(
-        f"{bridge}, port {_port(service)}: {name}{_limit(name, daemon, service)}: {count}\n"
+    ]
+    notes += [
+        f"{bridge}, port {_port(service)}: {name}{_limit(name, daemon, service)}: {count}"
         for bridge, details in daemon["bridges"].items()
         for service in details["services"]
         for name, count in service.get("limited", {}).items()  # a daemon of an older version has none
         if count
-    )
+    ]
+    if notes:
+        shown.append("\n".join(notes))
     endpoints = [
         _endpoint_row(bridge, service, each)
         for bridge, details in daemon["bridges"].items()
@@ -71,9 +77,10 @@ def as_table(processes: Lines, daemon: dict[str, Any] | None) -> str:
         for each in service.get("endpoints", ())  # a daemon of an older version has none
     ]
     if endpoints:
-        notes += tabulate(endpoints, _ENDPOINT_COLUMNS, tablefmt="simple", disable_numparse=True) + "\n\n"
-    workers = tabulate(map(_worker_row, daemon["workers"]), _WORKER_COLUMNS, tablefmt="simple")
-    return f"{text}\n\n{table}\n\n{notes}{workers}\n\n{daemon['connections']} open connections"
+        shown.append(Table("endpoints", _ENDPOINT_COLUMNS, endpoints))
+    workers = [_worker_row(each) for each in daemon["workers"]]
+    shown.append(Table("workers", _WORKER_COLUMNS, workers, frozenset({"open", "processor time"})))
+    return [*shown, f"{daemon['connections']} open connections"]
 
 
 def _limit(name: str, daemon: dict[str, Any], service: dict[str, Any]) -> str:
@@ -89,20 +96,20 @@ def _row(bridge: str, details: dict[str, Any], service: dict[str, Any]) -> list[
         f"{each['name']} ({each['id']})".strip() if each["id"] else each["name"]
         for each in service.get("networks", details["networks"])  # of older versions none
     )
-    error = _printable(service["last_error"])
+    error = printable(service["last_error"])
     if error:
         error += time.strftime(" (%Y-%m-%d %H:%M:%S)", time.localtime(service["last_error_at"]))
     return [
         bridge,
-        _printable(", ".join(networks)),
+        printable(", ".join(networks)),
         _port(service),
-        _printable(service["name"]),
+        printable(service["name"]),
         ", ".join(each["endpoint"] for each in service.get("endpoints", ())) or service["endpoint"],
         _state(service, details["obstacles"]),
         str(service["open"]),
         str(service["total"]),
-        _bytes(service["bytes_to_endpoint"]),
-        _bytes(service["bytes_to_guest"]),
+        in_bytes(service["bytes_to_endpoint"]),
+        in_bytes(service["bytes_to_guest"]),
         error,
     ]
 
@@ -122,7 +129,7 @@ def _endpoint_row(bridge: str, service: dict[str, Any], endpoint: dict[str, Any]
         endpoint["endpoint"],
         endpoint["state"],
         time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since)) if since else "",
-        _printable(endpoint["why"]),
+        printable(endpoint["why"]),
     ]
 
 
@@ -143,17 +150,3 @@ def _state(service: dict[str, Any], obstacles: list[dict[str, str]]) -> str:
         return str(service["problem"])
     kinds = dict.fromkeys(each["kind"] for each in obstacles)
     return f"listening, but: {', '.join(kinds)}" if kinds else "listening"
-
-
-def _printable(name: str) -> str:
-    """Escape what is not printable: a name comes from another program, and could move a terminal's cursor."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-
-
-def _bytes(count: int) -> str:
-    amount = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from tproxy.bridge import obstacles
-from tproxy.cli import report
+from tproxy.cli import report, tables
 from tproxy.cli.examples import example
 from tproxy.console import require_root
 from tproxy.daemon import client
@@ -26,15 +26,21 @@ def status(as_json: bool, verbose: bool) -> None:
         for title, pid in found.lines:
             click.echo(f"{title}: {pid}")
         return
-    show = report.as_json if as_json else report.as_table
     try:
         daemon = client.status()
         if daemon is not None:
             _add_obstacles(daemon["bridges"])
-        click.echo(show(found.lines, daemon))
+        _show(found.lines, daemon, as_json=as_json)
     except ProcessError:
-        click.echo(show(found.lines, None))  # what is known without the daemon
+        _show(found.lines, None, as_json=as_json)  # what is known without the daemon
         raise
+
+
+def _show(processes: report.Lines, daemon: dict[str, Any] | None, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(report.as_json(processes, daemon))
+    else:
+        tables.show(report.as_tables(processes, daemon))
 
 
 def _add_obstacles(bridges: dict[str, Any]) -> None:

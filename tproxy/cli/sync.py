@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import click
-import tabulate
 
+from tproxy.cli import tables
 from tproxy.cli.examples import example
 from tproxy.config import check, reader
 from tproxy.config.file import required, text_of
@@ -66,7 +66,7 @@ def sync(
             results[result.host] = result
             bar.update(1)
     rows = [results[host] for host in named]
-    click.echo(tabulate.tabulate(rows, ["host", "result", "detail"], "simple", disable_numparse=True))
+    tables.show([tables.Table("hosts", ("host", "result", "detail"), rows)])
     sys.exit(EXIT_FAILURE if any(row.failed for row in rows) else 0)
 
 

@@ -27,6 +27,9 @@ PING_TIMEOUT = 5.0
 # The format of the daemon's answer to the question for metrics (``figures``).
 FIGURES = 1
 
+# The format of its answer to a question to the workers (``asking``).
+ANSWERS = 1
+
 Json = dict[str, Any]
 
 

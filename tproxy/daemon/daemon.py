@@ -22,26 +22,25 @@ import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from tproxy import __version__
 from tproxy.bridge import nftables
-from tproxy.daemon import launcher
+from tproxy.daemon import launcher, questions
 from tproxy.daemon.callers import Callers
 from tproxy.daemon.catalog import Catalog
 from tproxy.daemon.client import Json
 from tproxy.daemon.figures import Figures
 from tproxy.daemon.guard_keeper import GuardKeeper
 from tproxy.daemon.labels import Labels
+from tproxy.daemon.log_level import LogLevel
 from tproxy.daemon.lost_socket import LOOK_SIGNAL
 from tproxy.daemon.memory import Remembered, to_json
 from tproxy.daemon.relays import Relays
 from tproxy.daemon.server import Client, Server
 from tproxy.daemon.spawner import Spawner
+from tproxy.daemon.status import status
 from tproxy.daemon.watcher_keeper import WatcherKeeper
-from tproxy.daemon.worker_link import Key
 from tproxy.daemon.workers import Workers, wanted_workers
-from tproxy.datapath.counters import CAUSES, Counts, EndpointState
 from tproxy.errors import NftError, TproxyError
 from tproxy.kernel import mounts
 from tproxy.kernel.loop import Loop
@@ -93,6 +92,7 @@ class Daemon:
         self._labels = Labels(self._workers.tell)
         self._workers.preface = self._preface
         self._workers.refuse = self._relays.refuse
+        self._log_level = LogLevel(self._loop, self._level_changed)
         self._watcher = WatcherKeeper(self._loop)
         self._watcher.keep(settings.watch_file or "")
         self._requests: list[Request] = []
@@ -120,6 +120,7 @@ class Daemon:
             self._loop.on_signal(service_manager.LEAVE_SIGNAL, self._leave)
             self._loop.on_signal(signal.SIGCHLD, service_manager.reap_children)
             service_manager.reap_children()  # the spawner of the code that this process ran before
+        self._log_level.forget()
         set_title(DAEMON_TITLE)  # only now: whoever finds the process may signal it
 
     def run(self) -> None:
@@ -128,12 +129,18 @@ class Daemon:
         self._loop.call_later(UNASKED, self._serve_unasked)
         self._loop.run()
         self._relays.close()
+        if not self._retired:
+            self._log_level.forget()
         self._spawner.close(ended=True)
         log.info("daemon ended")
 
     def _preface(self, bridge: str) -> Iterable[orders.Message]:
         """Return what a worker is told of a bridge before its services."""
         return (*self._labels.messages(bridge), *self._callers.messages(bridge))
+
+    def _level_changed(self) -> None:
+        self._workers.set()
+        self._relays.tell_level()
 
     def _regroup(self) -> None:
         self._relays.regroup()
@@ -144,7 +151,7 @@ class Daemon:
         match request:
             case {"op": "apply"}:
                 if "log_level" in request:
-                    output.set_level(int(request["log_level"]))
+                    self._log_level.configure(int(request["log_level"]))
                 if "workers" in request:
                     self._wanted_workers = int(request["workers"])
                     self._workers.keep(wanted_workers(self._wanted_workers))
@@ -173,6 +180,15 @@ class Daemon:
             case {"op": "repair", "bridge": str(bridge), "failed": bool(failed)}:
                 self._figures.note_repair(bridge, failed=failed)
                 client.answer({})
+            case {"op": "ask", "kind": str(kind), "words": list(words)}:
+                questions.pass_on(self._workers, kind, [str(each) for each in words], client)
+            case {"op": "log_level"}:
+                if "level" in request:
+                    level, seconds = request["level"], request.get("seconds")
+                    self._log_level.set(
+                        None if level is None else int(level), None if seconds is None else float(seconds)
+                    )
+                client.answer(self._log_level.report())
             case {"op": "mounts"}:
                 client.answer({"mounts": mounts.view()._asdict()})
             case {"op": "maps"}:
@@ -245,7 +261,7 @@ class Daemon:
             return
         waiting, self._waiting = self._waiting, []
         for client in waiting:
-            client.answer(self._status())
+            client.answer(status(self._catalog, self._workers, self._relays, self._started))
         self._answer_figures()
         for request in list(self._requests):
             if all(self._relays.settled(bridge) for bridge in request.bridges):
@@ -306,7 +322,7 @@ class Daemon:
 
     def _settings(self) -> Settings:
         return Settings(
-            output.level(),
+            self._log_level.configured,
             self._watcher.file,
             self._wanted_workers,
             self._workers.max_connections,
@@ -349,6 +365,7 @@ class Daemon:
         """Make room for a successor, which has relays and workers of its own."""
         self._retired = True
         log.info("a new daemon takes over")
+        self._log_level.forget()
         self._workers.drain()
         self._callers.close()
         self._guards.close()
@@ -357,74 +374,3 @@ class Daemon:
         # The command that has asked for this holds the host's lock. If it dies before it has started a
         # successor, the spawner does that.
         self._spawner.close(ended=False)
-
-    # Status
-
-    def _status(self) -> Json:
-        counts, states = self._workers.counts(), self._workers.states()
-        return {
-            "version": __version__,
-            "pid": os.getpid(),
-            "started": self._started,
-            "connections": self._workers.open,
-            "max_connections": self._workers.max_connections,
-            "workers": self._workers.report(),
-            "bridges": {
-                bridge: self._bridge_status(bridge, counts, states)
-                for bridge in sorted(self._catalog.bridges)
-            },
-        }
-
-    def _bridge_status(
-        self, bridge: str, counts: dict[Key, Counts], states: dict[str, EndpointState]
-    ) -> dict[str, Any]:
-        orders = self._catalog.orders(bridge)
-        networks = tuple(orders)
-        services = []
-        for service in self._catalog.services(bridge):
-            counted = counts.get((bridge, service.key), Counts())
-            problem = self._relays.problem(bridge, service.key.listener)
-            services.append(
-                {
-                    "port": service.port,
-                    "protocol": service.key.protocol,
-                    "address": service.key.address,
-                    "order": service.key.network,
-                    "networks": [
-                        {"name": each.name, "id": each.id}
-                        for each, order in orders.items()
-                        if service.key.network in (0, order)
-                    ],
-                    "name": service.name,
-                    "endpoint": str(service.endpoint),
-                    "endpoints": [
-                        _endpoint_status(str(each), states.get(service.name_of(each)))
-                        for each in service.candidates
-                    ],
-                    "listening": not problem,
-                    "problem": problem,
-                    "open": counted.open,
-                    "total": counted.total,
-                    "bytes_to_endpoint": counted.to_endpoint,
-                    "bytes_to_guest": counted.to_guest,
-                    "last_error": counted.last_error or (f"cannot listen: {problem}" if problem else ""),
-                    "last_error_at": counted.last_error_at or None,
-                    "limited": dict(zip(CAUSES, counted.limited, strict=True)),
-                    "options": dict(zip(service._fields[2:-1], service[2:-1], strict=True)),
-                }
-            )
-        return {
-            "network": networks[0].name,
-            "network_id": networks[0].id,
-            "networks": [{"name": each.name, "id": each.id} for each in networks],
-            "relay": self._relays.pid(bridge),
-            "services": services,
-        }
-
-
-def _endpoint_status(endpoint: str, state: EndpointState | None) -> Json:
-    """Return what ``tproxy status`` shows of an endpoint."""
-    if state is None:
-        return {"endpoint": endpoint, "state": "not tried", "since": None, "why": ""}
-    word = "failed" if state.failed else "good"
-    return {"endpoint": endpoint, "state": word, "since": state.since, "why": state.why}

@@ -284,6 +284,12 @@ class Relays:
             if (listener := self._copies.get(bridge, key)) is not None:
                 _save_syn(listener, wanted=key in wanted)
 
+    def tell_level(self) -> None:
+        """Tell all relays the log level as it is now."""
+        for link in self._links.values():
+            if link.greeted:
+                self._instruct(link)
+
     def _give_log(self, link: Link) -> None:
         fd = open_log(BridgeNames(link.bridge).relay_log)
         link.use_log(fd)

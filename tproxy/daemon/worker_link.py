@@ -86,6 +86,11 @@ class WorkerLink:
         """Whether all that it was told has taken effect."""
         return self._asked == self._answered
 
+    @property
+    def understands(self) -> bool:
+        """Whether it is of this version, as far as is known."""
+        return self._version == orders.VERSION
+
     def tell(self, message: orders.Message, *fds: int) -> None:
         """Tell the worker something; ``fds`` stay the caller's.
 

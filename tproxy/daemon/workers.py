@@ -255,6 +255,10 @@ class Workers:
         """Return a read-only descriptor of the counters of each worker that counts; they stay ours."""
         return [worker.counters for worker in self._counted() if worker.counters >= 0]
 
+    def everyone(self) -> list[WorkerLink]:
+        """Return all workers, also those that only finish, and those of daemons before this one."""
+        return [*self._present(), *self._draining]
+
     def pids(self) -> list[tuple[int | None, int]]:
         """Return place and process id of each worker; None for the place of those that only finish."""
         placed = [(place, worker) for place, worker in enumerate(self._places) if worker is not None]

@@ -71,6 +71,9 @@ class Connections:
     def __iter__(self) -> Iterator[Connection]:
         return iter(self._open)
 
+    def __contains__(self, connection: object) -> bool:
+        return connection in self._open
+
     def accept(
         self,
         target: Target,

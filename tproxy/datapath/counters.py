@@ -26,7 +26,7 @@ A record belongs to one service of one bridge:
 | 8 | when a connection failed last, in seconds since the epoch, as a double |
 | 80 | why, in UTF-8, padded with NUL |
 | 9 x 4, and 4 | connections that a limit or a time-out refused or ended, in the order of CAUSES |
-| 9 x 8 | connections that have ended, in the order of OUTCOMES |
+| 10 x 8 | connections that have ended, in the order of OUTCOMES |
 | 6 x 8 | dials that failed, in the order of REASONS |
 | 13 x 8 | connections that the endpoint accepted, by the time that took: up to CONNECT_BOUNDS, and longer |
 | 12 x 8 | connections that have ended, by their duration: as above, with DURATION_BOUNDS |
@@ -71,10 +71,10 @@ _LOOP = struct.Struct(f"=Qd{len(LAGS)}Q")
 # How a connection ended. The sum of these and of the open connections is the total.
 OUTCOMES = (
     *("finished", "reset_by_guest", "reset_by_endpoint", "lost", "dial_failed"),
-    *("limited", "timed_out", "stopped", "worker_lost"),
+    *("limited", "timed_out", "stopped", "worker_lost", "killed"),
 )
 FINISHED, RESET_BY_GUEST, RESET_BY_ENDPOINT, LOST, DIAL_FAILED = range(5)
-LIMITED, TIMED_OUT, STOPPED, WORKER_LOST = range(5, 9)
+LIMITED, TIMED_OUT, STOPPED, WORKER_LOST, KILLED = range(5, 10)
 
 # Why a dial failed. "silent": another endpoint was dialled beside it, and answered. "forbidden": by a rule of
 # this host's firewall. "local": this host had no port, descriptor or address for it.

@@ -20,7 +20,7 @@ from __future__ import annotations
 import errno
 import socket
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 
 from tproxy.datapath.connection import OF_ENDPOINT, dial_failure, dial_reason
@@ -115,6 +115,14 @@ class Datagrams:
 
     def __len__(self) -> int:
         return self.crowds.total
+
+    def __iter__(self) -> Iterator[Session]:
+        for gates in self._gates.values():
+            for gate in gates.values():
+                yield from gate.sessions.values()
+
+    def __contains__(self, session: Session) -> bool:
+        return session.gate.sessions.get(session.guest) is session
 
     # What the daemon wants
 
@@ -240,7 +248,7 @@ class Datagrams:
         """End a session that no endpoint takes."""
         how = dial_failure(number)
         session.target.failed(f"endpoint {session.endpoint} {how}")
-        self._end(session, how, DIAL_FAILED)
+        self.end(session, how, DIAL_FAILED)
 
     # Sessions
 
@@ -366,11 +374,12 @@ class Datagrams:
                 CAUSES[cause],
                 self._warnings[cause].suffix(),
             )
-        self._end(session, CAUSES[cause], LIMITED)
+        self.end(session, CAUSES[cause], LIMITED)
 
-    def _end(self, session: Session, how: str, outcome: int) -> None:
+    def end(self, session: Session, how: str, outcome: int) -> None:
+        """End a session, unless it has ended; ``outcome`` is a place in ``counters.OUTCOMES``."""
         gate = session.gate
-        if gate.sessions.get(session.guest) is not session:
+        if session not in self:
             return
         del gate.sessions[session.guest]
         self.crowds.remove(gate.bridge, session.key, session.guest[0], session)
@@ -390,10 +399,8 @@ class Datagrams:
 
     def count_open(self) -> None:
         """Add the bytes of open sessions to the counts of their targets, as of now."""
-        for gates in self._gates.values():
-            for gate in gates.values():
-                for session in gate.sessions.values():
-                    self.count(session)
+        for session in self:
+            self.count(session)
 
     def _end_all(
         self,
@@ -405,7 +412,7 @@ class Datagrams:
     ) -> None:
         for session in [each for each in gate.sessions.values() if each.endpoint not in but_to]:
             if target is None or session.target is target:
-                self._end(session, how, outcome)
+                self.end(session, how, outcome)
 
     def _sweep(self) -> None:
         now = time.monotonic()
@@ -415,7 +422,7 @@ class Datagrams:
                 if self._draining_since is not None:
                     for session in [*gate.sessions.values()]:
                         if now - self._draining_since >= session.target.service.session_idle:
-                            self._end(session, "idle", FINISHED)
+                            self.end(session, "idle", FINISHED)
                 self._end_idle(gate, now)
         if self.crowds.total:
             self._timer = self.loop.call_later(SWEEP, self._sweep)
@@ -427,7 +434,7 @@ class Datagrams:
             if now - session.used < shortest:
                 break
             if now - session.used >= session.target.service.session_idle:
-                self._end(session, "idle", FINISHED)
+                self.end(session, "idle", FINISHED)
 
     # Gates
 

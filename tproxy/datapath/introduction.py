@@ -89,6 +89,12 @@ class Introductions:
         known = self._bridges.get(bridge)
         return known.networks.get(order) if known is not None else None
 
+    def place(self, bridge: str, mac: str) -> str:
+        """Return behind which port of the bridge a MAC was seen; "" where that is not known."""
+        known = self._bridges.get(bridge)
+        port = known.guests.places.get(mac, "") if known is not None else ""
+        return "" if port == SEVERAL else port
+
     def judge(self, bridge: str, mac: str) -> Verdict:
         """Return the network of a caller (``membership``)."""
         known = self._bridges.get(bridge)

@@ -7,6 +7,7 @@ import socket
 import struct
 
 from tproxy.model import DEFAULT_USER_TIMEOUT
+from tproxy.typed import NamedTuple
 
 # Seconds, seconds, and a number: a dead peer is noticed after 60 + 4 * 15 seconds (tcp(7)). A guest that is
 # switched off sends no FIN.
@@ -32,6 +33,9 @@ _IP_VERSIONS = {b"\x08\x00": 4, b"\x86\xdd": 6}  # by the protocol of a frame
 _SIOCGARP, _COMPLETE = 0x8954, 0x02  # arp(7); ATF_COM
 # struct arpreq: the protocol's address, the hardware's, flags, a mask, and the device
 _ARP = struct.Struct("=HH4s8x2x6s8xi16x16s")
+
+# struct tcp_info, <linux/tcp.h>: tcpi_rtt and tcpi_total_retrans
+_INFO = struct.Struct("=68xI28xI")
 
 # How many bytes that were not sent yet wait in a socket, at most: then it is not writable any more, whatever
 # the kernel's tuning lets the buffer grow to. A peer that does not read costs 0.1 MB instead of 2.6 MB of a
@@ -139,6 +143,24 @@ def caller_mac(sock: socket.SocketType) -> str:
     if len(syn) < 34 or _IP_VERSIONS.get(syn[12:14]) != syn[14] >> 4 or not any(syn[6:12]):
         return ""
     return syn[6:12].hex(":")
+
+
+class RoundTrip(NamedTuple):
+    """What the kernel knows of the way to a peer and back.
+
+    ``microseconds`` is the smoothed time of a round trip, None before the first was measured. ``repeated`` is
+    how many packets had to be sent again.
+    """
+
+    microseconds: int | None
+    repeated: int
+
+
+def round_trip(sock: socket.SocketType) -> RoundTrip:
+    """Return what the kernel knows of a socket's connection (tcp(7), TCP_INFO)."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
+    microseconds, repeated = _INFO.unpack(info.ljust(_INFO.size, b"\0"))
+    return RoundTrip(microseconds or None, repeated)
 
 
 def neighbour_mac(sock: socket.SocketType, address: str, device: str) -> str:

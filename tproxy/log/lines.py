@@ -37,7 +37,12 @@ def as_json(now: float, pid: int, level: int, message: str, fields: Fields) -> s
         "message": message,
         **fields,
     }
-    return "{" + ", ".join(f"{_quoted(name)}: {_value(each)}" for name, each in all_fields.items()) + "}"
+    return json_object(all_fields)
+
+
+def json_object(fields: Fields) -> str:
+    """Return a JSON object of ASCII characters; values that JSON has no kind for become texts."""
+    return "{" + ", ".join(f"{_quoted(name)}: {_value(each)}" for name, each in fields.items()) + "}"
 
 
 def as_entry(level: int, message: str, fields: Fields) -> bytes:
@@ -66,6 +71,8 @@ def _field(name: str, value: str) -> bytes:
 
 
 def _value(value: object) -> str:
+    if value is None:
+        return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value) if isinstance(value, int | float) else _quoted(str(value))
@@ -73,6 +80,8 @@ def _value(value: object) -> str:
 
 def _quoted(text: str) -> str:
     """Return a JSON string of ASCII characters only."""
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return f'"{text}"'
     return '"' + "".join(map(_character, text)) + '"'
 
 

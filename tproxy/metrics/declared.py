@@ -68,6 +68,7 @@ MEANINGS = {
     "timed_out": "`idle_timeout`, `half_closed_timeout`, `user_timeout` or `drain_timeout` ended it",
     "stopped": "tproxy was stopped, or the bridge taken down",
     "worker_lost": "its worker ended",
+    "killed": "an operator ended it (`tproxy kill`)",
     "refused": "the endpoint refused",
     "silent": "the endpoint was silent for 250 ms, and another one answered",
     "unreachable": "there is no way to the endpoint",

@@ -26,7 +26,7 @@ from tproxy.log import output
 from tproxy.log.lazy import DEFAULT_LEVEL, JSON
 from tproxy.model import Settings
 from tproxy.operations import life
-from tproxy.process import run_directory, service_manager, table
+from tproxy.process import level_file, run_directory, service_manager, table
 from tproxy.process.title import set_title
 from tproxy.watch.guests import GuestFollower
 from tproxy.watch.lifeline import Lifeline
@@ -68,9 +68,10 @@ class Watcher:
         process.
         """
         self._loop.on_signal(signal.SIGHUP, self._reread)
-        self._loop.on_signal(signal.SIGUSR1, output.reopen)
+        self._loop.on_signal(signal.SIGUSR1, self._reopen)
         self._loop.on_signal(signal.SIGUSR2, self._replace)
         set_title(table.WATCHER_TITLE)
+        self._set_level()  # only now: a signal that tells of a new one was sent to processes with this title
         service_manager.report_ready()  # not earlier: without their handlers, signals would end the process
         if lock is not None:
             os.close(lock)
@@ -153,13 +154,23 @@ class Watcher:
         self._file_problem = ""
         return read
 
+    def _reopen(self) -> None:
+        output.reopen()
+        self._set_level()
+
+    def _set_level(self) -> None:
+        """Take the level that the command line, an operator or the configuration file says, in this order."""
+        style = self._config.log_style
+        level = logging.DEBUG if self._debug else level_file.read()
+        output.set_level(style if level is None else level | (style & JSON))
+
     def _reread(self) -> None:
         output.reopen()
         read = self._read()
         if read is None:
             return
         self._config = read
-        output.set_level(logging.DEBUG | (read.log_style & JSON) if self._debug else read.log_style)
+        self._set_level()
         for warning in read.warnings:
             output.warn(warning.at(read.path))
         if self._kept_by is not None and not read.watch:

@@ -19,7 +19,7 @@ from tproxy.names import INTERFACE_NAME_BYTES
 from tproxy.typed import NamedTuple
 
 # Of this protocol. A daemon tells a worker of another version to finish, and starts one of its own.
-VERSION = 5
+VERSION = 6
 
 # The first bytes of the messages to a worker that have the same form in all versions.
 IN_ALL_VERSIONS = (b"D", b"F", b"L", b"M")
@@ -183,6 +183,13 @@ class Drain(NamedTuple):
     """Daemon to worker: finish. Take what relays still pass on, and end with the last connection."""
 
 
+class Question(NamedTuple):
+    """Daemon to worker. Beside it: a socket on which somebody waits for the answer (``questions``)."""
+
+    kind: str
+    words: tuple[str, ...]
+
+
 class Ready(NamedTuple):
     """Worker to a new daemon, first. Beside it: the memory with its counters (``counters``)."""
 
@@ -211,6 +218,7 @@ Message = (
     | Meeting
     | Sync
     | Drain
+    | Question
     | Ready
     | Synced
 )
@@ -264,6 +272,9 @@ def encode(message: Message) -> bytes:
             return b"s" + _SYNC.pack(number, counting)
         case Drain():
             return b"D"
+        case Question(kind, words):
+            said = b"".join(_LENGTH.pack(len(data)) + data for data in map(str.encode, (kind, *words)))
+            return b"Q" + _LENGTH.pack(len(words)) + said
         case Ready(version, draining):
             return b"r" + _READY.pack(version, draining)
         case Synced(number):
@@ -311,6 +322,10 @@ def decode(data: bytes) -> Message:
                 return Sync(*_SYNC.unpack(body))
             case b"D":
                 return Drain()
+            case b"Q":
+                (count,) = _LENGTH.unpack_from(body)
+                (asked, *words), _ = _unpack_texts(body, _LENGTH.size, 1 + count)
+                return Question(asked, tuple(words))
             case b"r":
                 return Ready(*_READY.unpack_from(body))
             case b"d":

@@ -32,7 +32,9 @@ from tproxy.process.title import set_title
 from tproxy.relay.channel import Delivery, receive, send_bytes
 from tproxy.worker import orders
 from tproxy.worker.admission import Admission, Used, most_connections, most_sessions
+from tproxy.worker.inspection import Inspection
 from tproxy.worker.intake import Intake
+from tproxy.worker.questions import Questions
 
 TITLE = "tproxy-worker"
 
@@ -88,6 +90,8 @@ class Worker:
         self._datagrams.unreachable = lambda *said: self._say(orders.Unreachable(*said))
         used = Used(self._connections, self._datagrams)
         self._admission = Admission(self._loop, log, most, used, self._poll_intakes)
+        inspection = Inspection(self._connections, self._datagrams, lambda: self._draining)
+        self._questions = Questions(self._loop, log, inspection.answerers)
         self._meeting = meeting
         self._channel: socket.socket | None = None
         self._services: dict[str, dict[ServiceKey, Target]] = {}
@@ -278,6 +282,8 @@ class Worker:
                     self._connections.count_open(self._counted)
                 elif not self._counting:  # otherwise one answer is for both
                     self._say(orders.Synced(number))
+            case orders.Question(kind, words) if len(delivery.fds) == 1:
+                self._questions.ask(kind, words, delivery.take_socket())
             case orders.Drain():
                 self._drain()
             case other:
@@ -335,7 +341,8 @@ class Worker:
 
     def _end_if_done(self) -> None:
         wanted = self._channel is not None and not self._draining
-        if not (wanted or self._intakes or self._connections or self._datagrams):
+        busy = self._intakes or self._connections or self._datagrams or self._questions.unfinished
+        if not (wanted or busy):
             self._loop.stop()
         elif not wanted and not self._looks:
             self._looks = True

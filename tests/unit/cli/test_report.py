@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tproxy.cli import report
+from tproxy.cli import report, tables
 
 PROCESSES = [("one_tproxy", 16803), ("one_tproxy_br0", 16809)]
 
@@ -42,9 +42,15 @@ def daemon(*services: dict[str, Any], network: str = "", network_id: str = "") -
     return {"connections": 3, "workers": [worker], "bridges": {"br0": br0}}
 
 
+def text_of(processes: report.Lines, daemon: dict[str, Any] | None) -> str:
+    """What a file gets."""
+    blocks = report.as_tables(processes, daemon)
+    return "\n\n".join(each if isinstance(each, str) else tables.plain(each) for each in blocks)
+
+
 def rows(text: str) -> list[list[str]]:
     """Return the rows of the table of services, each cut into columns by the line under the heading."""
-    lines = text.partition("\n\n  worker")[0].splitlines()
+    lines = text.partition("\n\nworker")[0].splitlines()
     (ruler,) = [i for i, line in enumerate(lines) if line.startswith("--")]
     ends = [0]
     for column in lines[ruler].split("  "):
@@ -57,7 +63,7 @@ def rows(text: str) -> list[list[str]]:
 
 
 def test_the_table_starts_with_the_lines_of_the_contract() -> None:
-    text = report.as_table(PROCESSES, daemon(service()))
+    text = text_of(PROCESSES, daemon(service()))
     assert text.startswith("one_tproxy: 16803\none_tproxy_br0: 16809\n\n")
     assert text.endswith("\n\n3 open connections")
 
@@ -66,7 +72,7 @@ def test_each_service_has_a_row() -> None:
     busy = service(
         name="web", open=2, total=17, bytes_to_endpoint=999, bytes_to_guest=5 * 1024**3, last_error=""
     )
-    head, row = rows(report.as_table(PROCESSES, daemon(busy, network="blue", network_id="7")))
+    head, row = rows(text_of(PROCESSES, daemon(busy, network="blue", network_id="7")))
     assert dict(zip(head, row, strict=True)) == {
         "bridge": "br0",
         "network": "blue (7)",
@@ -84,7 +90,7 @@ def test_each_service_has_a_row() -> None:
 
 def test_a_port_that_does_not_listen_shows_the_reason() -> None:
     stuck = service(listening=False, problem="Address already in use")
-    head, row = rows(report.as_table(PROCESSES, daemon(stuck)))
+    head, row = rows(text_of(PROCESSES, daemon(stuck)))
     assert row[head.index("state")] == "Address already in use"
 
 
@@ -94,7 +100,7 @@ def test_an_error_is_shown_with_its_time(monkeypatch: pytest.MonkeyPatch) -> Non
 
     time.tzset()
     failed = service(last_error="Connection refused", last_error_at=86400.0)
-    assert "Connection refused (1970-01-02 00:00:00)" in report.as_table(PROCESSES, daemon(failed))
+    assert "Connection refused (1970-01-02 00:00:00)" in text_of(PROCESSES, daemon(failed))
 
 
 @pytest.mark.parametrize(
@@ -102,51 +108,35 @@ def test_an_error_is_shown_with_its_time(monkeypatch: pytest.MonkeyPatch) -> Non
     [("", "", ""), ("blue", "", "blue"), ("", "7", "(7)"), ("blue", "0", "blue (0)")],
 )
 def test_a_network_is_shown_by_its_name_and_id_as_far_as_known(name: str, number: str, shown: str) -> None:
-    head, row = rows(report.as_table(PROCESSES, daemon(service(), network=name, network_id=number)))
+    head, row = rows(text_of(PROCESSES, daemon(service(), network=name, network_id=number)))
     assert row[head.index("network")] == shown
-
-
-@pytest.mark.parametrize(
-    ("count", "shown"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KiB"),
-        (1536, "1.5 KiB"),
-        (1024**2, "1.0 MiB"),
-        (1024**4, "1.0 TiB"),
-        (5000 * 1024**4, "5000.0 TiB"),
-    ],
-)
-def test_bytes_are_shown_in_the_unit_that_fits(count: int, shown: str) -> None:
-    head, row = rows(report.as_table(PROCESSES, daemon(service(bytes_to_guest=count))))
-    assert row[head.index("to guest")] == shown
 
 
 def test_numbers_and_names_are_shown_as_they_are() -> None:
     """A network called 1e5 or 007 is not shown as a number."""
-    head, row = rows(report.as_table(PROCESSES, daemon(service(name="007"), network="1e5")))
+    head, row = rows(text_of(PROCESSES, daemon(service(name="007"), network="1e5")))
     assert (row[head.index("network")], row[head.index("name")]) == ("1e5", "007")
 
 
 def test_without_a_daemon_only_the_processes_are_shown() -> None:
-    assert report.as_table(PROCESSES[1:], None) == "one_tproxy_br0: 16809"
-    assert report.as_table([], None) == "nothing is running"
+    assert text_of(PROCESSES[1:], None) == "one_tproxy_br0: 16809"
+    assert text_of([], None) == "nothing is running"
 
 
 def test_json_shows_everything_and_null_without_a_daemon() -> None:
     said = daemon(service(name="q\"'é"))
     assert json.loads(report.as_json(PROCESSES, said)) == {
+        "version": 1,
         "processes": [{"title": "one_tproxy", "pid": 16803}, {"title": "one_tproxy_br0", "pid": 16809}],
         "daemon": said,
     }
-    assert json.loads(report.as_json([], None)) == {"processes": [], "daemon": None}
+    assert json.loads(report.as_json([], None)) == {"version": 1, "processes": [], "daemon": None}
 
 
 @pytest.mark.parametrize("name", ["two\nlines", "\x1b[2J", "\udcff", "tab\there"])
 def test_a_hostile_name_is_escaped_and_stays_on_its_line(name: str) -> None:
-    plain = report.as_table(PROCESSES, daemon(service(), network="x"))
-    text = report.as_table(PROCESSES, daemon(service(name=name), network=name))
+    plain = text_of(PROCESSES, daemon(service(), network="x"))
+    text = text_of(PROCESSES, daemon(service(name=name), network=name))
     text.encode()  # can be printed
     assert text.count("\n") == plain.count("\n")
     assert all(character.isprintable() or character == "\n" for character in text)
@@ -155,7 +145,7 @@ def test_a_hostile_name_is_escaped_and_stays_on_its_line(name: str) -> None:
 def test_all_networks_of_a_bridge_are_shown() -> None:
     answer = daemon(service())
     answer["bridges"]["br0"]["networks"] = [{"name": "blue", "id": "0"}, {"name": "red", "id": ""}]
-    assert rows(report.as_table(PROCESSES, answer))[1][1] == "blue (0), red"
+    assert rows(text_of(PROCESSES, answer))[1][1] == "blue (0), red"
 
 
 def test_a_port_that_listens_behind_an_obstacle_does_not_look_in_order() -> None:
@@ -164,9 +154,9 @@ def test_a_port_that_listens_behind_an_obstacle_does_not_look_in_order() -> None
         {"kind": "STP", "text": "port br0b does not forward yet"},
         {"kind": "VLAN", "text": "port br0b has no PVID"},
     ]
-    text = report.as_table(PROCESSES, answer)
+    text = text_of(PROCESSES, answer)
     listed, _, notes = text.partition("\n\nbr0: ")
     head, first, second = rows(listed)
     assert first[head.index("state")] == "listening, but: STP, VLAN"
     assert second[head.index("state")] == "Address already in use"
-    assert notes.startswith("port br0b does not forward yet\nbr0: port br0b has no PVID\n  worker")
+    assert notes.startswith("port br0b does not forward yet\nbr0: port br0b has no PVID\n\nworker")

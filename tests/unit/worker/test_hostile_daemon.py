@@ -22,9 +22,9 @@ ENCODED = st.one_of(sensible, st.just(orders.Meeting())).map(orders.encode)
 PAYLOADS = st.one_of(
     ENCODED,
     st.binary(max_size=60),
-    st.tuples(st.sampled_from([b"S", b"P", b"B", b"F", b"L", b"M", b"s", b"D"]), st.binary(max_size=90)).map(
-        b"".join
-    ),
+    st.tuples(
+        st.sampled_from([b"S", b"P", b"B", b"F", b"L", b"M", b"Q", b"s", b"D"]), st.binary(max_size=90)
+    ).map(b"".join),
     st.tuples(ENCODED, st.integers(0, 60)).map(lambda each: each[0][: each[1]]),  # partial
     st.tuples(ENCODED, st.binary(min_size=1, max_size=60)).map(b"".join),
     st.sampled_from([b"P", b"S", b"M"]).map(lambda kind: kind.ljust(MAX_BYTES + 9, b"\0")),

@@ -70,6 +70,7 @@ messages: st.SearchStrategy[orders.Message] = st.one_of(
     st.builds(orders.LogFile),
     st.builds(orders.Sync, uint32, st.booleans()),
     st.builds(orders.Drain),
+    st.builds(orders.Question, text, st.lists(text, max_size=20).map(tuple)),
     st.builds(orders.Ready, port, st.booleans()),
     st.builds(orders.Synced, uint32),
 )
@@ -98,6 +99,7 @@ ONE_OF_EACH: list[orders.Message] = [
     orders.LogFile(),
     orders.Sync(1, True),
     orders.Drain(),
+    orders.Question("connections", ("bridge=br0", "all")),
     orders.Ready(1, False),
     orders.Synced(1),
 ]

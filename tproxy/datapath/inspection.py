@@ -1,0 +1,124 @@
+"""What an operator is told of one connection, or UDP session: a line of JSON (docs/contract.md, Commands).
+
+It is made when somebody asks, of what the connection has anyway and of what the kernel knows of its sockets.
+"""
+
+from __future__ import annotations
+
+from tproxy.datapath.connection import Connection
+from tproxy.datapath.introduction import Introductions
+from tproxy.datapath.session import Session
+from tproxy.datapath.target import Target
+from tproxy.kernel import tcp
+from tproxy.log.lines import json_object
+from tproxy.model import Endpoint
+from tproxy.names import BridgeNames
+
+# The states of a connection. "closing": both sides have finished, and the last bytes are on their way.
+DIALLING, OPEN, CLOSING = "dialling", "open", "closing"
+GUEST_FINISHED, ENDPOINT_FINISHED = "half-closed by guest", "half-closed by endpoint"
+STATES = (DIALLING, OPEN, GUEST_FINISHED, ENDPOINT_FINISHED, CLOSING)
+
+
+def state(connection: Connection) -> str:
+    """Return what the connection is doing, one of STATES."""
+    if connection.dialing:
+        return DIALLING
+    by_guest, by_endpoint = connection.to_endpoint.ended, connection.to_guest.ended
+    if by_guest and by_endpoint:
+        return CLOSING
+    return GUEST_FINISHED if by_guest else ENDPOINT_FINISHED if by_endpoint else OPEN
+
+
+def mac_of(connection: Connection) -> str:
+    """Return the guest's MAC, "" where nobody knows it: that of its SYN where it was kept, or of ARP."""
+    device = BridgeNames(connection.target.bridge).veth_namespace
+    return connection.mac or tcp.neighbour_mac(connection.to_endpoint.source, connection.peer[0], device)
+
+
+def mac_of_session(session: Session) -> str:
+    """The same for a UDP session."""
+    device = BridgeNames(session.target.bridge).veth_namespace
+    return session.mac or tcp.neighbour_mac(session.gate.sock, session.guest[0], device)
+
+
+def line(connection: Connection, known: Introductions, mac: str, now: float, *, draining: bool) -> str:
+    """Return the line of a connection; ``now`` is by time.monotonic()."""
+    guest = tcp.round_trip(connection.to_endpoint.source)
+    endpoint = tcp.round_trip(connection.to_guest.source)
+    return _line(
+        connection.id,
+        "tcp",
+        state(connection),
+        draining,
+        now - connection.started,
+        connection.target,
+        connection.peer,
+        mac,
+        known.place(connection.target.bridge, mac),
+        connection.dialed,
+        (connection.to_endpoint.moved, connection.to_guest.moved),
+        (guest.microseconds, endpoint.microseconds),
+        (guest.repeated, endpoint.repeated),
+    )
+
+
+def session_line(session: Session, known: Introductions, mac: str, now: float, *, draining: bool) -> str:
+    """The same for a UDP session, whose sockets know no round-trip times."""
+    return _line(
+        known.id(session.number),
+        "udp",
+        OPEN,
+        draining,
+        now - session.started,
+        session.target,
+        (session.guest[0], session.guest[1]),
+        mac,
+        known.place(session.target.bridge, mac),
+        session.endpoint,
+        (session.sent, session.received),
+        (None, None),
+        (None, None),
+    )
+
+
+def _line(
+    id_: str,
+    protocol: str,
+    word: str,
+    draining: bool,
+    age: float,
+    target: Target,
+    peer: tuple[str, int],
+    mac: str,
+    port: str,
+    endpoint: Endpoint,
+    moved: tuple[int, int],
+    round_trips: tuple[int | None, int | None],
+    repeated: tuple[int | None, int | None],
+) -> str:
+    return json_object(
+        {
+            "id": id_,
+            "protocol": protocol,
+            "state": word,
+            "draining": draining,
+            "age": round(age, 3),
+            "bridge": target.bridge,
+            "network": target.network,
+            "service": target.label,
+            "service_address": target.service.key.address,
+            "service_port": target.service.key.port,
+            "guest": peer[0],
+            "guest_port": peer[1],
+            "mac": mac,
+            "port": port,
+            "endpoint": str(endpoint),
+            "bytes_to_endpoint": moved[0],
+            "bytes_to_guest": moved[1],
+            "guest_rtt": round_trips[0],
+            "endpoint_rtt": round_trips[1],
+            "guest_retransmits": repeated[0],
+            "endpoint_retransmits": repeated[1],
+        }
+    )
