@@ -117,6 +117,12 @@ class Node:
     ) -> None:
         self._stack.close()
 
+    def write_policy(self, text: str) -> None:
+        """Replace the policy at once: half a policy is one too, and would be taken for a change."""
+        new = self.policy.with_suffix(".new")
+        new.write_text(text)
+        os.replace(new, self.policy)
+
     def start_squid(self) -> None:
         self.prepared = preparation.prepare(reader.load(self.policy), self.surroundings)
         self.squid = self.start(*preparation.squid_command(self.surroundings), ready="")

@@ -219,7 +219,7 @@ def test_sealed_serves_what_is_there_to_every_client_and_asks_no_site(node: Node
     guest.sh("echo deb http://deb.debian.org/debian bookworm main >/etc/apt/sources.list")
     text = node.policy.read_text()
     asked = len(node.requests())
-    node.policy.write_text(f"mode: sealed\n{text}")
+    node.write_policy(f"mode: sealed\n{text}")
     status = ("curl", "-s", "--unix-socket", str(node.layout.run / "mirror.sock"), "http://mirror/status")
     try:
         node.wait_for(lambda: '"sealed"' in node.run(*status, check=False).stdout, "the mirror is sealed")
@@ -231,5 +231,5 @@ def test_sealed_serves_what_is_there_to_every_client_and_asks_no_site(node: Node
         assert "oci docker.io/library/none 3" in egress(node, "mirror", "wanted")
         assert len(node.requests()) == asked
     finally:
-        node.policy.write_text(text)
+        node.write_policy(text)
         node.wait_for(lambda: '"dmz"' in node.run(*status, check=False).stdout, "the mirror is open again")

@@ -112,12 +112,12 @@ def test_sealed_answers_from_the_store_and_names_what_is_missing(node: Node, bui
     node.pip_download(build, "good")
     text = node.policy.read_text()
     asked = len(node.requests())
-    node.policy.write_text(f"mode: sealed\n{text}")
+    node.write_policy(f"mode: sealed\n{text}")
     try:
         socket = node.layout.run / "mirror.sock"
         status = ("curl", "-s", "--unix-socket", str(socket), "http://mirror/status")
         node.wait_for(lambda: '"sealed"' in node.run(*status).stdout, "sealed")
         assert node.pip_download(build, "good").returncode == 0
     finally:
-        node.policy.write_text(text)
+        node.write_policy(text)
     assert len(node.requests()) == asked

@@ -323,11 +323,11 @@ def test_a_network_that_learns_gets_all_but_what_is_denied_and_rules_are_propose
 def test_a_broken_policy_changes_nothing(node: Node, build: str) -> None:
     text = node.policy.read_text()
     try:
-        node.policy.write_text("rules: [")
+        node.write_policy("rules: [")
         assert node.curl(build, A)[0] == 200
         assert node.curl(build, "https://other.example/x")[0] == 403
     finally:
-        node.policy.write_text(text)
+        node.write_policy(text)
 
 
 def test_every_line_of_the_log_is_json_and_names_the_caller(node: Node) -> None:

@@ -116,7 +116,7 @@ def change(node: Node, text: str) -> None:
     """Write a policy that squid has to be told of, and wait until it has taken it."""
     log = node.layout.log / "squid.log"
     before = log.read_text().count("Accepting SSL bumped")
-    node.policy.write_text(text)
+    node.write_policy(text)
     node.wait_for(lambda: log.read_text().count("Accepting SSL bumped") >= before + 2, "squid with it")
 
 
