@@ -168,7 +168,7 @@ def test_what_the_proxy_denies_and_serves_by_itself_is_in_the_ledger(node: Node,
     build.sh("curl -sS https://host.example/releases/a; curl -sS https://host.example/denied-here")
     for _ in eventually():
         found = {(each.get("verdict"), each.get("name")): each for each in ledger(node)}
-        denied = found.get(("denied", "https://host.example/denied-here"))
+        denied = found.get(("denied", "https://host.example/denied-here"), {})
         if denied and ("allowed", "https://host.example/releases/a") in found:
             break
     assert (denied["network"], denied["mac"], denied["reason"]) == ("build", build.mac, "no rule allows it")

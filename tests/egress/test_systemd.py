@@ -18,7 +18,6 @@ from tproxy.lab.hypervisor import Hypervisor
 
 BOOT = Path(__file__).with_name("programs") / "boot_writable.sh"
 TPROXY = (sys.executable, "-m", "tproxy", "egress")
-POLICY = "/etc/tproxy/egress.yaml"
 PARTS = ("squid", "mirror", "front")
 
 

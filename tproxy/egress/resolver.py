@@ -23,10 +23,10 @@ import dns.rdatatype
 import dns.rrset
 
 from tproxy import proxy_protocol
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.egress.policy import judging, places
 from tproxy.egress.policy.rules import Policy
 from tproxy.errors import ProtocolError
-from tproxy.model import SERVICE_ADDRESS
 
 # Seconds that clients may keep an answer: a change of the policy applies to names within this time.
 TTL = 5

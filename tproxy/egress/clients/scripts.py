@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 from importlib.resources import files
 
-from tproxy.model import SERVICE_ADDRESS
+from tproxy.addresses import SERVICE_ADDRESS
 
 # Never through the proxy: this machine, and what is reached without a route.
 NO_PROXY = f"localhost,127.0.0.1,::1,{SERVICE_ADDRESS}"

@@ -10,6 +10,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.egress import front, resolver
 from tproxy.egress.clients.server import Server
 from tproxy.egress.layout import Layout
@@ -23,7 +24,6 @@ from tproxy.egress.squid.compiler import Surroundings, compiled
 from tproxy.errors import ProcessError
 from tproxy.kernel.privileges import uid_of
 from tproxy.log.lazy import logger
-from tproxy.model import SERVICE_ADDRESS
 from tproxy.typed import NoReturn
 
 log = logger(__name__)
