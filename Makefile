@@ -1,6 +1,6 @@
 # All commands of this checkout: make venv | demo | demo-egress | test | test-egress | test-vm | test-packages |
-# test-model | test-steps | bench | bench-workers | picture | soak | lint | deb | zipapp | wheel | manual | lock |
-# options | clean
+# test-model | test-steps | bench | bench-workers | docs | serve-docs | picture | pictures | soak | lint | deb | zipapp |
+# wheel | manual | lock | options | clean
 
 # Tests that run at the same time. They wait for processes and the kernel more than they compute, so this is
 # more than there are cores.
@@ -12,6 +12,9 @@ PYTHON_SOURCES = $(shell find $(SOURCES) -name '*.py' | cut -d / -f 1 | sort -u)
 # Shell scripts, by their first line: hooks have no extension.
 SHELL_SOURCES = $(shell find .ci $(SOURCES) $(wildcard vagrant) -type f -not -name '*.py' \
 	-exec awk 'FNR == 1 && /^\#!.*[\/ ](ba|da)?sh( |$$)/ { print FILENAME } { nextfile }' {} +)
+
+# The theme would print a page about plans of its makers.
+MKDOCS = NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true .venv/bin/python -m mkdocs
 
 .DEFAULT_GOAL := venv
 
@@ -85,6 +88,21 @@ bench:
 	@.ci/setup bench
 	.venv/bin/python -m compileall -q tproxy
 	.venv/bin/python -m bench $(BENCH_OPTIONS)
+
+# The documentation as a site in build/site; index.html there can be read without a server. A warning is an error.
+.PHONY: docs
+docs: venv
+	$(MKDOCS) build --strict
+
+# The same, at http://127.0.0.1:8000/, built again whenever a page changes.
+.PHONY: serve-docs
+serve-docs: venv
+	$(MKDOCS) serve
+
+# Pictures of terminals in docs/img, from real runs in the lab.
+.PHONY: pictures
+pictures: venv
+	.venv/bin/python -m bench.terminals
 
 # docs/img/metrics.svg, from the answers of a real Prometheus.
 .PHONY: picture

@@ -108,7 +108,17 @@ class _Sender:
             self.hash.update(chunk)
             self._sock.sendall(chunk)
         if self._last:
+            self._end()
+
+    def _end(self) -> None:
+        try:
             self._sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            # ENOTCONN: the connection is over, and the socket still holds the error that ended it.
+            number = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error.errno != errno.ENOTCONN or not number:
+                raise
+            raise OSError(number, os.strerror(number)) from None
 
     @contextmanager
     def first(self) -> Iterator[None]:

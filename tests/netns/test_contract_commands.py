@@ -9,11 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import jsonschema
 import pytest
 
 from tests.contract import LIMITS, quoted, table
 from tests.netns.one_bridge import OneBridge
+from tests.netns.strictly import strict
 from tests.netns.waiting import eventually
+from tproxy.cli import schemas
 from tproxy.config.keys import SERVICE
 from tproxy.lab.hypervisor import PATIENCE, Hypervisor
 
@@ -305,6 +308,9 @@ def test_status_as_json_has_the_keys_of_the_contract_and_no_other(lab: OneBridge
         assert {*each["limited"]} == limits - {"connect_timeout", "udp_idle_timeout"} | {"network"}
         assert limits - {"max_connections"} <= {*each["options"]} == {*SERVICE}
     assert keys_of(shown, named) - {"processes[].title", "processes[].pid"} == keys
+    jsonschema.validate(shown, strict(schemas.of_status()))
+    lab.host.tproxy("stop")
+    jsonschema.validate(json.loads(lab.host.tproxy("status", "--json").stdout), schemas.of_status())
 
 
 def keys_of(value: object, names: set[str], at: str = "") -> set[str]:

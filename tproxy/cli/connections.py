@@ -30,6 +30,10 @@ _COLUMNS = (
     *("to endpoint", "to guest", "rate to endpoint", "rate to guest", "guest RTT", "endpoint RTT"),
 )
 _RIGHT = frozenset(_COLUMNS[-6:]) | {"age"}
+_GROUPS = (
+    *(("id", "age"), ("bridge", "network"), ("service", "endpoint"), ("guest", "MAC, port")),
+    *(("to endpoint", "rate to endpoint"), ("to guest", "rate to guest"), ("guest RTT", "endpoint RTT")),
+)
 
 _CLEAR = "\x1b[H\x1b[2J"  # ECMA-48: cursor to the top, erase the display
 
@@ -135,7 +139,7 @@ def as_document(found: Listing) -> str:
 
 def as_table(rows: Iterable[Row]) -> Table:
     """Return the connections as a table."""
-    return Table("connections", _COLUMNS, [_cells(each) for each in rows], _RIGHT)
+    return Table("connections", _COLUMNS, [_cells(each) for each in rows], _RIGHT, _GROUPS)
 
 
 def _cells(row: Row) -> list[str]:

@@ -35,6 +35,7 @@ _COLUMNS = (
     "to guest",
     "last error",
 )
+_GROUPS = ("bridge", "network"), ("port", "name"), ("open", "total"), ("to endpoint", "to guest")
 _NUMBERS = frozenset({"open", "total", "to endpoint", "to guest"})
 
 
@@ -55,7 +56,7 @@ def as_tables(processes: Lines, daemon: dict[str, Any] | None) -> list[str | Tab
         for bridge, details in daemon["bridges"].items()
         for service in details["services"]
     ]
-    shown.append(Table("services", _COLUMNS, rows, _NUMBERS))
+    shown.append(Table("services", _COLUMNS, rows, _NUMBERS, _GROUPS))
     notes = [
         f"{bridge}: {printable(each['text'])}"
         for bridge, details in daemon["bridges"].items()

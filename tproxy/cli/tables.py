@@ -7,7 +7,7 @@ tenth of a second to import. So it is imported only for a terminal.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 # Parts of a state, each with the colour that it has on a terminal. The first that is in the text counts.
@@ -31,12 +31,16 @@ _COLOURS = (
 
 
 class Table(NamedTuple):
-    """A table. Columns in ``right`` are aligned to the right; the one called ``state`` is coloured."""
+    """A table. Columns in ``right`` are aligned to the right; the one called ``state`` is coloured.
+
+    A terminal shows the columns of one of the ``groups`` in one column, one below the other.
+    """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     right: frozenset[str] = frozenset()
+    groups: Sequence[Sequence[str]] = ()
 
 
 def show(blocks: Iterable[str | Table]) -> None:
@@ -68,22 +72,32 @@ def plain(table: Table) -> str:
 
 
 def drawn(table: Table) -> object:
-    """Return the table for a terminal."""
+    """Return the table for a terminal, without columns that are empty."""
     from rich import box
     from rich.table import Table as Drawn
     from rich.text import Text
 
-    made = Drawn(title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in table.columns:
-        made.add_column(Text(name), justify="right" if name in table.right else "left", overflow="fold")
-    for row in table.rows:
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    shown = [name for name in table.columns if not rows or any(row[name] for row in rows)]
+    made = Drawn(
+        title=Text(table.title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        row_styles=["", "dim"],
+    )
+    grouped = {name for group in table.groups for name in group}
+    groups = [[each] for each in shown if each not in grouped]
+    groups += [some for group in table.groups if (some := [each for each in group if each in shown])]
+    groups.sort(key=lambda group: table.columns.index(group[0]))
+    for group in groups:
+        numbers = group[0] in table.right
+        made.add_column(Text("\n".join(group)), justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
         # As Text: in a str, what stands in brackets would be taken for markup.
-        made.add_row(
-            *(
-                Text(cell, style=_colour(cell) if name == "state" else "")
-                for name, cell in zip(table.columns, row, strict=True)
-            )
-        )
+        cells = [Text("\n".join(row[name] for name in group), style=_colour(row, group)) for group in groups]
+        made.add_row(*cells)
     return made
 
 
@@ -102,5 +116,7 @@ def in_bytes(count: float) -> str:
     return f"{amount:.1f} TiB"
 
 
-def _colour(state: str) -> str:
-    return next(colour for part, colour in _COLOURS if part in state)
+def _colour(row: Mapping[str, str], group: Sequence[str]) -> str:
+    if "state" not in group:
+        return ""
+    return next(colour for part, colour in _COLOURS if part in row["state"])

@@ -25,7 +25,7 @@ ANSWER_TIMEOUT = 60.0
 PING_TIMEOUT = 5.0
 
 # The format of the daemon's answer to the question for metrics (``figures``).
-FIGURES = 1
+FIGURES = 2
 
 # The format of its answer to a question to the workers (``asking``).
 ANSWERS = 1

@@ -10,7 +10,7 @@ from tproxy.daemon.client import Json
 from tproxy.daemon.relays import Relays
 from tproxy.daemon.worker_link import Key
 from tproxy.daemon.workers import Workers
-from tproxy.datapath.counters import CAUSES, Counts, EndpointState
+from tproxy.datapath.counts import CAUSES, Counts, EndpointState
 
 
 def status(catalog: Catalog, workers: Workers, relays: Relays, started: float) -> Json:

@@ -18,7 +18,8 @@ from contextlib import suppress
 from typing import Protocol
 
 from tproxy.daemon.client import Json
-from tproxy.datapath.counters import Counts, EndpointState, LoopTimes, View, read_only
+from tproxy.datapath.counters import View, read_only
+from tproxy.datapath.counts import Counts, EndpointState, LoopTimes
 from tproxy.errors import ProtocolError
 from tproxy.kernel.loop import READ, WRITE, Loop, Timer
 from tproxy.model import ServiceKey

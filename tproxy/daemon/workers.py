@@ -26,7 +26,7 @@ from tproxy.daemon.client import Json
 from tproxy.daemon.data_channels import DataChannels
 from tproxy.daemon.spawner import Order, Spawner
 from tproxy.daemon.worker_link import Key, WorkerLink
-from tproxy.datapath.counters import STOPPED, WORKER_LOST, Counts, EndpointState, LoopTimes
+from tproxy.datapath.counts import STOPPED, WORKER_LOST, Counts, EndpointState, LoopTimes
 from tproxy.datapath.this_host import chosen_ports
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.log import output
@@ -34,7 +34,7 @@ from tproxy.log.file import open_log
 from tproxy.model import Service, ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, send_bytes
-from tproxy.worker import orders
+from tproxy.worker import orders, packing
 
 log = logging.getLogger(__name__)
 
@@ -452,7 +452,7 @@ class Workers:
     def _tell_services(self, worker: WorkerLink, bridge: str) -> None:
         for message in self.preface(bridge):
             worker.tell(message)
-        parts = orders.parts(self._services[bridge])
+        parts = packing.parts(self._services[bridge])
         for number, part in enumerate(parts):
             worker.tell(orders.Services(bridge, number == 0, number == len(parts) - 1, part))
 

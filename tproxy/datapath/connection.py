@@ -16,8 +16,27 @@ import time
 from contextlib import suppress
 
 from tproxy.addresses import packed_peer, unpacked_peer
-from tproxy.datapath import counters
-from tproxy.datapath.counters import CAUSES, DRAIN, HALF_CLOSED, IDLE, TO_ENDPOINT, TO_GUEST, USER
+from tproxy.datapath.counts import (
+    CAUSES,
+    DIAL_FAILED,
+    DIAL_TIMED_OUT,
+    DRAIN,
+    FINISHED,
+    FORBIDDEN,
+    HALF_CLOSED,
+    IDLE,
+    LOCAL,
+    LOST,
+    REFUSED,
+    RESET_BY_ENDPOINT,
+    RESET_BY_GUEST,
+    STOPPED,
+    TIMED_OUT,
+    TO_ENDPOINT,
+    TO_GUEST,
+    UNREACHABLE,
+    USER,
+)
 from tproxy.datapath.flow import interest
 from tproxy.datapath.racing import Race
 from tproxy.datapath.splice import Mover, SideLost
@@ -53,14 +72,14 @@ def dial_failure(number: int) -> str:
 
 
 def dial_reason(number: int) -> int:
-    """Return the place in ``counters.REASONS`` for the errno of a dial."""
+    """Return the place in ``counts.REASONS`` for the errno of a dial."""
     if number == errno.ECONNREFUSED:
-        return counters.REFUSED
+        return REFUSED
     if number == errno.ETIMEDOUT:
-        return counters.DIAL_TIMED_OUT
+        return DIAL_TIMED_OUT
     if number in _UNREACHABLE:
-        return counters.UNREACHABLE
-    return counters.FORBIDDEN if number in (errno.EACCES, errno.EPERM) else counters.LOCAL
+        return UNREACHABLE
+    return FORBIDDEN if number in (errno.EACCES, errno.EPERM) else LOCAL
 
 
 class Connection:
@@ -275,7 +294,7 @@ class Connection:
             self._lost(lost)
             return
         if reading.fin_sent and writing.fin_sent:
-            self._end("finished", counters.FINISHED)
+            self._end("finished", FINISHED)
         else:
             self._poll()
 
@@ -319,10 +338,10 @@ class Connection:
 
     def _limit(self, cause: int) -> None:
         self._keeper.limited(self.target, cause)
-        self.abort(CAUSES[cause], counters.TIMED_OUT)
+        self.abort(CAUSES[cause], TIMED_OUT)
 
-    def abort(self, how: str, outcome: int = counters.STOPPED) -> None:
-        """End both sides with a reset. ``outcome`` is a place in ``counters.OUTCOMES``."""
+    def abort(self, how: str, outcome: int = STOPPED) -> None:
+        """End both sides with a reset. ``outcome`` is a place in ``counts.OUTCOMES``."""
         for side in (self._guest, self._endpoint):
             tcp.reset_on_close(side)
         self._end(how, outcome)
@@ -368,19 +387,19 @@ class Connection:
         """End the connection, because no endpoint answers."""
         how = dial_failure(number)
         self.target.failed(f"endpoint {self.dialed} {how}")
-        self.abort(how, counters.DIAL_FAILED)
+        self.abort(how, DIAL_FAILED)
 
     def _lost(self, lost: SideLost) -> None:
         who = "guest" if lost.side is self._guest else "endpoint"
         if lost.errno in (errno.ECONNRESET, errno.EPIPE):
             how = f"reset by {who}"
-            outcome = counters.RESET_BY_GUEST if who == "guest" else counters.RESET_BY_ENDPOINT
+            outcome = RESET_BY_GUEST if who == "guest" else RESET_BY_ENDPOINT
         else:
             how = f"{who} lost: {os.strerror(lost.errno)}"
-            outcome = counters.LOST
+            outcome = LOST
             if lost.errno == errno.ETIMEDOUT:
                 self._keeper.limited(self.target, USER)
-                outcome = counters.TIMED_OUT
+                outcome = TIMED_OUT
         if who == "endpoint":
             self.target.failed(f"endpoint {self.dialed}: {how}")
         # The bytes that the lost side sent before can still be read, even if a write met the error. The

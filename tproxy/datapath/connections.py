@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from tproxy.datapath.checking import Checks
 from tproxy.datapath.connection import OF_ENDPOINT, Connection, dial_failure
-from tproxy.datapath.counters import CAUSES, DIAL_FAILED, LIMITED, LOCAL, OPEN, TOTAL
+from tproxy.datapath.counts import CAUSES, DIAL_FAILED, LIMITED, LOCAL, OPEN, TOTAL
 from tproxy.datapath.ended_lines import EndedLines
 from tproxy.datapath.endpoints import Endpoints, State
 from tproxy.datapath.introduction import Introductions

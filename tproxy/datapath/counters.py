@@ -23,10 +23,11 @@ A record belongs to one service of one bridge:
 | 4 | network |
 | 16 | service address, IPv4 as IPv6 maps it |
 | 4 x 8 | connections open, and in total; bytes to the endpoint, and to the guest |
+| 2 x 8 | datagrams to the endpoint, and to the guest |
 | 8 | when a connection failed last, in seconds since the epoch, as a double |
 | 80 | why, in UTF-8, padded with NUL |
 | 9 x 4, and 4 | connections that a limit or a time-out refused or ended, in the order of CAUSES |
-| 10 x 8 | connections that have ended, in the order of OUTCOMES |
+| 11 x 8 | connections that have ended, in the order of OUTCOMES |
 | 6 x 8 | dials that failed, in the order of REASONS |
 | 13 x 8 | connections that the endpoint accepted, by the time that took: up to CONNECT_BOUNDS, and longer |
 | 12 x 8 | connections that have ended, by their duration: as above, with DURATION_BOUNDS |
@@ -55,47 +56,38 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from tproxy.addresses import packed_address, unpacked_address
+from tproxy.datapath.counts import (
+    CAUSES,
+    CONNECT_BOUNDS,
+    DURATION_BOUNDS,
+    NUMBERS,
+    OF_CONNECTS,
+    OF_DURATIONS,
+    OF_OUTCOMES,
+    OF_REASONS,
+    OPEN,
+    TALLIES,
+    Counts,
+    EndpointState,
+    LoopTimes,
+)
 from tproxy.errors import ProtocolError
 from tproxy.kernel.loop import LAGS
 from tproxy.model import PROTOCOLS, ServiceKey
-from tproxy.typed import Any, NamedTuple
+from tproxy.typed import Any
 
 _NAME_BYTES = 16
 _ERROR_BYTES = 80
 _KEY = struct.Struct("=HHI16s")
 _COUNTS = _NAME_BYTES + _KEY.size
-_LIMITED = _COUNTS + 8 * 5 + _ERROR_BYTES
+_LAST_ERROR = _COUNTS + 8 * NUMBERS
+_LIMITED = _LAST_ERROR + 8 + _ERROR_BYTES
 _HEADER_BYTES = 128
 _LOOP = struct.Struct(f"=Qd{len(LAGS)}Q")
 
-# How a connection ended. The sum of these and of the open connections is the total.
-OUTCOMES = (
-    *("finished", "reset_by_guest", "reset_by_endpoint", "lost", "dial_failed"),
-    *("limited", "timed_out", "stopped", "worker_lost", "killed"),
-)
-FINISHED, RESET_BY_GUEST, RESET_BY_ENDPOINT, LOST, DIAL_FAILED = range(5)
-LIMITED, TIMED_OUT, STOPPED, WORKER_LOST, KILLED = range(5, 10)
-
-# Why a dial failed. "silent": another endpoint was dialled beside it, and answered. "forbidden": by a rule of
-# this host's firewall. "local": this host had no port, descriptor or address for it.
-REASONS = ("refused", "timed_out", "unreachable", "silent", "forbidden", "local")
-REFUSED, DIAL_TIMED_OUT, UNREACHABLE, SILENT, FORBIDDEN, LOCAL = range(6)
-
-# Upper bounds, in seconds. An endpoint on this host answers within the first; 5 s is the default timeout.
-CONNECT_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-# From a single request to a console that stays open for days.
-DURATION_BOUNDS = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 86400.0)
-
-# Places in the last part of a record.
-_OUTCOMES = 0
-_REASONS = _OUTCOMES + len(OUTCOMES)
-_CONNECTS = _REASONS + len(REASONS)
-_DURATIONS = _CONNECTS + len(CONNECT_BOUNDS) + 1
-_MORE = _DURATIONS + len(DURATION_BOUNDS) + 1
-
-_RECORD = struct.Struct(f"={_NAME_BYTES}sHHI16s4Qd{_ERROR_BYTES}s9I4x{_MORE}Q2d")
+_RECORD = struct.Struct(f"={_NAME_BYTES}sHHI16s{NUMBERS}Qd{_ERROR_BYTES}s9I4x{TALLIES}Q2d")
 _TALLIES = _LIMITED + 8 * 5
-_SUMS = _TALLIES + 8 * _MORE
+_SUMS = _TALLIES + 8 * TALLIES
 _CONNECT_SUM, _DURATION_SUM = range(2)
 
 # Services that one worker can count. The memory is taken only as it is used.
@@ -107,105 +99,15 @@ _STATE = struct.Struct("=64sQd48s")
 _GOOD, _FAILED = 1, 2
 SIZE = _STATES + MOST_STATES * _STATE.size
 
-# The places of the counts in ``Record.counts``.
-OPEN, TOTAL, TO_ENDPOINT, TO_GUEST = range(4)
-
-# The limits and time-outs, by the names of their options, and their places in ``Counts.limited``. "network"
-# is no option: it counts callers on whose network there is no such service, or whose network is not known.
-CAUSES = (
-    *("max_connections_per_guest", "max_connections_per_bridge", "max_connections_to_endpoint"),
-    *("max_connections", "idle_timeout", "half_closed_timeout", "user_timeout", "drain_timeout"),
-    "network",
-)
-PER_GUEST, PER_BRIDGE, TO_ENDPOINT_LIMIT, TOTAL_LIMIT, IDLE, HALF_CLOSED, USER, DRAIN, NETWORK = range(9)
 _KEY_FIELDS = 5  # of a record
-_NEVER = (0,) * len(CAUSES)
-_NO_TALLIES = (0,) * _MORE
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-
-
-class EndpointState(NamedTuple):
-    """What a worker knows of an endpoint; ``since`` in seconds since the epoch."""
-
-    failed: bool
-    since: float
-    why: str
-
-
-class LoopTimes(NamedTuple):
-    """How long the turns of an event loop took: their number, their seconds, and as ``loop.Loop.slow``."""
-
-    turns: int = 0
-    seconds: float = 0.0
-    slow: tuple[int, ...] = (0,) * len(LAGS)
-
-    def plus(self, other: LoopTimes) -> LoopTimes:
-        slow = map(sum, zip(self.slow, other.slow, strict=True))
-        return LoopTimes(self.turns + other.turns, self.seconds + other.seconds, tuple(slow))
-
-
-class Counts(NamedTuple):
-    """The counts of one service. Bytes of open connections are counted when the daemon asks for that."""
-
-    open: int = 0
-    total: int = 0
-    to_endpoint: int = 0
-    to_guest: int = 0
-    last_error: str = ""
-    last_error_at: float = 0.0
-    limited: tuple[int, ...] = _NEVER
-    tallies: tuple[int, ...] = _NO_TALLIES
-    connect_seconds: float = 0.0
-    seconds: float = 0.0
-
-    @property
-    def outcomes(self) -> tuple[int, ...]:
-        """Connections that have ended, in the order of OUTCOMES."""
-        return self.tallies[_OUTCOMES:_REASONS]
-
-    @property
-    def dial_failures(self) -> tuple[int, ...]:
-        """Dials that failed, in the order of REASONS."""
-        return self.tallies[_REASONS:_CONNECTS]
-
-    @property
-    def connects(self) -> tuple[int, ...]:
-        """Connections that were accepted by the endpoint, by CONNECT_BOUNDS, each counted once."""
-        return self.tallies[_CONNECTS:_DURATIONS]
-
-    @property
-    def durations(self) -> tuple[int, ...]:
-        """Connections that have ended, by DURATION_BOUNDS, each counted once."""
-        return self.tallies[_DURATIONS:]
-
-    def of_lost_worker(self, outcome: int = WORKER_LOST) -> Counts:
-        """Return the counts of a worker that has ended: its open connections have, with this outcome."""
-        tallies = list(self.tallies)
-        tallies[_OUTCOMES + outcome] += self.open
-        return self._replace(open=0, tallies=tuple(tallies))
-
-    def plus(self, other: Counts) -> Counts:
-        """Return the sum, with the later one of the errors."""
-        later = max(self, other, key=lambda each: each.last_error_at)
-        return Counts(
-            self.open + other.open,
-            self.total + other.total,
-            self.to_endpoint + other.to_endpoint,
-            self.to_guest + other.to_guest,
-            later.last_error,
-            later.last_error_at,
-            tuple(map(sum, zip(self.limited, other.limited, strict=True))),
-            tuple(map(sum, zip(self.tallies, other.tallies, strict=True))),
-            self.connect_seconds + other.connect_seconds,
-            self.seconds + other.seconds,
-        )
 
 
 class Record:
     """The counters of one service in this worker.
 
-    ``counts`` is indexed by OPEN to TO_GUEST, ``limited`` by PER_GUEST to NETWORK.
+    ``counts`` is indexed by OPEN to DATAGRAMS_TO_GUEST, ``limited`` by PER_GUEST to NETWORK.
 
     ``shared`` says whether the memory is a part of that which the daemon reads.
     """
@@ -215,34 +117,34 @@ class Record:
     def __init__(self, memory: memoryview, *, shared: bool = True) -> None:
         self._memory = memory
         self.shared = shared
-        self.counts = memory[_COUNTS : _COUNTS + 8 * 4].cast("Q")
+        self.counts = memory[_COUNTS : _COUNTS + 8 * NUMBERS].cast("Q")
         self.limited = memory[_LIMITED : _LIMITED + 4 * len(CAUSES)].cast("I")
         self._tallies = memory[_TALLIES:_SUMS].cast("Q")
         self._sums = memory[_SUMS:].cast("d")
 
     def connected(self, seconds: float) -> None:
         """Count a connection that the endpoint accepted after so many seconds."""
-        self._tallies[_CONNECTS + bisect_left(CONNECT_BOUNDS, seconds)] += 1
+        self._tallies[OF_CONNECTS + bisect_left(CONNECT_BOUNDS, seconds)] += 1
         self._sums[_CONNECT_SUM] += seconds
 
     def ended(self, outcome: int, seconds: float) -> None:
         """Count a connection that has ended after so many seconds; ``outcome`` is a place in OUTCOMES."""
-        self._tallies[_OUTCOMES + outcome] += 1
-        self._tallies[_DURATIONS + bisect_left(DURATION_BOUNDS, seconds)] += 1
+        self._tallies[OF_OUTCOMES + outcome] += 1
+        self._tallies[OF_DURATIONS + bisect_left(DURATION_BOUNDS, seconds)] += 1
         self._sums[_DURATION_SUM] += seconds
 
     def never_began(self, outcome: int) -> None:
         """Count a connection that had ended when it came, and has no duration."""
-        self._tallies[_OUTCOMES + outcome] += 1
+        self._tallies[OF_OUTCOMES + outcome] += 1
 
     def dial_failed(self, reason: int) -> None:
         """Count a dial that failed; ``reason`` is a place in REASONS."""
-        self._tallies[_REASONS + reason] += 1
+        self._tallies[OF_REASONS + reason] += 1
 
     def failed(self, why: str) -> None:
         """Note why a connection failed."""
         text = why.encode(errors="replace")[:_ERROR_BYTES].ljust(_ERROR_BYTES, b"\0")
-        struct.pack_into(f"=d{_ERROR_BYTES}s", self._memory, _COUNTS + 8 * 4, time.time(), text)
+        struct.pack_into(f"=d{_ERROR_BYTES}s", self._memory, _LAST_ERROR, time.time(), text)
 
     def read(self) -> Counts:
         """Return the counts as they are now."""
@@ -393,11 +295,14 @@ class View:
 
 def _counts(fields: Sequence[Any]) -> Counts:
     """Return the counts in the fields of a record, without those of the key."""
-    open_, total, to_endpoint, to_guest, when, why, *rest, connecting, lasting = fields
+    when, why, *rest, connecting, lasting = fields[NUMBERS:]
     limited, tallies = tuple(rest[: len(CAUSES)]), tuple(rest[len(CAUSES) :])
-    return Counts(
+    open_, total, to_endpoint, to_guest, *datagrams = fields[:NUMBERS]
+    counted = Counts(
         open_, total, to_endpoint, to_guest, _text(why), when, limited, tallies, connecting, lasting
     )
+    to_endpoint, to_guest = datagrams
+    return counted._replace(datagrams_to_endpoint=to_endpoint, datagrams_to_guest=to_guest)
 
 
 def _text(padded: bytes) -> str:

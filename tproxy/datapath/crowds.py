@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from tproxy.datapath.counters import PER_BRIDGE, PER_GUEST, TOTAL_LIMIT
+from tproxy.datapath.counts import PER_BRIDGE, PER_GUEST, TOTAL_LIMIT
 from tproxy.datapath.limits import NO_LIMIT
 from tproxy.model import Service, ServiceKey
 from tproxy.typed import TYPE_CHECKING

@@ -24,9 +24,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 
 from tproxy.datapath.connection import OF_ENDPOINT, dial_failure, dial_reason
-from tproxy.datapath.counters import (
+from tproxy.datapath.counts import (
     CAUSES,
+    DATAGRAMS_TO_ENDPOINT,
+    DATAGRAMS_TO_GUEST,
     DIAL_FAILED,
+    EVICTED,
     FINISHED,
     LIMITED,
     NETWORK,
@@ -73,6 +76,9 @@ LIMIT_INTERVAL = 60.0
 LOOK = 0.05
 
 _DISCARD = 9  # RFC 863
+
+# The places of ``Session.moved`` in a target's counts.
+_MOVED = (TO_ENDPOINT, TO_GUEST, DATAGRAMS_TO_ENDPOINT, DATAGRAMS_TO_GUEST)
 
 _DONT_WAIT = int(socket.MSG_DONTWAIT)
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
@@ -374,10 +380,10 @@ class Datagrams:
                 CAUSES[cause],
                 self._warnings[cause].suffix(),
             )
-        self.end(session, CAUSES[cause], LIMITED)
+        self.end(session, CAUSES[cause], EVICTED)
 
     def end(self, session: Session, how: str, outcome: int) -> None:
-        """End a session, unless it has ended; ``outcome`` is a place in ``counters.OUTCOMES``."""
+        """End a session, unless it has ended; ``outcome`` is a place in ``counts.OUTCOMES``."""
         gate = session.gate
         if session not in self:
             return
@@ -391,11 +397,11 @@ class Datagrams:
         self._lines.write_session(session, self.introductions.id(session.number), how, outcome)
 
     def count(self, session: Session) -> None:
-        """Add the bytes that were moved since the last time to the counts of the target."""
-        counts = session.target.counts
-        counts[TO_ENDPOINT] += session.sent - session.counted_sent
-        counts[TO_GUEST] += session.received - session.counted_received
-        session.counted_sent, session.counted_received = session.sent, session.received
+        """Add what was moved since the last time to the counts of the target."""
+        counts, moved = session.target.counts, session.moved
+        for place, now, before in zip(_MOVED, moved, session.counted, strict=True):
+            counts[place] += now - before
+        session.counted = moved
 
     def count_open(self) -> None:
         """Add the bytes of open sessions to the counts of their targets, as of now."""

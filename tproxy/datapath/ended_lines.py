@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 
-from tproxy.datapath.counters import OUTCOMES
+from tproxy.datapath.counts import OUTCOMES
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.log.file import INFO, Log
 from tproxy.log.lines import Fields

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tproxy.datapath.counters import PER_BRIDGE, PER_GUEST, TO_ENDPOINT_LIMIT, TOTAL_LIMIT
+from tproxy.datapath.counts import PER_BRIDGE, PER_GUEST, TO_ENDPOINT_LIMIT, TOTAL_LIMIT
 from tproxy.datapath.target import Target
 from tproxy.model import Endpoint, Service
 from tproxy.typed import Any

@@ -15,7 +15,7 @@ import select
 import socket
 import time
 
-from tproxy.datapath.counters import DIAL_TIMED_OUT, SILENT
+from tproxy.datapath.counts import DIAL_TIMED_OUT, SILENT
 from tproxy.datapath.endpoints import SILENCE
 from tproxy.kernel.loop import ERROR, HANGUP, WRITE, Timer
 from tproxy.model import Endpoint

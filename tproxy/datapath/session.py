@@ -65,15 +65,16 @@ class Session:
         "_header_of",
         "_keeper",
         "_unanswered",
-        "counted_received",
-        "counted_sent",
+        "counted",
         "endpoint",
         "gate",
         "guest",
         "mac",
         "number",
         "received",
+        "received_datagrams",
         "sent",
+        "sent_datagrams",
         "sock",
         "started",
         "target",
@@ -91,7 +92,8 @@ class Session:
         self.guest = guest
         self.number = keeper.next_number()
         self.started = self.used = time.monotonic()
-        self.sent = self.received = self.counted_sent = self.counted_received = 0
+        self.sent = self.received = self.sent_datagrams = self.received_datagrams = 0
+        self.counted = self.moved  # what the target's counts have of these
         self.mac: str | None = None
         self._header = b""
         self._header_of = -1  # the state of what the daemon has told, of which the header was made
@@ -106,9 +108,15 @@ class Session:
         """The key of the service."""
         return self.target.service.key
 
+    @property
+    def moved(self) -> tuple[int, int, int, int]:
+        """Bytes that the guest sent, and the endpoint; datagrams likewise."""
+        return self.sent, self.received, self.sent_datagrams, self.received_datagrams
+
     def send(self, data: memoryview | bytes) -> None:
         """Send a guest's datagram to the endpoint."""
         self.sent += len(data)
+        self.sent_datagrams += 1
         number = self._send(data)
         if number in _LOST:
             if number == errno.EMSGSIZE:
@@ -123,7 +131,7 @@ class Session:
 
     def on_event(self, fd: int, mask: int) -> None:
         """Pass on what the endpoint has sent."""
-        gate, before = self.gate, self.received
+        gate, before = self.gate, self.received_datagrams
         for _ in range(_AT_ONCE):
             try:
                 count = self.sock.recv_into(BUFFER, 0, _DONT_WAIT)
@@ -136,11 +144,12 @@ class Session:
             if self.tried:
                 self.tried.clear()
             self.received += count
+            self.received_datagrams += 1
             with suppress(OSError):  # the guest is gone, or its queue is full: the datagram is lost
                 gate.sock.sendto(BUFFER[:count], _DONT_WAIT, self.guest)
             if count < _SMALL:
                 break
-        if self.received != before:
+        if self.received_datagrams != before:
             self._keeper.answered(self)
 
     def _send(self, data: memoryview | bytes) -> int:

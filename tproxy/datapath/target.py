@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tproxy.datapath import counters
-from tproxy.datapath.counters import Counts, Record
+from tproxy.datapath.counters import Record
+from tproxy.datapath.counts import OPEN, Counts
 from tproxy.log.limit import LineLimit
 from tproxy.model import Service
 
@@ -45,7 +46,7 @@ class Target:
     @property
     def open(self) -> int:
         """The open connections in this process."""
-        return self.counts[counters.OPEN]
+        return self.counts[OPEN]
 
     def failed(self, why: str) -> None:
         """Note why a connection failed, for ``tproxy status``."""

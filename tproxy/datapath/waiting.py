@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 
-from tproxy.datapath.counters import LIMITED, NETWORK, TOTAL
+from tproxy.datapath.counts import LIMITED, NETWORK, TOTAL
 from tproxy.datapath.introduction import Introductions
 from tproxy.datapath.membership import EVERYBODY, REFUSED, WAIT, Verdict
 from tproxy.datapath.target import Target

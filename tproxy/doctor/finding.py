@@ -17,7 +17,7 @@ from tproxy.typed import NamedTuple
 GOOD, WARNING, BAD = "good", "warning", "bad"
 LEVELS = (GOOD, WARNING, BAD)
 
-# Every check, in the order in which a report has them. docs/operating.md explains each.
+# Every check, in the order in which a report has them. docs/doctor.md explains each.
 HOST_FIRST = (
     "mounts",
     "nftables",

@@ -1,22 +1,23 @@
 """The declarations of all metrics: name, kind, labels, and what they mean. docs/metrics.md is made of them.
 
 Names follow Prometheus' conventions: base units, ``_total`` for counters. Every label is bounded: a guest can
-make no series. What comes later for UDP (open sessions) gets names of its own here, with SERVICE for labels.
+make no series. UDP has no connections: what concerns its sessions has names of its own.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from tproxy.datapath.counters import CAUSES, CONNECT_BOUNDS, DURATION_BOUNDS, OUTCOMES, REASONS
+from tproxy.datapath.counts import CAUSES, CONNECT_BOUNDS, DURATION_BOUNDS, OUTCOMES, REASONS
 from tproxy.kernel.loop import LAGS
+from tproxy.model import TCP, UDP
 
 
 class Metric(NamedTuple):
     """``kind`` is that of Prometheus. A counter's name is without ``_total``, as prometheus-client wants it.
 
     ``values`` are those of the last label, where these are words of ours, and ``bounds`` those of the buckets
-    of a histogram.
+    of a histogram. ``protocol``: only services with this one have the metric.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Metric(NamedTuple):
     labels: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
     bounds: tuple[float, ...] = ()
+    protocol: str = ""
 
     @property
     def full_name(self) -> str:
@@ -36,8 +38,9 @@ class Metric(NamedTuple):
 LABELS = {
     "bridge": ("the bridge", "the bridges of this host that have a service map"),
     "network": (
-        "the name of the bridge's first network, or its id where it has no name, or nothing",
-        "one for each bridge",
+        "the name of the network, or its id where it has no name; nothing for what several networks of a "
+        "bridge have in common; with `@1` and the like where two have one name",
+        "the networks of the bridges",
     ),
     "service": (
         "the service's name and port, such as `packages:5030`; without a name, the port",
@@ -68,6 +71,7 @@ MEANINGS = {
     "timed_out": "`idle_timeout`, `half_closed_timeout`, `user_timeout` or `drain_timeout` ended it",
     "stopped": "tproxy was stopped, or the bridge taken down",
     "worker_lost": "its worker ended",
+    "evicted": "it ended to make room for another one, since a limit was reached",
     "killed": "an operator ended it (`tproxy kill`)",
     "refused": "the endpoint refused",
     "silent": "the endpoint was silent for 250 ms, and another one answered",
@@ -77,35 +81,45 @@ MEANINGS = {
 }
 # The same word of another label.
 MEANINGS_OF_REASONS = {"timed_out": "the endpoint did not answer within `connect_timeout`"}
+# The same word, of a session.
+MEANINGS_OF_SESSIONS = {
+    "finished": "it was silent for `udp_idle_timeout`",
+    "dial_failed": "all endpoints refused it, or could not be reached",
+    "limited": "the guest's network has no such service, or is not known",
+}
 
 BRIDGE = ("bridge", "network")
 SERVICE = ("bridge", "network", "service")
+DIRECTIONS = ("to_endpoint", "to_guest")
 
 UP = Metric("tproxy_up", "gauge", "Whether the daemon answers.")
 BUILD = Metric("tproxy_build_info", "gauge", "Always 1.", ("version",))
 STARTED = Metric("tproxy_start_time_seconds", "gauge", "When the daemon started, in seconds since 1970.")
 RELAY_UP = Metric("tproxy_relay_up", "gauge", "Whether the bridge has a relay.", BRIDGE)
 LISTENING = Metric("tproxy_service_listening", "gauge", "Whether the service port listens.", SERVICE)
-OPEN = Metric("tproxy_connections_open", "gauge", "Open connections.", SERVICE)
+OPEN = Metric("tproxy_connections_open", "gauge", "Open connections.", SERVICE, protocol=TCP)
 ACCEPTED = Metric(
     "tproxy_connections_accepted",
     "counter",
     "Connections of guests: those that are open, and those that have ended.",
     SERVICE,
+    protocol=TCP,
 )
 ENDED = Metric(
     "tproxy_connections_ended",
     "counter",
     "Connections that have ended.",
     (*SERVICE, "outcome"),
-    OUTCOMES,
+    tuple(each for each in OUTCOMES if each != "evicted"),
+    protocol=TCP,
 )
 BYTES = Metric(
     "tproxy_transferred_bytes",
     "counter",
     "Bytes of connections; of open ones as of this scrape or the one before.",
     (*SERVICE, "direction"),
-    ("to_endpoint", "to_guest"),
+    DIRECTIONS,
+    protocol=TCP,
 )
 CONNECT = Metric(
     "tproxy_connect_duration_seconds",
@@ -113,6 +127,7 @@ CONNECT = Metric(
     "Time from a guest's connection to the endpoint's answer, with all endpoints that were tried before.",
     SERVICE,
     bounds=CONNECT_BOUNDS,
+    protocol=TCP,
 )
 DURATION = Metric(
     "tproxy_connection_duration_seconds",
@@ -120,25 +135,59 @@ DURATION = Metric(
     "Duration of connections that have ended, but for those that a limit refused.",
     SERVICE,
     bounds=DURATION_BOUNDS,
+    protocol=TCP,
+)
+SESSIONS_OPEN = Metric("tproxy_udp_sessions_open", "gauge", "Open UDP sessions.", SERVICE, protocol=UDP)
+SESSIONS = Metric(
+    "tproxy_udp_sessions",
+    "counter",
+    "UDP sessions of guests: those that are open, and those that have ended or could not begin.",
+    SERVICE,
+    protocol=UDP,
+)
+SESSIONS_ENDED = Metric(
+    "tproxy_udp_sessions_ended",
+    "counter",
+    "UDP sessions that have ended, or could not begin.",
+    (*SERVICE, "outcome"),
+    ("finished", "dial_failed", "limited", "evicted", "stopped", "worker_lost", "killed"),
+    protocol=UDP,
+)
+DATAGRAMS = Metric(
+    "tproxy_udp_datagrams",
+    "counter",
+    "Datagrams of UDP sessions; of open ones as of this scrape or the one before.",
+    (*SERVICE, "direction"),
+    DIRECTIONS,
+    protocol=UDP,
+)
+DATAGRAM_BYTES = Metric(
+    "tproxy_udp_transferred_bytes",
+    "counter",
+    "Bytes in datagrams of UDP sessions, without headers; of open ones likewise.",
+    (*SERVICE, "direction"),
+    DIRECTIONS,
+    protocol=UDP,
 )
 DIAL_FAILURES = Metric(
     "tproxy_dial_failures",
     "counter",
-    "Dials of an endpoint that failed; another endpoint may have answered.",
+    "Dials of an endpoint that failed, or datagrams that it refused; another endpoint may have answered.",
     (*SERVICE, "reason"),
     REASONS,
 )
 LIMITED = Metric(
     "tproxy_connections_limited",
     "counter",
-    "Connections that a limit refused, or a time-out ended.",
+    "Connections that a limit refused, or a time-out ended; UDP sessions that a limit refused or ended.",
     (*SERVICE, "limit"),
     CAUSES,
 )
 ENDPOINT_UP = Metric(
     "tproxy_endpoint_up",
     "gauge",
-    "Whether the endpoint answered when it was dialled last; missing where it was not dialled yet.",
+    "Whether the endpoint answered when it was dialled last; missing where it was not dialled yet. Of UDP, "
+    "whether it refused no datagram.",
     (*SERVICE, "endpoint"),
 )
 RELAY_RESTARTS = Metric(
@@ -182,6 +231,7 @@ CPU = Metric("tproxy_process_cpu_seconds", "counter", "Processor time.", ("proce
 
 ALL = (
     *(UP, BUILD, STARTED, RELAY_UP, LISTENING, OPEN, ACCEPTED, ENDED, BYTES, CONNECT, DURATION),
+    *(SESSIONS_OPEN, SESSIONS, SESSIONS_ENDED, DATAGRAMS, DATAGRAM_BYTES),
     *(DIAL_FAILURES, LIMITED, ENDPOINT_UP, RELAY_RESTARTS, WORKER_RESTARTS, REPAIRS, LAG),
     *(MEMORY, FDS, MOST_FDS, CPU),
 )

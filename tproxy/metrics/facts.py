@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from tproxy.daemon.client import FIGURES
-from tproxy.datapath.counters import Counts, EndpointState, LoopTimes, View
+from tproxy.datapath.counters import View
+from tproxy.datapath.counts import Counts, EndpointState, LoopTimes
+from tproxy.datapath.membership import EVERYBODY
 from tproxy.errors import ProtocolError
-from tproxy.model import ServiceKey, service_label
+from tproxy.model import UDP, ServiceKey, service_label
 
 
 class Service(NamedTuple):
@@ -22,6 +24,7 @@ class Service(NamedTuple):
     listening: bool
     counts: Counts
     endpoints: tuple[tuple[str, bool], ...]
+    udp: bool = False
 
 
 class Bridge(NamedTuple):
@@ -87,22 +90,24 @@ class Facts:
         services = []
         for bridge, details in self._bridges.items():
             silent = answer["silent"].get(bridge, ())
+            networks = _networks(details)
             for fields, name, endpoints in details["services"]:
                 service = ServiceKey(*fields)
                 services.append(
                     Service(
                         bridge,
-                        _network(details, service.network),
-                        service_label(name, service),
+                        networks.get(service.network, f"@{service.network}"),
+                        service_label(name, service.listener),
                         silent is not None and [*service.listener] not in silent,
                         counts.get((bridge, service), Counts()),
                         tuple((each, not states[each].failed) for each in endpoints if each in states),
+                        service.protocol == UDP,
                     )
                 )
         bridges = tuple(
             Bridge(
                 name,
-                _network(details),
+                _networks(details)[EVERYBODY],
                 answer["relays"][name][0] is not None,
                 answer["relays"][name][1],
                 tuple(answer["repairs"].get(name, (0, 0))),
@@ -121,12 +126,19 @@ class Facts:
         )
 
 
-def _network(details: dict[str, Any], order: int = 0) -> str:
-    """Return the network with this order; of a service for everybody, the first one of the bridge."""
-    known: dict[int, str] = dict(zip(details.get("orders", ()), details["networks"], strict=False))
-    found: str = known.get(order, details["networks"][0])
+def _networks(details: dict[str, Any]) -> dict[int, str]:
+    """Return the label of each network of a bridge by its order; no two are the same.
+
+    What is for everybody belongs to the bridge's network where it has only one, and to none otherwise.
+    """
     # A name that is not UTF-8 came as surrogates (PEP 383), which Prometheus does not take.
-    return found.encode(errors="backslashreplace").decode()
+    names = [each.encode(errors="backslashreplace").decode() for each in details["networks"]]
+    if len(names) == 1 and all(key[-1] == EVERYBODY for key, _, _ in details["services"]):
+        return {EVERYBODY: names[0]}
+    known = {EVERYBODY: ""}
+    for order, name in zip(details["orders"], names, strict=True):
+        known[order] = name if name and names.count(name) == 1 else f"{name}@{order}"
+    return known
 
 
 def _ended(rows: list[list[Any]]) -> dict[tuple[str, ServiceKey], Counts]:

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tproxy.metrics import declared
-from tproxy.metrics.declared import ALL, LABELS, MEANINGS, MEANINGS_OF_REASONS, Metric
+from tproxy.metrics.declared import ALL, LABELS, MEANINGS, MEANINGS_OF_REASONS, MEANINGS_OF_SESSIONS, Metric
+from tproxy.model import TCP, UDP
 
 ROOT = Path(__file__).parents[2]
 PAGE = "docs/metrics.md"
@@ -16,7 +17,8 @@ PAGE = "docs/metrics.md"
 def page() -> str:
     """Return the page with tables, and the number of a service's series, as they should be."""
     text = (ROOT / PAGE).read_text()
-    text = re.sub(r"has \d+ series", f"has {series_of_a_service()} series", text)
+    series = f"A TCP service has {series_of_a_service(TCP)} series, a UDP service {series_of_a_service(UDP)},"
+    text = re.sub(r"A TCP service has \d+ series, a UDP service \d+,", series, text)
     text = _with_table(text, ["metric", "kind", "labels", "meaning"], map(_row, ALL))
     buckets = (
         [f"`{each.full_name}`", ", ".join(f"{bound:g}" for bound in each.bounds)]
@@ -27,7 +29,10 @@ def page() -> str:
     labels = ([f"`{name}`", value, bound] for name, (value, bound) in LABELS.items())
     text = _with_table(text, ["label", "value", "bounded by"], labels)
     outcomes = ([f"`{each}`", MEANINGS[each]] for each in declared.ENDED.values)
-    text = _with_table(text, ["`outcome`", "meaning"], outcomes)
+    text = _with_table(text, ["`outcome` of a connection", "meaning"], outcomes)
+    of_sessions = {**MEANINGS, **MEANINGS_OF_SESSIONS}
+    outcomes = ([f"`{each}`", of_sessions[each]] for each in declared.SESSIONS_ENDED.values)
+    text = _with_table(text, ["`outcome` of a UDP session", "meaning"], outcomes)
     reasons = (
         [f"`{each}`", MEANINGS_OF_REASONS.get(each) or MEANINGS[each]]
         for each in declared.DIAL_FAILURES.values
@@ -35,11 +40,13 @@ def page() -> str:
     return _with_table(text, ["`reason`", "meaning"], reasons)
 
 
-def series_of_a_service() -> int:
+def series_of_a_service(protocol: str) -> int:
     """Return how many series a service has, without those of its endpoints."""
     found = 0
     for each in ALL:
-        if each.labels[:3] == declared.SERVICE and each is not declared.ENDPOINT_UP:
+        if each.protocol not in ("", protocol) or each is declared.ENDPOINT_UP:
+            continue
+        if each.labels[:3] == declared.SERVICE:
             found += len(each.values) if each.values else len(each.bounds) + 3 if each.bounds else 1
     return found
 

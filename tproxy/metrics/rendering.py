@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from tproxy.datapath.counters import LoopTimes
+from tproxy.datapath.counts import OUTCOMES, LoopTimes
 from tproxy.metrics import declared
 from tproxy.metrics.declared import Metric
 from tproxy.metrics.facts import Process, Service, Snapshot
@@ -44,15 +44,8 @@ def families(snapshot: Snapshot) -> Iterator[Family]:
         yield _simple(declared.STARTED, [((), snapshot.started)])
         yield _simple(declared.RELAY_UP, [((each.name, each.network), each.relay) for each in bridges])
         yield _simple(declared.LISTENING, [(_of(each), each.listening) for each in services])
-        yield _simple(declared.OPEN, [(_of(each), each.counts.open) for each in services])
-        yield _simple(declared.ACCEPTED, [(_of(each), each.counts.total) for each in services])
-        yield _split(declared.ENDED, services, [each.counts.outcomes for each in services])
-        both = [(each.counts.to_endpoint, each.counts.to_guest) for each in services]
-        yield _split(declared.BYTES, services, both)
-        connects = [(_of(each), each.counts.connects, each.counts.connect_seconds) for each in services]
-        yield _histogram(declared.CONNECT, connects)
-        durations = [(_of(each), each.counts.durations, each.counts.seconds) for each in services]
-        yield _histogram(declared.DURATION, durations)
+        yield from _of_connections([each for each in services if not each.udp])
+        yield from _of_sessions([each for each in services if each.udp])
         yield _split(declared.DIAL_FAILURES, services, [each.counts.dial_failures for each in services])
         yield _split(declared.LIMITED, services, [each.counts.limited for each in services])
         yield _simple(
@@ -75,6 +68,34 @@ def families(snapshot: Snapshot) -> Iterator[Family]:
     yield _simple(declared.FDS, [(_which(each), each.fds) for each in processes])
     yield _simple(declared.MOST_FDS, [(_which(each), each.most_fds) for each in processes if each.most_fds])
     yield _simple(declared.CPU, [(_which(each), each.cpu) for each in processes])
+
+
+def _of_connections(services: list[Service]) -> Iterator[Family]:
+    yield _simple(declared.OPEN, [(_of(each), each.counts.open) for each in services])
+    yield _simple(declared.ACCEPTED, [(_of(each), each.counts.total) for each in services])
+    yield _ended(declared.ENDED, services)
+    both = [(each.counts.to_endpoint, each.counts.to_guest) for each in services]
+    yield _split(declared.BYTES, services, both)
+    connects = [(_of(each), each.counts.connects, each.counts.connect_seconds) for each in services]
+    yield _histogram(declared.CONNECT, connects)
+    durations = [(_of(each), each.counts.durations, each.counts.seconds) for each in services]
+    yield _histogram(declared.DURATION, durations)
+
+
+def _of_sessions(services: list[Service]) -> Iterator[Family]:
+    yield _simple(declared.SESSIONS_OPEN, [(_of(each), each.counts.open) for each in services])
+    yield _simple(declared.SESSIONS, [(_of(each), each.counts.total) for each in services])
+    yield _ended(declared.SESSIONS_ENDED, services)
+    datagrams = [(each.counts.datagrams_to_endpoint, each.counts.datagrams_to_guest) for each in services]
+    yield _split(declared.DATAGRAMS, services, datagrams)
+    both = [(each.counts.to_endpoint, each.counts.to_guest) for each in services]
+    yield _split(declared.DATAGRAM_BYTES, services, both)
+
+
+def _ended(metric: Metric, services: list[Service]) -> Family:
+    places = [OUTCOMES.index(word) for word in metric.values]
+    counts = [tuple(each.counts.outcomes[place] for place in places) for each in services]
+    return _split(metric, services, counts)
 
 
 def _simple(metric: Metric, rows: Iterable[Row]) -> Family:

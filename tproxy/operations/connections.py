@@ -92,9 +92,8 @@ def listed(words: Sequence[str], patience: float = PATIENCE) -> Listing:
 
 def measured(words: Sequence[str], seconds: float, before: Listing | None = None) -> Listing:
     """The same with rates: a second look, so many seconds after ``before``, or after a first one."""
-    began = time.monotonic()
     first = before if before is not None else listed(words)
-    time.sleep(max(seconds - (time.monotonic() - began), 0.0))
+    time.sleep(seconds)
     return with_rates(listed(words), first)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from tproxy.datapath import counters, inspection
+from tproxy.datapath import counts, inspection
 from tproxy.datapath.choice import Choice
 from tproxy.datapath.connection import Connection
 from tproxy.datapath.connections import Connections
@@ -50,11 +50,11 @@ class Inspection:
             if isinstance(each, Connection):
                 line = self._of_connection(each, choice)
                 if line and kill:
-                    each.abort(KILLED, counters.KILLED)
+                    each.abort(KILLED, counts.KILLED)
             else:
                 line = self._of_session(each, choice)
                 if line and kill:
-                    self._datagrams.end(each, KILLED, counters.KILLED)
+                    self._datagrams.end(each, KILLED, counts.KILLED)
             if line:
                 yield line
 

@@ -9,35 +9,25 @@ worker to finish, and that a bridge is gone meanwhile.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
 
-from tproxy.addresses import packed_address, unpacked_address
 from tproxy.datapath.membership import Card
 from tproxy.errors import ProtocolError
-from tproxy.model import PROTOCOLS, PROXY_V2, SPREADS, Endpoint, Network, Service, ServiceKey
+from tproxy.model import Network, Service, ServiceKey
 from tproxy.names import INTERFACE_NAME_BYTES
 from tproxy.typed import NamedTuple
+from tproxy.worker import packing
 
 # Of this protocol. A daemon tells a worker of another version to finish, and starts one of its own.
-VERSION = 6
+VERSION = 7
 
 # The first bytes of the messages to a worker that have the same form in all versions.
 IN_ALL_VERSIONS = (b"D", b"F", b"L", b"M")
-
-# Bytes of services in one message: far below the default of net.core.wmem_default.
-MOST_BYTES = 100_000
-
-# Seconds. No timeout is as long as this, which also leaves out what is no number (NaN).
-_LONGEST = 1 << 32
 
 # Guests in one message.
 MOST_GUESTS = 2048
 
 _NAME = struct.Struct(f"!{INTERFACE_NAME_BYTES}s")
 _BRIDGE = struct.Struct(f"!{INTERFACE_NAME_BYTES}s?Q")
-_SERVICE = struct.Struct("!HB16sIHd7I??IB")  # behind it the addresses, of 16 bytes each
-_ADDRESS = 16
-_KEY = struct.Struct("!HB16sI")
 _UNREACHABLE = struct.Struct(f"!{INTERFACE_NAME_BYTES}sd")
 _SERVICES = struct.Struct(f"!{INTERFACE_NAME_BYTES}s??")
 _SETTINGS = struct.Struct("!BHHHI")
@@ -230,14 +220,14 @@ def encode(message: Message) -> bytes:
         case Settings(log_level, workers, (first, last), max_connections):
             return b"S" + _SETTINGS.pack(log_level, workers, first, last, max_connections)
         case Services(bridge, first, last, services):
-            return b"P" + _SERVICES.pack(bridge.encode(), first, last) + b"".join(map(_pack, services))
+            return b"P" + _SERVICES.pack(bridge.encode(), first, last) + b"".join(map(packing.pack, services))
         case Networks(bridge, first, last, hypervisor, networks, members, cards):
             texts = [hypervisor, *(text for _, network in networks for text in network)]
             return b"".join(
                 (
                     b"N" + _NETWORKS.pack(bridge.encode(), first, last, len(networks), len(members)),
                     *(_ORDER.pack(order) for order, _ in networks),
-                    *(_LENGTH.pack(len(data)) + data for data in map(str.encode, texts)),
+                    packing.pack_texts(texts),
                     *(_MEMBER.pack(_mac_bytes(mac), order) for mac, order in members),
                     *(_CARD.pack(port.encode(), _mac_bytes(mac), order) for port, mac, order in cards),
                 )
@@ -247,8 +237,8 @@ def encode(message: Message) -> bytes:
             return b"".join(
                 (
                     b"n" + _LABELS.pack(bridge.encode(), first, len(names)),
-                    *(_pack_key(key) for key, _ in names),
-                    *(_LENGTH.pack(len(data)) + data for data in map(str.encode, called)),
+                    *(packing.pack_key(key) for key, _ in names),
+                    packing.pack_texts(called),
                 )
             )
         case Ports(bridge, first, ports):
@@ -257,11 +247,11 @@ def encode(message: Message) -> bytes:
         case Bridge(bridge, cookie):
             return b"B" + _BRIDGE.pack(bridge.encode(), cookie is not None, cookie or 0)
         case Gate(bridge, key):
-            return b"G" + _NAME.pack(bridge.encode()) + _pack_key(key)
+            return b"G" + _NAME.pack(bridge.encode()) + packing.pack_key(key)
         case LetGo(bridge):
             return b"g" + _NAME.pack(bridge.encode())
         case Unreachable(bridge, key, seconds):
-            return b"U" + _UNREACHABLE.pack(bridge.encode(), seconds) + _pack_key(key)
+            return b"U" + _UNREACHABLE.pack(bridge.encode(), seconds) + packing.pack_key(key)
         case Forget(bridge):
             return b"F" + _NAME.pack(bridge.encode())
         case LogFile():
@@ -273,8 +263,7 @@ def encode(message: Message) -> bytes:
         case Drain():
             return b"D"
         case Question(kind, words):
-            said = b"".join(_LENGTH.pack(len(data)) + data for data in map(str.encode, (kind, *words)))
-            return b"Q" + _LENGTH.pack(len(words)) + said
+            return b"Q" + _LENGTH.pack(len(words)) + packing.pack_texts((kind, *words))
         case Ready(version, draining):
             return b"r" + _READY.pack(version, draining)
         case Synced(number):
@@ -293,7 +282,7 @@ def decode(data: bytes) -> Message:
                 return Settings(log_level, workers, (start, end), max_connections)
             case b"P":
                 name, first, last = _SERVICES.unpack_from(body)
-                return Services(_text(name), first, last, tuple(_unpack(body[_SERVICES.size :])))
+                return Services(_text(name), first, last, tuple(packing.unpack(body[_SERVICES.size :])))
             case b"N":
                 return _unpack_networks(body)
             case b"n":
@@ -306,12 +295,12 @@ def decode(data: bytes) -> Message:
                 name, known, cookie = _BRIDGE.unpack(body)
                 return Bridge(_text(name), cookie if known else None)
             case b"G":
-                return Gate(_text(*_NAME.unpack_from(body)), _unpack_key(body[_NAME.size :]))
+                return Gate(_text(*_NAME.unpack_from(body)), packing.unpack_key(body[_NAME.size :]))
             case b"g":
                 return LetGo(_text(*_NAME.unpack(body)))
             case b"U":
                 name, seconds = _UNREACHABLE.unpack_from(body)
-                return Unreachable(_text(name), _unpack_key(body[_UNREACHABLE.size :]), seconds)
+                return Unreachable(_text(name), packing.unpack_key(body[_UNREACHABLE.size :]), seconds)
             case b"F":
                 return Forget(_text(*_NAME.unpack(body)))
             case b"L" if not body:
@@ -324,7 +313,7 @@ def decode(data: bytes) -> Message:
                 return Drain()
             case b"Q":
                 (count,) = _LENGTH.unpack_from(body)
-                (asked, *words), _ = _unpack_texts(body, _LENGTH.size, 1 + count)
+                (asked, *words), _ = packing.unpack_texts(body, _LENGTH.size, 1 + count)
                 return Question(asked, tuple(words))
             case b"r":
                 return Ready(*_READY.unpack_from(body))
@@ -335,66 +324,11 @@ def decode(data: bytes) -> Message:
     raise ProtocolError(f"an order of unknown kind {kind!r}")
 
 
-def parts(services: Sequence[Service]) -> list[tuple[Service, ...]]:
-    """Return the services in parts that fit into one message each; there is at least one part."""
-    found: list[list[Service]] = [[]]
-    room = MOST_BYTES
-    for each in services:
-        size = _SERVICE.size + _ADDRESS * len(each.candidates)
-        if size > room:
-            found.append([])
-            room = MOST_BYTES
-        found[-1].append(each)
-        room -= size
-    return [tuple(each) for each in found]
-
-
-def _pack(service: Service) -> bytes:
-    key, endpoint, _, *numbers, _, spread, idle, endpoints = service
-    addresses = b"".join(map(packed_address, endpoints or (endpoint.address,)))
-    count = len(addresses) // _ADDRESS
-    known = key.port, PROTOCOLS.index(key.protocol), packed_address(key.address), key.network
-    head = _SERVICE.pack(*known, endpoint.port, *numbers, service.introduced, spread == "least", idle, count)
-    return head + addresses
-
-
-def _pack_key(key: ServiceKey) -> bytes:
-    return _KEY.pack(key.port, PROTOCOLS.index(key.protocol), packed_address(key.address), key.network)
-
-
-def _unpack_key(data: bytes) -> ServiceKey:
-    port, protocol, address, network = _KEY.unpack(data)
-    if protocol >= len(PROTOCOLS):
-        raise ProtocolError("a key has an unknown protocol")
-    return ServiceKey(port, PROTOCOLS[protocol], unpacked_address(address), network)
-
-
-def _unpack(body: bytes) -> Iterator[Service]:
-    """Yield the services; a worker does not need their names."""
-    at = 0
-    while at < len(body):
-        fields = _SERVICE.unpack_from(body, at)
-        port, protocol, address, network, remote_port, *numbers, introduced, least, idle, count = fields
-        if protocol >= len(PROTOCOLS):
-            raise ProtocolError("a service has an unknown protocol")
-        at += _SERVICE.size
-        end = at + count * _ADDRESS
-        if not count or end > len(body):
-            raise ProtocolError("a service has no endpoint")
-        addresses = [unpacked_address(body[start : start + _ADDRESS]) for start in range(at, end, _ADDRESS)]
-        at = end
-        if not 0 < numbers[0] < _LONGEST:
-            raise ProtocolError(f"a service with a connect timeout of {numbers[0]} s")
-        options = *numbers, PROXY_V2 if introduced else "", SPREADS[least], idle
-        key = ServiceKey(port, PROTOCOLS[protocol], unpacked_address(address), network)
-        yield Service(key, Endpoint(addresses[0], remote_port), "", *options).led_to(addresses)
-
-
 def _unpack_networks(body: bytes) -> Networks:
     name, first, last, count, guests = _NETWORKS.unpack_from(body)
     at = _NETWORKS.size + count * _ORDER.size
     orders = [order for (order,) in _ORDER.iter_unpack(body[_NETWORKS.size : at])]
-    texts, at = _unpack_texts(body, at, 1 + 2 * count)
+    texts, at = packing.unpack_texts(body, at, 1 + 2 * count)
     networks = tuple(zip(orders, map(Network, texts[1::2], texts[2::2]), strict=True))
     end = at + guests * _MEMBER.size
     if end > len(body):
@@ -407,22 +341,13 @@ def _unpack_networks(body: bytes) -> Networks:
 def _unpack_labels(body: bytes) -> Labels:
     name, first, count = _LABELS.unpack_from(body)
     at = _LABELS.size
-    end = at + count * _KEY.size
-    keys = [_unpack_key(body[start : start + _KEY.size]) for start in range(at, end, _KEY.size)]
-    (network, *names), _ = _unpack_texts(body, end, 1 + count)
+    end = at + count * packing.KEY_BYTES
+    keys = [
+        packing.unpack_key(body[start : start + packing.KEY_BYTES])
+        for start in range(at, end, packing.KEY_BYTES)
+    ]
+    (network, *names), _ = packing.unpack_texts(body, end, 1 + count)
     return Labels(_text(name), first, network, tuple(zip(keys, names, strict=True)))
-
-
-def _unpack_texts(body: bytes, at: int, count: int) -> tuple[list[str], int]:
-    """Return so many texts that begin at ``at``, and where they end."""
-    texts = []
-    for _ in range(count):
-        (length,) = _LENGTH.unpack_from(body, at)
-        at += _LENGTH.size + length
-        if at > len(body):
-            raise ProtocolError("a name is cut off")
-        texts.append(body[at - length : at].decode())
-    return texts, at
 
 
 def _mac_bytes(mac: str) -> bytes:

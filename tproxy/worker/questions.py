@@ -12,6 +12,7 @@ the command has gone. While nobody asks, all of this costs nothing.
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 
@@ -19,8 +20,9 @@ from tproxy.kernel.loop import ERROR, HANGUP, WRITE, Loop
 from tproxy.log import lines
 from tproxy.log.file import Log
 
-# Lines that are made in one turn of the loop.
+# Lines that are made in one turn of the loop at most, and the seconds after which no further one is begun.
 AT_ONCE = 25
+TURN = 0.001
 
 # Bytes of an answer without an end that wait for its reader. What comes then is left out, and counted.
 MOST_WAITING = 256 * 1024
@@ -98,15 +100,22 @@ class Answer:
             self._send()
 
     def _make(self, made: Iterator[str]) -> None:
+        some: list[str] = []
+        end = time.monotonic() + TURN
         try:
-            some = [*islice(made, AT_ONCE)]
+            for each in islice(made, AT_ONCE):
+                some.append(each)
+                if time.monotonic() > end:
+                    break
+            else:
+                self._complete = len(some) < AT_ONCE
         except Exception as error:  # of any kind: a question never ends the connections of guests
             self._log.error("a question cannot be answered: %s: %s", type(error).__name__, error)
             self.close()
             return
-        if len(some) < AT_ONCE:
+        if self._complete:
             some.append(END)
-            self._made, self._complete = None, True
+            self._made = None
         self._waiting = "".join(f"{each}\n" for each in some if each != PAUSE).encode()
 
     def _send(self) -> None:

@@ -17,7 +17,8 @@ import socket
 
 from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.datapath.connections import Connections
-from tproxy.datapath.counters import Counters, LoopTimes
+from tproxy.datapath.counters import Counters
+from tproxy.datapath.counts import LoopTimes
 from tproxy.datapath.datagrams import Datagrams
 from tproxy.datapath.endpoints import State
 from tproxy.datapath.target import Target

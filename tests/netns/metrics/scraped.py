@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import sys
@@ -11,16 +12,19 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.netns.conftest import ENDPOINTS
 from tests.netns.metrics import unix_http
+from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
 
 ENDPOINT = "10.11.12.13"
+PATIENCE = 30.0  # seconds: an answer that comes late is no failure on a busy machine
 SOCKET = "/run/tproxy-metrics.sock"
 PORT = 9469
 
-# Two services that work, one whose endpoint refuses, one of which the first endpoint refuses.
+# Two services that work, one whose endpoint refuses, one of which the first endpoint refuses. Of UDP: one
+# with sessions that stay, one with short ones, and one whose endpoint refuses.
 CONFIG = f"""\
 tproxy_workers: 1
 tproxy_max_connections_per_guest: 3
@@ -29,6 +33,10 @@ tproxy:
 - {{remote_addr: {ENDPOINT}, remote_port: 7, name: echo}}
 - {{service_port: 5031, remote_addr: {ENDPOINT}, remote_port: 1}}
 - {{service_port: 5032, remote_addr: [10.11.12.14, {ENDPOINT}], remote_port: 8080}}
+- {{remote_addr: {ENDPOINT}, remote_port: 5353, name: kept, protocol: udp, udp_idle_timeout: 3600}}
+- {{service_port: 5354, remote_addr: {ENDPOINT}, remote_port: 5353, name: short, protocol: udp,
+   udp_idle_timeout: 1}}
+- {{service_port: 5355, remote_addr: {ENDPOINT}, remote_port: 1, protocol: udp}}
 """
 
 Key = tuple[str, frozenset[tuple[str, str]]]
@@ -62,6 +70,7 @@ class Scraped:
         host.add_endpoint(ENDPOINT, 8080, "one")
         host.ip("address add 10.11.12.14/32 dev lo")
         host.add_endpoint(ENDPOINT, 7, program=(sys.executable, str(ENDPOINTS), "echo"))
+        host.add_endpoint(ENDPOINT, 5353, program=program("datagram_endpoint", "who"))
         self.config = host.write("/run/tproxy.yaml", CONFIG)
         host.tproxy("hook", "up", "--bridge", "br0", "--network", "vnet1", "--config", self.config)
 
@@ -88,6 +97,12 @@ class Scraped:
         with suppress(ProcessError):
             return self.guest.get(SERVICE_ADDRESS, port)
         return ""
+
+    def send(self, port: int, *datagrams: tuple[int, str], seconds: float = PATIENCE) -> list[str]:
+        """Send from sockets, by their numbers; return what came back, or ``silent`` and the like."""
+        lines = json.dumps([(*each, seconds) for each in datagrams])
+        sent = self.guest.run(*program("datagram_caller", SERVICE_ADDRESS, str(port), lines), timeout=100)
+        return sent.stdout.splitlines()
 
     def worker(self) -> int:
         return int(re.findall(r"\d+", self.host.run("pgrep", "-x", "tproxy-worker").stdout)[0])

@@ -40,6 +40,7 @@ def prometheus(host: Scraped) -> Prometheus:
     found = Prometheus(host.host, f"127.0.0.1:{PORT}")
     for port in (5030, 5031, 5032):
         host.ask(port)
+    host.send(5353, (0, "x"))
     return found
 
 
@@ -52,6 +53,7 @@ def test_every_panel_shows_something(prometheus: Prometheus, host: Scraped) -> N
     assert len(expressions) > 20
     for _ in eventually():  # rates need two scrapes
         host.ask()
+        host.send(5354, (0, "x"))
         results = prometheus.queries(list(expressions.values()))
         empty = [
             where

@@ -126,7 +126,8 @@ def test_connections_beyond_a_limit_show_as_limited(host: Scraped) -> None:
 def test_open_and_ended_connections_make_the_accepted_ones(host: Scraped) -> None:
     for _ in eventually():
         now = host.scrape()
-        names = {label for name, labels in now for word, label in labels if word == "service"}
+        accepted = [labels for name, labels in now if name == "tproxy_connections_accepted_total"]
+        names = {label for labels in accepted for word, label in labels if word == "service"}
         if all(
             now[service("tproxy_connections_accepted_total", name)]
             == now[service("tproxy_connections_open", name)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -69,6 +70,17 @@ def test_status_shows_each_service(lab: OneBridge) -> None:
     assert "one_tproxy_br0: " in table
     assert f"{ENDPOINT}:8081" in table
     assert "refused" in table
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_terminal_gets_a_drawn_table(lab: OneBridge, encoding: str) -> None:
+    command = f"{sys.executable} -m tproxy status --verbose"
+    terminal = ("script", "-qec", command, "/dev/null")  # script(1) has a terminal of its own
+    env = {"PYTHONIOENCODING": encoding, "TERM": "xterm", "COLUMNS": "120"}
+    shown = lab.host.run(*terminal, env=env).stdout
+    assert f"{ENDPOINT}:8080" in shown
+    assert "\x1b[" in shown  # colours
+    assert ("─" in shown) == (encoding == "utf-8")
 
 
 def test_status_escapes_characters_that_the_terminal_cannot_show(lab: OneBridge) -> None:

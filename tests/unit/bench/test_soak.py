@@ -11,7 +11,7 @@ from itertools import islice
 import pytest
 
 from bench.soak import plan, report
-from bench.soak.exchange import CHUNK, Damaged, Header, answer, ask
+from bench.soak.exchange import CHUNK, Damaged, Header, _Sender, answer, ask
 from bench.soak.judgement import GROWTH, KEPT, Connection, Event, Judgement, Loss, Sample, judge
 
 MINE = Connection("br0", "10.0.0.5", 4000)
@@ -143,6 +143,16 @@ def cut_short(reset: bool) -> Exception:
 def test_a_reset_that_only_the_sender_meets_is_no_end_of_file() -> None:
     error = cut_short(reset=True)
     assert isinstance(error, ConnectionResetError)
+
+
+def test_a_reset_that_only_the_end_of_sending_meets_is_a_reset() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as guest:
+        guest.connect(server.getsockname())
+        taken, _ = server.accept()
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        taken.close()
+        with pytest.raises(ConnectionResetError):
+            _Sender(guest, 0, last=True).send()
 
 
 def test_an_end_of_file_that_a_reset_follows_is_damage() -> None:

@@ -46,6 +46,16 @@ def test_a_terminal_gets_all_of_it_and_names_are_no_markup(width: int) -> None:
     assert all(len(line.rstrip()) <= width for line in on_terminal(TABLE, width).splitlines())
 
 
+def test_a_terminal_shows_a_group_in_one_column_and_no_empty_column() -> None:
+    table = Table("", ("id", "age", "mac"), [["abc-1", "3.0 s", ""]], groups=(("id", "age"), ("mac",)))
+    assert [line.split() for line in on_terminal(table, 80).splitlines() if line.strip(" ─")] == [
+        ["id"],
+        ["age"],
+        ["abc-1"],
+        ["3.0", "s"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("count", "shown"),
     [

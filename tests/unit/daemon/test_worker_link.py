@@ -14,7 +14,7 @@ from tests.unit.daemon.standins import StandIn, end, paused_process
 from tests.unit.sockets import copies, run_until, wait_for
 from tproxy.daemon import worker_link
 from tproxy.daemon.worker_link import WorkerLink
-from tproxy.datapath.counters import OPEN, TOTAL, Counts
+from tproxy.datapath.counts import OPEN, TOTAL, Counts
 from tproxy.kernel.loop import Loop
 from tproxy.model import ServiceKey
 from tproxy.relay import wire

@@ -16,12 +16,12 @@ from tests.unit.sockets import copies, run_until
 from tproxy.daemon import workers as module
 from tproxy.daemon.spawner import Spawner
 from tproxy.daemon.workers import Workers, wanted_workers
-from tproxy.datapath.counters import OPEN, OUTCOMES, TO_GUEST, TOTAL, Counts
+from tproxy.datapath.counts import OPEN, OUTCOMES, TO_GUEST, TOTAL, Counts
 from tproxy.kernel.loop import Loop
 from tproxy.model import Endpoint, Service, ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import send
-from tproxy.worker import orders
+from tproxy.worker import orders, packing
 
 
 def services(*ports: int) -> tuple[Service, ...]:
@@ -146,7 +146,7 @@ def test_only_what_has_changed_is_told_again(daemon: Daemon) -> None:
 
 def test_a_long_list_of_services_comes_in_parts(daemon: Daemon) -> None:
     daemon.start(1)
-    one_part = len(orders.parts(services(*range(1, 1 << 16)))[0])
+    one_part = len(packing.parts(services(*range(1, 1 << 16)))[0])
     many = services(*range(1, 2 * one_part + 2))
     daemon.workers.serve("br0", many)
     parts = [each for each in daemon.stand_in(0).hear() if isinstance(each, orders.Services)]

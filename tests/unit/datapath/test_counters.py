@@ -15,19 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.child import in_child
-from tproxy.datapath import counters
-from tproxy.datapath.counters import (
-    CAUSES,
-    OPEN,
-    SIZE,
-    TO_ENDPOINT,
-    TO_GUEST,
-    TOTAL,
-    Counters,
-    Counts,
-    LoopTimes,
-    View,
-)
+from tproxy.datapath import counters, counts
+from tproxy.datapath.counters import SIZE, Counters, View
+from tproxy.datapath.counts import CAUSES, OPEN, TO_ENDPOINT, TO_GUEST, TOTAL, Counts, LoopTimes
 from tproxy.errors import ProtocolError
 from tproxy.model import ServiceKey
 
@@ -221,23 +211,23 @@ def test_each_connection_is_in_one_place_of_each_histogram() -> None:
     record = worker.record("br0", ServiceKey(80))
     for seconds in (0.0, 0.001, 0.0011, 5.0, 6.0):
         record.connected(seconds)
-    record.ended(counters.FINISHED, 0.002)
-    record.ended(counters.RESET_BY_GUEST, 100_000.0)
-    record.never_began(counters.LIMITED)
-    record.dial_failed(counters.REFUSED)
+    record.ended(counts.FINISHED, 0.002)
+    record.ended(counts.RESET_BY_GUEST, 100_000.0)
+    record.never_began(counts.LIMITED)
+    record.dial_failed(counts.REFUSED)
     counted = View(worker.fd).read()[1]["br0", ServiceKey(80)]
     assert counted.connects == (2, 1, *[0] * 9, 1, 1)
     assert counted.connect_seconds == pytest.approx(11.0021)
     assert counted.durations == (1, *[0] * 10, 1)
     assert counted.seconds == pytest.approx(100_000.002)
-    assert dict(zip(counters.OUTCOMES, counted.outcomes, strict=True)) == {
-        **dict.fromkeys(counters.OUTCOMES, 0),
+    assert dict(zip(counts.OUTCOMES, counted.outcomes, strict=True)) == {
+        **dict.fromkeys(counts.OUTCOMES, 0),
         "finished": 1,
         "reset_by_guest": 1,
         "limited": 1,
     }
-    assert dict(zip(counters.REASONS, counted.dial_failures, strict=True)) == {
-        **dict.fromkeys(counters.REASONS, 0),
+    assert dict(zip(counts.REASONS, counted.dial_failures, strict=True)) == {
+        **dict.fromkeys(counts.REASONS, 0),
         "refused": 1,
     }
     os.close(worker.fd)
@@ -246,7 +236,7 @@ def test_each_connection_is_in_one_place_of_each_histogram() -> None:
 def test_connections_that_were_open_in_a_lost_worker_have_ended() -> None:
     counted = Counts(open=3, total=10).of_lost_worker()
     assert counted.open == 0
-    assert counted.outcomes[counters.WORKER_LOST] == 3
+    assert counted.outcomes[counts.WORKER_LOST] == 3
 
 
 def test_the_times_of_the_loop_are_read_as_the_worker_noted_them() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from tproxy.datapath.counters import PER_BRIDGE, PER_GUEST, TOTAL_LIMIT
+from tproxy.datapath.counts import PER_BRIDGE, PER_GUEST, TOTAL_LIMIT
 from tproxy.datapath.crowds import Crowds
 from tproxy.model import Endpoint, Service, ServiceKey
 

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from tests.contract import DOCS, quoted, table
-from tproxy.doctor.finding import CHECKS, Finding, hook_up, warning, worst
+from tproxy.doctor.finding import BRIDGE, HOST_FIRST, HOST_LAST, Finding, hook_up, warning, worst
 from tproxy.doctor.probe.step import Step
 from tproxy.model import Member, Network, ServiceMap
 
-OPERATING = DOCS / "operating.md"
+PAGE = DOCS / "doctor.md"
+PARTS = {"The host": HOST_FIRST, "A bridge": BRIDGE, "What is scarce on the host": HOST_LAST}
 
 
-def test_the_operating_guide_explains_each_check_in_the_order_of_the_report() -> None:
-    cells = table("What doctor finds", "check", page=OPERATING).column("check")
-    assert [name for cell in cells for name in quoted(f"`{cell}`".replace("``", "`"))] == list(CHECKS)
+@pytest.mark.parametrize("part", PARTS)
+def test_the_page_explains_each_check_in_the_order_of_the_report(part: str) -> None:
+    text = PAGE.read_text().partition(f"\n## {part}\n")[2].partition("\n## ")[0]
+    _, *sections = re.split(r"^### ", text, flags=re.MULTILINE)
+    assert tuple(each.partition("\n")[0] for each in sections) == PARTS[part]
+    for each in sections:
+        # When it is bad, or a warning; what that means for guests; the repair.
+        paragraphs = each.strip().split("\n\n")[1:]
+        assert [len(re.findall(r"\*\*(Why it matters|Repair)\.\*\* ", one)) for one in paragraphs] == [
+            0,
+            1,
+            1,
+        ]
+        assert re.search(r"\*\*(Bad|warning)\*\*", paragraphs[0])
 
 
-def test_the_operating_guide_explains_each_step_of_the_contract() -> None:
+def test_the_page_explains_each_step_of_the_contract() -> None:
     row = table("Output of `probe`", "key").by_first_column()["steps[].name"]
-    cells = table("What doctor finds", "step", page=OPERATING).column("step")
+    cells = table("What probe meets", "step", page=PAGE).column("step")
     assert [name for cell in cells for name in re.findall(r"[a-z]+", cell)] == quoted(row["value"])
 
 

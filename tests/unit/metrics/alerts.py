@@ -29,6 +29,8 @@ def _endpoint(address: str) -> str:
 
 _ACCEPTED = f"tproxy_connections_accepted_total{{{SERVICE}}}"
 _FAILED = f'tproxy_connections_ended_total{{{SERVICE}, outcome="dial_failed"}}'
+_SESSIONS = f"tproxy_udp_sessions_total{{{SERVICE}}}"
+_SESSIONS_FAILED = f'tproxy_udp_sessions_ended_total{{{SERVICE}, outcome="dial_failed"}}'
 _LIMITED = f'tproxy_connections_limited_total{{{SERVICE}, limit="max_connections_per_guest"}}'
 _IDLE = f'tproxy_connections_limited_total{{{SERVICE}, limit="idle_timeout"}}'
 _WORKERS = f"tproxy_worker_restarts_total{{{HOST}}}"
@@ -99,6 +101,13 @@ CASES = (
     ),
     Case("TproxyDialsFail", {_ACCEPTED: "0+60x15", _FAILED: "0+1x15"}, 12, None),
     Case("TproxyDialsFail", {_ACCEPTED: "7x15", _FAILED: "7x15"}, 12, None),
+    Case(
+        "TproxySessionsFail",
+        {_SESSIONS: "0+60x15", _SESSIONS_FAILED: "0+6x15"},
+        12,
+        {**_OF_SERVICE, "severity": "warning"},
+    ),
+    Case("TproxySessionsFail", {_SESSIONS: "0+60x15", _SESSIONS_FAILED: "0+1x15"}, 12, None),
     Case("TproxyConnectSlow", _connects("0+9x30", "0+10x30"), 25, {**_OF_SERVICE, "severity": "warning"}),
     Case("TproxyConnectSlow", _connects("0+10x30", "0+10x30"), 25, None),
     Case(

@@ -6,7 +6,7 @@ import re
 
 from prometheus_client.core import HistogramMetricFamily
 
-from tproxy.datapath.counters import Counts, LoopTimes
+from tproxy.datapath.counts import Counts, LoopTimes
 from tproxy.metrics import declared, reference, rendering
 from tproxy.metrics.facts import Bridge, Process, Service, Snapshot
 
@@ -31,12 +31,14 @@ def test_names_follow_the_conventions() -> None:
 
 
 def test_the_number_of_series_of_a_service_is_as_the_page_says() -> None:
-    one = Service("br0", "n", "s:1", True, Counts(), ())
-    with_one, without = (
+    tcp = Service("br0", "n", "s:1", True, Counts(), ())
+    udp = Service("br0", "n", "s:1/udp", True, Counts(), (), udp=True)
+    none, of_tcp, of_udp = (
         sum(len(family.samples) for family in rendering.families(Snapshot(True, services=services)))
-        for services in ((one,), ())
+        for services in ((), (tcp,), (udp,))
     )
-    assert with_one - without == reference.series_of_a_service()
+    assert of_tcp - none == reference.series_of_a_service("tcp")
+    assert of_udp - none == reference.series_of_a_service("udp")
 
 
 def test_all_families_come_in_the_order_of_the_declarations() -> None:

@@ -10,7 +10,7 @@ from tproxy.errors import ProtocolError
 from tproxy.model import MOST_ENDPOINTS, PROTOCOLS, Endpoint, Network, Service, ServiceKey
 from tproxy.names import INTERFACE_NAME_BYTES
 from tproxy.relay import wire
-from tproxy.worker import orders
+from tproxy.worker import orders, packing
 
 port = st.integers(0, 65535)
 uint32 = st.integers(0, 2**32 - 1)
@@ -131,7 +131,7 @@ def test_the_longest_list_of_services_fits_into_a_message() -> None:
     services = [
         Service(ServiceKey(port), Endpoint("10.0.0.1", 80)).led_to(addresses) for port in range(1, 2000)
     ]
-    first, *others = orders.parts(services)
+    first, *others = packing.parts(services)
     assert len(others) > 1
     data = orders.encode(orders.Services("a" * INTERFACE_NAME_BYTES, True, True, first))
     assert len(data) <= wire.MAX_BYTES

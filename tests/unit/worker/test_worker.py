@@ -15,7 +15,8 @@ import pytest
 from tests.unit.sockets import wait_for
 from tests.unit.worker.test_intake import key_here
 from tproxy.datapath import connections
-from tproxy.datapath.counters import Counts, View
+from tproxy.datapath.counters import View
+from tproxy.datapath.counts import Counts
 from tproxy.kernel import netns
 from tproxy.log.file import Log
 from tproxy.model import Endpoint, Service

@@ -1,0 +1,95 @@
+"""Services, their keys, and texts as the bytes of messages between daemon and worker (``orders``). No I/O."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+
+from tproxy.addresses import packed_address, unpacked_address
+from tproxy.errors import ProtocolError
+from tproxy.model import PROTOCOLS, PROXY_V2, SPREADS, Endpoint, Service, ServiceKey
+
+# Bytes of services in one message: far below the default of net.core.wmem_default.
+MOST_BYTES = 100_000
+
+# Seconds. No timeout is as long as this, which also leaves out what is no number (NaN).
+_LONGEST = 1 << 32
+
+_SERVICE = struct.Struct("!HB16sIHd7I??IB")  # behind it the addresses, of 16 bytes each
+_ADDRESS = 16
+_KEY = struct.Struct("!HB16sI")
+_LENGTH = struct.Struct("!H")
+
+KEY_BYTES = _KEY.size
+
+
+def parts(services: Sequence[Service]) -> list[tuple[Service, ...]]:
+    """Return the services in parts that fit into one message each; there is at least one part."""
+    found: list[list[Service]] = [[]]
+    room = MOST_BYTES
+    for each in services:
+        size = _SERVICE.size + _ADDRESS * len(each.candidates)
+        if size > room:
+            found.append([])
+            room = MOST_BYTES
+        found[-1].append(each)
+        room -= size
+    return [tuple(each) for each in found]
+
+
+def pack(service: Service) -> bytes:
+    key, endpoint, _, *numbers, _, spread, idle, endpoints = service
+    addresses = b"".join(map(packed_address, endpoints or (endpoint.address,)))
+    count = len(addresses) // _ADDRESS
+    known = key.port, PROTOCOLS.index(key.protocol), packed_address(key.address), key.network
+    head = _SERVICE.pack(*known, endpoint.port, *numbers, service.introduced, spread == "least", idle, count)
+    return head + addresses
+
+
+def unpack(body: bytes) -> Iterator[Service]:
+    """Yield the services; a worker does not need their names."""
+    at = 0
+    while at < len(body):
+        fields = _SERVICE.unpack_from(body, at)
+        port, protocol, address, network, remote_port, *numbers, introduced, least, idle, count = fields
+        if protocol >= len(PROTOCOLS):
+            raise ProtocolError("a service has an unknown protocol")
+        at += _SERVICE.size
+        end = at + count * _ADDRESS
+        if not count or end > len(body):
+            raise ProtocolError("a service has no endpoint")
+        addresses = [unpacked_address(body[start : start + _ADDRESS]) for start in range(at, end, _ADDRESS)]
+        at = end
+        if not 0 < numbers[0] < _LONGEST:
+            raise ProtocolError(f"a service with a connect timeout of {numbers[0]} s")
+        options = *numbers, PROXY_V2 if introduced else "", SPREADS[least], idle
+        key = ServiceKey(port, PROTOCOLS[protocol], unpacked_address(address), network)
+        yield Service(key, Endpoint(addresses[0], remote_port), "", *options).led_to(addresses)
+
+
+def pack_key(key: ServiceKey) -> bytes:
+    return _KEY.pack(key.port, PROTOCOLS.index(key.protocol), packed_address(key.address), key.network)
+
+
+def unpack_key(data: bytes) -> ServiceKey:
+    port, protocol, address, network = _KEY.unpack(data)
+    if protocol >= len(PROTOCOLS):
+        raise ProtocolError("a key has an unknown protocol")
+    return ServiceKey(port, PROTOCOLS[protocol], unpacked_address(address), network)
+
+
+def pack_texts(texts: Iterable[str]) -> bytes:
+    """Return texts, each behind its length."""
+    return b"".join(_LENGTH.pack(len(data)) + data for data in map(str.encode, texts))
+
+
+def unpack_texts(body: bytes, at: int, count: int) -> tuple[list[str], int]:
+    """Return so many texts that begin at ``at``, and where they end."""
+    texts = []
+    for _ in range(count):
+        (length,) = _LENGTH.unpack_from(body, at)
+        at += _LENGTH.size + length
+        if at > len(body):
+            raise ProtocolError("a name is cut off")
+        texts.append(body[at - length : at].decode())
+    return texts, at
