@@ -89,7 +89,7 @@ bench:
 	.venv/bin/python -m compileall -q tproxy
 	.venv/bin/python -m bench $(BENCH_OPTIONS)
 
-# The documentation as a site in build/site; index.html there can be read without a server. A warning is an error.
+# The documentation as a site in build/site, to be read from there, or from any web server. A warning is an error.
 .PHONY: docs
 docs: venv
 	$(MKDOCS) build --strict

@@ -6,11 +6,14 @@ Commands run at a terminal of their own, so colours are as an operator sees them
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,6 +72,7 @@ def main() -> None:
 def at_terminal(argv: Sequence[str]) -> str:
     """Run a command at a pseudo-terminal; return what it printed, colours included."""
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, _MOST, 0, 0))
     process = subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT)
     os.close(theirs)
     printed = b""

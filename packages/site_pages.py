@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -27,6 +29,9 @@ PAGES = {
     "drivers/ansible/roles/tproxy/README.md": "ansible.md",
 }
 
+# The heading of ``nav`` for all other pages.
+REST = "Reference"
+
 # The page that lists the copied files. Links to folders lead there.
 LISTING = "files.md"
 FOLDERS = ("etc", "drivers", "vagrant")
@@ -34,6 +39,23 @@ FOLDERS = ("etc", "drivers", "vagrant")
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 # Python-Markdown wants four columns for a list in a list, and pages have three.
 _NESTED = re.compile(r"^   (?=[*-] )", re.MULTILINE)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put pages that ``nav`` does not name below ``REST``, so that none is lost."""
+    named = {*_named(config.nav)}
+    pages = sorted(str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md"))
+    rest = next(each[REST] for each in config.nav or () if REST in each)
+    rest += [page for page in pages if page not in named and f"docs/{page}" not in PAGES]
+    return config
+
+
+def _named(nav: Any) -> Iterator[str]:
+    for each in nav.values() if isinstance(nav, dict) else nav:
+        if isinstance(each, str):
+            yield each
+        else:
+            yield from _named(each)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

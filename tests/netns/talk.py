@@ -13,10 +13,10 @@ from tproxy.lab.hypervisor import Guest
 class Talk:
     """A guest's open connection to a service port behind which an endpoint echoes."""
 
-    def __init__(self, guest: Guest, port: int = 80) -> None:
+    def __init__(self, guest: Guest, port: int = 80, address: str = SERVICE_ADDRESS) -> None:
         """Connect, and see one answer. Fails the test where that does not work."""
         options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 1}
-        self._process = guest.popen(*program("talker", SERVICE_ADDRESS, str(port)), **options)
+        self._process = guest.popen(*program("talker", address, str(port)), **options)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
         assert self.say("hello") == "hello"

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+import pytest
+
 from tests.contract import DOCS, SECURITY, table
 from tests.netns.bridge.forged import FRAMES
+from tests.netns.bridge.forged_ipv6 import FRAMES_IPV6
 from tests.vm import choice
 
 ROOT = DOCS.parent
 
 
-def test_each_row_of_the_table_of_frames_has_frames_and_the_other_way_round() -> None:
-    assert table("Isolation, frame by frame", "frames", page=SECURITY).column("frames") == list(FRAMES)
+OVER_IPV4, OVER_IPV6 = "Isolation, frame by frame", "Isolation over IPv6, frame by frame"
+
+
+@pytest.mark.parametrize(("heading", "frames"), [(OVER_IPV4, FRAMES), (OVER_IPV6, FRAMES_IPV6)])
+def test_each_row_of_the_tables_of_frames_has_frames_and_the_other_way_round(
+    heading: str, frames: Collection[str]
+) -> None:
+    assert table(heading, "frames", page=SECURITY).column("frames") == list(frames)
 
 
 def test_each_test_of_what_the_host_shares_exists_and_runs_in_the_machine() -> None:
@@ -20,8 +31,9 @@ def test_each_test_of_what_the_host_shares_exists_and_runs_in_the_machine() -> N
         assert path.startswith("tests/vm/inside/") or test.removeprefix("tests/netns/") in choice.ISOLATION
 
 
-def test_cells_of_the_table_of_frames_say_nothing_that_the_test_does_not_know() -> None:
-    found = table("Isolation, frame by frame", "frames", page=SECURITY)
+@pytest.mark.parametrize("heading", [OVER_IPV4, OVER_IPV6])
+def test_cells_of_the_tables_of_frames_say_nothing_that_the_test_does_not_know(heading: str) -> None:
+    found = table(heading, "frames", page=SECURITY)
     words = {"-", "frame", "answer", "question"}
     for row in found.rows:
         assert {word for cell in row[2:-1] for word in cell.split(", ")} <= words

@@ -83,6 +83,20 @@ class ConfigureInner(NamedTuple):
         )
 
 
+class RemoveAddresses(NamedTuple):
+    """Take service addresses from the namespace's end of the veth pair, then set sysctls.
+
+    The processes have to know of it first: they reset the connections there (``daemon.service_addresses``).
+    """
+
+    names: BridgeNames
+    addresses: tuple[str, ...]
+    sysctls: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return f"remove {', '.join(self.addresses)} from {self.names.veth_namespace}"
+
+
 class AttachOuter(NamedTuple):
     """Attach the bridge's end of the veth pair to the bridge, set it up, and fix the MAC at it."""
 
@@ -146,6 +160,7 @@ Action = (
     | CreateVeth
     | SetSysctls
     | ConfigureInner
+    | RemoveAddresses
     | AttachOuter
     | FixForwarding
     | LoadServiceMap
@@ -155,6 +170,12 @@ Action = (
 
 # What takes down a bridge that works, if this process does not see the host's namespaces.
 _NEED_HOST_MOUNTS = (RemoveName, CreateNamespace, DeleteLink, DeleteInner, CreateVeth)
+
+
+def in_two_steps(planned: list[Action]) -> tuple[list[Action], list[Action]]:
+    """Return the actions that come before the processes are told, and those that come after that."""
+    late: list[Action] = [each for each in planned if isinstance(each, RemoveAddresses)]
+    return [each for each in planned if each not in late], late
 
 
 def need_host_mounts(planned: Iterable[Action]) -> bool:

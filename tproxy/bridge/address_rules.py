@@ -161,11 +161,12 @@ def _chains(*, by_port: bool, limited: bool) -> dict[str, list[str]]:
             TO_US,
         ],
         DISCOVERY: [
-            "icmpv6 type != { 135, 136 } return",
+            # With `meta protocol`, which is that behind a tag: `icmpv6 type` alone looks at the tag's.
+            f"{_ICMPV6} icmpv6 type != {{ 135, 136 }} return",
             f"{_ABOUT_OTHERS} return",
             f"iifname @{UPLINKS} drop",
-            "icmpv6 type 136 drop",
-            "ip6 saddr :: drop",
+            f"{_ICMPV6} icmpv6 type 136 drop",
+            f"{_IPV6} ip6 saddr :: drop",
             *([TOO_MUCH_ARP] if limited else []),
             *_limits("ip6 saddr", KNOWN_IPV6, limited=limited),
             TO_US,

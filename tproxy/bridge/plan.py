@@ -313,16 +313,23 @@ def _link_actions(
         if observed.inner_ours:
             planned.append(actions.DeleteInner(names))
         planned.append(actions.CreateVeth(names, mtu))
-    ipv6 = with_prefix(SERVICE_ADDRESS_IPV6) in addresses
+    ours = with_prefix(SERVICE_ADDRESS_IPV6)
+    ipv6 = ours in addresses
     sysctls = wrong_sysctls(names, observed, ipv6=ipv6) if paired else namespace_sysctls(names, ipv6=ipv6)
-    if sysctls:
+    # Without these sysctls the address would be gone at once.
+    gone = tuple(each for each in inner.addresses if each not in addresses) if paired and inner else ()
+    later = {path: value for path, value in sysctls.items() if ours in gone and path.startswith("ipv6/")}
+    if sysctls := {path: value for path, value in sysctls.items() if path not in later}:
         planned.append(actions.SetSysctls(names.namespace, sysctls))
-    if not (paired and _inner_right(inner, mtu, addresses)):
-        planned.append(actions.ConfigureInner(names, mtu, mac, addresses))
+    present = tuple(sorted({*addresses, *gone}))
+    if not (paired and _inner_right(inner, mtu, present)):
+        planned.append(actions.ConfigureInner(names, mtu, mac, present))
     if not (paired and _outer_right(outer, names.bridge, mtu)):
         planned.append(actions.AttachOuter(names, max(mtu, outer.mtu) if paired and outer else mtu, mac))
     elif outer and not outer.fixed:
         planned.append(actions.FixForwarding(names))
+    if gone:
+        planned.append(actions.RemoveAddresses(names, gone, later))
     return planned
 
 

@@ -111,6 +111,11 @@ def _do(action: Action) -> None:
         case actions.ConfigureInner(names, mtu, mac, addresses):
             with netns.inside(names.namespace):
                 links.configure(names.veth_namespace, mac, mtu, addresses)
+        case actions.RemoveAddresses(names, addresses, sysctls):
+            with netns.inside(names.namespace):
+                links.remove_addresses(names.veth_namespace, addresses)
+                for path, value in sysctls.items():
+                    links.write_sysctl(path, value)
         case actions.AttachOuter(names, mtu, mac):
             links.attach(names.veth_bridge, names.bridge, mtu, mac)
         case actions.FixForwarding(names):

@@ -19,7 +19,9 @@ namespace pass, for people who look for a fault.
 
 Where the bridge has UDP services, fragments of UDP pass too: only the first one of a datagram has ports. The
 kernel puts them together, and the chain AFTER, which sees the whole datagram, drops what is for no service.
-It also refuses, by ICMP, what is for a service whose endpoints cannot be reached (``refuse``).
+It also refuses, by ICMP, what is for a service whose endpoints cannot be reached (``refuse``). Over IPv6 the
+kernel puts fragments together only behind that chain. So the first fragment has to be for a service, with UDP
+right behind the fragment header, and without it the kernel drops the others.
 
 Each rule has a comment with a checksum of its text, as the guards' have. The wall is right when its chain,
 comments and ports are; otherwise one transaction replaces it, and no packet sees a namespace without a wall.
@@ -38,7 +40,7 @@ from tproxy.bridge import nftables
 from tproxy.errors import NftError, TproxyError
 from tproxy.kernel import links, netns
 from tproxy.log.lazy import logger
-from tproxy.model import UDP, ServiceKey
+from tproxy.model import TCP, UDP, ServiceKey
 from tproxy.names import TABLE, BridgeNames
 from tproxy.typed import Any, NamedTuple
 
@@ -49,7 +51,8 @@ PORTS = "ports"  # the set of the service ports of TCP
 AFTER = "datagrams"  # the chain behind the place where the kernel puts fragments together
 UDP_PORTS = "udp_ports"
 REFUSED = "refused"  # the set of the UDP ports whose guests are refused now
-PORTS_IPV6 = "ports6"  # the set of the service ports of TCP at SERVICE_ADDRESS_IPV6
+# The same sets for SERVICE_ADDRESS_IPV6.
+PORTS_IPV6, UDP_PORTS_IPV6, REFUSED_IPV6 = "ports6", "udp_ports6", "refused6"
 # The sets of a wall for further service addresses: these addresses; address, protocol and port of their
 # services; and those whose guests are refused now.
 ADDRESSES, SERVICES, REFUSED_SERVICES = "addresses", "services", "refused_services"
@@ -62,11 +65,13 @@ _SETS = {
     UDP_PORTS: "inet_service",
     REFUSED: "inet_service",
     PORTS_IPV6: "inet_service",
+    UDP_PORTS_IPV6: "inet_service",
+    REFUSED_IPV6: "inet_service",
     ADDRESSES: "ipv4_addr",
     SERVICES: _SERVICE,
     REFUSED_SERVICES: _SERVICE,
 }
-_REFUSING = {REFUSED, REFUSED_SERVICES}
+_REFUSING = {REFUSED, REFUSED_IPV6, REFUSED_SERVICES}
 _BASE = {CHAIN: (_HOOK, _PRIORITY, "drop"), AFTER: ("input", 0, "accept")}
 
 SYSCTLS = {
@@ -77,6 +82,7 @@ SYSCTLS = {
     # Fragments of a datagram come right behind each other. Those without the rest must not take the memory of
     # others' (ipfrag_high_thresh) for longer than this, in seconds.
     "ipv4/ipfrag_time": "3",
+    "ipv6/ip6frag_time": "3",
 }
 
 # In a second, and at once. A monitoring system that pings from each guest fits in.
@@ -94,6 +100,9 @@ _NO_ANSWER = "@th,96,32 & 0x00120000 != 0x00120000"
 # Without headers before the last one: no fragment. Guests have addresses of the link only.
 _FROM_LINK = "ip6 saddr fe80::/10"
 _FOR_US_IPV6 = f"ip6 daddr {SERVICE_ADDRESS_IPV6} {_FROM_LINK} ip6 nexthdr tcp"
+_FOR_US_UDP_IPV6 = f"ip6 daddr {SERVICE_ADDRESS_IPV6} {_FROM_LINK} ip6 nexthdr udp"
+_FRAGMENT_IPV6 = f"ip6 daddr {SERVICE_ADDRESS_IPV6} {_FROM_LINK} ip6 nexthdr ipv6-frag frag nexthdr udp"
+_REFUSE_IPV6 = "reject with icmpv6 type port-unreachable"
 _FOR_US_ICMPV6 = f"ip6 daddr {SERVICE_ADDRESS_IPV6} {_FROM_LINK} ip6 nexthdr ipv6-icmp"
 _IPV6 = socket.inet_pton(socket.AF_INET6, SERVICE_ADDRESS_IPV6)
 # A neighbour solicitation for us, to our group or to us.
@@ -156,6 +165,7 @@ class Parts(NamedTuple):
         names |= {UDP_PORTS, REFUSED} if self.udp else set()
         names |= {ADDRESSES, SERVICES} if self.further else set()
         names |= {PORTS_IPV6} if self.ipv6 else set()
+        names |= {UDP_PORTS_IPV6, REFUSED_IPV6} if self.udp and self.ipv6 else set()
         return names | ({REFUSED_SERVICES} if self.udp and self.further else set())
 
 
@@ -207,6 +217,12 @@ def rules(kind: Kind, parts: Parts) -> dict[str, list[str]]:
         ]
     if not parts.udp:
         return {CHAIN: wall}
+    if parts.ipv6:
+        wall += [
+            f"{_FOR_US_UDP_IPV6} udp dport @{UDP_PORTS_IPV6} accept",
+            f"{_FRAGMENT_IPV6} frag frag-off 0 th dport @{UDP_PORTS_IPV6} accept",
+            f"{_FRAGMENT_IPV6} frag frag-off != 0 accept",
+        ]
     after = [
         "iif lo accept",
         *([f"{_FOR_US} udp dport @{REFUSED} {_REFUSE}"] if kind.refuses else []),
@@ -222,6 +238,10 @@ def rules(kind: Kind, parts: Parts) -> dict[str, list[str]]:
             *([refused] if kind.refuses else []),
             f"{there} ip protocol udp {service} != @{SERVICES} drop",
         ]
+    if parts.ipv6 and kind.refuses:
+        after.append(
+            f"ip6 daddr {SERVICE_ADDRESS_IPV6} meta l4proto udp th dport @{REFUSED_IPV6} {_REFUSE_IPV6}"
+        )
     return {CHAIN: wall, AFTER: after}
 
 
@@ -260,7 +280,7 @@ def load(kind: Kind, keys: Collection[ServiceKey]) -> str:
 def _element(key: ServiceKey) -> tuple[str, str]:
     """The set in which a service is, and its element there."""
     if key.address == SERVICE_ADDRESS_IPV6:
-        return PORTS_IPV6, str(key.port)
+        return UDP_PORTS_IPV6 if key.protocol == UDP else PORTS_IPV6, str(key.port)
     if key.address != SERVICE_ADDRESS:
         return SERVICES, f"{key.address} . {key.protocol} . {key.port}"
     return UDP_PORTS if key.protocol == UDP else PORTS, str(key.port)
@@ -306,7 +326,8 @@ def _keys(sets: Mapping[str, list[Any]]) -> frozenset[ServiceKey] | None:
         # An element with a comment, or a range, is listed as another object.
         keys = {ServiceKey(int(port)) for port in sets.get(PORTS, ())}
         keys |= {ServiceKey(int(port), UDP) for port in sets.get(UDP_PORTS, ())}
-        keys |= {ServiceKey(int(port), address=SERVICE_ADDRESS_IPV6) for port in sets.get(PORTS_IPV6, ())}
+        for name, protocol in ((PORTS_IPV6, TCP), (UDP_PORTS_IPV6, UDP)):
+            keys |= {ServiceKey(int(port), protocol, SERVICE_ADDRESS_IPV6) for port in sets.get(name, ())}
         for each in sets.get(SERVICES, ()):
             address, protocol, port = each["concat"]
             keys.add(ServiceKey(int(port), str(protocol), str(address)))
@@ -357,7 +378,7 @@ def refuse(bridge: str, key: ServiceKey, seconds: float) -> None:
         if wall is None or wall.kind is None or key.listener not in wall.keys:
             return
         name, each = _element(key)
-        name = REFUSED_SERVICES if name == SERVICES else REFUSED
+        name = {SERVICES: REFUSED_SERVICES, UDP_PORTS_IPV6: REFUSED_IPV6}.get(name, REFUSED)
         place = f"element {wall.kind.family} {TABLE} {name}"
         # Added first, because deleting fails where there is none, and adding does not renew a time-out.
         commands = [f"add {place} {{ {each} }}", f"delete {place} {{ {each} }}"]

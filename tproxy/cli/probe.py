@@ -33,7 +33,7 @@ VERSION = 1
 def probe(
     debug: bool, where: str, address: str | None, gateway: str | None, vlan: int | None, as_json: bool
 ) -> None:
-    """Connect to the services of a bridge as a guest does: with a route, and with only a default gateway.
+    """Connect to the services of a bridge as a guest does: by a route, by a default gateway, and over IPv6.
 
     Attaches a guest to the bridge for some seconds, and prints each step with its duration. Nobody takes it
     for a guest that needs the bridge, and it leaves nothing, not even when it is killed. Without PORT it

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tproxy.addresses import SERVICE_ADDRESS_IPV6
-from tproxy.model import TCP, Network, Service, ServiceKey, ServiceMap
+from tproxy.bridge import reached
+from tproxy.model import Network, Service, ServiceKey, ServiceMap
 
 
 class Catalog:
@@ -29,11 +29,9 @@ class Catalog:
         return self._maps[bridge].orders
 
     def listeners(self, bridge: str) -> tuple[ServiceKey, ...]:
-        """What the bridge's relay listens on: the keys of its services, each once for all networks."""
-        keys = [each.key.listener for each in self.services(bridge)]
-        if bridge in self._maps and self._maps[bridge].ipv6:
-            keys += [key._replace(address=SERVICE_ADDRESS_IPV6) for key in keys if key.protocol == TCP]
-        return tuple(dict.fromkeys(keys))
+        """What the bridge's relay listens on: all that guests reach (``bridge.reached``)."""
+        found = self._maps.get(bridge)
+        return reached.keys(found) if found is not None else ()
 
     def maps(self) -> list[ServiceMap]:
         """The maps of all bridges as they were read, sorted by bridge."""

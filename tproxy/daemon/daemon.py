@@ -37,6 +37,7 @@ from tproxy.daemon.lost_socket import LOOK_SIGNAL
 from tproxy.daemon.memory import Remembered, to_json
 from tproxy.daemon.relays import Relays
 from tproxy.daemon.server import Client, Server
+from tproxy.daemon.service_addresses import ServiceAddresses
 from tproxy.daemon.spawner import Spawner
 from tproxy.daemon.status import status
 from tproxy.daemon.watcher_keeper import WatcherKeeper
@@ -90,6 +91,9 @@ class Daemon:
         )
         self._callers.hypervisor = settings.hypervisor_name or ""
         self._labels = Labels(self._workers.tell)
+        self._addresses = ServiceAddresses(self._workers.tell, self._workers.give_tables)
+        self._workers.listeners = self._catalog.listeners
+        self._workers.open_table = self._addresses.open_table
         self._workers.preface = self._preface
         self._workers.refuse = self._relays.refuse
         self._log_level = LogLevel(self._loop, self._level_changed)
@@ -136,7 +140,8 @@ class Daemon:
 
     def _preface(self, bridge: str) -> Iterable[orders.Message]:
         """Return what a worker is told of a bridge before its services."""
-        return (*self._labels.messages(bridge), *self._callers.messages(bridge))
+        sources = (self._addresses, self._labels, self._callers)
+        return [message for each in sources for message in each.messages(bridge)]
 
     def _level_changed(self) -> None:
         self._workers.set()
@@ -236,6 +241,7 @@ class Daemon:
             self._catalog.remove(bridge)
         self._callers.serve(self._catalog.maps())
         self._labels.serve(self._catalog.maps())
+        self._addresses.serve(self._catalog.maps())
         for bridge in sorted(considered):
             if bridge in maps:
                 self._workers.serve(bridge, self._catalog.services(bridge))

@@ -277,7 +277,9 @@ class Relays:
         }
         introduced = {key.port for key in wanted}
         wanted |= {
-            key for key in self._catalog.listeners(bridge) if ":" in key.address and key.port in introduced
+            key
+            for key in self._catalog.listeners(bridge)
+            if (key.protocol, ":" in key.address) == (TCP, True) and key.port in introduced
         }
         self._syns[bridge] = wanted
         for key in before ^ wanted:

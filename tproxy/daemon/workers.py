@@ -19,7 +19,7 @@ import os
 import socket
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 
 from tproxy.daemon.client import Json
@@ -84,6 +84,10 @@ class Workers:
         self._services: dict[str, Sequence[Service]] = {}
         # What a worker is told of a bridge before its services.
         self.preface: Callable[[str], Iterable[orders.Message]] = lambda _: ()
+        # All keys that guests of a bridge reach.
+        self.listeners: Callable[[str], Collection[ServiceKey]] = self._plain_listeners
+        # Returns a socket for ``orders.Neighbours``, which is the caller's.
+        self.open_table: Callable[[str], socket.socket | None] = lambda _: None
         self._complete = False  # whether all bridges that have services are in ``_services``
         self._channels = DataChannels()
         self._ended: dict[Key, Counts] = {}  # of workers that have ended
@@ -128,7 +132,7 @@ class Workers:
         """Serve the bridge as these services say."""
         before = self._services.get(bridge)
         self._services[bridge] = services
-        keys = {each.key.listener for each in services}
+        keys = self.listeners(bridge)
         self._drop_gates(bridge, [key for key in self._gates.get(bridge, ()) if key not in keys])
         if before != services:
             for worker in self._present():
@@ -175,6 +179,7 @@ class Workers:
         for worker, end in zip(self._places, self._channels.of_bridge(bridge), strict=True):
             if worker is not None:
                 worker.tell(orders.Bridge(bridge, cookie), end)
+                self._give_table(worker, bridge)
         return ours
 
     def deliver(self, bridge: str, cookie: int | None, message: wire.Accepted, fds: list[int]) -> None:
@@ -295,7 +300,7 @@ class Workers:
             self._forget_unknown(worker)
 
     def cannot_reach(self, bridge: str, key: ServiceKey, seconds: float) -> None:
-        if any(each.key == key for each in self._services.get(bridge, ())):
+        if key in self.listeners(bridge):
             self.refuse(bridge, key, seconds)
 
     def ended(self, worker: WorkerLink, reason: str) -> None:
@@ -390,6 +395,7 @@ class Workers:
             self._tell_services(worker, bridge)
         for bridge, cookie, end in self._channels.of_place(place):
             worker.tell(orders.Bridge(bridge, cookie), end)
+            self._give_table(worker, bridge)
         for bridge in self._gates:
             if self._owner(bridge) is worker:
                 self._tell_gates(bridge)
@@ -441,6 +447,9 @@ class Workers:
     def _counted(self) -> list[WorkerLink]:
         return [*self._present(), *(worker for worker in self._draining if worker.counted)]
 
+    def _plain_listeners(self, bridge: str) -> Collection[ServiceKey]:
+        return {each.key.listener for each in self._services.get(bridge, ())}
+
     def _settings(self) -> orders.Settings:
         return orders.Settings(output.level(), self._count or 1, chosen_ports(), self.max_connections)
 
@@ -455,6 +464,16 @@ class Workers:
         parts = packing.parts(self._services[bridge])
         for number, part in enumerate(parts):
             worker.tell(orders.Services(bridge, number == 0, number == len(parts) - 1, part))
+
+    def give_tables(self, bridge: str) -> None:
+        """Give each worker a socket that tells which MAC an IPv6 address has on a bridge with IPv6."""
+        for worker in self._present():
+            self._give_table(worker, bridge)
+
+    def _give_table(self, worker: WorkerLink, bridge: str) -> None:
+        if (table := self.open_table(bridge)) is not None:
+            with table:
+                worker.tell(orders.Neighbours(bridge), table.fileno())
 
     def _owner(self, bridge: str) -> WorkerLink | None:
         """The worker that has the bridge's UDP sockets; None while there is none."""

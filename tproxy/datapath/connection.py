@@ -40,11 +40,10 @@ from tproxy.datapath.counts import (
 from tproxy.datapath.flow import interest
 from tproxy.datapath.racing import Race
 from tproxy.datapath.splice import Mover, SideLost
-from tproxy.datapath.target import Target
+from tproxy.datapath.target import Target, reached_at
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import ERROR, HANGUP, PEER_CLOSED, READ, WRITE
 from tproxy.model import DEFAULT_USER_TIMEOUT, Endpoint
-from tproxy.names import BridgeNames
 from tproxy.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -169,6 +168,11 @@ class Connection:
         return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
     @property
+    def service_address(self) -> str:
+        """The address at which the guest has reached the service."""
+        return reached_at(self.target, self.peer)
+
+    @property
     def id(self) -> str:
         """The id by which the log and the endpoint know this connection."""
         return self._keeper.introductions.id(self.number)
@@ -186,8 +190,8 @@ class Connection:
             self._lost(lost)
             return
         if self.mac is None and self.target.service.introduced:
-            device = BridgeNames(self.target.bridge).veth_namespace
-            self.mac = tcp.caller_mac(self._guest) or tcp.neighbour_mac(self._guest, self.peer[0], device)
+            known = self._keeper.introductions
+            self.mac = known.caller_mac(self.target.bridge, self._guest, self.peer[0])
         if self.race is not None:
             self.deadline = self.started + self.target.service.connect_timeout
             self.race.begin()

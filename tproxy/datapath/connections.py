@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from tproxy.datapath.checking import Checks
 from tproxy.datapath.connection import OF_ENDPOINT, Connection, dial_failure
@@ -166,6 +166,16 @@ class Connections:
         self.waiting.reset(bridge)
         for connection in [each for each in self._open if each.target.bridge == bridge]:
             connection.abort(how)
+
+    def withdraw(self, bridge: str, addresses: Collection[str]) -> None:
+        """Reset connections at all other addresses: the bridge has these service addresses alone.
+
+        Their guests would get no answer any more, and no reset once the address is gone from the namespace.
+        """
+        self.waiting.withdraw(bridge, addresses)
+        for connection in [each for each in self._open if each.target.bridge == bridge]:
+            if connection.service_address not in addresses:
+                connection.abort("address removed")
 
     def abort_all(self, how: str) -> None:
         """Reset all connections."""

@@ -49,13 +49,12 @@ from tproxy.datapath.introduction import Introductions
 from tproxy.datapath.membership import WAIT
 from tproxy.datapath.session import BUFFER, Gate, Session
 from tproxy.datapath.target import Target
-from tproxy.datapath.waiting import Divided, Door, targets_of
+from tproxy.datapath.waiting import Divided, Door, door_at, targets_of
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import READ, Loop, Timer
 from tproxy.log.file import Log
 from tproxy.log.limit import LineLimit
 from tproxy.model import Endpoint, Service, ServiceKey
-from tproxy.names import BridgeNames
 from tproxy.proxy_protocol import DATAGRAM
 from tproxy.typed import Any
 
@@ -137,10 +136,11 @@ class Datagrams:
         self._doors[bridge] = doors
         self.crowds.serve(bridge, [each.service for door in doors.values() for each in targets_of(door)])
         for key, gate in [*self._gates.get(bridge, {}).items()]:
-            if key not in doors:
+            door = door_at(doors, key)
+            if door is None:
                 self._close(bridge, gate, "service removed")
                 continue
-            gate.door = doors[key]
+            gate.door = door
             for target in {*targets_of(gate.door), *(each.target for each in gate.sessions.values())}:
                 there = target in targets_of(gate.door)
                 known = target.service.candidates if there else ()
@@ -152,7 +152,7 @@ class Datagrams:
 
     def take(self, bridge: str, key: ServiceKey, sock: socket.SocketType) -> None:
         """Read guests' datagrams from this socket, which is this object's from now on."""
-        door = self._doors.get(bridge, {}).get(key)
+        door = door_at(self._doors.get(bridge, {}), key)
         if door is None or self._draining_since is not None:
             sock.close()
             return
@@ -165,6 +165,12 @@ class Datagrams:
             gate.sock, gate.reading = sock, True
         self._by_fd[sock.fileno()] = gate
         self.loop.add(sock.fileno(), READ, self)
+
+    def withdraw(self, bridge: str, addresses: Collection[str]) -> None:
+        """Close the gates at all other addresses: the bridge has these service addresses alone."""
+        for gate in [*self._gates.get(bridge, {}).values()]:
+            if gate.key.address not in addresses:
+                self._close(bridge, gate, "address removed")
 
     def let_go(self, bridge: str) -> None:
         """Read nothing more from the sockets of a bridge, which another worker has; finish the sessions."""
@@ -235,9 +241,9 @@ class Datagrams:
     def introduce(self, session: Session) -> bytes:
         """Return the header that is sent before each datagram of a session."""
         target = session.target
-        device = BridgeNames(target.bridge).veth_namespace
-        if not session.mac and "." in session.guest[0]:
-            session.mac = tcp.neighbour_mac(session.gate.sock, session.guest[0], device)
+        if not session.mac:
+            known = self.introductions.neighbours
+            session.mac = known.mac(target.bridge, session.gate.sock, session.guest[0])
         peer = session.guest[0], session.guest[1]
         return self.introductions.header(
             session.number, target.bridge, target.service.key, peer, session.mac or "", DATAGRAM
@@ -276,16 +282,13 @@ class Datagrams:
 
     def _known(self, gate: Gate, door: Divided, guest: tuple[Any, ...]) -> tuple[bool, Target | None]:
         """Return whether it is known what a guest gets, and what that is; None for nothing."""
-        address = guest[0]
-        mac = ""
-        if "." in address:
-            mac = tcp.neighbour_mac(gate.sock, address, BridgeNames(gate.bridge).veth_namespace)
-            if not mac:
-                # A guest that takes us for a gateway leaves no entry in the namespace's ARP table. A datagram
-                # to it makes the kernel ask for its MAC; nobody reads it at this port.
-                with suppress(OSError):
-                    gate.sock.sendto(b"", _DONT_WAIT, (address, _DISCARD))
-                return False, None
+        mac = self.introductions.neighbours.mac(gate.bridge, gate.sock, guest[0])
+        if not mac:
+            # A guest that takes us for a gateway leaves no entry in the namespace's ARP table. A datagram to
+            # it makes the kernel ask for its MAC; nobody reads it at this port.
+            with suppress(OSError):
+                gate.sock.sendto(b"", _DONT_WAIT, (guest[0], _DISCARD, *guest[2:]))
+            return False, None
         verdict = self.introductions.judge(gate.bridge, mac)
         if verdict.network == WAIT:
             return False, None

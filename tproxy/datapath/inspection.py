@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from tproxy.datapath.connection import Connection
 from tproxy.datapath.introduction import Introductions
+from tproxy.datapath.neighbours import Neighbours
 from tproxy.datapath.session import Session
 from tproxy.datapath.target import Target
 from tproxy.kernel import tcp
 from tproxy.log.lines import json_object
 from tproxy.model import Endpoint
-from tproxy.names import BridgeNames
 
 # The states of a connection. "closing": both sides have finished, and the last bytes are on their way.
 DIALLING, OPEN, CLOSING = "dialling", "open", "closing"
@@ -30,16 +30,15 @@ def state(connection: Connection) -> str:
     return GUEST_FINISHED if by_guest else ENDPOINT_FINISHED if by_endpoint else OPEN
 
 
-def mac_of(connection: Connection) -> str:
-    """Return the guest's MAC, "" where nobody knows it: that of its SYN where it was kept, or of ARP."""
-    device = BridgeNames(connection.target.bridge).veth_namespace
-    return connection.mac or tcp.neighbour_mac(connection.to_endpoint.source, connection.peer[0], device)
+def mac_of(connection: Connection, neighbours: Neighbours) -> str:
+    """Return the guest's MAC, "" where nobody knows it: that of its SYN if it was kept, or of its address."""
+    bridge, sock = connection.target.bridge, connection.to_endpoint.source
+    return connection.mac or neighbours.mac(bridge, sock, connection.peer[0])
 
 
-def mac_of_session(session: Session) -> str:
+def mac_of_session(session: Session, neighbours: Neighbours) -> str:
     """The same for a UDP session."""
-    device = BridgeNames(session.target.bridge).veth_namespace
-    return session.mac or tcp.neighbour_mac(session.gate.sock, session.guest[0], device)
+    return session.mac or neighbours.mac(session.target.bridge, session.gate.sock, session.guest[0])
 
 
 def line(connection: Connection, known: Introductions, mac: str, now: float, *, draining: bool) -> str:

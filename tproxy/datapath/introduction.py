@@ -2,19 +2,22 @@
 
 The service option ``proxy_protocol`` asks for it. The header has the addresses and, as far as they are
 known, the values that docs/contract.md lists under PROXY protocol. The guest's MAC is that of its own SYN
-(``kernel.tcp.caller_mac``). The rest comes from the daemon: the networks of a bridge, which guest is of
-which, and behind which port of the bridge a MAC was seen. What is not known is left out, and nothing waits
-for it.
+(``kernel.tcp.caller_mac``), or else that of its address in the namespace's neighbour table. The rest comes
+from the daemon: the networks of a bridge, which guest is of which, and behind which port of the bridge a MAC
+was seen. What is not known is left out, and nothing waits for it.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterable
 
 from tproxy import proxy_protocol
 from tproxy.addresses import SERVICE_ADDRESS_IPV6
 from tproxy.datapath.membership import SEVERAL, WAIT, Card, Guests, Verdict
+from tproxy.datapath.neighbours import Neighbours
+from tproxy.kernel import tcp
 from tproxy.model import Network, ServiceKey
 from tproxy.proxy_protocol import (
     OF_BRIDGE,
@@ -47,11 +50,16 @@ class Introductions:
         # Ids are unique among all processes and hosts: 48 random bits, and a number.
         self._start = os.urandom(6).hex()
         self._bridges: dict[str, _Bridge] = {}
+        self.neighbours = Neighbours()
         self.state = 0  # changes with all that the daemon says
 
     def id(self, number: int) -> str:
         """Return the id of this process's connection with this number."""
         return f"{self._start}-{number}"
+
+    def caller_mac(self, bridge: str, guest: socket.SocketType, address: str) -> str:
+        """Return the MAC address of the guest that has opened a connection; "" where nobody knows it."""
+        return tcp.caller_mac(guest) or self.neighbours.mac(bridge, guest, address)
 
     def header(
         self,
@@ -148,3 +156,4 @@ class Introductions:
 
     def forget(self, bridge: str) -> None:
         self._bridges.pop(bridge, None)
+        self.neighbours.forget(bridge)

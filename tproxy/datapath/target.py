@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tproxy.addresses import SERVICE_ADDRESS_IPV6
 from tproxy.datapath import counters
 from tproxy.datapath.counters import Record
 from tproxy.datapath.counts import OPEN, Counts
@@ -55,3 +56,8 @@ class Target:
     def read(self) -> Counts:
         """Return the counts as they are now."""
         return self.record.read()
+
+
+def reached_at(target: Target, peer: tuple[str, int]) -> str:
+    """Return the service address at which a guest has reached a target; ``peer`` is the guest's."""
+    return SERVICE_ADDRESS_IPV6 if ":" in peer[0] else target.service.key.address

@@ -1,6 +1,6 @@
 """Callers of services that differ between the networks of a bridge: each gets that of its own network.
 
-Theory of operation. ``membership`` decides by the MAC of the caller's own SYN (``kernel.tcp.caller_mac``) and
+Theory of operation. ``membership`` decides by the MAC of the caller's own SYN (``introduction``) and
 by what the daemon has said. Where that is not known yet, the guest's socket waits here, and is looked at
 again whenever the daemon says something new of the bridge. A caller that is not known within the service's
 ``connect_timeout`` is reset, and so is one whose MAC cannot be looked up. Services that all networks of a
@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
+from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.datapath.counts import LIMITED, NETWORK, TOTAL
 from tproxy.datapath.introduction import Introductions
 from tproxy.datapath.membership import EVERYBODY, REFUSED, WAIT, Verdict
-from tproxy.datapath.target import Target
+from tproxy.datapath.target import Target, reached_at
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.model import ServiceKey
-from tproxy.names import BridgeNames
 from tproxy.typed import Protocol
 
 # Sockets of one guest's address that wait at once, on one bridge; arbitrary. A guest's place is known some
@@ -94,6 +94,19 @@ def doors(targets: Mapping[ServiceKey, Target], before: Mapping[ServiceKey, Door
     return found
 
 
+def door_at(found: Mapping[ServiceKey, Door], key: ServiceKey) -> Door | None:
+    """Return what guests find at a service port; None for nothing.
+
+    At the IPv6 address that is what they find at 169.254.16.9, or else at the first address with that port.
+    """
+    if ":" not in key.address:
+        return found.get(key)
+    if (main := found.get(key._replace(address=SERVICE_ADDRESS))) is not None:
+        return main
+    same = [each for each in found if (each.port, each.protocol) == (key.port, key.protocol)]
+    return found[min(same)] if same else None
+
+
 class Keeper(Protocol):
     """Takes the callers that are known (``connections.Connections``)."""
 
@@ -138,8 +151,7 @@ class Waiting:
     def admit(self, divided: Divided, guest: socket.SocketType, peer: tuple[str, int]) -> None:
         """Take over a guest's socket: pass it on to its service, reset it, or let it wait."""
         bridge = divided.any.bridge
-        device = BridgeNames(bridge).veth_namespace
-        mac = tcp.caller_mac(guest) or tcp.neighbour_mac(guest, peer[0], device)
+        mac = self._introductions.caller_mac(bridge, guest, peer[0])
         caller = Caller(divided, guest, peer, mac, time.monotonic())
         if self._settle(bridge, caller):
             return
@@ -160,6 +172,13 @@ class Waiting:
         for caller in list(waiting):
             if (some is None or caller.mac in some) and self._settle(bridge, caller):
                 self._forget(bridge, caller)
+
+    def withdraw(self, bridge: str, addresses: Collection[str]) -> None:
+        """Reset those that came to another service address: the bridge has these alone."""
+        for caller in list(self._callers.get(bridge, ())):
+            if reached_at(caller.divided.any, caller.peer) not in addresses:
+                self._forget(bridge, caller)
+                _reset(caller.guest)
 
     def reset(self, bridge: str) -> None:
         """Reset all that wait on a bridge."""

@@ -7,7 +7,6 @@ connections is listed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from tproxy.bridge import plan
@@ -23,16 +22,16 @@ from tproxy.doctor.judge import links as judge_links
 from tproxy.doctor.judge import processes as judge_processes
 from tproxy.doctor.judge import rules as judge_rules
 from tproxy.doctor.judge import serving as judge_serving
-from tproxy.doctor.look import configuration, dial, host, links, processes, rules
+from tproxy.doctor.look import configuration, endpoints, host, links, processes, rules
 from tproxy.doctor.look.configuration import Configuration
-from tproxy.doctor.look.dial import Dialled
+from tproxy.doctor.look.endpoints import Reached
 from tproxy.doctor.look.links import Links
 from tproxy.doctor.look.processes import Processes
 from tproxy.doctor.look.rules import Rules
 from tproxy.errors import TproxyError
 from tproxy.kernel import kinds
 from tproxy.kernel import links as kernel_links
-from tproxy.model import TCP, Endpoint, Service
+from tproxy.model import Service
 from tproxy.names import TABLE, check_interface_name
 from tproxy.operations import lost_table, removal
 from tproxy.operations.gc import candidates
@@ -52,7 +51,7 @@ class _Known(NamedTuple):
 
     ran: Processes
     file: Configuration
-    dialled: Mapping[Endpoint, Dialled]
+    reached: Reached
     host_has: bool  # the service address
     named: bool  # the operator asked for one bridge
 
@@ -81,8 +80,8 @@ def _examine(bridge: str | None, config: str | None, said: list[str]) -> list[Fi
     served = rules.served_bridges()
     report += _maps(served, ran) if usable else []
     report += judge_processes.first(ran, needed=bool(served), watch_file=watch_file)
-    dialled = dial.dial(_services(bridges), ran.workers[0] if ran.workers else None)
-    known = _Known(ran, file, dialled, rules.host_has_service_address(), bridge is not None)
+    reached = endpoints.look(_services(bridges), ran.workers[0] if ran.workers else None)
+    known = _Known(ran, file, reached, rules.host_has_service_address(), bridge is not None)
     for each in bridges:
         report += [line._replace(bridge=each.name) for line in _of_bridge(each, known)]
     still = host.lock_holder()
@@ -104,8 +103,14 @@ def _look_at(
     for name in [only] if only is not None else sorted({*candidates(), *_waiting(file)}):
         guard = guards.get(name) or guards[""]._replace(bridge=name)
         seen = links.look(name, guard, firewall)
+        observed = seen.observed
         read = rules.look(
-            name, said, namespace=seen.observed.namespace, crowds=only is not None, dropping=dropping
+            name,
+            said,
+            namespace=observed.namespace,
+            uplinks=bool(observed.recognised_uplinks | (guard.named_uplinks & observed.ports)),
+            crowds=only is not None,
+            dropping=dropping,
         )
         seen = seen._replace(observed=seen.observed._replace(map=read.map))
         bridges.append(_Bridge(name, seen, read))
@@ -140,13 +145,7 @@ def _maps(served: list[str], ran: Processes) -> list[Finding]:
 
 
 def _services(bridges: list[_Bridge]) -> list[Service]:
-    return [
-        each
-        for _, _, read in bridges
-        if read.map is not None
-        for key, each in read.map.services.items()
-        if key.protocol == TCP
-    ]
+    return [each for _, _, read in bridges if read.map is not None for each in read.map.services.values()]
 
 
 def _of_bridge(bridge: _Bridge, known: _Known) -> list[Finding]:
@@ -171,7 +170,7 @@ def _of_bridge(bridge: _Bridge, known: _Known) -> list[Finding]:
         judge_rules.of_guards(loaded, seen, repair, ours=ours),
         *judge_rules.of_sources(name, read),
         judge_rules.of_firewall(name, seen.obstacles, read.dropping),
-        judge_rules.of_agents(name, known.ran.agents, host_has=known.host_has),
+        judge_rules.of_agents(name, known.ran.agents, read.own, host_has=known.host_has),
     ]
     if observed.namespace:
         lines.append(judge_rules.of_wall(name, read))
@@ -181,7 +180,7 @@ def _of_bridge(bridge: _Bridge, known: _Known) -> list[Finding]:
     ]
     if ours:
         lines += judge_configuration.of_bridge(known.file, loaded, read.gone)
-    lines += judge_serving.of_endpoints(loaded, known.dialled)
+    lines += judge_serving.of_endpoints(loaded, known.reached)
     return [*lines, judge_serving.of_limits(name, known.ran)]
 
 

@@ -270,6 +270,17 @@ def configure(name: str, mac: str, mtu: int, addresses: Iterable[str]) -> None:
         rtnl.route("replace", family=socket.AF_INET, dst="default", oif=index, scope="link", proto="boot")
 
 
+def remove_addresses(name: str, addresses: Iterable[str]) -> None:
+    """Take addresses, with the lengths of their prefixes, from a link in this thread's namespace.
+
+    Those that it has not are left out. Raises KernelError.
+    """
+    with requests("remove addresses of", name) as rtnl:
+        index = socket.if_nametoindex(name)
+        for each in sorted(set(addresses) & set(rtnetlink.addresses(index))):
+            _change_address(rtnl, "del", index, each)
+
+
 def _change_address(rtnl: Any, verb: str, index: int, address: str, **more: int) -> None:
     bare, _, length = address.partition("/")
     family = socket.AF_INET6 if ":" in bare else socket.AF_INET

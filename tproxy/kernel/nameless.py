@@ -19,6 +19,7 @@ from tproxy.kernel.netns import CLONE_NEWNET, LIBC
 
 _OWN = "/proc/thread-self/ns/net"
 _MAIN_TABLE, _PERMANENT = 254, 0x80  # RT_TABLE_MAIN, <linux/rtnetlink.h>; NUD_PERMANENT, <linux/neighbour.h>
+_NODAD = 0x02  # IFA_F_NODAD, <linux/if_addr.h>
 
 
 @contextmanager
@@ -96,6 +97,16 @@ def add_address(link: str, own: str) -> None:
     """Give a link of this thread's namespace an address that shares no subnet. Raises KernelError."""
     with links.requests("configure link", link) as rtnl:
         rtnl.addr("add", index=socket.if_nametoindex(link), address=own, prefixlen=32)
+
+
+def add_link_local(link: str, own: str) -> None:
+    """Give a link of this thread's namespace this IPv6 address. Raises KernelError."""
+    links.write_sysctl(f"ipv6/conf/{link}/addr_gen_mode", "1")  # the kernel makes none by itself
+    for name in ("accept_ra", "accept_dad", "disable_ipv6"):
+        links.write_sysctl(f"ipv6/conf/{link}/{name}", "0")
+    with links.requests("configure link", link) as rtnl:
+        index = socket.if_nametoindex(link)
+        rtnl.addr("add", index=index, family=socket.AF_INET6, address=own, prefixlen=64, flags=_NODAD)
 
 
 def route(link: str, destination: str) -> None:

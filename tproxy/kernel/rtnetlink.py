@@ -21,13 +21,16 @@ _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
 _IFINFOMSG = struct.Struct("=BxHiII")  # family, hardware type, index, flags, mask of flags
 _IFADDRMSG = struct.Struct("=BBBBI")  # family, length of the prefix, flags, scope, index
 _NDMSG = struct.Struct("=B3xiHBB")  # family, index, state, flags, type
+_RTMSG = struct.Struct("=BBBB3xBI")  # family, length of the destination, of the source, TOS, type, flags
 _NUMBER = struct.Struct("=I")
 _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300  # NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP
 _DUMP_INTERRUPTED = 0x10  # NLM_F_DUMP_INTR
 _ERROR, _DONE = 2, 3  # NLMSG_ERROR, NLMSG_DONE
-_SETLINK, _GETLINK, _GETADDR, _GETNEIGH, _GETNSID = 19, 18, 22, 30, 90  # RTM_
+_SETLINK, _GETLINK, _GETADDR, _GETROUTE, _GETNEIGH, _GETNSID = 19, 18, 22, 26, 30, 90  # RTM_
+_RTA_DST, _RTA_OIF, _RTN_LOCAL = 1, 4, 2
+_FIB_MATCH = 0x2000  # RTM_F_FIB_MATCH, Linux 4.13: the route itself is wanted, and not what follows from it
 
 _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _LINKINFO, _IFALIAS = 1, 3, 4, 5, 10, 18, 20  # IFLA_
 _EXT_MASK, _LINK_NETNSID, _ALT_IFNAME = 29, 37, 53
@@ -62,6 +65,17 @@ class Link(NamedTuple):
     peer: int
     peer_namespace: int
     alias: str
+
+
+class Route(NamedTuple):
+    """``length`` is that of its prefix, 0 for a default route; ``link`` is its link's index, 0 for none.
+
+    ``local``: the address is one of this namespace's own.
+    """
+
+    length: int
+    link: int
+    local: bool
 
 
 def links(master: int = 0) -> list[Link]:
@@ -101,6 +115,19 @@ def addresses(index: int) -> tuple[str, ...]:
             packed = known.get(_IFA_LOCAL) or known[_IFA_ADDRESS]  # IPv6 has no IFA_LOCAL
             found.append(f"{socket.inet_ntop(family, packed)}/{length}")
     return tuple(sorted(found))
+
+
+def route(address: str) -> Route | None:
+    """The route by which this namespace reaches an IPv4 address; None for none. Raises OSError."""
+    wanted = {_RTA_DST: socket.inet_aton(address)}
+    try:
+        (answer,) = _ask(_GETROUTE, 0, _RTMSG.pack(socket.AF_INET, 32, 0, 0, 0, _FIB_MATCH), wanted)
+    except OSError as error:
+        if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL):
+            return None
+        raise
+    _, length, _, _, kind, _ = _RTMSG.unpack_from(answer)
+    return Route(length, _number(_attributes(answer, _RTMSG.size).get(_RTA_OIF)), kind == _RTN_LOCAL)
 
 
 def is_fixed(port: int, mac: str) -> bool:

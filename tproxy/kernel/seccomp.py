@@ -107,6 +107,7 @@ _RELAY: tuple[Group, ...] = (
                 _socket(_AF_INET, _STREAM, _ANY_PROTOCOL_OF_TYPE, _TCP)
                 + _socket(_AF_INET6, _STREAM, _ANY_PROTOCOL_OF_TYPE, _TCP)
                 + _socket(_AF_INET, _DGRAM, _ANY_PROTOCOL_OF_TYPE)
+                + _socket(_AF_INET6, _DGRAM, _ANY_PROTOCOL_OF_TYPE)
                 + _socket(_AF_UNIX, _SEQPACKET, _ANY_PROTOCOL_OF_TYPE),
             ),
             "bind",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import socket
 import struct
 
@@ -29,10 +28,6 @@ _WITH_ETHERNET = 2
 _LONGEST_SYN = 14 + 60 + 60
 
 _IP_VERSIONS = {b"\x08\x00": 4, b"\x86\xdd": 6}  # by the protocol of a frame
-
-_SIOCGARP, _COMPLETE = 0x8954, 0x02  # arp(7); ATF_COM
-# struct arpreq: the protocol's address, the hardware's, flags, a mask, and the device
-_ARP = struct.Struct("=HH4s8x2x6s8xi16x16s")
 
 # struct tcp_info, <linux/tcp.h>: tcpi_rtt and tcpi_total_retrans
 _INFO = struct.Struct("=68xI28xI")
@@ -161,16 +156,3 @@ def round_trip(sock: socket.SocketType) -> RoundTrip:
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
     microseconds, repeated = _INFO.unpack(info.ljust(_INFO.size, b"\0"))
     return RoundTrip(microseconds or None, repeated)
-
-
-def neighbour_mac(sock: socket.SocketType, address: str, device: str) -> str:
-    """Return the MAC that an IPv4 address has in the ARP table of the socket's namespace; "" without one."""
-    if ":" in address:  # the kernel has no such question for IPv6
-        return ""
-    family, ip, name = socket.AF_INET, socket.inet_aton(address), device.encode()
-    try:
-        found = fcntl.ioctl(sock.fileno(), _SIOCGARP, _ARP.pack(family, 0, ip, bytes(6), 0, name))
-    except OSError:
-        return ""
-    *_, mac, flags, _ = _ARP.unpack(found)
-    return mac.hex(":") if flags & _COMPLETE else ""

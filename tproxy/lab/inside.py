@@ -24,6 +24,8 @@ _MOUNTS = (
     ("tmpfs", "/var/log", b"mode=755"),
 )
 
+_GREETING = b"who am I?"  # what a guest sends by UDP
+
 
 def init() -> None:
     """Run process 1: mount the stand-in's own file systems, then wait for the end of the owner."""
@@ -50,9 +52,25 @@ def introduced(address: str, port: str) -> None:
     _serve(address, port, _caller)
 
 
+def datagrams(address: str, port: str) -> None:
+    """Answer datagrams with what the header of the PROXY protocol before each of them says."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((address, int(port)))
+        print("ready", flush=True)
+        while True:
+            data, source = sock.recvfrom(65536)
+            if data:  # a worker checks with empty ones whether anybody refuses them
+                sock.sendto(_said(data[: len(data) - len(_GREETING)]).encode(), source)
+
+
 def _caller(stream: BufferedIOBase) -> str:
     start = stream.read(proxy_protocol.START)
-    values = proxy_protocol.decode(start + stream.read(proxy_protocol.length(start))).values
+    return _said(start + stream.read(proxy_protocol.length(start)))
+
+
+def _said(header: bytes) -> str:
+    """What a header says of a guest."""
+    values = proxy_protocol.decode(header).values
     kinds = proxy_protocol.OF_NETWORK, proxy_protocol.OF_MAC, proxy_protocol.OF_PORT
     network, mac, port = (values.get(each, "unknown") for each in kinds)
     return f"network {network}, MAC {mac}, port {port}"
@@ -96,6 +114,18 @@ def ask(address: str, port: str, timeout: str) -> None:
     sys.stdout.buffer.write(body)
 
 
+def write(address: str, port: str, timeout: str) -> None:
+    """Send a datagram, and print the answer on stdout, or the reason of a failure on stderr."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(float(timeout))
+        try:
+            sock.connect((address, int(port)))
+            sock.send(_GREETING)
+            print(sock.recv(65536).decode(), end="")
+        except OSError as error:
+            sys.exit(errno.errorcode.get(error.errno or 0, "ETIMEDOUT"))
+
+
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["init"]:
@@ -106,3 +136,7 @@ if __name__ == "__main__":
             introduced(address, port)
         case ["ask", address, port, timeout]:
             ask(address, port, timeout)
+        case ["datagrams", address, port]:
+            datagrams(address, port)
+        case ["write", address, port, timeout]:
+            write(address, port, timeout)

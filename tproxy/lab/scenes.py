@@ -16,35 +16,57 @@ from tproxy.lab.view import Shown
 WHO_PORT = 5032
 WHO_ENDPOINT = "10.11.12.14"
 SPARE_PORT = 5033
+UDP_PORT = 5034
 FIRST, SECOND = "10.11.12.21", "10.11.12.22"
 
 # For all networks.
 ENTRIES = (
     f"- {{remote_addr: {WHO_ENDPOINT}, remote_port: {WHO_PORT}, proxy_protocol: v2}}\n"
+    f"- {{remote_addr: {WHO_ENDPOINT}, remote_port: {UDP_PORT}, protocol: udp, proxy_protocol: v2}}\n"
     f"- {{remote_addr: [{FIRST}, {SECOND}], remote_port: {SPARE_PORT}}}\n"
 )
 
-_WHO = (sys.executable, "-m", "tproxy.lab.inside", "introduced")
+_INSIDE = (sys.executable, "-m", "tproxy.lab.inside")
+
+# Seconds until a datagram, or its answer, counts as lost.
+_LOST = 2.0
 
 
 def prepare(host: Hypervisor) -> None:
     """Add what the scenes need before the bridges are brought up."""
-    host.add_endpoint(WHO_ENDPOINT, WHO_PORT, program=_WHO)
+    host.add_endpoint(WHO_ENDPOINT, WHO_PORT, program=(*_INSIDE, "introduced"))
+    host.add_endpoint(WHO_ENDPOINT, UDP_PORT, program=(*_INSIDE, "datagrams"))
     # Without an endpoint there, a dial is refused.
     host.ip(*(f"address replace {each}/32 dev lo" for each in (FIRST, SECOND)))
 
 
 def play(host: Hypervisor, guests: Sequence[Guest]) -> bool:
     """Play all scenes; return whether all was as expected."""
-    return all([_identity(guests), _fail_over(host, guests[0])])
+    return all([_identity(guests), _datagrams(guests), _fail_over(host, guests[0])])
 
 
 def _identity(guests: Sequence[Guest]) -> bool:
     def told(guest: Guest) -> Shown:
-        wanted = f"network {guest.name}, MAC {_mac(guest)}, port {guest.port}"
-        return _shown(f"guest {guest.name}, {guest.address}", wanted, guest, WHO_PORT)
+        return _shown(_name(guest), _known(guest), guest, WHO_PORT)
 
     return view.scene("An endpoint is told who is calling (proxy_protocol: v2):", [*map(told, guests)])
+
+
+def _datagrams(guests: Sequence[Guest]) -> bool:
+    def told(guest: Guest) -> Shown:
+        wanted = _known(guest)
+        return Shown(_name(guest), wanted, _await(wanted, lambda: _write(guest)))
+
+    title = f"UDP works likewise (protocol: udp, {SERVICE_ADDRESS}:{UDP_PORT}). The answer to a datagram:"
+    return view.scene(title, [*map(told, guests)])
+
+
+def _write(guest: Guest) -> str:
+    """Send a datagram; return the answer. Raises ProcessError."""
+    done = guest.run(*_INSIDE, "write", SERVICE_ADDRESS, str(UDP_PORT), str(_LOST), check=False)
+    if done.returncode:
+        raise ProcessError(done.stderr.strip())
+    return done.stdout
 
 
 def _fail_over(host: Hypervisor, guest: Guest) -> bool:
@@ -82,6 +104,15 @@ def _await(wanted: str, ask: Callable[[], str]) -> str:
         if got == wanted or time.monotonic() > deadline:
             return got
         time.sleep(0.05)
+
+
+def _name(guest: Guest) -> str:
+    return f"guest {guest.name}, {guest.address}"
+
+
+def _known(guest: Guest) -> str:
+    """What an endpoint is told of a guest."""
+    return f"network {guest.name}, MAC {_mac(guest)}, port {guest.port}"
 
 
 def _mac(guest: Guest) -> str:

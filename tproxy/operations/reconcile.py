@@ -234,12 +234,19 @@ def _reconcile(
         storable = comments.storable(wanted)
         actions = steps.carry_out(bridge, before, lambda now: plan.up(storable, now, uplinks))
         steps.apply(bridge, settings, lock)
+        steps.finish(actions)
     except TproxyError as error:
         log.error("bridge %s cannot be brought up, and stays as it was: %s", bridge, error)
         lock.take()
         _undo(bridge, before, lock)
         raise
     _warn_of_obstacles(bridge)
+    if actions and wanted.addresses:
+        from tproxy.bridge import own_addresses  # not above: most hosts have no such address
+
+        has_uplink = bool(before.recognised_uplinks | (uplinks & before.ports))
+        for each in own_addresses.conflicts(bridge, wanted.addresses, uplinks=has_uplink):
+            log.warning("bridge %s: %s", bridge, each)
     return bool(actions)
 
 

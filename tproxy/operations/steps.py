@@ -35,15 +35,34 @@ def found(bridge: str, look: Callable[[str], plan.Observed]) -> plan.Observed:
 def carry_out(
     bridge: str, observed: plan.Observed, planned: Callable[[plan.Observed], list[Action]]
 ) -> list[Action]:
-    """Carry out what is ``planned`` for what was ``observed``; return the actions."""
+    """Carry out what is ``planned`` for what was ``observed``; return the actions.
+
+    Not those that have to wait until the processes know of the change (``finish``).
+    """
     actions = planned(observed)
     require_host_mounts(actions)
     try:
-        plumbing.carry_out(actions)
+        plumbing.carry_out(_early(actions))
     except NftError:  # other programs do not take our lock: one may have flushed nftables since the look
         actions = planned(found(bridge, plumbing.observe))
-        plumbing.carry_out(actions)
+        plumbing.carry_out(_early(actions))
     return actions
+
+
+def finish(planned: list[Action]) -> None:
+    """Carry out what ``carry_out`` has left for later."""
+    if planned:
+        from tproxy.bridge import actions
+
+        plumbing.carry_out(actions.in_two_steps(planned)[1])
+
+
+def _early(planned: list[Action]) -> list[Action]:
+    if not planned:
+        return []
+    from tproxy.bridge import actions
+
+    return actions.in_two_steps(planned)[0]
 
 
 def require_host_mounts(planned: list[Action]) -> None:

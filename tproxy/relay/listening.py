@@ -229,7 +229,7 @@ def _name(key: ServiceKey, link: str) -> tuple[str, int] | tuple[str, int, int, 
 
 def _open(key: ServiceKey, link: str) -> socket.socket:
     if key.protocol == UDP:
-        return _bind(key)
+        return _bind(key, link)
     listener = socket.socket(tcp.family(key.address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -245,10 +245,10 @@ def _open(key: ServiceKey, link: str) -> socket.socket:
     return listener
 
 
-def _bind(key: ServiceKey) -> socket.socket:
-    bound = socket.socket(socket.AF_INET6 if ":" in key.address else socket.AF_INET, socket.SOCK_DGRAM)
+def _bind(key: ServiceKey, link: str) -> socket.socket:
+    bound = socket.socket(tcp.family(key.address), socket.SOCK_DGRAM)
     try:
-        bound.bind((key.address, key.port))
+        bound.bind(_name(key, link))
     except OSError:
         bound.close()
         raise

@@ -17,7 +17,7 @@ from tproxy.typed import NamedTuple
 # Of this protocol; a relay names it in Hello. A daemon replaces a relay that has another version. A relay
 # gives its sockets to a successor of any version: plain ones in the form of version 2, all others in messages
 # that older versions refuse, and therefore last.
-VERSION = 3
+VERSION = 4
 
 # The kernel takes at most SCM_MAX_FD descriptors in one message, <net/scm.h>.
 MAX_DESCRIPTORS = 253

@@ -62,17 +62,17 @@ class Inspection:
         """Return the line; "" if it is not chosen, or has ended."""
         if each not in self._connections or not choice.has(each.target, each.peer[0], each.id):
             return ""
-        mac = inspection.mac_of(each)
+        known = self._connections.introductions
+        mac = inspection.mac_of(each, known.neighbours)
         if not choice.has_mac(mac):
             return ""
-        known = self._connections.introductions
         return inspection.line(each, known, mac, time.monotonic(), draining=self._draining())
 
     def _of_session(self, each: Session, choice: Choice) -> str:
         known = self._datagrams.introductions
         if each not in self._datagrams or not choice.has(each.target, each.guest[0], known.id(each.number)):
             return ""
-        mac = inspection.mac_of_session(each)
+        mac = inspection.mac_of_session(each, known.neighbours)
         if not choice.has_mac(mac):
             return ""
         return inspection.session_line(each, known, mac, time.monotonic(), draining=self._draining())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 
+from tproxy.addresses import packed_address
 from tproxy.datapath.membership import Card
 from tproxy.errors import ProtocolError
 from tproxy.model import Network, Service, ServiceKey
@@ -18,7 +19,7 @@ from tproxy.typed import NamedTuple
 from tproxy.worker import packing
 
 # Of this protocol. A daemon tells a worker of another version to finish, and starts one of its own.
-VERSION = 7
+VERSION = 8
 
 # The first bytes of the messages to a worker that have the same form in all versions.
 IN_ALL_VERSIONS = (b"D", b"F", b"L", b"M")
@@ -105,6 +106,22 @@ class Labels(NamedTuple):
     first: bool
     network: str
     names: tuple[tuple[ServiceKey, str], ...]
+
+
+class Addresses(NamedTuple):
+    """Daemon to worker: the bridge has these service addresses alone. What goes on at another one ends."""
+
+    bridge: str
+    addresses: tuple[str, ...]
+
+
+class Neighbours(NamedTuple):
+    """Daemon to worker. Beside it: a netlink socket of the bridge's namespace, for it alone.
+
+    It tells which MAC an IPv6 address has there (``kernel.neighbours``).
+    """
+
+    bridge: str
 
 
 class Bridge(NamedTuple):
@@ -199,6 +216,8 @@ Message = (
     | Networks
     | Labels
     | Ports
+    | Addresses
+    | Neighbours
     | Bridge
     | Gate
     | LetGo
@@ -244,6 +263,10 @@ def encode(message: Message) -> bytes:
         case Ports(bridge, first, ports):
             packed = (_PORT.pack(_mac_bytes(mac), port.encode()) for mac, port in ports)
             return b"p" + _PORTS.pack(bridge.encode(), first) + b"".join(packed)
+        case Addresses(bridge, addresses):
+            return b"a" + _NAME.pack(bridge.encode()) + b"".join(map(packed_address, addresses))
+        case Neighbours(bridge):
+            return b"h" + _NAME.pack(bridge.encode())
         case Bridge(bridge, cookie):
             return b"B" + _BRIDGE.pack(bridge.encode(), cookie is not None, cookie or 0)
         case Gate(bridge, key):
@@ -291,6 +314,11 @@ def decode(data: bytes) -> Message:
                 name, first = _PORTS.unpack_from(body)
                 found = _PORT.iter_unpack(body[_PORTS.size :])
                 return Ports(_text(name), first, tuple((mac.hex(":"), _text(port)) for mac, port in found))
+            case b"a":
+                addresses = packing.unpack_addresses(body[_NAME.size :])
+                return Addresses(_text(*_NAME.unpack_from(body)), addresses)
+            case b"h":
+                return Neighbours(_text(*_NAME.unpack(body)))
             case b"B":
                 name, known, cookie = _BRIDGE.unpack(body)
                 return Bridge(_text(name), cookie if known else None)

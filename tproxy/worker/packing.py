@@ -46,6 +46,13 @@ def pack(service: Service) -> bytes:
     return head + addresses
 
 
+def unpack_addresses(data: bytes) -> tuple[str, ...]:
+    """Return the addresses in ``data``, of 16 bytes each. Raises ProtocolError."""
+    if len(data) % _ADDRESS:
+        raise ProtocolError("an address is cut off")
+    return tuple(unpacked_address(data[at : at + _ADDRESS]) for at in range(0, len(data), _ADDRESS))
+
+
 def unpack(body: bytes) -> Iterator[Service]:
     """Yield the services; a worker does not need their names."""
     at = 0

@@ -15,14 +15,13 @@ from __future__ import annotations
 import signal
 import socket
 
-from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.datapath.connections import Connections
 from tproxy.datapath.counters import Counters
 from tproxy.datapath.counts import LoopTimes
 from tproxy.datapath.datagrams import Datagrams
 from tproxy.datapath.endpoints import State
 from tproxy.datapath.target import Target
-from tproxy.datapath.waiting import Divided, Door, doors
+from tproxy.datapath.waiting import Divided, Door, door_at, doors
 from tproxy.errors import ProtocolError
 from tproxy.kernel import privileges, seccomp
 from tproxy.kernel.limits import descriptor_limit
@@ -98,6 +97,7 @@ class Worker:
         self._services: dict[str, dict[ServiceKey, Target]] = {}
         # What guests find at a service port, by a key without a network.
         self._doors: dict[str, dict[ServiceKey, Door]] = {}
+        self._addresses: dict[str, frozenset[str]] = {}  # the service addresses that each bridge has
         self._labels: dict[str, tuple[str, dict[ServiceKey, str]]] = {}  # network, and names; for the log
         self._coming: list[Service] = []  # the part of a long list that is here already
         self._intakes: set[Intake] = set()
@@ -133,16 +133,9 @@ class Worker:
             # A relay can be faster than the daemon's message that came before; and so can a guest be.
             self._listen_to_daemon()
             found = self._doors.get(bridge, {}).get(key)
-        return self._at_another_address(bridge, key) if found is None else found
-
-    def _at_another_address(self, bridge: str, key: ServiceKey) -> Door | None:
-        """Return what guests reach at the IPv6 address: the target of 169.254.16.9, or else the first."""
-        if ":" not in key.address:
-            return None
-        doors = self._doors.get(bridge, {})
-        main = doors.get(key._replace(address=SERVICE_ADDRESS))
-        same = sorted(each for each in doors if (each.port, each.protocol) == (key.port, key.protocol))
-        return main or (doors[same[0]] if same else None)
+        if key.address not in self._addresses.get(bridge, (key.address,)):
+            return None  # somebody has taken that address away meanwhile
+        return door_at(self._doors.get(bridge, {}), key) if found is None else found
 
     def ended(self, intake: Intake) -> None:
         self._intakes.discard(intake)
@@ -226,6 +219,12 @@ class Worker:
                 if last:
                     self._apply(bridge, self._coming)
                     self._coming = []
+            case orders.Addresses(bridge, addresses):
+                self._addresses[bridge] = frozenset(addresses)
+                self._connections.withdraw(bridge, self._addresses[bridge])
+                self._datagrams.withdraw(bridge, self._addresses[bridge])
+            case orders.Neighbours(bridge) if len(delivery.fds) == 1:
+                self._connections.introductions.neighbours.use(bridge, delivery.take_socket())
             case orders.Networks():
                 self._connections.introductions.use_networks(*delivery.message)
                 self._connections.waiting.look(delivery.message.bridge)
@@ -257,6 +256,7 @@ class Worker:
                 self._apply(bridge, [])
                 del self._services[bridge], self._doors[bridge]
                 self._labels.pop(bridge, None)
+                self._addresses.pop(bridge, None)
                 self._connections.limits.forget(bridge)
                 self._connections.introductions.forget(bridge)
                 self._connections.abort_bridge(bridge, "bridge removed")

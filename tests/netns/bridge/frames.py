@@ -9,7 +9,7 @@ BROADCAST, NOBODY = "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00"
 ARP, IPV4, IPV6, LLDP, EAPOL, EXPERIMENT = 0x0806, 0x0800, 0x86DD, 0x88CC, 0x888E, 0x88B5
 TAG, SERVICE_TAG = 0x8100, 0x88A8  # 802.1Q, 802.1ad
 TAGS = frozenset({TAG, SERVICE_TAG, 0x9100})
-ICMP, TCP, UDP = 1, 6, 17
+ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
 SYN, ACK = 0x02, 0x10
 MORE_FRAGMENTS = 0x2000
 
@@ -63,15 +63,13 @@ def ipv4(
 def tcp(source: str, target: str, ports: tuple[int, int], payload: bytes = b"", flags: int = SYN) -> bytes:
     """A TCP segment, RFC 9293, between these addresses."""
     segment = struct.pack("!HHIIBBHHH", *ports, 0x10000000, 0, 5 << 4, flags, 64000, 0, 0) + payload
-    pseudo = socket.inet_aton(source) + socket.inet_aton(target) + struct.pack("!BBH", 0, TCP, len(segment))
-    return segment[:16] + checksum(pseudo + segment) + segment[18:]
+    return segment[:16] + checksum(_pseudo(source, target, TCP, len(segment)) + segment) + segment[18:]
 
 
 def udp(source: str, target: str, ports: tuple[int, int], payload: bytes) -> bytes:
     """A UDP datagram, RFC 768, between these addresses."""
     datagram = struct.pack("!HHHH", *ports, 8 + len(payload), 0) + payload
-    pseudo = socket.inet_aton(source) + socket.inet_aton(target) + struct.pack("!BBH", 0, UDP, len(datagram))
-    return datagram[:6] + checksum(pseudo + datagram) + datagram[8:]
+    return datagram[:6] + checksum(_pseudo(source, target, UDP, len(datagram)) + datagram) + datagram[8:]
 
 
 def icmp(kind: int, code: int, rest: bytes, payload: bytes) -> bytes:
@@ -94,12 +92,39 @@ def ipv6(source: str, target: str, payload: bytes, following: int = 58, hops: in
 def icmpv6(source: str, target: str, kind: int, rest: bytes) -> bytes:
     """An ICMPv6 message, RFC 4443, between these addresses."""
     message = struct.pack("!BBH", kind, 0, 0) + rest
-    pseudo = (
-        socket.inet_pton(socket.AF_INET6, source)
-        + socket.inet_pton(socket.AF_INET6, target)
-        + struct.pack("!II", len(message), 58)
-    )
-    return message[:2] + checksum(pseudo + message) + message[4:]
+    return message[:2] + checksum(_pseudo(source, target, ICMPV6, len(message)) + message) + message[4:]
+
+
+def behind(packet: bytes, kind: int, rest: bytes) -> bytes:
+    """An IPv6 packet with one more header before its payload. ``rest`` is that header without its first byte.
+
+    Sources: RFC 8200, 4.3 to 4.6. A fragment header is 44, hop-by-hop options are 0, those for the
+    destination 60, and a routing header is 43.
+    """
+    added = packet[6:7] + rest
+    length = int.from_bytes(packet[4:6], "big") + len(added)
+    return packet[:4] + length.to_bytes(2, "big") + bytes([kind]) + packet[7:40] + added + packet[40:]
+
+
+def fragments6(packet: bytes, number: int, *cuts: int) -> list[bytes]:
+    """The IPv6 packet in fragments that begin at these offsets of its payload, multiples of 8, and at 0."""
+    payload, ends = packet[40:], (*cuts, None)
+    return [
+        behind(
+            packet[:4] + len(payload[start:end]).to_bytes(2, "big") + packet[6:40] + payload[start:end],
+            44,
+            b"\0" + struct.pack("!HI", start | (end is not None), number),
+        )
+        for start, end in zip((0, *cuts), ends, strict=True)
+    ]
+
+
+def _pseudo(source: str, target: str, protocol: int, length: int) -> bytes:
+    """The header over which a checksum goes too."""
+    if ":" not in source:
+        return socket.inet_aton(source) + socket.inet_aton(target) + struct.pack("!BBH", 0, protocol, length)
+    addresses = (socket.inet_pton(socket.AF_INET6, each) for each in (source, target))
+    return b"".join(addresses) + struct.pack("!II", length, protocol)
 
 
 def content(frame: bytes) -> bytes:

@@ -14,13 +14,13 @@ import pytest
 from tests.netns.bridge.frames import IPV6, TCP, ethernet, icmpv6, ipv6, mac_bytes, tcp
 from tests.netns.bridge.test_guards import broadcast, mac_of
 from tests.netns.conftest import ENDPOINTS
+from tests.netns.ipv6_guest import AT, add_ipv6_guest, link_local
 from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tproxy.addresses import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, SERVICE_MAC
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
 
-AT = f"{SERVICE_ADDRESS_IPV6}%eth0"
 GROUP, GROUP_MAC = "ff02::1:fffe:1009", "33:33:ff:fe:10:09"
 ALL_NODES, ALL_NODES_MAC = "ff02::1", "33:33:00:00:00:01"
 ECHO_REPLY, ROUTER, SOLICITATION, ADVERTISEMENT, REDIRECT = 129, 134, 135, 136, 137
@@ -33,6 +33,7 @@ ENTRIES = (
     f"{{service_addr: 169.254.169.254, service_port: 80, remote_addr: {ENDPOINT}, remote_port: 8081}}",
     f"{{service_addr: 169.254.169.254, service_port: 82, remote_addr: {ENDPOINT}, remote_port: 8081}}",
     f"{{service_port: 7, remote_addr: {ENDPOINT}, remote_port: 9000, max_connections_per_guest: 1}}",
+    f"{{service_port: 53, remote_addr: {ENDPOINT}, remote_port: 53, protocol: udp}}",
 )
 
 
@@ -47,19 +48,10 @@ class Net:
         host.add_endpoint(ENDPOINT, 9000, program=(sys.executable, str(ENDPOINTS), "echo"))
         self.endpoint = host.add_endpoint(ENDPOINT, 8082, program=program("introduced"))
         self.guest, self.other, self.outside = (
-            self.add_guest(name) for name in ("guest", "other", "outside")
+            add_ipv6_guest(host, name) for name in ("guest", "other", "outside")
         )
         self.configure()
         self.up()
-
-    def add_guest(self, name: str, bridge: str = "br0") -> Guest:
-        """Add a guest without IPv4, whose IPv6 address needs no second to be checked."""
-        port = f"v{name}"
-        self.host.ip(f"netns add {name}", f"link add {port} type veth peer name eth0 netns {name}")
-        self.host.run("sysctl", "-qw", "net.ipv6.conf.eth0.accept_dad=0", netns=name)
-        self.host.ip(f"link set {port} master {bridge} up")
-        self.host.ip("link set lo up", "link set eth0 up", netns=name)
-        return Guest(self.host, name, bridge, port, "")
 
     def configure(self, *, ipv6: bool = True) -> None:
         self.host.write(FILE, f"tproxy_ipv6: {str(ipv6).lower()}\ntproxy: [{', '.join(ENTRIES)}]\n")
@@ -106,11 +98,6 @@ def net(real_kernel: None) -> Iterator[Net]:
 @pytest.fixture
 def own(hypervisor: Hypervisor) -> Net:
     return Net(hypervisor)
-
-
-def link_local(guest: Guest) -> str:
-    shown = json.loads(guest.run("ip", "-j", "-6", "address", "show", "eth0").stdout)
-    return str(shown[0]["addr_info"][0]["local"])
 
 
 def packed(address: str) -> bytes:
@@ -165,6 +152,19 @@ def test_the_endpoint_learns_who_is_calling(net: Net) -> None:
     assert said["destination"] == [SERVICE_ADDRESS_IPV6, 81]
     assert said["values"]["0xe3"] == mac_of(net.guest)
     assert f"guest=[{link_local(net.guest)}]:" in net.host.path("/var/log/one_tproxy.log").read_text()
+
+
+def test_the_mac_is_known_under_syn_cookies_too(net: Net) -> None:
+    """The namespace's neighbour table is the fall-back, as over IPv4."""
+    net.inside("sysctl", "-qw", "net.ipv4.tcp_syncookies=2")
+    net.guest.run(*program("caller", "say_and_end", AT, "81", "hi"))
+    net.inside("sysctl", "-qw", "net.ipv4.tcp_syncookies=1")
+    assert net.endpoint.stdout is not None
+    said = json.loads(net.endpoint.stdout.readline())
+    net.endpoint.stdout.readline()
+    assert said["source"][0] == link_local(net.guest)
+    assert said["values"]["0xe3"] == mac_of(net.guest)
+    assert int(net.inside("nstat", "-asz", "TcpExtSyncookiesRecv").split()[-2])
 
 
 def test_a_guest_has_as_many_connections_as_it_may(net: Net) -> None:
@@ -317,7 +317,7 @@ def test_the_address_goes_when_the_file_says_so_and_comes_back(own: Net) -> None
     assert own.inside("ip", "-6", "address") == ""
     assert own.host.run("nft", "list", "chain", "bridge", "one_tproxy", "guard_prerouting").stdout == plain
     assert "ipv6=yes" not in own.host.run("nft", "list", "table", "ip", "one_tproxy").stdout
-    assert "fe80" not in own.inside("ss", "-Hltn")
+    assert "fe80" not in own.inside("ss", "-Hltun")
     assert own.up("--dry-run") == []
 
 
@@ -325,7 +325,7 @@ def test_a_bridge_without_ipv6_is_left_alone(own: Net) -> None:
     own.host.add_bridge("br1")
     own.configure(ipv6=False)
     own.host.tproxy("hook", "up", "--bridge", "br1", "--config", FILE)
-    asking, answering = own.add_guest("asking", "br1"), own.add_guest("answering", "br1")
+    asking, answering = (add_ipv6_guest(own.host, name, "br1") for name in ("asking", "answering"))
     answering.ip(f"address add {SERVICE_ADDRESS_IPV6}/64 dev eth0 nodad")
     assert asking.run("ping", "-6", "-c1", "-W20", AT).returncode == 0
     learnt = asking.run("ip", "-6", "neigh", "show", SERVICE_ADDRESS_IPV6, "dev", "eth0").stdout

@@ -167,6 +167,23 @@ def test_connections_go_on_while_addresses_come_and_go(net: Net) -> None:
     talk.end()
 
 
+def test_connections_at_an_address_that_is_taken_away_are_reset(net: Net) -> None:
+    net.host.add_endpoint(ENDPOINT, 9000, program=(sys.executable, str(ENDPOINTS), "echo"))
+    echo = f"{{service_port: 7, remote_addr: {ENDPOINT}, remote_port: 9000}}"
+    net.configure(PLAIN, echo, echo.replace("{", f"{{service_addr: {METADATA}, ", 1))
+    net.up()
+    stays, goes = Talk(net.guest, 7), Talk(net.guest, 7, METADATA)
+    net.configure(PLAIN, echo)
+    net.up()
+    for _ in eventually():
+        if not net.guest.run("ss", "-Htn", "state", "established", "dst", METADATA).stdout:
+            break
+    assert stays.say("still there") == "still there"
+    assert "end=address_removed" in net.host.path("/var/log/one_tproxy.log").read_text()
+    stays.end()
+    goes.end()
+
+
 def test_only_our_port_can_claim_the_address(net: Net) -> None:
     mac = mac_of(net.other)
     assert net.guest.get(METADATA, 80) == "metadata"

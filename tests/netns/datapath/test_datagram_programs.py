@@ -56,6 +56,7 @@ server:
     interface: {address}@5353
     proxy-protocol-port: 5353
     access-control: 0.0.0.0/0 allow
+    access-control: ::/0 allow
     max-udp-size: 65000
     edns-buffer-size: 65000
     local-zone: "example." static

@@ -274,6 +274,32 @@ SERVICES = {
         *("endpoint", "endpoint 10.11.12.13:8080 does not answer within 0.3 s"),
         repair=f"nft delete table inet own; {HEALTHY}",
     ),
+    "the endpoint refuses datagrams": Fault(
+        f"services {configuration(9999, options=', protocol: udp')}",
+        *("endpoint", "endpoint 10.11.12.13:9999 refuses datagrams"),
+        repair=HEALTHY,
+    ),
+    "an IPv6 endpoint refuses": Fault(
+        f"ip address add fd00::9/128 dev lo nodad; services {configuration(9999, 'fd00::9')}",
+        *("endpoint", "endpoint [fd00::9]:9999 refuses the connection"),
+        repair=f"ip address del fd00::9/128 dev lo; {HEALTHY}",
+    ),
+    "the host reaches a service address through the bridge": Fault(
+        f"ip route add 169.254.169.254 dev br0;"
+        f" services {configuration(options=', service_addr: 169.254.169.254')}",
+        *("agents", "the host itself reaches 169.254.169.254 through br0, which has no uplink"),
+        repair=f"ip route del 169.254.169.254 dev br0; {HEALTHY}",
+        level="warning",
+        options="--bridge br0",
+    ),
+    "the host has a service address at the bridge": Fault(
+        f"ip address add 169.254.169.254/32 dev br0;"
+        f" services {configuration(options=', service_addr: 169.254.169.254')}",
+        *("agents", "the host itself has 169.254.169.254 at br0"),
+        repair=f"ip address del 169.254.169.254/32 dev br0; {HEALTHY}",
+        level="warning",
+        options="--bridge br0",
+    ),
     "a rule on OUTPUT keeps workers from the endpoint": Fault(
         output_rule(f"meta skuid 1900000000-1904194304 tcp dport 8080 {REJECT}"),
         *("endpoint", "refuses the connection for workers, and not for root: see the rules on OUTPUT"),

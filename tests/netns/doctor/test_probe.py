@@ -10,7 +10,9 @@ import sys
 import pytest
 
 from tests.contract import table
-from tests.netns.doctor.patient import CONFIGURED, Patient
+from tests.netns.doctor.patient import CONFIGURED, HEALTHY, Patient, configuration
+from tests.netns.one_bridge import ENDPOINT
+from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tests.netns.watch.watched_host import Host
 from tproxy.lab.hypervisor import PATIENCE, Hypervisor
@@ -53,6 +55,22 @@ def test_a_probe_shows_each_step_of_both_ways_and_how_long_it_took(patient: Pati
         *("route arp", "route ping", "route connect", "route endpoint", "route answer"),
         *("gateway ping", "gateway connect", "gateway endpoint", "gateway answer"),
     ]
+
+
+def test_a_probe_goes_over_ipv6_and_to_udp_services_too(patient: Patient) -> None:
+    served = configuration(more="tproxy_ipv6: true\n", options=", protocol: [tcp, udp]")
+    patient.shell(f"services {served}")
+    who = patient.host.add_endpoint(ENDPOINT, 8080, program=program("datagram_endpoint", "echo"))
+    found = [(each.where, each.check) for each in patient.probe("br0:5030")]
+    visits = ("connect", "endpoint", "answer", "endpoint", "datagram")
+    assert [each for each in found if each[0]] == [
+        *(("route", each) for each in ("arp", "ping", *visits)),
+        *(("gateway", each) for each in ("ping", *visits)),
+        *(("ipv6", each) for each in ("neighbour", "ping", *visits)),
+    ]
+    assert "bad" not in {each.level for each in patient.probe("br0:5030")}
+    who.kill()
+    patient.shell(HEALTHY)
 
 
 def test_a_gateway_that_answers_arp_is_a_step_of_its_own(patient: Patient) -> None:

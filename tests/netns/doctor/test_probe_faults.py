@@ -6,7 +6,10 @@ import pytest
 
 from tests.netns.doctor.patient import HEALTHY, Fault, Patient, configuration
 from tests.netns.doctor.test_host_faults import output_rule
+from tests.netns.program import program
 
+DATAGRAMS = " ".join(program("datagram_endpoint"))
+IPV6 = "tproxy_ipv6: true\n"
 FAULTS = {
     "no hook brought the bridge up": Fault(
         "ip link add br7 type bridge; ip link set br7 up",
@@ -65,6 +68,28 @@ FAULTS = {
         f"services {configuration(9999)}",
         *("endpoint", "endpoint 10.11.12.13:9999 refuses the connection"),
         repair=HEALTHY,
+    ),
+    "the endpoint refuses datagrams": Fault(
+        f"services {configuration(9999, options=', protocol: udp')}",
+        *("endpoint", "endpoint 10.11.12.13:9999 refuses datagrams"),
+        repair=HEALTHY,
+    ),
+    "something drops UDP": Fault(
+        f"later ready {DATAGRAMS} echo 10.11.12.13 7000;"
+        f" services {configuration(7000, options=', protocol: udp')};"
+        " nft 'add table bridge other;"
+        " add chain bridge other last { type filter hook forward priority 9; policy accept; };"
+        " add rule bridge other last ip protocol udp drop'",
+        *("datagram", "no worker took the datagram: something drops it on the way"),
+        repair=f"nft delete table bridge other; kill $(cat /run/later.pid); {HEALTHY}",
+    ),
+    "something drops IPv6": Fault(
+        f"services {configuration(more=IPV6)};"
+        " nft 'add table bridge other;"
+        " add chain bridge other last { type filter hook forward priority 9; policy accept; };"
+        " add rule bridge other last meta protocol ip6 drop'",
+        *("neighbour", "nobody answers neighbour solicitations for fe80::a9fe:1009"),
+        repair=f"nft delete table bridge other; {HEALTHY}",
     ),
     "the worker is refused": Fault(
         output_rule("meta skuid 1900000000-1904194304 tcp dport 8080 reject with tcp reset"),

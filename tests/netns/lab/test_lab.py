@@ -32,12 +32,15 @@ def test_the_lab_shows_each_guest_reaching_its_own_service(hypervisor: Hyperviso
     assert "\x1b" not in done.stdout, "colours, and this is no terminal"
 
 
-def test_the_lab_shows_identity_and_fail_over(hypervisor: Hypervisor) -> None:
+def test_the_lab_shows_identity_by_tcp_and_udp_and_fail_over(hypervisor: Hypervisor) -> None:
     shown = hypervisor.tproxy("lab").stdout
     for network, port in (("blue", "vnet0"), ("green", "vnet1")):
-        line = next(each for each in shown.splitlines() if f"guest {network}, 10.0.0.5" in each)
-        assert f"✓ network {network}, MAC " in line
-        assert line.endswith(f", port {port}")
+        lines = [each for each in shown.splitlines() if f"guest {network}, 10.0.0.5" in each]
+        assert len(lines) == 2
+        for line in lines:
+            assert f"✓ network {network}, MAC " in line
+            assert line.endswith(f", port {port}")
+    assert "protocol: udp" in shown
     assert "the first has ended  ✓ the second" in shown
     assert "the first is back    ✓ the first" in shown
 

@@ -18,10 +18,11 @@ def main(address: str, port: int, lines: list[tuple[int, int | str, float]]) -> 
     for number, what, seconds in lines:
         sock = sockets.get(number)
         if sock is None:
-            sock = sockets[number] = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            family, *_, place = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
+            sock = sockets[number] = socket.socket(family, socket.SOCK_DGRAM)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-            sock.connect((address, port))
+            sock.connect(place)
         sock.settimeout(seconds)
         data = what.encode() if isinstance(what, str) else bytes(each % 251 for each in range(what))
         try:

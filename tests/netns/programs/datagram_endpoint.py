@@ -16,9 +16,10 @@ from tproxy import proxy_protocol
 
 
 def main(behaviour: str, address: str, port: int) -> None:
-    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+    family, *_, place = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
+    sock = socket.socket(family, socket.SOCK_DGRAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-    sock.bind((address, port))
+    sock.bind(place)
     print("ready", flush=True)
     counts: dict[object, int] = {}
     while True:

@@ -23,6 +23,7 @@ from tproxy.bridge.actions import (
     FixForwarding,
     LoadGuards,
     LoadServiceMap,
+    RemoveAddresses,
     RemoveName,
     SetSysctls,
 )
@@ -115,6 +116,12 @@ def after(observed: Observed, action: Action) -> Observed:
             assert observed.inner is not None
             inner = InnerLink(observed.inner.ifindex, True, mtu, SERVICE_MAC, addresses, default_route=True)
             return observed._replace(inner=inner)
+        case RemoveAddresses(_, addresses, values):
+            assert observed.inner is not None
+            left = tuple(each for each in observed.inner.addresses if each not in addresses)
+            return observed._replace(
+                inner=observed.inner._replace(addresses=left), sysctls={**(observed.sysctls or {}), **values}
+            )
         case AttachOuter(names, mtu):
             assert observed.outer is not None
             outer = observed.outer._replace(up=True, mtu=mtu, master=names.bridge, fixed=True)
@@ -369,7 +376,6 @@ def test_another_programs_chain_is_neither_replaced_nor_deleted() -> None:
         {"mtu": 1400},
         {"mac": "02:00:00:00:00:01"},
         {"addresses": ()},
-        {"addresses": ("10.0.0.1/24", "169.254.16.9/32")},
         {"default_route": False},
     ],
     ids=str,
@@ -379,6 +385,29 @@ def test_a_damaged_inner_link_is_configured_anew_and_not_replaced(damage: dict[s
     assert observed.inner is not None
     damaged = observed._replace(inner=observed.inner._replace(**damage))
     assert [type(action) for action in plan.up(WANTED, damaged, NO_UPLINKS)] == [ConfigureInner]
+
+
+def test_an_address_that_nobody_wants_is_taken_away_last() -> None:
+    observed = healthy()
+    assert observed.inner is not None
+    damaged = observed._replace(
+        inner=observed.inner._replace(addresses=("10.0.0.1/24", "169.254.16.9/32"), mtu=1400)
+    )
+    configure, remove = plan.up(WANTED, damaged, NO_UPLINKS)
+    assert isinstance(configure, ConfigureInner)
+    assert configure.addresses == ("10.0.0.1/24", "169.254.16.9/32")
+    assert remove == RemoveAddresses(NAMES, ("10.0.0.1/24",), {})
+
+
+def test_ipv6_is_switched_off_when_its_address_is_taken_away() -> None:
+    observed = healthy()
+    assert observed.inner is not None
+    before = observed._replace(
+        sysctls={**(observed.sysctls or {}), **plan.namespace_sysctls(NAMES, ipv6=True)},
+        inner=observed.inner._replace(addresses=("169.254.16.9/32", "fe80::a9fe:1009/64")),
+    )
+    (remove,) = plan.up(WANTED, before, NO_UPLINKS)
+    assert remove == RemoveAddresses(NAMES, ("fe80::a9fe:1009/64",), {plan.NO_IPV6: "1"})
 
 
 def test_a_further_service_address_needs_guards_the_address_and_the_map() -> None:

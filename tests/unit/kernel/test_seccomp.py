@@ -79,7 +79,8 @@ def test_sockets_are_those_that_each_kind_of_process_needs(machine: str) -> None
     assert not allows("worker", machine, "socket", *meeting)
     assert allows("worker", machine, "socket", socket.AF_INET6, socket.SOCK_STREAM, 0)
     assert allows("relay", machine, "socket", socket.AF_INET6, socket.SOCK_STREAM, 0)
-    assert not allows("relay", machine, "socket", socket.AF_INET6, socket.SOCK_DGRAM, 0)
+    assert allows("relay", machine, "socket", socket.AF_INET6, socket.SOCK_DGRAM, 0)
+    assert not allows("relay", machine, "socket", socket.AF_INET6, socket.SOCK_DGRAM, socket.IPPROTO_ICMPV6)
     for kind in KINDS:
         for family, type_, protocol in (
             (socket.AF_INET, socket.SOCK_RAW, 6),

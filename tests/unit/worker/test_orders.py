@@ -15,11 +15,12 @@ from tproxy.worker import orders, packing
 port = st.integers(0, 65535)
 uint32 = st.integers(0, 2**32 - 1)
 bridge = st.text("abcXYZ019_.-", min_size=1, max_size=INTERFACE_NAME_BYTES)
+address = st.ip_addresses(v=4).map(str) | st.just("fd00::1")
 key = st.builds(
     ServiceKey,
     port,
     st.sampled_from(PROTOCOLS),
-    st.ip_addresses(v=4).map(str) | st.just("fd00::1"),
+    address,
     uint32,
 )
 service = st.builds(
@@ -62,6 +63,8 @@ messages: st.SearchStrategy[orders.Message] = st.one_of(
         orders.Labels, bridge, st.booleans(), text, st.lists(st.tuples(key, text), max_size=20).map(tuple)
     ),
     st.builds(orders.Ports, bridge, st.booleans(), st.lists(st.tuples(mac, st.just("") | bridge)).map(tuple)),
+    st.builds(orders.Addresses, bridge, st.lists(address, max_size=20).map(tuple)),
+    st.builds(orders.Neighbours, bridge),
     st.builds(orders.Bridge, bridge, st.none() | st.integers(0, 2**64 - 1)),
     st.builds(orders.Gate, bridge, key),
     st.builds(orders.LetGo, bridge),
@@ -91,6 +94,8 @@ ONE_OF_EACH: list[orders.Message] = [
     ),
     orders.Labels("br0", True, "blue", ((ServiceKey(80), "web"), (ServiceKey(53, "udp"), "dns"))),
     orders.Ports("br0", True, (("02:00:0a:00:00:05", "vnet0"), ("02:00:0a:00:00:06", ""))),
+    orders.Addresses("br0", ("169.254.16.9", "fe80::a9fe:1009")),
+    orders.Neighbours("br0"),
     orders.Bridge("br0", 1),
     orders.Gate("br0", ServiceKey(53, "udp")),
     orders.LetGo("br0"),

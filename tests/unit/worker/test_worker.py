@@ -217,6 +217,24 @@ def test_a_bridge_that_is_forgotten_resets_its_guests_and_no_others(host: Host) 
     assert set(host.counters.read()[1]) == {("br1", key_here(host.port))}
 
 
+def test_connections_at_an_address_that_the_bridge_has_no_longer_are_reset(host: Host) -> None:
+    host.serve(host.port)
+    relay = host.relay()
+    guest = host.guest(relay)
+    endpoint = host.talk(guest)
+    host.tell(orders.Addresses("br0", (HERE, "10.0.0.1")))
+    guest.sendall(b"still here")
+    assert endpoint.recv(100) == b"still here"
+    host.tell(orders.Addresses("br0", ("10.0.0.1",)))
+    for side in (guest, endpoint):
+        with pytest.raises(ConnectionResetError):
+            side.recv(1)
+    late = host.guest(relay)
+    with pytest.raises(ConnectionResetError):
+        late.recv(1)
+    assert "end=address_removed" in host.log.read_text()
+
+
 def test_a_level_and_another_file_for_the_log(host: Host, tmp_path: Path) -> None:
     host.tell(orders.Settings(20, 4, (32768, 60999)))
     fd = os.open(tmp_path / "new", os.O_WRONLY | os.O_CREAT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tproxy.addresses import SERVICE_ADDRESS
-from tproxy.bridge import plan
+from tproxy.bridge import plan, reached
 from tproxy.bridge.guard_rules import BURST, KNOWN_SECONDS
 from tproxy.bridge.obstacles import Obstacle
 from tproxy.bridge.wall import Wall
@@ -11,7 +11,7 @@ from tproxy.doctor.finding import Finding, bad, good, warning
 from tproxy.doctor.look.links import Links
 from tproxy.doctor.look.processes import Agent
 from tproxy.doctor.look.rules import Rules
-from tproxy.model import TCP, ServiceKey, ServiceMap
+from tproxy.model import ServiceKey, ServiceMap
 from tproxy.names import TABLE, BridgeNames
 
 # A chain of another program that drops can still accept what guests send, which only a guest can tell.
@@ -86,8 +86,8 @@ def of_firewall(bridge: str, obstacles: tuple[Obstacle, ...], dropping: tuple[st
     return good("host-firewall", "it drops nothing that stays on the bridge")
 
 
-def of_agents(bridge: str, agents: tuple[Agent, ...], *, host_has: bool) -> Finding:
-    """Whether anybody else acts for the service address."""
+def of_agents(bridge: str, agents: tuple[Agent, ...], own: tuple[str, ...], *, host_has: bool) -> Finding:
+    """Whether anybody else acts for the service addresses. ``own`` is as in ``Rules``."""
     for each in agents:
         if each.bridge == bridge:
             text = f"process {each.pid}, {each.title}, serves the bridge and is not of this tproxy"
@@ -95,11 +95,13 @@ def of_agents(bridge: str, agents: tuple[Agent, ...], *, host_has: bool) -> Find
     if host_has:
         text = f"this host has {SERVICE_ADDRESS} itself: what it sends there stays on the host"
         return bad("agents", text, f"ip address show to {SERVICE_ADDRESS}")
+    if own:
+        return warning("agents", own[0], f"ip address show dev {bridge}; ip route show dev {bridge}")
     return good("agents", f"nobody else acts for {SERVICE_ADDRESS}")
 
 
 def of_wall(bridge: str, found: Rules) -> Finding:
-    """Whether the namespace has the second wall, for the ports of the map."""
+    """Whether the namespace has the second wall, for all that guests reach by the map."""
     where = f"in namespace {BridgeNames(bridge).namespace}"
     if found.wall_problem:
         text = f"the bridge is served without the wall {where}: {found.wall_problem}"
@@ -110,10 +112,9 @@ def of_wall(bridge: str, found: Rules) -> Finding:
     if missing := _closed(found.wall, found.map):
         text = f"the one {where} does not let port {missing.in_words} pass"
         return bad("wall", text, "tproxy reload")
-    return good("wall", f"only TCP to the service ports passes {where}")
+    return good("wall", f"only what is for the services passes {where}")
 
 
 def _closed(wall: Wall, found: ServiceMap | None) -> ServiceKey | None:
-    keys = found.services.keys() if found is not None else ()
-    closed = {key.listener for key in keys if key.protocol == TCP} - wall.keys
-    return min(closed, default=None)
+    wanted = reached.keys(found) if found is not None else ()
+    return min((wall.kind.seen(wanted) if wall.kind else frozenset(wanted)) - wall.keys, default=None)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tproxy.doctor.finding import Finding, bad, good, warning
-from tproxy.doctor.look.dial import Dialled
+from tproxy.doctor.look.endpoints import Reached
 from tproxy.doctor.look.processes import Processes
-from tproxy.model import TCP, Endpoint, ServiceKey, ServiceMap
+from tproxy.model import UDP, ServiceKey, ServiceMap
 from tproxy.names import BridgeNames
 
 # Seconds for which a worker's last error is news. Arbitrary: older ones are in `status` and in the log.
@@ -59,20 +59,23 @@ def of_ports(bridge: str, found: Processes, loaded: ServiceMap) -> Finding:
     return good("listening", f"{len(served)} of {len(served)} ports")
 
 
-def of_endpoints(loaded: ServiceMap, dialled: Mapping[Endpoint, Dialled]) -> list[Finding]:
+def of_endpoints(loaded: ServiceMap, reached: Reached) -> list[Finding]:
     """Each endpoint, in the order of the ports."""
     findings = []
     for key, service in sorted(loaded.services.items()):
-        for endpoint in service.candidates if key.protocol == TCP else ():
-            found = dialled.get(endpoint)
+        for endpoint in service.candidates:
+            found = reached.get((key.protocol, endpoint))
             name = f" ({service.name})" if service.name else ""
             where = f"port {key.in_words}{name}: endpoint {endpoint}"
             if found is None:
                 text = f"{where} was not dialled: too many others do not answer"
                 findings.append(warning("endpoint", text))
             elif found.problem:
-                repair = f"nc -zv {endpoint.address} {endpoint.port}"
+                how = "-zvu" if key.protocol == UDP else "-zv"
+                repair = f"nc {how} {endpoint.address} {endpoint.port}"
                 findings.append(bad("endpoint", f"{where} {found.problem}", repair))
+            elif key.protocol == UDP:
+                findings.append(good("endpoint", f"{where} does not refuse datagrams"))
             else:
                 findings.append(good("endpoint", f"{where} accepts after {found.seconds * 1000:.1f} ms"))
     return findings

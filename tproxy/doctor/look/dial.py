@@ -47,7 +47,7 @@ def dial(services: Iterable[Service], worker: int | None) -> dict[Endpoint, Dial
     waiting, end = list(longest.items()), time.monotonic() + _ALL
     while waiting and time.monotonic() < end:
         part, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
-        with _as_user_of(worker):
+        with as_user_of(worker):
             found |= _dial(part)
     if worker is not None:
         found |= _compared(found, longest)
@@ -111,7 +111,7 @@ def _ended(sock: socket.socket, endpoint: Endpoint, number: int, began: float) -
 
 
 @contextmanager
-def _as_user_of(pid: int | None) -> Iterator[None]:
+def as_user_of(pid: int | None) -> Iterator[None]:
     """Have sockets belong to the user of a process; with root's rights for everything else (setfsuid(2))."""
     uid = 0
     if pid is not None:

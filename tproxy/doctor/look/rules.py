@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from tproxy.addresses import SERVICE_ADDRESS
-from tproxy.bridge import nftables, port_state, wall
+from tproxy.bridge import nftables, own_addresses, port_state, wall
 from tproxy.bridge.guards import ObservedGuard
 from tproxy.bridge.members import STAND_IN
 from tproxy.bridge.wall import Wall
@@ -32,11 +32,16 @@ class Rules(NamedTuple):
     wall_problem: str = ""
     gone: frozenset[str] = frozenset()  # members of the map that are not to be seen at any port
     crowded: Mapping[str, int] = MappingProxyType({})  # sources that ports brought in lately, if asked for
+    own: tuple[str, ...] = ()  # service addresses that the host has or reaches there itself, in words
     dropping: tuple[str, ...] = ()  # other programs' chains of the bridge family with policy drop
 
 
-def look(bridge: str, said: list[str], *, namespace: bool, crowds: bool, dropping: tuple[str, ...]) -> Rules:
-    """Look at the rules for a bridge. ``namespace``: it has its namespace. ``said``: see ``warnings``.
+def look(
+    bridge: str, said: list[str], *, namespace: bool, uplinks: bool, crowds: bool, dropping: tuple[str, ...]
+) -> Rules:
+    """Look at the rules for a bridge. ``said``: see ``warnings``.
+
+    ``namespace``: it has its namespace. ``uplinks``: one of its ports is an uplink.
 
     ``crowds``: count the sources of each port too, for which the set of all sources has to be listed.
     """
@@ -62,6 +67,7 @@ def look(bridge: str, said: list[str], *, namespace: bool, crowds: bool, droppin
         wall_problem,
         _gone(bridge, found, ports) if found is not None else frozenset(),
         _crowded(ports) if crowds else {},
+        tuple(own_addresses.conflicts(bridge, found.addresses, uplinks=uplinks)) if found is not None else (),
         dropping,
     )
 

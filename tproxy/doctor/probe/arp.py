@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 _ETH_P_ARP = 0x0806
@@ -45,26 +46,37 @@ def answerer(frame: bytes, own: str, wanted: str) -> str:
 
 def ask(link: str, own_mac: str, own: str, wanted: str) -> Answers:
     """Ask on a link of this thread's namespace, up to three times. Raises OSError."""
+    question = request(own_mac, own, wanted)
+    return question_and_answers(link, _ETH_P_ARP, question, lambda frame: answerer(frame, own, wanted))
+
+
+def question_and_answers(
+    link: str, protocol: int, question: bytes, answerer: Callable[[bytes], str]
+) -> Answers:
+    """Send a frame up to three times, until an answer comes, and hear all answers. Raises OSError.
+
+    ``answerer`` returns the MAC that a frame of this ``protocol`` names, or "" for one that is no answer.
+    """
     began = time.monotonic()
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ARP)) as sock:
-        sock.bind((link, _ETH_P_ARP))
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol)) as sock:
+        sock.bind((link, protocol))
         for attempt in range(_TRIES):
-            sock.send(request(own_mac, own, wanted))
-            first = _hear(sock, own, wanted, began + (attempt + 1) * _APART)
+            sock.send(question)
+            first = _hear(sock, answerer, began + (attempt + 1) * _APART)
             if first:
                 seconds = time.monotonic() - began
                 macs = [first]
-                while another := _hear(sock, own, wanted, began + seconds + _OTHERS):
+                while another := _hear(sock, answerer, began + seconds + _OTHERS):
                     macs.append(another)
                 return Answers(tuple(dict.fromkeys(macs)), seconds)
     return Answers((), time.monotonic() - began)
 
 
-def _hear(sock: socket.SocketType, own: str, wanted: str, until: float) -> str:
+def _hear(sock: socket.SocketType, answerer: Callable[[bytes], str], until: float) -> str:
     while (left := until - time.monotonic()) > 0:
         sock.settimeout(left)
         try:
-            found = answerer(sock.recv(2048), own, wanted)
+            found = answerer(sock.recv(2048))
         except TimeoutError:
             break
         if found:

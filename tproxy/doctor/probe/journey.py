@@ -1,31 +1,33 @@
 """The whole journey of a probe: attaches a guest, and visits services in every way that guests have.
 
-It ends with the first step that is bad and that the next ones need. Where a guest with a route does not
-arrive, one with only a gateway is not tried: the way from the bridge on is the same.
+It ends with the first step that is bad and that the next ones need. Where a guest does not arrive in one way,
+the next one is not tried: the way from the bridge on is the same.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
-from tproxy.addresses import SERVICE_ADDRESS, SERVICE_MAC
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, SERVICE_MAC
 from tproxy.bridge import nftables, plumbing, port_state
 from tproxy.bridge.guard_rules import GUARDED
 from tproxy.bridge.guards import Guard, ObservedGuard
 from tproxy.bridge.plan import Observed
 from tproxy.daemon import client
 from tproxy.doctor.finding import BAD, UNKNOWN, hook_up
-from tproxy.doctor.look import dial
+from tproxy.doctor.look import dial, endpoints
 from tproxy.doctor.look.dial import Dialled
-from tproxy.doctor.probe import arp, guest, ping, verdict, visit
+from tproxy.doctor.look.endpoints import Reached
+from tproxy.doctor.probe import arp, guest, neighbours, ping, verdict, visit
 from tproxy.doctor.probe.guest import LINK, Guest
-from tproxy.doctor.probe.step import ALL_WAYS, ROUTE, Step, bad, good
+from tproxy.doctor.probe.step import GATEWAY, IPV6, ROUTE, Step, bad, good
 from tproxy.errors import ProcessError
 from tproxy.kernel import nameless
-from tproxy.model import Endpoint, Service, ServiceMap
+from tproxy.model import UDP, Service, ServiceKey, ServiceMap
 from tproxy.names import check_interface_name
 
 MOST_PORTS = 8  # that are visited where none is named: some seconds at most
@@ -46,9 +48,6 @@ class Wish(NamedTuple):
     address: str | None = None
     gateway: str | None = None
     vlan: int | None = None
-
-
-_Dialled = Mapping[Endpoint, Dialled]
 
 
 class _Place(NamedTuple):
@@ -76,15 +75,15 @@ def travel(wish: Wish) -> Generator[Step]:
         text = f"the bridge has no service at port {wish.port}" if wish.port else "its map is empty"
         yield bad("services", 0.0, text, "tproxy check")
         return
-    dialled = dial.dial(services, None)
+    reached = endpoints.look(services, None)
     with guest.made(wish.bridge, wish.address) as visitor:
         for step in _arrive(place, visitor):
             yield step
             if step.level == BAD:
                 return
-        for way in ALL_WAYS:
+        for way in (ROUTE, GATEWAY, IPV6) if place.map.ipv6 else (ROUTE, GATEWAY):
             arrived = True
-            for step in _go(place, visitor, way, services, dialled):
+            for step in _go(place, visitor, way, services, reached):
                 arrived = arrived and step.level != BAD
                 yield step._replace(way=way)
             if not arrived:
@@ -92,9 +91,11 @@ def travel(wish: Wish) -> Generator[Step]:
 
 
 def _services(place: _Place) -> list[Service]:
-    # What is not plain is not visited: nobody can tell whether a UDP service answers.
-    plain = [each for key, each in sorted(place.map.services.items()) if key.plain]
-    found = [each for each in plain if place.wish.port in (None, each.port)]
+    """The services for everybody at 169.254.16.9: those at other addresses need a route of their own."""
+    everybodys = [
+        each for key, each in sorted(place.map.services.items()) if key == ServiceKey(key.port, key.protocol)
+    ]
+    found = [each for each in everybodys if place.wish.port in (None, each.port)]
     return found[:MOST_PORTS]
 
 
@@ -146,20 +147,20 @@ def _guarded(place: _Place, visitor: Guest) -> Step:
 # Going there
 
 
-def _go(
-    place: _Place, visitor: Guest, way: str, services: list[Service], dialled: _Dialled
-) -> Iterator[Step]:
+def _go(place: _Place, visitor: Guest, way: str, services: list[Service], reached: Reached) -> Iterator[Step]:
     """Visit the services in one way."""
-    step = _with_route(place, visitor) if way == ROUTE else _with_gateway(place, visitor)
+    step = {ROUTE: _with_route, GATEWAY: _with_gateway, IPV6: _with_ipv6}[way](place, visitor)
     if step is not None:
         yield step
         if step.level == BAD:
             return
+    address = SERVICE_ADDRESS_IPV6 if way == IPV6 else SERVICE_ADDRESS
     with nameless.inside(visitor.fd):
-        answered = ping.ping(SERVICE_ADDRESS)
-    yield verdict.of_ping(answered, place.look)
+        answered = ping.ping(address, socket.if_nametoindex(LINK))
+    yield verdict.of_ping(answered, place.look, address)
     for each in services:
-        for step in _visit(place, visitor, each, dialled.get(each.endpoint)):
+        visited = _write if each.key.protocol == UDP else _visit
+        for step in visited(place, visitor, address, each, reached.get((each.key.protocol, each.endpoint))):
             yield step._replace(port=each.port)
 
 
@@ -169,6 +170,15 @@ def _with_route(place: _Place, visitor: Guest) -> Step:
         nameless.route(LINK, SERVICE_ADDRESS)
         answers = arp.ask(LINK, visitor.mac, visitor.address, SERVICE_ADDRESS)
     return verdict.of_arp(answers, inner.mac if inner is not None else SERVICE_MAC, place.look)
+
+
+def _with_ipv6(place: _Place, visitor: Guest) -> Step:
+    inner, own = place.observed.inner, neighbours.link_local(visitor.mac)
+    with nameless.inside(visitor.fd):
+        nameless.add_link_local(LINK, own)
+        answers = neighbours.ask(LINK, visitor.mac, own, SERVICE_ADDRESS_IPV6)
+    expected = inner.mac if inner is not None else SERVICE_MAC
+    return verdict.of_arp(answers, expected, place.look, SERVICE_ADDRESS_IPV6)
 
 
 def _with_gateway(place: _Place, visitor: Guest) -> Step | None:
@@ -185,17 +195,32 @@ def _with_gateway(place: _Place, visitor: Guest) -> Step | None:
     return step
 
 
-def _visit(place: _Place, visitor: Guest, service: Service, reached: Dialled | None) -> Iterator[Step]:
-    before, began = _served(place, service.port), time.time()
+def _write(
+    place: _Place, visitor: Guest, address: str, service: Service, reached: Dialled | None
+) -> Iterator[Step]:
+    """Visit a UDP service."""
+    before = _served(place, service.key)
+    with nameless.inside(visitor.fd):
+        went = visit.write(address, service.port, LINK)
+    yield verdict.of_endpoint(service, reached)
+    after = _served(place, service.key)
+    taken = after["total"] > before["total"] if before is not None and after is not None else None
+    yield verdict.of_datagram(went, place.look, taken=taken)
+
+
+def _visit(
+    place: _Place, visitor: Guest, address: str, service: Service, reached: Dialled | None
+) -> Iterator[Step]:
+    before, began = _served(place, service.key), time.time()
     fine = reached is not None and not reached.problem
     patience = reached.seconds if reached is not None and fine else min(service.connect_timeout, dial.LONGEST)
     with nameless.inside(visitor.fd):
-        went = visit.pay(service.port, patience)
+        went = visit.pay(address, service.port, LINK, patience)
     yield verdict.of_connection(went, place.look)
     if went.refusal:
         return
     yield verdict.of_endpoint(service, reached)
-    after = _served(place, service.port)
+    after = _served(place, service.key)
     known = before is not None and after is not None
     taken = after["total"] > before["total"] if before is not None and after is not None else None
     news = known and after is not None and (after["last_error_at"] or 0) >= began - 1
@@ -203,7 +228,7 @@ def _visit(place: _Place, visitor: Guest, service: Service, reached: Dialled | N
     yield verdict.of_end(went, place.look, taken=taken, last_error=error)
 
 
-def _served(place: _Place, port: int) -> dict[str, Any] | None:
+def _served(place: _Place, key: ServiceKey) -> dict[str, Any] | None:
     """What the daemon says of a service; None when it says nothing."""
     try:
         status = client.status()
@@ -211,4 +236,9 @@ def _served(place: _Place, port: int) -> dict[str, Any] | None:
         return None
     bridges = status["bridges"] if status is not None else {}
     services = bridges.get(place.wish.bridge, {}).get("services", [])
-    return next((each for each in services if each["port"] == port), None)
+    wanted = key.port, key.protocol, key.address
+    return next((each for each in services if _key(each) == wanted), None)
+
+
+def _key(served: dict[str, Any]) -> tuple[Any, ...]:
+    return served["port"], served.get("protocol"), served.get("address")

@@ -6,9 +6,9 @@ from tproxy.doctor.finding import BAD, GOOD, WARNING
 from tproxy.errors import to_ascii
 from tproxy.typed import NamedTuple
 
-# How a guest knows where to send what is for the service address. IPv6 will be one more.
-ROUTE, GATEWAY = "route", "gateway"
-ALL_WAYS = (ROUTE, GATEWAY)
+# How a guest knows where to send what is for the service address: by a route, by its default gateway, or,
+# where the bridge has IPv6, because the address is one of its link.
+ROUTE, GATEWAY, IPV6 = "route", "gateway", "ipv6"
 
 
 class Step(NamedTuple):

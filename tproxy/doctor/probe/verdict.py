@@ -8,19 +8,19 @@ from tproxy.doctor.probe.arp import Answers
 from tproxy.doctor.probe.ping import PATIENCE
 from tproxy.doctor.probe.step import Step, bad, good, warning
 from tproxy.doctor.probe.visit import Visit
-from tproxy.model import Service
+from tproxy.model import UDP, Service
 
 
-def of_arp(found: Answers, expected: str, look: str) -> Step:
+def of_arp(found: Answers, expected: str, look: str, address: str = SERVICE_ADDRESS) -> Step:
     """Who answers for the service address; ``expected`` is the MAC of the namespace's link."""
+    step, how = ("neighbour", "neighbour solicitations") if ":" in address else ("arp", "ARP")
     if not found.macs:
-        text = f"nobody answers ARP for {SERVICE_ADDRESS}"
-        return bad("arp", found.seconds, text, look)
+        return bad(step, found.seconds, f"nobody answers {how} for {address}", look)
     strangers = [mac for mac in found.macs if mac != expected]
     if strangers:
-        text = f"another machine, {strangers[0]}, answers ARP for {SERVICE_ADDRESS}"
-        return bad("arp", found.seconds, text, look)
-    return good("arp", found.seconds, f"{SERVICE_ADDRESS} is at {found.macs[0]}")
+        text = f"another machine, {strangers[0]}, answers {how} for {address}"
+        return bad(step, found.seconds, text, look)
+    return good(step, found.seconds, f"{address} is at {found.macs[0]}")
 
 
 def of_gateway(address: str, found: Answers) -> Step:
@@ -31,20 +31,23 @@ def of_gateway(address: str, found: Answers) -> Step:
     return good("gateway", found.seconds, f"{address} is at {found.macs[0]}")
 
 
-def of_ping(seconds: float | None, look: str) -> Step:
+def of_ping(seconds: float | None, look: str, address: str = SERVICE_ADDRESS) -> Step:
     if seconds is None:
-        text = f"{SERVICE_ADDRESS} does not answer: something drops packets, or ICMP alone"
+        text = f"{address} does not answer: something drops packets, or ICMP alone"
         return warning("ping", PATIENCE, text, look)
-    return good("ping", seconds, f"{SERVICE_ADDRESS} answers")
+    return good("ping", seconds, f"{address} answers")
 
 
 def of_endpoint(service: Service, found: Dialled | None) -> Step:
     """Whether this host reaches the endpoint, without any guest."""
     if found is None or found.problem:
         problem = found.problem if found is not None else "was not dialled"
-        repair = f"nc -zv {service.endpoint.address} {service.endpoint.port}"
+        how = "-zvu" if service.key.protocol == UDP else "-zv"
+        repair = f"nc {how} {service.endpoint.address} {service.endpoint.port}"
         text = f"endpoint {service.endpoint} {problem}"
         return bad("endpoint", found.seconds if found is not None else 0.0, text, repair)
+    if service.key.protocol == UDP:
+        return good("endpoint", found.seconds, f"{service.endpoint} does not refuse datagrams of this host")
     return good("endpoint", found.seconds, f"this host reaches {service.endpoint}")
 
 
@@ -56,6 +59,24 @@ def of_connection(visit: Visit, look: str) -> Step:
         text = f"{visit.refusal}: something drops TCP that lets ARP and ping pass, or nobody accepts"
         return bad("connect", visit.connecting, text, look)
     return good("connect", visit.connecting, "connected")
+
+
+def of_datagram(visit: Visit, look: str, *, taken: bool | None) -> Step:
+    """What came of a datagram. ``taken`` is as in ``of_end``."""
+    if visit.refusal:
+        return bad("datagram", visit.connecting, f"{visit.refusal}: no datagram leaves the guest", look)
+    if visit.end == "refused":
+        text = "refused by ICMP: nothing listens on the port, or no endpoint can be reached"
+        return bad("datagram", visit.ending, text, look)
+    if visit.end == "data":
+        return good("datagram", visit.ending, "the endpoint answers")
+    if taken:
+        text = "a worker passed it on; the endpoint says nothing to one without content"
+        return good("datagram", visit.ending, text)
+    if taken is None:
+        text = "no answer, and no daemon tells whether a worker has passed it on"
+        return warning("datagram", visit.ending, text, look)
+    return bad("datagram", visit.ending, "no worker took the datagram: something drops it on the way", look)
 
 
 def of_end(visit: Visit, look: str, *, taken: bool | None, last_error: str) -> Step:
