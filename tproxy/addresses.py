@@ -21,6 +21,12 @@ SERVICE_MAC = "06:00:a9:fe:10:09"
 # change the address by which guests know their gateway.
 PORT_MAC = "fe:ff:a9:fe:10:09"
 
+# Begins an endpoint that is a UNIX socket; behind it comes the path, of at most so many bytes (unix(7)).
+UNIX = "unix:"
+MOST_PATH = 107
+# A list of endpoints has commas between them, and a line of `status` spaces.
+_IN_PATHS = frozenset(map(chr, range(0x21, 0x7F))) - {","}
+
 _MULTICAST = range(224, 240)  # 224.0.0.0/4
 # By their first number: "this network", loopback, multicast, and what is reserved (RFC 6890).
 _OF_NO_HOST = frozenset({0, 127, *range(224, 256)})
@@ -46,6 +52,28 @@ def as_ipv6(text: str) -> str:
 def is_address(text: str) -> bool:
     """Return whether the text is an IPv4 address, or an IPv6 address as ``as_ipv6`` writes it."""
     return is_ipv4(text) or (":" in text and as_ipv6(text) == text)
+
+
+def is_unix(text: str) -> bool:
+    """Return whether the text is ``unix:`` and a path that can be an endpoint."""
+    return text.startswith(UNIX) and not unix_fault(text)
+
+
+def unix_fault(text: str) -> str:
+    """Return why a text that begins with ``unix:`` cannot be an endpoint; "" when it can."""
+    path = text.removeprefix(UNIX)
+    if not path.startswith("/") or path.endswith("/"):
+        return "is not the absolute path of a UNIX socket, such as unix:/run/x.sock"
+    if len(path) > MOST_PATH:
+        return f"is a path of more than {MOST_PATH} bytes, which no UNIX socket can have"
+    if not _IN_PATHS.issuperset(path):
+        return "is a path with other characters than printable ASCII, or with a space or a comma"
+    return ""
+
+
+def is_endpoint(text: str) -> bool:
+    """Return whether an endpoint can have this address: an IP address, or a UNIX socket."""
+    return is_address(text) or is_unix(text)
 
 
 def can_be_served(address: str) -> bool:

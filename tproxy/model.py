@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tproxy.addresses import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, is_address, is_ipv4
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, UNIX, is_endpoint, is_ipv4, is_unix
 from tproxy.names import is_stand_in, stand_in
 from tproxy.typed import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,22 +33,39 @@ class _AddressPort(NamedTuple):
 
 
 class Endpoint(_AddressPort):
-    """A real address behind a service port. Raises ValueError unless ``is_address(address)``."""
+    """A real address behind a service port. Raises ValueError unless ``is_endpoint(address)``.
+
+    The port of a UNIX socket is 0, whatever it is made with.
+    """
 
     __slots__ = ()
 
     def __new__(cls, address: str, port: int) -> Endpoint:
-        if not is_address(address):
-            raise ValueError(f"{address!a} is not an IP address")
-        return super().__new__(cls, address, port)
+        if not is_endpoint(address):
+            raise ValueError(f"{address!a} is neither an IP address nor a UNIX socket")
+        return super().__new__(cls, address, 0 if address.startswith(UNIX) else port)
+
+    @property
+    def is_unix(self) -> bool:
+        return not self.port and self.address.startswith(UNIX)
+
+    @property
+    def path(self) -> str:
+        """The path of a UNIX socket."""
+        return self.address.removeprefix(UNIX)
 
     def __str__(self) -> str:
+        if self.is_unix:
+            return self.address
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
 
 def leading(addresses: Sequence[str]) -> str:
-    """Return the first IPv4 address, which a service map can hold; without one the first address."""
-    return next(filter(is_ipv4, addresses), addresses[0])
+    """Return the first IPv4 address, which a service map can hold; without one the first IP address.
+
+    A UNIX socket comes last: it does not have the port that all others have.
+    """
+    return min(addresses, key=lambda each: 0 if is_ipv4(each) else 1 + is_unix(each))
 
 
 class ServiceKey(NamedTuple):
@@ -241,9 +258,12 @@ class Service(NamedTuple):
         """All endpoints for a message."""
         return ", ".join(map(str, self.candidates))
 
-    def led_to(self, addresses: Sequence[str]) -> Service:
-        """Return the service with these addresses for its endpoints; there is at least one."""
-        endpoint = Endpoint(leading(addresses), self.endpoint.port)
+    def led_to(self, addresses: Sequence[str], port: int | None = None) -> Service:
+        """Return the service with these addresses for its endpoints; there is at least one.
+
+        ``port`` is that of the endpoints; None where it stays.
+        """
+        endpoint = Endpoint(leading(addresses), self.endpoint.port if port is None else port)
         return self._replace(endpoint=endpoint, endpoints=tuple(addresses) if len(addresses) > 1 else ())
 
     @property

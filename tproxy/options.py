@@ -85,8 +85,8 @@ class Hosts(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            "an IPv4 or IPv6 address, a host name that this hypervisor resolves, or a list of up to "
-            f"{self.most} of these"
+            "an IPv4 or IPv6 address, a host name that this hypervisor resolves, `unix:/path` of a UNIX "
+            f"socket, or a list of up to {self.most} of these"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -40,10 +41,15 @@ def configured(real_kernel: None) -> Iterator[Hypervisor]:
 
 
 def services(host: Hypervisor) -> dict[int, str]:
-    """Return the endpoints in the service map of br0 by service port; none when there is no map."""
+    """Return the endpoints in the service map of br0, and beside it, by service port; none without a map."""
     listing = host.run("nft", "list", "map", "ip", "one_tproxy", "ep_br0", check=False).stdout
     found = re.findall(r"(\d+)(?: comment \"[^\"]*\")? : ([\d.]+) \. (\d+)", listing)
-    return {int(port): f"{address}:{remote}" for port, address, remote in found}
+    beside = host.run("nft", "list", "set", "ip", "one_tproxy", "op_br0", check=False).stdout
+    alone = re.findall(r"(\d+) \. 0x00010000 comment \"endpoints=(unix[^ \"]*)\"", beside)
+    return {
+        **{int(port): f"{address}:{remote}" for port, address, remote in found},
+        **{int(port): unquote(socket) for port, socket in alone},
+    }
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != UNANSWERED])

@@ -37,6 +37,7 @@ from tproxy.proxy_protocol import (
 )
 
 VNET1 = Network("vnet1", "0")
+UNIX_SOCKET = "unix:/run/x.sock"
 BEFORE = Service(ServiceKey(5030), Endpoint("192.0.2.7", 5030))
 
 
@@ -167,8 +168,18 @@ CASES: dict[str, list[tuple[str, Said | None]]] = {
             "fe80::1",
         )
     ],
-    "`remote_addr` that is a UNIX socket (`unix:/run/x.sock`)": [
-        (entries("remote_addr: unix:/run/x.sock, remote_port: 5030", OTHER), SKIPPED)
+    "entry whose endpoints are all UNIX sockets (`unix:/run/x.sock`), with `service_port`": [
+        (entries("remote_addr: unix:/run/x.sock, service_port: 5030"), Said({5030: UNIX_SOCKET}, 0)),
+        (entries("remote_addr: [unix:/run/x.sock], remote_port: 5030"), Said({5030: UNIX_SOCKET}, 0)),
+        (entries("remote_addr: unix:/run/x.sock", OTHER), SKIPPED),
+        (entries("remote_addr: [unix:/run/x.sock, 192.0.2.1], service_port: 5030", OTHER), SKIPPED),
+    ],
+    "UNIX socket with `protocol: udp`, or whose path is no absolute one of up to 107 printable ASCII "
+    "characters without space and comma": [
+        (entries("remote_addr: unix:/run/x.sock, service_port: 5030, protocol: udp", OTHER), SKIPPED),
+        (entries("remote_addr: unix:/run/x.sock, service_port: 5030, protocol: [tcp, udp]", OTHER), SKIPPED),
+        (entries("remote_addr: unix:x.sock, service_port: 5030", OTHER), SKIPPED),
+        (entries(f"remote_addr: unix:/{'n' * 107}, service_port: 5030", OTHER), SKIPPED),
     ],
     "host name that does not exist": [(entries("remote_addr: nobody, remote_port: 5030", OTHER), SKIPPED)],
     "host name for which no name server answers": [

@@ -108,7 +108,7 @@ def test_an_endpoint_is_an_address_and_prints_as_address_and_port() -> None:
     ["", "10.1", "0x7f.1", "010.0.0.1", "::01", "FD00::1", "fe80::1%lo", "host", "10.0.0.1\n", "1.2.3.4\x00"],
 )
 def test_an_endpoint_of_any_other_spelling_is_refused(address: str) -> None:
-    with pytest.raises(ValueError, match="is not an IP address"):
+    with pytest.raises(ValueError, match="is neither an IP address nor a UNIX socket"):
         Endpoint(address, 80)
 
 

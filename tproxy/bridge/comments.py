@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tproxy.addresses import is_address, is_ipv4
-from tproxy.model import MOST_ENDPOINTS, Endpoint, Member, Network, Service, ServiceKey, ServiceMap
+from tproxy.addresses import is_endpoint, is_ipv4, is_unix
+from tproxy.model import MOST_ENDPOINTS, UDP, Endpoint, Member, Network, Service, ServiceKey, ServiceMap
 from tproxy.names import stand_in
 from tproxy.typed import Any
 
@@ -86,11 +86,13 @@ def parse_service(key: ServiceKey, endpoint: Endpoint, comment: str) -> Service:
         return service
     # Another program may have changed the element's address alone.
     others = service.endpoints if endpoint.address in service.endpoints else ()
+    if key.protocol == UDP:  # datagrams lead to no UNIX socket
+        others = tuple(each for each in others if not is_unix(each))
     return service._replace(endpoints=others if len(others) > 1 else ())
 
 
 def addresses_in(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(filter(is_address, text.split(","))))[:MOST_ENDPOINTS]
+    return tuple(dict.fromkeys(filter(is_endpoint, text.split(","))))[:MOST_ENDPOINTS]
 
 
 def _value(text: str, default: Any) -> Any:
@@ -130,7 +132,9 @@ def _service_text(service: Service) -> str:
     words = _words(service.options)
     if not in_map(service):
         addresses = service.endpoints or (service.endpoint.address,)
-        words = {PORT: str(service.endpoint.port), **words, "endpoints": _word(addresses)}
+        # UNIX sockets have no port.
+        port = str(service.endpoint.port) if service.endpoint.port else ""
+        words = {PORT: port, **words, "endpoints": _word(addresses)}
     return " ".join(f"{key}={_escaped(value)}" for key, value in words.items() if value)
 
 

@@ -13,6 +13,7 @@ means nothing, and a reader that does not know the set has the options that fit.
 
 A service without an IPv4 endpoint has no element in the map, where older readers would serve it. Its element
 is in ``op_<bridge>`` under the number ALONE, with the same words. If the map has the port too, that counts.
+Where all endpoints are UNIX sockets it has no port, so older readers, which know none of these, leave it out.
 
 A service that is not plain (``ServiceKey.plain``) is in ``sv_<bridge>``, a map whose key is the whole key of
 the service. ``so_<bridge>`` is to it what ``op_<bridge>`` is to ``ep_<bridge>``. Both exist only where they
@@ -24,10 +25,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from tproxy.addresses import is_ipv4
+from tproxy.addresses import is_ipv4, is_unix
 from tproxy.bridge.comments import MORE, PORT, addresses_in, decode_words, parse_member, parse_service
 from tproxy.errors import BadName
-from tproxy.model import PROTOCOLS, Endpoint, Member, Service, ServiceKey, ServiceMap
+from tproxy.model import PROTOCOLS, UDP, Endpoint, Member, Service, ServiceKey, ServiceMap, leading
 from tproxy.names import BridgeNames
 from tproxy.typed import Any
 
@@ -196,12 +197,15 @@ def _parse_alone(rest: Rest, key: ServiceKey) -> Service | None:
     """The service that has no element in the map; None unless its words name an endpoint."""
     comment = _whole(key, rest[key, ALONE], rest)
     words = decode_words(comment)
-    addresses, remote_port = addresses_in(words.get("endpoints", "")), words.get(PORT, "")
+    addresses, remote_port = addresses_in(words.get("endpoints", "")), words.get(PORT, "0")
+    if key.protocol == UDP:
+        addresses = tuple(each for each in addresses if not is_unix(each))
     if not (addresses and remote_port.isascii() and remote_port.isdecimal()):
         return None
-    if any(map(is_ipv4, addresses)) or not 0 < int(remote_port[:6]) < 1 << 16:
+    endpoint = Endpoint(leading(addresses), int(remote_port[:6]))
+    if is_ipv4(endpoint.address) or not (endpoint.is_unix or 0 < endpoint.port < 1 << 16):
         return None
-    return parse_service(key, Endpoint(addresses[0], int(remote_port)), comment)
+    return parse_service(key, endpoint, comment)
 
 
 def _whole(key: ServiceKey, comment: str, rest: Rest) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tproxy.addresses import is_address
+from tproxy.addresses import is_endpoint
 from tproxy.config.services import Config, Entry
 from tproxy.config.union import Services, divide, view
 from tproxy.model import MOST_ENDPOINTS, Endpoint, Network, Service, ServiceKey
@@ -39,21 +39,21 @@ def moves(
         if not had and not has:
             continue
         decided.update(keys)
-        if not has or all(map(is_address, entry.remote_addr)):
+        if not has or all(map(is_endpoint, entry.remote_addr)):
             continue
         for key in keys:
             service = services.get(key)
             if service is None:
                 if not had:
                     new = Service(key, Endpoint(has[0], entry.remote_port), **entry.options)
-                    found[key] = None, new.led_to(has)
+                    found[key] = None, new.led_to(has, entry.remote_port)
                 continue
-            if service.endpoint.port != entry.remote_port:
+            if service.endpoint.port != entry.remote_port and not service.endpoint.is_unix:
                 continue
             # An older version, or a hook while a name server was silent, chose some of the addresses only.
             addresses = [each.address for each in service.candidates]
             if addresses != has and set(addresses) <= {*had}:
-                found[key] = service, service.led_to(has)
+                found[key] = service, service.led_to(has, entry.remote_port)
     return found
 
 
@@ -75,6 +75,6 @@ def _addresses(entry: Entry, known: Addresses) -> list[str]:
     found = (
         address
         for each in entry.remote_addr
-        for address in ((each,) if is_address(each) else known.get(each, ()))
+        for address in ((each,) if is_endpoint(each) else known.get(each, ()))
     )
     return [*found][:MOST_ENDPOINTS]

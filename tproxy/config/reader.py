@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from tproxy.config import keys, merging, values
+from tproxy.config import keys, merging, values, whole_entry
 from tproxy.config.file import text_of
 from tproxy.config.keys import Keys
 from tproxy.config.merging import Field
@@ -187,7 +187,7 @@ class _Reader:
             return None
         options = self._service_options(said)
         own = {key: value for key, value in said.items() if key not in options}
-        own.setdefault("service_port", own["remote_port"])
+        own.setdefault("service_port", own.get("remote_port"))
         return Entry(number, values.line(node), **own, options=options)
 
     def _service_options(self, said: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,12 +231,16 @@ class _Reader:
                 except Unusable as fault:
                     faults.append(fault)
         meant = {key for key, _ in misspelt}
-        for key in () if incomplete else known:
-            if (
-                known[key].option.required
-                and key not in meant
-                and (key not in found or found[key].node.tag == values.NULL)
-            ):
+        present = {key for key, field in found.items() if field.node.tag != values.NULL}
+        needed = [key for key in known if known[key].option.required]
+        if known is keys.ENTRY:
+            if contradiction := whole_entry.contradiction(said):
+                faults.append(Unusable(contradiction, entry))
+            addresses = found.get("remote_addr")
+            written = values.texts(addresses.node) if addresses is not None else []
+            needed += filter(None, [whole_entry.missing(written, present | meant)])
+        for key in () if incomplete else needed:
+            if key not in meant and key not in present:
                 faults.append(Unusable(f"{key} is missing", entry))
         return said, faults
 

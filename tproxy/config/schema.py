@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from tproxy import options
-from tproxy.addresses import SERVICE_ADDRESS
+from tproxy.addresses import MOST_PATH, SERVICE_ADDRESS, UNIX
 from tproxy.config import keys, values
 from tproxy.config.keys import Keys
 from tproxy.model import PROTOCOLS
@@ -25,6 +25,8 @@ _IPV4 = rf"{_BYTE}(\.{_BYTE}){{3}}"
 _IPV6 = r"(?![fF][eE][89abAB]|[fF][fF]|::$|::[fF]{4}:)(?=.*:.*:)[0-9a-fA-F:.]{2,45}"
 # Where the file has a number in quotes.
 _DIGITS = "(0|[1-9][0-9]{0,%d})"
+# Printable ASCII, without spaces and commas.
+_UNIX = rf"{UNIX}/[!-+\-.-~]{{0,{MOST_PATH - 2}}}[!-+\-.0-~]"
 
 
 def schema() -> Json:
@@ -43,13 +45,22 @@ def schema() -> Json:
 
 def _mapping(known: Keys) -> Json:
     """The schema of an entry, which has no other keys, and has all that are required."""
-    required = [key for key, each in known.items() if each.option.required]
-    return {
-        "type": "object",
-        **_keys(known),
-        "additionalProperties": False,
-        "allOf": [{"anyOf": [{"required": [key]}, {"required": [f":{key}"]}]} for key in required],
-    }
+    needed = [_having(key) for key, each in known.items() if each.option.required]
+    if known is keys.ENTRY:
+        needed.append({"anyOf": [_having("remote_port"), _only_unix()]})  # whole_entry
+    return {"type": "object", **_keys(known), "additionalProperties": False, "allOf": needed}
+
+
+def _having(key: str) -> Json:
+    return {"anyOf": [{"required": [key]}, {"required": [f":{key}"]}]}
+
+
+def _only_unix() -> Json:
+    """An entry whose endpoints are UNIX sockets, and which names its service port."""
+    socket = _matching(_UNIX)
+    sockets = {"anyOf": [socket, {"type": "array", "items": socket}]}
+    named = {"properties": {"remote_addr": sockets, ":remote_addr": sockets}}
+    return {"allOf": [named, _having("service_port")]}
 
 
 def _keys(known: Keys) -> Json:
@@ -108,7 +119,7 @@ def _kind(kind: options.Kind) -> Json:
                 rf"{re.escape(SERVICE_ADDRESS)}|0\.0\.0\.0|255\.255\.255\.255|(22[4-9]|23[0-9])\.[0-9.]*"
             )
             one = {
-                "anyOf": [_matching(_IPV4), _matching(_IPV6), _matching(values.HOST_NAME)],
+                "anyOf": [*map(_matching, (_IPV4, _IPV6, values.HOST_NAME, _UNIX))],
                 "not": _matching(unusable),
             }
             return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": kind.most}]}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 
-from tproxy.addresses import SERVICE_ADDRESS, is_address
+from tproxy.addresses import SERVICE_ADDRESS, is_endpoint
 from tproxy.errors import to_ascii
 from tproxy.log.lazy import JSON
 from tproxy.model import MOST_ENDPOINTS, TCP, Endpoint, Network, Service, ServiceKey, Settings
@@ -79,14 +79,22 @@ class Entry(NamedTuple):
         tuple[str, ...],
         Option(
             Hosts(16),
-            "where the service is. All addresses of a name count: first those of IPv4, each kind in order",
+            "where the service is. All addresses of a name count: first those of IPv4, each kind in order. "
+            "A UNIX socket needs `protocol: tcp`",
             required=True,
             nftables="the first IPv4 address is the element's value; see [Endpoints](contract.md#endpoints)",
         ),
     ]
+    # 0: there is none, because all endpoints are UNIX sockets.
     remote_port: Annotated[
-        int, Option(Port(), "the port of the endpoint", required=True, nftables="the element's value")
-    ]
+        int,
+        Option(
+            Port(),
+            "the port of the endpoint",
+            unset="required, but not for UNIX sockets alone",
+            nftables="the element's value",
+        ),
+    ] = 0
     # Names or ids; empty means every network.
     networks: Annotated[
         frozenset[str],
@@ -266,7 +274,7 @@ def nothing_known(key: ServiceKey) -> Service | None:
 def host_names(config: Config, network: Network) -> list[str]:
     """The host names that the entries for a network need looked up, each once."""
     applying = (name for each in config.entries if each.applies_to(network) for name in each.remote_addr)
-    return [each for each in dict.fromkeys(applying) if not is_address(each)]
+    return [each for each in dict.fromkeys(applying) if not is_endpoint(each)]
 
 
 def choose(
@@ -301,7 +309,7 @@ def choose(
             if found:
                 winners[key] = entry
                 endpoint = Endpoint(found[0], entry.remote_port)
-                services[key] = Service(key, endpoint, **entry.options).led_to(found)
+                services[key] = Service(key, endpoint, **entry.options).led_to(found, entry.remote_port)
     return services, [*problems]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from tproxy import options
-from tproxy.addresses import as_ipv6, can_be_served, is_ipv4, refused
+from tproxy.addresses import UNIX, as_ipv6, can_be_served, is_ipv4, refused, unix_fault
 from tproxy.errors import BadName, quoted, to_ascii
 from tproxy.model import PROTOCOLS
 from tproxy.names import check_interface_name
@@ -117,9 +117,11 @@ def _host(node: yaml.Node) -> str:
     text = written(node, STR) or written(node, INT)
     if node.tag == INT and ":" not in text:  # YAML takes 2001:10:20 for a number, of base 60
         text = ""
+    if text.startswith(UNIX):
+        if fault := unix_fault(text):
+            raise Unusable(fault, node)
+        return text
     address = as_ipv6(text) if ":" in text else ""
-    if text.startswith("unix:"):
-        raise Unusable("is a UNIX socket, which no worker can reach: its root directory is empty", node)
     if not address and not is_ipv4(text) and not re.fullmatch(HOST_NAME, text):
         raise Unusable("is not an IP address or a host name", node)
     if reason := refused(address or text):
@@ -221,6 +223,12 @@ _PARSERS: dict[type[options.Kind], Callable[[Any, yaml.Node], object]] = {
 def written(node: yaml.Node, *tags: str) -> str:
     """Return a scalar as it is written when YAML gives it one of these tags; otherwise ""."""
     return node.value if isinstance(node, yaml.ScalarNode) and node.tag in tags else ""
+
+
+def texts(node: yaml.Node) -> list[str]:
+    """Return a scalar, or those of a list, as they are written."""
+    nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    return [each.value for each in nodes if isinstance(each, yaml.ScalarNode)]
 
 
 def line(at: Any) -> int:

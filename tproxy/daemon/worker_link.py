@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from tproxy.daemon.client import Json
+from tproxy.daemon.unix_dialing import UnixDialing
 from tproxy.datapath.counters import View, read_only
 from tproxy.datapath.counts import Counts, EndpointState, LoopTimes
 from tproxy.errors import ProtocolError
@@ -37,6 +38,9 @@ GREETING = 30.0
 
 _CREDENTIALS = struct.Struct("3i")  # struct ucred, unix(7)
 
+# Messages that a worker has not taken. With so many it gets no answers to its dials of UNIX sockets.
+MOST_OUTGOING = 256
+
 # Seconds for which a worker may have guests of a UDP service refused without telling anew.
 MOST_REFUSED = 60.0
 
@@ -45,6 +49,8 @@ Key = tuple[str, ServiceKey]  # with the bridge
 
 class Owner(Protocol):
     """Gets the reports of a worker (``workers.Workers``)."""
+
+    dialing: UnixDialing
 
     def greeted(self, worker: WorkerLink, version: int) -> None:
         """The worker is there, and speaks this version."""
@@ -80,12 +86,18 @@ class WorkerLink:
         self._outgoing: list[tuple[bytes, tuple[int, ...]]] = []
         self._asked = self._answered = 0  # numbers of Sync
         self._timer: Timer | None = None
+        self.gone = False
         loop.add(channel.fileno(), READ, self)
 
     @property
     def settled(self) -> bool:
         """Whether all that it was told has taken effect."""
         return self._asked == self._answered
+
+    @property
+    def behind(self) -> bool:
+        """Whether much of what it was told waits for it."""
+        return len(self._outgoing) >= MOST_OUTGOING
 
     @property
     def understands(self) -> bool:
@@ -174,6 +186,7 @@ class WorkerLink:
 
     def close(self) -> None:
         """Hear nothing more of it."""
+        self.gone = True
         if self._timer is not None:
             self._timer.cancel()
         self._forget_outgoing()
@@ -236,6 +249,10 @@ class WorkerLink:
                 self._owner.changed()
             case orders.Unreachable(bridge, key, seconds) if 0 <= seconds <= MOST_REFUSED:
                 self._owner.cannot_reach(bridge, key, seconds)
+            case orders.Dial(_, seconds, _) if self.ready and 0 < seconds < float("inf"):
+                self._owner.dialing.dial(self, delivery.message)
+            case orders.HangUp(number):
+                self._owner.dialing.hang_up(self, number)
             case other:
                 raise ProtocolError(f"unexpected {type(other).__name__}")
 

@@ -25,6 +25,7 @@ from contextlib import suppress
 from tproxy.daemon.client import Json
 from tproxy.daemon.data_channels import DataChannels
 from tproxy.daemon.spawner import Order, Spawner
+from tproxy.daemon.unix_dialing import UnixDialing
 from tproxy.daemon.worker_link import Key, WorkerLink
 from tproxy.datapath.counts import STOPPED, WORKER_LOST, Counts, EndpointState, LoopTimes
 from tproxy.datapath.this_host import chosen_ports
@@ -82,6 +83,7 @@ class Workers:
         self._draining: set[WorkerLink] = set()
         self._retries: dict[int, tuple[float, Timer]] = {}  # delay and timer by place
         self._services: dict[str, Sequence[Service]] = {}
+        self.dialing = UnixDialing(loop, self._services)
         # What a worker is told of a bridge before its services.
         self.preface: Callable[[str], Iterable[orders.Message]] = lambda _: ()
         # All keys that guests of a bridge reach.
@@ -166,7 +168,7 @@ class Workers:
 
     def complete(self) -> None:
         """Note that every bridge with services was told: workers of an earlier daemon may serve others."""
-        self._complete = True
+        self._complete = self.dialing.complete = True
         for worker in (*self._present(), *self._draining):
             self._forget_unknown(worker)
 

@@ -1,7 +1,7 @@
 """Checks failed endpoints in the background, so that no guest has to find out that one is back.
 
 A check is a dial that ends with a reset as soon as it is answered. The endpoint's server sees a connection
-without a byte.
+without a byte. The daemon dials UNIX sockets (``unix_dials``), which know no reset.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from tproxy.datapath.endpoints import Endpoints
+from tproxy.datapath.unix_dials import UnixDials, no_socket
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import ERROR, HANGUP, WRITE, Loop, Timer
 from tproxy.model import Endpoint
@@ -28,13 +29,16 @@ class Checks:
         loop: Loop,
         endpoints: Endpoints,
         connect: Callable[[socket.SocketType, Endpoint], int],
+        dials: UnixDials,
         failed: Callable[[Endpoint, int], None],
     ) -> None:
         self._loop = loop
         self._endpoints = endpoints
         self._connect = connect
+        self._dials = dials
         self._failed = failed
         self._timer: Timer | None = None
+        # By descriptor. What the daemon dials has its number there, below 0.
         self._open: dict[int, tuple[socket.SocketType, Endpoint, Timer]] = {}
         self._stopped = False
 
@@ -74,6 +78,9 @@ class Checks:
         self.plan()
 
     def _check(self, endpoint: Endpoint) -> None:
+        if endpoint.is_unix:
+            self._await(-self._dials.dial(endpoint, PATIENCE, self._answered), no_socket(), endpoint)
+            return
         try:
             sock = tcp.dialling_socket(endpoint.address)
         except OSError:  # no descriptor is free now
@@ -83,9 +90,21 @@ class Checks:
             sock.close()
             self._failed(endpoint, number)
             return
-        fd = sock.fileno()
+        self._await(sock.fileno(), sock, endpoint)
+        self._loop.add(sock.fileno(), WRITE, self)
+
+    def _await(self, fd: int, sock: socket.SocketType, endpoint: Endpoint) -> None:
         self._open[fd] = sock, endpoint, self._loop.call_later(PATIENCE, lambda: self._time_out(fd))
-        self._loop.add(fd, WRITE, self)
+
+    def _answered(self, number: int, sock: socket.SocketType | None, error: int) -> None:
+        """Handle the daemon's answer to a dial of a UNIX socket."""
+        endpoint = self._open[-number][1]
+        self._end(-number)
+        if sock is not None:
+            sock.close()
+            self._endpoints.answered(endpoint, time.monotonic())
+        else:
+            self._failed(endpoint, error)
 
     def _time_out(self, fd: int) -> None:
         endpoint = self._open[fd][1]
@@ -95,4 +114,7 @@ class Checks:
     def _end(self, fd: int) -> None:
         sock, _, timer = self._open.pop(fd)
         timer.cancel()
-        self._loop.close_later(sock)
+        if fd < 0:
+            self._dials.cancel(-fd)
+        else:
+            self._loop.close_later(sock)

@@ -19,28 +19,25 @@ from tproxy.addresses import packed_peer, unpacked_peer
 from tproxy.datapath.counts import (
     CAUSES,
     DIAL_FAILED,
-    DIAL_TIMED_OUT,
     DRAIN,
     FINISHED,
-    FORBIDDEN,
     HALF_CLOSED,
     IDLE,
-    LOCAL,
     LOST,
-    REFUSED,
     RESET_BY_ENDPOINT,
     RESET_BY_GUEST,
     STOPPED,
     TIMED_OUT,
     TO_ENDPOINT,
     TO_GUEST,
-    UNREACHABLE,
     USER,
 )
+from tproxy.datapath.dial_errors import dial_failure, dial_reason
 from tproxy.datapath.flow import interest
 from tproxy.datapath.racing import Race
 from tproxy.datapath.splice import Mover, SideLost
 from tproxy.datapath.target import Target, reached_at
+from tproxy.datapath.unix_dials import no_socket
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import ERROR, HANGUP, PEER_CLOSED, READ, WRITE
 from tproxy.model import DEFAULT_USER_TIMEOUT, Endpoint
@@ -54,32 +51,6 @@ UNSWEPT = -1
 
 _TO_READ = READ | PEER_CLOSED | HANGUP | ERROR
 
-_UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN})
-# Errors of a dial that are the endpoint's, or the way's to it. Others, such as no free port, are this host's.
-OF_ENDPOINT = _UNREACHABLE | {errno.ECONNREFUSED, errno.ETIMEDOUT, errno.EACCES, errno.EPERM}
-
-
-def dial_failure(number: int) -> str:
-    """Return in a few words why an endpoint could not be reached; ``number`` is an errno."""
-    if number == errno.ECONNREFUSED:
-        return "refused"
-    if number == errno.ETIMEDOUT:
-        return "timed out"
-    if number in _UNREACHABLE:
-        return "unreachable"
-    return os.strerror(number)
-
-
-def dial_reason(number: int) -> int:
-    """Return the place in ``counts.REASONS`` for the errno of a dial."""
-    if number == errno.ECONNREFUSED:
-        return REFUSED
-    if number == errno.ETIMEDOUT:
-        return DIAL_TIMED_OUT
-    if number in _UNREACHABLE:
-        return UNREACHABLE
-    return FORBIDDEN if number in (errno.EACCES, errno.EPERM) else LOCAL
-
 
 class Connection:
     """One connection of a guest, from accepted to ended. ``Connections`` makes and keeps it.
@@ -87,8 +58,8 @@ class Connection:
     ``deadline`` is the end of the connect timeout by time.monotonic(), and 0 when the endpoint is not being
     dialled. ``silent_since`` is when a sweep found ``seen`` bytes, the number that had been moved by then;
     UNSWEPT before the first sweep. ``dialed`` is the endpoint that is dialled, or was dialled last. ``race``
-    has the dials while one of several endpoints is looked for. ``mac`` is None where the endpoint gets no
-    header (``introduction``), and "" where nobody knows the guest's.
+    has the dials while one of several endpoints is looked for, or a UNIX socket is dialled. ``mac`` is None
+    where the endpoint gets no header (``introduction``), and "" where nobody knows the guest's.
 
     Both sockets have SO_LINGER 0 until the last byte was sent to them (splice.py), so the death of this
     process is a reset at both ends, and no end of file that looks like a normal one.
@@ -136,14 +107,15 @@ class Connection:
         self.deadline = 0.0
         self.race: Race | None = None
         service = target.service
+        others: list[Endpoint] = []
         if service.endpoints:
             self.dialed, *others = keeper.in_order(service)
-            if others:
-                self.race = Race(self, keeper, others)
         else:
             self.dialed = service.endpoint  # a reload may change the target's endpoint
+        if others or self.dialed.is_unix:
+            self.race = Race(self, keeper, others)
         self._guest = guest
-        self._endpoint = tcp.dialling_socket(self.dialed.address)
+        self._endpoint = _dialling_socket(self.dialed)
         self.to_endpoint = Mover(guest, self._endpoint, near=True)
         self.to_guest = Mover(self._endpoint, guest, near=keeper.host.has(self.dialed.address))
         self._guest_mask = self._endpoint_mask = 0  # not polled yet
@@ -179,7 +151,8 @@ class Connection:
 
     def dial(self) -> None:
         """Begin to connect to the endpoint. If that fails at once, end the connection."""
-        self._set_options(self._endpoint, near=self.to_guest.near)
+        if not self.dialed.is_unix:
+            self._set_options(self._endpoint, near=self.to_guest.near)
         if (timeout := self.target.service.user_timeout) != DEFAULT_USER_TIMEOUT:
             tcp.set_user_timeout(self._guest, timeout)
         # Most guests have sent their request by now. Then the last packet of the handshake can carry it,
@@ -235,8 +208,9 @@ class Connection:
 
     def new_socket(self, endpoint: Endpoint) -> socket.SocketType:
         """Return a socket that can dial an endpoint. Raises OSError."""
-        sock = tcp.dialling_socket(endpoint.address)
-        self._set_options(sock, near=self._keeper.host.has(endpoint.address))
+        sock = _dialling_socket(endpoint)
+        if not endpoint.is_unix:
+            self._set_options(sock, near=self._keeper.host.has(endpoint.address))
         return sock
 
     def _set_options(self, sock: socket.SocketType, *, near: bool) -> None:
@@ -327,7 +301,8 @@ class Connection:
         if self.seen == UNSWEPT:
             # Not earlier: most connections have ended by now, and each option is a system call. The guest's
             # side has these options of its listener.
-            tcp.watch_peer(self._endpoint, service.user_timeout)
+            if not self.dialed.is_unix:
+                tcp.watch_peer(self._endpoint, service.user_timeout)
             self.seen = 0
         moved = up.moved + down.moved
         if moved != self.seen:
@@ -347,7 +322,8 @@ class Connection:
     def abort(self, how: str, outcome: int = STOPPED) -> None:
         """End both sides with a reset. ``outcome`` is a place in ``counts.OUTCOMES``."""
         for side in (self._guest, self._endpoint):
-            tcp.reset_on_close(side)
+            if side.fileno() >= 0:
+                tcp.reset_on_close(side)
         self._end(how, outcome)
 
     def on_dialed(self, mask: int) -> None:
@@ -439,6 +415,12 @@ class Connection:
         self.to_endpoint.release(keeper.pipes)
         self.to_guest.release(keeper.pipes)
         keeper.loop.close_later(self._guest, shared=True)
-        keeper.loop.close_later(self._endpoint)
+        # The daemon, which has sent the socket, may not have closed its own copy yet.
+        keeper.loop.close_later(self._endpoint, shared=self.dialed.is_unix)
         keeper.ended(self, outcome)
         keeper.lines.write(self, how, outcome)
+
+
+def _dialling_socket(endpoint: Endpoint) -> socket.SocketType:
+    """Return a socket that can dial an endpoint, and never blocks. Raises OSError."""
+    return no_socket() if endpoint.is_unix else tcp.dialling_socket(endpoint.address)

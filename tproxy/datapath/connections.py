@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from tproxy.datapath.checking import Checks
-from tproxy.datapath.connection import OF_ENDPOINT, Connection, dial_failure
+from tproxy.datapath.connection import Connection
 from tproxy.datapath.counts import CAUSES, DIAL_FAILED, LIMITED, LOCAL, OPEN, TOTAL
+from tproxy.datapath.dial_errors import OF_ENDPOINT, dial_failure
 from tproxy.datapath.ended_lines import EndedLines
 from tproxy.datapath.endpoints import Endpoints, State
 from tproxy.datapath.introduction import Introductions
@@ -17,6 +18,7 @@ from tproxy.datapath.limits import NO_LIMIT, Limits
 from tproxy.datapath.splice import PipePool
 from tproxy.datapath.target import Target
 from tproxy.datapath.this_host import ThisHost, met_itself
+from tproxy.datapath.unix_dials import UnixDials
 from tproxy.datapath.waiting import Waiting
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import Loop, Timer
@@ -51,7 +53,8 @@ class Connections:
         self.waiting = Waiting(loop, self.introductions, self)
         self._number = 0
         self.health = Endpoints(self._changed)
-        self.checks = Checks(loop, self.health, self.connect, self.dial_failed)
+        self.dials = UnixDials(loop)
+        self.checks = Checks(loop, self.health, self.connect, self.dials, self.dial_failed)
         # Called with an endpoint and what is known of it, when that has changed; None: it is in no service.
         self.report: Callable[[Endpoint, State | None], None] = lambda endpoint, state: None
         self._services: dict[str, Sequence[Service]] = {}

@@ -25,7 +25,7 @@ A record belongs to one service of one bridge:
 | 4 x 8 | connections open, and in total; bytes to the endpoint, and to the guest |
 | 2 x 8 | datagrams to the endpoint, and to the guest |
 | 8 | when a connection failed last, in seconds since the epoch, as a double |
-| 80 | why, in UTF-8, padded with NUL |
+| 160 | why, in UTF-8, padded with NUL |
 | 9 x 4, and 4 | connections that a limit or a time-out refused or ended, in the order of CAUSES |
 | 11 x 8 | connections that have ended, in the order of OUTCOMES |
 | 6 x 8 | dials that failed, in the order of REASONS |
@@ -37,7 +37,7 @@ Behind the records are the states of endpoints:
 
 | bytes | what |
 | --- | --- |
-| 64 | address and port as text, padded with NUL |
+| 112 | address and port, or path, as text, padded with NUL |
 | 8 | 0: nobody uses this, 1: good, 2: failed |
 | 8 | since when, in seconds since the epoch, as a double |
 | 48 | why, in UTF-8, padded with NUL |
@@ -77,7 +77,7 @@ from tproxy.model import PROTOCOLS, ServiceKey
 from tproxy.typed import Any
 
 _NAME_BYTES = 16
-_ERROR_BYTES = 80
+_ERROR_BYTES = 160
 _KEY = struct.Struct("=HHI16s")
 _COUNTS = _NAME_BYTES + _KEY.size
 _LAST_ERROR = _COUNTS + 8 * NUMBERS
@@ -95,7 +95,7 @@ MOST_RECORDS = 1 << 16
 _STATES = _HEADER_BYTES + MOST_RECORDS * _RECORD.size
 # Endpoints whose state one worker can tell.
 MOST_STATES = 4096
-_STATE = struct.Struct("=64sQd48s")
+_STATE = struct.Struct("=112sQd48s")
 _GOOD, _FAILED = 1, 2
 SIZE = _STATES + MOST_STATES * _STATE.size
 

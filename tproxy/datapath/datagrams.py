@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 
-from tproxy.datapath.connection import OF_ENDPOINT, dial_failure, dial_reason
 from tproxy.datapath.counts import (
     CAUSES,
     DATAGRAMS_TO_ENDPOINT,
@@ -42,6 +41,7 @@ from tproxy.datapath.counts import (
 )
 from tproxy.datapath.crowds import Crowds
 from tproxy.datapath.datagram_checks import DatagramChecks
+from tproxy.datapath.dial_errors import OF_ENDPOINT, dial_failure, dial_reason
 from tproxy.datapath.ended_lines import EndedLines
 from tproxy.datapath.endpoints import BACK_OFF_MOST, Endpoints, State
 from tproxy.datapath.held import Held

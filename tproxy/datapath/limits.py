@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from tproxy.addresses import UNIX
 from tproxy.datapath.counts import PER_BRIDGE, PER_GUEST, TO_ENDPOINT_LIMIT, TOTAL_LIMIT
 from tproxy.datapath.target import Target
 from tproxy.model import Endpoint, Service
@@ -119,7 +120,10 @@ class Limits:
             to_endpoint = self._endpoints.get(service.endpoint, 0)
         else:
             port = service.endpoint.port
-            to_endpoint = min(self._endpoints.get((each, port), 0) for each in service.endpoints)
+            to_endpoint = min(
+                self._endpoints.get((each, 0 if each.startswith(UNIX) else port), 0)
+                for each in service.endpoints
+            )
         if to_endpoint >= self.most_to_endpoint(service):
             return TO_ENDPOINT_LIMIT, to_endpoint
         if self.total >= self._total_most:

@@ -6,6 +6,8 @@ and the other dials end. Nothing that the guest has sent leaves before that, so 
 endpoints. A dial that was answered is never repeated, whatever becomes of it.
 
 The socket of the newest dial is that of the connection meanwhile.
+
+The daemon dials UNIX sockets (``unix_dials``). Until it answers, such a dial has no descriptor.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ class Race:
         self._connection = connection
         self._keeper = keeper
         self._left = left
-        self._open: dict[int, Attempt] = {}  # by descriptor, the oldest first
+        # By descriptor, the oldest first. What the daemon dials has its number there, below 0.
+        self._open: dict[int, Attempt] = {}
         self._timer: Timer | None = None
         self._last = connection.dialed, 0  # the endpoint that failed last, and its errno
 
@@ -62,27 +65,42 @@ class Race:
             self._won(fd)
             self._connection.on_dialed(mask)
             return
-        sock, endpoint, _ = self._open[fd]
-        number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        number = self._open[fd].sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if number in (errno.ECONNRESET, errno.EPIPE):  # it was answered, and then reset
             self._won(fd)
             self._connection.was_reset(number)
             return
-        del self._open[fd]
-        self._note(endpoint, number)
+        self._failed(self._open.pop(fd), number)
+
+    def _answered(self, dialled: int, sock: socket.SocketType | None, number: int) -> None:
+        """Handle the daemon's answer to a dial of a UNIX socket."""
+        attempt = self._open.pop(-dialled)
+        if sock is None:
+            self._failed(attempt, number)
+            return
+        fd = sock.fileno()
+        self._open[fd] = attempt._replace(sock=sock)
+        self._keeper.loop.add(fd, WRITE, self._connection)
+        self._won(fd)
+        self._connection.on_dialed(WRITE)
+
+    def _failed(self, attempt: Attempt, number: int) -> None:
+        """Go on without a dial that has failed."""
+        self._note(attempt.endpoint, number)
         if not self._next():
             if not self._open:
                 self._give_up(number)
                 return
             newest = next(reversed(self._open.values()))
             self._connection.use(newest.sock, newest.endpoint)
-        self._keeper.loop.close_later(sock)
+        self._keeper.loop.close_later(attempt.sock)
 
     def expire(self) -> None:
         """End the connection, unless an endpoint has answered by now."""
         look = select.poll()
-        for each in self._open.values():
-            look.register(each.sock, select.POLLOUT)
+        for fd in self._open:
+            if fd >= 0:
+                look.register(fd, select.POLLOUT)
         if look.poll(0):  # this process was stopped: the loop has not seen the answer yet
             return
         self._note_silent(time.monotonic(), "timed out")
@@ -92,8 +110,10 @@ class Race:
         """End all dials but that with the connection's socket, which is the connection's to close."""
         if self._timer is not None:
             self._timer.cancel()
-        for each in self._open.values():
-            if each.sock is not self._connection.endpoint_socket:
+        for fd, each in self._open.items():
+            if fd < 0:
+                self._keeper.dials.cancel(-fd)
+            elif each.sock is not self._connection.endpoint_socket:
                 self._keeper.loop.close_later(each.sock)
         self._open.clear()
         self._left.clear()
@@ -119,6 +139,13 @@ class Race:
 
     def _start(self, sock: socket.SocketType, endpoint: Endpoint) -> bool:
         """Begin to dial. Return False if that fails at once."""
+        if endpoint.is_unix:
+            left = self._connection.deadline - time.monotonic()
+            dialled = self._keeper.dials.dial(endpoint, left, self._answered)
+            self._open[-dialled] = Attempt(sock, endpoint, time.monotonic())
+            self._connection.use(sock, endpoint)
+            self._wait()
+            return True
         number = self._connection.connect(sock, endpoint)
         if number:
             self._note(endpoint, number)

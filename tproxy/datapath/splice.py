@@ -197,7 +197,8 @@ class Mover(Direction):
         except SideLost as lost:
             if peer_closed and lost.side is self.source:
                 # A reset in place of the end of file: the bytes sent with MSG_MORE must not wait for it.
-                self.destination.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                with suppress(OSError):  # a UNIX socket, where nothing waits
+                    self.destination.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             raise
         if count <= 0:
             if pipe is not None:

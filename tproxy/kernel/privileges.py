@@ -64,6 +64,8 @@ _KEPT = {
 }
 
 
+DAC_OVERRIDE = 1
+
 # DAC_READ_SEARCH: to count the descriptors of processes of other users.
 _READING = frozenset({2})
 
@@ -119,6 +121,17 @@ def _limit_capabilities(kept_ones: Iterable[int] = _KEPT) -> None:
     # effective, permitted and inheritable, capset(2)
     limited = (ctypes.c_uint32 * 6)(*(held[place] & (kept if place < 3 else 0) for place in range(6)))
     if _capset(_HEADER, limited):
+        _raise()
+
+
+def use_only(capability: int) -> None:
+    """Have one capability in effect, of those that this process is permitted. Raises OSError."""
+    held = (ctypes.c_uint32 * 6)()
+    if _capget(_HEADER, held):
+        _raise()
+    # effective, permitted and inheritable, each the lower half first
+    held[0], held[3] = held[1] & 1 << capability, 0
+    if _capset(_HEADER, held):
         _raise()
 
 

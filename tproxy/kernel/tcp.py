@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 
+from tproxy.addresses import is_address
 from tproxy.model import DEFAULT_USER_TIMEOUT
 from tproxy.typed import NamedTuple
 
@@ -92,7 +93,12 @@ def dialling_socket(address: str) -> socket.SocketType:
 
 
 def on_this_host(address: str) -> bool:
-    """Whether an IP address is this host's own: then the kernel chooses it as the source address too."""
+    """Whether an IP address is this host's own: then the kernel chooses it as the source address too.
+
+    A UNIX socket has none.
+    """
+    if not is_address(address):
+        return False
     try:
         probe = socket.socket(family(address), socket.SOCK_DGRAM)
     except OSError:  # the kernel has no IPv6
@@ -144,15 +150,17 @@ class RoundTrip(NamedTuple):
     """What the kernel knows of the way to a peer and back.
 
     ``microseconds`` is the smoothed time of a round trip, None before the first was measured. ``repeated`` is
-    how many packets had to be sent again.
+    how many packets had to be sent again. Both are None for a UNIX socket.
     """
 
     microseconds: int | None
-    repeated: int
+    repeated: int | None
 
 
 def round_trip(sock: socket.SocketType) -> RoundTrip:
     """Return what the kernel knows of a socket's connection (tcp(7), TCP_INFO)."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return RoundTrip(None, None)
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
     microseconds, repeated = _INFO.unpack(info.ljust(_INFO.size, b"\0"))
     return RoundTrip(microseconds or None, repeated)

@@ -46,7 +46,7 @@ LABELS = {
         "the service's name and port, such as `packages:5030`; without a name, the port",
         "the services in the maps; of one worker's counters 65,536",
     ),
-    "endpoint": ("address and port", "16 for each service"),
+    "endpoint": ("address and port, or `unix:/path`", "16 for each service"),
     "direction": ("`to_endpoint` or `to_guest`", "two"),
     "outcome": ("how a connection ended, see below", "the words below"),
     "reason": ("why a dial failed, see below", "the words below"),
@@ -75,7 +75,7 @@ MEANINGS = {
     "killed": "an operator ended it (`tproxy kill`)",
     "refused": "the endpoint refused",
     "silent": "the endpoint was silent for 250 ms, and another one answered",
-    "unreachable": "there is no way to the endpoint",
+    "unreachable": "there is no way to the endpoint, or no such UNIX socket",
     "forbidden": "a rule of this host's firewall rejects it",
     "local": "this host has no free port, descriptor or address for it",
 }

@@ -46,11 +46,13 @@ SAID = {
     "guest_port": Field(COUNT, "its port"),
     "mac": Field(MAC, "the guest's MAC; empty where it is not known"),
     "port": Field(TEXT, "the port of the bridge where the guest is; empty where it is not known"),
-    "endpoint": Field(TEXT, "the endpoint's address and port"),
+    "endpoint": Field(TEXT, "the endpoint's address and port, or `unix:/path`"),
     "bytes_to_endpoint": Field(COUNT, "bytes that were passed on to the endpoint"),
     "bytes_to_guest": Field(COUNT, "bytes that were passed on to the guest"),
     "guest_rtt": Field(COUNT_OR_NULL, "microseconds of a round trip to the guest, smoothed (TCP_INFO)"),
-    "endpoint_rtt": Field(COUNT_OR_NULL, "microseconds of a round trip to the endpoint, likewise"),
+    "endpoint_rtt": Field(
+        COUNT_OR_NULL, "microseconds of a round trip to the endpoint, likewise; null for a UNIX socket"
+    ),
     "guest_retransmits": Field(COUNT_OR_NULL, "packets that were sent to the guest again"),
     "endpoint_retransmits": Field(COUNT_OR_NULL, "packets that were sent to the endpoint again"),
 }

@@ -54,6 +54,13 @@ class Delivery:
         del self.fds[0]
         return sock
 
+    def take_unix(self) -> socket.SocketType:
+        """Hand over the first descriptor, which is a UNIX stream socket that never blocks."""
+        kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+        sock = socket.SocketType(socket.AF_UNIX, kind, 0, self.fds[0])
+        del self.fds[0]
+        return sock
+
     def __enter__(self) -> Delivery:
         return self
 
@@ -79,6 +86,21 @@ def send_bytes(channel: socket.socket, message: bytes, fds: Sequence[int] = ()) 
     """Send one encoded message, as ``send`` does."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     channel.sendmsg([message], rights, socket.MSG_NOSIGNAL)
+
+
+def send_if_room(channel: socket.socket | None, message: bytes) -> bool:
+    """Send one encoded message without descriptors; return False if there is no room for it now.
+
+    If there is no channel, or nobody at its other end, nothing is sent.
+    """
+    try:
+        if channel is not None:
+            send_bytes(channel, message)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # the peer has ended, which the channel tells too
+    return True
 
 
 def receive(channel: socket.socket, decode: Callable[[bytes], object] = wire.decode) -> Delivery | None:

@@ -24,7 +24,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Thread
 
-from tproxy.addresses import is_address
+from tproxy.addresses import is_address, is_endpoint
 from tproxy.bridge import nftables
 from tproxy.config.moves import Addresses, Moves, move, moves
 from tproxy.config.resolver import addresses_of, usable
@@ -74,7 +74,7 @@ class NameFollower:
 
     def look(self) -> None:
         """Look up all host names of the configuration now, and then again and again."""
-        names = {name for each in self.config.entries for name in each.remote_addr if not is_address(name)}
+        names = {name for each in self.config.entries for name in each.remote_addr if not is_endpoint(name)}
         if not names:
             self._look_later()
             return

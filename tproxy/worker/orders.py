@@ -19,7 +19,7 @@ from tproxy.typed import NamedTuple
 from tproxy.worker import packing
 
 # Of this protocol. A daemon tells a worker of another version to finish, and starts one of its own.
-VERSION = 8
+VERSION = 9
 
 # The first bytes of the messages to a worker that have the same form in all versions.
 IN_ALL_VERSIONS = (b"D", b"F", b"L", b"M")
@@ -43,6 +43,8 @@ _PORT = struct.Struct(f"!6s{INTERFACE_NAME_BYTES}s")
 _LENGTH = struct.Struct("!H")
 _READY = struct.Struct("!H?")
 _SYNC = struct.Struct("!I?")
+_DIAL = struct.Struct("!Id")
+_DIALLED = struct.Struct("!IH")
 
 
 class Settings(NamedTuple):
@@ -162,6 +164,30 @@ class Unreachable(NamedTuple):
     seconds: float
 
 
+class Dial(NamedTuple):
+    """Worker to daemon: connect to the UNIX socket with this path, and go on trying for so many seconds.
+
+    ``number`` is in the answer.
+    """
+
+    number: int
+    seconds: float
+    path: str
+
+
+class HangUp(NamedTuple):
+    """Worker to daemon: a Dial is not wanted any more."""
+
+    number: int
+
+
+class Dialled(NamedTuple):
+    """Daemon to worker. Beside it, where ``error`` is 0: the connected socket. Otherwise it is an errno."""
+
+    number: int
+    error: int
+
+
 class Forget(NamedTuple):
     """Daemon to worker: the bridge has no services any more; its connections end."""
 
@@ -222,6 +248,9 @@ Message = (
     | Gate
     | LetGo
     | Unreachable
+    | Dial
+    | HangUp
+    | Dialled
     | Forget
     | LogFile
     | Meeting
@@ -275,6 +304,12 @@ def encode(message: Message) -> bytes:
             return b"g" + _NAME.pack(bridge.encode())
         case Unreachable(bridge, key, seconds):
             return b"U" + _UNREACHABLE.pack(bridge.encode(), seconds) + packing.pack_key(key)
+        case Dial(number, seconds, path):
+            return b"c" + _DIAL.pack(number, seconds) + path.encode()
+        case HangUp(number):
+            return b"e" + _NUMBER.pack(number)
+        case Dialled(number, error):
+            return b"C" + _DIALLED.pack(number, error)
         case Forget(bridge):
             return b"F" + _NAME.pack(bridge.encode())
         case LogFile():
@@ -329,6 +364,13 @@ def decode(data: bytes) -> Message:
             case b"U":
                 name, seconds = _UNREACHABLE.unpack_from(body)
                 return Unreachable(_text(name), packing.unpack_key(body[_UNREACHABLE.size :]), seconds)
+            case b"c":
+                number, seconds = _DIAL.unpack_from(body)
+                return Dial(number, seconds, body[_DIAL.size :].decode())
+            case b"e":
+                return HangUp(*_NUMBER.unpack(body))
+            case b"C":
+                return Dialled(*_DIALLED.unpack(body))
             case b"F":
                 return Forget(_text(*_NAME.unpack(body)))
             case b"L" if not body:

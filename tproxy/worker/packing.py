@@ -1,13 +1,17 @@
-"""Services, their keys, and texts as the bytes of messages between daemon and worker (``orders``). No I/O."""
+"""Services, their keys, and texts as the bytes of messages between daemon and worker (``orders``). No I/O.
+
+An address of an endpoint is a byte that says how long the path of a UNIX socket behind it is; where it is 0,
+an IP address of 16 bytes is behind it.
+"""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 
-from tproxy.addresses import packed_address, unpacked_address
+from tproxy.addresses import UNIX, is_unix, packed_address, unpacked_address
 from tproxy.errors import ProtocolError
-from tproxy.model import PROTOCOLS, PROXY_V2, SPREADS, Endpoint, Service, ServiceKey
+from tproxy.model import PROTOCOLS, PROXY_V2, SPREADS, TCP, Endpoint, Service, ServiceKey, leading
 
 # Bytes of services in one message: far below the default of net.core.wmem_default.
 MOST_BYTES = 100_000
@@ -15,7 +19,7 @@ MOST_BYTES = 100_000
 # Seconds. No timeout is as long as this, which also leaves out what is no number (NaN).
 _LONGEST = 1 << 32
 
-_SERVICE = struct.Struct("!HB16sIHd7I??IB")  # behind it the addresses, of 16 bytes each
+_SERVICE = struct.Struct("!HB16sIHd7I??IB")  # behind it the addresses
 _ADDRESS = 16
 _KEY = struct.Struct("!HB16sI")
 _LENGTH = struct.Struct("!H")
@@ -28,7 +32,7 @@ def parts(services: Sequence[Service]) -> list[tuple[Service, ...]]:
     found: list[list[Service]] = [[]]
     room = MOST_BYTES
     for each in services:
-        size = _SERVICE.size + _ADDRESS * len(each.candidates)
+        size = _SERVICE.size + sum(1 + max(len(address), _ADDRESS) for address in _addresses(each))
         if size > room:
             found.append([])
             room = MOST_BYTES
@@ -38,12 +42,12 @@ def parts(services: Sequence[Service]) -> list[tuple[Service, ...]]:
 
 
 def pack(service: Service) -> bytes:
-    key, endpoint, _, *numbers, _, spread, idle, endpoints = service
-    addresses = b"".join(map(packed_address, endpoints or (endpoint.address,)))
-    count = len(addresses) // _ADDRESS
+    """Return a service as bytes, without its name, which a worker does not need."""
+    key, endpoint, _, *numbers, _, spread, idle, _ = service
+    addresses = _addresses(service)
     known = key.port, PROTOCOLS.index(key.protocol), packed_address(key.address), key.network
-    head = _SERVICE.pack(*known, endpoint.port, *numbers, service.introduced, spread == "least", idle, count)
-    return head + addresses
+    ends = service.introduced, spread == "least", idle, len(addresses)
+    return _SERVICE.pack(*known, endpoint.port, *numbers, *ends) + b"".join(map(_pack_address, addresses))
 
 
 def unpack_addresses(data: bytes) -> tuple[str, ...]:
@@ -54,7 +58,7 @@ def unpack_addresses(data: bytes) -> tuple[str, ...]:
 
 
 def unpack(body: bytes) -> Iterator[Service]:
-    """Yield the services; a worker does not need their names."""
+    """Yield the services. Raises ProtocolError, and struct.error or UnicodeDecodeError."""
     at = 0
     while at < len(body):
         fields = _SERVICE.unpack_from(body, at)
@@ -62,16 +66,19 @@ def unpack(body: bytes) -> Iterator[Service]:
         if protocol >= len(PROTOCOLS):
             raise ProtocolError("a service has an unknown protocol")
         at += _SERVICE.size
-        end = at + count * _ADDRESS
-        if not count or end > len(body):
+        if not count:
             raise ProtocolError("a service has no endpoint")
-        addresses = [unpacked_address(body[start : start + _ADDRESS]) for start in range(at, end, _ADDRESS)]
-        at = end
+        addresses = []
+        for _ in range(count):
+            found, at = _unpack_address(body, at)
+            addresses.append(found)
+        if PROTOCOLS[protocol] != TCP and any(map(is_unix, addresses)):
+            raise ProtocolError(f"a service of {PROTOCOLS[protocol]} leads to a UNIX socket")
         if not 0 < numbers[0] < _LONGEST:
             raise ProtocolError(f"a service with a connect timeout of {numbers[0]} s")
         options = *numbers, PROXY_V2 if introduced else "", SPREADS[least], idle
         key = ServiceKey(port, PROTOCOLS[protocol], unpacked_address(address), network)
-        yield Service(key, Endpoint(addresses[0], remote_port), "", *options).led_to(addresses)
+        yield Service(key, Endpoint(leading(addresses), remote_port), "", *options).led_to(addresses)
 
 
 def pack_key(key: ServiceKey) -> bytes:
@@ -100,3 +107,29 @@ def unpack_texts(body: bytes, at: int, count: int) -> tuple[list[str], int]:
             raise ProtocolError("a name is cut off")
         texts.append(body[at - length : at].decode())
     return texts, at
+
+
+def _addresses(service: Service) -> tuple[str, ...]:
+    return service.endpoints or (service.endpoint.address,)
+
+
+def _pack_address(address: str) -> bytes:
+    if not is_unix(address):
+        return b"\0" + packed_address(address)
+    path = address.removeprefix(UNIX).encode()
+    return bytes([len(path)]) + path
+
+
+def _unpack_address(body: bytes, at: int) -> tuple[str, int]:
+    """Return the address that begins at ``at``, and where it ends."""
+    length = body[at] if at < len(body) else 0
+    at += 1
+    end = at + (length or _ADDRESS)
+    if end > len(body):
+        raise ProtocolError("the endpoints of a service are cut off")
+    if not length:
+        return unpacked_address(body[at:end]), end
+    address = UNIX + body[at:end].decode()
+    if not is_unix(address):
+        raise ProtocolError("an endpoint is no UNIX socket")
+    return address, end

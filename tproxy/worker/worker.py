@@ -29,7 +29,7 @@ from tproxy.kernel.loop import READ, Loop
 from tproxy.log.file import Log
 from tproxy.model import TCP, UDP, Endpoint, Service, ServiceKey, service_label
 from tproxy.process.title import set_title
-from tproxy.relay.channel import Delivery, receive, send_bytes
+from tproxy.relay.channel import Delivery, receive, send_bytes, send_if_room
 from tproxy.worker import orders
 from tproxy.worker.admission import Admission, Used, most_connections, most_sessions
 from tproxy.worker.inspection import Inspection
@@ -78,6 +78,9 @@ class Worker:
         most = most_connections(descriptor_limit())
         self._connections = Connections(self._loop, log, most)
         self._connections.report = self._report
+        dials = self._connections.dials
+        dials.ask = lambda *asked: send_if_room(self._channel, orders.encode(orders.Dial(*asked)))
+        dials.hang_up = lambda number: send_if_room(self._channel, orders.encode(orders.HangUp(number)))
         self._datagrams = Datagrams(
             self._loop,
             log,
@@ -168,6 +171,7 @@ class Worker:
         self._asked = 0
         self._loop.add(channel.fileno(), READ, self)
         self._say(orders.Ready(orders.VERSION, self._draining), self._counters.fd)
+        self._connections.dials.ask_again()
 
     def _forget_daemon(self) -> None:
         if self._channel is not None:
@@ -261,6 +265,10 @@ class Worker:
                 self._connections.introductions.forget(bridge)
                 self._connections.abort_bridge(bridge, "bridge removed")
                 self._datagrams.forget(bridge, "bridge removed")
+            case orders.Dialled(number, 0) if len(delivery.fds) == 1:
+                self._connections.dials.answered(number, delivery.take_unix(), 0)
+            case orders.Dialled(number, error) if error:
+                self._connections.dials.answered(number, None, error)
             case orders.Gate(bridge, key) if len(delivery.fds) == 1:
                 self._datagrams.take(bridge, key, delivery.take_socket())
             case orders.LetGo(bridge):

@@ -264,6 +264,11 @@ SERVICES = {
         *("endpoint", "endpoint 10.11.12.13:9999 refuses the connection"),
         repair=HEALTHY,
     ),
+    "there is no such UNIX socket": Fault(
+        "services 'tproxy: [{service_port: 5030, remote_addr: unix:/run/no.sock}]'",
+        *("endpoint", "endpoint unix:/run/no.sock is missing: no server has made it"),
+        repair=HEALTHY,
+    ),
     "the endpoint is unreachable": Fault(
         f"ip route add unreachable 10.98.0.1; services {configuration(address='10.98.0.1')}",
         *("endpoint", "endpoint 10.98.0.1:8080 is unreachable: No route to host"),

@@ -151,10 +151,50 @@ def test_a_service_without_ipv4_is_beside_the_map_and_counts_only_where_the_map_
     assert found.services == {ServiceKey(80): plain}
 
 
+def test_a_service_of_unix_sockets_alone_is_beside_the_map_without_a_port() -> None:
+    service = Service(ServiceKey(80), Endpoint("unix:/run/x.sock", 0), "web")
+    wanted = ServiceMap("br0", {ServiceKey(80): service})
+    commands = map_commands.add_map(wanted)
+    words = "name=web endpoints=unix%3A%2Frun%2Fx.sock"
+    assert commands[-1] == f'add element ip one_tproxy op_br0 {{ 80 . 65536 comment "{words}" }}'
+    assert service_map.parse_map(listing(commands), listed_rest(commands)) == wanted
+    long = [f"unix:/{'+' * 104}{number}" for number in range(2)]
+    wanted = ServiceMap("br0", {ServiceKey(80): service.led_to(long)})
+    commands = map_commands.add_map(wanted)
+    assert service_map.parse_map(listing(commands), listed_rest(commands)) == wanted
+    assert comments.storable(wanted) == wanted
+
+
+@pytest.mark.parametrize("first", ["10.0.0.1", "fd00::1"])
+def test_beside_an_address_a_unix_socket_keeps_its_place_in_the_order(first: str) -> None:
+    service = Service(ServiceKey(80), Endpoint(first, 8080)).led_to(["unix:/run/x.sock", first])
+    wanted = ServiceMap("br0", {ServiceKey(80): service})
+    commands = map_commands.add_map(wanted)
+    found = service_map.parse_map(listing(commands), listed_rest(commands))
+    assert found == wanted
+    assert [str(each) for each in found.services[ServiceKey(80)].candidates] == [
+        "unix:/run/x.sock",
+        str(Endpoint(first, 8080)),
+    ]
+
+
+def test_datagrams_lead_to_no_unix_socket_whatever_a_map_says() -> None:
+    key = ServiceKey(53, "udp")
+    words = "endpoints=unix%3A%2Frun%2Fx.sock%2C10.0.0.1%2C10.0.0.2"
+    service = comments.parse_service(key, Endpoint("10.0.0.1", 53), words)
+    assert service.endpoints == ("10.0.0.1", "10.0.0.2")
+    listed = listing(map_commands.add_map(ServiceMap("br0", {})))
+    rest = {(ServiceKey(53, "udp"), 1 << 16): "endpoints=unix%3A%2Frun%2Fx.sock"}
+    found = service_map.parse_map(listed, rest)
+    assert found is not None
+    assert not found.services
+
+
 @pytest.mark.parametrize(
     "words",
     ["", "port=80", "endpoints=fd00%3A%3A1", "port=0 endpoints=fd00%3A%3A1", "port=x endpoints=fd00%3A%3A1",
-     "port=80 endpoints=10.0.0.1", "port=80 endpoints=host", "port=70000 endpoints=fd00%3A%3A1"],
+     "port=80 endpoints=10.0.0.1", "port=80 endpoints=host", "port=70000 endpoints=fd00%3A%3A1",
+     "endpoints=unix%3Arun", "endpoints=unix%3A%2Frun%2F", "endpoints=unix%3A%2Frun%2Fx%2Cfd00%3A%3A1"],
 )  # fmt: skip
 def test_words_beside_the_map_that_are_no_such_service_are_ignored(words: str) -> None:
     found = service_map.parse_map(

@@ -93,3 +93,13 @@ def test_a_name_in_a_list_changes_its_own_addresses_only() -> None:
 def test_a_service_whose_name_never_had_an_address_is_added_when_it_has_one() -> None:
     entry = BY_NAME._replace(options={"connect_timeout": 2.5, "name": "name"})
     assert moves(config(entry), BLUE, {}, {}, NOW) == {ServiceKey(80): (None, MOVED)}
+
+
+def test_a_name_beside_a_unix_socket_adds_its_addresses_when_it_has_some() -> None:
+    socket = "unix:/run/x.sock"
+    entry = BY_NAME._replace(remote_addr=(socket, "api.example"))
+    alone = service(socket)
+    now = {"api.example": ["10.0.0.3"]}
+    both = Service(ServiceKey(80), Endpoint("10.0.0.3", 8080), "name", 2.5).led_to([socket, "10.0.0.3"])
+    assert moves(config(entry), BLUE, {ServiceKey(80): alone}, {}, now) == {ServiceKey(80): (alone, both)}
+    assert not moves(config(entry), BLUE, {ServiceKey(80): both}, now, {**now})

@@ -149,6 +149,61 @@ def test_an_entry_with_an_ambiguous_remote_addr_is_skipped(loaded: Load, address
     assert "is not an IP address or a host name: entry skipped" in said(found)[0]
 
 
+SOCKET = "unix:/run/x.sock"
+
+
+def one_entry(text: str) -> str:
+    return f"tproxy: [{{{text}}}]"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"remote_addr: {SOCKET}, service_port: 80",
+        f"remote_addr: [{SOCKET}], service_port: 80, remote_port: ~",
+        f"remote_addr: {SOCKET}, remote_port: 80",
+        f"remote_addr: {SOCKET}, service_port: 80, remote_port: 8080, protocol: tcp",
+    ],
+)
+def test_an_entry_of_unix_sockets_needs_no_remote_port(loaded: Load, text: str) -> None:
+    found = loaded(one_entry(text))
+    assert not said(found)
+    service = Service(ServiceKey(80), Endpoint(SOCKET, 0))
+    assert services(found)[0] == {ServiceKey(80): service}
+
+
+def test_unix_sockets_and_addresses_are_tried_in_the_order_of_the_list(loaded: Load) -> None:
+    found = loaded(one_entry(f"remote_addr: [{SOCKET}, one.example, fd00::1], remote_port: 80"))
+    (service,) = services(found)[0].values()
+    assert service.endpoint == Endpoint("10.0.0.2", 80)
+    assert service.leads_to == f"{SOCKET}, 10.0.0.2:80, 10.0.0.10:80, [fd00::1]:80"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (f"remote_addr: {SOCKET}", "service_port is missing"),
+        (f"remote_addr: [{SOCKET}, 10.0.0.1], service_port: 80", "remote_port is missing"),
+        (
+            f"remote_addr: [10.0.0.1, {SOCKET}], remote_port: 53, protocol: [tcp, udp]",
+            f"protocol udp cannot lead to the UNIX socket remote_addr '{SOCKET}'",
+        ),
+        (
+            "remote_addr: unix:run/x.sock, service_port: 80",
+            "remote_addr 'unix:run/x.sock' "
+            "is not the absolute path of a UNIX socket, such as unix:/run/x.sock",
+        ),
+    ],
+)
+def test_an_entry_with_a_unix_socket_that_cannot_be_used_is_skipped_with_one_line(
+    loaded: Load, text: str, problem: str
+) -> None:
+    found = loaded(one_entry(text))
+    assert not found.entries
+    (line,) = said(found)
+    assert line.endswith(f":1: entry 1: {problem}: entry skipped")
+
+
 @pytest.mark.parametrize(
     "address", ["0.0.0.0", "255.255.255.255", "224.0.0.1", "239.255.255.255", "169.254.16.9"]
 )

@@ -38,6 +38,7 @@ class Workers:
 def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
     made = Workers()
     monkeypatch.setattr(asking, "ask_for_descriptors", made.answer)
+    monkeypatch.setattr(asking, "ENDING", 0.05)  # seconds that are lost for each worker that runs on
     yield made
     for pid in made.pids:
         end(pid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -11,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.unit.daemon.standins import StandIn, end, paused_process
-from tests.unit.sockets import copies, run_until, wait_for
+from tests.unit.sockets import copies, descriptors, run_until, wait_for
 from tproxy.daemon import worker_link
+from tproxy.daemon.unix_dialing import UnixDialing
 from tproxy.daemon.worker_link import WorkerLink
 from tproxy.datapath.counts import OPEN, TOTAL, Counts
 from tproxy.kernel.loop import Loop
-from tproxy.model import ServiceKey
+from tproxy.model import Endpoint, Service, ServiceKey
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, send
 from tproxy.worker import orders
@@ -27,6 +29,9 @@ class Setting:
 
     def __init__(self, meeting: str) -> None:
         self.loop = Loop()
+        self.services: dict[str, list[Service]] = {}
+        self.dialing = UnixDialing(self.loop, self.services)
+        self.dialing.complete = True
         self.versions: list[int] = []
         self.changes = 0
         self.ends: list[str] = []
@@ -144,6 +149,48 @@ def test_all_that_was_told_has_taken_effect_when_the_last_sync_is_answered(setti
     setting.worker.say(orders.Synced(2))
     run_until(setting.loop, lambda: setting.changes == 2)
     assert setting.link.settled
+
+
+def test_a_worker_gets_sockets_that_are_connected_to_endpoints_and_no_others(
+    setting: Setting, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "x.sock")
+    setting.services["br0"] = [Service(ServiceKey(80), Endpoint(f"unix:{path}", 0))]
+    setting.start()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+        setting.worker.say(orders.Dial(1, 5.0, path))
+        setting.worker.say(orders.Dial(2, 5.0, "/run/dbus/system_bus_socket"))
+        run_until(setting.loop, lambda: setting.worker.hear() == [] and len(setting.worker.heard) == 2)
+        assert setting.worker.heard == [orders.Dialled(1, 0), orders.Dialled(2, errno.EACCES)]
+        assert setting.worker.descriptors == [1, 0]
+        server.accept()[0].close()
+
+
+def test_a_worker_that_takes_no_answers_gets_no_more_sockets(setting: Setting, tmp_path: Path) -> None:
+    path = str(tmp_path / "x.sock")
+    setting.services["br0"] = [Service(ServiceKey(80), Endpoint(f"unix:{path}", 0))]
+    setting.start()
+    for number in range(worker_link.MOST_OUTGOING):
+        setting.link.tell(orders.Forget(f"br{number}"))
+    while not setting.link.behind:
+        setting.link.tell(orders.Forget("br0"))
+    before = len(descriptors())
+    for number in range(10):
+        setting.link.tell(orders.Forget("br0"))
+        setting.dialing.dial(setting.link, orders.Dial(number, 5.0, path))
+    assert len(descriptors()) == before
+    run_until(setting.loop, lambda: setting.worker.hear() == [] and not setting.link.behind)
+    assert not any(isinstance(each, orders.Dialled) for each in setting.worker.heard)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_dial_for_no_time_ends_the_worker(setting: Setting, seconds: float) -> None:
+    setting.start()
+    setting.worker.say(orders.Dial(1, seconds, "/run/x.sock"))
+    assert setting.until_ended() == "unexpected Dial"
+    wait_for(lambda: ended(setting.worker.pid))
 
 
 @pytest.mark.parametrize("number", [0, 2, 2**32 - 1])

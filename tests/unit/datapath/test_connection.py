@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from tests.unit.sockets import descriptors, noise, reset, run_until, tcp_pair, wait_for
 from tproxy.datapath import splice
-from tproxy.datapath.connection import Connection, dial_failure
+from tproxy.datapath.connection import Connection
 from tproxy.datapath.connections import Connections
+from tproxy.datapath.dial_errors import dial_failure
 from tproxy.datapath.splice import Mover
 from tproxy.datapath.target import Target
 from tproxy.kernel import tcp
@@ -691,6 +692,7 @@ def test_a_guest_that_gives_up_during_the_dial_of_a_silent_endpoint_is_closed_at
         (errno.EHOSTUNREACH, "unreachable"),
         (errno.ENETUNREACH, "unreachable"),
         (errno.ENETDOWN, "unreachable"),
+        (errno.ENOENT, "missing"),
         (errno.EACCES, "Permission denied"),
     ],
 )

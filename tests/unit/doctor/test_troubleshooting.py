@@ -49,6 +49,7 @@ ROWS: dict[str, tuple[str, ...] | str] = {
     ),
     '"Connection refused" for milliseconds': NO_FAULT,
     "connected, and reset at once": ("the endpoint refuses", "probe: the endpoint refuses"),
+    "connected, and reset at once; the service leads to a UNIX socket": ("there is no such UNIX socket",),
     "connected, and reset at once or later": ("a limit was reached",),
     "connected, and reset after some seconds": ("the endpoint does not answer",),
     "connected to the wrong endpoint": ELSEWHERE,

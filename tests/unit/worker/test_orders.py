@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tproxy.addresses import MOST_PATH, is_address
 from tproxy.errors import ProtocolError
-from tproxy.model import MOST_ENDPOINTS, PROTOCOLS, Endpoint, Network, Service, ServiceKey
+from tproxy.model import MOST_ENDPOINTS, PROTOCOLS, TCP, UDP, Endpoint, Network, Service, ServiceKey
 from tproxy.names import INTERFACE_NAME_BYTES
 from tproxy.relay import wire
 from tproxy.worker import orders, packing
@@ -23,7 +24,9 @@ key = st.builds(
     address,
     uint32,
 )
-service = st.builds(
+path = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters=",/"), min_size=1)
+unix = path.map(lambda name: f"unix:/{name[:100]}")
+plain = st.builds(
     Service,
     key,
     st.builds(Endpoint, st.ip_addresses(v=4).map(str), port),
@@ -34,6 +37,14 @@ service = st.builds(
     st.sampled_from(["first", "least"]),
     st.integers(0, 86400),
 )
+# One that maps an IPv4 address is taken for that, and is refused as an endpoint.
+address = st.ip_addresses().map(str).filter(lambda each: is_address(each) and "::ffff" not in each)
+listed = st.builds(
+    Service.led_to,
+    plain.map(lambda each: each._replace(key=each.key._replace(protocol=TCP))),
+    st.lists(address | unix, min_size=1, max_size=9, unique=True),
+)
+service = plain | listed
 mac = st.binary(min_size=6, max_size=6).map(lambda data: data.hex(":"))
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 network = st.builds(Network, text, text)
@@ -69,6 +80,9 @@ messages: st.SearchStrategy[orders.Message] = st.one_of(
     st.builds(orders.Gate, bridge, key),
     st.builds(orders.LetGo, bridge),
     st.builds(orders.Unreachable, bridge, key, st.floats(0, 60)),
+    st.builds(orders.Dial, uint32, st.floats(0, 300), text),
+    st.builds(orders.HangUp, uint32),
+    st.builds(orders.Dialled, uint32, st.integers(0, 65535)),
     st.builds(orders.Forget, bridge),
     st.builds(orders.LogFile),
     st.builds(orders.Sync, uint32, st.booleans()),
@@ -100,6 +114,9 @@ ONE_OF_EACH: list[orders.Message] = [
     orders.Gate("br0", ServiceKey(53, "udp")),
     orders.LetGo("br0"),
     orders.Unreachable("br0", ServiceKey(53, "udp"), 40.0),
+    orders.Dial(1, 2.5, "/run/x.sock"),
+    orders.HangUp(1),
+    orders.Dialled(1, 111),
     orders.Forget("br0"),
     orders.LogFile(),
     orders.Sync(1, True),
@@ -141,6 +158,45 @@ def test_the_longest_list_of_services_fits_into_a_message() -> None:
     data = orders.encode(orders.Services("a" * INTERFACE_NAME_BYTES, True, True, first))
     assert len(data) <= wire.MAX_BYTES
     assert len(orders.decode(data)) == len(orders.Services._fields)
+
+
+def test_the_longest_paths_of_unix_sockets_fit_into_a_message_too() -> None:
+    paths = [f"unix:/{'n' * (MOST_PATH - 3)}{number:02}" for number in range(MOST_ENDPOINTS)]
+    services = [Service(ServiceKey(port), Endpoint(paths[0], 0)).led_to(paths) for port in range(1, 2000)]
+    first, *others = packing.parts(services)
+    assert len(others) > 1
+    message = orders.Services("a" * INTERFACE_NAME_BYTES, True, True, first)
+    data = orders.encode(message)
+    assert len(data) <= wire.MAX_BYTES
+    assert orders.decode(data) == message
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        b"",
+        b"\0",
+        b"\0" * 16,
+        b"\x05/run",
+        b"\x03run",
+        b"\x02/\xff",
+        b"\x01/",
+        b"\x04/a,b",
+        b"\x6c/" + 107 * b"n",
+    ],
+)
+def test_a_service_whose_endpoint_is_cut_off_or_no_path_is_refused(address: bytes) -> None:
+    service = Service(ServiceKey(80), Endpoint("unix:/x", 0))
+    whole = orders.encode(orders.Services("br0", True, True, (service,)))
+    assert whole.endswith(b"\x01\x02/x")
+    with pytest.raises(ProtocolError):
+        orders.decode(whole.removesuffix(b"\x02/x") + address)
+
+
+def test_a_service_of_udp_that_leads_to_a_unix_socket_is_refused() -> None:
+    service = Service(ServiceKey(80, UDP), Endpoint("unix:/x", 0))
+    with pytest.raises(ProtocolError, match="leads to a UNIX socket"):
+        orders.decode(orders.encode(orders.Services("br0", True, True, (service,))))
 
 
 @pytest.mark.parametrize("later", [b"", b"\x01", b"what a later version adds"])

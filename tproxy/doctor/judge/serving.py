@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tproxy.doctor.finding import Finding, bad, good, warning
+from tproxy.doctor.look.dial import command
 from tproxy.doctor.look.endpoints import Reached
 from tproxy.doctor.look.processes import Processes
 from tproxy.model import UDP, ServiceKey, ServiceMap
@@ -71,8 +72,7 @@ def of_endpoints(loaded: ServiceMap, reached: Reached) -> list[Finding]:
                 text = f"{where} was not dialled: too many others do not answer"
                 findings.append(warning("endpoint", text))
             elif found.problem:
-                how = "-zvu" if key.protocol == UDP else "-zv"
-                repair = f"nc {how} {endpoint.address} {endpoint.port}"
+                repair = command(endpoint, udp=key.protocol == UDP)
                 findings.append(bad("endpoint", f"{where} {found.problem}", repair))
             elif key.protocol == UDP:
                 findings.append(good("endpoint", f"{where} does not refuse datagrams"))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from tproxy.addresses import is_address
+from tproxy.addresses import is_endpoint
 from tproxy.config import check, reader, resolver
 from tproxy.config.file import search
 from tproxy.config.services import Config, NoAddress, Problem
@@ -50,7 +50,7 @@ def look(explicit: str | None, watch_file: str) -> Configuration:
         return Configuration(path, named, str(error))
     problems = tuple(check.problems(read, check.all_resolve))
     named_by = (name for each in read.entries for name in each.remote_addr)
-    names = sorted({each for each in named_by if not is_address(each)})[:_MOST_NAMES]
+    names = sorted({each for each in named_by if not is_endpoint(each)})[:_MOST_NAMES]
     return Configuration(path, named, "", read, problems, look_up(names))
 
 

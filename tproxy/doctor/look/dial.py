@@ -1,7 +1,8 @@
 """Dials endpoints, all at the same time, as a worker does: from this namespace, and with a worker's user id.
 
 Nothing is sent. Firewall rules for the host's own programs may depend on the user, so the sockets belong to
-the user id of a worker where one runs.
+the user id of a worker where one runs. UNIX sockets are dialled as the daemon does it, with root's right to
+pass the modes of files.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import shlex
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -43,8 +45,8 @@ def dial(services: Iterable[Service], worker: int | None) -> dict[Endpoint, Dial
     for each in services:
         for endpoint in each.candidates:
             longest[endpoint] = max(longest.get(endpoint, 0.0), min(each.connect_timeout, LONGEST))
-    found: dict[Endpoint, Dialled] = {}
-    waiting, end = list(longest.items()), time.monotonic() + _ALL
+    found = _dial([each for each in longest.items() if each[0].is_unix])
+    waiting, end = [each for each in longest.items() if not each[0].is_unix], time.monotonic() + _ALL
     while waiting and time.monotonic() < end:
         part, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
         with as_user_of(worker):
@@ -58,7 +60,11 @@ def _compared(
     found: Mapping[Endpoint, Dialled], longest: Mapping[Endpoint, float]
 ) -> dict[Endpoint, Dialled]:
     """Dial what failed once more, as root: where that succeeds, a rule concerns the workers only."""
-    failed = [(each, min(longest[each], _AGAIN)) for each, dialled in found.items() if dialled.problem]
+    failed = [
+        (each, min(longest[each], _AGAIN))
+        for each, dialled in found.items()
+        if dialled.problem and not each.is_unix
+    ]
     only = "for workers, and not for root: see the rules on OUTPUT"
     return {
         each: found[each]._replace(problem=f"{found[each].problem} {only}")
@@ -74,9 +80,9 @@ def _dial(part: list[tuple[Endpoint, float]]) -> dict[Endpoint, Dialled]:
     began = time.monotonic()
     try:
         for endpoint, seconds in part:
-            sock = socket.socket(family(endpoint.address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            sock = socket.socket(_family(endpoint), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             open_[sock.fileno()] = sock, endpoint, began + seconds
-            number = sock.connect_ex(endpoint)
+            number = sock.connect_ex(endpoint.path if endpoint.is_unix else endpoint)
             if number == errno.EINPROGRESS:
                 poller.register(sock, select.POLLOUT)
             else:
@@ -103,11 +109,27 @@ def _dial(part: list[tuple[Endpoint, float]]) -> dict[Endpoint, Dialled]:
 
 
 def _ended(sock: socket.socket, endpoint: Endpoint, number: int, began: float) -> Dialled:
-    if number == 0 and met_itself(sock.getsockname(), endpoint):
+    if number == 0 and not endpoint.is_unix and met_itself(sock.getsockname(), endpoint):
         number = errno.ECONNREFUSED
-    words = {errno.ECONNREFUSED: "refuses the connection", errno.ETIMEDOUT: "does not answer"}
+    words = {
+        errno.ECONNREFUSED: "refuses the connection",
+        errno.ETIMEDOUT: "does not answer",
+        errno.ENOENT: "is missing: no server has made it",
+        errno.EAGAIN: "has as many connections waiting as its server lets wait",
+    }
     problem = words.get(number, f"is unreachable: {os.strerror(number)}") if number else ""
     return Dialled(problem, time.monotonic() - began)
+
+
+def _family(endpoint: Endpoint) -> int:
+    return socket.AF_UNIX if endpoint.is_unix else family(endpoint.address)
+
+
+def command(endpoint: Endpoint, *, udp: bool = False) -> str:
+    """Return the command with which an operator dials an endpoint, or sends it a datagram."""
+    if endpoint.is_unix:
+        return f"nc -zvU {shlex.quote(endpoint.path)}"
+    return f"nc -zv{'u' if udp else ''} {endpoint.address} {endpoint.port}"
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tproxy.addresses import SERVICE_ADDRESS
-from tproxy.doctor.look.dial import Dialled
+from tproxy.doctor.look.dial import Dialled, command
 from tproxy.doctor.probe.arp import Answers
 from tproxy.doctor.probe.ping import PATIENCE
 from tproxy.doctor.probe.step import Step, bad, good, warning
@@ -42,8 +42,7 @@ def of_endpoint(service: Service, found: Dialled | None) -> Step:
     """Whether this host reaches the endpoint, without any guest."""
     if found is None or found.problem:
         problem = found.problem if found is not None else "was not dialled"
-        how = "-zvu" if service.key.protocol == UDP else "-zv"
-        repair = f"nc {how} {service.endpoint.address} {service.endpoint.port}"
+        repair = command(service.endpoint, udp=service.key.protocol == UDP)
         text = f"endpoint {service.endpoint} {problem}"
         return bad("endpoint", found.seconds if found is not None else 0.0, text, repair)
     if service.key.protocol == UDP:
