@@ -37,8 +37,13 @@ demo-egress:
 test test-egress test-vm: export TPROXY_PATIENCE ?= 100
 
 .PHONY: test
-test: venv
+test: venv bytecode
 	.venv/bin/python -m pytest -n $(WORKERS) $(wildcard tests/unit tests/netns)
+
+# Tests start our programs thousands of times. An environment variable may keep Python from writing bytecode.
+.PHONY: bytecode
+bytecode:
+	@.venv/bin/python -m compileall -q tproxy tests
 
 # Tests of `tproxy egress` with real engines: squid, and the clients and servers of the packages' kinds.
 .PHONY: test-egress
