@@ -168,6 +168,11 @@ def probe(lab: OneBridge) -> list[Done]:
     return [good, bad]
 
 
+def trace(lab: OneBridge) -> list[Done]:
+    """One that fails is in trace/test_trace.py."""
+    return [lab.host.tproxy("trace", "--port", lab.guest.port, "--for", "0.1")]
+
+
 def sync(lab: OneBridge) -> list[Done]:
     """Hosts that can be reached are in operations/test_sync.py."""
     arguments = ("--config", lab.config, "--ssh", "false", "node1")
@@ -255,7 +260,7 @@ COMMANDS: dict[str, Callable[[OneBridge], list[Done]]] = {
     each.__name__.replace("_", "-"): each
     for each in (
         *(start, reload, reopen_logs, restart, stop, status, connections, kill, log_level, metrics),
-        *(refresh, check, doctor, probe, sync, hook, watch, gc, install, uninstall, daemon, event),
+        *(refresh, check, doctor, probe, trace, sync, hook, watch, gc, install, uninstall, daemon, event),
     )
 }
 

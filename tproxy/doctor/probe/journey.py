@@ -34,6 +34,7 @@ MOST_PORTS = 8  # that are visited where none is named: some seconds at most
 
 _GUARDS = 5.0  # seconds in which the daemon adds a new port to the guards; an idle one takes milliseconds
 _CARRIER = 5.0  # seconds in which a bridge without STP forwards what a new port brings
+_TAKEN = 5.0  # seconds in which a worker on a busy host reads a datagram
 _POLL = 0.005
 
 # An address that is nobody's (RFC 5737), and a MAC that nobody has: a guest only has to send something there.
@@ -203,8 +204,13 @@ def _write(
     with nameless.inside(visitor.fd):
         went = visit.write(address, service.port, LINK)
     yield verdict.of_endpoint(service, reached)
-    after = _served(place, service.key)
-    taken = after["total"] > before["total"] if before is not None and after is not None else None
+    until = time.monotonic() + _TAKEN
+    while True:
+        after = _served(place, service.key)
+        taken = after["total"] > before["total"] if before is not None and after is not None else None
+        if taken is not False or went.end != "quiet" or time.monotonic() > until:
+            break
+        time.sleep(_TAKEN / 20)
     yield verdict.of_datagram(went, place.look, taken=taken)
 
 
