@@ -30,8 +30,13 @@ demo: venv
 test test-vm: export TPROXY_PATIENCE ?= 100
 
 .PHONY: test
-test: venv
+test: venv bytecode
 	.venv/bin/python -m pytest -n $(WORKERS) $(wildcard tests/unit tests/netns)
+
+# Tests start our programs thousands of times. An environment variable may keep Python from writing bytecode.
+.PHONY: bytecode
+bytecode:
+	@.venv/bin/python -m compileall -q tproxy tests
 
 # Tests with virtual machines. They are emulated, which takes minutes. VM_TESTS=tests/vm/test_guest.py runs only
 # those of that file.

@@ -85,7 +85,7 @@ def soak(host: Host, seconds: float, seed: int) -> tuple[str, bool]:
 
 def begin(host: Host) -> list[Traffic]:
     """Start the traffic of all guests; returns when it flows."""
-    traffic = [Traffic(guest) for guest in host.guests]
+    traffic = [Traffic(guest, host.calm) for guest in host.guests]
     for one in traffic:
         one.await_ready()
     return traffic

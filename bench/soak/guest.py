@@ -1,8 +1,8 @@
-"""The traffic of one guest: ``python -m bench.soak.guest ADDRESS STEADY [FICKLE]``, until its input ends.
+"""Traffic of one guest: ``python -m bench.soak.guest CALM ADDRESS STEADY [FICKLE]``, until its input ends.
 
 The ports are those of two services: the endpoint behind STEADY never goes away, the one behind FICKLE does.
-Prints a line of JSON when it has all its idle connections, and for each loss (judgement.py, ``Loss``); and a
-last one, with counts, when all is closed.
+With a CALM of 10, pauses are ten times longer, and bulk is a tenth. Prints a line of JSON when it has all its
+idle connections, and for each loss (judgement.py, ``Loss``); and a last one, with counts, when all is closed.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ BACK_OFF = 0.2  # seconds
 
 
 class Guest:
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, calm: float) -> None:
         self.address = address
+        self.calm = calm
         self.ending = threading.Event()
         self.counts: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -86,27 +87,28 @@ class Guest:
     # Kinds of traffic, each until the end
 
     def short(self, kind: str, port: int) -> None:
-        while not self.ending.wait(0.01):
+        while not self.ending.wait(0.01 * self.calm):
             self.connect(kind, port, lambda sock: self.exchange(sock, SMALL, SMALL))
 
     def kept(self, kind: str, port: int) -> None:
         def talk(sock: socket.socket) -> None:
             until = time.monotonic() + random.uniform(2, 60)
-            while time.monotonic() < until and not self.ending.wait(0.01):
+            while time.monotonic() < until and not self.ending.wait(0.01 * self.calm):
                 self.exchange(sock, 2 * SMALL, 20 * SMALL)
 
         while not self.ending.is_set():
             self.connect(kind, port, talk)
 
     def bulk(self, kind: str, port: int, up: int, down: int) -> None:
+        size = up / self.calm, down / self.calm
         while not self.ending.wait(1.0):
-            self.connect(kind, port, lambda sock: self.exchange(sock, up, down))
+            self.connect(kind, port, lambda sock: self.exchange(sock, *map(int, size)))
 
     def half_closed(self, kind: str, port: int) -> None:
         def talk(sock: socket.socket) -> None:
             self.exchange(sock, random.randrange(1, 100_000), random.randrange(1, 100_000), last=True)
 
-        while not self.ending.wait(0.05):
+        while not self.ending.wait(0.05 * self.calm):
             self.connect(kind, port, talk)
 
     def slow(self, kind: str, port: int) -> None:
@@ -163,10 +165,10 @@ class Guest:
 
 
 def main() -> None:
-    address, *ports = sys.argv[1:]
+    calm, address, *ports = sys.argv[1:]
     steady, fickle = int(ports[0]), int(ports[-1])
     PORTS.write_text("1024 65535")  # of this network namespace: the guest's
-    guest = Guest(address)
+    guest = Guest(address, float(calm))
     jobs: list[Callable[[], None]] = [
         partial(guest.short, "short", steady),
         partial(guest.short, "short", fickle),

@@ -34,11 +34,12 @@ DRAINING = "tproxy-draining"
 class Traffic:
     """The traffic of one guest (guest.py), and the losses that it tells of."""
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: Guest, calm: float) -> None:
         self.guest = guest
         self.losses: list[Loss] = []
         self.counts: Counter[str] = Counter()
-        argv = (sys.executable, "-m", "bench.soak.guest", SERVICE_ADDRESS, str(STEADY), str(FICKLE))
+        options = str(calm), SERVICE_ADDRESS, str(STEADY), str(FICKLE)
+        argv = (sys.executable, "-m", "bench.soak.guest", *options)
         self._process = guest.popen(*argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read)
@@ -73,8 +74,11 @@ class Traffic:
 
 
 class Host:
-    def __init__(self, hypervisor: Hypervisor) -> None:
+    """A host whose guests load it fully, or less the more ``calm`` they are (guest.py)."""
+
+    def __init__(self, hypervisor: Hypervisor, calm: float = 1.0) -> None:
         self._host = hypervisor
+        self.calm = calm
         self._endpoints: dict[int, subprocess.Popen[str]] = {}
         for port in (STEADY, FICKLE):
             self.start_endpoint(port)

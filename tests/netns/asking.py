@@ -9,7 +9,7 @@ from typing import Any
 from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tproxy.addresses import SERVICE_ADDRESS
-from tproxy.lab.hypervisor import Guest
+from tproxy.lab.hypervisor import PATIENCE, Guest
 
 
 class Asking:
@@ -37,7 +37,7 @@ class Asking:
         assert self._process.stdin is not None
         self._process.stdin.close()
         failed: list[str] = self._report()["failed"]
-        self._process.wait(30)
+        self._process.wait(PATIENCE)
         return failed
 
     def _report(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from tests.netns.waiting import await_equal
 from tproxy.addresses import SERVICE_ADDRESS_IPV6
 from tproxy.lab.hypervisor import Guest, Hypervisor
 
@@ -18,7 +19,10 @@ def add_ipv6_guest(host: Hypervisor, name: str, bridge: str = "br0") -> Guest:
     host.run("sysctl", "-qw", "net.ipv6.conf.eth0.accept_dad=0", netns=name)
     host.ip(f"link set {port} master {bridge} up")
     host.ip("link set lo up", "link set eth0 up", netns=name)
-    return Guest(host, name, bridge, port, "")
+    guest = Guest(host, name, bridge, port, "")
+    # The kernel gives it its address when the link has a carrier, from a work queue.
+    await_equal(lambda: link_local(guest).startswith("fe80:"), True)
+    return guest
 
 
 def link_local(guest: Guest) -> str:

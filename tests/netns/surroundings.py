@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from tests.netns.ruleset import links
 from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
 
@@ -17,12 +18,11 @@ UP = f"{TPROXY} {ARGUMENTS}"
 def traces(host: Hypervisor) -> list[str]:
     """Return everything that a hook could have left on the host."""
     looks = (
-        ("ip", "-br", "link"),
         ("nft", "list", "ruleset"),
         ("find", "/run/netns", "-mindepth", "1", "-printf", "%p %y\n"),
         ("pgrep", "-af", "^one_tproxy|^tproxy-"),
     )
-    return [host.run(*look, check=False).stdout for look in looks]
+    return [links(host), *(host.run(*look, check=False).stdout for look in looks)]
 
 
 def answer(host: Hypervisor) -> str:

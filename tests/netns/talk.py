@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from tests.netns.program import program
 from tproxy.addresses import SERVICE_ADDRESS
-from tproxy.lab.hypervisor import Guest
+from tproxy.lab.hypervisor import PATIENCE, Guest
 
 
 class Talk:
@@ -33,4 +33,4 @@ class Talk:
         """Close the connection and wait until the guest's program has ended."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(30)
+        self._process.wait(PATIENCE)

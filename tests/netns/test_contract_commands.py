@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import jsonschema
 import pytest
@@ -15,9 +16,10 @@ import pytest
 from tests.contract import LIMITS, quoted, table
 from tests.netns.one_bridge import OneBridge
 from tests.netns.strictly import strict
-from tests.netns.waiting import eventually
+from tests.netns.waiting import await_equal, eventually
 from tproxy.cli import schemas
 from tproxy.config.keys import SERVICE
+from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import PATIENCE, Hypervisor
 
 
@@ -151,6 +153,7 @@ def check(lab: OneBridge) -> list[Done]:
 
 def doctor(lab: OneBridge) -> list[Done]:
     arguments = ("doctor", "--config", lab.config)
+    await_equal(lambda: lab.host.tproxy(*arguments, check=False).returncode, 0)  # what starts has started
     good = lab.host.tproxy(*arguments)
     lab.host.ip("link set dev br0 down")
     bad = lab.host.tproxy(*arguments, check=False)
@@ -163,6 +166,11 @@ def probe(lab: OneBridge) -> list[Done]:
     bad = lab.host.tproxy("probe", "br0:5031", check=False)
     assert bad.returncode == 1
     return [good, bad]
+
+
+def trace(lab: OneBridge) -> list[Done]:
+    """One that fails is in trace/test_trace.py."""
+    return [lab.host.tproxy("trace", "--port", lab.guest.port, "--for", "0.1")]
 
 
 def sync(lab: OneBridge) -> list[Done]:
@@ -237,8 +245,9 @@ def until(lab: OneBridge, ready: Callable[[], bool], end: tuple[str, ...], *argu
     process = lab.host.popen(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     for _ in eventually():
         assert process.poll() is None
-        if ready():
-            break
+        with suppress(OSError, ProcessError):  # it is starting
+            if ready():
+                break
     lab.host.run(*end)
     out, err = process.communicate(timeout=PATIENCE)
     # Ended by SIGTERM: for a service manager this is success, systemd.service(5), SuccessExitStatus=.
@@ -251,7 +260,7 @@ COMMANDS: dict[str, Callable[[OneBridge], list[Done]]] = {
     each.__name__.replace("_", "-"): each
     for each in (
         *(start, reload, reopen_logs, restart, stop, status, connections, kill, log_level, metrics),
-        *(refresh, check, doctor, probe, sync, hook, watch, gc, install, uninstall, daemon, event),
+        *(refresh, check, doctor, probe, trace, sync, hook, watch, gc, install, uninstall, daemon, event),
     )
 }
 

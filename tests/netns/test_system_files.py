@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.waiting import eventually
+from tests.netns.waiting import await_equal, eventually
 from tproxy.addresses import PORT_MAC, SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
 from tproxy.names import BridgeNames
@@ -96,8 +96,8 @@ def test_networkd_leaves_our_port_alone_and_no_other_link(hypervisor: Hypervisor
         with suppress(FileNotFoundError, KeyError):
             if states()["webb"] == states()["weba"] == "configured":
                 break
-    assert states()["br0b"] == "unmanaged"
-    assert states()[BridgeNames("fifteen.bytes-x").veth_bridge] == "unmanaged"
+    ports = ("br0b", BridgeNames("fifteen.bytes-x").veth_bridge)
+    await_equal(lambda: [states()[each] for each in ports], ["unmanaged"] * 2)
     shown = json.loads(hypervisor.run("ip", "-j", "-4", "address").stdout)
     assert {each["ifname"] for each in shown} == {"lo", "webb", "weba"}
 

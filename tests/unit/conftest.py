@@ -6,9 +6,9 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("tproxy", deadline=None)
+settings.register_profile("tproxy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tproxy")
 
 WORK = 20  # seconds of processor time

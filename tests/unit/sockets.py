@@ -13,7 +13,7 @@ from contextlib import suppress
 from tproxy.kernel.loop import Loop
 
 # Seconds after which a test that hangs fails.
-PATIENCE = 20.0
+PATIENCE = 100.0
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:

@@ -68,7 +68,7 @@ def _open_library() -> Any:
 
 
 class Inner:
-    """The nftables of a namespace other than the host's; made by ``inside``."""
+    """The nftables of the namespace in which it is made, such as that of ``inside``."""
 
     def __init__(self) -> None:
         self._library = _open_library()
@@ -83,6 +83,11 @@ class Inner:
             return _list(f"list table {family} {TABLE}", self._library)
         except (Absent, Unsupported):  # no such table, no such family
             return []
+
+    def rules(self, family: str, table: str, chain: str) -> list[dict[str, Any]]:
+        """The rules of any program's chain, from libnftables-json(5). Raises NftError."""
+        listed = _list(f"list chain {family} {table} {chain}", self._library)
+        return [item["rule"] for item in listed if "rule" in item]
 
 
 @contextmanager

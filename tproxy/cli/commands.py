@@ -34,6 +34,7 @@ GROUPS = {
         "check": "check",
         "doctor": "doctor",
         "probe": "probe",
+        "trace": "trace",
     },
     "Configure": {"refresh": "refresh", "sync": "sync"},
     "Platforms": {"install": "install", "uninstall": "install"},

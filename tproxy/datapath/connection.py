@@ -24,6 +24,7 @@ from tproxy.datapath.counts import (
     HALF_CLOSED,
     IDLE,
     LOST,
+    OUTCOMES,
     RESET_BY_ENDPOINT,
     RESET_BY_GUEST,
     STOPPED,
@@ -223,6 +224,7 @@ class Connection:
         """Begin to connect; return 0, or the errno if that failed at once."""
         if self.to_endpoint.held or self.mac is not None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+        self._keeper.tell(self, "dials", endpoint=endpoint)
         return self._keeper.connect(sock, endpoint)
 
     def use(self, sock: socket.SocketType, endpoint: Endpoint) -> None:
@@ -356,12 +358,13 @@ class Connection:
     def _only_failed(self, number: int) -> None:
         """End the connection, because the only endpoint failed."""
         self._keeper.dial_failed(self.dialed, number)
-        self.count_failure(number)
+        self.count_failure(self.dialed, number)
         self.dial_failed(number)
 
-    def count_failure(self, number: int) -> None:
+    def count_failure(self, endpoint: Endpoint, number: int) -> None:
         """Count a dial that failed with this errno."""
         self.target.record.dial_failed(dial_reason(number))
+        self._keeper.tell(self, "dial-failed", endpoint=endpoint, why=dial_failure(number))
 
     def dial_failed(self, number: int) -> None:
         """End the connection, because no endpoint answers."""
@@ -418,6 +421,8 @@ class Connection:
         # The daemon, which has sent the socket, may not have closed its own copy yet.
         keeper.loop.close_later(self._endpoint, shared=self.dialed.is_unix)
         keeper.ended(self, outcome)
+        moved = {"to_endpoint": self.to_endpoint.moved, "to_guest": self.to_guest.moved}
+        keeper.tell(self, "ended", how=how, outcome=OUTCOMES[outcome], endpoint=self.dialed, **moved)
         keeper.lines.write(self, how, outcome)
 
 

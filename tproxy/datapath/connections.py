@@ -18,6 +18,7 @@ from tproxy.datapath.limits import NO_LIMIT, Limits
 from tproxy.datapath.splice import PipePool
 from tproxy.datapath.target import Target
 from tproxy.datapath.this_host import ThisHost, met_itself
+from tproxy.datapath.tracing import Tracing, Trail
 from tproxy.datapath.unix_dials import UnixDials
 from tproxy.datapath.waiting import Waiting
 from tproxy.kernel import tcp
@@ -50,6 +51,8 @@ class Connections:
         self.host = ThisHost()
         self.lines = EndedLines(loop, log)
         self.introductions = Introductions()
+        self.tracing = Tracing(self.introductions.neighbours)
+        self.trails: dict[Connection, Trail] = {}  # of connections that a trace follows
         self.waiting = Waiting(loop, self.introductions, self)
         self._number = 0
         self.health = Endpoints(self._changed)
@@ -87,8 +90,9 @@ class Connections:
     ) -> None:
         """Take over a guest's socket, and dial the target's endpoint; the rest is as in ``Connection``."""
         target.counts[TOTAL] += 1
+        trail = self.tracing.trail(target, peer, guest) if self.tracing.active else None
         if refusal := self.limits.refusal(target, peer[0]):
-            self._refuse(target, guest, peer, *refusal)
+            self._refuse(target, guest, peer, *refusal, trail)
             return
         try:
             connection = Connection(self, target, guest, peer, mac, since)
@@ -96,12 +100,20 @@ class Connections:
             target.failed(f"no socket for the endpoint: {error.strerror}")
             target.record.dial_failed(LOCAL)
             target.record.never_began(DIAL_FAILED)
+            if trail is not None:
+                trail.tell(
+                    "limited", cause="this host", why=f": no socket for the endpoint: {error.strerror}"
+                )
             tcp.reset_on_close(guest)
             guest.close()
             return
         target.counts[OPEN] += 1
         self._open.add(connection)
         self.limits.add(target, peer[0], connection.dialed)
+        if trail is not None:
+            self.trails[connection] = trail
+            trail.id = connection.id
+            trail.tell("taken")
         if self._sweep_timer is None:
             self._sweep_later()
         connection.dial()
@@ -122,6 +134,7 @@ class Connections:
     def answered_by(self, connection: Connection) -> None:
         """Note that the endpoint of a connection has accepted it just now."""
         connection.target.record.connected(time.monotonic() - connection.started)
+        self.tell(connection, "connected", endpoint=connection.dialed)
         self.answered(connection.dialed)
 
     def connect(self, sock: socket.SocketType, endpoint: Endpoint) -> int:
@@ -163,6 +176,13 @@ class Connections:
         connection.count()
         self._dialing.pop(connection, None)
         self._open.discard(connection)
+
+    def tell(self, connection: Connection, what: str, **more: object) -> None:
+        """Tell what happened to a connection, if a trace follows it; "ended" is the last."""
+        if self.trails and (trail := self.trails.get(connection)) is not None:
+            trail.tell(what, **more)
+            if what == "ended":
+                del self.trails[connection]
 
     def abort_bridge(self, bridge: str, how: str) -> None:
         """Reset all connections whose target has the label ``bridge``."""
@@ -251,8 +271,16 @@ class Connections:
             self.checks.plan()
 
     def _refuse(
-        self, target: Target, guest: socket.SocketType, peer: tuple[str, int], cause: int, number: int
+        self,
+        target: Target,
+        guest: socket.SocketType,
+        peer: tuple[str, int],
+        cause: int,
+        number: int,
+        trail: Trail | None,
     ) -> None:
+        if trail is not None:
+            trail.tell("limited", cause=CAUSES[cause], why=f": {number} are open")
         self.limited(target, cause, f": guest={peer[0]}, {number} are open", peer[0])
         target.record.never_began(LIMITED)
         tcp.reset_on_close(guest)

@@ -33,6 +33,7 @@ from tproxy.datapath.counts import (
     LIMITED,
     NETWORK,
     OPEN,
+    OUTCOMES,
     STOPPED,
     TO_ENDPOINT,
     TO_GUEST,
@@ -49,6 +50,7 @@ from tproxy.datapath.introduction import Introductions
 from tproxy.datapath.membership import WAIT
 from tproxy.datapath.session import BUFFER, Gate, Session
 from tproxy.datapath.target import Target
+from tproxy.datapath.tracing import Tracing
 from tproxy.datapath.waiting import Divided, Door, door_at, targets_of
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import READ, Loop, Timer
@@ -98,8 +100,10 @@ class Datagrams:
         introductions: Introductions,
         lines: EndedLines,
         number: Callable[[], int],
+        tracing: Tracing,
     ) -> None:
         self.loop = loop
+        self.tracing = tracing
         self.introductions = introductions
         self.next_number = number
         self.crowds = Crowds(room)
@@ -215,6 +219,8 @@ class Datagrams:
                     continue
                 session = self._open(gate, target, guest)
             if session is not None:
+                if session.traced != self.tracing.state:
+                    self.tracing.join(session, self.introductions.id(session.number))
                 session.used = now
                 sessions.move_to_end(guest)
                 self.crowds.used(gate.bridge, guest[0], session)
@@ -254,7 +260,11 @@ class Datagrams:
         self._failed(session.endpoint, number)
         session.target.record.dial_failed(dial_reason(number))
         order = self._in_order(session.target.service)
-        return next((each for each in order if each not in session.tried), None)
+        endpoint = next((each for each in order if each not in session.tried), None)
+        session.tell("dial-failed", endpoint=session.endpoint, why=dial_failure(number))
+        if endpoint is not None:
+            session.tell("session", endpoint=endpoint)
+        return endpoint
 
     def end_refused(self, session: Session, number: int) -> None:
         """End a session that no endpoint takes."""
@@ -294,7 +304,7 @@ class Datagrams:
             return False, None
         target, why = door.answer(verdict, mac)
         if target is None:
-            self._refuse(door.any, guest, why)
+            self._refuse(gate, door.any, guest, why)
         return True, target
 
     def look(self) -> None:
@@ -306,7 +316,7 @@ class Datagrams:
             if not known:
                 if now >= deadline:
                     self._held.take(gate, guest)
-                    self._refuse(targets_of(door)[0], guest, "it is not known behind which port it is")
+                    self._refuse(gate, targets_of(door)[0], guest, "it is not known behind which port it is")
                 continue
             datagrams = self._held.take(gate, guest)
             session = gate.sessions.get(guest)
@@ -327,10 +337,11 @@ class Datagrams:
         if self._held:
             self._look_later()
 
-    def _refuse(self, target: Target, guest: tuple[Any, ...], why: str) -> None:
+    def _refuse(self, gate: Gate, target: Target, guest: tuple[Any, ...], why: str) -> None:
         target.counts[TOTAL] += 1
         target.record.never_began(LIMITED)
         target.limited[NETWORK] = (target.limited[NETWORK] + 1) & 0xFFFFFFFF
+        self.tracing.tell(target, guest, gate.sock, "limited", cause=CAUSES[NETWORK], why=f": {why}")
         warnings = self._warnings[NETWORK]
         if warnings.allows(time.monotonic()):
             self._log.warning(
@@ -361,6 +372,8 @@ class Datagrams:
                     break
                 continue
             gate.sessions[guest] = session
+            if self.tracing.active:
+                self.tracing.join(session, self.introductions.id(session.number))
             self.crowds.add(bridge, session.key, address, session)
             target.counts[OPEN] += 1
             if self._timer is None:
@@ -368,7 +381,10 @@ class Datagrams:
             return session
         target.record.never_began(DIAL_FAILED)
         if last is not None:
-            target.failed(f"endpoint {order[-1]} {dial_failure(last.errno or 0)}")
+            why = dial_failure(last.errno or 0)
+            target.failed(f"endpoint {order[-1]} {why}")
+            words = {"how": why, "outcome": OUTCOMES[DIAL_FAILED], "endpoint": order[-1]}
+            self.tracing.tell(target, guest, gate.sock, "ended", **words)
         return None
 
     def _evict(self, session: Session, cause: int) -> None:
@@ -397,6 +413,7 @@ class Datagrams:
         session.target.record.ended(outcome, time.monotonic() - session.started)
         self.count(session)
         self.loop.close_later(session.sock)
+        session.tell("ended", how=how, outcome=OUTCOMES[outcome], endpoint=session.endpoint)
         self._lines.write_session(session, self.introductions.id(session.number), how, outcome)
 
     def count(self, session: Session) -> None:

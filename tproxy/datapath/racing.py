@@ -130,7 +130,7 @@ class Race:
                     self._wait()
                     return False
                 self._last = endpoint, error.errno or 0
-                self._connection.count_failure(error.errno or 0)
+                self._connection.count_failure(endpoint, error.errno or 0)
                 continue
             if self._start(sock, endpoint):
                 return True
@@ -141,6 +141,7 @@ class Race:
         """Begin to dial. Return False if that fails at once."""
         if endpoint.is_unix:
             left = self._connection.deadline - time.monotonic()
+            self._keeper.tell(self._connection, "dials", endpoint=endpoint)
             dialled = self._keeper.dials.dial(endpoint, left, self._answered)
             self._open[-dialled] = Attempt(sock, endpoint, time.monotonic())
             self._connection.use(sock, endpoint)
@@ -182,12 +183,13 @@ class Race:
         for each in self._open.values():
             if each is not but and now - each.began >= SILENCE:
                 self._keeper.health.fail(each.endpoint, why, time.monotonic())
+                self._keeper.tell(self._connection, "dial-failed", endpoint=each.endpoint, why=why)
                 self._connection.target.record.dial_failed(SILENT if but is not None else DIAL_TIMED_OUT)
 
     def _note(self, endpoint: Endpoint, number: int) -> None:
         self._last = endpoint, number
         self._keeper.dial_failed(endpoint, number)
-        self._connection.count_failure(number)
+        self._connection.count_failure(endpoint, number)
 
     def _give_up(self, number: int) -> None:
         """No endpoint is left: end the connection as the last one failed."""

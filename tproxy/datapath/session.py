@@ -17,6 +17,7 @@ from collections import OrderedDict
 from contextlib import suppress
 
 from tproxy.datapath.target import Target
+from tproxy.datapath.tracing import Trail
 from tproxy.datapath.waiting import Door
 from tproxy.kernel.loop import READ
 from tproxy.model import Endpoint, ServiceKey
@@ -58,7 +59,10 @@ class Gate:
 
 
 class Session:
-    """``guest`` is the guest's address as the kernel gives it. ``used`` is by time.monotonic()."""
+    """``guest`` is the guest's address as the kernel gives it. ``used`` is by time.monotonic().
+
+    ``trail`` is None unless a trace follows it; ``traced`` says as of which traces (``Tracing.state``).
+    """
 
     __slots__ = (
         "_header",
@@ -78,6 +82,8 @@ class Session:
         "sock",
         "started",
         "target",
+        "traced",
+        "trail",
         "tried",
         "used",
     )
@@ -95,6 +101,8 @@ class Session:
         self.sent = self.received = self.sent_datagrams = self.received_datagrams = 0
         self.counted = self.moved  # what the target's counts have of these
         self.mac: str | None = None
+        self.trail: Trail | None = None
+        self.traced = 0
         self._header = b""
         self._header_of = -1  # the state of what the daemon has told, of which the header was made
         self._unanswered: bytes | None = None
@@ -112,6 +120,11 @@ class Session:
     def moved(self) -> tuple[int, int, int, int]:
         """Bytes that the guest sent, and the endpoint; datagrams likewise."""
         return self.sent, self.received, self.sent_datagrams, self.received_datagrams
+
+    def tell(self, what: str, **more: object) -> None:
+        """Tell what happened to it, if a trace follows it."""
+        if self.trail is not None:
+            self.trail.tell(what, **more)
 
     def send(self, data: memoryview | bytes) -> None:
         """Send a guest's datagram to the endpoint."""
@@ -145,6 +158,9 @@ class Session:
                 self.tried.clear()
             self.received += count
             self.received_datagrams += 1
+            if self.trail is not None and not self.trail.answered:
+                self.trail.answered = True
+                self.trail.tell("endpoint-answered", endpoint=self.endpoint)
             with suppress(OSError):  # the guest is gone, or its queue is full: the datagram is lost
                 gate.sock.sendto(BUFFER[:count], _DONT_WAIT, self.guest)
             if count < _SMALL:

@@ -14,10 +14,11 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 
 from tproxy.addresses import SERVICE_ADDRESS
-from tproxy.datapath.counts import LIMITED, NETWORK, TOTAL
+from tproxy.datapath.counts import CAUSES, LIMITED, NETWORK, TOTAL
 from tproxy.datapath.introduction import Introductions
 from tproxy.datapath.membership import EVERYBODY, REFUSED, WAIT, Verdict
 from tproxy.datapath.target import Target, reached_at
+from tproxy.datapath.tracing import Tracing, Trail
 from tproxy.kernel import tcp
 from tproxy.kernel.loop import Loop, Timer
 from tproxy.model import ServiceKey
@@ -110,6 +111,8 @@ def door_at(found: Mapping[ServiceKey, Door], key: ServiceKey) -> Door | None:
 class Keeper(Protocol):
     """Takes the callers that are known (``connections.Connections``)."""
 
+    tracing: Tracing
+
     def accept(
         self, target: Target, guest: socket.SocketType, peer: tuple[str, int], mac: str | None, since: float
     ) -> None:
@@ -122,7 +125,7 @@ class Keeper(Protocol):
 class Caller:
     """A guest's socket whose network is looked for."""
 
-    __slots__ = ("divided", "guest", "mac", "peer", "since", "timer")
+    __slots__ = ("divided", "guest", "mac", "peer", "since", "timer", "trail")
 
     def __init__(
         self, divided: Divided, guest: socket.SocketType, peer: tuple[str, int], mac: str, since: float
@@ -133,6 +136,7 @@ class Caller:
         self.mac = mac
         self.since = since
         self.timer: Timer | None = None
+        self.trail: Trail | None = None
 
 
 class Waiting:
@@ -153,6 +157,8 @@ class Waiting:
         bridge = divided.any.bridge
         mac = self._introductions.caller_mac(bridge, guest, peer[0])
         caller = Caller(divided, guest, peer, mac, time.monotonic())
+        if self._keeper.tracing.active:
+            caller.trail = self._keeper.tracing.trail(divided.any, peer, guest)
         if self._settle(bridge, caller):
             return
         waiting = self._callers.setdefault(bridge, {})
@@ -160,6 +166,8 @@ class Waiting:
             self._refuse(caller, "too many of its connections wait")
             return
         waiting[caller] = None
+        if caller.trail is not None:
+            caller.trail.tell("waits")
         self._count += 1
         caller.timer = self._loop.call_later(divided.patience, lambda: self._expire(bridge, caller))
 
@@ -221,6 +229,8 @@ class Waiting:
         target.counts[TOTAL] += 1
         target.record.never_began(LIMITED)
         self._keeper.limited(target, NETWORK, f": guest={caller.peer[0]}, {why}")
+        if caller.trail is not None:
+            caller.trail.tell("limited", cause=CAUSES[NETWORK], why=f": {why}")
         _reset(caller.guest)
 
 

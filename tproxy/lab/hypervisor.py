@@ -27,6 +27,7 @@ from typing import Any
 
 from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
+from tproxy.lab import asking
 
 # Seconds to wait for what takes less than a second on an idle machine. Emulation takes longer.
 PATIENCE = float(os.environ.get("TPROXY_PATIENCE", "30"))
@@ -161,12 +162,12 @@ class Hypervisor:
         where.write_text(text)
         return path
 
-    def get(self, address: str, port: int, timeout: float = 20.0, netns: str | None = None) -> str:
+    def get(self, address: str, port: int, timeout: float = PATIENCE, netns: str | None = None) -> str:
         """Return the body of an HTTP answer. Raises ProcessError with the reason, such as ECONNREFUSED."""
-        asked = self.run(*_program("ask", address, str(port), str(timeout)), check=False, netns=netns)
-        if asked.returncode:
-            raise ProcessError(asked.stderr.strip())
-        return asked.stdout
+        # This thread asks, which takes a hundredth of the time of a program that does.
+        namespace = self.path(f"/run/netns/{netns}") if netns else Path(f"/proc/{self.pid}/ns/net")
+        with asking.inside(namespace):
+            return asking.ask(address, port, timeout).decode(errors="surrogateescape")
 
     def add_bridge(self, name: str, mtu: int | None = None) -> None:
         # With "name" and "dev", a bridge can have a name that is a keyword of ip.
@@ -189,11 +190,12 @@ class Hypervisor:
             f"link add name {guest.port} type veth peer name eth0 netns {name}",
             f"link set dev {guest.port} master {bridge} up",
         )
-        guest.ip("link set lo up", f"address add {address} dev eth0", "link set eth0 up")
+        lines = ["link set lo up", f"address add {address} dev eth0", "link set eth0 up"]
         if route:
-            guest.ip(f"route add {SERVICE_ADDRESS} dev eth0")
+            lines.append(f"route add {SERVICE_ADDRESS} dev eth0")
         if gateway:
-            guest.ip(f"route add default via {gateway}")
+            lines.append(f"route add default via {gateway}")
+        guest.ip(*lines)
         return guest
 
     def add_cable(self, other: Hypervisor, name: str) -> None:
@@ -258,7 +260,7 @@ class Guest:
     def popen(self, *argv: str, **options: Any) -> subprocess.Popen[str]:
         return self.hypervisor.popen(*argv, netns=self.name, **options)
 
-    def get(self, address: str, port: int, timeout: float = 20.0) -> str:
+    def get(self, address: str, port: int, timeout: float = PATIENCE) -> str:
         return self.hypervisor.get(address, port, timeout, netns=self.name)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from io import BufferedIOBase
 
 from tproxy import proxy_protocol
+from tproxy.errors import ProcessError
+from tproxy.lab import asking
 
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8  # <sys/mount.h>
 
@@ -103,14 +105,9 @@ def _serve(address: str, port: str, body: Callable[[BufferedIOBase], str]) -> No
 def ask(address: str, port: str, timeout: str) -> None:
     """Run a small HTTP client: print the body on stdout, or the reason of a failure on stderr."""
     try:
-        with socket.create_connection((address, int(port)), float(timeout)) as connection:
-            connection.sendall(f"GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
-            answer = b"".join(iter(lambda: connection.recv(65536), b""))
-    except OSError as error:
-        sys.exit(errno.errorcode.get(error.errno or 0, "ETIMEDOUT"))
-    _, blank, body = answer.partition(b"\r\n\r\n")
-    if not blank:
-        sys.exit("closed without an answer")
+        body = asking.ask(address, int(port), float(timeout))
+    except ProcessError as error:
+        sys.exit(str(error))
     sys.stdout.buffer.write(body)
 
 

@@ -165,12 +165,18 @@ def stop() -> None:
 def _apply_all(settings: Settings, *, reopen_logs: bool) -> list[str]:
     """Make all maps take effect; return a line for each problem."""
     problems = client.apply(None, settings, reopen_logs=reopen_logs)
+    status = client.status()
+    if status is None:
+        return problems
+    running = find()
+    # The daemon before this one has nothing more to do, but may still be ending.
+    others = [daemon for daemon in running.daemons if daemon.pid != status["pid"]]
+    terminate(others if len(others) < len(running.daemons) else [])
     # A daemon that crashed may have left relays of bridges whose maps are gone by now. Without the table they
     # serve guests still, or the daemon that finishes its connections does through them.
-    status = client.status()
-    if status is not None and not lost_table.bereft():
+    if not lost_table.bereft():
         known = {bridge: each["relay"] for bridge, each in status["bridges"].items()}
-        terminate([relay for bridge, relay in find().relays if _is_left_over(bridge, relay.pid, known)])
+        terminate([relay for bridge, relay in running.relays if _is_left_over(bridge, relay.pid, known)])
     return problems
 
 

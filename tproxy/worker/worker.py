@@ -88,13 +88,15 @@ class Worker:
             self._connections.introductions,
             self._connections.lines,
             self._connections.next_number,
+            self._connections.tracing,
         )
         self._datagrams.report = lambda endpoint, state: self._report(endpoint, state, "/udp")
         self._datagrams.unreachable = lambda *said: self._say(orders.Unreachable(*said))
         used = Used(self._connections, self._datagrams)
         self._admission = Admission(self._loop, log, most, used, self._poll_intakes)
         inspection = Inspection(self._connections, self._datagrams, lambda: self._draining)
-        self._questions = Questions(self._loop, log, inspection.answerers)
+        answerers = {**inspection.answerers, "trace": self._connections.tracing.answer}
+        self._questions = Questions(self._loop, log, answerers)
         self._meeting = meeting
         self._channel: socket.socket | None = None
         self._services: dict[str, dict[ServiceKey, Target]] = {}

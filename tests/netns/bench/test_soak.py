@@ -12,5 +12,5 @@ from tproxy.lab.hypervisor import Hypervisor
 # It does everything once, and all of that under load.
 @pytest.mark.timeout(900)
 def test_a_short_soak_loses_nothing_that_no_fault_explains_and_leaks_nothing(hypervisor: Hypervisor) -> None:
-    report, well = soak(Host(hypervisor), seconds=20, seed=1)
+    report, well = soak(Host(hypervisor, calm=10), seconds=20, seed=1)
     assert well, report

@@ -9,6 +9,7 @@ from itertools import takewhile
 import pytest
 
 from tests.netns.program import program
+from tests.netns.ruleset import await_guarded
 from tests.netns.waiting import eventually
 from tproxy.addresses import SERVICE_ADDRESS, SERVICE_MAC
 from tproxy.errors import ProcessError
@@ -135,6 +136,7 @@ def test_a_port_that_the_guards_do_not_know_yet_is_kept_from_the_service_and_can
     if "meta ibrname" in ports_set(net):
         pytest.skip("the guards match bridges")
     assert net.other.get(SERVICE_ADDRESS, 5030) == "hello"
+    net.host.run("pkill", "-STOP", "-fx", "one_tproxy")  # it would add the port again
     element = f'guarded {{ "{net.guest.port}" comment "bridge=br0" }}'
     net.host.run("nft", f"delete element bridge one_tproxy {element}")
     net.host.run("nft", "flush", "set", "bridge", "one_tproxy", "known")
@@ -325,7 +327,7 @@ def test_without_guards_the_sniffer_sees_the_forged_frames(net: Net) -> None:
 
 def test_a_guest_with_only_a_default_gateway_reaches_the_service(net: Net) -> None:
     late = net.host.add_guest("late", "br0", "10.0.0.8/24", route=False, gateway="10.0.0.6")
-    kept_current(net, late.port)
+    await_guarded(net.host, late)
     sniffer = Sniffer(net.other)  # the gateway
     assert late.get(SERVICE_ADDRESS, 5030) == "hello"
     assert [frame for frame in sniffer.seen(late) if hexip(SERVICE_ADDRESS) == frame[60:68]] == []
@@ -336,7 +338,7 @@ def test_a_default_gateway_that_nobody_answers_for_leads_to_the_service_only_by_
 ) -> None:
     """The guest asks for the MAC of its gateway, which is not ours to answer, and sends nothing before."""
     late = net.host.add_guest("late", "br0", "10.0.0.8/24", route=False, gateway="10.0.0.77")
-    kept_current(net, late.port)
+    await_guarded(net.host, late)
     with pytest.raises(ProcessError, match=r"EHOSTUNREACH|ETIMEDOUT"):
         late.get(SERVICE_ADDRESS, 5030, timeout=4)
     late.ip("neigh replace 10.0.0.77 lladdr 02:00:00:00:00:77 dev eth0 nud permanent")
@@ -345,7 +347,7 @@ def test_a_default_gateway_that_nobody_answers_for_leads_to_the_service_only_by_
 
 def test_ports_that_are_added_later_are_guarded_too(net: Net) -> None:
     late = net.host.add_guest("late", "br0", "10.0.0.8/24")
-    kept_current(net, late.port)
+    await_guarded(net.host, late)
     sniffer = Sniffer(net.guest)
     send(late, arp(2, mac_of(late), SERVICE_ADDRESS, "10.0.0.5"))
     assert sniffer.seen(late) == []
@@ -388,11 +390,3 @@ def test_a_host_firewall_that_drops_bridged_packets_causes_a_warning(hypervisor:
 
 def ports_set(net: Net) -> str:
     return net.host.run("nft", "list", "table", "bridge", "one_tproxy").stdout
-
-
-def kept_current(net: Net, port: str) -> None:
-    """Wait until the guards know a new port, if they match ports: with ``meta ibrname`` they do not."""
-    for _ in eventually():
-        listing = ports_set(net)
-        if "meta ibrname" in listing or f'"{port}"' in listing:
-            return

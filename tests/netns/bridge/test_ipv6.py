@@ -16,7 +16,8 @@ from tests.netns.bridge.test_guards import broadcast, mac_of
 from tests.netns.conftest import ENDPOINTS
 from tests.netns.ipv6_guest import AT, add_ipv6_guest, link_local
 from tests.netns.program import program
-from tests.netns.waiting import eventually
+from tests.netns.ruleset import await_guarded
+from tests.netns.waiting import await_equal, eventually
 from tproxy.addresses import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6, SERVICE_MAC
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
@@ -151,7 +152,8 @@ def test_the_endpoint_learns_who_is_calling(net: Net) -> None:
     assert said["source"][0] == link_local(net.guest)
     assert said["destination"] == [SERVICE_ADDRESS_IPV6, 81]
     assert said["values"]["0xe3"] == mac_of(net.guest)
-    assert f"guest=[{link_local(net.guest)}]:" in net.host.path("/var/log/one_tproxy.log").read_text()
+    log, line = net.host.path("/var/log/one_tproxy.log"), f"guest=[{link_local(net.guest)}]:"
+    await_equal(lambda: line in log.read_text(), True)
 
 
 def test_the_mac_is_known_under_syn_cookies_too(net: Net) -> None:
@@ -336,9 +338,7 @@ def test_a_bridge_without_ipv6_is_left_alone(own: Net) -> None:
 
 def test_a_guest_with_both_reaches_both(own: Net) -> None:
     guest = own.host.add_guest("both", "br0", "10.0.0.5/24")
-    for _ in eventually():
-        if f'"{guest.port}"' in own.host.run("nft", "list", "table", "bridge", "one_tproxy").stdout:
-            break
+    await_guarded(own.host, guest)
     assert guest.get(SERVICE_ADDRESS, 80) == "hello"
     for _ in eventually():  # its own address is checked first, for a second
         if guest.run("ping", "-6", "-c1", "-W1", AT, check=False).returncode == 0:

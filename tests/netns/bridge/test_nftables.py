@@ -8,9 +8,9 @@ from tests.netns.program import program
 from tproxy.lab.hypervisor import Hypervisor
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(6))
 def test_random_changes_leave_exactly_what_was_loaded(hypervisor: Hypervisor, seed: int) -> None:
-    hypervisor.run(*program("nftables_walk", str(seed)))
+    hypervisor.run(*program("nftables_walk", str(seed)), timeout=250)
 
 
 def test_nft_can_save_our_tables_and_load_them_again(hypervisor: Hypervisor) -> None:

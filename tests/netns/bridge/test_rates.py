@@ -13,6 +13,7 @@ import pytest
 
 from tests.netns.conftest import StartEndpoint
 from tests.netns.program import program
+from tests.netns.waiting import await_equal, eventually
 from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.bridge.guard_rules import ARP_BURST, ARP_RATE, SYN_BURST, SYN_RATE
 from tproxy.lab.hypervisor import Guest, Hypervisor
@@ -67,9 +68,12 @@ def test_a_port_brings_in_a_burst_and_then_so_many_a_second(
     sent = 2 * burst
     before = arrived(host)
     took = repeat(greedy, kind, sent)
-    found = arrived(host) - before
+    for _ in eventually():  # on a busy machine the kernel may not have handled the last ones yet
+        found = arrived(host) - before
+        if found >= burst * 0.9:
+            break
     # Both may ask for the other's address meanwhile.
-    assert burst * 0.9 <= found <= burst + rate * (took + 1) + 20
+    assert found <= burst + rate * (took + 1) + 20
     if found >= sent:
         pytest.skip(f"this machine needed {took:.0f} s to send the frames, which is slower than the limit")
 
@@ -93,4 +97,4 @@ def test_a_guest_that_has_used_up_its_port_keeps_its_connections_and_others_are_
 def test_other_packets_are_not_counted(host: Hypervisor, greedy: Guest) -> None:
     before = arrived(host)
     repeat(greedy, "ack", 2 * SYN_BURST)
-    assert arrived(host) - before >= 2 * SYN_BURST
+    await_equal(lambda: arrived(host) - before >= 2 * SYN_BURST, True)

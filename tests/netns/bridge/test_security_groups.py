@@ -288,6 +288,7 @@ def claim_the_service(guest: Guest) -> None:
 
 
 def neighbour(guest: Guest) -> str:
+    """The MAC that the guest has for the service; "" while it looks for it."""
     (entry,) = json.loads(guest.run("ip", "-j", "neigh", "show", SERVICE_ADDRESS).stdout)
-    address: str = entry["lladdr"]
+    address: str = entry.get("lladdr", "")
     return address

@@ -13,6 +13,7 @@ import pytest
 from tests.netns.bridge.test_guards import arp, broadcast, hexip, hexmac, ipv4, mac_of, send
 from tests.netns.conftest import ENDPOINTS
 from tests.netns.program import program
+from tests.netns.ruleset import await_guarded
 from tests.netns.talk import Talk
 from tests.netns.waiting import eventually
 from tproxy.addresses import SERVICE_ADDRESS, SERVICE_MAC
@@ -67,12 +68,6 @@ class Net:
         shown = self.host.run("ip", "-br", "-4", "address", "show", "br0a", netns="one_tproxy_br0").stdout
         return sorted(shown.split()[2:])
 
-    def await_port(self, guest: Guest) -> None:
-        """Wait until the guards know a guest's port, if they match ports."""
-        for _ in eventually():
-            if "meta ibrname" in (listed := "".join(self.guards())) or f'"{guest.port}"' in listed:
-                return
-
 
 class Sniffer:
     """Records the frames at a guest's link that concern an address or our MAC."""
@@ -112,7 +107,7 @@ def test_a_service_at_another_address_is_another_service(net: Net) -> None:
 
 def test_a_guest_with_only_a_default_gateway_reaches_it_too(net: Net) -> None:
     late = net.host.add_guest("late", "br0", "10.0.0.8/24", route=False, gateway="10.0.0.6")
-    net.await_port(late)
+    await_guarded(net.host, late)
     assert late.get(METADATA, 80) == "metadata"
 
 
@@ -212,7 +207,7 @@ def test_a_bridge_without_the_address_is_left_alone(net: Net) -> None:
     net.configure(PLAIN, FURTHER.replace("{", "{networks: blue, ", 1))
     net.up("br0", "--network", "blue")
     net.up("br1", "--network", "red")
-    net.await_port(asking)
+    await_guarded(net.host, asking)
     assert asking.get(METADATA, 80) == "foreign"
     assert asking.get(SERVICE_ADDRESS, 80) == "plain"
     assert net.guest.get(METADATA, 80) == "metadata"
@@ -223,7 +218,7 @@ def test_two_bridges_have_the_address_and_one_of_them_goes(net: Net) -> None:
     before = net.guards()
     net.up("br1")
     late = net.add_guest("late", "br1", "10.0.0.5/24")
-    net.await_port(late)
+    await_guarded(net.host, late)
     assert late.get(METADATA, 80) == "metadata"
     net.hook("down", "br1", "--force")
     assert net.guards() == before
@@ -334,7 +329,7 @@ def test_after_a_flush_the_next_hook_restores_them_from_the_daemons_memory(net: 
 
 def test_a_new_port_of_the_bridge_is_guarded_there_too(net: Net) -> None:
     late = net.add_guest("late", "br0", "10.0.0.8/24")
-    net.await_port(late)
+    await_guarded(net.host, late)
     assert late.get(METADATA, 80) == "metadata"
     net.host.ip(f"link del {late.port}")
     for _ in eventually():
@@ -345,8 +340,7 @@ def test_a_new_port_of_the_bridge_is_guarded_there_too(net: Net) -> None:
 def test_a_restart_and_a_new_daemon_serve_both_addresses(net: Net) -> None:
     net.host.tproxy("restart")
     assert net.guest.get(METADATA, 80) == "metadata"
-    (pid,) = net.host.run("pgrep", "-fx", "one_tproxy").stdout.split()
-    net.host.run("kill", "-9", pid)
+    net.host.run("pkill", "-KILL", "-fx", "one_tproxy")
     assert net.guest.get(METADATA, 80) == "metadata"
     net.hook("down", "br0", "--force")
     assert net.host.run("nft", "list", "ruleset").stdout == ""

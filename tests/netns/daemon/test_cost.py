@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ import pytest
 from bench import costs
 from tests.netns.conftest import StartEndpoint
 from tests.netns.program import program
-from tests.netns.waiting import eventually
+from tests.netns.waiting import await_equal, eventually
 from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.datapath import splice
 from tproxy.lab.hypervisor import Guest, Hypervisor
@@ -51,6 +51,7 @@ class Host:
         config = hypervisor.write("/run/tproxy.yaml", CONFIG)
         hypervisor.tproxy("hook", "up", "--bridge", "br0", "--config", config)
         _, self.relay = self.status_pids()
+        await_equal(lambda: len(costs.titled(hypervisor, "tproxy-worker")), 1)
         (self.worker,) = costs.titled(hypervisor, "tproxy-worker")
 
     def introduce(self) -> None:
@@ -102,7 +103,11 @@ class Host:
 
     def descriptors(self, pid: int, kind: str = "") -> list[str]:
         folder = self.hypervisor.path(f"/proc/{pid}/fd")
-        return [target for each in folder.iterdir() if (target := os.readlink(each)).startswith(kind)]
+        found = []
+        for each in folder.iterdir():
+            with suppress(FileNotFoundError):  # it has just closed this one
+                found.append(os.readlink(each))
+        return [each for each in found if each.startswith(kind)]
 
     def wake_ups(self) -> dict[int, int]:
         """How often each process has been scheduled since it started (proc(5), context switches)."""
@@ -236,10 +241,12 @@ def test_only_a_pool_of_pipes_is_kept_when_bulk_is_over(host: Host) -> None:
 
     with host.bulk(40):
         idle = len(host.descriptors(host.worker, "pipe:"))
-    after = host.settled()
+    host.settled()
     kept = len(host.descriptors(host.worker, "pipe:"))
 
     # Everything has been sent and read: the open connections hold no pipe, only the pool does.
     assert idle <= kept <= 2 * splice.SPARE_PIPES
-    assert after[host.worker] - at_rest[host.worker] <= 2 * splice.SPARE_PIPES
-    assert after[host.relay] == at_rest[host.relay]
+    await_equal(
+        lambda: host.settled()[host.worker] - at_rest[host.worker] <= 2 * splice.SPARE_PIPES, wanted=True
+    )
+    await_equal(lambda: host.settled()[host.relay], at_rest[host.relay])

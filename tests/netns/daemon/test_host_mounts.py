@@ -10,8 +10,9 @@ import pytest
 
 from tests.netns.daemonless import kill_daemon
 from tests.netns.one_bridge import OneBridge
-from tests.netns.waiting import eventually
-from tproxy.lab.hypervisor import Hypervisor
+from tests.netns.ruleset import links
+from tests.netns.waiting import await_equal
+from tproxy.lab.hypervisor import PATIENCE, Hypervisor
 
 Done = subprocess.CompletedProcess[str]
 
@@ -47,7 +48,7 @@ def state(lab: OneBridge) -> str:
     shown = [
         re.sub(r"expires \w+|elements = .*timeout.*", "", lab.host.run("nft", "list", "ruleset").stdout),
         lab.host.run("ls", "/run/netns", "/proc/1/root/run/netns").stdout,
-        re.sub(r" state \w+|NO-CARRIER,|,LOWER_UP", "", lab.host.run("ip", "-o", "link").stdout),
+        links(lab.host),
         lab.host.run("sh", "-c", "ls /run/tproxy/*/used").stdout,
         str(lab.pids()),
     ]
@@ -119,7 +120,7 @@ def test_a_hook_that_cannot_see_the_namespace_of_a_bridge_takes_it_not_down(lab:
     assert early.stdout.readline() == "ready\n"
     lab.host.tproxy("hook", "up", "--bridge", "br1", "--config", lab.config)
     before = state(lab)
-    out, error = early.communicate("go\n", timeout=100)
+    out, error = early.communicate("go\n", timeout=PATIENCE)
     assert out == "up=1\ndry=1\ndown=1\n"
     assert error.count(WORDS[0]) == error.count("\n") == 3
     assert state(lab) == before
@@ -186,6 +187,4 @@ def test_a_watcher_with_a_mount_namespace_of_its_own_breaks_nothing(lab: OneBrid
     lab.host.run("ip", "link", "set", "br1b", "mtu", "1400")
     lab.await_in_log("bridge br1 is broken and cannot be repaired: this process has a mount namespace")
     assert set(lab.pids()) == {"one_tproxy", "one_tproxy_br0", "one_tproxy_br1"}
-    for _ in eventually():
-        if lab.ask() == "one":
-            break
+    await_equal(lab.ask, "one")

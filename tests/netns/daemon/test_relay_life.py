@@ -10,7 +10,7 @@ from tests.netns.asking import Asking
 from tests.netns.bridge.test_wall import NAMESPACE, add_foreign_namespace
 from tests.netns.one_bridge import ECHO, OneBridge
 from tests.netns.talk import Talk
-from tests.netns.waiting import eventually
+from tests.netns.waiting import await_equal, eventually
 from tproxy.lab.hypervisor import Hypervisor
 
 RELAY = "one_tproxy_br0"
@@ -83,7 +83,7 @@ def test_copies_go_with_the_port_also_while_there_is_no_relay(lab: OneBridge) ->
     lab.nft(lab.element("delete", ECHO, 9000))
     lab.host.tproxy("reload")
     assert copies(lab, listeners) == ["5030"]
-    assert list(lab.listeners()) == ["5030"]
+    await_equal(lambda: list(lab.listeners()), ["5030"])
     assert lab.ask() == "one"
 
 
@@ -97,11 +97,10 @@ def test_a_deleted_namespace_ends_its_relay_and_its_connections(lab: OneBridge) 
     for _ in eventually():
         if "br0b" not in lab.host.run("ip", "-o", "link").stdout:
             break
-    assert RELAY not in lab.pids()
-    assert lab.pids().keys() >= {"one_tproxy", "one_tproxy_br1"}
+    await_equal(lambda: set(lab.pids()), {"one_tproxy", "one_tproxy_br1"})
     established = ("ss", "-Htn", "state", "established", "dport", "=", ":9000")
-    assert lab.host.run(*established).stdout == ""
-    assert "namespace one_tproxy_br0 does not exist" in lab.log()
+    await_equal(lambda: lab.host.run(*established).stdout, "")
+    lab.await_in_log("namespace one_tproxy_br0 does not exist")
     lab.host.tproxy("hook", "up", "--bridge", "br0", "--config", lab.config)
     assert lab.ask() == "one"
 
@@ -129,7 +128,7 @@ def test_a_relay_that_does_not_report_is_replaced_and_refuses_nobody(lab: OneBri
     lab.host.run("kill", "-STOP", str(before[RELAY]))
     lab.nft(lab.element("add", 5031, 8081))
     lab.host.tproxy("reload")
-    assert "bridge br0: relay does not report; killed" in lab.log()
+    lab.await_in_log("bridge br0: relay does not report; killed")
     assert lab.ask(5031) == "two"
     asking.go_on(1)
     assert [each for each in asking.end() if "ConnectionResetError" not in each] == []

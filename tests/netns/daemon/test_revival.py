@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.netns.daemonless import kill_daemon
-from tests.netns.waiting import eventually
+from tests.netns.waiting import await_equal, eventually
 from tests.netns.worker.crew import CONFIG, HTTP, WORKER, Crew, Load, whole
 from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.daemon import revival
@@ -104,7 +104,7 @@ def test_stop_is_not_undone(crew: Crew) -> None:
     for _ in eventually():
         if not revivals(crew):
             break
-    assert crew.processes() == {}
+    await_equal(crew.processes, {})
 
 
 def test_a_daemon_that_a_signal_tells_to_end_stays_away(crew: Crew) -> None:
@@ -142,7 +142,7 @@ def test_twelve_hooks_that_come_when_the_daemon_dies_lead_to_one_daemon(crew: Cr
     assert [(each.communicate()[1], each.returncode) for each in hooks] == [("", 0)] * 12
     await_no_revival(crew)
     await_daemon(crew)
-    assert len(crew.pids("one_tproxy")) == len(crew.pids(SPAWNER)) == 1
+    await_equal(lambda: (len(crew.pids("one_tproxy")), len(crew.pids(SPAWNER))), (1, 1))
     assert crew.guests[0].get(SERVICE_ADDRESS, HTTP) == "hello"
 
 
@@ -150,4 +150,4 @@ def test_where_daemon_and_spawner_die_at_once_the_next_hook_starts_both(crew: Cr
     kill_daemon(crew.host)
     assert crew.guests[0].get(SERVICE_ADDRESS, HTTP) == "hello"
     crew.hook_up()
-    assert len(crew.pids("one_tproxy")) == len(crew.pids(SPAWNER)) == 1
+    await_equal(lambda: (len(crew.pids("one_tproxy")), len(crew.pids(SPAWNER))), (1, 1))

@@ -149,7 +149,7 @@ def test_the_managers_restart_refuses_no_guest_and_cuts_no_connection(
     asking = Asking(guest, 80)
     for _ in range(2):
         hypervisor.run("kill", f"-{LEAVE_SIGNAL.name[3:]}", str(pids(hypervisor)["one_tproxy"]))
-        assert unit.wait(30) == 0
+        assert unit.wait(PATIENCE) == 0
         unit = manager.start()
     assert talk.say("still there") == "still there"
     asking.go_on(1)
@@ -169,7 +169,7 @@ def test_if_its_python_is_gone_the_service_ends_and_one_process_finishes_the_con
     talk = Talk(guest)
     python.unlink()
     hypervisor.run(*program("drain_request"))
-    assert unit.wait(30) == 1
+    assert unit.wait(PATIENCE) == 1
     log = hypervisor.path("/var/log/one_tproxy.log").read_text()
     assert "the installed code cannot be started: " in log
     assert "unexpected" not in log
@@ -188,7 +188,7 @@ def test_a_killed_service_finds_its_relays_again(
     unit = manager.start()
     up(hypervisor)
     hypervisor.run("kill", "-KILL", str(pids(hypervisor)["one_tproxy"]))
-    unit.wait(30)
+    unit.wait(PATIENCE)
     assert list(pids(hypervisor)) == ["one_tproxy_br0"]
     manager.start()
     assert list(pids(hypervisor)) == ["one_tproxy", "one_tproxy_br0"]
@@ -207,7 +207,7 @@ def test_the_service_ends_with_success(
         hypervisor.run("kill", str(pids(hypervisor)["one_tproxy"]))
     else:
         hypervisor.tproxy("stop")
-    assert unit.wait(30) == 0
+    assert unit.wait(PATIENCE) == 0
     assert talk.say("is somebody there") == ("is somebody there" if how == "SIGTERM" else "")
     assert list(pids(hypervisor)) == (["one_tproxy_br0"] if how == "SIGTERM" else [])
 
@@ -217,7 +217,7 @@ def test_a_hook_starts_a_daemon_where_the_service_was_stopped(
 ) -> None:
     unit = manager.start()
     hypervisor.tproxy("stop")
-    assert unit.wait(30) == 0
+    assert unit.wait(PATIENCE) == 0
     up(hypervisor)
     assert_served(guest)
 

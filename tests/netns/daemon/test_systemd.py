@@ -26,7 +26,7 @@ from tests.netns.program import program
 from tests.netns.talk import Talk
 from tests.netns.waiting import eventually
 from tproxy.kernel import seccomp
-from tproxy.lab.hypervisor import Guest, Hypervisor, kill
+from tproxy.lab.hypervisor import PATIENCE, Guest, Hypervisor, kill
 
 SYSTEMD = "/lib/systemd/systemd"
 SOURCE = Path(__file__).parents[3]
@@ -100,7 +100,7 @@ class Machine:
 
     def run(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         enter = ["nsenter", f"--target={self.pid}", "--mount", "--pid", "--net", "--cgroup", "--ipc", "--uts"]
-        done = subprocess.run([*enter, *argv], check=False, capture_output=True, text=True, timeout=60)
+        done = subprocess.run([*enter, *argv], check=False, capture_output=True, text=True, timeout=PATIENCE)
         assert not check or done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}{self.journal()}"
         return done
 

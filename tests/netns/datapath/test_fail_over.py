@@ -174,6 +174,7 @@ def test_a_guest_is_reset_only_when_no_endpoint_answers(site: Site, blackhole: s
     with pytest.raises(Exception, match="ECONNRESET"):
         site.guest.get(SERVICE_ADDRESS, PORT)
     site.start(SECOND)
+    site.serve(blackhole, FIRST, SECOND, more="connect_timeout: 60")  # however slow this machine is
     load = site.load(callers=2)
     site.wait_until_served(SECOND)
     load.go_on()

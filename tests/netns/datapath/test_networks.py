@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.netns.program import program
-from tests.netns.waiting import eventually
+from tests.netns.waiting import await_equal, eventually
 from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Guest, Hypervisor
@@ -68,6 +68,9 @@ class Site:
     def log(self) -> str:
         return self.host.path("/var/log/one_tproxy.log").read_text()
 
+    def await_in_log(self, text: str) -> None:
+        await_equal(lambda: text in self.log(), True)
+
     def pids(self, title: str) -> list[str]:
         return self.host.run("pgrep", "-fx", title).stdout.split()
 
@@ -98,7 +101,7 @@ def test_each_guest_reaches_the_service_of_its_own_network(site: Site) -> None:
     assert [asked(guest, 82) for guest in (site.one, site.two)] == ["all", "all"]
     assert asked(site.two, 81) == "red"
     assert asked(site.one, 81) == RESET  # only red has it
-    assert f"the network of {mac_of(site.one)} has no such service" in site.log()
+    site.await_in_log(f"the network of {mac_of(site.one)} has no such service")
     assert site.refused() == 1
 
 
@@ -159,7 +162,7 @@ def test_a_known_mac_behind_another_port_is_refused_and_its_owner_is_served_agai
         if asked(three) == RESET:
             break
     assert site.refused() >= 1
-    assert "connection reset by network: guest=10.0.0.7" in site.log()
+    site.await_in_log("connection reset by network: guest=10.0.0.7")
     site.host.ip(f"link del {three.port}")
     for _ in eventually():
         if asked(site.one) == "blue":
@@ -173,8 +176,8 @@ def test_a_guest_that_moves_is_served_when_its_hook_names_the_new_port(site: Sit
     site.host.ip(f"link del {site.one.port}")
     moved = site.host.add_guest("moved", "br0", "10.0.0.5/24")
     moved.ip(f"link set eth0 address {mac}")
-    assert asked(moved) == RESET
-    assert f"{mac} is behind {moved.port}, not {site.one.port}" in site.log()
+    await_equal(lambda: asked(moved), RESET)  # at first the daemon may not have heard of the move
+    site.await_in_log(f"{mac} is behind {moved.port}, not {site.one.port}")
     site.up("blue", moved, port=moved.port)
     assert asked(moved) == "blue"
 
@@ -191,7 +194,7 @@ def test_a_guest_that_no_hook_named_gets_what_all_networks_have(site: Site) -> N
     stranger = site.host.add_guest("stranger", "br0", "10.0.0.7/24")
     assert asked(stranger, 82) == "all"
     assert asked(stranger) == asked(stranger, 81) == RESET
-    assert f"no hook named {mac_of(stranger)}" in site.log()
+    site.await_in_log(f"no hook named {mac_of(stranger)}")
 
 
 def test_a_guest_whose_hook_comes_late_is_served_from_then_on(site: Site) -> None:
@@ -286,6 +289,7 @@ def test_a_plain_map_of_another_program_is_for_everybody(site: Site) -> None:
 
 def test_a_guest_waits_until_the_daemon_has_heard_where_it_is(site: Site) -> None:
     """The daemon is stopped meanwhile, so it hears nothing of a guest that has just come."""
+    site.host.write(FILE, f"tproxy_connect_timeout: 300\n{CONFIG}")  # more than the test takes
     site.both()
     late = site.host.add_guest("late", "br0", "10.0.0.7/24")
     site.up("red", late, port=late.port)
@@ -310,7 +314,7 @@ def test_a_guest_waits_until_the_daemon_has_heard_where_it_is(site: Site) -> Non
 
 
 def test_a_guest_that_does_not_become_known_is_reset(site: Site) -> None:
-    site.host.write(FILE, f"tproxy_connect_timeout: 0.5\n{CONFIG}")
+    site.host.write(FILE, f"tproxy_connect_timeout: 2\n{CONFIG}")
     site.both()
     pids = site.pids("one_tproxy")
     stranger = site.host.add_guest("stranger", "br0", "10.0.0.7/24")
@@ -322,7 +326,7 @@ def test_a_guest_that_does_not_become_known_is_reset(site: Site) -> None:
         assert asked(site.one, 82) == "all"  # nobody waits for what all have
     finally:
         site.host.run("kill", f"-{signal.SIGCONT}", *pids)
-    assert "it is not known behind which port 02:00:0a:00:00:88 is" in site.log()
+    site.await_in_log("it is not known behind which port 02:00:0a:00:00:88 is")
 
 
 @pytest.mark.parametrize("title", ["tproxy-worker", "one_tproxy", "one_tproxy_br0"])

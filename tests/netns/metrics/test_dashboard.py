@@ -69,8 +69,10 @@ def test_the_variables_of_the_dashboard_have_values(prometheus: Prometheus) -> N
         if each["type"] == "query":
             found = re.fullmatch(r"label_values\((.*), (\w+)\)", each["definition"])
             assert found is not None
-            series = prometheus.query(filled_in(found[1]))
-            assert any(one["metric"].get(found[2]) for one in series), each["name"]
+            for _ in eventually():  # until Prometheus has seen what the services did
+                series = prometheus.query(filled_in(found[1]))
+                if any(one["metric"].get(found[2]) for one in series):
+                    break
 
 
 def test_every_metric_is_on_the_dashboard(host: Scraped) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.netns.metrics import unix_http
 from tests.netns.metrics.scraped import ENDPOINT, PORT, SOCKET, Key, Samples, Scraped, key, parse, service
-from tests.netns.waiting import eventually
+from tests.netns.waiting import await_equal, eventually
 from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
 from tproxy.metrics import declared
@@ -54,16 +54,17 @@ def test_a_connection_is_counted_once_in_everything(host: Scraped) -> None:
     before = host.scrape()
     assert host.ask() == "one"
     ended = service("tproxy_connections_ended_total", "packages:5030", outcome="finished")
-    now = await_growth(host, before, ended)
-    for name, labels in {
+    once = {
         "tproxy_connections_accepted_total": {},
         "tproxy_connect_duration_seconds_count": {},
         "tproxy_connect_duration_seconds_bucket": {"le": "+Inf"},
         "tproxy_connection_duration_seconds_count": {},
         "tproxy_connection_duration_seconds_bucket": {"le": "86400.0"},
-    }.items():
-        series = service(name, "packages:5030", **labels)
-        assert now[series] - before[series] == 1, name
+    }
+    counted = [service(name, "packages:5030", **labels) for name, labels in once.items()]
+    now = await_growth(host, before, ended, *counted)
+    for series in counted:
+        assert now[series] - before[series] == 1, series
     for direction in ("to_endpoint", "to_guest"):
         series = service("tproxy_transferred_bytes_total", "packages:5030", direction=direction)
         assert now[series] > before[series]
@@ -151,7 +152,7 @@ def test_a_lost_worker_costs_no_count(host: Scraped) -> None:
     after = await_growth(host, before, key("tproxy_worker_restarts_total"))
     assert after[finished] == before[finished]
     assert after[turns] >= before[turns]
-    assert host.ask() == "one"
+    await_equal(host.ask, "one")
     await_growth(host, after, finished)
 
 
@@ -165,7 +166,7 @@ def test_a_relay_that_ends_is_counted(host: Scraped) -> None:
         if now[key("tproxy_relay_up", bridge="br0", network="vnet1")]:
             break
     assert now[service("tproxy_service_listening", "5031")] in (0, 1)
-    assert host.ask() == "one"
+    await_equal(host.ask, "one")
 
 
 def test_a_repair_is_counted(host: Scraped) -> None:
@@ -256,10 +257,7 @@ def test_a_group_can_be_let_in(host: Scraped) -> None:
     serving = host.host.popen(
         sys.executable, "-m", "tproxy", "metrics", "--listen", path, "--group", "daemon"
     )
-    for _ in eventually():
-        if host.host.path(path).exists():
-            break
-    assert host.host.run("stat", "-c", "%a %U %G", path).stdout == "660 root daemon\n"
+    await_equal(lambda: host.host.run("stat", "-c", "%a %U %G", path).stdout, "660 root daemon\n")
     serving.terminate()
 
 

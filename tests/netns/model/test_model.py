@@ -153,7 +153,9 @@ class Host(RuleBasedStateMachine):
     @precondition(lambda self: self.model.daemon)
     @rule(which=st.integers(0, 7))
     def kill_worker(self, which: int) -> None:
-        workers = self.world.pids("tproxy-worker", "tproxy-draining")
+        for _ in eventually():  # the daemon may just replace those that it has lost
+            if workers := self.world.pids("tproxy-worker", "tproxy-draining"):
+                break
         worker = workers[which % len(workers)]
         self.world.kill(worker)
         self.must_be_reset(self.model.worker_killed(worker))

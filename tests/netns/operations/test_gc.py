@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.netns.daemonless import kill_daemon
-from tests.netns.ruleset import lasting
+from tests.netns.ruleset import await_guarded, lasting
 from tests.netns.waiting import eventually
 from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
@@ -70,11 +70,7 @@ def test_gc_removes_bridges_without_guests_and_nothing_else(host: Hypervisor) ->
     host.write("/run/netns/one_tproxy_x;y", "")
     host.run("nft", "add map ip one_tproxy ep_other0 { type inet_service : ipv4_addr . inet_service; }")
     # The daemon adds new ports to the guards a little later. When the last one is there, all are.
-    last = host.add_guest("last", "used0", "10.0.0.6/24").port
-    for _ in eventually():
-        ruleset = host.run("nft", "list ruleset").stdout
-        if f'"{last}"' in ruleset or "meta ibrname" in ruleset:
-            break
+    await_guarded(host, host.add_guest("last", "used0", "10.0.0.6/24"))
 
     before = left(host)
     shown = gc(host, "--dry-run")

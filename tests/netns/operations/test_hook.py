@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.netns.program import program
-from tests.netns.ruleset import lasting
-from tests.netns.waiting import eventually
+from tests.netns.ruleset import lasting, links
+from tests.netns.waiting import await_equal, eventually
 from tproxy.addresses import SERVICE_ADDRESS, SERVICE_MAC
 from tproxy.cli.hook import EXIT_IN_USE
 from tproxy.lab.hypervisor import Hypervisor
@@ -48,7 +48,7 @@ def ip_json(host: Hypervisor, *arguments: str, netns: str | None = None) -> Any:
 def state(host: Hypervisor) -> dict[str, str]:
     """Everything that tproxy could have changed on the host, as text."""
     return {
-        "links": host.run("ip", "-br", "link").stdout,
+        "links": links(host),
         "namespaces": host.run("ip", "netns", "list").stdout,
         "nft": lasting(host.run("nft", "list", "ruleset").stdout),
         "processes": str(host.run("ps", "-eo", "args").stdout.count("tproxy")),
@@ -196,11 +196,15 @@ def test_up_repairs(hypervisor: Hypervisor, config: str, damage: str) -> None:
     guest = hypervisor.add_guest("guest", "br0")
     hypervisor.add_endpoint(ENDPOINT, 8080, "hello")
     up(hypervisor, "br0", config)
-    listing = hypervisor.run("nft", "list", "ruleset").stdout
+
+    def ruleset() -> list[str]:
+        return sorted(hypervisor.run("nft", "list", "ruleset").stdout.split())
+
+    before = ruleset()
     hypervisor.run("sh", "-c", DAMAGES[damage])
     up(hypervisor, "br0", config)
     assert_as_specified(hypervisor, "br0")
-    assert sorted(hypervisor.run("nft", "list", "ruleset").stdout.split()) == sorted(listing.split())
+    await_equal(ruleset, before)  # the daemon looks at the ports of a bridge a moment after a change
     assert guest.get(SERVICE_ADDRESS, 5030) == "hello"
     assert hypervisor.tproxy("status").stdout.count("\n") == 2
 
@@ -488,9 +492,6 @@ def test_a_missing_libnftables_does_not_count_as_a_host_without_maps(
 ) -> None:
     hypervisor.add_bridge("br0")
     up(hypervisor, "br0", config)
-    for _ in eventually():  # the kernel sets a bridge's state some time after that of its first port
-        if "UNKNOWN" not in hypervisor.run("ip", "-br", "link", "show", "br0").stdout:
-            break
     before = state(hypervisor)
     hypervisor.write(
         "/run/broken/nftables.py", "raise OSError('libnftables.so.1: No such file or directory')\n"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
 
 from tests.netns.asking import Asking
+from tests.netns.daemonless import kill_daemon
 from tests.netns.one_bridge import ECHO, ENDPOINT, OneBridge
+from tests.netns.program import program
 from tests.netns.talk import Talk
 from tests.netns.waiting import eventually
+from tproxy import __version__
 from tproxy.errors import ProcessError
 from tproxy.lab.hypervisor import Hypervisor
 
@@ -149,6 +153,16 @@ def test_restart_replaces_every_process_and_cuts_no_connection(echo: OneBridge) 
     assert echo.titles() == []
 
 
+def test_when_a_restart_returns_the_daemon_before_has_ended(lab: OneBridge) -> None:
+    directory = lab.host.run("readlink", f"/proc/{lab.pids()['one_tproxy']}/cwd").stdout.strip()
+    kill_daemon(lab.host)
+    lab.host.popen("sh", "-c", f"cd {directory}; exec {' '.join(program('lingering_daemon'))}")
+    lab.await_in_log(f"daemon {__version__} started\n", times=2)
+    lab.host.tproxy("restart")
+    assert re.fullmatch(r"one_tproxy: \d+\none_tproxy_br0: \d+\n", lab.host.tproxy("status").stdout)
+    assert lab.ask() == "one"
+
+
 def test_a_connection_from_before_a_restart_ends_when_its_bridge_goes(echo: OneBridge) -> None:
     echo.host.add_bridge("br1")  # the daemon stays for another one
     echo.host.tproxy("hook", "up", "--bridge", "br1", "--config", echo.config)
@@ -174,8 +188,8 @@ def test_stop_ends_everything_and_start_brings_it_back(lab: OneBridge) -> None:
     pids = lab.pids()
     lab.host.tproxy("stop")
     assert lab.host.tproxy("status").stdout == ""
-    for pid in pids.values():
-        assert lab.host.run("kill", "-0", str(pid), check=False).returncode != 0
+    for pid in map(str, pids.values()):
+        assert "one_tproxy" not in lab.host.run("ps", "-o", "args=", "-p", pid, check=False).stdout
     lab.host.tproxy("stop")
     lab.host.tproxy("start")
     assert lab.ask() == "one"

@@ -9,7 +9,8 @@ import pytest
 
 from tests.netns.daemonless import kill_daemon
 from tests.netns.one_bridge import ENDPOINT, OneBridge
-from tests.netns.waiting import eventually
+from tests.netns.ruleset import await_guarded
+from tests.netns.waiting import await_equal, eventually
 from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Guest, Hypervisor
 
@@ -53,6 +54,7 @@ def ruleset(lab: OneBridge) -> list[str]:
 def add_guest(lab: OneBridge, bridge: str) -> Guest:
     """Return a new guest whose port the daemon knows by now, and so the guards."""
     guest = lab.host.add_guest(f"guest-{bridge}", bridge)
+    await_guarded(lab.host, guest)
     assert guest.get(SERVICE_ADDRESS, 5030) == "one"
     return guest
 
@@ -134,7 +136,7 @@ def test_a_hook_of_any_bridge_restores_maps_and_guards_of_all(two: OneBridge, br
     assert [line.split()[6].strip(",") for line in restored] == sorted({"br0", "br1"} - {bridge})
     assert ruleset(two) == []
     two.host.tproxy(*up)
-    assert ruleset(two) == before
+    await_equal(lambda: ruleset(two), before)
     assert two.host.tproxy("reload").stderr == ""
     assert two.pids() == pids
     assert guest.get(SERVICE_ADDRESS, 5030) == two.ask() == "one"
@@ -168,7 +170,7 @@ def test_a_map_of_another_program_is_restored_without_guards(two: OneBridge) -> 
     before = ruleset(two)
     flush(two)
     two.host.tproxy("hook", "up", "--bridge", "br0", "--config", two.config)
-    assert ruleset(two) == before
+    await_equal(lambda: ruleset(two), before)
     assert "one_tproxy_br9" in two.pids()
 
 
@@ -192,7 +194,7 @@ def test_a_daemon_for_a_service_manager_takes_over_with_all_bridges(two: OneBrid
         if set(now) == set(old) and not set(now.values()) & set(old.values()):
             break
     assert guest.get(SERVICE_ADDRESS, 5030) == two.ask() == "one"
-    assert ruleset(two) == before
+    await_equal(lambda: ruleset(two), before)
 
 
 def test_a_daemon_for_a_service_manager_ends_no_relay_when_nobody_knows_the_maps(two: OneBridge) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.netns.conftest import NOBODY
-from tests.netns.ruleset import lasting
+from tests.netns.ruleset import lasting, links
 from tests.netns.serving import served
 from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Guest, Hypervisor
@@ -359,12 +359,11 @@ def test_open_vswitch_is_refused_in_one_line_and_stops_no_guest(libvirt: Libvirt
 def state(host: Hypervisor) -> list[str]:
     """Return everything that a hook could leave on the host."""
     looks = (
-        ("ip", "-br", "link"),
         ("nft", "list", "ruleset"),
         ("find", "/run/netns", "/run/tproxy/libvirt", "-printf", "%p %y\n"),
         ("pgrep", "-af", "^one_tproxy|^tproxy-"),
     )
-    return [lasting(host.run(*look, check=False).stdout) for look in looks]
+    return [links(host), *(lasting(host.run(*look, check=False).stdout) for look in looks)]
 
 
 GOOD = domain(on_bridge("br0"))

@@ -11,7 +11,7 @@ import select
 import socket
 import sys
 
-PATIENCE = 30.0  # seconds for connecting and for each answer
+PATIENCE = 100.0  # seconds for connecting and for each answer
 
 
 def ask(address: str, port: int) -> str:

@@ -9,6 +9,8 @@ import socket
 import sys
 import threading
 
+PATIENCE = 100.0  # seconds for connecting and for each part
+
 
 def read_to_the_end(sock: socket.socket) -> None:
     while sock.recv(1 << 18):
@@ -17,7 +19,7 @@ def read_to_the_end(sock: socket.socket) -> None:
 
 def main() -> None:
     address, port, count = sys.argv[1:]
-    socks = [socket.create_connection((address, int(port)), 10) for _ in range(int(count))]
+    socks = [socket.create_connection((address, int(port)), PATIENCE) for _ in range(int(count))]
     readers = [threading.Thread(target=read_to_the_end, args=[sock]) for sock in socks]
     for reader in readers:
         reader.start()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import sys
 
-PATIENCE = 30.0  # seconds for connecting and for each part
+PATIENCE = 100.0  # seconds for connecting and for each part
 
 
 def main() -> None:

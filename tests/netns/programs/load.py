@@ -23,7 +23,7 @@ import threading
 import time
 from pathlib import Path
 
-PATIENCE = 60.0  # seconds for connecting and for each answer
+PATIENCE = 100.0  # seconds for connecting and for each answer
 BLOCK = 1 << 16
 # Seconds between two connections or blocks. An ended connection keeps its local port for a minute: with eight
 # callers those of the host towards one endpoint last for any time.

@@ -20,7 +20,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-PATIENCE = 60.0  # seconds
+PATIENCE = 100.0  # seconds
 BLOCK = 20_000
 REQUEST = b"GET / HTTP/1.1\r\n\r\n"
 

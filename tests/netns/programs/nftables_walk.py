@@ -16,7 +16,7 @@ from tproxy.bridge.guards import Guard
 from tproxy.model import PROTOCOLS, Endpoint, Network, Service, ServiceKey, ServiceMap
 from tproxy.names import BridgeNames
 
-STEPS = 60
+STEPS = 20
 BRIDGES = ["br0", "map", "drop", "10", "a.b-c.10", "-x", "_", "fifteen.bytes-x", "comment", "0x1f"]
 PORTS = ["vnet0", "accept", "9", "eth0.7", "-", "return"]
 # Bytes of all kinds, and more of them than a comment holds.

@@ -14,6 +14,8 @@ import select
 import socket
 import time
 from collections import Counter
+from collections.abc import Iterator
+from itertools import count, takewhile
 from pathlib import Path
 
 PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -51,9 +53,9 @@ class Attempt:
 
 
 class Storm:
-    def __init__(self, target: tuple[str, int], connections: int, at_once: int, timeout: float) -> None:
+    def __init__(self, target: tuple[str, int], left: Iterator[int], at_once: int, timeout: float) -> None:
         self.target = target
-        self.left = iter(range(connections))
+        self.left = left  # a number for each connection
         self.at_once = at_once
         self.timeout = timeout
         self.completed = 0
@@ -114,14 +116,18 @@ class Storm:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--connections", type=int, default=100_000)
+    parser.add_argument("--seconds", type=float, help="go on for so long, instead of a number of connections")
     parser.add_argument("--at-once", type=int, default=64)
-    parser.add_argument("--timeout", type=float, default=10.0)
+    parser.add_argument("--timeout", type=float, default=100.0)
     parser.add_argument("address")
     parser.add_argument("port", type=int)
     options = parser.parse_args()
     PORTS.write_text("1024 65535")  # of this network namespace: the guest's
-    storm = Storm((options.address, options.port), options.connections, options.at_once, options.timeout)
     begin = time.monotonic()
+    left = iter(range(options.connections))
+    if options.seconds:
+        left = takewhile(lambda _: time.monotonic() - begin < options.seconds, count())
+    storm = Storm((options.address, options.port), left, options.at_once, options.timeout)
     storm.run()
     seconds = round(time.monotonic() - begin, 3)
     print(json.dumps({"completed": storm.completed, "errors": storm.errors, "seconds": seconds}))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import sys
 
-PATIENCE = 30.0  # seconds for connecting and for each answer
+PATIENCE = 100.0  # seconds for connecting and for each answer
 
 
 def main() -> None:

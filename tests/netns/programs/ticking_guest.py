@@ -10,7 +10,7 @@ import errno
 import socket
 import sys
 
-PATIENCE = 20.0  # seconds for connecting and for whatever comes next
+PATIENCE = 100.0  # seconds for connecting and for whatever comes next
 
 
 def main() -> None:

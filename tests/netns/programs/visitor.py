@@ -17,7 +17,7 @@ import socket
 import sys
 from collections import Counter
 
-PATIENCE = 30.0  # seconds for connecting and for each answer
+PATIENCE = 100.0  # seconds for connecting and for each answer
 
 
 def exchange(sock: socket.socket) -> str:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tests.netns.conftest import StartEndpoint
 from tests.netns.talk import Talk
-from tests.netns.waiting import eventually
+from tests.netns.waiting import await_equal, eventually
 from tests.netns.watch.watched_host import ENDPOINT, Host, listen
 from tproxy.addresses import SERVICE_ADDRESS
 
@@ -18,15 +18,14 @@ def test_a_bridge_is_up_while_it_has_guests(host: Host) -> None:
     host.hypervisor.ip("link add up0 type veth peer name far", "link set up0 master br0 up")
     other = host.hypervisor.add_guest("stranger", "other0")
     guest = host.hypervisor.add_guest("guest", "br0")
-    host.wait_up("br0")
-    assert guest.get(SERVICE_ADDRESS, 5030) == "one"
+    host.wait_served(guest)
     assert "network=blue" in host.nft("list map ip one_tproxy ep_br0")
 
     host.hypervisor.ip(f"link del {guest.port}", f"link del {other.port}")
     host.wait_down("br0")
     assert not host.is_up("other0")
-    assert host.pids() == {}  # the last bridge
-    assert "one_tproxy" not in host.nft("list ruleset")
+    await_equal(host.pids, {})  # the last bridge
+    await_equal(lambda: "one_tproxy" in host.nft("list ruleset"), wanted=False)
 
 
 def test_a_port_without_carrier_counts_as_a_guest(host: Host) -> None:
@@ -47,7 +46,7 @@ def test_guests_from_before_the_start_are_found_and_a_deleted_bridge_is_forgotte
     host.wait_up("br1")
     host.hypervisor.ip("link del br0")
     host.wait_down("br0")
-    assert set(host.pids()) == {"one_tproxy", "one_tproxy_br1"}
+    await_equal(lambda: set(host.pids()), {"one_tproxy", "one_tproxy_br1"})
 
 
 def test_a_port_that_comes_back_within_the_grace_time_keeps_its_connections(

@@ -6,7 +6,7 @@ import random
 import sys
 import time
 
-from tests.netns.waiting import eventually
+from tests.netns.waiting import await_equal, eventually
 from tests.netns.watch.watched_host import CONFIG, ENDPOINT, Host
 from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.names import BridgeNames
@@ -31,23 +31,21 @@ def test_each_repair_is_one_line_in_the_log(host: Host) -> None:
     for bridge in ("br0", "hooked"):
         line = host.wait_for_line(f"bridge {bridge} was broken; repaired: ")
         assert line.endswith(f"load service map of {bridge}; load guards of {bridge}")
-    assert host.ruleset() == before
+    await_equal(host.ruleset, before)
     assert host.pids() == processes
 
     host.nft("delete table bridge one_tproxy")
     assert "load guards" in host.wait_for_line(repaired, 2)
     host.wait_for_line("bridge hooked was broken; repaired: ", 2)
-    assert host.ruleset() == before
+    await_equal(host.ruleset, before)
 
     host.nft("flush chain bridge one_tproxy ch_br0")
     host.wait_for_line(repaired, 3)
-    assert host.ruleset() == before
+    await_equal(host.ruleset, before)
     # The daemon corrects these sets, too: just after a repair it may do so before the watcher.
     for command in ('delete element {} veths {{ "br0b" }}', "flush set {} guarded"):
         host.nft(command.format("bridge one_tproxy"))
-        for _ in eventually():
-            if host.ruleset() == before:
-                break
+        await_equal(host.ruleset, before)
 
     host.hypervisor.ip("link del br0b")
     host.wait_for_repair("br0", "create veth br0b")
@@ -116,11 +114,11 @@ def test_a_bridge_of_another_program_gets_back_its_map_and_its_veth_pair(host: H
     host.wait_until_watched("drop0")
     host.nft("flush ruleset")
     host.wait_for_line("bridge drop0 was broken; repaired: load service map of drop0")
-    assert host.ruleset() == before
+    await_equal(host.ruleset, before)
     host.hypervisor.ip(f"link del {names.veth_bridge}")
     host.wait_for_line("bridge drop0 was broken; repaired: create veth drop0b")
     host.wait_served(guest)
-    assert host.ruleset() == before
+    await_equal(host.ruleset, before)
 
     # When that program takes it down, in one go, it stays down.
     empty = "nft 'delete map ip one_tproxy ep_drop0; delete table ip one_tproxy'"
@@ -129,7 +127,7 @@ def test_a_bridge_of_another_program_gets_back_its_map_and_its_veth_pair(host: H
         host.hypervisor.run("sh", "-c", f"{empty}; {gone}")
     host.pass_time(5)
     assert host.log().count("was broken") == 2
-    assert host.ruleset() == ""
+    await_equal(host.ruleset, "")
 
 
 def test_changes_whose_messages_were_lost_are_found(host: Host) -> None:

@@ -137,7 +137,7 @@ def test_a_service_that_somebody_moved_by_hand_stays_there(site: Site) -> None:
     for _ in eventually():
         if f"5041 : {THIRD} . 8080" in site.nft("list map ip one_tproxy ep_hooked"):
             break
-    assert site.ask("hooked") == "two"
+    site.wait_for_answer("hooked", 5040, "two")  # when the daemon has heard of the change
 
 
 @pytest.mark.parametrize("zone", ["", "api.example 224.0.0.1"], ids=["gone", "unusable"])

@@ -13,10 +13,10 @@ from typing import Any
 from tests.netns.conftest import ENDPOINTS
 from tests.netns.daemonless import kill_daemon
 from tests.netns.program import program
-from tests.netns.waiting import eventually
+from tests.netns.waiting import await_equal, eventually
 from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
-from tproxy.lab.hypervisor import Guest, Hypervisor
+from tproxy.lab.hypervisor import PATIENCE, Guest, Hypervisor
 
 ENDPOINT = "10.11.12.13"
 ECHO = 7  # a service port; behind it an endpoint echoes
@@ -149,8 +149,11 @@ class Crew:
 
     def worker_of(self, guest: Guest) -> int:
         """Return the worker that serves a guest which has an open connection."""
-        (pid,) = {pid for pid, port in self.connections(guest) if port}
-        return pid
+        for _ in eventually():  # the relay may have one that has just come
+            found = {pid for pid, _ in self.connections(guest)} & set(self.pids(WORKER))
+            if len(found) == 1:
+                break
+        return found.pop()
 
     def connections(self, guest: Guest) -> list[tuple[int, int]]:
         """Return process id and service port of each connection of the guest that was accepted."""
@@ -159,6 +162,10 @@ class Crew:
             (int(pid), int(port))
             for port, pid in re.findall(rf"{SERVICE_ADDRESS}:(\d+) .*?,pid=(\d+),", shown)
         ]
+
+    def await_draining(self, *pids: int) -> None:
+        """Wait until these old workers only finish their connections, and no others are left."""
+        await_equal(lambda: self.pids(DRAINING), sorted(pids))
 
     def await_listening(self) -> None:
         """Wait until a guest is served: some process is starting."""
@@ -194,9 +201,9 @@ class Crew:
     def log(self) -> str:
         return self.host.path("/var/log/one_tproxy.log").read_text()
 
-    def await_in_log(self, text: str) -> None:
+    def await_in_log(self, text: str, times: int = 1) -> None:
         for _ in eventually():
-            if text in self.log():
+            if self.log().count(text) >= times:
                 return
 
 
@@ -229,7 +236,7 @@ class Load:
         assert self._process.stdin is not None
         self._process.stdin.close()
         report = self._report()
-        self._process.wait(30)
+        self._process.wait(PATIENCE)
         return report
 
     def _report(self) -> dict[str, Any]:
@@ -240,7 +247,7 @@ class Load:
 
 def start_asking(guest: Guest) -> subprocess.Popen[str]:
     """Start to ask the endpoint behind HTTP; the program prints its answer."""
-    argv = (sys.executable, "-m", "tproxy.lab.inside", "ask", SERVICE_ADDRESS, str(HTTP), "60")
+    argv = (sys.executable, "-m", "tproxy.lab.inside", "ask", SERVICE_ADDRESS, str(HTTP), str(PATIENCE))
     return guest.popen(*argv, stdout=subprocess.PIPE)
 
 

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from tests.netns.waiting import eventually
-from tests.netns.worker.crew import DRAINING, ECHO, WORKER, Crew, Load, whole
+from tests.netns.waiting import await_equal
+from tests.netns.worker.crew import ECHO, WORKER, Crew, Load, whole
 from tproxy.lab.hypervisor import Hypervisor
 
 
@@ -24,11 +24,9 @@ def test_workers_come_and_go_under_load_and_no_connection_is_lost_or_not_counted
         streams = sum(each["open"] for each in crew.status()["workers"])
         assert streams >= 3
     connections = sum(report["served"] + len(report["streams"]) for report in whole(loads))
-    for _ in eventually():
-        if crew.pids(DRAINING) == []:
-            break
+    crew.await_draining()
     assert crew.service(ECHO)["total"] == connections
-    assert crew.service(ECHO)["open"] == 0
+    await_equal(lambda: crew.service(ECHO)["open"], 0)
 
 
 def test_guests_of_one_bridge_are_spread_over_all_workers_and_each_keeps_its_own(
@@ -76,6 +74,4 @@ def test_a_daemon_that_was_killed_comes_back_with_another_number_of_workers(
     for load in loads:
         load.go_on()
     list(whole(loads))
-    for _ in eventually():
-        if crew.pids(DRAINING) == []:
-            break
+    crew.await_draining()

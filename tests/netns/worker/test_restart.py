@@ -7,10 +7,10 @@ import subprocess
 import pytest
 
 from tests.netns.program import program
-from tests.netns.waiting import eventually
+from tests.netns.waiting import await_equal, eventually
 from tests.netns.worker.crew import DRAINING, WORKER, Crew, Load, whole
 from tproxy.addresses import SERVICE_ADDRESS
-from tproxy.lab.hypervisor import Hypervisor
+from tproxy.lab.hypervisor import PATIENCE, Hypervisor
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def test_a_restart_under_load_costs_no_connection_and_old_workers_end_with_their
     loads = [Load(guest) for guest in crew.guests]
     before = crew.processes()
     crew.tproxy("restart")
-    old = crew.pids(DRAINING)
-    assert old == [pid for pid, title in before.items() if title == WORKER]
+    old = sorted(pid for pid, title in before.items() if title == WORKER)
+    crew.await_draining(*old)
     for _ in eventually():  # the old daemon may still be ending
         after = crew.processes()
         if set(before) & set(after) == set(old):
@@ -33,10 +33,7 @@ def test_a_restart_under_load_costs_no_connection_and_old_workers_end_with_their
     assert crew.pids(DRAINING) == old
     assert {each["pid"] for each in crew.status()["workers"] if each["draining"]} == set(old)
     list(whole(loads))
-    for _ in eventually():
-        if crew.pids(DRAINING) == []:
-            break
-    assert crew.processes() == {pid: title for pid, title in after.items() if title != DRAINING}
+    await_equal(crew.processes, {pid: title for pid, title in after.items() if title != DRAINING})
     assert not [each for each in crew.status()["workers"] if each["draining"]]
 
 
@@ -49,9 +46,7 @@ def test_restarts_in_a_row_cost_no_connection(crew: Crew) -> None:
     for load in loads:
         load.go_on(2)
     list(whole(loads))
-    for _ in eventually():
-        if crew.pids(DRAINING) == []:
-            break
+    crew.await_draining()
     assert len(crew.pids(WORKER)) == 2
 
 
@@ -69,8 +64,9 @@ def test_a_long_stream_from_before_a_restart_arrives_whole(crew: Crew) -> None:
 
 def test_stop_ends_workers_that_only_finish_their_connections(crew: Crew) -> None:
     load = Load(crew.guests[0], callers=0, streams=1)
+    old = crew.worker_of(crew.guests[0])
     crew.tproxy("restart")
-    assert len(crew.pids(DRAINING)) == 1  # of the other guest's worker nothing is left to finish
+    crew.await_draining(old)  # of the other guest's worker nothing is left to finish
     crew.tproxy("stop")
     assert load.end()["streams"] == ["ECONNRESET"]
     assert crew.processes() == {}
@@ -93,30 +89,28 @@ def test_connections_of_an_old_worker_end_when_their_bridge_is_taken_down(crew: 
         crew.tproxy("start")
     else:  # the reset reaches the guest, which is not so where the bridge's namespace is gone by then
         assert load.end()["streams"] == ["ECONNRESET"]
-    for _ in eventually():
-        if crew.pids(DRAINING) == []:
-            break
+    crew.await_draining()
     assert len(crew.pids(WORKER)) == 2
 
 
 def test_an_old_worker_ends_although_the_daemon_died_and_came_back(crew: Crew) -> None:
     load = Load(crew.guests[0])
+    old = crew.worker_of(crew.guests[0])
     crew.tproxy("restart")
     crew.kill_daemon()
     crew.tproxy("start")
     load.go_on()
-    assert len(crew.pids(DRAINING)) == 1
+    crew.await_draining(old)
     list(whole([load]))
-    for _ in eventually():
-        if crew.pids(DRAINING) == []:
-            break
+    crew.await_draining()
     assert len(crew.pids(WORKER)) == 2
 
 
 def test_an_old_worker_that_a_new_daemon_took_for_one_that_serves_ends_all_the_same(crew: Crew) -> None:
     load = Load(crew.guests[0], callers=0, streams=1)
+    old = crew.worker_of(crew.guests[0])
     crew.tproxy("restart")
-    (old,) = crew.pids(DRAINING)
+    crew.await_draining(old)
     crew.kill_daemon()
     crew.signal("STOP", old)  # it cannot say that it only finishes
     starting = crew.start_tproxy("start")
@@ -125,34 +119,29 @@ def test_an_old_worker_that_a_new_daemon_took_for_one_that_serves_ends_all_the_s
             break
     crew.await_relay()
     crew.signal("CONT", old)
-    assert starting.wait(60) == 0
+    assert starting.wait(PATIENCE) == 0
     load.go_on()
     list(whole([load]))
-    for _ in eventually():
-        if crew.pids(DRAINING) == []:
-            break
+    crew.await_draining()
     assert len(crew.pids(WORKER)) == 2
 
 
 def test_an_old_worker_that_greets_late_ends_connections_of_a_bridge_that_is_gone(crew: Crew) -> None:
     crew.add_bridge("br1")  # the daemon stays for it
     load = Load(crew.guests[0], callers=0, streams=1)
+    old = crew.worker_of(crew.guests[0])
     crew.tproxy("restart")
-    for _ in eventually():  # the other old worker has nothing to finish
-        if len(old := crew.pids(DRAINING)) == 1:
-            break
+    crew.await_draining(old)  # the other old worker has nothing to finish
     load.go_on()
     crew.kill_daemon()
-    crew.signal("STOP", *old)  # it cannot say that it only finishes
+    crew.signal("STOP", old)  # it cannot say that it only finishes
     crew.tproxy("hook", "down", "--bridge", "br0", "--force")
     starting = crew.start_tproxy("start")
     for _ in eventually():
-        if f"worker {old[0]} of the daemon before goes on" in crew.log():
+        if f"worker {old} of the daemon before goes on" in crew.log():
             break
     crew.await_relay("br1")
-    crew.signal("CONT", *old)
-    assert starting.wait(60) == 0
-    for _ in eventually():
-        if crew.pids(DRAINING) == []:
-            break
+    crew.signal("CONT", old)
+    assert starting.wait(PATIENCE) == 0
+    crew.await_draining()
     assert len(crew.pids(WORKER)) == 2

@@ -10,6 +10,7 @@ import pytest
 from tests.netns.program import program
 from tests.netns.worker.crew import CONFIG, ECHO, WORKER, Crew, Load, start_asking, whole
 from tproxy.addresses import SERVICE_ADDRESS
+from tproxy.daemon import worker_link
 from tproxy.lab.hypervisor import Hypervisor
 
 VISITORS = 20
@@ -40,7 +41,7 @@ def test_a_storm_on_a_worker_that_stands_still_is_served_in_the_end(
     crew = Crew(hypervisor, workers)
     crew.serve(90, "short")
     crew.signal("STOP", *crew.pids(WORKER)[:1])
-    options = ("--connections", "4000", "--at-once", "1000", "--timeout", "60")
+    options = ("--connections", "4000", "--at-once", "1000")
     storms = [
         guest.popen(*program("storm", *options, SERVICE_ADDRESS, "90"), stdout=subprocess.PIPE)
         for guest in crew.guests
@@ -79,8 +80,9 @@ def test_a_busy_worker_is_not_taken_for_one_that_stands_still(hypervisor: Hyperv
     crew = Crew(hypervisor, workers=1)
     crew.serve(90, "short")
     before = crew.pids(WORKER)
-    options = ("--connections", "60000", "--at-once", "1000", "--timeout", "60")
-    storm = program("storm", *options, SERVICE_ADDRESS, "90")
-    report = json.loads(crew.guests[0].run(*storm, timeout=200).stdout)
-    assert report["errors"] == {}
+    options = ("--seconds", str(worker_link.PATIENCE + 2), "--at-once", "1000")
+    storm = crew.guests[0].popen(*program("storm", *options, SERVICE_ADDRESS, "90"), stdout=subprocess.PIPE)
+    while storm.poll() is None:
+        crew.status()  # which the worker is asked for
+    assert json.loads(storm.communicate()[0])["errors"] == {}
     assert crew.pids(WORKER) == before

@@ -40,15 +40,13 @@ def test_a_restart_with_the_new_version_refuses_nobody_and_old_streams_end_whole
     loads = [Load(guest) for guest in crew.guests]
     daemon, relay = crew.daemon, crew.relay
     crew.tproxy("restart")
-    assert len(crew.pids(WORKER)) == 2
-    assert crew.pids(DRAINING) == [daemon]
+    crew.await_workers(2)
+    crew.await_draining(daemon)
     assert crew.relay != relay
     for load in loads:
         load.go_on()
     list(whole(loads))
-    for _ in eventually():
-        if crew.pids(DRAINING) == []:
-            break
+    crew.await_draining()
     assert [guest.get(SERVICE_ADDRESS, 80) for guest in crew.guests] == ["hello"] * 2
 
 
@@ -64,7 +62,7 @@ def test_guests_that_wait_in_the_old_relay_after_its_daemon_died_are_served(crew
         crew.tproxy(command)
     assert [each.communicate()[0] for each in asking] == ["hello"] * len(asking)
     assert crew.relay != old_relay
-    assert len(crew.pids(WORKER)) == 2
+    crew.await_workers(2)
 
 
 @pytest.mark.parametrize("command", ["reload", "hook"])
@@ -95,9 +93,7 @@ def test_old_connections_end_when_their_bridge_is_taken_down(crew: Crew) -> None
     crew.tproxy("restart")
     load.go_on()
     crew.tproxy("hook", "down", "--bridge", "br0", "--force")
-    for _ in eventually():
-        if crew.pids(DRAINING) == []:
-            break
+    crew.await_draining()
 
 
 def test_the_sockets_of_the_old_relay_reset_connections_of_a_worker_that_dies(crew: Crew) -> None:
@@ -130,14 +126,14 @@ def test_a_service_of_the_old_version_becomes_the_new_one_in_the_same_process(
     link.symlink_to(SOURCE / "tproxy")
     crew.tproxy("restart")
     assert crew.daemon == service
-    assert len(crew.pids(WORKER)) == 2
-    assert len(crew.pids(DRAINING)) == 1
+    crew.await_workers(2)
+    for _ in eventually():
+        if len(crew.pids(DRAINING)) == 1:
+            break
     for load in loads:
         load.go_on()
     list(whole(loads))
-    for _ in eventually():
-        if crew.pids(DRAINING) == []:
-            break
+    crew.await_draining()
     for _ in eventually():
         if "defunct" not in crew.host.run("ps", "-ef").stdout:
             break

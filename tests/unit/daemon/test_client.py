@@ -23,7 +23,7 @@ from tproxy.kernel.loop import Loop
 from tproxy.model import Settings
 from tproxy.process import run_directory
 
-PATIENCE = 20.0
+PATIENCE = 100.0
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from tests.unit.relay.hostile import KINDS, PAYLOADS, open_descriptors, send_hostile
 from tests.unit.relay.test_hostile_predecessor import close, turn
+from tests.unit.sockets import PATIENCE
 from tproxy.relay import wire
 from tproxy.relay.channel import pair, receive, send
 from tproxy.relay.relay import Relay
@@ -34,7 +35,7 @@ def test_a_relay_follows_the_next_daemon_whatever_the_one_before_sent(
     turn(relay)
     assert relay._channel is None
     ours, theirs = pair()
-    theirs.settimeout(10)
+    theirs.settimeout(PATIENCE)
     relay._greet(ours)
     hello = receive(theirs)
     assert hello is not None

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.relay.hostile import KINDS, PAYLOADS, open_descriptors, send_hostile
-from tests.unit.sockets import run_until
+from tests.unit.sockets import PATIENCE, run_until
 from tproxy.relay.channel import pair
 from tproxy.relay.relay import Relay, log
 
@@ -38,7 +38,7 @@ def test_a_successor_survives_whatever_the_relay_before_hands_over(
     before = open_descriptors()
     relay = Relay()
     ours, theirs = pair()
-    ours.settimeout(10)
+    ours.settimeout(PATIENCE)
     theirs.setblocking(False)  # messages of the greatest length fill the channel
     for payload, kinds in messages:
         send_hostile(theirs, payload, kinds)

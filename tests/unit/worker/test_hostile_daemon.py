@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.relay.hostile import KINDS, open_descriptors, send_hostile
-from tests.unit.sockets import run_until
+from tests.unit.sockets import PATIENCE, run_until
 from tests.unit.worker.test_orders import messages as sensible
 from tproxy.log.file import Log
 from tproxy.relay.channel import pair, receive, send_bytes
@@ -65,7 +65,7 @@ class Hostile:
         self.channel.close()
         self.turn()
         self.channel = self.follow()
-        self.channel.settimeout(10)
+        self.channel.settimeout(PATIENCE)
         ready = receive(self.channel, orders.decode)
         assert ready is not None
         with ready:
