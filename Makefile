@@ -1,5 +1,6 @@
-# All commands of this checkout: make venv | demo | test | test-vm | test-packages | test-model | test-steps | test-inward | bench |
-# bench-workers | docs | serve-docs | picture | pictures | soak | lint | deb | zipapp | wheel | manual | lock | options | clean
+# All commands of this checkout: make venv | demo | demo-egress | test | test-egress | test-inward | test-vm | test-packages |
+# test-model | test-steps | bench | bench-workers | docs | serve-docs | picture | pictures | soak | lint | deb | zipapp |
+# wheel | manual | lock | options | clean
 
 # Tests that run at the same time. They wait for processes and the kernel more than they compute, so this is
 # more than there are cores.
@@ -25,9 +26,15 @@ venv:
 demo: venv
 	.venv/bin/tproxy lab
 
+# Guests without a route install software by a policy for their network.
+.PHONY: demo-egress
+demo-egress:
+	@.ci/setup egress
+	.venv/bin/tproxy lab --egress
+
 # Seconds after which a test ends a program that hangs. A machine under load may be ten times slower, and its
 # tests still pass.
-test test-vm: export TPROXY_PATIENCE ?= 100
+test test-egress test-vm: export TPROXY_PATIENCE ?= 100
 
 .PHONY: test
 test: venv bytecode
@@ -43,6 +50,12 @@ bytecode:
 test-inward: export TPROXY_PATIENCE ?= 100
 test-inward: venv
 	.venv/bin/python -m pytest -n $(WORKERS) tests/unit/inward tests/netns/inward
+
+# Tests of `tproxy egress` with real engines: squid, and the clients and servers of the packages' kinds.
+.PHONY: test-egress
+test-egress:
+	@.ci/setup egress
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile tests/egress
 
 # Tests with virtual machines. They are emulated, which takes minutes. VM_TESTS=tests/vm/test_guest.py runs only
 # those of that file.

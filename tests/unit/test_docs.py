@@ -130,6 +130,8 @@ def options(name: str, words: list[str]) -> set[str] | None:
         return {*FLAGS, *VALUES}
     context = click.Context(commands.cli)
     found = commands.cli.get_command(context, name)
-    if isinstance(found, click.Group) and words and words[0].islower():
-        found = found.get_command(context, words[0])
+    for word in words:
+        if not isinstance(found, click.Group) or not word.islower():
+            break
+        found = found.get_command(context, word)
     return {option for each in found.params for option in each.opts} if found else None

@@ -316,8 +316,13 @@ def _link_actions(
     ours = with_prefix(SERVICE_ADDRESS_IPV6)
     ipv6 = ours in addresses
     sysctls = wrong_sysctls(names, observed, ipv6=ipv6) if paired else namespace_sysctls(names, ipv6=ipv6)
+    # Those that are no service's, such as the one that the kernel makes of a MAC, go with the sysctls.
+    gone = tuple(
+        each
+        for each in (inner.addresses if paired and inner else ())
+        if each not in addresses and (each == ours or ":" not in each)
+    )
     # Without these sysctls the address would be gone at once.
-    gone = tuple(each for each in inner.addresses if each not in addresses) if paired and inner else ()
     later = {path: value for path, value in sysctls.items() if ours in gone and path.startswith("ipv6/")}
     if sysctls := {path: value for path, value in sysctls.items() if path not in later}:
         planned.append(actions.SetSysctls(names.namespace, sysctls))

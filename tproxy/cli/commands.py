@@ -38,6 +38,7 @@ GROUPS = {
         "route": "route",
     },
     "Configure": {"refresh": "refresh", "sync": "sync", "gateway": "gateway"},
+    "Software for guests": {"egress": "egress"},
     "Platforms": {"install": "install", "uninstall": "install"},
     "Try": {"lab": "lab"},
     "For programs": {"hook": "commands", "event": "commands"},

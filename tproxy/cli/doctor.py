@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from tproxy.cli import doctor_egress
 from tproxy.cli.examples import example
 from tproxy.console import EXIT_FAILURE, require_root
 from tproxy.doctor import examination
@@ -35,6 +36,7 @@ def doctor(debug: bool, bridge: str | None, file: str | None, as_json: bool) -> 
     if not debug:
         output.set_level(logging.ERROR)  # what is worth a warning is a finding
     found = examination.examine(links.real_name(bridge) if bridge is not None else None, file)
+    found += doctor_egress.findings()
     if as_json:
         click.echo(as_document(found))
     else:

@@ -59,7 +59,7 @@ BRIDGE = (
     "endpoint",
     "limits",
 )
-HOST_LAST = ("descriptors", "neighbours", "locks", "logs", "leftovers")
+HOST_LAST = ("descriptors", "neighbours", "locks", "logs", "leftovers", "egress")
 CHECKS = (*HOST_FIRST, *BRIDGE, *HOST_LAST)
 
 

@@ -132,6 +132,17 @@ def verdict(well: bool, *, removed: bool) -> None:
     _say(click.style(f"{mark} {said}", fg=colour, bold=True) + (" The lab is removed." if removed else ""))
 
 
+def tour_verdict(well: bool, said: str) -> None:
+    """Print the end of a tour that is not kept."""
+    if not well:
+        said = "Something is not as expected: see the marks above."
+    _say()
+    _say(
+        click.style(f"{'✓' if well else '✗'} {said}", fg="green" if well else "red", bold=True)
+        + " The lab is removed."
+    )
+
+
 def kept(pid: int, lane: Lane, port: int, tproxy: str) -> None:
     """Print how to look around in a lab that was kept."""
     _say()

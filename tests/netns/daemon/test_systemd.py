@@ -51,9 +51,9 @@ _IN_CHECKOUT = re.compile("^(PrivateTmp|ProtectHome|PrivateDevices)=yes$", re.MU
 
 
 class Machine:
-    """A stand-in hypervisor in which systemd runs."""
+    """A stand-in hypervisor in which systemd runs. ``boot`` is the script that starts it."""
 
-    def __init__(self, host: Hypervisor) -> None:
+    def __init__(self, host: Hypervisor, boot: Path = BOOT) -> None:
         self.host = host
         for unit in UNITS.glob("*.service"):
             host.write(f"/run/units/{unit.name}", _IN_CHECKOUT.sub("", unit.read_text()))
@@ -65,7 +65,7 @@ class Machine:
         host.write("/run/tproxy.yaml", CONFIG)
         self.pid = 0  # of systemd, as seen from here; 0 until it is found
         self._group = f"tproxy-test-{host.pid}"
-        self._boot = host.popen("sh", os.fspath(BOOT), self._group, SYSTEMD)
+        self._boot = host.popen("sh", os.fspath(boot), self._group, SYSTEMD)
 
     def wait(self) -> None:
         """Return when systemd is up."""

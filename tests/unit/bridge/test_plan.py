@@ -410,6 +410,18 @@ def test_ipv6_is_switched_off_when_its_address_is_taken_away() -> None:
     assert remove == RemoveAddresses(NAMES, ("fe80::a9fe:1009/64",), {plan.NO_IPV6: "1"})
 
 
+def test_an_address_that_the_kernel_made_is_gone_when_ipv6_is_switched_off() -> None:
+    observed = healthy()
+    assert observed.inner is not None
+    before = observed._replace(
+        sysctls={**(observed.sysctls or {}), plan.NO_IPV6: "0"},
+        inner=observed.inner._replace(addresses=("169.254.16.9/32", "fe80::9830:9dff:fe6c:a87a/64")),
+    )
+    sysctls, *links = plan.up(WANTED, before, NO_UPLINKS)
+    assert isinstance(sysctls, SetSysctls)
+    assert all("fe80" not in address for each in links for address in getattr(each, "addresses", ()))
+
+
 def test_a_further_service_address_needs_guards_the_address_and_the_map() -> None:
     (guard, configure, load) = plan.up(FURTHER, healthy(), NO_UPLINKS)
     assert isinstance(guard, LoadGuards)

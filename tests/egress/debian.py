@@ -1,0 +1,134 @@
+"""Debian packages, a signed repository of them, and an apt of a test's own."""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import subprocess
+from pathlib import Path
+
+from tests.egress.upstream import Site
+
+QUIET = {"capture_output": True, "check": True}
+
+
+def gpg(home: Path, *arguments: str, data: bytes | None = None) -> bytes:
+    command = ["gpg", "--homedir", str(home), "--batch", "--yes", "--quiet", "--no-tty", *arguments]
+    return subprocess.run(command, input=data, capture_output=True, check=True).stdout
+
+
+class Repository:
+    """A repository on a site, with one component "main". ``publish`` writes its indexes anew."""
+
+    def __init__(self, site: Site, folder: Path, path: str = "/debian/") -> None:
+        self.site, self.folder, self.path = site, folder, path
+        self.packages: dict[str, list[str]] = {}  # by suite: paragraphs
+        self.debs: dict[str, bytes] = {}
+        self.home = folder / "gpg"
+        self.home.mkdir(parents=True, mode=0o700)
+        key = ("--passphrase", "", "--pinentry-mode", "loopback")
+        gpg(self.home, *key, "--quick-gen-key", "upstream", "ed25519", "sign", "never")
+        self.key = folder / "upstream.asc"
+        self.key.write_bytes(gpg(self.home, "--armor", "--export"))
+        self.indexes: dict[str, bytes] = {}
+
+    @property
+    def url(self) -> str:
+        return self.site.url + self.path[1:]
+
+    def close(self) -> None:
+        subprocess.run(["gpgconf", "--homedir", str(self.home), "--kill", "all"], check=False)
+
+    def add(self, suite: str, package: str, version: str, depends: str = "", size: int = 100) -> bytes:
+        """Build a package with dpkg-deb, and offer it in a suite."""
+        tree = self.folder / f"{package}_{version}"
+        (tree / "DEBIAN").mkdir(parents=True)
+        control = {
+            "Package": package,
+            "Version": version,
+            "Architecture": "all",
+            "Maintainer": "nobody <nobody@example.org>",
+            "Description": "a package of a test",
+        }
+        if depends:
+            control["Depends"] = depends
+        text = "".join(f"{name}: {value}\n" for name, value in control.items())
+        (tree / "DEBIAN" / "control").write_text(text)
+        (tree / "usr/share" / package).mkdir(parents=True)
+        content = hashlib.shake_256(f"{package}{version}".encode()).digest(size)
+        (tree / "usr/share" / package / "data").write_bytes(content)
+        path = self.folder / f"{package}_{version}_all.deb"
+        subprocess.run(
+            ["dpkg-deb", "--build", "--root-owner-group", tree, path], capture_output=True, check=True
+        )
+        deb = path.read_bytes()
+        where = f"pool/main/{package[0]}/{package}/{path.name}"
+        text += f"Filename: {where}\nSize: {len(deb)}\nSHA256: {hashlib.sha256(deb).hexdigest()}\n"
+        self.packages.setdefault(suite, []).append(text)
+        self.site.put(self.path + where, deb)
+        self.debs[f"{package}_{version}"] = deb
+        return deb
+
+    def publish(self, suite: str, by_hash: bool = True) -> None:
+        """Write Packages, Release and InRelease of a suite, and sign them."""
+        listing = "\n".join(self.packages.get(suite, ())).encode()
+        indexes = {
+            f"main/binary-{architecture}/Packages{ending}": data
+            for architecture in ("amd64", "all")
+            for ending, data in (("", listing), (".xz", lzma.compress(listing)))
+        }
+        lines = [
+            "Origin: Test",
+            f"Suite: {suite}",
+            f"Codename: {suite}",
+            "Date: Thu, 01 Jan 2026 00:00:00 UTC",
+            "Architectures: amd64 all",
+            "Components: main",
+            f"Acquire-By-Hash: {'yes' if by_hash else 'no'}",
+            "SHA256:",
+        ]
+        base = f"{self.path}dists/{suite}/"
+        for path, data in indexes.items():
+            digest = hashlib.sha256(data).hexdigest()
+            lines.append(f" {digest} {len(data)} {path}")
+            self.site.put(base + path, data)
+            if by_hash:
+                self.site.put(f"{base}{path.rpartition('/')[0]}/by-hash/SHA256/{digest}", data)
+        release = ("\n".join(lines) + "\n").encode()
+        self.site.put(base + "Release", release)
+        self.site.put(base + "InRelease", gpg(self.home, "--clearsign", data=release))
+        self.indexes = indexes
+
+
+class Apt:
+    """An apt with a root directory of its own, which knows one repository and no installed package."""
+
+    def __init__(self, root: Path, source: str) -> None:
+        self.root = root
+        for each in ("etc/apt.conf.d", "etc/preferences.d", "state/lists/partial", "cache/archives/partial"):
+            (root / each).mkdir(parents=True)
+        (root / "etc/sources.list").write_text(source + "\n")
+        (root / "state/status").write_text("")
+        (root / "etc/apt.conf").write_text(
+            f'Dir "{root}";\nDir::Etc "{root}/etc";\nDir::State "{root}/state";\nDir::Cache "{root}/cache";\n'
+            f'Dir::State::status "{root}/state/status";\nAPT::Architecture "amd64";\n'
+            'APT::Sandbox::User "root";\nAcquire::Languages "none";\nAcquire::Retries "0";\n'
+            'APT::Get::Assume-Yes "true";\n'
+        )
+
+    def run(self, *arguments: str, fails: bool = False) -> str:
+        environment = {"APT_CONFIG": str(self.root / "etc/apt.conf"), "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
+        done = subprocess.run(
+            ["apt-get", *arguments], env=environment, capture_output=True, text=True, check=False
+        )
+        out = done.stdout + done.stderr
+        assert (done.returncode != 0) == fails, out
+        return out
+
+    def update(self, fails: bool = False) -> str:
+        return self.run("update", "--error-on=any", fails=fails)
+
+    def download(self, *packages: str, fails: bool = False) -> dict[str, bytes]:
+        """Download packages with what they depend on, and return them by their files' names."""
+        self.run("install", "--download-only", *packages, fails=fails)
+        return {path.name: path.read_bytes() for path in (self.root / "cache/archives").glob("*.deb")}

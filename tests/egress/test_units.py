@@ -1,0 +1,32 @@
+"""The units of systemd are valid, and `up` says what to do where systemd does not run."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tproxy.egress.service import systemd
+
+
+def test_systemd_accepts_the_units(engines: None, tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("needs systemd-analyze")
+    names = (*systemd.SERVICES, systemd.HOSTS, systemd.LINK, *systemd.OTHERS)
+    for name in names:
+        (tmp_path / name).write_text(systemd.unit(name))
+    command = ["systemd-analyze", "verify", *(str(tmp_path / name) for name in names)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_systemd_the_message_names_the_other_way(engines: None) -> None:
+    if Path("/run/systemd/system").is_dir():
+        pytest.skip("systemd runs here, and up would install the units")
+    command = [sys.executable, "-m", "tproxy", "egress", "up"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "tproxy: systemd does not run here: tproxy egress up --foreground\n"

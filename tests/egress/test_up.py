@@ -1,0 +1,272 @@
+"""``tproxy egress up --foreground``: the whole node, as guests, hosts and operators see it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.egress.node import PATIENCE, PROGRAMS, Node
+from tests.egress.up import TPROXY, up
+from tests.egress.wheels import publish
+from tproxy import proxy_protocol
+from tproxy.egress.policy import edit
+
+POLICY = """\
+rules:
+  - networks: [build]
+    pypi: [good]
+    get: ["https://host.example/releases/*"]
+"""
+A = "https://host.example/releases/a"
+
+
+@pytest.fixture(scope="module")
+def node(engines: None) -> Iterator[Node]:
+    with Node(POLICY, mirror=True, squid=False) as node:
+        publish(node, "good", "1.0")
+        node.site("host.example", "/releases/a", "file a\n")
+        node.site("other.example", "/releases/a", "of another host\n")
+        up(node)
+        yield node
+
+
+def test_the_start_up_log_shows_the_fingerprint(node: Node) -> None:
+    shown = node.run(*TPROXY, "ca", "--root", str(node.root)).stdout
+    fingerprint = next(line for line in shown.splitlines() if line.startswith("SHA-256"))
+    assert fingerprint in (node.root / "up.log").read_text()
+
+
+def test_pip_installs_through_proxy_and_mirror(node: Node) -> None:
+    proxy = node.caller(network="build")
+    done = node.pip_download(proxy, "good")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert node.pip_download(node.caller(network="lab"), "good").returncode != 0
+
+
+def transparent(node: Node, url: str, **values: str) -> tuple[int, str]:
+    """Fetch as a client does that knows no proxy: it connects to the service address, port 443."""
+    listen = node.caller(port=443, **values).rpartition(":")[2]
+    host = url.split("/")[2]
+    done = node.run(
+        *("curl", "-sS", "-m", "20", "-w", "\n%{http_code}", "--cacert", str(node.trusted)),
+        *("--connect-to", f"{host}:443:127.0.0.1:{listen}", url),
+        check=False,
+    )
+    body, _, code = done.stdout.rpartition("\n")
+    return int(code), body + done.stderr
+
+
+def test_a_client_that_knows_no_proxy_is_served_by_its_server_name(node: Node) -> None:
+    assert transparent(node, A, network="build") == (200, "file a\n")
+    assert transparent(node, "https://host.example/secret", network="build")[0] == 403
+
+
+def test_a_client_that_knows_no_proxy_is_denied_by_the_policy(node: Node) -> None:
+    for url, network in ((A, "lab"), ("https://other.example/releases/a", "build")):
+        status, text = transparent(node, url, network=network)
+        assert status != 200
+        assert "of another host" not in text
+        assert "file a" not in text
+
+
+def test_the_resolver_leads_hosts_of_the_policy_to_the_service_address(node: Node) -> None:
+    program = (
+        "import dns.message as m, dns.query as q, sys\n"
+        "for ask in (q.udp, q.tcp):\n"
+        "    for name in sys.argv[1:]:\n"
+        "        found = ask(m.make_query(name, 'A'), '127.0.0.1', 10, 5353).answer\n"
+        "        print(*[data for records in found for data in records] or '-')\n"
+    )
+    done = node.run(sys.executable, "-c", program, "pypi.org", "host.example", "evil.example")
+    assert done.stdout.split() == ["169.254.16.9", "169.254.16.9", "-"] * 2
+
+
+def test_only_tproxys_own_users_may_send_headers(node: Node) -> None:
+    """A program of another user on this host claims to be a guest of the network build."""
+    head = proxy_protocol.encode(("10.0.0.5", 1), ("169.254.16.9", 80), {proxy_protocol.OF_NETWORK: "build"})
+    request = (
+        b"GET http://host.example/releases/none HTTP/1.1\r\nHost: host.example\r\nConnection: close\r\n\r\n"
+    )
+    words = (sys.executable, str(PROGRAMS / "raw.py"))
+    for port in ("3128", "8443", "443", "3192"):
+        as_nobody = node.run(
+            "setpriv", "--reuid=65534", "--clear-groups", *words, port, (head + request).hex()
+        )
+        assert "ended: [Errno 111]" in as_nobody.stdout
+    as_worker = node.run(
+        "setpriv", "--reuid=1900000123", "--clear-groups", *words, "3128", (head + request).hex()
+    )
+    assert "403" in as_worker.stdout  # the proxy answers: http:// is not what the rule allows
+
+
+def test_squid_itself_cannot_connect_to_inner_addresses(node: Node) -> None:
+    """A name that changes its address after squid has looked at it."""
+    for address in ("10.9.9.9", "127.0.0.1", "169.254.16.9"):
+        words = ("setpriv", "--reuid=proxy", "--clear-groups", "curl", "-sS", "-m", "5", f"http://{address}/")
+        assert "Failed to connect" in node.run(*words, check=False).stderr
+
+
+def change(node: Node, text: str) -> None:
+    """Write a policy that squid has to be told of, and wait until it has taken it."""
+    log = node.layout.log / "squid.log"
+    before = log.read_text().count("Accepting SSL bumped")
+    node.write_policy(text)
+    node.wait_for(lambda: log.read_text().count("Accepting SSL bumped") >= before + 2, "squid with it")
+
+
+def test_a_change_of_ports_or_rates_drops_no_download(node: Node) -> None:
+    node.site("host.example", "/releases/large", os.urandom(20_000_000))
+    proxy = node.caller(network="build")
+    slow = node.popen_curl(proxy, "https://host.example/releases/large", "--limit-rate", "3M")
+    node.wait_for(lambda: any("large" in line for line in node.requests()), "a download")
+    text = node.policy.read_text()
+    change(node, f"limits: {{bytes_per_second: 50M}}\n{text}")
+    assert node.curl(node.caller(network="build"), A) == (200, "file a\n")
+    output, _ = slow.communicate()
+    assert (slow.returncode, output.strip()) == (0, "200 20000000")
+    change(node, text)
+
+
+def test_a_guest_is_slowed_down_to_its_rate(node: Node) -> None:
+    """The rate is in the configuration, and the guest's requests are in its pool."""
+    node.site("host.example", "/releases/paced", os.urandom(2_000_000))
+    text = node.policy.read_text()
+    try:
+        change(node, f"limits: {{bytes_per_second: 500k}}\n{text}")
+        proxy = node.caller(network="build")
+        done = node.popen_curl(proxy, "https://host.example/releases/paced", "-w", "%{speed_download}")
+        output, _ = done.communicate()
+        assert float(output) < 1_000_000
+    finally:
+        change(node, text)
+
+
+def test_an_edit_by_the_command_applies_to_the_next_request(node: Node) -> None:
+    publish(node, "late", "1.0")
+    proxy = node.caller(network="build")
+    assert node.curl(proxy, "https://pypi.org/simple/late/")[0] == 403
+    node.run(*TPROXY, "allow", "pypi", "late", "--network", "build", "--policy", str(node.policy))
+    assert node.curl(proxy, "https://pypi.org/simple/late/")[0] == 200
+    edit.set_pypi(node.policy, "late", "build", allow=False)
+
+
+@pytest.fixture
+def guest(node: Node) -> Iterator[tuple[str, ...]]:
+    """Return words that run a command as root of a machine with files of its own."""
+    own = node.root / "guest"
+    shutil.copytree("/etc", own / "etc", symlinks=True)
+    (own / "local").mkdir()
+    (own / "etc/pip.conf").unlink(missing_ok=True)  # of the machine that runs the tests
+    mounts = f"mount --bind {own}/etc /etc && mount --bind {own}/local /usr/local/share/ca-certificates"
+    yield (
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        f'mkdir -p /usr/local/share/ca-certificates; {mounts} && exec "$@"',
+        "guest",
+    )
+    shutil.rmtree(own)
+
+
+def test_the_scripts_set_a_guest_up_check_it_and_undo_it(node: Node, guest: tuple[str, ...]) -> None:
+    listen = node.caller(network="build").removeprefix("http://")
+    address = "http://127.0.0.1:8480"
+    setup, check = node.root / "setup.sh", node.root / "check.sh"
+    setup.write_text(node.run("curl", "-sSf", f"{address}/setup?proxy={listen}").stdout)
+    check.write_text(node.run("curl", "-sSf", f"{address}/check?proxy={listen}").stdout)
+    before = node.run(*guest, "sh", str(check), check=False)
+    assert before.returncode == 1
+    assert "the authority is not installed" in before.stdout
+    assert "written: /etc/pip.conf" in node.run(*guest, "sh", str(setup)).stdout
+    assert "written" not in node.run(*guest, "sh", str(setup)).stdout  # nothing to change
+    shell = ". /etc/profile.d/tproxy-egress.sh; "
+    after = node.run(*guest, "sh", "-c", f"{shell} sh {check}", check=False)
+    assert (after.returncode, after.stdout) == (0, "in order\n")
+    fetched = node.run(*guest, "sh", "-c", f"{shell} curl -sS {A}")
+    assert fetched.stdout == "file a\n"
+    kept = node.root / "guest/etc/pip.conf"
+    assert f"proxy = http://{listen}" in kept.read_text()
+    assert "removed: /etc/pip.conf" in node.run(*guest, "sh", str(setup), "--undo").stdout
+    assert not kept.exists()
+    assert node.run(*guest, "sh", str(check), check=False).returncode == 1
+
+
+def test_the_set_up_leaves_files_of_others_alone(node: Node, guest: tuple[str, ...]) -> None:
+    own = node.root / "guest/etc/pip.conf"
+    own.write_text("[global]\ntimeout = 5\n")
+    setup = node.root / "setup.sh"
+    setup.write_text(node.run("curl", "-sSf", "http://127.0.0.1:8480/setup").stdout)
+    done = node.run(*guest, "sh", str(setup))
+    assert "left alone" in done.stderr
+    node.run(*guest, "sh", str(setup), "--undo")
+    assert own.read_text() == "[global]\ntimeout = 5\n"
+
+
+def test_the_set_up_can_be_for_some_units_only(node: Node, guest: tuple[str, ...]) -> None:
+    setup = node.root / "units.sh"
+    setup.write_text(node.run("curl", "-sSf", "http://127.0.0.1:8480/setup?units=docker").stdout)
+    node.run(*guest, "sh", str(setup))
+    etc = node.root / "guest/etc"
+    assert "HTTPS_PROXY=" in (etc / "systemd/system/docker.service.d/tproxy-egress.conf").read_text()
+    assert not (etc / "profile.d/tproxy-egress.sh").exists()
+
+
+def test_a_policy_that_squid_may_not_read_is_refused_at_the_start(engines: None) -> None:
+    with Node(POLICY, squid=False) as node:
+        node.policy.chmod(0o600)
+        done = node.run(*TPROXY, "run", "squid", "--root", str(node.root), check=False)
+        assert done.returncode == 1
+        assert "cannot be read by the user proxy: chmod o+r" in done.stderr
+
+
+def test_a_taken_port_names_its_holder(engines: None) -> None:
+    with Node(POLICY, squid=False) as node:
+        holder = node.popen("python3", "-m", "http.server", "--bind", "127.0.0.1", "8443")
+        node.wait_for(lambda: node.listens(8443), "the holder listens")
+        done = node.run(*TPROXY, "up", "--foreground", "--root", str(node.root), check=False)
+        assert done.returncode == 1
+        assert "port 8443" in done.stderr
+        assert f"python3 (process {holder.pid})" in done.stderr
+
+
+def test_a_part_that_is_killed_ends_all_and_a_signal_ends_it_in_order(engines: None) -> None:
+    with Node(POLICY, squid=False) as node:
+        for ending in ("squid", "signal"):
+            child = up(node)
+            if ending == "squid":
+                os.kill(int((node.layout.run / "squid.pid").read_text()), signal.SIGKILL)
+            else:
+                child.send_signal(signal.SIGTERM)
+            status = child.wait(PATIENCE * 2)
+            log = (node.root / "up.log").read_text()
+            assert (status, "squid has ended" in log) == ((1, True) if ending == "squid" else (0, False)), log
+            for port in (3128, 443, 3190, 8480):
+                node.wait_for(lambda port=port: not node.listens(port), f"port {port} is free")
+            (node.layout.run / "squid.pid").unlink(missing_ok=True)
+
+
+def test_both_authorities_are_valid_during_a_rotation(engines: None) -> None:
+    with Node(POLICY) as node:
+        node.site("host.example", "/releases/a", "file a\n")
+        proxy = node.caller(network="build")
+        old = Path(node.root / "old.pem")
+        old.write_text(node.trusted.read_text())
+        assert node.curl(proxy, A)[0] == 200
+        node.run(*TPROXY, "ca", "--rotate", "--root", str(node.root))
+        node.restart_squid()
+        new = node.root / "new.pem"
+        new.write_bytes((node.layout.authority / "ca.pem").read_bytes())
+        assert new.read_text() != old.read_text()
+        for trusted in (old, new, node.trusted):
+            assert node.curl(proxy, A, "--cacert", str(trusted)) == (200, "file a\n")
+        node.run(*TPROXY, "ca", "--finish", "--root", str(node.root))
+        node.restart_squid()
+        assert node.curl(proxy, A, "--cacert", str(new))[0] == 200
+        assert node.curl(proxy, A, "--cacert", str(old))[0] != 200

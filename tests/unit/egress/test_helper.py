@@ -1,0 +1,102 @@
+"""The helper answers squid's lines by the policy, and denies what it cannot read."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.egress.policies import TEXT
+from tproxy.egress.policy.current import Current
+from tproxy.egress.squid import helper
+
+
+@pytest.fixture(scope="module")
+def current(tmp_path_factory: pytest.TempPathFactory) -> Current:
+    path = tmp_path_factory.mktemp("policy") / "egress.yaml"
+    path.write_text(TEXT + "clients: {10.1.0.0/16: build}\nlimits: {bytes_per_second: 10k}\n")
+    return Current(path)
+
+
+def line(word: str = helper.BY_HEADER, **values: str) -> str:
+    said = {"method": "GET", "url": "https://pypi.org/simple/requests/", "network": "build", **values}
+    return " ".join(["7", *(quote(said.get(name, "-"), safe="") for name in helper.FIELDS), word]) + "\n"
+
+
+def ask(current: Current, *lines: str) -> list[str]:
+    found: list[str] = []
+    helper.serve(current, lines, found.append)
+    return found
+
+
+def test_a_request_is_answered_under_its_number(current: Current) -> None:
+    (found,) = ask(current, line())
+    assert found.startswith("7 OK ")
+    assert " to=mirror" in found
+    assert " rate=10000" in found
+
+
+def test_the_guest_is_the_tag_that_limits_count_by(current: Current) -> None:
+    found = ask(current, line(bridge_port="vnet1"), line(bridge_port="vnet2"))
+    assert len({each.partition(" tag=")[2].split()[0] for each in found}) == 2
+
+
+def test_the_network_of_a_host_follows_from_its_address_and_not_from_a_header(current: Current) -> None:
+    clients = helper.BY_CLIENTS
+    inside, outside = line(clients, address="10.1.2.3", network=""), line(clients, address="10.2.2.3")
+    found = ask(current, inside, outside)
+    assert [each.split()[1] for each in found] == ["OK", "ERR"]
+
+
+@pytest.mark.parametrize(
+    ("connected", "url", "expected"),
+    [
+        ("pypi.org:443", "https://pypi.org/simple/requests/", "OK"),
+        ("host.example:443", "https://pypi.org/simple/requests/", "ERR"),
+        ("pypi.org:443", "http://pypi.org/simple/requests/", "ERR"),
+        ("pypi.org:443", "https://pypi.org:8443/simple/requests/", "ERR"),
+    ],
+)
+def test_a_request_inside_a_connection_is_for_its_host(
+    current: Current, connected: str, url: str, expected: str
+) -> None:
+    assert ask(current, line(connected=connected, url=url))[0].split()[1] == expected
+
+
+def test_a_tunnel_is_spliced_only_for_its_server_name(current: Current) -> None:
+    connected = "tunnel/pinned.example:443"
+    found = ask(
+        current,
+        line(method="CONNECT", url="-", host="pinned.example", port="443"),
+        line(helper.SPLICING, connected=connected, server_name="Pinned.example"),
+        line(helper.SPLICING, connected=connected, server_name="other.example"),
+        line(helper.SPLICING, connected=connected, server_name=""),
+    )
+    assert "clt_conn_tag=tunnel/pinned.example:443 way=tunnel" in found[0]
+    assert [each.split()[1] for each in found] == ["OK", "OK", "ERR", "ERR"]
+
+
+@pytest.mark.parametrize(
+    "text", ["7\n", "7 a b\n", "\n", line("unknown"), line(network="%ff"), line(port="x")]
+)
+def test_what_cannot_be_read_is_denied(current: Current, text: str) -> None:
+    text = text.replace("%25ff", "%ff")
+    if "port" not in text:
+        assert ask(current, text)[0].split()[-3:][0] != "OK"
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\n"), max_size=80))
+def test_no_line_makes_it_allow_or_end(current: Current, text: str) -> None:
+    (found,) = ask(current, text)
+    assert " ERR " in found
+
+
+@given(st.text(max_size=40))
+def test_text_of_a_guest_cannot_add_notes_or_lines(current: Current, text: str) -> None:
+    found = ask(current, line(network=text.encode("utf-8", "replace").decode(), url="https://x.example/"))
+    assert len(found) == 1
+    assert found[0].count("\n") == 1
+    assert " OK " not in found[0]
+    assert "<" not in found[0]

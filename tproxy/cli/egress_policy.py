@@ -1,0 +1,74 @@
+"""egress check, allow, deny, learned: the policy."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from tproxy.cli.egress_root import layout_of, root_option
+from tproxy.cli.examples import example
+from tproxy.console import EXIT_FAILURE
+from tproxy.egress.layout import Layout
+from tproxy.egress.policy import edit, proposing, reader
+from tproxy.egress.policy.rules import ANY
+from tproxy.errors import TproxyError
+
+policy_option = click.option(
+    "--policy",
+    type=click.Path(path_type=Path),
+    default=Layout().policy,
+    show_default=True,
+    help="The file with the policy.",
+)
+
+
+@click.command(epilog=example("tproxy egress check"))
+@policy_option
+def check(policy: Path) -> None:
+    """Print all errors of the policy, a line each. Changes nothing."""
+    try:
+        found = reader.load(policy)
+    except reader.PolicyError as error:
+        for problem in error.problems:
+            click.echo(problem.at(str(policy)), err=True)
+        sys.exit(EXIT_FAILURE)
+    count = len(found.rules)
+    click.echo(f"{policy}: in order, mode {found.mode}, {count} {'rule' if count == 1 else 'rules'}")
+
+
+def _edit(policy: Path, name: str, network: str, *, allowing: bool) -> None:
+    changed = edit.set_pypi(policy, name, network, allow=allowing)
+    verb = "allowed" if allowing else "denied"
+    who = "all networks" if network == ANY else f"network {network}"
+    click.echo(f"{policy}: {name} is {verb} to {who}{'' if changed else ' already'}")
+
+
+def _command(verb: str, text: str) -> click.Command:
+    @click.command(verb, help=text, epilog=example(f"tproxy egress {verb} pypi requests --network build"))
+    @click.argument("kind", type=click.Choice(["pypi"]))
+    @click.argument("name")
+    @click.option("--network", default=ANY, help="Only for this network; without, for all.")
+    @policy_option
+    def command(kind: str, name: str, network: str, policy: Path) -> None:
+        _edit(policy, name, network, allowing=verb == "allow")
+
+    return command
+
+
+allow = _command("allow", "Allow a package: edit the policy, which applies within a second.")
+deny = _command("deny", "Deny a package: edit the policy, which applies within a second.")
+
+
+@click.command(epilog=example("tproxy egress learned"))
+@root_option
+def learned(root: Path | None) -> None:
+    """Print rules for what a network fetched while the policy let it learn. Changes nothing."""
+    layout = layout_of(root)
+    try:
+        with layout.access_log.open(encoding="utf-8", errors="replace") as log:
+            found = proposing.read(log, reader.load(layout.policy).upstreams)
+    except OSError as error:
+        raise TproxyError(f"cannot read {layout.access_log}: {error.strerror}") from error
+    click.echo(proposing.rules(found) or "# nothing was fetched that rules do not allow already")

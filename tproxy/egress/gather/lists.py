@@ -1,0 +1,129 @@
+"""Lists of what is to be gathered: plain text, want lists, and SBOMs in CycloneDX's JSON. Pure.
+
+A line of plain text is KIND NAME: ``pypi django>=4``, ``deb curl``, ``oci docker.io/library/alpine:3``,
+``galaxy community.general:9.0.0``, ``role owner.name:1.0``, ``file URL SHA256``. "#" begins a comment.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import NamedTuple
+
+from packaging.requirements import InvalidRequirement, Requirement
+
+from tproxy.egress.model import Artifact
+from tproxy.egress.purls import artifact_of
+from tproxy.errors import TproxyError, quoted
+
+KINDS = ("pypi", "deb", "oci", "galaxy", "role", "file")
+
+# None may begin with "-": these become arguments of programs.
+_RULES = {
+    "deb": re.compile(r"[a-z0-9][a-z0-9.+-]+(=[A-Za-z0-9.+:~-]+)?"),
+    "oci": re.compile(r"[a-z0-9][a-z0-9.:-]*(/[a-z0-9._-]+)+(:[\w][\w.-]*|@sha256:[0-9a-f]{64})?"),
+    "galaxy": re.compile(r"\w+\.\w+(:[\w.+*<>=!,-]+)?"),
+    "role": re.compile(r"[\w-]+\.[\w-]+(:[\w.+-]+)?"),
+    "file": re.compile(r"https?://\S+ [0-9a-f]{64}"),
+}
+
+
+class ListError(TproxyError):
+    """A list cannot be read."""
+
+
+class Item(NamedTuple):
+    """One thing to gather, as a line has it."""
+
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+class Targets(NamedTuple):
+    """For which machines things are gathered."""
+
+    pythons: tuple[str, ...] = ("3.11",)
+    platforms: tuple[str, ...] = ("manylinux2014_x86_64", "manylinux_2_28_x86_64", "linux_x86_64")
+    suites: tuple[str, ...] = ("bookworm",)
+    components: tuple[str, ...] = ("main",)
+    architectures: tuple[str, ...] = ("amd64",)
+    images: tuple[str, ...] = ("linux/amd64",)
+
+
+def check(kind: str, name: str) -> Item:
+    """Return the item, if it can be one. Raises ListError."""
+    if kind not in KINDS:
+        raise ListError(f"{quoted(kind)} is no kind: one of {', '.join(KINDS)}")
+    if kind == "pypi":
+        try:
+            found = Requirement(name)
+        except InvalidRequirement as error:
+            raise ListError(f"{quoted(name)} is no requirement such as django>=4") from error
+        if found.url:
+            raise ListError(f"{quoted(name)} names an address; use a line that begins with file")
+    elif not _RULES[kind].fullmatch(name):
+        raise ListError(f"{quoted(name)} is no name for {kind}")
+    return Item(kind, name)
+
+
+def read(text: str, where: str = "list") -> list[Item]:
+    """Return what a list names, each thing once. Raises ListError, which names the line."""
+    stripped = text.lstrip()
+    if stripped.startswith("{") and '"bomFormat"' in stripped:
+        found = _from_sbom(stripped, where)
+    elif stripped.startswith("["):
+        found = _from_wants(stripped, where)
+    else:
+        found = []
+        for number, line in enumerate(text.splitlines(), 1):
+            words = re.sub(r"(^|\s)#.*", "", line).strip()
+            if not words:
+                continue
+            kind, _, name = words.partition(" ")
+            try:
+                found.append(check(kind, " ".join(name.split())))
+            except ListError as error:
+                raise ListError(f"{where}:{number}: {error}") from error
+    return list(dict.fromkeys(found))
+
+
+def _from_wants(text: str, where: str) -> list[Item]:
+    """Read what ``tproxy egress mirror wanted --json`` prints."""
+    try:
+        return [
+            check(*_line(Artifact(each["kind"], each["name"], each["version"], url=each["name"])))
+            for each in json.loads(text)
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ListError(f"{where}: this is no want list: {error}") from error
+
+
+def _from_sbom(text: str, where: str) -> list[Item]:
+    found = []
+    try:
+        for component in json.loads(text).get("components", []):
+            artifact = artifact_of(str(component["purl"])) if component.get("purl") else None
+            if artifact is not None:
+                found.append(check(*_line(artifact)))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ListError(f"{where}: this is no SBOM in CycloneDX's JSON: {error}") from error
+    return found
+
+
+def _line(artifact: Artifact) -> tuple[str, str]:
+    """Return kind and name of an artifact as a line has them."""
+    name, version = artifact.name, artifact.version
+    if artifact.kind == "pypi":
+        return "pypi", f"{name}=={version}" if version else name
+    if artifact.kind == "deb":
+        return "deb", f"{name}={version}" if version else name
+    if artifact.kind == "oci":
+        if version.startswith("sha256:"):
+            return "oci", f"{name}@{version}"
+        return "oci", f"{name}:{version}" if version else name
+    if artifact.kind == "file":
+        return "file", f"{artifact.url} {artifact.sha256}"
+    return "galaxy", f"{name}:{version}" if version else name

@@ -1,0 +1,143 @@
+"""Installs, starts, stops and removes the egress as services of systemd.
+
+The units are in drivers/egress/. This command's own path goes into them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+
+from tproxy.egress.layout import Layout
+from tproxy.egress.policy.reader import load
+from tproxy.egress.service import guard, ports
+from tproxy.egress.squid.authority import peer_certificates
+from tproxy.egress.store.durable import replace
+from tproxy.errors import ProcessError, TproxyError
+
+UNITS = Path("/etc/systemd/system")
+SERVICES = ("tproxy-egress-squid.service", "tproxy-egress-mirror.service", "tproxy-egress-front.service")
+OTHERS = ("tproxy-egress.target", "tproxy-egress-reload.path", "tproxy-egress-reload.service")
+
+# Only where hypervisors elsewhere use this node, and on those hypervisors.
+HOSTS, LINK = "tproxy-egress-hosts.service", "tproxy-egress-link.service"
+
+# Debian's packages, each with a file by which it is known. Repositories of sealed sites need aptly and gpg.
+PACKAGES = {
+    "squid-openssl": "/usr/lib/squid/security_file_certgen",
+    "nftables": "/usr/sbin/nft",
+    "minisign": "/usr/bin/minisign",
+    "gpg": "/usr/bin/gpg",
+    "aptly": "/usr/bin/aptly",
+}
+_HAPROXY = {"haproxy": "/usr/sbin/haproxy"}
+
+_POLICY = """\
+# Which network may fetch what. The first rule that matches decides; without one, a request is denied.
+# `tproxy egress check` finds errors. docs/egress.md has all keys.
+mode: dmz
+rules: []
+"""
+
+
+def up() -> list[str]:
+    """Install what is missing, start everything, and return lines to show. Raises TproxyError."""
+    require_systemd()
+    layout = Layout()
+    if not layout.policy.exists():
+        layout.etc.mkdir(parents=True, exist_ok=True)
+        layout.policy.write_text(_POLICY)
+    policy = load(layout.policy)
+    services = (*SERVICES, *([HOSTS] if policy.listen.hosts else []))
+    _install_packages({**PACKAGES, **(_HAPROXY if policy.listen.hosts else {})})
+    if not _active() and (taken := ports.taken(policy)):
+        raise ProcessError("; ".join(taken))
+    layout.log.mkdir(parents=True, exist_ok=True)
+    peer_certificates(layout.peer)  # the mirror, which starts first, shows one to squid
+    for name in (*services, *OTHERS):
+        (UNITS / name).write_text(unit(name))
+    _systemctl("daemon-reload")
+    _systemctl("enable", "--now", "tproxy-egress.target", "tproxy-egress-reload.path", *services)
+    return [f"running, by the policy {layout.policy}", "fingerprint of the authority: tproxy egress ca"]
+
+
+def join(file: Path) -> list[str]:
+    """Reach a node elsewhere from this hypervisor. Return lines to show. Raises TproxyError."""
+    require_systemd()
+    _install_packages({"nftables": PACKAGES["nftables"], **_HAPROXY})
+    layout = Layout()
+    layout.etc.mkdir(parents=True, exist_ok=True)
+    replace(layout.link, file.read_bytes(), 0o600)
+    (UNITS / LINK).write_text(unit(LINK))
+    _systemctl("daemon-reload")
+    _systemctl("enable", LINK)
+    _systemctl("restart", LINK)
+    return [f"linked, by {layout.link}; remove {file}, which holds the key"]
+
+
+def down(*, purge: bool) -> list[str]:
+    """Stop everything, remove the units, and with ``purge`` all that the egress keeps. Raises TproxyError."""
+    require_systemd()
+    ours = ("tproxy-egress.target", *SERVICES, HOSTS, LINK, *OTHERS[1:])
+    names = [name for name in ours if (UNITS / name).exists()]
+    if names:
+        _systemctl("disable", "--now", *names)
+        for name in names:
+            (UNITS / name).unlink()
+        _systemctl("daemon-reload")
+    for table in (guard.TABLE, guard.LINK_TABLE):
+        guard.remove(table)
+    layout = Layout()
+    if not purge:
+        return [f"stopped; {layout.state} is kept"]
+    for directory in (layout.state, layout.run, layout.log):
+        shutil.rmtree(directory, ignore_errors=True)
+    layout.link.unlink(missing_ok=True)
+    return [f"stopped, and removed {layout.state} with the authority; {layout.policy} is kept"]
+
+
+def unit(name: str) -> str:
+    """Return the text of a unit, in which "tproxy" is the command that runs now."""
+    text = files("tproxy").joinpath(f"drivers/egress/{name}").read_text(encoding="utf-8")
+    return text.replace("=tproxy ", f"={sys.executable} -m tproxy ")
+
+
+def require_systemd() -> None:
+    """Raise ProcessError unless systemd runs this host, sd_booted(3)."""
+    if not os.path.isdir("/run/systemd/system"):
+        raise ProcessError("systemd does not run here: tproxy egress up --foreground")
+
+
+def _active() -> bool:
+    return _run("systemctl", "is-active", "--quiet", SERVICES[0]).returncode == 0
+
+
+def _install_packages(needed: Mapping[str, str]) -> None:
+    missing = [package for package, file in needed.items() if not Path(file).exists()]
+    if not missing:
+        return
+    # Debian would start a squid of its own, on the port that ours needs, and a HAProxy that does nothing.
+    for package, service in (("squid-openssl", "squid.service"), ("haproxy", "haproxy.service")):
+        if package in missing:
+            _systemctl("mask", service)
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for words in (("update",), ("install", "-y", "--no-install-recommends", *missing)):
+        done = subprocess.run(["apt-get", "-q", *words], check=False, env=environment)
+        if done.returncode:
+            raise TproxyError(f"apt-get {words[0]} failed: install {', '.join(missing)} by hand")
+
+
+def _systemctl(*words: str) -> None:
+    done = _run("systemctl", *words)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no reason given"]
+        raise ProcessError(f"systemctl {words[0]} failed: {lines[0]}")
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)

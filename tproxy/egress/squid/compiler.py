@@ -1,0 +1,242 @@
+"""Compiles the policy into squid's configuration. Pure: text in, text out.
+
+Rules are not compiled: the helper reads them by itself. What is here changes rarely: ports, the mode, which
+inner addresses are allowed, rates, and an authority for upstreams. Sources: squid.conf of squid 5,
+/usr/share/doc/squid-common/squid.conf.documented.gz.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from ipaddress import IPv6Network
+from pathlib import Path
+
+from tproxy.egress.layout import CALLER_HEADERS, Layout
+from tproxy.egress.policy.addresses import INNER
+from tproxy.egress.policy.rules import Policy
+from tproxy.egress.squid import helper
+from tproxy.egress.squid.authority import MIRROR_NAME, Authority
+
+# The names of notes by which the helper says who called, for logs and the mirror.
+_CALLER_NOTES = (*CALLER_HEADERS.values(),)
+_MAPPED = IPv6Network("::ffff:0:0/96")
+
+PAGE = "ERR_TPROXY_DENIED"
+CERTIFICATE_HELPER = "/usr/lib/squid/security_file_certgen"
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the configuration needs to know of the node besides the policy."""
+
+    layout: Layout
+    mirror: bool = True  # whether requests for official sites go to the mirror
+    user: str = "proxy"  # Debian's user for squid
+    hosts_file: str = "/etc/hosts"
+    nameservers: tuple[str, ...] = ()  # none: those of /etc/resolv.conf
+    cache_megabytes: int = 2000
+    python: str = field(default=sys.executable)
+
+
+def compiled(policy: Policy, node: Surroundings) -> str:
+    """Return the text of squid.conf."""
+    parts = (_ports, _helpers, _access, _bumping, _routes, _limits, _cache, _log, _process)
+    return "".join(f"{line}\n" for part in parts for line in (*part(policy, node), ""))
+
+
+def certificates(node: Surroundings) -> Path:
+    """Return the directory in which squid keeps the certificates that it has made.
+
+    Each authority has one of its own: after a rotation, none of the old one's may be shown.
+    """
+    serial = Authority(node.layout.authority).load().serial_number
+    return node.layout.state / "squid" / f"certificates-{serial:x}"
+
+
+def errors(node: Surroundings) -> Path:
+    """Return the directory with our page; squid's own pages are found elsewhere."""
+    return node.layout.run / "errors"
+
+
+def _ports(policy: Policy, node: Surroundings) -> Iterator[str]:
+    authority = Authority(node.layout.authority)
+    bump = (
+        f"ssl-bump tls-cert={authority.chain} tls-key={authority.key} generate-host-certificates=on "
+        "dynamic_cert_mem_cache_size=4MB"
+    )
+    for port in policy.listen.proxy:
+        name = f"{helper.BY_HEADER}{port}"
+        yield f"http_port {policy.listen.address}:{port} require-proxy-header name={name} {bump}"
+    if policy.clients:
+        address = f"{policy.listen.clients_address}:{policy.listen.clients}"
+        yield f"http_port {address} name={helper.BY_CLIENTS} {bump}"
+    yield f"sslcrtd_program {CERTIFICATE_HELPER} -s {certificates(node)} -M 16MB"
+    yield "sslcrtd_children 4 startup=1 idle=1"
+    # The packet filter decides who may send a header, by the sender's user (service/guard.py). squid can look
+    # at the address only.
+    yield "acl this_host src 127.0.0.0/8 ::1/128"
+    if not policy.listen.address.startswith("127."):
+        yield f"acl this_host src {policy.listen.address}"
+    yield "proxy_protocol_access allow this_host"
+    yield "proxy_protocol_access deny all"
+
+
+def _helpers(policy: Policy, node: Surroundings) -> Iterator[str]:
+    # Nothing is remembered of an answer, so a change of the policy applies to the next request.
+    yield (
+        "external_acl_type judge concurrency=200 children-max=1 children-startup=1 queue-size=2000 "
+        f"ttl=0 negative_ttl=0 grace=0 cache=0 {helper.FORMAT} "
+        # By "env": squid tells a program only the end of its path, and Python would not find its modules.
+        f"/usr/bin/env {node.python} -m tproxy.egress.squid.helper {node.layout.policy}"
+    )
+    for word in (helper.BY_HEADER, helper.BY_CLIENTS, helper.SPLICING):
+        yield f"acl judged_{word} external judge {word}"
+
+
+def _access(policy: Policy, node: Surroundings) -> Iterator[str]:
+    yield f"acl from_clients myportname {helper.BY_CLIENTS}"
+    yield "acl allowed_methods method GET HEAD CONNECT"
+    yield "acl to_mirror note to mirror"
+    yield "acl inner dst " + " ".join(_inner())
+    for network in policy.inner:
+        yield f"acl named_inner dst {network}"
+    yield "http_access deny manager"
+    yield "http_access deny !allowed_methods"
+    yield f"http_access deny from_clients !judged_{helper.BY_CLIENTS}"
+    yield f"http_access deny !from_clients !judged_{helper.BY_HEADER}"
+    if node.mirror:
+        yield "http_access allow to_mirror"
+    # After name resolution. An ACL with an address matches when any address of the host does.
+    yield f"http_access deny {'!named_inner ' if policy.inner else ''}inner"
+    yield "http_access allow all"
+    yield f"error_directory {errors(node)}"
+    for name in ("judged_header", "judged_clients", "inner", "allowed_methods"):
+        yield f"deny_info {PAGE} {name}"
+    yield "host_verify_strict on"
+    yield "relaxed_header_parser off"
+    yield "request_header_max_size 32 KB"
+    yield "reply_header_max_size 64 KB"
+    yield "request_body_max_size 1 KB"
+    yield "request_timeout 30 seconds"
+    yield "request_start_timeout 30 seconds"
+    yield "client_idle_pconn_timeout 60 seconds"
+
+
+def _inner() -> Iterator[str]:
+    """Yield INNER as squid needs it: for squid, IPv4 is the part ::ffff:0:0/96 of IPv6."""
+    for network in INNER:
+        if isinstance(network, IPv6Network) and _MAPPED.subnet_of(network):
+            yield from map(str, network.address_exclude(_MAPPED))
+        else:
+            yield str(network)
+
+
+def _bumping(policy: Policy, node: Surroundings) -> Iterator[str]:
+    # "bump" at the first step asks no site before the path is judged, and works without a network. Of a
+    # tunnel the server name is read first.
+    yield "acl tunnel note way tunnel"
+    yield "acl first at_step SslBump1"
+    yield "acl second at_step SslBump2"
+    yield "ssl_bump peek first tunnel"
+    yield f"ssl_bump splice second judged_{helper.SPLICING}"
+    yield "ssl_bump terminate second"
+    yield "ssl_bump bump all"
+    authority = f" cafile={policy.upstream_ca}" if policy.upstream_ca else ""
+    yield f"tls_outgoing_options min-version=1.2{authority}"
+    yield "sslproxy_cert_error deny all"
+
+
+def _routes(policy: Policy, node: Surroundings) -> Iterator[str]:
+    for name in CALLER_HEADERS:
+        yield f"request_header_access {name} deny all"
+    if node.mirror:
+        peer = node.layout.peer
+        yield (
+            f"cache_peer 127.0.0.1 parent {policy.listen.mirror} 0 name=mirror originserver no-query "
+            "no-digest no-netdb-exchange connect-timeout=5 connect-fail-limit=1000 tls "
+            f"tls-cafile={peer / 'ca.pem'} "
+            f"sslcert={peer / 'squid.pem'} sslkey={peer / 'squid.key'} ssldomain={MIRROR_NAME}"
+        )
+        yield "cache_peer_access mirror allow to_mirror"
+        yield "cache_peer_access mirror deny all"
+        yield "never_direct allow to_mirror"
+        for name, note in CALLER_HEADERS.items():
+            yield f'request_header_add {name} "%#{{{note}}}note" to_mirror'
+    if policy.mode == "sealed":
+        yield "never_direct allow all"
+        yield "offline_mode on"
+    yield "via off"
+    yield "forwarded_for delete"
+    yield f"hosts_file {node.hosts_file}"
+    if node.nameservers:
+        yield f"dns_nameservers {' '.join(node.nameservers)}"
+    yield "connect_timeout 10 seconds"
+    yield "forward_timeout 30 seconds"
+
+
+def _limits(policy: Policy, node: Surroundings) -> Iterator[str]:
+    """Yield a delay pool for each rate of the policy. In class 5 each guest has a bucket, by its tag."""
+    found = {
+        each.bytes_per_second for each in (policy.limits, *(rule.limits for rule in policy.rules)) if each
+    }
+    rates = sorted(found - {0})
+    if not rates:
+        return
+    yield f"delay_pools {len(rates)}"
+    for number, rate in enumerate(rates, 1):
+        yield f"acl rate{rate} note rate {rate}"
+        yield f"delay_class {number} 5"
+        yield f"delay_access {number} allow rate{rate}"
+        yield f"delay_access {number} deny all"
+        yield f"delay_parameters {number} {rate}/{rate}"
+    yield "delay_initial_bucket_level 100"
+
+
+def _cache(policy: Policy, node: Surroundings) -> Iterator[str]:
+    yield f"cache_dir ufs {node.layout.state / 'squid' / 'cache'} {node.cache_megabytes} 16 64"
+    yield "cache_mem 16 MB"
+    yield "maximum_object_size 4 GB"
+    yield "maximum_object_size_in_memory 64 KB"
+    if node.mirror:
+        # The mirror keeps what it serves, and its answers depend on who asks.
+        yield "cache deny to_mirror"
+    yield "memory_pools off"
+
+
+def _log(policy: Policy, node: Surroundings) -> Iterator[str]:
+    # Text of guests is percent-encoded, so that every line is JSON whatever they send.
+    fields = {
+        "time": "%ts.%03tu",
+        **{name: f"%#{{{name}}}note" for name in _CALLER_NOTES},
+        "method": "%#rm",
+        "url": "%#ru",
+        "connection": "%#{clt_conn_tag}note",
+        "status": "%>Hs",
+        "bytes": "%<st",
+        "milliseconds": "%tr",
+        "cache": "%Ss",
+        "way": "%Sh",
+        "upstream": "%<a",
+        "rule": "%#{rule}note",
+    }
+    text = ",".join(f'"{name}":"{code}"' for name, code in fields.items())
+    yield f"logformat tproxy {{{text}}}"
+    yield f"access_log stdio:{node.layout.access_log} tproxy"
+    yield f"cache_log {node.layout.log / 'squid.log'}"
+    yield "cache_store_log none"
+    yield "logfile_rotate 0"
+    yield "strip_query_terms off"
+
+
+def _process(policy: Policy, node: Surroundings) -> Iterator[str]:
+    yield f"cache_effective_user {node.user}"
+    yield f"pid_filename {node.layout.run / 'squid.pid'}"
+    yield f"coredump_dir {node.layout.state / 'squid'}"
+    yield "visible_hostname tproxy-egress"
+    yield "httpd_suppress_version_string on"
+    yield "cache_mgr root"
+    yield "pinger_enable off"
+    yield "shutdown_lifetime 3 seconds"
+    yield "max_filedescriptors 16384"
