@@ -1,4 +1,4 @@
-"""What tests ask of a mirror without a client of its own."""
+"""Requests of tests to a mirror, where no client program is needed."""
 
 from __future__ import annotations
 

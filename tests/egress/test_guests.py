@@ -176,7 +176,7 @@ def test_what_the_proxy_denies_and_serves_by_itself_is_in_the_ledger(node: Node,
 
 
 def test_a_guest_that_knows_no_proxy_is_led_to_the_sites_by_the_resolver(node: Node) -> None:
-    """It has the authority's certificate and the resolver's address, and nothing else."""
+    """The guest has the authority's certificate and the resolver's address, and nothing else."""
     guest = guest_of(node, "plain1", "build")
     guest.sh(
         "rm -f /etc/resolv.conf /etc/hosts; echo nameserver 169.254.16.9 >/etc/resolv.conf; "
@@ -206,7 +206,7 @@ def test_a_hostile_guest_cannot_take_the_identity_of_another(node: Node, lab: Gu
 
 
 def test_sealed_serves_what_is_there_to_every_client_and_asks_no_site(node: Node, build: Guest) -> None:
-    """What was fetched before is still there; a miss names the package, and is on the want list."""
+    """The mirror still serves what was fetched before. A miss names the package, and is on the want list."""
     bundle = ("bundle", "create", str(node.root / "list.txt"), "--output", str(node.root / "b.tar"))
     (node.root / "list.txt").write_text("deb tool-of-test\n")
     keyring = str(node.root / "made/debian/upstream.asc")

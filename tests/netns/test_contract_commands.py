@@ -191,6 +191,16 @@ def gateway(lab: OneBridge) -> list[Done]:
     return [refused, lab.host.tproxy("gateway", "down", "--purge")]
 
 
+def egress(lab: OneBridge) -> list[Done]:
+    """What the subcommands do is in tests/egress."""
+    policy = lab.host.write("/run/egress.yaml", "mode: sealed\nrules: []\n")
+    good = lab.host.tproxy("egress", "check", "--policy", policy)
+    lab.host.write("/run/egress.yaml", "mode: wide open\n")
+    bad = lab.host.tproxy("egress", "check", "--policy", policy, check=False)
+    assert (bad.returncode, bad.stderr.count("\n")) == (1, 1)
+    return [good, bad]
+
+
 def sync(lab: OneBridge) -> list[Done]:
     """Hosts that can be reached are in operations/test_sync.py."""
     arguments = ("--config", lab.config, "--ssh", "false", "node1")
@@ -278,8 +288,8 @@ COMMANDS: dict[str, Callable[[OneBridge], list[Done]]] = {
     each.__name__.replace("_", "-"): each
     for each in (
         *(start, reload, reopen_logs, restart, stop, status, connections, kill, log_level, metrics),
-        *(refresh, check, doctor, probe, trace),
-        *(route, gateway, sync, hook, watch, gc, install, uninstall, daemon, event),
+        *(refresh, check, doctor, probe, trace, sync, hook, watch, gc, install, uninstall, daemon, egress),
+        *(event, route, gateway),
     )
 }
 

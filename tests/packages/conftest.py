@@ -16,8 +16,9 @@ from packages.requirements import Distribution
 from tests.packages.kinds import KINDS, Kind
 from tests.packages.machine import CHECKOUT, Machine, booted, download
 
-# The version from which tests upgrade: before there were workers.
-OLD = "c37f508"
+# The version from which tests upgrade. It needs no other packages than this one, and its processes speak
+# older versions of all protocols (relay.wire, worker.orders).
+OLD = "a47e7c3"
 
 TESTED = [each for each in requirements.distributions().values() if each.tested]
 

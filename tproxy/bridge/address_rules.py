@@ -68,7 +68,7 @@ FROM_SERVICE = f"{AT_CHAIN_PREFIX}from"
 CHAINS = (KNOWN_SOURCE, ASKING, ASKING_ARP, ASKING_IPV6, DISCOVERY, FOR_SERVICE, FROM_SERVICE)
 
 _IPV6 = "meta protocol ip6"
-_ICMPV6 = f"{_IPV6} meta l4proto ipv6-icmp"
+_ICMPV6 = f"{_IPV6} meta l4proto icmpv6"
 _PACKED = socket.inet_pton(socket.AF_INET6, SERVICE_ADDRESS_IPV6)
 _LAST_WORD = f"0x{_PACKED[12:].hex()}"
 _IPV6_FROM = f"@nh,160,32 {_LAST_WORD} {_IPV6} ip6 saddr {SERVICE_ADDRESS_IPV6}"

@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from tproxy.addresses import is_ipv4, is_unix
 from tproxy.bridge.comments import MORE, PORT, addresses_in, decode_words, parse_member, parse_service
 from tproxy.errors import BadName
-from tproxy.model import PROTOCOLS, UDP, Endpoint, Member, Service, ServiceKey, ServiceMap, leading
+from tproxy.model import PROTOCOLS, TCP, UDP, Endpoint, Member, Service, ServiceKey, ServiceMap, leading
 from tproxy.names import BridgeNames
 from tproxy.typed import Any
 
@@ -48,6 +48,8 @@ ENDPOINT = "ipv4_addr . inet_service"  # what both maps lead to
 ALONE = 1 << 16
 
 IPV6 = "ipv6"  # a word in the comment of sv_<bridge>
+
+_PROTOCOLS = {6: TCP, 17: UDP}  # <linux/in.h>
 
 Json = dict[str, Any]
 
@@ -168,11 +170,16 @@ def _parse_key(value: Any) -> ServiceKey | None:
         if not isinstance(value, dict):
             return ServiceKey(port) if (port := int(value)) else None
         address, protocol, port, network = value["concat"]
-        key = ServiceKey(int(port), str(protocol), str(address), int(network))
+        key = ServiceKey(int(port), protocol_of(protocol), str(address), int(network))
     except (KeyError, TypeError, ValueError):
         return None
     usable = key.port and key.protocol in PROTOCOLS and is_ipv4(key.address) and not key.plain
     return key if usable else None
+
+
+def protocol_of(value: Any) -> str:
+    """Return the name of a protocol in an element: nft lists its number where there is no /etc/protocols."""
+    return _PROTOCOLS.get(value) or str(value)
 
 
 def unusable_elements(listed: Json) -> list[str]:

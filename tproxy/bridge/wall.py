@@ -38,6 +38,7 @@ from functools import cache
 
 from tproxy.addresses import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6
 from tproxy.bridge import nftables
+from tproxy.bridge.service_map import protocol_of
 from tproxy.errors import NftError, TproxyError
 from tproxy.kernel import links, netns
 from tproxy.log.lazy import logger
@@ -113,11 +114,11 @@ _FOR_US_IPV6 = f"ip6 daddr {SERVICE_ADDRESS_IPV6} {_FROM_LINK} ip6 nexthdr tcp"
 _FOR_US_UDP_IPV6 = f"ip6 daddr {SERVICE_ADDRESS_IPV6} {_FROM_LINK} ip6 nexthdr udp"
 _FRAGMENT_IPV6 = f"ip6 daddr {SERVICE_ADDRESS_IPV6} {_FROM_LINK} ip6 nexthdr ipv6-frag frag nexthdr udp"
 _REFUSE_IPV6 = "reject with icmpv6 type port-unreachable"
-_FOR_US_ICMPV6 = f"ip6 daddr {SERVICE_ADDRESS_IPV6} {_FROM_LINK} ip6 nexthdr ipv6-icmp"
+_FOR_US_ICMPV6 = f"ip6 daddr {SERVICE_ADDRESS_IPV6} {_FROM_LINK} ip6 nexthdr icmpv6"
 _IPV6 = socket.inet_pton(socket.AF_INET6, SERVICE_ADDRESS_IPV6)
 # A neighbour solicitation for us, to our group or to us.
 _ASKING_IPV6 = (
-    f"{_FROM_LINK} ip6 nexthdr ipv6-icmp ip6 hoplimit 255 icmpv6 type nd-neighbor-solicit "
+    f"{_FROM_LINK} ip6 nexthdr icmpv6 ip6 hoplimit 255 icmpv6 type nd-neighbor-solicit "
     f"ip6 daddr {{ {SERVICE_ADDRESS_IPV6}, ff02::1:ff{_IPV6[13:14].hex()}:{_IPV6[14:].hex()} }} "
     f"@th,64,128 0x{_IPV6.hex()}"
 )
@@ -362,7 +363,7 @@ def _keys(sets: Mapping[str, list[Any]]) -> frozenset[ServiceKey] | None:
             keys |= {ServiceKey(int(port), protocol, SERVICE_ADDRESS_IPV6) for port in sets.get(name, ())}
         for each in sets.get(SERVICES, ()):
             address, protocol, port = each["concat"]
-            keys.add(ServiceKey(int(port), str(protocol), str(address)))
+            keys.add(ServiceKey(int(port), protocol_of(protocol), str(address)))
     except (KeyError, TypeError, ValueError):
         return None
     addresses = {key.address for key in keys} - {SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6}

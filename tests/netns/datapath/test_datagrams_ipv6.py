@@ -152,3 +152,14 @@ def test_a_restart_and_the_death_of_a_worker_lose_no_service(lab: Lab) -> None:
     assert lab.call(5357, (0, "c", PATIENCE))[0].startswith(SERVER)  # it waits for the next worker
     endpoint.kill()
     endpoint.wait()
+
+
+def test_udp_and_ipv6_work_on_a_host_without_the_names_of_protocols(real_kernel: None) -> None:
+    """A bare Debian has no /etc/protocols, which is in package netbase; there nft lists numbers."""
+    with Hypervisor() as host:
+        host.run("mount", "--bind", "/dev/null", "/etc/protocols")
+        lab = Lab(host)
+        lab.start("echo", 7001)
+        lab.host.tproxy("reload")
+        for at in (AT, SERVICE_ADDRESS):
+            assert lab.call(5354, (0, 9, PATIENCE), guest=lab.both, at=at) == ["echo 9"]

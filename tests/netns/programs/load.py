@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import random
 import socket
 import sys
@@ -33,6 +34,16 @@ PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 def name(error: OSError) -> str:
     return errno.errorcode.get(error.errno or 0, repr(error))
+
+
+def end(sock: socket.socket) -> None:
+    """End one direction. Raises the error of a connection that has ended before."""
+    try:
+        sock.shutdown(socket.SHUT_WR)
+    except OSError as error:
+        # ENOTCONN, whatever ended it; the socket holds the reason.
+        number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        raise OSError(number or error.errno, os.strerror(number or error.errno or 0)) from None
 
 
 class Load:
@@ -81,7 +92,7 @@ class Load:
             if echoed != block:
                 return f"another block, of {len(echoed)} bytes"
             self.blocks[number] += 1
-        sock.shutdown(socket.SHUT_WR)
+        end(sock)
         return "more than was sent" if sock.recv(1) else "whole"
 
     def report(self) -> None:

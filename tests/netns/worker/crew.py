@@ -22,6 +22,9 @@ ENDPOINT = "10.11.12.13"
 ECHO = 7  # a service port; behind it an endpoint echoes
 HTTP = 80  # a service port; behind it an endpoint answers ``hello``
 CONFIG = "/run/tproxy.yaml"
+
+# A guest of a storm has more connections open than one may have by default, when the endpoint is slow.
+NO_LIMIT = "tproxy_max_connections_per_guest: 0\n"
 NETNS = "one_tproxy_br0"
 
 WORKER = "tproxy-worker"
@@ -72,7 +75,7 @@ class Crew:
             f"- {{service_port: {port}, remote_addr: {endpoint}}}\n"
             for port, endpoint in self._services.items()
         )
-        self.host.write(CONFIG, f"tproxy_workers: {workers}\ntproxy:\n{services}")
+        self.host.write(CONFIG, f"tproxy_workers: {workers}\n{NO_LIMIT}tproxy:\n{services}")
 
     def add_bridge(self, bridge: str) -> None:
         self.host.add_bridge(bridge)
