@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
 
-from tests.inward.names.name_servers import API, API_KEY_FILE, api, dig, start_powerdns, status
+from tests.inward.names.gateway_site import Site
+from tests.inward.names.name_servers import API, API_KEY_FILE, api, start_powerdns, status
 from tests.netns.waiting import await_equal
 from tproxy.lab.hypervisor import Hypervisor
 
-FILE = "/run/tproxy.yaml"
 NS = "127.0.0.53"
 
 ROUTES = """
@@ -32,49 +31,25 @@ tproxy_zones:
 """
 
 
-class Site:
-    """A host with a guest, a gateway before it, and PowerDNS."""
-
-    def __init__(self, host: Hypervisor) -> None:
-        self.host = host
-        host.add_bridge("br0")
-        host.add_guest("one", "br0", "10.0.0.5/24")
-        self.guest = host.serve(
-            *("python3", "-m", "tproxy.lab.inside", "answer", "10.0.0.5", "80", "one"), netns="one"
-        )
-        self.server = start_powerdns(host, NS)
-        self.configure(ROUTES + ZONE)
-        self.tproxy("hook", "up", "--bridge", "br0", "--network", "blue")
-        self.tproxy("gateway", "up")
-
-    def configure(self, text: str) -> None:
-        self.host.write(FILE, text)
-
-    def tproxy(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        env = {"TPROXY_CONFIG": FILE, "TPROXY_NAMES_STATE": "/run/names"}
-        return self.host.tproxy(*arguments, check=check, env=env)
-
-    def apply(self, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.tproxy("names", "apply", "--gateway", "gw1", *options, check=check)
-
-    def dig(self, *question: str) -> list[str]:
-        return dig(self.host, NS, *question)
-
-    def change(self, *rrsets: dict[str, object]) -> None:
-        """Change the zone as an operator does."""
-        assert api(self.host, "PATCH", "/apps.example.com.", json.dumps({"rrsets": rrsets})) == ""
-
-
 def rrset(name: str, type_: str, *values: str) -> dict[str, object]:
     records = [{"content": each, "disabled": False} for each in values]
     kind = "REPLACE" if values else "DELETE"
     return {"name": f"{name}.", "type": type_, "ttl": 60, "changetype": kind, "records": records}
 
 
+def change(site: Site, *rrsets: dict[str, object]) -> None:
+    """Change the zone as an operator does."""
+    assert api(site.host, "PATCH", "/apps.example.com.", json.dumps({"rrsets": rrsets})) == ""
+
+
+servers: dict[int, subprocess.Popen[str]] = {}
+
+
 @pytest.fixture(scope="module")
 def site(name_servers: None) -> Iterator[Site]:
     with Hypervisor() as host:
-        yield Site(host)
+        servers[host.pid] = start_powerdns(host, NS)
+        yield Site(host, NS, ROUTES + ZONE)
 
 
 def test_names_of_routes_have_the_addresses_of_the_gateway(site: Site) -> None:
@@ -105,7 +80,8 @@ def test_a_second_pass_changes_nothing(site: Site) -> None:
 
 def test_a_route_that_is_gone_takes_its_name_along_and_leaves_what_others_made(site: Site) -> None:
     site.apply()
-    site.change(
+    change(
+        site,
         rrset("mail.apps.example.com", "A", "198.51.100.1"),
         rrset("www.apps.example.com", "MX", "10 mail.apps.example.com."),
     )
@@ -126,7 +102,7 @@ def test_a_route_that_is_gone_takes_its_name_along_and_leaves_what_others_made(s
 )
 def test_a_name_that_somebody_else_made_is_left_alone(site: Site, type_: str, value: str, said: str) -> None:
     name = f"{type_.lower()}.apps.example.com"
-    site.change(rrset(name, type_, value))
+    change(site, rrset(name, type_, value))
     site.configure(
         ROUTES + f"- {{id: x, network: blue, guest_addr: 10.0.0.5, port: 80, domain: {name}}}\n" + ZONE
     )
@@ -154,23 +130,16 @@ def test_one_record_that_powerdns_refuses_applies_nothing(site: Site) -> None:
 
 
 def test_a_server_that_is_down_is_named_and_tried_again(site: Site) -> None:
-    log = site.host.path("/run/names.log")
-    with log.open("w") as file:
-        running = site.host.popen(
-            *(sys.executable, "-m", "tproxy", "names", "run", "--gateway", "gw1", "--every", "0.2"),
-            env={"TPROXY_CONFIG": FILE, "TPROXY_NAMES_STATE": "/run/names", "PYTHONUNBUFFERED": "1"},
-            stdout=file,
-            stderr=file,
-        )
-    site.server.kill()
-    site.server.wait()
-    await_equal(lambda: "does not answer: Connection refused: tried again later" in log.read_text(), True)
+    running = site.keep("gw1")
+    server = servers.pop(site.host.pid)
+    server.kill()
+    server.wait()
+    await_equal(lambda: "does not answer: Connection refused: tried again later" in running.said, True)
     site.configure(ROUTES.replace("www.apps", "new.apps") + ZONE)
-    site.server = start_powerdns(site.host, NS)
+    start_powerdns(site.host, NS)
     await_equal(lambda: site.dig("new.apps.example.com", "A"), ["192.0.2.1"])
     await_equal(lambda: site.dig("www.apps.example.com", "A"), [])
-    assert log.read_text().count("does not answer") == 1
-    running.terminate()
-    assert running.wait(60) is not None
+    assert running.said.count("does not answer") == 1
+    running.end()
     site.configure(ROUTES + ZONE)
     site.apply()
