@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,9 @@ from tproxy.inward.names.servers import Changed, ServerError, ZoneMissing
 
 # Times that a zone is read again because another gateway was quicker.
 ATTEMPTS = 5
+
+# Looks for proofs in one pass, so that a resolver that is silent holds nothing up for long.
+MOST_LOOKS, LOOKS_AT_ONCE = 32, 16
 
 Say = Callable[[str], None]
 
@@ -56,20 +60,22 @@ def prove(path: str, folder: Path, *, every: bool = False, only: str = "") -> di
     ``only`` is a domain. Raises ConfigError, LedgerError.
     """
     known = state(path, folder, time.time())
-    looked: dict[tuple[str, str], tuple[str | None, str]] = {}
+    due: list[tuple[float, Zone]] = []
     for zone in known.zones:
-        key = zone.domain, zone.owner
-        claim = known.ledger.claims.get(key, Claim())
-        if not zone.owner or (only and zone.domain != only):
-            continue
-        if every or next_look(claim) <= time.time():
-            looked[key] = proof.look(zone, known.tokens[zone.owner])
+        at = next_look(known.ledger.claims.get((zone.domain, zone.owner), Claim()))
+        if zone.owner and only in ("", zone.domain) and (every or at <= time.time()):
+            due.append((at, zone))
+    due.sort(key=lambda each: each[0])
+    zones = [zone for _, zone in (due if every else due[:MOST_LOOKS])]
+    with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
+        found = pool.map(lambda each: proof.look(each, known.tokens[each.owner]), zones)
+        looked = {(zone.domain, zone.owner): each for zone, each in zip(zones, found, strict=True)}
     with ledger.locked(folder):
         before = ledger.load(folder)
         claims = {**before.claims}
         now = time.time()
-        for key, (found, said) in looked.items():
-            claims[key] = after_look(claims.get(key, Claim()), found, said, now)
+        for key, (by, said) in looked.items():
+            claims[key] = after_look(claims.get(key, Claim()), by, said, now)
         wanted = {(each.domain, each.owner) for each in known.zones}
         claims = {key: each for key, each in claims.items() if key in wanted}
         verdict = judge(known.zones, known.routes, Ledger(claims, before.holders), now)

@@ -23,7 +23,7 @@ from tproxy.inward.names.model import NAMESERVER, TXT, Zone
 
 LABEL = "_tproxy-challenge"
 TIMEOUT = 5.0  # seconds, for one server
-LIFETIME = 10.0  # seconds, for one question to resolvers
+LIFETIME = 5.0  # seconds, for one question to resolvers
 MOST_SERVERS = 4  # of a parent, that are asked
 
 
@@ -92,12 +92,17 @@ def ds_at_parent(zone: Zone) -> bool:
 
 
 def _resolve(resolver: dns.resolver.Resolver, name: str, type_: str) -> Iterable[Any]:
+    problem = f"no answer for {name} {type_}"
     try:
-        return resolver.resolve(f"{name}.", type_, raise_on_no_answer=False).rrset or ()
-    except dns.resolver.NXDOMAIN:
-        return ()
+        answer = resolver.resolve(f"{name}.", type_, raise_on_no_answer=False)
+        response, found = answer.response, answer.rrset or ()
+    except dns.resolver.NXDOMAIN as error:
+        response, found = [*error.responses().values()][-1], ()  # type: ignore[no-untyped-call]
     except (dns.exception.DNSException, OSError) as error:
-        raise Unknown(f"no answer for {name} {type_}: {' '.join(str(error).split())[:200]}") from None
+        raise Unknown(f"{problem}: {' '.join(str(error).split())[:200]}") from None
+    if not response.flags & dns.flags.RA:
+        raise Unknown(f"{problem}: {resolver.nameservers[0]} is no resolver")
+    return found
 
 
 def _delegation(resolver: dns.resolver.Resolver, domain: str) -> set[str]:

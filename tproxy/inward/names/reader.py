@@ -55,11 +55,17 @@ def parse(text: str) -> tuple[tuple[Zone, ...], list[Problem]]:
         zone = reading.zone(f"{KEY}: entry {number}", each)
         if len(reading.problems) > before or zone is None:
             continue
-        if twin := next((one for one in zones if one.domain == zone.domain), None):
+        if twin := next((one for one in zones if _same(one, zone)), None):
             reading.fault(each, f"{KEY}: domain {zone.domain!a} is there already, in line {twin.line}")
         else:
             zones.append(zone)
-    return tuple(zones), sorted(reading.problems)
+    return tuple(zones), sorted(reading.problems, key=lambda each: each.line)
+
+
+def _same(one: Zone, other: Zone) -> bool:
+    """Whether two entries are for the same domain. Two owners may both wish for one: a proof decides."""
+    contest = one.owner and other.owner and one.owner != other.owner
+    return one.domain == other.domain and not contest
 
 
 class _Reading:
@@ -92,12 +98,13 @@ class _Reading:
         if said is None:
             return None
         label = f"{KEY}: {said['domain']}"
+        before = len(self.problems)
         gateways = [self._gateway(label, each) for each in self._counted(said.pop("gateways", []))]
         names = [each.name for each in gateways if each]
         for name in {each for each in names if names.count(each) > 1}:
             self.fault(node, f"{label}: gateways: name {name!a} is there twice")
         server = self._server(label, node, said)
-        if fault := _contradiction(server, said, names):
+        if len(self.problems) == before and (fault := _contradiction(server, said, names)):
             self.fault(node, f"{label}: {fault}")
         return Zone(values.line(node), gateways=tuple(filter(None, gateways)), server=server, **said)
 
@@ -216,7 +223,13 @@ def _address(node: yaml.Node) -> str:
         found = ipaddress.ip_address(_scalar(node))
     except ValueError:
         raise Unusable("is not an IP address", node) from None
-    if found.is_multicast or found.is_unspecified or found.is_link_local or str(found) == "255.255.255.255":
+    if (
+        found.is_multicast
+        or found.is_unspecified
+        or found.is_link_local
+        or found.is_loopback
+        or str(found) == "255.255.255.255"
+    ):
         raise Unusable("is no address that clients can reach", node)
     return str(found)
 
@@ -288,7 +301,7 @@ _ZONE: dict[str, Parser] = {
     "resolver": _resolver,
     "dnssec": _of(Flag()),
     "ttl": _of(Number(1, 86_400, "seconds")),
-    "lease": _of(Number(10, 86_400, "seconds", words={"never": 0})),
+    "lease": _of(Number(5, 86_400, "seconds", words={"never": 0})),
 }
 _GATEWAY: dict[str, Parser] = {
     "name": _gateway_name,
