@@ -16,6 +16,7 @@ from tproxy.cli.examples import example
 from tproxy.config.file import required
 from tproxy.console import EXIT_FAILURE, require_root
 from tproxy.errors import TproxyError
+from tproxy.log import output
 
 if TYPE_CHECKING:
     from tproxy.inward.names.keeper import Keeper
@@ -33,8 +34,11 @@ _gateway = click.option(
 @click.group(
     epilog=example("tproxy names check", "tproxy names apply", "tproxy names parent apps.example.com")
 )
-def names() -> None:
+@click.pass_obj
+def names(debug: bool) -> None:
     """Keep names in DNS that lead to the gateways, and show who may have which."""
+    require_root()
+    output.for_preview(debug=debug)
 
 
 @names.command(epilog=example("tproxy names check", "tproxy names check Bücher.Example"))
@@ -45,8 +49,6 @@ def check(name: str | None, config: str | None) -> None:
 
     Changes nothing and asks nobody. The exit code is 3 where there is a fault.
     """
-    from tproxy.config import reader as config_reader
-    from tproxy.config.file import text_of
     from tproxy.inward.names import claims, domain, ledger, reader, wishes
 
     if name is not None:
@@ -56,8 +58,8 @@ def check(name: str | None, config: str | None) -> None:
             click.echo(f"note: {told}")
         return
     path = required(config, os.environ)
-    routes = config_reader.load(path).routes
-    zones, problems = reader.parse(text_of(path))
+    read, zones, problems = reader.read(path)
+    routes = read.routes
     for each in problems:
         click.echo(each.at(path))
     if problems:
@@ -87,7 +89,6 @@ def list_(as_json: bool, config: str | None) -> None:
     """Print a line for each zone, and for each name that routes have or wish for."""
     from tproxy.inward.names import keeper, ledger
 
-    require_root()
     known = keeper.state(required(config, os.environ), ledger.directory(), time.time())
     zones = []
     for zone in known.zones:
@@ -140,7 +141,6 @@ def parent(zone: str, config: str | None) -> None:
     """Print the records that ZONE's parent, or its owner, has to set: NS, DS, and the proof of control."""
     from tproxy.inward.names import domain, keeper, ledger, model, proof, servers, wishes
 
-    require_root()
     known = keeper.state(required(config, os.environ), ledger.directory(), time.time())
     wanted = domain.normalised(zone)
     found = [each for each in known.zones if each.domain == wanted]
@@ -169,7 +169,6 @@ def prove(zone: str | None, config: str | None) -> None:
     """Look now for the proofs of all owners, or for those of ZONE; exits with 1 where one is missing."""
     from tproxy.inward.names import domain, keeper, ledger
 
-    require_root()
     only = domain.normalised(zone) if zone else ""
     looked = keeper.prove(required(config, os.environ), ledger.directory(), every=True, only=only)
     if only and not looked:
@@ -222,17 +221,36 @@ def acme(name: str, config: str | None) -> None:
     from tproxy.inward.names import acme as challenge
     from tproxy.inward.names import domain, keeper, ledger
 
-    require_root()
     known = keeper.state(required(config, os.environ), ledger.directory(), time.time())
     wanted = domain.normalised(name, wildcard=True)
     for line in challenge.lines(wanted, challenge.zone_for(wanted, known.verdict)):
         click.echo(line)
 
 
+@names.command(epilog=example("tproxy names up", "tproxy names up --gateway gw1"))
+@_gateway
+@_config
+def up(gateway: str | None, config: str | None) -> None:
+    """Have systemd keep `tproxy names run` alive, from now on and after each boot."""
+    from tproxy.inward.names import service
+
+    options = ["--config", os.path.abspath(required(config, os.environ))]
+    for line in service.up([*options, *(["--gateway", gateway] if gateway is not None else [])]):
+        click.echo(line)
+
+
+@names.command(epilog=example("tproxy names down"))
+def down() -> None:
+    """End what `up` started. The records stay as they are."""
+    from tproxy.inward.names import service
+
+    for line in service.down():
+        click.echo(line)
+
+
 def _keeper(config: str | None, gateway: str | None) -> Keeper:
     from tproxy.inward.names import keeper, ledger
 
-    require_root()
     name = socket.gethostname().partition(".")[0].lower() if gateway is None else gateway
     return keeper.Keeper(required(config, os.environ), ledger.directory(), name, click.echo)
 

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from tproxy.config import reader as config_reader
 from tproxy.config.routes import RouteEntry
 from tproxy.inward.names import health, ledger, plan, proof, reader, servers, wishes
 from tproxy.inward.names.claims import Claim, Ledger, Verdict, after_look, judge, next_look
@@ -47,8 +46,8 @@ class State(NamedTuple):
 
 def state(path: str, folder: Path, now: float) -> State:
     """Read the file and the ledger. Raises ConfigError, LedgerError."""
-    zones = reader.load(path)
-    routes = config_reader.load(path).routes
+    config, zones = reader.load(path)
+    routes = config.routes
     known = ledger.load(folder)
     tokens = {each.owner: ledger.token(folder, each.owner) for each in zones if each.owner}
     return State(zones, routes, known, judge(zones, routes, known, now), tokens)

@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 import yaml
 
 from tproxy.config import merging, values
+from tproxy.config import reader as config_reader
 from tproxy.config.file import text_of
 from tproxy.config.merging import Field
-from tproxy.config.services import Problem
+from tproxy.config.services import Config, Problem
 from tproxy.config.suggestions import meant
 from tproxy.config.values import Unusable
 from tproxy.errors import BadName, ConfigError
@@ -33,16 +34,23 @@ _LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Parser = Callable[[yaml.Node], Any]
 
 
-def load(path: str) -> tuple[Zone, ...]:
-    """Return the zones of a file. Raises ConfigError with the first fault."""
-    zones, problems = parse(text_of(path))
+def load(path: str) -> tuple[Config, tuple[Zone, ...]]:
+    """Return the configuration, and the zones of its file. Raises ConfigError with the first fault."""
+    config, zones, problems = read(path)
     if problems:
         raise ConfigError(problems[0].at(path))
-    return zones
+    return config, zones
+
+
+def read(path: str) -> tuple[Config, tuple[Zone, ...], list[Problem]]:
+    """As ``load``, with all faults of the zones. Raises ConfigError where the file is unusable as a whole."""
+    text = text_of(path)
+    config = config_reader.parse(path, text)
+    return config, *parse(text)
 
 
 def parse(text: str) -> tuple[tuple[Zone, ...], list[Problem]]:
-    """Return the zones of this text, which is YAML, and all faults."""
+    """Return the zones of this text, which ``config.reader`` has read, and all faults."""
     reading = _Reading(max(len(text), MAX_NODES))
     node = reading.find(yaml.compose(text, Loader=_LOADER))
     if node is None or node.tag == values.NULL:
