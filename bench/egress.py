@@ -1,6 +1,6 @@
 """The egress node: ``make bench-egress``, or ``python -m bench.egress [--rounds N] [--seconds N]``.
 
-Takes some minutes, and prints tables with goals. Everything runs in one stand-in host, in turns:
+Takes some minutes, and prints a table with goals. Everything runs in one stand-in host, in turns:
 
 * a hit: guests' downloads of one file of 100 MB from the mirror's own port, and from nginx, which reads the
   same PROXY header; one download at a time, and four at once
@@ -17,22 +17,26 @@ import hashlib
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from bench import costs
+from bench import claims, costs
 from bench.__main__ import check_surroundings
+from bench.axes import Goal
+from bench.claims import Claim, Figure
+from bench.results import Results
 from tproxy.egress.bundle.creating import create
 from tproxy.egress.layout import Layout
 from tproxy.egress.mirror.running import bundle_key
 from tproxy.egress.store.records import Record
 from tproxy.egress.store.store import Store
 from tproxy.errors import ProcessError
+from tproxy.lab.egress import passing
 from tproxy.lab.hypervisor import PATIENCE, Hypervisor
 
 FILE = 100_000_000  # bytes
@@ -44,14 +48,32 @@ SITE = "93.184.215.14"
 URL, PROJECT = "https://host.example/file", "demo"
 MIRROR, CLIENTS, NGINX, PROXPI = 3192, 3195, 8090, 8091
 
-GOALS = {
-    "hit, one download, of nginx": ("at least", 0.8),
-    "hit, four downloads, of nginx": ("at least", 0.8),
-    "index page in JSON, of proxpi": ("at least", 2.0),
-    "index page in HTML, of proxpi": ("at least", 2.0),
-    "import, of sha256sum": ("at least", 0.5),
-    "memory of the idle node, MB": ("at most", 120.0),
-}
+ONE, FOUR, JSON, HTML, IMPORT = "one download", "four downloads", "JSON", "HTML", "bundle"
+IDLE = "idle"
+TPROXY, SHA256SUM = "tproxy", "sha256sum"
+
+CLAIMS = (
+    *(
+        Claim(
+            f"a hit, {axis}, by nginx", Figure(TPROXY, axis), Goal("≥", 0.8), Figure("nginx", axis), " MB/s"
+        )
+        for axis in (ONE, FOUR)
+    ),
+    *(
+        Claim(
+            f"an index page in {axis}, by proxpi",
+            Figure(TPROXY, axis),
+            Goal("≥", 2.0),
+            Figure("proxpi", axis),
+            "/s",
+        )
+        for axis in (JSON, HTML)
+    ),
+    Claim(
+        "an import, by sha256sum", Figure(TPROXY, IMPORT), Goal("≥", 0.5), Figure(SHA256SUM, IMPORT), " MB/s"
+    ),
+    Claim("memory of the idle node", Figure(TPROXY, IDLE), Goal("≤", 120.0), None, " MB"),
+)
 
 
 def _command(*words: str) -> str:
@@ -216,7 +238,7 @@ def importing(bed: Bed, file: Path, fingerprint: str) -> float:
         return _timed(file, [sys.executable, "-m", "tproxy", "egress", *words])
 
 
-def hashing(bed: Bed, file: Path) -> float:
+def hashing(file: Path) -> float:
     """Return the megabytes a second of sha256sum."""
     return _timed(file, ["sha256sum", str(file)])
 
@@ -234,12 +256,12 @@ def memory(host: Hypervisor, folder: Path) -> dict[str, float]:
     layout.policy.write_text("rules: []\n")
     where = ("--root", str(folder))
     up = (sys.executable, "-m", "tproxy", "egress", "up", "--foreground", *where)
-    with (folder / "log").open("w") as log:
+    with (folder / "up.log").open("w") as log:
         node = host.popen(*up, stdout=log, stderr=log)
         deadline = time.monotonic() + PATIENCE
         while host.tproxy("egress", "status", *where, check=False).returncode:
             if node.poll() is not None or time.monotonic() > deadline:
-                raise ProcessError(f"the node does not start: {(folder / 'log').read_text()}")
+                raise ProcessError(f"the node does not start: {(folder / 'up.log').read_text()}")
             time.sleep(0.2)
         found = {}
         for name, words in PARTS.items():
@@ -256,24 +278,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     options = parser.parse_args(arguments)
     check_surroundings()
-    found: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory(prefix="tproxy-bench-") as name, Hypervisor() as host:
-        folder = Path(name)
-        folder.chmod(0o755)  # squid's user reads the policy
-        (folder / "bed").mkdir()
-        bed = Bed(host, folder / "bed")
+    results = Results()
+    with passing.folder("tproxy-bench-") as folder, Hypervisor() as host:
+        bed = Bed(host, _made(folder / "bed"))
         file, fingerprint = bundle(_made(folder / "made"))
-        jobs = _jobs(bed, file, fingerprint, options.seconds)
         for number in range(options.rounds + 1):  # in turns, and the first one only warms up
-            for what, job in jobs.items():
+            for peer, axis, job in _jobs(bed, file, fingerprint, options.seconds):
                 figure = job()
                 if number:
-                    found.setdefault(what, []).append(figure)
-                print(f"round {number}: {what}: {figure:,.0f}", file=sys.stderr)
+                    results.add(peer, {axis: figure})
+                print(f"round {number}: {axis}: {peer}: {figure:,.0f}", file=sys.stderr)
         bed.mirror.terminate()
         bed.mirror.wait(PATIENCE)
         parts = memory(host, _made(folder / "idle"))
-    print_table({what: statistics.median(figures) for what, figures in found.items()}, parts)
+    results.add(TPROXY, {IDLE: sum(parts.values())})
+    print(claims.table(results, CLAIMS))
+    print(f"\nMemory: {', '.join(f'{part} {figure:.0f} MB' for part, figure in parts.items())}.")
 
 
 def _made(folder: Path) -> Path:
@@ -282,41 +302,24 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _jobs(bed: Bed, file: Path, fingerprint: str, seconds: float) -> dict[str, Callable[[], float]]:
-    ours, theirs = "/files/https/host.example/file", "/file"
-    jobs: dict[str, Callable[[], float]] = {}
-    for count, word in ((1, "one download"), (4, "four downloads")):
-        jobs[f"hit, {word}: mirror, MB/s"] = lambda count=count: rate(bed, MIRROR, ours, count, seconds)
-        jobs[f"hit, {word}: nginx, MB/s"] = lambda count=count: rate(bed, NGINX, theirs, count, seconds)
-    for media, word in (("application/vnd.pypi.simple.v1+json", "JSON"), ("text/html", "HTML")):
-        for name, url in (
-            ("mirror", f"http://127.0.0.1:{CLIENTS}/pypi/simple/{PROJECT}/"),
-            ("proxpi", f"http://127.0.0.1:{PROXPI}/index/{PROJECT}/"),
+def _jobs(
+    bed: Bed, file: Path, fingerprint: str, seconds: float
+) -> Iterator[tuple[str, str, Callable[[], float]]]:
+    """Yield each peer and axis, with what measures it."""
+    for count, axis in ((1, ONE), (4, FOUR)):
+        for peer, port, path in (
+            ("nginx", NGINX, "/file"),
+            (TPROXY, MIRROR, "/files/https/host.example/file"),
         ):
-            jobs[f"index page in {word}: {name}, requests/s"] = lambda url=url, media=media: pages(
-                bed, url, media, seconds
-            )
-    jobs["import: tproxy, MB/s"] = lambda: importing(bed, file, fingerprint)
-    jobs["import: sha256sum, MB/s"] = lambda: hashing(bed, file)
-    return jobs
-
-
-def print_table(figures: Mapping[str, float], parts: Mapping[str, float]) -> None:
-    """Print figures and goals in Markdown."""
-    ratios: dict[str, float] = {}
-    measured = iter(figures.items())
-    print("| | tproxy | peer |\n| --- | --- | --- |")
-    for (what, ours), (peer, theirs) in zip(measured, measured, strict=True):
-        name, unit = what.partition(":")[0], what.rpartition(", ")[2]
-        other = peer.partition(": ")[2].rpartition(", ")[0]
-        ratios[f"{name}, of {other}"] = ours / theirs
-        print(f"| {name}, {unit} | {ours:,.0f} | {other} {theirs:,.0f} |")
-    print(f"| memory of the idle node, MB | {', '.join(f'{n} {each:.1f}' for n, each in parts.items())} | |")
-    ratios["memory of the idle node, MB"] = sum(parts.values())
-    print("\n| axis | goal | this run |\n| --- | --- | --- |")
-    for name, (word, goal) in GOALS.items():
-        met = ratios[name] >= goal if word == "at least" else ratios[name] <= goal
-        print(f"| {name} | {word} {goal:g} | {ratios[name]:.2f}{'' if met else ', missed'} |")
+            yield peer, axis, partial(rate, bed, port, path, count, seconds)
+    for media, axis in (("application/vnd.pypi.simple.v1+json", JSON), ("text/html", HTML)):
+        for peer, url in (
+            ("proxpi", f"http://127.0.0.1:{PROXPI}/index/{PROJECT}/"),
+            (TPROXY, f"http://127.0.0.1:{CLIENTS}/pypi/simple/{PROJECT}/"),
+        ):
+            yield peer, axis, partial(pages, bed, url, media, seconds)
+    yield SHA256SUM, IMPORT, partial(hashing, file)
+    yield TPROXY, IMPORT, partial(importing, bed, file, fingerprint)
 
 
 if __name__ == "__main__":
