@@ -1,6 +1,6 @@
-# All commands of this checkout: make venv | demo | demo-egress | test | test-egress | test-vm | test-packages |
-# test-model | test-steps | bench | bench-workers | bench-egress |
-# docs | serve-docs | picture | pictures | soak | lint | deb | zipapp |
+# All commands of this checkout: make venv | demo | demo-egress | test | test-egress | test-inward | test-vm |
+# test-packages | test-model | test-steps | bench | bench-workers | bench-egress | docs | serve-docs | picture |
+# pictures | soak | lint | deb | zipapp |
 # wheel | manual | lock | options | clean
 
 # Tests that run at the same time. They wait for processes and the kernel more than they compute, so this is
@@ -45,6 +45,12 @@ test: venv bytecode
 .PHONY: bytecode
 bytecode:
 	@.venv/bin/python -m compileall -q tproxy tests
+
+# Those of routes and the gateway alone; `make test` has them too.
+.PHONY: test-inward
+test-inward: export TPROXY_PATIENCE ?= 100
+test-inward: venv
+	.venv/bin/python -m pytest -n $(WORKERS) tests/unit/inward tests/netns/inward
 
 # Tests of `tproxy egress` with real engines: squid, and the clients and servers of the packages' kinds.
 .PHONY: test-egress
