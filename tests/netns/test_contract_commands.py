@@ -193,7 +193,8 @@ def gateway(lab: OneBridge) -> list[Done]:
 
 def names(lab: OneBridge) -> list[Done]:
     """Name servers are in tests/inward/names."""
-    zone = "{domain: a.example, powerdns: 'http://127.0.0.1:1', key_file: /run/key, gateways: [{name: g, addr: 192.0.2.1}]}"
+    gateways = "gateways: [{name: g, addr: 192.0.2.1}]"
+    zone = f"{{domain: a.example, powerdns: 'http://127.0.0.1:1', key_file: /run/key, {gateways}}}"
     lab.host.write("/run/key", "key")
     file = lab.host.write("/run/zones.yaml", f"tproxy_zones: [{zone}]\n")
     env = {"TPROXY_NAMES_STATE": "/run/names"}

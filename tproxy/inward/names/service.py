@@ -1,4 +1,4 @@
-"""The loop of `tproxy names run`: a pass every few seconds, until a signal ends it; and its unit for systemd."""
+"""The loop of `tproxy names run`: passes until a signal ends it; and its unit for systemd."""
 
 from __future__ import annotations
 
