@@ -38,7 +38,7 @@ _FAILURES = "failures.json"
 class Failure(NamedTuple):
     """How often in a row a name got no certificate, why, and when the issuer is asked again."""
 
-    count: int
+    times: int
     why: str
     again: float  # in seconds since 1970
 
@@ -76,7 +76,7 @@ def is_due(certificate: Certificate, now: float) -> bool:
 
 def after_failure(before: Failure | None, why: str, now: float) -> Failure:
     """Return what is known of a name after one more failure."""
-    count = before.count + 1 if before else 1
+    count = before.times + 1 if before else 1
     return Failure(count, why, now + min(RETRY * 2 ** min(count - 1, 10), LONGEST_RETRY))
 
 

@@ -15,10 +15,10 @@ PID_FILE = "haproxy.pid"
 # Challenges of an issuer go to lego at this server, which has a port only while lego runs (``acme``).
 CHALLENGED = "challenged/lego"
 
-# The table of connections that were refused, and its keys: no ClientHello in one TLS record; a name or port
-# that has no route; a client with too many connections.
+# The table of connections that were refused, and its keys: no TLS, or no name in the first record of the
+# ClientHello, which may have several; a name or port without a route; a client with too many connections.
 REFUSALS = "refusals"
-NO_HELLO, NO_ROUTE, TOO_MANY = "no_hello", "no_route", "too_many"
+NO_NAME, NO_ROUTE, TOO_MANY = "no_name", "no_route", "too_many"
 
 _UNKNOWN = "!{ var(txn.route) -m found }"
 _HOST = "req.hdr(host),field(1,:),lower"
@@ -52,9 +52,10 @@ def configuration(options: Options, folder: str, inlet: str, name: str) -> str:
             *_binds(options, options.http_port),
             "mode http",
             *_limits(options),
-            f"use_backend challenged if {challenge}",
             *_find(folder, _HTTP, _HOST, "host"),
             *_answered(folder, 404, "http"),
+            f"use_backend challenged if {challenge}",
+            *_use("http"),
         ],
         [
             "frontend https",
@@ -62,7 +63,8 @@ def configuration(options: Options, folder: str, inlet: str, name: str) -> str:
             "mode tcp",
             *_limits(options),
             "tcp-request inspect-delay 5s",
-            *_refuse(NO_HELLO, f"!{_HELLO} WAIT_END"),
+            *_refuse(NO_NAME, f"!{_HELLO} WAIT_END"),
+            *_refuse(NO_NAME, f"{_HELLO} !{{ req.ssl_sni -m found }}"),
             *_find(folder, _TCP, "req.ssl_sni,lower", "passthrough"),
             *_find(folder, _TCP, "req.ssl_sni,lower", "terminate", "txn.ended"),
             *_refuse(NO_ROUTE, f"{_HELLO} {_UNKNOWN} !{{ var(txn.ended) -m found }}"),
@@ -78,6 +80,7 @@ def configuration(options: Options, folder: str, inlet: str, name: str) -> str:
             "mode http",
             *_find(folder, _HTTP, _HOST, "terminate"),
             *_answered(folder, 421, "https"),
+            *_use("http"),
         ],
         *([_ports(options, folder)] if options.ports else []),
         *_backends(),
@@ -205,7 +208,6 @@ def _answered(folder: str, status: int, scheme: str) -> list[str]:
         *_lead(folder, _HTTP),
         f"{_HTTP} set-header X-Forwarded-Proto {scheme}",
         "option forwardfor",
-        *_use("http"),
     ]
 
 

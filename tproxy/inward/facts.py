@@ -7,7 +7,7 @@ from typing import Any
 
 from tproxy.errors import ProcessError, to_ascii
 from tproxy.inward import acme, files, maps
-from tproxy.inward.compile import ADMIN, CERTIFICATES, NO_HELLO, NO_ROUTE, TOO_MANY
+from tproxy.inward.compile import ADMIN, CERTIFICATES, NO_NAME, NO_ROUTE, TOO_MANY
 from tproxy.inward.options import Options
 from tproxy.inward.runtime import Runtime
 
@@ -15,7 +15,7 @@ from tproxy.inward.runtime import Runtime
 VERSION = 1
 
 _SAID = {
-    NO_HELLO: "no TLS, or a ClientHello in several records",
+    NO_NAME: "no TLS, or no name in the first record of the ClientHello",
     NO_ROUTE: "name or port without a route",
     TOO_MANY: "too many connections of one client",
 }
@@ -40,7 +40,7 @@ def facts(state: str) -> dict[str, Any]:
             {"path": path, "names": each.names, "until": each.until} for path, each in found.items() if each
         ],
         "failures": [
-            {"name": name, "count": each.count, "why": each.why, "again": each.again}
+            {"name": name, "times": each.times, "why": each.why, "again": each.again}
             for name, each in failures.items()
         ],
         "refused": {reason: refused.get(reason, 0) for reason in _SAID},

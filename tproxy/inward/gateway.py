@@ -57,6 +57,7 @@ def up(config: Config, options: Options) -> tuple[list[str], list[str]]:
             done += acme.Issuer(options).obtain(admin, folder, names)
             wanted = _compiled(folder, config, options)
             done += files.change_certificates(admin, folder, wanted.certificates, wanted.files[CERTIFICATES])
+        problems += _without_nodes(wanted.entries)
         lacking = refused if options.acme else [*names, *refused]
         problems += [f"{each} has no certificate: clients of its route are refused" for each in lacking]
     return done, problems
@@ -130,6 +131,17 @@ def _names(config: Config, options: Options, wanted: Compiled, admin: Runtime) -
     found = [admin.certificate(each) for each in _own_certificates(options)]
     known = [name for each in found if each for name in each.names]
     return acme.wanted(wanted.entries, config.gateway_domains, known, time.time())
+
+
+def _without_nodes(entries: list[RouteEntry]) -> list[str]:
+    """Say which routes lead to nodes, where nothing accepts nodes."""
+    if os.path.exists(f"{inward_socket.directory()}/{maps.NODES_SOCKET}"):
+        return []
+    return [
+        f"route {each.id}: leads to node {each.node}, and no process accepts nodes"
+        for each in entries
+        if each.node
+    ]
 
 
 def _own_certificates(options: Options) -> dict[str, str]:

@@ -9,7 +9,8 @@ import pytest
 
 SOURCE = Path(__file__).parents[3]
 WITHOUT_WORKERS = "c37f5088e0acc56445b59cb9761f8233d250790a"  # its daemon carries the connections
-WITHOUT_ROUTES = "306bacee2d40f8fa34d6cfd6955cda269c0f3125"  # its relays and workers speak older versions of their protocols
+# Its relays and workers speak older versions of their protocols.
+WITHOUT_ROUTES = "306bacee2d40f8fa34d6cfd6955cda269c0f3125"
 
 
 def unpacked(path: Path, version: str = WITHOUT_WORKERS) -> str:
