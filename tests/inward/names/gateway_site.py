@@ -52,6 +52,11 @@ class Site:
             )
         return Keeping(process, log)
 
+    def page(self, name: str) -> str:
+        """What the gateway serves at port 80 for a name."""
+        at = ("--resolve", f"{name}:80:127.0.0.1")
+        return self.host.run("curl", "-sS", "--max-time", "60", *at, f"http://{name}/").stdout
+
     def dig(self, *question: str) -> list[str]:
         return dig(self.host, self.ns, *question)
 

@@ -112,6 +112,7 @@ def test_a_nameserver_of_the_gateway_proves_nothing_and_one_of_the_owner_does(ne
     net.apply()
     assert "has not proved" in net.state("names", NAME)
     assert net.dig(NAME, "A") == []
+    assert net.page(NAME) == "no such site"
     net.parent("update add customer.example.net 1 NS ns1.apps.example.com")
     said = net.prove("customer.example.net")
     assert said.startswith("not proved: customer.example.net by customer")
@@ -125,6 +126,7 @@ def test_a_nameserver_of_the_gateway_proves_nothing_and_one_of_the_owner_does(ne
     assert net.state("names", NAME) == "granted"
     assert net.dig(NAME, "A") == [NS]
     assert net.dig("customer.example.net", "NS") == [unique]
+    assert net.page(NAME) == "one"
 
 
 def test_the_ds_record_that_is_printed_makes_the_zone_valid(net: Net) -> None:
@@ -196,3 +198,4 @@ def test_what_nobody_can_tell_changes_nothing_and_a_proof_that_is_gone_suspends(
     assert "is suspended" in net.state("names", NAME)
     net.apply()
     assert net.dig(NAME, "A") == []
+    assert net.page(NAME) == "no such site"

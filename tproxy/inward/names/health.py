@@ -1,7 +1,7 @@
 """Whether something healthy is behind the names: our own HAProxy, and the guest of each route.
 
-A route is tried as `tproxy route test` does it: a worker dials the guest, and the guest sees a connection
-without a byte. It needs neither daemon nor traffic of clients.
+A route is tried as `tproxy route test` does it: a worker dials the guest, who sees a connection without a
+byte, or the process that holds tunnels asks the node. It needs neither daemon nor traffic of clients.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from tproxy import proxy_protocol
-from tproxy.inward import gateway
+from tproxy.config.routes import RouteEntry
+from tproxy.inward import files, maps
 from tproxy.inward.compile import ADMIN
 from tproxy.inward.runtime import Runtime
 from tproxy.process import inward_socket
@@ -56,26 +57,48 @@ def settled(before: Mapping[str, Seen], found: Mapping[str, str], now: float) ->
     return result
 
 
-def look(routes: Iterable[tuple[str, tuple[str, ...], float]]) -> dict[str, str]:
-    """Return why each route is unhealthy, "" for a healthy one.
+class Tried(NamedTuple):
+    """A route to try. ``ids`` are those of its ports; one that answers is enough."""
 
-    Each is given by its id, the ids of its ports, and the seconds that its guest may take. One port that
-    answers is enough.
-    """
+    id: str
+    ids: tuple[str, ...]
+    to: str  # GUEST, NODE, or an address with a port
+    patience: float  # seconds that the target may take
+
+
+GUEST, NODE = "guest", "node"
+
+
+def tried(route: RouteEntry) -> Tried:
+    """Return how a route is tried."""
+    ids = tuple(id_ for id_, _ in route.parts)
+    to = NODE if route.node else f"{route.addr}/{route.port}" if route.addr else GUEST
+    return Tried(route.id, ids, to, route.connect_timeout)
+
+
+def look(routes: Iterable[Tried]) -> dict[str, str]:
+    """Return why each route is unhealthy, "" for a healthy one, by id."""
     listed = [*routes]
-    admin = Runtime(str(gateway.directory() / ADMIN))
+    admin = Runtime(str(files.directory() / ADMIN))
     if listed and not admin.answers:
-        return {each[0]: "HAProxy does not run: tproxy gateway up" for each in listed}
-    place = inward_socket.path()
+        return {each.id: "HAProxy does not run: tproxy gateway up" for each in listed}
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        verdicts = pool.map(lambda each: _of_route(place, each[1], each[2]), listed)
-        return dict(zip((each[0] for each in listed), verdicts, strict=True))
+        return dict(zip((each.id for each in listed), pool.map(_of_route, listed), strict=True))
 
 
-def _of_route(place: str, ids: tuple[str, ...], patience: float) -> str:
+def _of_route(route: Tried) -> str:
+    if route.to not in (GUEST, NODE):
+        address, _, port = route.to.partition("/")
+        try:
+            socket.create_connection((address, int(port)), route.patience).close()
+            return ""
+        except OSError as error:
+            return f"{address}: {error.strerror or error}"
+    folder = inward_socket.directory()
+    place = f"{folder}/{maps.NODES_SOCKET if route.to == NODE else inward_socket.NAME}"
     said = ""
-    for each in ids:
-        said = _verdict(place, each, patience)
+    for each in route.ids:
+        said = _verdict(place, each, route.patience)
         if said in _WELL:
             return ""
     return said or "no answer"

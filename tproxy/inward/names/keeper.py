@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tproxy.config.routes import RouteEntry
+from tproxy.config.services import Config
+from tproxy.inward import gateway as front
 from tproxy.inward.names import health, ledger, plan, proof, reader, servers, wishes
 from tproxy.inward.names.claims import Claim, Ledger, Verdict, after_look, judge, next_look
 from tproxy.inward.names.health import Seen
@@ -33,11 +35,16 @@ Say = Callable[[str], None]
 class State(NamedTuple):
     """What the file and the ledger say."""
 
+    config: Config
     zones: tuple[Zone, ...]
-    routes: tuple[RouteEntry, ...]
     ledger: Ledger
     verdict: Verdict
     tokens: Mapping[str, str]
+
+    @property
+    def routes(self) -> tuple[RouteEntry, ...]:
+        """The routes of the file."""
+        return self.config.routes
 
     def nameservers(self, zone: Zone) -> tuple[str, ...]:
         """The names of the zone's name servers, as its parent should have them."""
@@ -47,10 +54,9 @@ class State(NamedTuple):
 def state(path: str, folder: Path, now: float) -> State:
     """Read the file and the ledger. Raises ConfigError, LedgerError."""
     config, zones = reader.load(path)
-    routes = config.routes
     known = ledger.load(folder)
     tokens = {each.owner: ledger.token(folder, each.owner) for each in zones if each.owner}
-    return State(zones, routes, known, judge(zones, routes, known, now), tokens)
+    return State(config, zones, known, judge(zones, config.routes, known, now), tokens)
 
 
 def prove(path: str, folder: Path, *, every: bool = False, only: str = "") -> dict[tuple[str, str], Claim]:
@@ -108,6 +114,9 @@ class Keeper:
             self.tell(f"zone {key}", reason)
         for id_, reason in known.verdict.refused.items():
             self.tell(f"route {id_}", f"route {id_}: {reason}")
+        if write:
+            for line in front.change_routes(known.config):
+                self._say(f"HAProxy: {line}")
         healthy = self._look(known)
         found, worked = self._read(known, write=write)
         dead = self._dead(found)
@@ -134,8 +143,7 @@ class Keeper:
         asked = []
         for id_, (_, zone) in known.verdict.granted.items():
             if zone is not None and zone.gateway(self._gateway) is not None:
-                ids = tuple(each.id for each in routes[id_].routes)
-                asked.append((id_, ids, routes[id_].connect_timeout))
+                asked.append(health.tried(routes[id_]))
         found = health.look(asked)
         self._health = health.settled(self._health, found, time.monotonic())
         for id_, seen in self._health.items():
