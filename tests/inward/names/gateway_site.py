@@ -18,6 +18,7 @@ class Site:
     def __init__(self, host: Hypervisor, ns: str, text: str) -> None:
         self.host = host
         self.ns = ns
+        self.said = ""  # by the first pass
         host.add_bridge("br0")
         host.add_guest("one", "br0", "10.0.0.5/24")
         self.guest = self.start_guest()

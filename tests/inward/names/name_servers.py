@@ -115,7 +115,7 @@ def start_unbound(
     val-bogus-ttl: 1
     infra-host-ttl: 1
     root-hints: ""
-    minimal-responses: no
+    aggressive-nsec: no
 {more}
 remote-control:
     control-enable: no
