@@ -12,6 +12,7 @@ import click
 from tproxy.cli.egress_mirror import settings, size, target_options, targets
 from tproxy.cli.egress_root import layout_of, root_option, store_of
 from tproxy.cli.examples import example
+from tproxy.cli.progress import bar
 from tproxy.console import EXIT_FAILURE, say
 from tproxy.egress.bundle import importing, parts, reading
 from tproxy.egress.bundle.creating import create as write_bundle
@@ -56,7 +57,8 @@ def create(
     text = sys.stdin.read() if str(list_file) == "-" else list_file.read_text()
     items = read(text, str(list_file))
     store = store_of(layout)
-    found = gather(settings(layout), store, items, targets(**chosen), keyring, say)
+    with bar("Fetching") as seen:
+        found = gather(settings(layout), store, items, targets(**chosen), keyring, say, seen)
     if found.missing:
         for line in found.missing:
             say(f"missing: {to_ascii(line)}")
@@ -64,9 +66,9 @@ def create(
         sys.exit(EXIT_FAILURE)
     total = sum({record.sha256: record.size for record in found.records.values()}.values())
     most = size(part_size) if part_size else parts.LARGEST if split else None
-    with click.progressbar(length=total, label="Writing", file=sys.stderr) as bar:
+    with bar("Writing", total) as seen:
         manifest, files = write_bundle(
-            store, found.records.values(), output, bundle_key(layout), base, most, bar.update
+            store, found.records.values(), output, bundle_key(layout), base, most, seen
         )
     for path in files:
         click.echo(path)
@@ -81,8 +83,8 @@ def verify(file: Path, trust: str, root: Path | None) -> None:
     """Read a whole bundle, and say whether signature and hashes are right. Imports nothing."""
     trusted = reading.trusted_key(store_of(layout_of(root)).root)
     total = sum(path.stat().st_size for path in parts.of(file))
-    with click.progressbar(length=total, label="Hashing", file=sys.stderr) as bar:
-        manifest = reading.verify_all(file, trusted, trust, bar.update)
+    with bar("Hashing", total) as seen:
+        manifest = reading.verify_all(file, trusted, trust, seen)
     delta = f", a delta against {manifest.base}" if manifest.base else ""
     click.echo(f"{file}: bundle {manifest.serial} of {manifest.created} is whole and right{delta}")
 
@@ -97,8 +99,8 @@ def import_(file: Path, trust: str, downgrade: bool, scan: str | None, root: Pat
     """Verify a bundle, put it into the store, and serve it."""
     store = store_of(layout_of(root))
     total = sum(path.stat().st_size for path in parts.of(file))
-    with click.progressbar(length=total, label="Importing", file=sys.stderr) as bar:
-        manifest = importing.import_bundle(store, file, trust, downgrade, shlex.split(scan or ""), bar.update)
+    with bar("Importing", total) as seen:
+        manifest = importing.import_bundle(store, file, trust, downgrade, shlex.split(scan or ""), seen)
     click.echo(f"bundle {manifest.serial} of {manifest.created} is active")
 
 

@@ -14,6 +14,7 @@ import click
 
 from tproxy.cli.egress_root import layout_of, root_option, store_of
 from tproxy.cli.examples import example
+from tproxy.cli.progress import bar
 from tproxy.console import EXIT_FAILURE, say
 from tproxy.egress.gather.gathering import KEYRING
 from tproxy.egress.gather.lists import KINDS, Targets
@@ -122,7 +123,8 @@ def update(
     """Fetch what is kept in advance. Exit code 75 says that another update is running."""
     chosen = _targets(python, platform, suite, arch, image_platform)
     try:
-        missing = keeping.update(settings(layout_of(root)), chosen, keyring, say)
+        with bar("Fetching") as seen:
+            missing = keeping.update(settings(layout_of(root)), chosen, keyring, say, seen)
     except keeping.Busy as error:
         say(str(error))
         sys.exit(keeping.EXIT_BUSY)
@@ -154,8 +156,8 @@ def verify(root: Path | None) -> None:
     """Hash everything in the store. Damaged files go to quarantine, and are fetched again when asked for."""
     store = store_of(layout_of(root))
     store.blobs.adopt_all()
-    with click.progressbar(length=store.used(), label="Hashing", file=sys.stderr) as bar:
-        damaged = store.blobs.scrub(bar.update)
+    with bar("Hashing", store.used()) as seen:
+        damaged = store.blobs.scrub(seen)
     for sha256 in damaged:
         names = ", ".join(sorted({f"{each.kind} {each.name} {each.file}" for each in store.by_hash(sha256)}))
         say(f"damaged: {sha256} {to_ascii(names)}")
