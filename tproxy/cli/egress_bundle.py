@@ -20,7 +20,7 @@ from tproxy.egress.bundle.manifest import differences, label
 from tproxy.egress.gather.gathering import gather
 from tproxy.egress.gather.lists import read
 from tproxy.egress.mirror.running import bundle_key
-from tproxy.errors import to_ascii
+from tproxy.errors import TproxyError, to_ascii
 
 file_argument = click.argument("file", type=click.Path(path_type=Path))
 
@@ -54,8 +54,8 @@ def create(
     bundle is made.
     """
     layout = layout_of(root)
-    text = sys.stdin.read() if str(list_file) == "-" else list_file.read_text()
-    items = read(text, str(list_file))
+    items = read(_text_of(list_file), str(list_file))
+    most = size(part_size) if part_size else parts.LARGEST if split else None
     store = store_of(layout)
     with bar("Fetching") as seen:
         found = gather(settings(layout), store, items, targets(**chosen), keyring, say, seen)
@@ -65,7 +65,6 @@ def create(
         say(f"no bundle was made: {len(found.missing)} missing")
         sys.exit(EXIT_FAILURE)
     total = sum({record.sha256: record.size for record in found.records.values()}.values())
-    most = size(part_size) if part_size else parts.LARGEST if split else None
     with bar("Writing", total) as seen:
         manifest, files = write_bundle(
             store, found.records.values(), output, bundle_key(layout), base, most, seen
@@ -73,6 +72,15 @@ def create(
     for path in files:
         click.echo(path)
     say(f"bundle {manifest.serial}, signed by key {bundle_key(layout).fingerprint}")
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TproxyError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise TproxyError(f"{path} is no text: byte {error.start} is not UTF-8") from error
 
 
 @bundle.command(epilog=example("tproxy egress bundle verify week12.tar"))
@@ -97,10 +105,14 @@ def verify(file: Path, trust: str, root: Path | None) -> None:
 @root_option
 def import_(file: Path, trust: str, downgrade: bool, scan: str | None, root: Path | None) -> None:
     """Verify a bundle, put it into the store, and serve it."""
+    try:
+        scanner = shlex.split(scan or "")
+    except ValueError as error:
+        raise click.BadParameter(f"{scan!a} is no command: {error}", param_hint="--scan") from error
     store = store_of(layout_of(root))
     total = sum(path.stat().st_size for path in parts.of(file))
     with bar("Importing", total) as seen:
-        manifest = importing.import_bundle(store, file, trust, downgrade, shlex.split(scan or ""), seen)
+        manifest = importing.import_bundle(store, file, trust, downgrade, scanner, seen)
     click.echo(f"bundle {manifest.serial} of {manifest.created} is active")
 
 

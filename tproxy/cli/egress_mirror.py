@@ -26,6 +26,7 @@ from tproxy.egress.mirror.site_key import SiteKey
 from tproxy.egress.policy.reader import load
 from tproxy.errors import ConfigError, to_ascii
 
+PORT = click.IntRange(0, 65535)
 SIZES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -181,8 +182,12 @@ def site_key(rotate: bool, finish: bool, root: Path | None) -> None:
 
 @mirror.command(epilog=example("tproxy egress mirror run --quota 30G"))
 @click.option("--quota", help="The most that the store may hold, as 30G.")
-@click.option("--guests-port", type=int, help="For connections with a PROXY header, instead of the policy's.")
-@click.option("--clients-port", default=0, help="For hosts that the policy's `clients` names; 0 for none.")
+@click.option(
+    "--guests-port", type=PORT, help="For connections with a PROXY header, instead of the policy's."
+)
+@click.option(
+    "--clients-port", type=PORT, default=0, help="For hosts that the policy's `clients` names; 0 for none."
+)
 @click.option(
     "--update-every", default="1d", show_default=True, help="How often to update what is kept; 0s is never."
 )
