@@ -9,9 +9,14 @@ from tests.egress.galaxy import GalaxySite
 from tests.egress.node import Node
 from tests.egress.registry import Registry
 from tests.egress.upstream import Site
-from tests.egress.wheels import publish
+from tproxy.lab.egress import made
 
 DEBIAN, HUB, GALAXY = "deb.debian.org", "registry-1.docker.io", "galaxy.ansible.com"
+
+
+def publish(node: Node, name: str, *versions: str) -> None:
+    """Put a project with these versions on the node's pypi.org."""
+    made.project(node.sites, name, *versions)
 
 
 def offer(node: Node, host: str, site: Site) -> None:

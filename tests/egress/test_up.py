@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.egress.node import PATIENCE, PROGRAMS, Node
+from tests.egress.official import publish
 from tests.egress.up import TPROXY, up
-from tests.egress.wheels import publish
 from tproxy import proxy_protocol
 from tproxy.egress.policy import edit
 
