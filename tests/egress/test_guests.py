@@ -7,6 +7,7 @@ header, squid and the mirror.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.egress.node import Node
-from tests.egress.official import all_kinds
+from tests.egress.official import all_kinds, asked_of_registry
 from tests.egress.up import TPROXY, up
 from tests.netns.waiting import eventually
 from tproxy import proxy_protocol
@@ -38,6 +39,7 @@ MIRROR = "- {service_port: 3192, remote_addr: 127.0.0.1, remote_port: 3192, prox
 PIP = f"{sys.executable} -m pip install --no-deps --target /tmp/pip"
 UV = f"uv pip install --no-deps --no-config --python {sys.executable} --target /tmp/uv"
 SKOPEO = "skopeo copy"
+PODMAN = "podman --root /tmp/podman --runroot /run/podman --storage-driver vfs"
 COLLECTION = "ansible-galaxy collection install -p /tmp/collections"
 ROLE = "ansible-galaxy role install -p /tmp/roles"
 APT = (
@@ -77,6 +79,42 @@ def lab(node: Node) -> Guest:
     return guest
 
 
+# What `.ci/setup egress` unpacks: where it is installed, containerd runs as a service.
+CONTAINERS = Path(__file__).parents[2] / "build/containers"
+
+# Runs containerd with the commands that follow, to whose `ctr` it listens, and ends it.
+CONTAINERD = """\
+set -e; mkdir -p /run/ctr
+echo 'version = 2
+root = "/tmp/ctr"
+state = "/run/ctr"
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[grpc]
+address = "/run/ctr/sock"' >/run/ctr/config.toml
+containerd --config /run/ctr/config.toml >/run/ctr/log 2>&1 & pid=$!
+trap 'kill $pid; wait $pid' EXIT
+export CONTAINERD_ADDRESS=/run/ctr/sock
+until ctr version >/dev/null 2>&1; do kill -0 $pid; sleep 0.1; done
+pull() { ctr images pull --snapshotter native "$@"; }
+"""
+
+# Only what hosts.toml names is trusted, and not the system's certificates.
+UNTRUSTING = "SSL_CERT_FILE=/dev/null SSL_CERT_DIR=/nowhere"
+
+
+@pytest.fixture(scope="module")
+def containers(build: Guest) -> Guest:
+    """Return the guest with podman and containerd."""
+    if not CONTAINERS.exists():
+        reason = "needs podman and containerd: .ci/setup egress"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    build.sh(
+        f"ln -s {CONTAINERS}/usr/bin/* {CONTAINERS}/usr/sbin/runc /usr/local/bin/ 2>/dev/null;"
+        f"echo {CONTAINERS}/usr/lib/x86_64-linux-gnu >/etc/ld.so.conf.d/containers.conf; ldconfig"
+    )
+    return build
+
+
 def ledger(node: Node) -> list[dict[str, str]]:
     return [
         json.loads(line)
@@ -108,6 +146,28 @@ def test_skopeo_copies_an_image(build: Guest) -> None:
     build.sh(
         f"{SKOPEO} docker://docker.io/library/alpine:3 oci:/tmp/alpine:3 && test -s /tmp/alpine/index.json"
     )
+
+
+def test_podman_pulls_by_the_registries_conf_of_the_set_up(containers: Guest) -> None:
+    ours = "/etc/containers/registries.conf.d/tproxy-egress.conf"
+    pull = f"{PODMAN} pull tool-of-test:3"
+    refused = containers.sh(f"mv {ours} /root/; {pull}; mv /root/tproxy-egress.conf {ours}", check=False)
+    assert "no unqualified-search registries" in refused.stderr
+    containers.sh(f"{pull} && {PODMAN} image exists docker.io/library/tool-of-test:3")
+    denied = containers.sh(f"{PODMAN} pull docker.io/evil/image:1", check=False)
+    assert (denied.returncode != 0, "403" in denied.stderr) == (True, True), denied.stderr
+
+
+def test_containerd_pulls_by_the_hosts_toml_of_the_set_up(containers: Guest) -> None:
+    image, ours = "docker.io/library/alpine:3", "--hosts-dir /etc/containerd/certs.d"
+    pulled = containers.sh(
+        f"{CONTAINERD} ! {UNTRUSTING} pull {image}; {UNTRUSTING} pull {ours} {image}; ctr images list -q"
+    )
+    assert pulled.stdout.splitlines()[-1] == image
+    assert "unknown authority" in pulled.stderr
+    assert "hosts.toml" not in pulled.stderr
+    denied = containers.sh(f"{CONTAINERD} pull {ours} docker.io/evil/image:1", check=False)
+    assert (denied.returncode != 0, "403 Forbidden" in denied.stderr) == (True, True), denied.stderr
 
 
 def test_ansible_galaxy_installs_a_collection_and_a_role(build: Guest) -> None:
@@ -218,7 +278,7 @@ def test_sealed_serves_what_is_there_to_every_client_and_asks_no_site(node: Node
     guest.set_up()
     guest.sh("echo deb http://deb.debian.org/debian bookworm main >/etc/apt/sources.list")
     text = node.policy.read_text()
-    asked = len(node.requests())
+    asked = (len(node.requests()), asked_of_registry(node))
     node.write_policy(f"mode: sealed\n{text}")
     status = ("curl", "-s", "--unix-socket", str(node.layout.run / "mirror.sock"), "http://mirror/status")
     try:
@@ -229,7 +289,7 @@ def test_sealed_serves_what_is_there_to_every_client_and_asks_no_site(node: Node
         guest.sh(f"{COLLECTION} acme.tools && {ROLE} acme.web,1.0.0")
         assert guest.sh(f"{SKOPEO} docker://docker.io/library/none:3 oci:/tmp/n:3", check=False).returncode
         assert "oci docker.io/library/none 3" in egress(node, "mirror", "wanted")
-        assert len(node.requests()) == asked
+        assert (len(node.requests()), asked_of_registry(node)) == asked
     finally:
         node.write_policy(text)
         node.wait_for(lambda: '"dmz"' in node.run(*status, check=False).stdout, "the mirror is open again")

@@ -135,10 +135,14 @@ put /etc/containers/registries.conf.d/tproxy-egress.conf <<END
 unqualified-search-registries = ["docker.io"]
 END
 for site in docker.io=registry-1.docker.io quay.io=quay.io; do
-    # "server" keeps containerd from falling back to another address.
+    # "server" keeps containerd from falling back to another address. Before 2.0 it wants a host table as well.
     put "/etc/containerd/certs.d/${site%%=*}/hosts.toml" <<END
 server = "https://${site#*=}"
 ca = "$CA"
+
+[host."https://${site#*=}"]
+  capabilities = ["pull", "resolve"]
+  ca = "$CA"
 END
 done
 put /etc/ansible/ansible.cfg <<END
