@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import signal
 import subprocess
 import sys
 import tarfile
@@ -235,56 +234,6 @@ def test_any_flipped_byte_is_found_before_anything_is_served(
         assert sealed.serial() is None
     path.write_bytes(content)
     assert reading.verify_all(path, key.public.read_text()).serial == 1
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_a_bundle_cut_off_anywhere_changes_nothing_and_goes_on_later(
-    tmp_path: Path, dmz: Store, sealed: Store, key: KeyPair, seed: int
-) -> None:
-    _, (path,) = create(dmz, some(dmz, *"abcdef", size=20_000), tmp_path / "b.tar", key)
-    content = path.read_bytes()
-    chosen = random.Random(seed)
-    for _ in range(5):
-        path.write_bytes(content[: chosen.randrange(len(content) - 10_240)])
-        with pytest.raises(BundleError):
-            import_bundle(sealed, path, key.fingerprint)
-        assert sealed.serial() is None
-    path.write_bytes(content)
-    import_bundle(sealed, path, key.fingerprint)
-    assert sealed.serial() == 1
-    assert sealed.blobs.scrub() == []
-
-
-IMPORT = """
-import sys; from pathlib import Path
-from tproxy.egress.bundle.importing import import_bundle; from tproxy.egress.store.store import Store
-import_bundle(Store(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3])
-"""
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_an_import_that_is_killed_leaves_the_old_or_the_new_state(
-    tmp_path: Path, dmz: Store, sealed: Store, key: KeyPair, seed: int
-) -> None:
-    _, (first,) = create(dmz, some(dmz, "a"), tmp_path / "first.tar", key)
-    import_bundle(sealed, first, key.fingerprint)
-    _, (second,) = create(dmz, some(dmz, *"abcdefgh", size=300_000), tmp_path / "second.tar", key)
-    blobs = random.Random(seed).randrange(1, 8)
-    command = [sys.executable, "-c", IMPORT, str(sealed.root), str(second), key.fingerprint]
-    process = subprocess.Popen(command)
-    while process.poll() is None and len(list(sealed.blobs.all())) < 1 + blobs:
-        pass
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    sealed.blobs.adopt_all()
-    serial = sealed.serial()
-    assert serial in (1, 2)
-    for each in sealed.active.all():
-        assert sealed.blobs.find(each.sha256)
-    import_bundle(sealed, second)
-    assert sealed.serial() == 2
-    assert sealed.blobs.scrub() == []
-    assert len(sealed.active.hashes) == 8
 
 
 def test_parts_are_no_larger_than_asked_and_are_one_bundle(
