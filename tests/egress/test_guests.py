@@ -182,6 +182,30 @@ def test_curl_gets_a_file_of_an_allowed_path_and_no_other(build: Guest) -> None:
     assert "no rule allows" in build.sh("curl -sS https://host.example/other").stdout
 
 
+# The variables of the set-up, each with a client that reads it.
+VARIABLES = {
+    "CURL_CA_BUNDLE": "curl -sSf https://host.example/releases/a",
+    "PIP_CERT": f"{PIP} --upgrade good",
+    "REQUESTS_CA_BUNDLE": f"PIP_CONFIG_FILE=/dev/null {PIP} --upgrade good",
+    "SSL_CERT_FILE": f"{UV} --reinstall good && {SKOPEO} docker://docker.io/library/alpine:3 dir:/tmp/x &&"
+    f"{COLLECTION} --force acme.tools",
+    "GIT_SSL_CAINFO": "! git ls-remote https://host.example/denied 2>&1 | grep -i certificate",
+}
+
+
+def test_each_client_finds_the_authority_by_its_own_variable(build: Guest) -> None:
+    """The system's certificates are elsewhere, and one variable says where; without it there are none."""
+    build.sh("mv /etc/ssl/certs /root/certs && mkdir /etc/ssl/certs")
+    try:
+        for name, command in VARIABLES.items():
+            unset = "unset CURL_CA_BUNDLE PIP_CERT REQUESTS_CA_BUNDLE SSL_CERT_FILE GIT_SSL_CAINFO"
+            build.sh(f"{unset}; export {name}=/root/certs/ca-certificates.crt; {command}")
+            first = command.partition(" &&")[0]
+            assert build.sh(f"{unset}; {first}", check=False).returncode != 0, name
+    finally:
+        build.sh("rmdir /etc/ssl/certs; mv /root/certs /etc/ssl/certs")
+
+
 @pytest.mark.parametrize(
     "command",
     [
