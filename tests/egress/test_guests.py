@@ -19,6 +19,8 @@ from tests.egress.official import all_kinds, asked_of_registry
 from tests.egress.up import TPROXY, up
 from tests.netns.waiting import eventually
 from tproxy import proxy_protocol
+from tproxy.egress import sbom
+from tproxy.egress.gather import lists
 from tproxy.lab.egress.guest import CONFIG, SERVICES, Guest
 
 POLICY = """\
@@ -171,6 +173,7 @@ def test_containerd_pulls_by_the_hosts_toml_of_the_set_up(containers: Guest) -> 
 
 
 def test_ansible_galaxy_installs_a_collection_and_a_role(build: Guest) -> None:
+    assert "config file = /etc/ansible/ansible.cfg" in build.sh("ansible-galaxy --version").stdout
     build.sh(
         f"{COLLECTION} acme.tools && test -e /tmp/collections/ansible_collections/acme/tools/MANIFEST.json"
     )
@@ -287,6 +290,19 @@ def test_a_hostile_guest_cannot_take_the_identity_of_another(node: Node, lab: Gu
     for port in (3129, 3190, 5353, 22):
         done = lab.sh(f"curl -sS -m 5 --noproxy '*' http://169.254.16.9:{port}/", check=False)
         assert done.returncode in (7, 28), done.stdout + done.stderr
+
+
+def test_what_guests_fetched_is_a_list_for_a_bundle(node: Node, build: Guest) -> None:
+    build.sh(
+        f"{SKOPEO} docker://docker.io/library/alpine:3 oci:/tmp/again:3 && {ROLE} --force acme.web,1.0.0"
+    )
+    bill = node.root / "bill.json"
+    bill.write_text(egress(node, "sbom", "--network", "build"))
+    sbom.check(bill.read_text())
+    kinds = {str(item).partition("=")[0] for item in lists.read(bill.read_text())}
+    assert {"pypi good", "deb tool-of-test", "oci docker.io/library/alpine:3", "role acme.web:1.0.0"} <= kinds
+    words = ("bundle", "create", str(bill), "--output", str(node.root / "bill.tar"), "--suite", "bookworm")
+    egress(node, *words, "--arch", "amd64", "--keyring", str(node.root / "made/debian/upstream.asc"))
 
 
 def test_sealed_serves_what_is_there_to_every_client_and_asks_no_site(node: Node, build: Guest) -> None:

@@ -171,6 +171,41 @@ def test_sealed_suites_are_signed_by_both_keys_while_the_site_key_rotates(
     assert len(site_key.keys()) == 1
 
 
+def test_dependencies_are_found_over_all_suites_and_repositories(
+    tmp_path: Path, dmz: Store, sealed: Store, key: KeyPair
+) -> None:
+    """A security update is in a repository of its own, which has no other packages."""
+    with site() as debian, site() as other:
+        repository = Repository(debian, tmp_path / "debian")
+        repository.add("bookworm", "tool", "1.0", depends="base (>= 1.1)")
+        repository.add("bookworm", "base", "1.0")
+        repository.publish("bookworm")
+        security = Repository(other, tmp_path / "security", "/debian-security/")
+        security.add("bookworm-security", "base", "1.1")
+        security.publish("bookworm-security")
+        (tmp_path / "keys.asc").write_bytes(repository.key.read_bytes() + security.key.read_bytes())
+        settings = Settings(dmz.root, deb=(repository.url, security.url), inner=LOOPBACK)
+        targets = TARGETS._replace(suites=("bookworm", "bookworm-security"))
+        found = gather(settings, dmz, [Item("deb", "tool")], targets, str(tmp_path / "keys.asc"))
+        repository.close()
+        security.close()
+    assert found.missing == []
+    _, (path,) = create(dmz, found.records.values(), tmp_path / "b.tar", key)
+    import_bundle(sealed, path, key.fingerprint)
+    names = [url.partition("://")[2] for url in settings.deb]
+    with running(Settings(sealed.root, sealed=True, deb=settings.deb)) as mirror:
+        sources = [
+            f"deb [signed-by={sealed.root / 'site-key.asc'}] {mirror.url}deb/{name} {suite} main"
+            for name, suite in zip(names, targets.suites, strict=True)
+        ]
+        apt = Apt(tmp_path / "apt", "\n".join(sources))
+        apt.update()
+        assert sorted(apt.download("tool")) == ["base_1.1_all.deb", "tool_1.0_all.deb"]
+        release = get(f"{mirror.url}deb/{names[1]}dists/bookworm-security/InRelease")[1]
+        assert b"Acquire-By-Hash: yes" in release
+        assert b"Valid-Until" not in release
+
+
 def test_an_incomplete_list_says_all_that_is_missing(tmp_path: Path, dmz: Store) -> None:
     with site() as python, site() as debian, site() as images:
         index, repository = Index(python), Repository(debian, tmp_path / "upstream")
