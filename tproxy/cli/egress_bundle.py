@@ -19,7 +19,7 @@ from tproxy.egress.bundle.creating import create as write_bundle
 from tproxy.egress.bundle.manifest import differences, label
 from tproxy.egress.gather.gathering import gather
 from tproxy.egress.gather.lists import read
-from tproxy.egress.mirror.running import bundle_key
+from tproxy.egress.signing import BUNDLE, KeyPair
 from tproxy.errors import to_ascii
 
 file_argument = click.argument("file", type=click.Path(path_type=Path))
@@ -74,12 +74,13 @@ def create(
         sys.exit(EXIT_FAILURE)
     records = [*found.records.values(), *carried]
     total = sum({record.sha256: record.size for record in records}.values())
+    signer = KeyPair(layout.keys, BUNDLE)
     most = size(part_size) if part_size else parts.LARGEST if split else None
     with click.progressbar(length=total, label="Writing", file=sys.stderr) as bar:
-        manifest, files = write_bundle(store, records, output, bundle_key(layout), base, most, bar.update)
+        manifest, files = write_bundle(store, records, output, signer, base, most, bar.update)
     for path in files:
         click.echo(path)
-    say(f"bundle {manifest.serial}, signed by key {bundle_key(layout).fingerprint}")
+    say(f"bundle {manifest.serial}, signed by key {signer.fingerprint}")
 
 
 @bundle.command(epilog=example("tproxy egress bundle verify week12.tar"))
@@ -146,6 +147,6 @@ def rollback(serial: int | None, root: Path | None) -> None:
 @root_option
 def key(root: Path | None) -> None:
     """Print the fingerprint of the key that signs this site's bundles."""
-    pair = bundle_key(layout_of(root))
+    pair = KeyPair(layout_of(root).keys, BUNDLE)
     pair.create()
     click.echo(pair.fingerprint)
