@@ -132,8 +132,46 @@ class LinkNames(NamedTuple):
         return "a list of ports, or one of them"
 
 
+class LinkName(NamedTuple):
+    """The name of one network interface."""
+
+    def __str__(self) -> str:
+        return "the name of a link"
+
+
+class Written(NamedTuple):
+    """Text of a form. ``pattern`` is one of JavaScript too; ``said`` says on a page what it matches."""
+
+    pattern: str
+    said: str
+
+    def __str__(self) -> str:
+        return self.said
+
+
+class Domains(NamedTuple):
+    """Names of hosts in the DNS, a tuple."""
+
+    def __str__(self) -> str:
+        return "a list of host names, or one of them"
+
+
+class Ranges(NamedTuple):
+    """Ranges of addresses, a tuple of texts such as 10.1.0.0/16."""
+
+    def __str__(self) -> str:
+        return "a list of ranges such as `10.1.0.0/16`, or one of them"
+
+
+class Moment(NamedTuple):
+    """A date, with or without a time, as seconds since 1970, an int."""
+
+    def __str__(self) -> str:
+        return "a date, or date and time, such as `2027-01-31` or `2027-01-31T18:00:00Z`; UTC without a zone"
+
+
 class Entries(NamedTuple):
-    """A list of mappings. ``of`` says which keys they have: "tproxy" or "tproxy_bridges"."""
+    """A list of mappings. ``of`` says which keys they have: the key at the top level."""
 
     of: str
 
@@ -155,6 +193,11 @@ Kind = (
     | NetworkNames
     | BridgePattern
     | LinkNames
+    | LinkName
+    | Written
+    | Domains
+    | Ranges
+    | Moment
     | Entries
 )
 

@@ -1,0 +1,179 @@
+"""Starts, changes and ends the gateway of this host: HAProxy with the files that ``compile`` makes.
+
+Files are in a directory of /run, since all of them are made anew from the configuration file. Each is written
+before HAProxy hears of it, so a restart finds what was said last.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import resource
+import shutil
+import time
+from pathlib import Path
+from socket import AF_INET, AF_INET6
+from typing import NamedTuple
+
+import psutil
+
+from tproxy.config.routes import RouteEntry
+from tproxy.config.services import Config, Problem
+from tproxy.errors import ProcessError
+from tproxy.inward import acme, files, haproxy, maps
+from tproxy.inward import compile as compiled
+from tproxy.inward.compile import ADMIN, CERTIFICATES, CONFIGURATION
+from tproxy.inward.options import Options
+from tproxy.inward.runtime import Runtime
+from tproxy.kernel import netns
+from tproxy.process import inward_socket
+
+
+class Compiled(NamedTuple):
+    """What the gateway is to have: files by name, certificates by path, and routes."""
+
+    files: dict[str, str]
+    certificates: dict[str, str]
+    entries: list[RouteEntry]
+    problems: list[Problem]
+
+
+def up(config: Config, options: Options) -> tuple[list[str], list[str]]:
+    """Have the gateway serve the routes of the file.
+
+    Return what was done, and what is wrong with some routes, in words. Does nothing where all is in order.
+    Raises TproxyError: then a gateway that runs goes on as before.
+    """
+    folder = files.directory()
+    if not haproxy.has_systemd():  # the unit has a limit of its own
+        options = options._replace(most=min(options.most, _most_connections()))
+    with files.locked(folder):
+        wanted = _compiled(folder, config, options)
+        admin = Runtime(str(folder / ADMIN))
+        done = _apply(folder, config.path, options, wanted, admin)
+        problems = [each.at(config.path) for each in wanted.problems]
+        names, refused = _names(config, options, wanted, admin)
+        if options.acme:
+            done += acme.Issuer(options).obtain(admin, folder, names)
+            wanted = _compiled(folder, config, options)
+            done += files.change_certificates(admin, folder, wanted.certificates, wanted.files[CERTIFICATES])
+        problems += _without_nodes(wanted.entries)
+        lacking = refused if options.acme else [*names, *refused]
+        problems += [f"{each} has no certificate: clients of its route are refused" for each in lacking]
+    return done, problems
+
+
+def compile_files(config: Config, options: Options) -> None:
+    """Write the files that HAProxy reads when it starts: after a boot there are none. Raises TproxyError."""
+    folder = files.directory()
+    with files.locked(folder):
+        wanted = _compiled(folder, config, options)
+        _admit(options.user)
+        haproxy.check(folder, wanted.files)
+        _write(folder, wanted)
+
+
+def down(*, purge: bool) -> bool:
+    """End the gateway; ``purge`` also removes its files. Return whether it ran.
+
+    What an issuer gave stays: it gives a name only so many certificates in a week.
+    """
+    folder = files.directory()
+    ran = haproxy.end(folder)
+    if purge:
+        shutil.rmtree(folder, ignore_errors=True)
+        if os.path.isdir(inward_socket.directory()):
+            inward_socket.admit(0)
+    return ran
+
+
+def _apply(folder: Path, path: str, options: Options, wanted: Compiled, admin: Runtime) -> list[str]:
+    before = {each.name: each.read_text() for each in folder.iterdir() if each.name in wanted.files}
+    changed = compiled.changes(before, wanted.files)
+    running = admin.answers
+    _admit(options.user)
+    if not running or CONFIGURATION in changed:
+        haproxy.check(folder, wanted.files)
+        if not running:
+            haproxy.refuse_taken(options)
+        _write(folder, wanted)
+        if running:
+            haproxy.reload(folder)
+        else:
+            haproxy.start(folder, path, options)
+        return ["HAProxy goes on with another configuration" if running else "HAProxy started"]
+    done = []
+    for file in sorted(changed.keys() - {CERTIFICATES}):
+        files.write(folder, {file: changed[file]})
+        if file.endswith(".map"):
+            admin.set_map(str(folder / file), changed[file])
+        done.append(f"{file}: {changed[file].count(chr(10))} lines")
+    return done + files.change_certificates(admin, folder, wanted.certificates, wanted.files[CERTIFICATES])
+
+
+def _compiled(folder: Path, config: Config, options: Options) -> Compiled:
+    entries, problems = maps.within(config.routes, config.gateway_ranges, _own_addresses())
+    problems += maps.shared(entries)
+    wanted = maps.maps(entries, time.time())
+    wanted[maps.CHALLENGES] = ""
+    name = f"tproxy-gateway-{netns.current().inode}"
+    wanted[CONFIGURATION] = compiled.configuration(options, str(folder), inward_socket.directory(), name)
+    certificates = _own_certificates(options)
+    if options.acme:
+        issued = {each.domain.lower() for each in entries}
+        certificates |= acme.Issuer(options).have(issued)
+    wanted[CERTIFICATES] = compiled.certificates(certificates)
+    return Compiled(wanted, certificates, entries, problems)
+
+
+def _names(config: Config, options: Options, wanted: Compiled, admin: Runtime) -> tuple[list[str], list[str]]:
+    """Return names without a certificate of the operator: those for which an issuer may be asked, others."""
+    found = [admin.certificate(each) for each in _own_certificates(options)]
+    known = [name for each in found if each for name in each.names]
+    return acme.wanted(wanted.entries, config.gateway_domains, known, time.time())
+
+
+def _without_nodes(entries: list[RouteEntry]) -> list[str]:
+    """Say which routes lead to nodes, where nothing accepts nodes."""
+    if os.path.exists(f"{inward_socket.directory()}/{maps.NODES_SOCKET}"):
+        return []
+    return [
+        f"route {each.id}: leads to node {each.node}, and no process accepts nodes"
+        for each in entries
+        if each.node
+    ]
+
+
+def _own_certificates(options: Options) -> dict[str, str]:
+    """The operator's certificates by path. Raises ProcessError."""
+    if not options.certificates:
+        return {}
+    found = {str(each): each.read_text() for each in sorted(Path(options.certificates).glob("*.pem"))}
+    if not found:
+        raise ProcessError(f"{options.certificates} has no certificate (*.pem, with its key)")
+    return found
+
+
+def _write(folder: Path, wanted: Compiled) -> None:
+    files.write(folder, wanted.files)
+    files.write_copies(folder, wanted.certificates)
+
+
+def _admit(user: str) -> None:
+    """Let the gateway's group connect to in.sock. Raises ProcessError."""
+    try:
+        group = grp.getgrnam(user).gr_gid
+    except KeyError:
+        raise ProcessError(f"there is no group {user}") from None
+    inward_socket.admit(group)
+
+
+def _own_addresses() -> list[str]:
+    """The addresses of this host."""
+    found = [each for some in psutil.net_if_addrs().values() for each in some]
+    return [each.address.partition("%")[0] for each in found if each.family in (AF_INET, AF_INET6)]
+
+
+def _most_connections() -> int:
+    """How many connections the limit of descriptors allows: each takes two, and HAProxy some more."""
+    return max((resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 200) // 2, 100)
