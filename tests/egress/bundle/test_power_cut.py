@@ -129,11 +129,16 @@ def test_killed_before_any_change_an_import_leaves_the_old_or_the_new_state(
 
 
 def calls(trace: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield name and paths of each call of the kernel that strace wrote down."""
+    """Yield name and paths of each call of the kernel that strace wrote down, when it has returned."""
+    unfinished = dict[str, tuple[str, list[str]]]()
     for line in trace.splitlines():
-        found = re.match(r"(?:\[pid +\d+\] )?(\w+)\((.*)\) += 0", line)
-        if found:
-            yield found[1], re.findall(r'"([^"]*)"', found[2]) or re.findall(r"<([^>]*)>", found[2])
+        thread, _, rest = line.partition(" ")
+        begun = re.match(r" *(\w+)\((.*)", rest)
+        if begun:
+            paths = re.findall(r'"([^"]*)"', begun[2]) or re.findall(r"<([^>]*)>", begun[2])
+            unfinished[thread] = (begun[1], paths)
+        if rest.endswith(" = 0"):
+            yield unfinished.pop(thread)
 
 
 def test_all_that_a_new_bundle_needs_is_on_the_disk_before_it_is_active(made: Site, tmp_path: Path) -> None:
@@ -141,21 +146,9 @@ def test_all_that_a_new_bundle_needs_is_on_the_disk_before_it_is_active(made: Si
     root, trace = tmp_path / "store", tmp_path / "trace"
     shutil.copytree(made.root, root, symlinks=True)
     wanted = "trace=rename,renameat,renameat2,mkdir,mkdirat,symlink,symlinkat,fsync,fdatasync"
-    command = [
-        "strace",
-        "-qq",
-        "-y",
-        "-s",
-        "400",
-        "-e",
-        wanted,
-        "-o",
-        str(trace),
-        sys.executable,
-        "-c",
-        IMPORT,
-    ]
-    subprocess.run([*command, str(root), str(made.paths["whole"][0])], check=True)
+    strace = ["strace", "-f", "-qq", "-y", "-s", "400", "-e", wanted, "-o", str(trace)]
+    command = [sys.executable, "-c", IMPORT, str(root), str(made.paths["whole"][0])]
+    subprocess.run([*strace, *command], check=True)
     # Files that were synced; new names of files and directories that are not on the disk yet.
     synced, pending, renamed = set[str](), set[str](), list[str]()
     for name, paths in calls(trace.read_text()):

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from tproxy.egress.bundle import manifest as manifests
 from tproxy.egress.bundle import reading
 from tproxy.egress.bundle.appliance import form, is_tproxy
 from tproxy.egress.bundle.manifest import APPLIANCE, MANIFEST, SIGNATURE, BundleError, Manifest
 from tproxy.egress.signing import SigningError, verify
-from tproxy.egress.store.records import Record, hash_of
+from tproxy.egress.store.records import CHUNK, Record, hash_of
 from tproxy.egress.store.store import Store
-
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -103,14 +99,14 @@ def _copy(store: Store, record: Record, folder: Path) -> None:
     if path is None:
         raise BundleError(f"{record.file} is not in the store: import the bundle again, or its base")
     with path.open("rb") as content:
-        _write(content, record, folder)
+        _write(iter(lambda: content.read(CHUNK), b""), record, folder)
 
 
-def _write(content: IO[bytes], record: Record, folder: Path) -> None:
+def _write(content: Iterable[bytes | memoryview], record: Record, folder: Path) -> None:
     """Write a file, and look at what was written."""
     path = folder / record.file
     with path.open("wb") as file:
-        shutil.copyfileobj(content, file, _CHUNK)
+        file.writelines(content)
     with path.open("rb") as file:
         if hash_of(file)[0] != record.sha256:
             raise BundleError(f"{record.file} of the bundle is damaged")
