@@ -160,7 +160,7 @@ def test_podman_pulls_by_the_registries_conf_of_the_set_up(containers: Guest) ->
     assert (denied.returncode != 0, "403" in denied.stderr) == (True, True), denied.stderr
 
 
-def test_containerd_pulls_by_the_hosts_toml_of_the_set_up(containers: Guest) -> None:
+def test_containerd_pulls_by_the_hosts_toml_of_the_set_up(node: Node, containers: Guest) -> None:
     image, ours = "docker.io/library/alpine:3", "--hosts-dir /etc/containerd/certs.d"
     pulled = containers.sh(
         f"{CONTAINERD} ! {UNTRUSTING} pull {image}; {UNTRUSTING} pull {ours} {image}; ctr images list -q"
@@ -168,8 +168,14 @@ def test_containerd_pulls_by_the_hosts_toml_of_the_set_up(containers: Guest) -> 
     assert pulled.stdout.splitlines()[-1] == image
     assert "unknown authority" in pulled.stderr
     assert "hosts.toml" not in pulled.stderr
+    asked = asked_of_registry(node)
     denied = containers.sh(f"{CONTAINERD} pull {ours} docker.io/evil/image:1", check=False)
     assert (denied.returncode != 0, "403 Forbidden" in denied.stderr) == (True, True), denied.stderr
+    # It falls back to no other address; if it did, that would be denied, and in the ledger.
+    for _ in eventually():
+        if "evil/image" in egress(node, "log", "--denied", "--since", "1h"):
+            break
+    assert asked_of_registry(node) == asked
 
 
 def test_ansible_galaxy_installs_a_collection_and_a_role(build: Guest) -> None:

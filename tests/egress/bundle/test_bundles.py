@@ -281,6 +281,10 @@ def test_parts_are_no_larger_than_asked_and_are_one_bundle(
     assert of(tmp_path / "b.tar") == parts == of(parts[1])
     import_bundle(sealed, tmp_path / "b.tar", key.fingerprint)
     assert sealed.serial() == 1
+    # Wherever a part ends: in a header, in the manifest, in a blob.
+    for size in (700, 5_000, 149_999):
+        create(dmz, records, tmp_path / "s.tar", key, split=size)
+        assert reading.verify_all(tmp_path / "s.tar", key.public.read_text()).blobs
     _, (whole,) = create(dmz, records, tmp_path / "c.tar", key)
     joined = b"".join(part.read_bytes() for part in parts)
     assert len(joined) == whole.stat().st_size
