@@ -149,6 +149,16 @@ class Written(NamedTuple):
         return self.said
 
 
+class Words(NamedTuple):
+    """Texts of a form, each of them as ``Written``: a tuple."""
+
+    pattern: str
+    said: str
+
+    def __str__(self) -> str:
+        return f"{self.said}, or a list of these"
+
+
 class Moment(NamedTuple):
     """A date, with or without a time, as seconds since 1970, an int."""
 
@@ -181,6 +191,7 @@ Kind = (
     | LinkNames
     | LinkName
     | Written
+    | Words
     | Moment
     | Entries
 )

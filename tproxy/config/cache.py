@@ -76,7 +76,7 @@ def _recall(key: list[Any], path: str) -> Config | None:
             tuple(map(_bridge, bridges)),
             *options,
         )
-        return found._replace(routes=_routes(found.routes))
+        return found._replace(routes=_routes(found.routes), tunnels=_tunnels(found.tunnels))
     except (OSError, ValueError, TypeError, RecursionError):  # damaged: read the file, and write this anew
         return None
 
@@ -113,3 +113,14 @@ def _routes(listed: Any) -> tuple[Any, ...]:
     from tproxy.config.routes import RouteEntry  # few files have routes
 
     return tuple(RouteEntry(*each) for each in listed)
+
+
+def _tunnels(listed: Any) -> tuple[Any, ...]:
+    if not listed:
+        return ()
+    from tproxy.config.tunnels import TunnelEntry  # only a gateway's file has them
+
+    return tuple(
+        TunnelEntry(line, nodes, tuple(offer), tuple(operators), routes)
+        for line, nodes, offer, operators, routes in listed
+    )

@@ -243,6 +243,15 @@ class Config(NamedTuple):
         tuple[Any, ...],
         Option(Entries("tproxy_routes"), "what leads from outside to guests", unset="none"),
     ] = ()
+    # Of ``config.tunnels.TunnelEntry``.
+    tunnels: Annotated[
+        tuple[Any, ...],
+        Option(
+            Entries("tproxy_tunnels"),
+            "at a gateway, what nodes of tunnels may offer, and to whom",
+            unset="nothing",
+        ),
+    ] = ()
 
     @property
     def settings(self) -> Settings:

@@ -215,6 +215,12 @@ def _written_as(kind: options.Written, node: yaml.Node) -> str:
     return str(text)
 
 
+def _words(kind: options.Words, node: yaml.Node) -> tuple[str, ...]:
+    one = options.Written(kind.pattern, kind.said)
+    listed = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    return tuple(dict.fromkeys(_written_as(one, each) for each in listed))
+
+
 def _moment(kind: options.Moment, node: yaml.Node) -> int:
     from datetime import datetime, timezone  # few files have one
 
@@ -242,6 +248,7 @@ _PARSERS: dict[type[options.Kind], Callable[[Any, yaml.Node], object]] = {
     options.LinkNames: _links,
     options.LinkName: _one_link,
     options.Written: _written_as,
+    options.Words: _words,
     options.Moment: _moment,
 }
 
