@@ -67,8 +67,8 @@ be used is skipped with a warning.
 
 ## Keys of an entry of `tproxy_tunnels`
 
-The policy of a gateway for tunnels, see [tunnels.md](tunnels.md). An entry with a value that cannot be used is
-skipped with a warning.
+The policy of a gateway for tunnels, see [tunnels.md](tunnels.md). An entry with a value that cannot be used
+is skipped with a warning.
 
 {tunnel}
 """

@@ -7,7 +7,8 @@ import logging
 import os
 import time
 
-FILE = "/var/log/tproxy-tunnel.log"
+# In a directory of the gateway's user, who makes a new file where logrotate(8) has moved the old one.
+FILE = "/var/log/tproxy-tunnel/audit.log"
 
 _log = logging.getLogger("tproxy.tunnel")
 

@@ -79,7 +79,7 @@ class GatewayCommands:
             operator = self._hub.store.required(Operator, front.caller.name)
             return json.dumps(await visible(self._hub, operator))
         raise TproxyError(
-            "commands are: operators-ca, certificate NODE, enrol NODE, login OPERATOR, nodes; there is no shell"
+            "there is no shell; commands: operators-ca, certificate NODE, enrol NODE, login OPERATOR, nodes"
         )
 
 

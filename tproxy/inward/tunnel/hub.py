@@ -1,8 +1,8 @@
 """The hub of the running gateway: links of nodes, connections of operators, and streams between them.
 
 Needs the extra ``inward`` (asyncssh). A node has one link: the newest one that came with its key. The older
-one is asked for a sign of life, and ends (``twins`` says why it is asked). What the state says counts for open
-connections too: ``review`` looks at it each second.
+one is asked for a sign of life, and ends (``twins`` says why it is asked). What the state says counts for
+open connections too: ``review`` looks at it each second.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import asyncssh
 
@@ -27,7 +28,7 @@ from tproxy.inward.tunnel.twins import Twins
 OPENING = 10.0
 # Seconds for a sign of life, as keepalives have.
 ALIVE = 4.0
-# Streams of one connection of an operator, and of one node: arbitrary, far more than a person or a site needs.
+# Streams of one connection of an operator, and of one node: arbitrary, far more than one of them needs.
 MOST_STREAMS = 2000
 
 _log = logging.getLogger("tproxy.tunnel")
@@ -47,7 +48,8 @@ class Caller:
         self.serial = 0
         self.until = float("inf")  # when its certificate ends, in seconds since 1970
         self.since = time.time()
-        self.offers: set[str] = set()
+        self.asked: set[str] = set()  # what a node offers
+        self.offers: set[str] = set()  # what of it the policy allows
         self.streams: set[Stream] = set()
 
     def end(self, reason: str) -> None:
@@ -61,12 +63,13 @@ class Caller:
 class Stream:
     """An open stream: the caller's end and the node's."""
 
-    def __init__(self, hub: Hub, caller: Caller, target: Target, link: Caller) -> None:
+    def __init__(self, hub: Hub, caller: Caller, target: Target, link: Caller, near: End) -> None:
         self.caller, self.target, self._link = caller, target, link
         self._hub = hub
         self._begun = time.monotonic()
         self._open = 2
-        self.near, self.far = End(self._ended), End(self._ended)
+        self.near, self.far = near, End(self._ended)
+        near.ended = self._ended
         join(self.near, self.far)
         caller.streams.add(self)
         link.streams.add(self)
@@ -134,9 +137,9 @@ class Hub:
         if caller.who.startswith("node:"):
             self.seen[caller.name] = time.time()
 
-    def start(self, work: object) -> None:
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine beside everything else."""
-        task = asyncio.ensure_future(work)  # type: ignore[arg-type]
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -163,8 +166,11 @@ class Hub:
         self.audit.write("refused", who=caller.who, address=caller.address, reason=reason, **said)
         return Refused(reason)
 
-    async def open(self, caller: Caller, target: Target) -> End:
-        """Return the caller's end of a new stream. The caller may use the target. Raises Refused."""
+    async def open(self, caller: Caller, target: Target, near: End | None = None) -> End:
+        """Return the caller's end of a new stream, which may be there. The caller may use the target.
+
+        Raises Refused.
+        """
         said = {"node": target.node, "offer": target.offer}
         link = self.links.get(target.node)
         if link is None:
@@ -174,9 +180,10 @@ class Hub:
         if len(caller.streams) >= MOST_STREAMS or len(link.streams) >= MOST_STREAMS:
             raise self.refuse(caller, f"there are {MOST_STREAMS} streams", **said)
         assert link.connection is not None
-        stream = Stream(self, caller, target, link)
+        stream = Stream(self, caller, target, link, near or End())
         try:
-            opening = link.connection.create_unix_connection(lambda: stream.far, target.path, window=WINDOW)
+            far: Any = stream.far
+            opening = link.connection.create_unix_connection(lambda: far, target.path, window=WINDOW)
             await asyncio.wait_for(opening, OPENING)
         except asyncio.TimeoutError:
             reason = f"node {target.node} does not answer"
@@ -222,7 +229,7 @@ class Hub:
                 caller.end(reason)
         operators = {each.name: each for each in self.store.all(Operator)} if self.operators else {}
         for link in [*self.links.values()]:
-            link.offers = {each for each in link.offers if policy.may_offer(link.name, each)}
+            link.offers = {each for each in link.asked if policy.may_offer(link.name, each)}
             for stream in [*link.streams]:
                 if not self._allowed(policy, operators, stream):
                     self.refuse(stream.caller, "it is not allowed any more", node=link.name)

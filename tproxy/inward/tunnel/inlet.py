@@ -16,10 +16,10 @@ from tproxy.errors import ProtocolError
 from tproxy.inward.tunnel.enrolment import Refused
 from tproxy.inward.tunnel.hub import Caller, Hub
 from tproxy.inward.tunnel.names import IN, Target
-from tproxy.inward.tunnel.streams import End, join
+from tproxy.inward.tunnel.streams import End
 from tproxy.proxy_protocol import OF_PROBE, UNIQUE_ID
 
-NAME = "tunnel.sock"
+NAME = "nodes.sock"
 _PATIENCE = 10.0  # seconds for the header
 
 _log = logging.getLogger("tproxy.tunnel")
@@ -55,22 +55,24 @@ class Inlet:
         route = header.values.get(UNIQUE_ID, "")
         target = self._routes().get(route)
         offered = target.offer(self._hub) if target is not None else None
+        probed = OF_PROBE in header.values
         try:
             if target is None or offered is None:
-                raise self._hub.refuse(self._caller, "no route, or nothing is offered there", route=route[:100])
+                raise self._hub.refuse(
+                    self._caller, "no route, or nothing is offered there", route=route[:100]
+                )
             if not self._hub.policy().may_route(*offered):
                 raise self._hub.refuse(self._caller, f"routes may not lead to {offered.path}", route=route)
-            near = await self._hub.open(self._caller, offered)
+            if target.with_header or not target.port:
+                arrival.push_back(raw)
+            if probed and target.port:
+                (await self._hub.open(self._caller, offered)).close()
+                arrival.say("connected")
+            else:
+                await self._hub.open(self._caller, offered, arrival)
         except Refused as refusal:
             _log.info("route %s: %s", route[:100], refusal)
-            arrival.close()
-            return
-        if OF_PROBE in header.values and target.port:
-            arrival.transport.write(b"\x00")  # as a worker does: it accepts
-            near.close()
-            arrival.transport.close()
-            return
-        arrival.hand_over(near, raw if target.with_header or not target.port else b"")
+            arrival.say(str(refusal) if probed else "")
 
 
 class _Arrival(End):
@@ -81,7 +83,6 @@ class _Arrival(End):
         self._inlet = inlet
         self._data = b""
         self._task: asyncio.Task[None] | None = None
-        self._joined: End | None = None
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -119,7 +120,8 @@ class _Arrival(End):
         self._timer.cancel()
         super().connection_lost(error)
 
-    def hand_over(self, near: End, header: bytes) -> None:
-        """Pass bytes to and from the end of a stream, whose place this one takes."""
-        self.push_back(header)
-        near.replace_by(self)
+    def say(self, line: str) -> None:
+        """Answer a probe, and end."""
+        if line:
+            self.transport.write(f"{line}\n".encode())
+        self.transport.close()

@@ -26,9 +26,7 @@ async def everything(hub: Hub) -> list[Json]:
 async def visible(hub: Hub, operator: Operator) -> list[Json]:
     """Return what an operator may know of nodes, and needs to reach them."""
     nodes = [
-        each
-        for each in hub.store.all(Node)
-        if each.state == APPROVED and fits(each.name, operator.nodes)
+        each for each in hub.store.all(Node) if each.state == APPROVED and fits(each.name, operator.nodes)
     ]
     found = []
     for node, said in zip(nodes, await asyncio.gather(*(_of(hub, each) for each in nodes)), strict=True):

@@ -38,7 +38,7 @@ class Target(NamedTuple):
 
 
 def checked_name(text: str, kind: str) -> str:
-    """Return the name of a node or operator in small letters. Raises TproxyError; ``kind`` is for the text."""
+    """Return the name of a node or operator in small letters. Raises TproxyError, whose text has ``kind``."""
     name = text.lower()
     if not _NAME.fullmatch(name):
         raise TproxyError(

@@ -50,7 +50,7 @@ class Token(NamedTuple):
     id: str
     hash: str
     nodes: str
-    count: int
+    most: int
     until: float
     approve: bool = False  # whether its nodes need no approval
     revoked: bool = False
@@ -64,8 +64,8 @@ class Token(NamedTuple):
             return f"join token {self.id} has expired"
         if not names.fits(name, self.nodes):
             return f"join token {self.id} is for nodes {self.nodes}"
-        if name not in self.used and len(self.used) >= self.count:
-            return f"join token {self.id} was used for {self.count} nodes, as many as it is for"
+        if name not in self.used and len(self.used) >= self.most:
+            return f"join token {self.id} was used for {self.most} nodes, as many as it is for"
         return ""
 
 

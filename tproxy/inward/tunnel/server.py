@@ -94,7 +94,7 @@ class Front(asyncssh.SSHServer):
         if not accepted or certificate is None:
             self._refuse(username, self._why(username, certificate), certificate)
             return False
-        kind, _, name = username.partition(":")
+        _, _, name = username.partition(":")
         caller = Caller(username, name, public_text(certificate.key), self.address, self._connection)
         caller.serial, caller.until = certificate._serial, certificate._valid_before
         if fault := self._hub.fault(caller):
@@ -161,8 +161,14 @@ class Front(asyncssh.SSHServer):
         if not self._hub.policy().may_offer(target.node, target.offer):
             self._hub.refuse(caller, f"the policy does not allow it to offer {target.offer}")
             return False
+        caller.asked.add(target.offer)
         caller.offers.add(target.offer)
-        return _Offer(lambda: caller.offers.discard(target.offer))
+
+        def withdraw() -> None:
+            caller.asked.discard(target.offer)
+            caller.offers.discard(target.offer)
+
+        return _Offer(withdraw)
 
     def server_requested(self, listen_host: str, listen_port: int) -> bool:
         return False
@@ -225,9 +231,7 @@ def _certificate(key_data: bytes) -> SSHOpenSSHCertificate | None:
     return found if isinstance(found, SSHOpenSSHCertificate) else None
 
 
-async def listen(
-    hub: Hub, authority: Authority, commands: Commands, sock: Any
-) -> asyncssh.SSHAcceptor:
+async def listen(hub: Hub, authority: Authority, commands: Commands, sock: Any) -> asyncssh.SSHAcceptor:
     """Accept connections at a listening socket."""
     return await asyncssh.listen(
         sock=sock,

@@ -33,7 +33,7 @@ class End(asyncio.Protocol):
         self.transport: Any = None  # a transport of asyncio, or a channel of SSH, which has the same methods
         self.other: End | None = None
         self.received = 0  # bytes
-        self._ended = ended
+        self.ended = ended
         self._early: list[bytes] = []  # what came before the stream was joined: a packet or two
         self._full = False  # the transport takes no more for now
         self._waits = False  # the connection below holds too much
@@ -72,8 +72,8 @@ class End(asyncio.Protocol):
         if self.other is not None and self.other.transport is not None and not self.other._lost:
             # What was read before is still to be written, unless this end was reset.
             self.other.transport.close() if error is None else self.other.transport.abort()
-        if self._ended:
-            self._ended(self)
+        if self.ended:
+            self.ended(self)
 
     def pause_writing(self) -> None:
         self._full = True
@@ -92,12 +92,6 @@ class End(asyncio.Protocol):
         for each in (self, self.other):
             if each is not None and each.transport is not None and not each._lost:
                 each.transport.abort()
-
-    def replace_by(self, end: End) -> None:
-        """Have an end that has a transport take the place of this one, which has none."""
-        assert self.other is not None
-        end._ended, end.also_counts = self._ended, end
-        join(end, self.other)
 
     def push_back(self, data: bytes) -> None:
         """Have the other end get these bytes first, which came at this one before it was joined."""

@@ -1,7 +1,7 @@
 """The rule by which one key on two machines is noticed. Pure.
 
-A machine whose connection broke comes again with the same key, and takes over: its old connection is dead. But
-where the old connection still answers, there is another machine with that key. The two would replace each
+A machine whose connection broke comes again with the same key, and takes over: its old connection is dead.
+But where the old connection still answers, there is another machine with that key. The two would replace each
 other for ever, and nobody could say which of them is reached.
 """
 
