@@ -47,8 +47,8 @@ def lines(settings: Settings, directory: Path) -> Iterator[Line]:
         yield _offer(name, address)
     if SSH in settings.offers:
         yield _trust(directory)
-        keys = host_keys()
-        yield Line(bool(keys), "host keys of sshd" if keys else "no host key of sshd in /etc/ssh")
+        keys = host_keys(settings.host_keys)
+        yield Line(bool(keys), "host keys of sshd" if keys else f"no host key of sshd: {settings.host_keys}")
 
 
 def _gateway(gateway: Address) -> Line:

@@ -16,7 +16,6 @@ from tproxy.errors import ProcessError
 
 DIRECTORY = "/var/lib/tproxy-tunnel-node"
 KEY, CERTIFICATE, OPERATORS = "key", "key-cert.pub", "operators.pub"
-HOST_KEYS = "/etc/ssh/ssh_host_*_key.pub"
 
 
 class Identity:
@@ -63,10 +62,10 @@ def remaining(certificate: asyncssh.SSHCertificate | None) -> tuple[float, float
     return until - time.time(), until - since
 
 
-def host_keys() -> list[str]:
-    """Return the public keys of this host's sshd, without comments."""
+def host_keys(pattern: str) -> list[str]:
+    """Return the public keys in files whose paths fit a pattern, without comments."""
     found = []
-    for path in sorted(glob.glob(HOST_KEYS)):
+    for path in sorted(glob.glob(pattern)):
         try:
             words = Path(path).read_text().split()
         except OSError:

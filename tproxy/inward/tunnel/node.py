@@ -113,7 +113,7 @@ class TunnelNode:
             name = self.settings.name
             done = await self._ask(connection, f"certificate {name}")
             if done.exit_status == 77 and self.settings.token:
-                lines = [self.settings.token, *host_keys()]
+                lines = [self.settings.token, *host_keys(self.settings.host_keys)]
                 done = await self._ask(connection, f"enrol {name}", "\n".join(lines) + "\n")
             certificate = self._take(done)
             operators = await self._ask(connection, "operators-ca")

@@ -7,6 +7,7 @@ name: site-a                  # otherwise the host name
 offer:                        # otherwise ssh and in
   ssh: 127.0.0.1:22
   api: 127.0.0.1:6443
+host_keys: /etc/ssh/ssh_host_*_key.pub  # of the host's sshd, by which operators know it
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from tproxy.inward.tunnel.names import IN, SSH, SSH_PORT, checked_name
 FILE = "/etc/tproxy/tunnel.yaml"
 PORT = 18000
 
-_KEYS = ("gateway", "key", "token", "name", "offer")
+HOST_KEYS = "/etc/ssh/ssh_host_*_key.pub"
+
+_KEYS = ("gateway", "key", "token", "name", "offer", "host_keys")
 _KEY = re.compile(r"(ssh-ed25519|ecdsa-sha2-nistp256|ssh-rsa) [A-Za-z0-9+/=]{40,2000}")
 _HOST = re.compile(r"[A-Za-z0-9_.\-:]{1,253}")
 _OFFER = re.compile(r"[a-z][a-z0-9\-]{0,31}")
@@ -51,6 +54,7 @@ class Settings(NamedTuple):
     token: str
     name: str
     offers: dict[str, Address]
+    host_keys: str = HOST_KEYS  # a pattern of paths
 
 
 def load(path: str) -> Settings:
@@ -97,7 +101,12 @@ def parse(path: str, text: str) -> Settings:
     except TproxyError as error:
         raise ConfigError(f"{path}: name: {error}") from None
     return Settings(
-        gateway, " ".join(said("key").split()[:2]), said("token"), name, _offers(path, fields.get("offer"))
+        gateway,
+        " ".join(said("key").split()[:2]),
+        said("token"),
+        name,
+        _offers(path, fields.get("offer")),
+        said("host_keys") or HOST_KEYS,
     )
 
 
