@@ -9,6 +9,8 @@ gateway has a route to.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -87,8 +89,7 @@ class Site:
 
     def stop(self) -> None:
         assert self.tunnel is not None
-        self.tunnel.terminate()
-        self.tunnel.wait()
+        end(self.tunnel)
 
     def log(self) -> str:
         return self.host.path("/run/tunnel.log").read_text()
@@ -123,8 +124,14 @@ class World:
         self.write_policy(POLICY)
         self.process: subprocess.Popen[str] | None = None
 
+    def rebind(self, address: str) -> None:
+        """Give the NAT another address: packets of connections that are there lead nowhere from now on."""
+        self.nat.ip(f"address del {NAT}/24 dev net", f"address add {address}/24 dev net")
+        self.masquerade(address)
+        self.gateway.ip("neigh flush dev net")
+
     def masquerade(self, address: str = NAT) -> None:
-        """Translate the sites' addresses into this one, and forget all connections."""
+        """Translate the sites' addresses into this one, for new connections."""
         self.nat.run(
             *("nft", "-f", "-"),
             input="table ip nat\ndelete table ip nat\ntable ip nat {\n"
@@ -155,8 +162,7 @@ class World:
 
     def stop(self) -> None:
         assert self.process is not None
-        self.process.terminate()
-        self.process.wait()
+        end(self.process)
 
     def log(self) -> str:
         return self.gateway.path("/run/gateway.log").read_text()
@@ -223,6 +229,19 @@ class World:
     ) -> subprocess.CompletedProcess[str]:
         """Run ssh at the desk with the configuration of the login."""
         return self.desk.run("ssh", "-F", f"{directory}/config", *arguments, check=check, env=ENV)
+
+
+def signalled(process: subprocess.Popen[str], number: int) -> None:
+    """Send a signal to a program of a stand-in: it is the child of the process that entered there."""
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+        for child in file.read().split():
+            os.kill(int(child), number)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a program of a stand-in, and wait until it has ended."""
+    signalled(process, signal.SIGTERM)
+    process.wait(PATIENCE)
 
 
 @contextmanager

@@ -24,10 +24,11 @@ cd "$directory"
 [ -e key ] || ssh-keygen -q -t ed25519 -N '' -C '' -f key
 echo {known} >known_hosts
 
+by=
 gateway() {{
     user=$1
     shift
-    ssh -F none -T -p {port} -l "$user" -i "$directory/key" -o IdentitiesOnly=yes -o BatchMode=yes \\
+    $by ssh -F none -T -p {port} -l "$user" -i "$directory/key" -o IdentitiesOnly=yes -o BatchMode=yes \\
         -o HostKeyAlias={alias} -o UserKnownHostsFile="$directory/known_hosts" \\
         -o GlobalKnownHostsFile=/dev/null -o StrictHostKeyChecking=yes -o ConnectTimeout=15 \\
         -o ServerAliveInterval=2 -o ServerAliveCountMax=2 "$@"
@@ -42,6 +43,7 @@ enrol)
 run)
     gateway join {host} certificate {name} </dev/null >new
     mv new key-cert.pub
+    by=exec
     gateway node:{name} -N -o ExitOnForwardFailure=yes{offers} {host}
     ;;
 esac
