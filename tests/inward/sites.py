@@ -115,7 +115,9 @@ class World:
         for number in range(1, sites + 1):
             host = stack.enter_context(Hypervisor())
             host.add_cable(self.nat, f"site{number}")
-            host.ip(f"address add 10.1.{number}.2/24 dev site{number}", f"route add default via 10.1.{number}.1")
+            host.ip(
+                f"address add 10.1.{number}.2/24 dev site{number}", f"route add default via 10.1.{number}.1"
+            )
             self.nat.ip(f"address add 10.1.{number}.1/24 dev site{number}")
             site = Site(host, number)
             site.run_sshd()
@@ -198,11 +200,7 @@ class World:
         """Return the lines of the audit log that are of an event, and have these values."""
         path = self.gateway.path("/run/audit/audit.log")
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return [
-            each
-            for each in lines
-            if event in ("", each["event"]) and said.items() <= each.items()
-        ]
+        return [each for each in lines if event in ("", each["event"]) and said.items() <= each.items()]
 
     def await_audit(self, event: str, text: str = "", **said: object) -> dict[str, Any]:
         for _ in eventually():

@@ -64,7 +64,10 @@ def test_openssh_alone_is_a_node_by_a_printed_script_and_unit(net: World) -> Non
     net.await_offer("site-o", "ssh")
     net.at_desk("node", "ssh-config", "--operator", "/run/operator")
     assert site.address in address_of(net, "site-o")
-    assert "ExecStart=/usr/local/sbin/tproxy-node run" in net.tproxy("node", "command", "site-o", "--unit").stdout
+    assert (
+        "ExecStart=/usr/local/sbin/tproxy-node run"
+        in net.tproxy("node", "command", "site-o", "--unit").stdout
+    )
     process.kill()
     process.wait()
     net.await_state("site-o", "offline since")

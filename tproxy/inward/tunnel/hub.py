@@ -107,11 +107,11 @@ class Hub:
 
     def fault(self, caller: Caller) -> str:
         """Why a connection is not served; "" if it is."""
-        if caller.serial in self.store.denied():
-            return "the certificate is revoked"
         if caller.who.startswith("node:"):
-            return node_fault(self.store.find(Node, caller.name), caller.name, caller.key)
-        return operator_fault(self.store.find(Operator, caller.name), caller.name, caller.key)
+            found = node_fault(self.store.find(Node, caller.name), caller.name, caller.key)
+        else:
+            found = operator_fault(self.store.find(Operator, caller.name), caller.name, caller.key)
+        return found or ("the certificate is revoked" if caller.serial in self.store.denied() else "")
 
     def attach(self, caller: Caller) -> None:
         """A connection has logged in."""
