@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +20,6 @@ from tproxy.inward.tunnel.names import IN, Target
 from tproxy.inward.tunnel.streams import End
 from tproxy.proxy_protocol import OF_PROBE, UNIQUE_ID
 
-NAME = "nodes.sock"
 _PATIENCE = 10.0  # seconds for the header
 
 _log = logging.getLogger("tproxy.tunnel")
@@ -31,6 +31,7 @@ class RouteTarget(NamedTuple):
     node: str
     port: int = 0
     with_header: bool = False  # whether the port is told the client's address
+    expires: int = 0  # seconds since 1970; 0: never
 
     def offer(self, hub: Hub) -> Target | None:
         name = hub.policy().offer_at(self.node, self.port) if self.port else IN
@@ -54,6 +55,8 @@ class Inlet:
         """Lead a stream to where its route leads, or end it."""
         route = header.values.get(UNIQUE_ID, "")
         target = self._routes().get(route)
+        if target is not None and 0 < target.expires <= time.time():
+            target = None
         offered = target.offer(self._hub) if target is not None else None
         probed = OF_PROBE in header.values
         try:

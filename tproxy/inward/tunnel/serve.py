@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tproxy.config import reader
+from tproxy.config.routes import RouteEntry
 from tproxy.config.services import Config
 from tproxy.errors import ProcessError, TproxyError
+from tproxy.inward.maps import NODES_SOCKET
 from tproxy.inward.tunnel import authority, control, inlet, listing, policy, server
 from tproxy.inward.tunnel.audit import Audit
 from tproxy.inward.tunnel.commands import GatewayCommands
@@ -83,13 +85,12 @@ class Settings:
         _log.info("%s: %d entries of tproxy_tunnels", self._path, len(read.tunnels))
 
 
-def routes_to_nodes(routes: Iterable[Any]) -> dict[str, RouteTarget]:
+def routes_to_nodes(routes: Iterable[RouteEntry]) -> dict[str, RouteTarget]:
     """Return where routes lead that name a node, by id."""
-    now = time.time()
     return {
-        id_: RouteTarget(each.node, 0 if each.network else port, bool(each.proxy_protocol))
+        id_: RouteTarget(each.node, 0 if each.network else port, bool(each.proxy_protocol), each.expires)
         for each in routes
-        if each.node and not 0 < each.expires <= now
+        if each.node
         for id_, port in each.parts
     }
 
@@ -177,7 +178,7 @@ def _listeners(options: Options) -> list[socket.socket]:
 
 def _inlet() -> socket.socket:
     """Return the socket for HAProxy's streams, in the directory of in.sock, for its group."""
-    path = f"{inward_socket.prepare()}/{inlet.NAME}"
+    path = f"{inward_socket.prepare()}/{NODES_SOCKET}"
     sock = socket.socket(socket.AF_UNIX)
     with suppress(FileNotFoundError):
         os.unlink(path)
