@@ -36,7 +36,8 @@ gateway() {{
 
 case ${{1-run}} in
 enrol)
-    {{ head -n 1; cat ${{TPROXY_HOST_KEYS:-/etc/ssh/ssh_host_*_key.pub}}; }} | gateway join {host} enrol {name} >new
+    {{ head -n 1; cat ${{TPROXY_HOST_KEYS:-/etc/ssh/ssh_host_*_key.pub}}; }} |
+        gateway join {host} enrol {name} >new
     mv new key-cert.pub
     gateway join {host} operators-ca </dev/null >operators.pub
     ;;

@@ -177,14 +177,16 @@ def _listeners(options: Options) -> list[socket.socket]:
 
 
 def _inlet() -> socket.socket:
-    """Return the socket for HAProxy's streams, in the directory of in.sock, for its group."""
+    """Return the socket for HAProxy's streams, in the directory of in.sock.
+
+    That says by its group who comes to it, also when `tproxy gateway up` gives it another one.
+    """
     path = f"{inward_socket.prepare()}/{NODES_SOCKET}"
     sock = socket.socket(socket.AF_UNIX)
     with suppress(FileNotFoundError):
         os.unlink(path)
     sock.bind(path)
-    os.chown(path, -1, os.stat(os.path.dirname(path)).st_gid)
-    os.chmod(path, 0o660)
+    os.chmod(path, 0o666)
     sock.listen(1024)
     sock.setblocking(False)
     return sock
