@@ -24,7 +24,7 @@ HOST_KEY, NODES, OPERATORS = "host_key", "nodes_ca", "operators_ca"
 NODE_LIFETIME = 24 * 3600.0
 OPERATOR_LIFETIME = 12 * 3600.0
 # A clock may be that much behind the gateway's.
-_BACKDATED = 300
+BACKDATED = 300
 
 
 class Certificate(NamedTuple):
@@ -80,7 +80,7 @@ class Authority:
             key_id=principals[0],
             serial=serial,
             principals=principals,
-            valid_after=now - _BACKDATED,
+            valid_after=now - BACKDATED,
             valid_before=now + max(int(lifetime), 1),
             permit_x11_forwarding=False,
             permit_agent_forwarding=False,

@@ -13,6 +13,7 @@ from pathlib import Path
 import asyncssh
 
 from tproxy.errors import ProcessError
+from tproxy.inward.tunnel.authority import BACKDATED
 
 DIRECTORY = "/var/lib/tproxy-tunnel-node"
 KEY, CERTIFICATE, OPERATORS = "key", "key-cert.pub", "operators.pub"
@@ -59,7 +60,7 @@ def remaining(certificate: asyncssh.SSHCertificate | None) -> tuple[float, float
     """Return for how many seconds a certificate is valid, and for how many it was made."""
     until = getattr(certificate, "_valid_before", 0)
     since = getattr(certificate, "_valid_after", 0)
-    return until - time.time(), until - since
+    return until - time.time(), until - since - BACKDATED
 
 
 def host_keys(pattern: str) -> list[str]:

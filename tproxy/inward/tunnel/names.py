@@ -62,7 +62,7 @@ def fits(name: str, pattern: str) -> bool:
 def offer_of(text: str) -> Offer:
     """Return the offer that is written ``NAME:PORT``, ``ssh`` or ``in``. Raises ValueError."""
     if not re.fullmatch(OFFER, text):
-        raise ValueError(text)
+        raise ValueError(f"{quoted(text)} is no offer")
     name, _, port = text.partition(":")
     return Offer(name, int(port) if port else SSH_PORT if name == SSH else 0)
 
