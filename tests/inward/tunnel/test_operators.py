@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.inward.sites import ENV, World, world
+from tests.inward.tunnel.sites import ENV, World, world
 from tests.netns.conftest import ENDPOINTS
 from tests.netns.waiting import eventually
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.inward.sites import World, signalled, world
+from tests.inward.tunnel.sites import World, signalled, world
 from tests.netns.conftest import ENDPOINTS
 from tests.netns.program import program
 from tests.netns.waiting import eventually

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.inward.sites import ENV, GATEWAY, NAT, World, signalled, world
+from tests.inward.tunnel.sites import ENV, GATEWAY, NAT, World, signalled, world
 from tests.netns.waiting import eventually
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.inward.sites import GATEWAY, PORT, World, world
+from tests.inward.tunnel.sites import GATEWAY, PORT, World, world
 from tests.netns.waiting import eventually
 from tproxy.lab.hypervisor import Hypervisor
 
