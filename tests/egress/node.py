@@ -168,8 +168,15 @@ class Node:
         assert not check or done.returncode == 0, (command, done.stdout, done.stderr)
         return done
 
-    def caller(self, address: str = "10.0.0.5", *, port: int = 3128, **values: str) -> str:
-        """Return the address of a proxy at which everyone is this caller: the daemon's part."""
+    def caller(
+        self, address: str = "10.0.0.5", *, port: int = 3128, bridge_port: str = "", **values: str
+    ) -> str:
+        """Return the address of a proxy at which everyone is this caller: the daemon's part.
+
+        ``port`` is the TCP port of the node, ``bridge_port`` the caller's ``port``.
+        """
+        if bridge_port:
+            values["port"] = bridge_port
         self._next_port += 1
         listen = self._next_port
         words = [f"{name}={text}" for name, text in values.items()]

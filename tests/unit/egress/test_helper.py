@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from tests.unit.egress.policies import TEXT
 from tproxy.egress.policy.current import Current
 from tproxy.egress.squid import helper
+from tproxy.egress.squid.progress import Progress
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +28,8 @@ def line(word: str = helper.BY_HEADER, **values: str) -> str:
 
 
 def ask(current: Current, *lines: str) -> list[str]:
-    found: list[str] = []
-    helper.serve(current, lines, found.append)
-    return found
+    nothing = Progress(Path("/nonexistent"))
+    return helper.Helper(current, nothing, None, lambda text: None).answers(lines)
 
 
 def test_a_request_is_answered_under_its_number(current: Current) -> None:

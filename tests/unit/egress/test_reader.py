@@ -39,7 +39,7 @@ def problems(text: str) -> list[str]:
         ),
         ("rules:\n  - {networks: [a], get: ['https://a.c/../x']}", "egress.yaml:2: get:"),
         ("rules:\n  - {networks: [a], files: [{url: 'https://a.c/x'}]}", "egress.yaml:2: files: (a mapping)"),
-        ("rules:\n  - {networks: [a], limits: {connections: 5}}", "egress.yaml:2: unknown key 'connections'"),
+        ("rules:\n  - {networks: [a], limits: {requests: 5}}", "egress.yaml:2: unknown key 'requests'"),
         (
             "rules:\n  - {networks: [a], limits: {bytes_per_second: 5X}}",
             "egress.yaml:2: bytes_per_second: '5X'",

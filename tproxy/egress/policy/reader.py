@@ -239,9 +239,7 @@ class _Reader:
         return values.file(pairs["url"], pairs["sha256"])
 
     def _limits(self, node: yaml.Node) -> Limits:
-        known = {
-            "bytes_per_second": values.size,
-        }
+        known: dict[str, Parser] = {"connections": values.connections, "bytes_per_second": values.size}
         return Limits(**self._mapping("limits", node, known))
 
     def _learn(self, node: yaml.Node) -> Learn | None:

@@ -56,6 +56,7 @@ class Suites:
 class Limits:
     """What one guest may use at a time. 0 means no limit."""
 
+    connections: int = 0  # that carry something: an idle one is not counted by squid
     bytes_per_second: int = 0
 
 

@@ -59,6 +59,10 @@ def port(node: yaml.Node) -> int:
     return whole(node, 1, 65535)
 
 
+def connections(node: yaml.Node) -> int:
+    return whole(node, 1, 100_000)
+
+
 def size(node: yaml.Node) -> int:
     """Return a number of bytes; k, M, G are powers of 1000, Ki, Mi, Gi of 1024."""
     found = re.fullmatch("([1-9][0-9]{0,9})(k|M|G|Ki|Mi|Gi|)", written(node, INT, STR))

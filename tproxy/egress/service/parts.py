@@ -15,6 +15,7 @@ from tproxy.egress import front, resolver
 from tproxy.egress.clients.server import Server
 from tproxy.egress.layout import Layout
 from tproxy.egress.mirror.site_key import SiteKey
+from tproxy.egress.policy import judging
 from tproxy.egress.policy.current import Current
 from tproxy.egress.policy.reader import load
 from tproxy.egress.policy.rules import Policy
@@ -60,7 +61,12 @@ async def _front(node: Surroundings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     proxy = (listen.address, listen.proxy[0])
-    tls = await front.start(listen.address, listen.transparent, proxy)
+    tls = await front.start(
+        listen.address,
+        listen.transparent,
+        proxy,
+        lambda caller: judging.limits(current.get(), caller).connections,
+    )
     names, names_tcp = await resolver.start(listen.address, listen.resolver, current.get)
     scripts = Server(
         listen.address,
