@@ -1,4 +1,4 @@
-# All commands of this checkout: make venv | demo | demo-egress | test | test-egress | test-vm | test-packages |
+# All commands of this checkout: make venv | demo | demo-egress | test | test-egress | test-inward | test-vm | test-packages |
 # test-model | test-steps | bench | bench-workers | docs | serve-docs | picture | pictures | soak | lint | deb | zipapp |
 # wheel | manual | lock | options | clean
 
@@ -44,6 +44,12 @@ test: venv bytecode
 .PHONY: bytecode
 bytecode:
 	@.venv/bin/python -m compileall -q tproxy tests
+
+# Those of routes and the gateway alone; `make test` has them too.
+.PHONY: test-inward
+test-inward: export TPROXY_PATIENCE ?= 100
+test-inward: venv
+	.venv/bin/python -m pytest -n $(WORKERS) tests/unit/inward tests/netns/inward
 
 # Tests of `tproxy egress` with real engines: squid, and the clients and servers of the packages' kinds.
 .PHONY: test-egress

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # the annotations of options, which are text at run time (tpr
     from typing import Annotated
 
     from tproxy.options import Choice, Number, Option, Seconds, Text
+    from tproxy.routes import Route
 
 TCP, UDP = PROTOCOLS = ("tcp", "udp")
 
@@ -328,6 +329,7 @@ class _ServiceMap(NamedTuple):
     members: Mapping[str, Member] | None = None
     ipv6: bool = False
     cards: frozenset[tuple[str, str]] = frozenset()
+    routes: Mapping[int, Route] = {}
 
 
 class ServiceMap(_ServiceMap):
@@ -336,7 +338,7 @@ class ServiceMap(_ServiceMap):
     ``network`` is the first network of the bridge. ``members`` tells the network of each guest, by the MAC of
     its NIC; None when the bridge has no set of members, because another program loaded the map. ``ipv6``
     says that all services are at SERVICE_ADDRESS_IPV6 too. ``cards`` are pairs of a port of the bridge and
-    the MAC of a member that a hook named there.
+    the MAC of a member that a hook named there. ``routes`` lead from outside to guests, by number.
     """
 
     __slots__ = ()

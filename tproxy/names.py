@@ -100,6 +100,10 @@ class BridgeNames(_Bridge):
         return f"so_{self.bridge}"
 
     @property
+    def routes(self) -> str:
+        return f"rt_{self.bridge}"
+
+    @property
     def arp_guard(self) -> str:
         return f"ch_{self.bridge}"
 

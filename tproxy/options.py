@@ -132,8 +132,32 @@ class LinkNames(NamedTuple):
         return "a list of ports, or one of them"
 
 
+class LinkName(NamedTuple):
+    """The name of one network interface."""
+
+    def __str__(self) -> str:
+        return "the name of a link"
+
+
+class Written(NamedTuple):
+    """Text of a form. ``pattern`` is one of JavaScript too; ``said`` says on a page what it matches."""
+
+    pattern: str
+    said: str
+
+    def __str__(self) -> str:
+        return self.said
+
+
+class Moment(NamedTuple):
+    """A date, with or without a time, as seconds since 1970, an int."""
+
+    def __str__(self) -> str:
+        return "a date, or date and time, such as `2027-01-31` or `2027-01-31T18:00:00Z`; UTC without a zone"
+
+
 class Entries(NamedTuple):
-    """A list of mappings. ``of`` says which keys they have: "tproxy" or "tproxy_bridges"."""
+    """A list of mappings. ``of`` says which keys they have: the key at the top level."""
 
     of: str
 
@@ -155,6 +179,9 @@ Kind = (
     | NetworkNames
     | BridgePattern
     | LinkNames
+    | LinkName
+    | Written
+    | Moment
     | Entries
 )
 

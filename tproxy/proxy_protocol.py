@@ -26,6 +26,7 @@ OF_BRIDGE = 0xE2
 OF_MAC = 0xE3  # of the guest
 OF_PORT = 0xE4  # the bridge port behind which the guest is
 OF_HYPERVISOR = 0xE5
+OF_PROBE = 0xE6  # at in.sock: say whether the guest accepts, and end
 
 # Bytes of all addresses and TLVs of a header that is accepted. Ours are shorter; the field allows 65,535.
 MOST = 4096

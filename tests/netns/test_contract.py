@@ -48,6 +48,7 @@ NAMES = {
     "set of cards": "nft list set ip one_tproxy pt_br0",
     "map of other services": "nft list map ip one_tproxy sv_br0",
     "set of their options": "nft list set ip one_tproxy so_br0",
+    "map of routes": "nft list map ip one_tproxy rt_br0",
     "ARP guard": "nft list chain bridge one_tproxy ch_br0",
     "shared guards": "nft list table bridge one_tproxy | grep 'chain guard_'",
     "sets of the guards": "for each in veths uplinks guarded; do nft list set bridge one_tproxy $each; done",
@@ -58,6 +59,7 @@ NAMES = {
     "relay": "PID=$(pgrep -f '^one_tproxy_br0 *$'); tr '\\0' '\\n' </proc/$PID/cmdline",
     "daemon's log": "test -s /var/log/one_tproxy.log",
     "relay's log": "test -s /var/log/one_tproxy_br0.log",
+    "socket for streams from outside": "ls /run/tproxy-in/$(stat -Lc %i /proc/1/ns/net)/in.sock",
     "run directory": "ls -d /run/tproxy/$(stat -Lc %i /proc/1/ns/net)",
 }
 
@@ -72,8 +74,9 @@ def served(real_kernel: None) -> Iterator[Hypervisor]:
         )  # more than a comment holds
         others = "- {service_port: 53, remote_addr: 10.0.0.53, remote_port: 53, protocol: udp}\n"
         others += "- {service_addr: 169.254.169.254, remote_addr: 10.0.0.53, remote_port: 80}\n"
-        hypervisor.write(FILE, f"{options}{CONFIG.rstrip()}\n{others}")
-        hook(hypervisor, "br0", "--port", "vnet0")
+        routes = "tproxy_routes: [{id: web, network: blue, guest_addr: 10.0.0.5, port: 80}]\n"
+        hypervisor.write(FILE, f"{routes}{options}{CONFIG.rstrip()}\n{others}")
+        hook(hypervisor, "br0", "--port", "vnet0", "--network", "blue")
         yield hypervisor
 
 

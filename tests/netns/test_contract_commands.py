@@ -173,6 +173,24 @@ def trace(lab: OneBridge) -> list[Done]:
     return [lab.host.tproxy("trace", "--port", lab.guest.port, "--for", "0.1")]
 
 
+def route(lab: OneBridge) -> list[Done]:
+    """Routes that lead to guests are in inward/test_routes.py."""
+    listed = lab.host.tproxy("route", "list")
+    unknown = lab.host.tproxy("route", "test", "nothing", check=False)
+    assert unknown.returncode == 1
+    return [listed, unknown]
+
+
+def gateway(lab: OneBridge) -> list[Done]:
+    """A gateway that serves is in inward/test_gateway.py."""
+    lab.host.write("/run/empty/none", "")
+    refused = lab.host.tproxy(
+        *("gateway", "up", "--config", lab.config, "--certificates", "/run/empty"), check=False
+    )
+    assert refused.returncode == 1
+    return [refused, lab.host.tproxy("gateway", "down", "--purge")]
+
+
 def egress(lab: OneBridge) -> list[Done]:
     """What the subcommands do is in tests/egress."""
     policy = lab.host.write("/run/egress.yaml", "mode: sealed\nrules: []\n")
@@ -270,8 +288,8 @@ COMMANDS: dict[str, Callable[[OneBridge], list[Done]]] = {
     each.__name__.replace("_", "-"): each
     for each in (
         *(start, reload, reopen_logs, restart, stop, status, connections, kill, log_level, metrics),
-        *(refresh, check, doctor, probe, trace, sync, hook, watch, gc, install, uninstall, daemon, egress),
-        event,
+        *(refresh, check, doctor, probe, trace, route, gateway, sync, hook, watch, gc, install, uninstall),
+        *(daemon, egress, event),
     )
 }
 
@@ -316,11 +334,15 @@ def test_an_exit_code_says_what_the_contract_says(lab: OneBridge, arguments: str
 
 
 def test_status_as_json_has_the_keys_of_the_contract_and_no_other(lab: OneBridge) -> None:
+    lab.nft("add map ip one_tproxy rt_br0 { type mark . mark : ipv4_addr . inet_service; }")
+    lab.nft('add element ip one_tproxy rt_br0 { 0xd434f394 . 0 comment "id=web2" : 10.0.0.5 . 80 }')
+    lab.host.tproxy("reload")
     lab.host.run("ip", "link", "set", "br0b", "nomaster")  # an obstacle
     shown = json.loads(lab.host.tproxy("status", "--json").stdout)
     keys = set(table("Output of `status`", "key", "value").column("key"))
     service = "daemon.bridges.*.services[]"
     named = {"daemon.bridges", f"{service}.limited", f"{service}.options"}
+    named.add("daemon.bridges.*.routes[].limited")
     keys_there = table("Limits and time-outs", "key", page=LIMITS).column("key")
     limits = {key.removeprefix("tproxy_") for key in keys_there}
     for each in (one for bridge in shown["daemon"]["bridges"].values() for one in bridge["services"]):

@@ -126,6 +126,7 @@ USED = {
 ELSEWHERE = {
     "set `gu_<bridge>`": "tests of several networks on one bridge",
     "map `sv_<bridge>`, set `so_<bridge>`": "tests/unit/bridge/test_service_map.py",
+    "map `rt_<bridge>`": "inward/test_routes.py",
     "set `pt_<bridge>`": "tests of several networks on one bridge",
     "set `op_<bridge>`": "worker/test_limits.py: options that do not fit into a comment",
     "elements of `veths`, `uplinks`, `guarded`": "tests/unit/bridge/test_guards.py",

@@ -45,7 +45,12 @@ def storable(wanted: ServiceMap) -> ServiceMap:
     members = wanted.members
     if members is not None:
         members = {mac: each._replace(network=stored(each.network)) for mac, each in members.items()}
-    return ServiceMap(wanted.bridge, services, stored(wanted.network), members, wanted.ipv6, wanted.cards)
+    found = ServiceMap(wanted.bridge, services, stored(wanted.network), members, wanted.ipv6, wanted.cards)
+    if not wanted.routes:
+        return found
+    from tproxy.bridge import route_map  # few bridges have routes
+
+    return found._replace(routes=route_map.storable(wanted.routes))
 
 
 def stored(network: Network) -> Network:
@@ -150,6 +155,11 @@ def comments_of(service: Service) -> tuple[str, list[str]]:
     rest = " ".join(words)
     parts = [rest[start : start + MAX_COMMENT] for start in range(0, len(rest), MAX_COMMENT)]
     return f"{first} {MORE}={len(parts)}".lstrip(), parts
+
+
+def option_words(service: Service) -> dict[str, str]:
+    """The options of a service as words."""
+    return _words(service.options)
 
 
 def _words(options: Mapping[str, Any]) -> dict[str, str]:

@@ -11,8 +11,13 @@ from tproxy.bridge.comments import comments_of, in_map, member_comment, network_
 from tproxy.bridge.service_map import ALONE, CARD, ENDPOINT, IPV6, KEY
 from tproxy.model import Member, Service, ServiceKey, ServiceMap
 from tproxy.names import TABLE, BridgeNames
+from tproxy.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tproxy.routes import Route
 
 _MAP_TYPE = f"type inet_service : {ENDPOINT};"
+_ROUTES_TYPE = "type mark . mark : ipv4_addr . inet_service;"  # as ``route_map``
 _TYPED_MAP_TYPE = f"type {KEY} : {ENDPOINT};"
 
 
@@ -30,6 +35,7 @@ def add_map(wanted: ServiceMap) -> list[str]:
         *_add_set(names, wanted.members),
         *([_card_set(names), f"flush set ip {TABLE} {names.cards}"] if wanted.cards else []),
         *_change_cards(names, frozenset(), wanted.cards),
+        *_change_routes(wanted, {}, anew=True),
     ]
 
 
@@ -38,12 +44,13 @@ def change_map(observed: ServiceMap, wanted: ServiceMap) -> list[str]:
     names = BridgeNames(wanted.bridge)
     if (observed.network, observed.ipv6) != (wanted.network, wanted.ipv6):
         # A map's comment cannot be changed, so the map is replaced. One transaction does both.
-        new_map = add_map(wanted._replace(members=None, cards=frozenset()))
+        new_map = add_map(wanted._replace(members=None, cards=frozenset(), routes={}))
         plain = f"delete map ip {TABLE} {names.map}"
         typed = _delete_typed_map(names) if _typed(observed) else []
         unused = _unused_rest(names, observed.services, wanted.services)
         cards = _change_cards(names, observed.cards, wanted.cards)
-        return [plain, *typed, *new_map, *unused, *_change_set(names, observed, wanted), *cards]
+        routes = _change_routes(wanted, observed.routes)
+        return [plain, *typed, *new_map, *unused, *_change_set(names, observed, wanted), *cards, *routes]
     gone = [each for key, each in observed.services.items() if wanted.services.get(key) != each]
     new = [each for key, each in wanted.services.items() if observed.services.get(key) != each]
     services = _elements("delete", names, gone)
@@ -57,6 +64,7 @@ def change_map(observed: ServiceMap, wanted: ServiceMap) -> list[str]:
         *services,
         *_change_set(names, observed, wanted),
         *_change_cards(names, observed.cards, wanted.cards),
+        *_change_routes(wanted, observed.routes),
     ]
 
 
@@ -88,7 +96,19 @@ def delete_sets(bridge: str, *, all_of_them: bool = True) -> list[str]:
         *_delete_typed_map(names),
         _options_set(names, plain=False),
         f"delete set ip {TABLE} {names.typed_options}",
+        f"add map ip {TABLE} {names.routes} {{ {_ROUTES_TYPE} }}",
+        f"delete map ip {TABLE} {names.routes}",
     ]
+
+
+def _change_routes(wanted: ServiceMap, before: Mapping[int, Route], *, anew: bool = False) -> list[str]:
+    """Return commands for the routes. ``anew``: what outlived its service map goes."""
+    if before == wanted.routes:
+        return []
+    from tproxy.bridge import route_map  # few bridges have routes
+
+    gone = route_map.delete(wanted.bridge) if anew else []
+    return [*gone, *route_map.change(wanted.bridge, before, wanted.routes)]
 
 
 def _elements(verb: str, names: BridgeNames, services: Iterable[Service]) -> list[str]:

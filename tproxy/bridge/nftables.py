@@ -21,7 +21,10 @@ from tproxy.kernel import netns
 from tproxy.log.lazy import logger
 from tproxy.model import Member, Service, ServiceKey, ServiceMap
 from tproxy.names import TABLE, BridgeNames
-from tproxy.typed import Any
+from tproxy.typed import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tproxy.routes import Route
 
 log = logger(__name__)
 
@@ -158,10 +161,10 @@ def read_map(bridge: str) -> ServiceMap | None:
 def _read_beside(bridge: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The maps and sets beside the bridge's map, as they are listed, by name. Most bridges have none."""
     names = BridgeNames(bridge)
-    there = _there((names.options, names.cards, names.typed_map, names.typed_options))
+    there = _there((names.options, names.cards, names.typed_map, names.typed_options, names.routes))
     found: dict[str, dict[str, Any]] = {"map": {}, "set": {}}
     for name in there:
-        kind = "map" if name == names.typed_map else "set"
+        kind = "map" if name in (names.typed_map, names.routes) else "set"
         for item in _list_or_nothing(f"list {kind} ip {TABLE} {name}"):
             if kind in item:
                 found[kind][name] = item[kind]
@@ -310,6 +313,8 @@ def _parse_map(
     if parsed is None:
         return None
     _warn_of(listed, rest, parsed.services, service_map.OPTIONS_PREFIX + bridge)
+    if routes := maps.get(BridgeNames(bridge).routes):
+        parsed = parsed._replace(routes=_parse_routes(routes))
     typed = maps.get(service_map.TYPED_PREFIX + bridge)
     if typed is None:
         return parsed
@@ -321,6 +326,15 @@ def _parse_map(
         return parsed
     _warn_of(typed, rest, services, service_map.TYPED_OPTIONS_PREFIX + bridge)
     return parsed._replace(services={**parsed.services, **services}, ipv6=service_map.has_ipv6(typed))
+
+
+def _parse_routes(listed: dict[str, Any]) -> dict[int, Route]:
+    from tproxy.bridge import route_map  # few bridges have routes
+
+    found = route_map.parse(listed)
+    if found is None:
+        _warn(f"map {listed['name']} is not of the type that tproxy knows, and is ignored")
+    return found or {}
 
 
 def _warn_of(

@@ -12,7 +12,8 @@ A port that is no service any more may still have connections, and they go on. S
 any port. Where there is no connection the kernel answers them with a reset.
 
 A relay may be taken over. It may bind any port of its namespace (SYSCTLS), but nothing comes in that answers
-a connection which it opens: no packet with SYN and ACK passes.
+a connection which it opens: a packet with SYN and ACK passes only from what a route leads to (DIALLED), an
+address and a port of a guest. With routes, no SYN leaves for anything else either (DIALS).
 
 ARP is no packet of the families that are filtered here. Connections to the service address from inside the
 namespace pass, for people who look for a fault.
@@ -57,6 +58,8 @@ PORTS_IPV6, UDP_PORTS_IPV6, REFUSED_IPV6 = "ports6", "udp_ports6", "refused6"
 # The sets of a wall for further service addresses: these addresses; address, protocol and port of their
 # services; and those whose guests are refused now.
 ADDRESSES, SERVICES, REFUSED_SERVICES = "addresses", "services", "refused_services"
+DIALLED = "dialled"  # the set of the targets of routes
+DIALS = "dials"  # the chain for connections that begin here
 
 # Before the kernel would put fragments together, NF_IP_PRI_RAW_BEFORE_DEFRAG in <linux/netfilter_ipv4.h>.
 _HOOK, _PRIORITY = "prerouting", -450
@@ -71,9 +74,16 @@ _SETS = {
     ADDRESSES: "ipv4_addr",
     SERVICES: _SERVICE,
     REFUSED_SERVICES: _SERVICE,
+    DIALLED: "ipv4_addr . inet_service",
 }
 _REFUSING = {REFUSED, REFUSED_IPV6, REFUSED_SERVICES}
-_BASE = {CHAIN: (_HOOK, _PRIORITY, "drop"), AFTER: ("input", 0, "accept")}
+_BASE = {
+    CHAIN: (_HOOK, _PRIORITY, "drop"),
+    AFTER: ("input", 0, "accept"),
+    DIALS: ("output", 0, "accept"),
+}
+
+Target = tuple[str, int]  # address and port of a guest
 
 SYSCTLS = {
     "ipv4/ip_unprivileged_port_start": "0",  # a relay without capabilities listens at low ports too
@@ -114,6 +124,7 @@ _ASKING_IPV6 = (
 )
 _NEW = "tcp flags & (fin | syn | rst | ack) == syn"
 _GOES_ON = "tcp flags & syn != syn"
+_ANSWER = "tcp flags & (fin | syn | rst | ack) == (syn | ack)"
 
 
 class Kind(NamedTuple):
@@ -150,14 +161,19 @@ class Wall(NamedTuple):
 
     kind: Kind | None
     keys: frozenset[ServiceKey]
+    targets: frozenset[Target] = frozenset()
 
 
 class Parts(NamedTuple):
-    """The parts of a wall besides that for TCP at SERVICE_ADDRESS: for UDP, further addresses, and IPv6."""
+    """The parts of a wall besides that for TCP at SERVICE_ADDRESS.
+
+    For UDP, further addresses, IPv6, and for connections to guests.
+    """
 
     udp: bool
     further: bool
     ipv6: bool
+    dials: bool = False
 
     @property
     def sets(self) -> set[str]:
@@ -166,17 +182,19 @@ class Parts(NamedTuple):
         names |= {UDP_PORTS, REFUSED} if self.udp else set()
         names |= {ADDRESSES, SERVICES} if self.further else set()
         names |= {PORTS_IPV6} if self.ipv6 else set()
+        names |= {DIALLED} if self.dials else set()
         names |= {UDP_PORTS_IPV6, REFUSED_IPV6} if self.udp and self.ipv6 else set()
         return names | ({REFUSED_SERVICES} if self.udp and self.further else set())
 
 
-def parts_for(keys: Iterable[ServiceKey]) -> Parts:
-    """The parts that a wall for these services has."""
+def parts_for(keys: Iterable[ServiceKey], targets: Collection[Target] = ()) -> Parts:
+    """The parts that a wall for these services and targets of routes has."""
     addresses = {key.address for key in keys} - {SERVICE_ADDRESS}
     return Parts(
         udp=any(key.protocol == UDP for key in keys),
         further=bool(addresses - {SERVICE_ADDRESS_IPV6}),
         ipv6=SERVICE_ADDRESS_IPV6 in addresses,
+        dials=bool(targets),
     )
 
 
@@ -194,9 +212,11 @@ def rules(kind: Kind, parts: Parts) -> dict[str, list[str]]:
         f"{_FOR_US} {_WHOLE} {_NEW}{closed} accept",
         f"{_FOR_US} {_WHOLE} {_GOES_ON} accept",
         f"{_FOR_US} {_WHOLE} icmp type echo-request{pings} accept",
+        *([f"{_FOR_US} {_WHOLE} {_ANSWER} ip saddr . tcp sport @{DIALLED} accept"] if parts.dials else []),
         *(datagrams if parts.udp else []),
         "iif lo accept",
     ]
+    dials = {DIALS: [f"oif != lo {_NEW} ip daddr . tcp dport != @{DIALLED} drop"]} if parts.dials else {}
     there = f"ip daddr @{ADDRESSES}"
     service = "ip daddr . ip protocol . th dport"
     if parts.further:
@@ -217,7 +237,7 @@ def rules(kind: Kind, parts: Parts) -> dict[str, list[str]]:
             f"{_ASKING_IPV6} accept",
         ]
     if not parts.udp:
-        return {CHAIN: wall}
+        return {CHAIN: wall, **dials}
     if parts.ipv6:
         wall += [
             f"{_FOR_US_UDP_IPV6} udp dport @{UDP_PORTS_IPV6} accept",
@@ -243,13 +263,13 @@ def rules(kind: Kind, parts: Parts) -> dict[str, list[str]]:
         after.append(
             f"ip6 daddr {SERVICE_ADDRESS_IPV6} meta l4proto udp th dport @{REFUSED_IPV6} {_REFUSE_IPV6}"
         )
-    return {CHAIN: wall, AFTER: after}
+    return {CHAIN: wall, AFTER: after, **dials}
 
 
-def load(kind: Kind, keys: Collection[ServiceKey]) -> str:
+def load(kind: Kind, keys: Collection[ServiceKey], targets: Collection[Target] = ()) -> str:
     """Return the commands of one transaction that replaces whatever wall there is."""
     table, keys = f"{kind.family} {TABLE}", kind.seen(keys)
-    parts = parts_for(keys)
+    parts = parts_for(keys, targets)
     chains = rules(kind, parts)
     lines = [
         f"add table {table}",  # first, because deleting fails where there is none
@@ -272,6 +292,8 @@ def load(kind: Kind, keys: Collection[ServiceKey]) -> str:
         elements.setdefault(name, set()).add(element)
         if name == SERVICES:
             elements.setdefault(ADDRESSES, set()).add(key.address)
+    if targets:
+        elements[DIALLED] = {f"{address} . {port}" for address, port in targets}
     lines += [
         f"add element {table} {name} {{ {', '.join(sorted(each))} }}" for name, each in elements.items()
     ]
@@ -309,16 +331,26 @@ def parse(family: str, listed: Iterable[dict[str, Any]]) -> Wall | None:
             raise NftError(f"table {family} {TABLE} in the namespace belongs to another program")
     if not found:
         return None
-    parts = Parts(udp=AFTER in chains, further=SERVICES in sets, ipv6=PORTS_IPV6 in sets)
-    wanted = [CHAIN, *([AFTER] if parts.udp else [])]
-    keys = _keys(sets)
-    if keys is None or chains != {name: _BASE[name] for name in wanted} or sets.keys() != parts.sets:
+    parts = Parts(AFTER in chains, SERVICES in sets, PORTS_IPV6 in sets, DIALLED in sets)
+    wanted = [CHAIN, *([AFTER] if parts.udp else []), *([DIALS] if parts.dials else [])]
+    keys, targets = _keys(sets), _targets(sets)
+    right = chains == {name: _BASE[name] for name in wanted} and sets.keys() == parts.sets
+    if keys is None or targets is None or not right:
         return Wall(None, frozenset())
     for kind in KINDS:
         known = {name: list(map(_mark, each)) for name, each in rules(kind, parts).items()}
         if kind.family == family and known == marks:
-            return Wall(kind, keys)
+            return Wall(kind, keys, targets)
     return Wall(None, keys)
+
+
+def _targets(sets: Mapping[str, list[Any]]) -> frozenset[Target] | None:
+    """The targets of routes in the set of a wall; None where it is not as ``load`` makes it."""
+    try:
+        pairs = (each["concat"] for each in sets.get(DIALLED, ()))
+        return frozenset((str(address), int(port)) for address, port in pairs)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _keys(sets: Mapping[str, list[Any]]) -> frozenset[ServiceKey] | None:
@@ -343,19 +375,19 @@ def _joined(kind: Any) -> Any:
     return " . ".join(kind) if isinstance(kind, list) else kind
 
 
-def ensure(bridge: str, keys: Collection[ServiceKey]) -> None:
-    """Have the wall in the bridge's namespace, for these services, and SYSCTLS set there.
+def ensure(bridge: str, keys: Collection[ServiceKey], targets: Collection[Target] = ()) -> None:
+    """Have the wall in the bridge's namespace, for these services and targets of routes, and SYSCTLS set.
 
     Whoever made the namespace. Does nothing when all is as it should be. Raises NftError, KernelError.
     """
-    wanted = frozenset(key.listener for key in keys)
+    wanted, dialled = frozenset(key.listener for key in keys), frozenset(targets)
     with nftables.inside(BridgeNames(bridge).namespace) as inner:
         try:
             wall = _find(inner)
             if wall is None or wall.kind is None:
-                _load_best(inner, bridge, wanted)
-            elif wall.keys != wall.kind.seen(wanted):
-                inner.transaction([load(wall.kind, wanted)])
+                _load_best(inner, bridge, wanted, dialled)
+            elif (wall.keys, wall.targets) != (wall.kind.seen(wanted), dialled):
+                inner.transaction([load(wall.kind, wanted, dialled)])
         finally:  # the relay needs them in any case
             found = links.sysctls(SYSCTLS)
             for path, value in SYSCTLS.items():
@@ -424,11 +456,13 @@ def _find(inner: nftables.Inner) -> Wall | None:
     return None
 
 
-def _load_best(inner: nftables.Inner, bridge: str, keys: frozenset[ServiceKey]) -> None:
+def _load_best(
+    inner: nftables.Inner, bridge: str, keys: frozenset[ServiceKey], targets: frozenset[Target]
+) -> None:
     """Load the first kind that this kernel accepts."""
     for kind in KINDS:
         try:
-            inner.transaction([load(kind, keys)])
+            inner.transaction([load(kind, keys, targets)])
         except (nftables.Unsupported, nftables.Absent) as error:
             refused = error
         else:

@@ -79,6 +79,13 @@ def as_tables(processes: Lines, daemon: dict[str, Any] | None) -> list[str | Tab
     ]
     if endpoints:
         shown.append(Table("endpoints", _ENDPOINT_COLUMNS, endpoints))
+    routes = [
+        _route_row(bridge, each)
+        for bridge, details in daemon["bridges"].items()
+        for each in details.get("routes", ())  # a daemon of an older version has none
+    ]
+    if routes:
+        shown.append(Table("routes", _ROUTE_COLUMNS, routes, frozenset({"open", "total"})))
     workers = [_worker_row(each) for each in daemon["workers"]]
     shown.append(Table("workers", _WORKER_COLUMNS, workers, frozenset({"open", "processor time"})))
     return [*shown, f"{daemon['connections']} open connections"]
@@ -132,6 +139,15 @@ def _endpoint_row(bridge: str, service: dict[str, Any], endpoint: dict[str, Any]
         time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since)) if since else "",
         printable(endpoint["why"]),
     ]
+
+
+_ROUTE_COLUMNS = ("route", "bridge", "guest", "open", "total", "last error")
+
+
+def _route_row(bridge: str, route: dict[str, Any]) -> list[str]:
+    guest = route["guest"] or route["mac"] or route["bridge_port"]
+    said = printable(route["last_error"])
+    return [route["id"], bridge, guest, str(route["open"]), str(route["total"]), said]
 
 
 def _worker_row(worker: dict[str, Any]) -> list[str]:

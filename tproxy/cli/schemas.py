@@ -90,6 +90,20 @@ def of_status() -> Schema:
         limited=_by_name(COUNT),
         options=_by_name({"type": ["number", "string"]}),
     )
+    route = _object(
+        id=TEXT,
+        guest=TEXT,
+        mac=TEXT,
+        bridge_port=TEXT,
+        expires=_or_null(COUNT),
+        open=COUNT,
+        total=COUNT,
+        bytes_to_guest=COUNT,
+        bytes_to_client=COUNT,
+        last_error=TEXT,
+        last_error_at=_or_null(NUMBER),
+        limited=_by_name(COUNT),
+    )
     bridge = _object(
         network=TEXT,
         network_id=TEXT,
@@ -97,6 +111,7 @@ def of_status() -> Schema:
         relay=_or_null(COUNT),
         obstacles=_list(_object(kind=TEXT, text=TEXT)),
         services=_list(service),
+        routes=_list(route),
     )
     worker = _object(
         pid=COUNT,

@@ -23,7 +23,8 @@ FILE = "config.json"  # in the run directory, where only root can write
 # nftables. In a checkout it changes while the version stays.
 _PACKAGE = os.path.dirname(__file__)
 _OTHERS = [
-    f"{os.path.dirname(_PACKAGE)}/{name}" for name in ("addresses.py", "model.py", "names.py", "options.py")
+    f"{os.path.dirname(_PACKAGE)}/{name}"
+    for name in ("addresses.py", "model.py", "names.py", "options.py", "routes.py")
 ]
 
 
@@ -67,7 +68,7 @@ def _recall(key: list[Any], path: str) -> Config | None:
         if known != key:
             return None
         level, entries, warnings, bridges, *options = said
-        return Config(
+        found = Config(
             path,
             level,
             tuple(map(_entry, entries)),
@@ -75,6 +76,7 @@ def _recall(key: list[Any], path: str) -> Config | None:
             tuple(map(_bridge, bridges)),
             *options,
         )
+        return found._replace(routes=_routes(found.routes))
     except (OSError, ValueError, TypeError, RecursionError):  # damaged: read the file, and write this anew
         return None
 
@@ -103,3 +105,11 @@ def _entry(fields: list[Any]) -> Entry:
 def _bridge(fields: list[Any]) -> WatchedBridge:
     bridge = WatchedBridge(*fields)
     return bridge._replace(uplinks=frozenset(bridge.uplinks))
+
+
+def _routes(listed: Any) -> tuple[Any, ...]:
+    if not listed:
+        return ()
+    from tproxy.config.routes import RouteEntry  # few files have routes
+
+    return tuple(RouteEntry(*each) for each in listed)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tproxy.config.routes import RouteEntry
 from tproxy.config.services import Config, Entry, WatchedBridge
 from tproxy.model import Service
 from tproxy.options import Declared, declared
@@ -18,6 +19,7 @@ Keys = Mapping[str, Declared]
 SERVICE: Keys = declared(Service)
 ENTRY: Keys = declared(Entry) | {**SERVICE}
 BRIDGE: Keys = declared(WatchedBridge)
+ROUTE: Keys = declared(RouteEntry)
 # Keys at the top level that stand for an option of all entries.
 GENERAL: Keys = {
     PREFIX + key: each._replace(

@@ -11,7 +11,7 @@ text names the entry, and the line of the merge key that brought the value there
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import yaml
@@ -20,6 +20,7 @@ from tproxy.config import keys, merging, values, whole_entry
 from tproxy.config.file import text_of
 from tproxy.config.keys import Keys
 from tproxy.config.merging import Field
+from tproxy.config.routes import RouteEntry, usable
 from tproxy.config.services import Config, Entry, Problem, WatchedBridge, place
 from tproxy.config.values import Unusable, shown
 from tproxy.errors import ConfigError, to_ascii
@@ -80,12 +81,16 @@ class _Reader:
         bridges = [
             self._bridge(number, node) for number, node in enumerate(self._list(ours, "tproxy_bridges"), 1)
         ]
+        routes = [
+            self._route(number, node) for number, node in enumerate(self._list(ours, "tproxy_routes"), 1)
+        ]
         return Config(
             self._path,
+            routes=self._usable(filter(None, routes)),
             entries=tuple(filter(None, entries)),
             warnings=tuple(self._warnings),
             bridges=tuple(filter(None, bridges)),
-            silent="tproxy" not in ours,
+            silent=not {"tproxy", "tproxy_routes"} & ours.keys(),
             **options,
         )
 
@@ -198,6 +203,15 @@ class _Reader:
     def _bridge(self, number: int, node: yaml.Node) -> WatchedBridge | None:
         said = self._checked(f"tproxy_bridges: entry {number}", node, keys.BRIDGE)
         return None if said is None else WatchedBridge(**said)
+
+    def _route(self, number: int, node: yaml.Node) -> RouteEntry | None:
+        said = self._checked(f"tproxy_routes: entry {number}", node, keys.ROUTE)
+        return None if said is None else RouteEntry(values.line(node), **said)
+
+    def _usable(self, routes: Iterable[RouteEntry]) -> tuple[RouteEntry, ...]:
+        found, problems = usable(routes)
+        self._warnings += problems
+        return tuple(found)
 
     def _checked(self, label: str, node: yaml.Node, known: Keys) -> dict[str, Any] | None:
         """Return the values of an entry by field; None, with a warning for each fault, if it is unusable."""

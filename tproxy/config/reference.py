@@ -57,6 +57,13 @@ fit into the comment are in a set beside the map.
 The first entry that fits a bridge counts.
 
 {bridge}
+
+## Keys of an entry of `tproxy_routes`
+
+A route leads from outside to a port of a guest, see [inward.md](inward.md). An entry with a value that cannot
+be used is skipped with a warning.
+
+{route}
 """
 
 
@@ -66,9 +73,15 @@ def files() -> dict[str, str]:
         file=_table(["key", "value", "default"], map(_row, keys.FILE.values())),
         entry=_table(["key", "value", "default", "in nftables"], map(_row_of_entry, keys.ENTRY.values())),
         bridge=_table(["key", "value", "default"], map(_row, keys.BRIDGE.values())),
+        route=_table(["key", "value", "default", "in nftables"], map(_row_of_entry, keys.ROUTE.values())),
     )
     contract = (ROOT / CONTRACT).read_text()
-    for name, known in (("top-level", keys.FILE), ("entry", keys.ENTRY), ("bridge", keys.BRIDGE)):
+    for name, known in (
+        ("top-level", keys.FILE),
+        ("entry", keys.ENTRY),
+        ("bridge", keys.BRIDGE),
+        ("route", keys.ROUTE),
+    ):
         contract = _with_table(contract, [f"{name} key", "value", "default"], known)
     return {
         PAGE: page,

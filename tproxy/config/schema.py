@@ -28,6 +28,14 @@ _DIGITS = "(0|[1-9][0-9]{0,%d})"
 # Printable ASCII, without spaces and commas.
 _UNIX = rf"{UNIX}/[!-+\-.-~]{{0,{MOST_PATH - 2}}}[!-+\-.0-~]"
 
+_LINK: Json = {
+    "anyOf": [
+        {"type": "integer", "minimum": 0},
+        {"type": "string", "pattern": r"^((?!\.\.?$)[A-Za-z0-9_.\-]{1,15})$"},
+    ]
+}
+_MOMENT = r"[0-9]{4}-[0-9]{2}-[0-9]{2}.*"
+
 
 def schema() -> Json:
     """Return the schema, of JSON Schema draft 7, which editors know."""
@@ -39,6 +47,7 @@ def schema() -> Json:
         "definitions": {
             "tproxy": {**_mapping(keys.ENTRY), "title": "A service"},
             "tproxy_bridges": {**_mapping(keys.BRIDGE), "title": "Bridges that the watcher brings up"},
+            "tproxy_routes": {**_mapping(keys.ROUTE), "title": "A route from outside to a guest"},
         },
     }
 
@@ -72,7 +81,8 @@ def _keys(known: Keys) -> Json:
 def _place(known: Keys) -> str:
     if known is keys.FILE:
         return "#/properties"
-    return f"#/definitions/{'tproxy' if known is keys.ENTRY else 'tproxy_bridges'}/properties"
+    lists = {"tproxy": keys.ENTRY, "tproxy_bridges": keys.BRIDGE, "tproxy_routes": keys.ROUTE}
+    return f"#/definitions/{next(name for name, each in lists.items() if each is known)}/properties"
 
 
 def _value(declared: Declared) -> Json:
@@ -137,10 +147,13 @@ def _kind(kind: options.Kind) -> Json:
         case options.BridgePattern():
             return {"anyOf": [{"type": "integer", "minimum": 0}, _matching(values.BRIDGE_PATTERN)]}
         case options.LinkNames():
-            name = {
-                "anyOf": [{"type": "integer", "minimum": 0}, _matching(r"(?!\.\.?$)[A-Za-z0-9_.\-]{1,15}")]
-            }
-            return {"anyOf": [name, {"const": ""}, {"type": "array", "items": name}]}
+            return {"anyOf": [_LINK, {"const": ""}, {"type": "array", "items": _LINK}]}
+        case options.LinkName():
+            return _LINK
+        case options.Written():
+            return {"anyOf": [_matching(kind.pattern), {"type": "integer"}]}  # an id of digits, a MAC
+        case options.Moment():
+            return {"anyOf": [_matching(_MOMENT), {"type": "integer"}]}
         case options.Entries():
             return {"type": "array", "items": {"$ref": f"#/definitions/{kind.of}"}}
 

@@ -238,6 +238,11 @@ class Config(NamedTuple):
             nftables="the word `ipv6` in the comment of the map `sv_<bridge>`",
         ),
     ] = False
+    # Of ``config.routes.RouteEntry``, which hooks load only where there are some.
+    routes: Annotated[
+        tuple[Any, ...],
+        Option(Entries("tproxy_routes"), "what leads from outside to guests", unset="none"),
+    ] = ()
 
     @property
     def settings(self) -> Settings:

@@ -14,6 +14,10 @@ from tproxy.config import resolver
 from tproxy.config.services import Config, NoAddress, Problem, choose, host_names
 from tproxy.errors import to_ascii
 from tproxy.model import Network, Service, ServiceKey, ServiceMap
+from tproxy.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tproxy.routes import Route
 
 Services = Mapping[ServiceKey, Service]
 
@@ -22,15 +26,21 @@ class Union:  # no named tuple, because each of those takes a hook longer to mak
     """The services of a bridge, and the problems of the file's entries for them."""
 
     def __init__(
-        self, services: dict[ServiceKey, Service], problems: list[Problem], *, ipv6: bool = False
+        self,
+        services: dict[ServiceKey, Service],
+        problems: list[Problem],
+        *,
+        ipv6: bool = False,
+        routes: Mapping[int, Route] | None = None,
     ) -> None:
         self.services = services
         self.problems = problems
         self.ipv6 = ipv6
+        self.routes = routes or {}
 
     def applied(self, found: ServiceMap) -> ServiceMap:
         """Return the map with these services in the place of its own."""
-        return found._replace(services=self.services, ipv6=self.ipv6)
+        return found._replace(services=self.services, ipv6=self.ipv6, routes=self.routes)
 
     @property
     def divided(self) -> bool:
@@ -97,7 +107,13 @@ class Offer:
             known = held_by(self.config, network, found) if found is not None else {}
             views[order], said = choose(self.config, network, self._addresses, known.get)
             problems |= dict.fromkeys(said)
-        return Union(divide(views), list(problems), ipv6=self.config.ipv6)
+        routes: dict[int, Route] = {}
+        if self.config.routes:
+            from tproxy.config.routes import routes_for  # few files have routes
+
+            routes, wrong = routes_for(self.config.routes, orders)
+            problems |= dict.fromkeys(wrong)
+        return Union(divide(views), list(problems), ipv6=self.config.ipv6, routes=routes)
 
     def _missing(self, networks: Iterable[Network]) -> list[str]:
         names = dict.fromkeys(name for each in networks for name in host_names(self.config, each))

@@ -203,6 +203,29 @@ def _link(node: yaml.Node) -> str:
         raise Unusable("is not the name of a link", node) from None
 
 
+def _one_link(kind: options.LinkName, node: yaml.Node) -> str:
+    return _link(node)
+
+
+def _written_as(kind: options.Written, node: yaml.Node) -> str:
+    # Any scalar: YAML takes 52:54:00:12:34:56 for a number.
+    text = node.value if isinstance(node, yaml.ScalarNode) else ""
+    if not re.fullmatch(kind.pattern, text):
+        raise Unusable(f"is not {kind.said.replace('`', '')}")
+    return str(text)
+
+
+def _moment(kind: options.Moment, node: yaml.Node) -> int:
+    from datetime import datetime, timezone  # few files have one
+
+    text = node.value if isinstance(node, yaml.ScalarNode) else ""
+    try:
+        found = datetime.fromisoformat(f"{text[:-1]}+00:00" if text.endswith(("Z", "z")) else text)
+    except ValueError:
+        raise Unusable("is not a date such as 2027-01-31 or 2027-01-31T18:00:00Z") from None
+    return max(int((found if found.tzinfo else found.replace(tzinfo=timezone.utc)).timestamp()), 1)
+
+
 _PARSERS: dict[type[options.Kind], Callable[[Any, yaml.Node], object]] = {
     options.Port: _port,
     options.Number: _number,
@@ -217,6 +240,9 @@ _PARSERS: dict[type[options.Kind], Callable[[Any, yaml.Node], object]] = {
     options.NetworkNames: _networks,
     options.BridgePattern: _pattern,
     options.LinkNames: _links,
+    options.LinkName: _one_link,
+    options.Written: _written_as,
+    options.Moment: _moment,
 }
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from tproxy.bridge import reached
 from tproxy.model import Network, Service, ServiceKey, ServiceMap
+from tproxy.routes import NOWHERE, Route
 
 
 class Catalog:
@@ -14,6 +16,7 @@ class Catalog:
     def __init__(self) -> None:
         self._maps: dict[str, ServiceMap] = {}
         self.changes = 0
+        self._found: dict[tuple[str, int], str] = {}  # addresses of guests of routes, by bridge and number
 
     @property
     def bridges(self) -> set[str]:
@@ -23,6 +26,36 @@ class Catalog:
         """The services of a bridge, sorted by key."""
         found = self._maps.get(bridge)
         return sorted(found.services.values()) if found is not None else ()
+
+    def served(self, bridge: str) -> Sequence[Service]:
+        """What workers serve: the services of a bridge, and its routes."""
+        found = self._maps.get(bridge)
+        if found is None or not found.routes:
+            return self.services(bridge)
+        return [*self.services(bridge), *(each.service for each in self.routes(bridge))]
+
+    def routes(self, bridge: str) -> list[Route]:
+        """The routes of a bridge, with the addresses of guests that were found."""
+        found = self._maps.get(bridge)
+        routes = found.routes.values() if found is not None else ()
+        return [each.at(self._found.get((bridge, each.number), each.endpoint.address)) for each in routes]
+
+    def searched(self, bridge: str) -> list[Route]:
+        """The routes of a bridge whose guests are known by MAC or port only."""
+        routes = self._maps[bridge].routes.values() if bridge in self._maps else ()
+        return [each for each in routes if each.endpoint.address == NOWHERE]
+
+    def found(self, bridge: str, route: Route, address: str) -> bool:
+        """Note the address of a route's guest; return whether it is another one."""
+        before = self._found.get((bridge, route.number))
+        self._found[bridge, route.number] = address
+        return address != before
+
+    def targets(self, bridge: str) -> frozenset[tuple[str, int]]:
+        """Addresses and ports of guests to which the bridge's routes lead, but for expired ones."""
+        now = time.time()
+        known = (each.endpoint for each in self.routes(bridge) if not each.has_expired(now))
+        return frozenset((each.address, each.port) for each in known if each.address != NOWHERE)
 
     def orders(self, bridge: str) -> dict[Network, int]:
         """The networks of a bridge, as ``ServiceMap.orders``."""
@@ -50,7 +83,15 @@ class Catalog:
                 changes.append(words)
             elif before[key].candidates != service.candidates:
                 changes.append(f"{words}, no longer to {before[key].leads_to}")
-        return [*changes, *(f"port {key.in_words} is gone" for key in before if key not in wanted.services)]
+        changes += [f"port {key.in_words} is gone" for key in before if key not in wanted.services]
+        routes = found.routes if found is not None else {}
+        for number, route in wanted.routes.items():
+            if number not in routes or routes[number].target != route.target:
+                changes.append(f"route {route.id} leads to {route.target}")
+        return [
+            *changes,
+            *(f"route {routes[each].id} is gone" for each in routes if each not in wanted.routes),
+        ]
 
     def remove(self, bridge: str) -> None:
         """Forget a bridge that has no map any more; does nothing if it is unknown."""

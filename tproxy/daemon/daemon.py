@@ -36,6 +36,8 @@ from tproxy.daemon.log_level import LogLevel
 from tproxy.daemon.lost_socket import LOOK_SIGNAL
 from tproxy.daemon.memory import Remembered, to_json
 from tproxy.daemon.relays import Relays
+from tproxy.daemon.route_guests import RouteGuests
+from tproxy.daemon.routes import Routes
 from tproxy.daemon.server import Client, Server
 from tproxy.daemon.service_addresses import ServiceAddresses
 from tproxy.daemon.spawner import Spawner
@@ -91,6 +93,17 @@ class Daemon:
         )
         self._callers.hypervisor = settings.hypervisor_name or ""
         self._labels = Labels(self._workers.tell)
+        self._routes = Routes(
+            self._loop, self._workers.tell, self._workers.use_inlet, lambda: self._workers.expects_words
+        )
+        self._workers.take_inlet = self._routes.take_over
+        self._guests = RouteGuests(
+            self._loop,
+            self._catalog,
+            self._route_moved,
+            lambda bridge: self._guards.named_uplinks(bridge) or (),
+        )
+        self._workers.note_absent = self._guests.absent
         self._addresses = ServiceAddresses(self._workers.tell, self._workers.give_tables)
         self._workers.listeners = self._catalog.listeners
         self._workers.open_table = self._addresses.open_table
@@ -140,8 +153,13 @@ class Daemon:
 
     def _preface(self, bridge: str) -> Iterable[orders.Message]:
         """Return what a worker is told of a bridge before its services."""
-        sources = (self._addresses, self._labels, self._callers)
+        sources = (self._addresses, self._labels, self._callers, self._routes)
         return [message for each in sources for message in each.messages(bridge)]
+
+    def _route_moved(self, bridge: str) -> None:
+        """Have relay, wall and workers know the addresses that guests of routes have now."""
+        self._relays.ensure(bridge)
+        self._workers.serve(bridge, self._catalog.served(bridge))
 
     def _level_changed(self) -> None:
         self._workers.set()
@@ -241,10 +259,12 @@ class Daemon:
             self._catalog.remove(bridge)
         self._callers.serve(self._catalog.maps())
         self._labels.serve(self._catalog.maps())
+        self._routes.serve(self._catalog.maps())
+        self._guests.serve()
         self._addresses.serve(self._catalog.maps())
         for bridge in sorted(considered):
             if bridge in maps:
-                self._workers.serve(bridge, self._catalog.services(bridge))
+                self._workers.serve(bridge, self._catalog.served(bridge))
                 self._relays.ensure(bridge, replace=self._replace)
                 if named is not None:
                     self._guards.forget(bridge)

@@ -72,5 +72,6 @@ class Figures:
             "services": [
                 [each.key, each.name, [each.name_of(endpoint) for endpoint in each.candidates]]
                 for each in self._catalog.services(bridge)
-            ],
+            ]
+            + [[each.service.key, each.id, []] for each in self._catalog.routes(bridge)],
         }

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from tproxy.daemon.client import PING_TIMEOUT, Json, ask
 from tproxy.model import Endpoint, Member, Network, Service, ServiceKey, ServiceMap
+from tproxy.routes import Route, key_of, number_of
 
 
 class Remembered(NamedTuple):
@@ -29,7 +30,7 @@ def remembered() -> list[Remembered]:
 
 def to_json(each: Remembered) -> Json:
     """Return the object for one bridge."""
-    bridge, services, network, members, ipv6, cards = each.map
+    bridge, services, network, members, ipv6, cards, routes = each.map
     return {
         "bridge": bridge,
         "network": network.name,
@@ -43,6 +44,10 @@ def to_json(each: Remembered) -> Json:
         and {mac: [network.name, network.id, order] for mac, (network, order) in members.items()},
         "ipv6": ipv6,
         "cards": sorted(cards),
+        "routes": [
+            [id_, *service.endpoint, mac, place, expires, service.options]
+            for id_, service, mac, place, expires in routes.values()
+        ],
         "guarded": each.guarded,
         "uplinks": sorted(each.uplinks),
     }
@@ -61,7 +66,15 @@ def from_json(each: Json) -> Remembered:
     network = Network(each["network"], each["network_id"])
     cards = frozenset((port, mac) for port, mac in each.get("cards", ()))  # of older versions none
     found_map = ServiceMap(each["bridge"], services, network, members, bool(each.get("ipv6")), cards)
-    return Remembered(found_map, each["guarded"], frozenset(each["uplinks"]))
+    routes = dict(map(_route, each.get("routes", ())))
+    return Remembered(found_map._replace(routes=routes), each["guarded"], frozenset(each["uplinks"]))
+
+
+def _route(said: list[Any]) -> tuple[int, Route]:
+    id_, address, port, mac, place, expires, options = said
+    number = number_of(id_)
+    service = Service(key_of(number), Endpoint(address, port), **options)
+    return number, Route(id_, service, mac, place, expires)
 
 
 def _service(key: int | list[Any], endpoint: Endpoint, options: list[Any]) -> Service:

@@ -217,7 +217,7 @@ class Relays:
         if previous is not None:
             self._previous[link] = previous
         # While the relay starts. It listens to nothing before it is told to.
-        self._walls.build(bridge, self._catalog.listeners(bridge), again=True)
+        self._walls.build(bridge, self._catalog.listeners(bridge), self._catalog.targets(bridge), again=True)
         self._patience.await_hello(link)
 
     def _miss(self, bridge: str, reason: str, previous: Absence | None) -> None:
@@ -298,7 +298,9 @@ class Relays:
         os.close(fd)
 
     def _instruct(self, link: Link) -> None:
-        self._walls.build(link.bridge, self._catalog.listeners(link.bridge))
+        self._walls.build(
+            link.bridge, self._catalog.listeners(link.bridge), self._catalog.targets(link.bridge)
+        )
         self._copies.keep(link.bridge, self._catalog.listeners(link.bridge))
         link.listen(self._catalog.listeners(link.bridge), output.level())
         if not link.settled:

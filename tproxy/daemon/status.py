@@ -8,6 +8,7 @@ from tproxy import __version__
 from tproxy.daemon.catalog import Catalog
 from tproxy.daemon.client import Json
 from tproxy.daemon.relays import Relays
+from tproxy.daemon.route_status import route_status
 from tproxy.daemon.worker_link import Key
 from tproxy.daemon.workers import Workers
 from tproxy.datapath.counts import CAUSES, Counts, EndpointState
@@ -76,6 +77,10 @@ def _bridge(
         "networks": [{"name": each.name, "id": each.id} for each in networks],
         "relay": relays.pid(bridge),
         "services": services,
+        "routes": [
+            route_status(each, counts.get((bridge, each.service.key), Counts()))
+            for each in catalog.routes(bridge)
+        ],
     }
 
 

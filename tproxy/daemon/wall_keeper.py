@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tproxy.bridge import wall
 from tproxy.errors import TproxyError
@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 SETTLE = 0.5
 
 
-@dataclass(frozen=True)
-class Built:
+class Built(NamedTuple):
     """What was last tried for a bridge, and why that failed; "" if it did not."""
 
     namespace: NamespaceId | None
     keys: frozenset[ServiceKey]
+    targets: frozenset[wall.Target]
     problem: str
 
 
@@ -49,8 +49,15 @@ class WallKeeper:
         self._unwanted: dict[str, NamespaceId | None] = {}
         self._refused: dict[tuple[str, ServiceKey], float] = {}  # soon, and for how many seconds
 
-    def build(self, bridge: str, keys: Collection[ServiceKey], *, again: bool = False) -> None:
-        """Have a wall for these services when this returns, if that can be had.
+    def build(
+        self,
+        bridge: str,
+        keys: Collection[ServiceKey],
+        targets: Collection[wall.Target] = (),
+        *,
+        again: bool = False,
+    ) -> None:
+        """Have a wall for these services and targets of routes when this returns, if that can be had.
 
         Does nothing where that was done before in the same namespace, unless it is to be done ``again``.
         """
@@ -59,13 +66,13 @@ class WallKeeper:
         if (
             before is not None
             and not again
-            and (before.namespace, before.keys) == (namespace, frozenset(keys))
+            and before[:3] == (namespace, frozenset(keys), frozenset(targets))
         ):
             return
         self._unwanted.pop(bridge, None)
         problem = ""
         try:
-            wall.ensure(bridge, keys)
+            wall.ensure(bridge, keys, targets)
         except (TproxyError, OSError) as error:
             problem = str(error)
         told = before.problem if before is not None else ""
@@ -73,7 +80,7 @@ class WallKeeper:
             log.warning("bridge %s is served without the wall in its namespace: %s", bridge, problem)
         elif told and not problem:
             log.info("bridge %s has the wall in its namespace now", bridge)
-        self._built[bridge] = Built(namespace, frozenset(keys), problem)
+        self._built[bridge] = Built(namespace, frozenset(keys), frozenset(targets), problem)
 
     def refuse(self, bridge: str, key: ServiceKey, seconds: float) -> None:
         """Have guests of a UDP service refused by ICMP for so many seconds; 0: no more.
@@ -126,4 +133,4 @@ class WallKeeper:
         for bridge in due:
             built = self._built.get(bridge)
             if built is not None:
-                self.build(bridge, built.keys, again=True)
+                self.build(bridge, built.keys, built.targets, again=True)

@@ -61,6 +61,12 @@ class Owner(Protocol):
     def cannot_reach(self, bridge: str, key: ServiceKey, seconds: float) -> None:
         """The worker says that no endpoint of a UDP service can be reached, as ``orders.Unreachable``."""
 
+    def found_inlet(self, listener: socket.socket) -> None:
+        """The worker has handed over a socket for streams from outside; it is the owner's from now on."""
+
+    def found_absent(self, bridge: str, number: int) -> None:
+        """The guest of a route is not there, as ``orders.Absent``."""
+
     def ended(self, worker: WorkerLink, reason: str) -> None:
         """The worker is gone; the owner closes the link."""
 
@@ -74,6 +80,7 @@ class WorkerLink:
         self.draining = False
         self.counted = True  # whether status counts its connections
         self.ready = False
+        self.adopted = False  # whether it was there before this daemon
         self._version = orders.VERSION
         self._held = False  # until its version is known
         self._loop = loop
@@ -137,7 +144,7 @@ class WorkerLink:
 
         It may be of another version: nothing is sent before it has said so.
         """
-        self._held = True
+        self._held = self.adopted = True
         peer = self._channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         self.pid = _CREDENTIALS.unpack(peer)[0]
         with suppress(OSError):
@@ -249,6 +256,10 @@ class WorkerLink:
                 self._owner.changed()
             case orders.Unreachable(bridge, key, seconds) if 0 <= seconds <= MOST_REFUSED:
                 self._owner.cannot_reach(bridge, key, seconds)
+            case orders.Inlet() if len(delivery.fds) == 1 and self.ready:
+                self._owner.found_inlet(delivery.take_socket())
+            case orders.Absent(bridge, number):
+                self._owner.found_absent(bridge, number)
             case orders.Dial(_, seconds, _) if self.ready and 0 < seconds < float("inf"):
                 self._owner.dialing.dial(self, delivery.message)
             case orders.HangUp(number):

@@ -96,6 +96,10 @@ class Workers:
         self._gates: dict[str, dict[ServiceKey, socket.socket]] = {}  # bound UDP sockets by bridge
         # Called with a bridge, a key and seconds, as ``orders.Unreachable`` has them.
         self.refuse: Callable[[str, ServiceKey, float], None] = lambda bridge, key, seconds: None
+        self._inlet: socket.socket | None = None  # for streams from outside; not ours to close
+        # Called with a socket that a worker of an earlier daemon hands over, and with ``orders.Absent``.
+        self.take_inlet: Callable[[socket.socket], None] = lambda listener: listener.close()
+        self.note_absent: Callable[[str, int], None] = lambda bridge, number: None
         self._ended_loops = LoopTimes()
         self.restarts = 0
 
@@ -129,6 +133,12 @@ class Workers:
         if before is not None:
             before.close()
         self._tell_gates(bridge, [key])
+
+    def use_inlet(self, listener: socket.socket | None) -> None:
+        """Have streams from outside accepted at a socket, which stays the caller's; None: have none."""
+        self._inlet = listener
+        for worker in self._present():
+            worker.tell(orders.Inlet(), *([listener.fileno()] if listener else []))
 
     def serve(self, bridge: str, services: Sequence[Service]) -> None:
         """Serve the bridge as these services say."""
@@ -238,6 +248,11 @@ class Workers:
     # Questions
 
     @property
+    def expects_words(self) -> bool:
+        """Whether a worker of an earlier daemon has not said yet what it is and has."""
+        return any(worker.adopted and not worker.ready for worker in (*self._present(), *self._draining))
+
+    @property
     def settled(self) -> bool:
         """Whether all that the workers were told has taken effect, except by those that do not run."""
         return all(worker.settled for worker in self._counted())
@@ -304,6 +319,12 @@ class Workers:
     def cannot_reach(self, bridge: str, key: ServiceKey, seconds: float) -> None:
         if key in self.listeners(bridge):
             self.refuse(bridge, key, seconds)
+
+    def found_inlet(self, listener: socket.socket) -> None:
+        self.take_inlet(listener)
+
+    def found_absent(self, bridge: str, number: int) -> None:
+        self.note_absent(bridge, number)
 
     def ended(self, worker: WorkerLink, reason: str) -> None:
         worker.close()
@@ -401,6 +422,8 @@ class Workers:
         for bridge in self._gates:
             if self._owner(bridge) is worker:
                 self._tell_gates(bridge)
+        if self._inlet is not None:
+            worker.tell(orders.Inlet(), self._inlet.fileno())
         worker.sync()
 
     def _finish(self, place: int, *, counted: bool = False) -> None:

@@ -190,6 +190,18 @@ def forwarding_entries(port: int, most: int) -> Iterator[tuple[str, int]]:
         yield entry.get(_LLADDR, b"").hex(":"), int.from_bytes(entry.get(_VLAN, b""), sys.byteorder)
 
 
+def neighbours(index: int) -> list[tuple[str, str]]:
+    """IPv4 address and MAC of each neighbour of a link of this thread's namespace. Raises OSError."""
+    found = []
+    for answer in _dump(_GETNEIGH, _NDMSG.pack(socket.AF_INET, index, 0, 0, 0), {}):
+        _, at, _, _, _ = _NDMSG.unpack_from(answer)
+        entry = _attributes(answer, _NDMSG.size)
+        mac, address = entry.get(_LLADDR, b""), entry.get(_ADDRESS, b"")
+        if at == index and len(mac) == 6 and len(address) == 4:
+            found.append((socket.inet_ntoa(address), mac.hex(":")))
+    return found
+
+
 def name(index: int) -> str:
     """The name of the link with this index; "" when there is none."""
     try:

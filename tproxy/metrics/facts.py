@@ -13,6 +13,7 @@ from tproxy.datapath.counts import Counts, EndpointState, LoopTimes
 from tproxy.datapath.membership import EVERYBODY
 from tproxy.errors import ProtocolError
 from tproxy.model import UDP, ServiceKey, service_label
+from tproxy.routes import is_route
 
 
 class Service(NamedTuple):
@@ -96,8 +97,8 @@ class Facts:
                 services.append(
                     Service(
                         bridge,
-                        networks.get(service.network, f"@{service.network}"),
-                        service_label(name, service.listener),
+                        networks.get(order := _order(service), f"@{order}"),
+                        f"route/{name}" if is_route(service) else service_label(name, service.listener),
                         silent is not None and [*service.listener] not in silent,
                         counts.get((bridge, service), Counts()),
                         tuple((each, not states[each].failed) for each in endpoints if each in states),
@@ -133,7 +134,7 @@ def _networks(details: dict[str, Any]) -> dict[int, str]:
     """
     # A name that is not UTF-8 came as surrogates (PEP 383), which Prometheus does not take.
     names = [each.encode(errors="backslashreplace").decode() for each in details["networks"]]
-    if len(names) == 1 and all(key[-1] == EVERYBODY for key, _, _ in details["services"]):
+    if len(names) == 1 and all(_order(ServiceKey(*key)) == EVERYBODY for key, _, _ in details["services"]):
         return {EVERYBODY: names[0]}
     known = {EVERYBODY: ""}
     for order, name in zip(details["orders"], names, strict=True):
@@ -151,3 +152,8 @@ def _ended(rows: list[list[Any]]) -> dict[tuple[str, ServiceKey], Counts]:
 def _loop(row: list[Any]) -> LoopTimes:
     turns, seconds, slow = row
     return LoopTimes(turns, seconds, tuple(slow))
+
+
+def _order(key: ServiceKey) -> int:
+    """The network whose guests have a service; a route is nobody's alone."""
+    return EVERYBODY if is_route(key) else key.network

@@ -54,11 +54,11 @@ def up(call: Call) -> list[str]:
     for warning in read.warnings:
         log.warning("%s", warning.at(read.path))
     own = offer.union({network: 1})
-    if own.problems and not own.services:  # the map may tell what no name server does
+    if own.problems and not (own.services or own.routes):  # the map may tell what no name server does
         stored = comments.stored(network)
         found = nftables.read_map(bridge)
         own = offer.union({stored: found.orders.get(stored, 1) if found is not None else 1}, found)
-    if not own.services:  # not an error: the configuration may serve other networks only
+    if not (own.services or own.routes):  # not an error: the configuration may serve other networks only
         for warning in own.problems:
             log.warning("%s", warning.at(read.path))
         _log_nothing(call, read)

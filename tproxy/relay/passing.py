@@ -17,15 +17,19 @@ daemon still has the other end open, a channel is never without a reader.
 import array
 import errno
 import fcntl
+import os
 import socket
 import time
 from collections.abc import Callable
 
+from tproxy.errors import ProtocolError
 from tproxy.kernel.limits import descriptor_limit
-from tproxy.kernel.loop import WRITE, Loop
+from tproxy.kernel.loop import READ, WRITE, Loop
 from tproxy.log.file import Log
 from tproxy.model import ServiceKey
-from tproxy.relay.channel import send
+from tproxy.relay import wire
+from tproxy.relay.channel import receive, send
+from tproxy.relay.dialling import answer
 from tproxy.relay.listening import BATCH, QUIET, Batch
 
 # Sockets that wait for workers in this process, at most: twice the backlog, since a guest that opens some
@@ -54,7 +58,7 @@ class Outlet:
         self.channel = channel
         self.next: Batch | None = None  # is sent before all that waits
         self.waiting: dict[bytes, list[tuple[ServiceKey, int]]] = {}  # by guest, in turns
-        self.polled = False
+        self.polled = False  # whether an event tells when the channel has room
         self.judged = False  # whether a timer looks at it
 
     @property
@@ -110,8 +114,14 @@ class Passing:
     """
 
     def __init__(
-        self, loop: Loop, log: Log, changed: Callable[[], None], behind: Callable[[int], None]
+        self,
+        loop: Loop,
+        log: Log,
+        changed: Callable[[], None],
+        behind: Callable[[int], None],
+        link: str = "",
     ) -> None:
+        self._link = link
         self._loop = loop
         self._log = log
         self._changed = changed
@@ -140,6 +150,7 @@ class Passing:
             outlet.channel.setblocking(False)
             outlet.channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHANNEL_BYTES)
             self._places[outlet.channel.fileno()] = outlet
+            self._loop.add(outlet.channel.fileno(), READ, self)
         self._outlets = [*outlets]
         for batch in waiting:
             self.take(batch)
@@ -166,7 +177,26 @@ class Passing:
         return self._take_waiting()
 
     def on_event(self, fd: int, mask: int) -> None:
-        self._flush(self._places[fd])
+        outlet = self._places[fd]
+        if mask & WRITE:
+            self._flush(outlet)
+        if mask & ~WRITE and self._is_open(outlet):
+            self._hear(outlet)
+
+    def _hear(self, outlet: Outlet) -> None:
+        """Dial for a worker. One that was taken over may say anything: what is no question is left out."""
+        try:
+            delivery = receive(outlet.channel)
+            if delivery is None:
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+            with delivery:
+                if isinstance(delivery.message, wire.Dial):
+                    answer(outlet.channel, delivery.message, self._link)
+        except (BlockingIOError, ProtocolError):
+            pass  # while its channel is full, a worker gets no answer, and asks again
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                self._drop(outlet, error)
 
     def _split(self, batch: Batch) -> list[tuple[Outlet, Batch]]:
         """Return the batch by worker. The last bytes of an address differ most between guests."""
@@ -296,10 +326,7 @@ class Passing:
         if outlet.polled == wanted:
             return
         outlet.polled = wanted
-        if wanted:
-            self._loop.add(outlet.channel.fileno(), WRITE, self)
-        else:
-            self._loop.remove(outlet.channel.fileno())
+        self._loop.modify(outlet.channel.fileno(), READ | WRITE if wanted else READ)
 
     def _judge_later(self, outlet: Outlet) -> None:
         self._loop.call_later(BEHIND, lambda: self._judge(outlet))

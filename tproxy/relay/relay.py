@@ -100,7 +100,7 @@ class Relay:
         self._channel: socket.socket | None = None
         self._channel_mask = 0
         self._listening = Listening(self._loop, log, self._accepted, link)
-        self._passing = Passing(self._loop, log, self._settle, self._tell_behind)
+        self._passing = Passing(self._loop, log, self._settle, self._tell_behind, link)
         self._report: wire.Report | None = None  # due, but the daemon is behind
         self._copied: set[ServiceKey] = set()  # keys of whose listening sockets the daemon has copies
         self._rendezvous = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

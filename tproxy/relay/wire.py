@@ -17,7 +17,7 @@ from tproxy.typed import NamedTuple
 # Of this protocol; a relay names it in Hello. A daemon replaces a relay that has another version. A relay
 # gives its sockets to a successor of any version: plain ones in the form of version 2, all others in messages
 # that older versions refuse, and therefore last.
-VERSION = 4
+VERSION = 5
 
 # The kernel takes at most SCM_MAX_FD descriptors in one message, <net/scm.h>.
 MAX_DESCRIPTORS = 253
@@ -33,6 +33,8 @@ _NUMBER = struct.Struct("!I")
 _PORT = struct.Struct("!H")
 _KEYS = struct.Struct("!BB16sH")  # protocol, IP version, address, and how many ports follow
 _PROBLEM = struct.Struct("!HI")  # errno, and how many bytes of keys follow
+_DIAL = struct.Struct("!Q4sH")
+_DIALLED = struct.Struct("!QI")
 _VERSIONS = {4: (socket.AF_INET, 4), 6: (socket.AF_INET6, 16)}
 
 
@@ -126,6 +128,24 @@ class Listeners(NamedTuple):
     keys: tuple[ServiceKey, ...]
 
 
+class Dial(NamedTuple):
+    """Worker to relay, on a data channel: begin to connect to a guest's address and port."""
+
+    number: int
+    address: str
+    port: int
+
+
+class Dialled(NamedTuple):
+    """Relay to worker, after Dial with this number. Beside it: the socket, whose connect(2) has begun.
+
+    Where that failed at once, there is no socket, and ``errno`` says why.
+    """
+
+    number: int
+    errno: int
+
+
 Message = (
     Born
     | Hello
@@ -141,6 +161,8 @@ Message = (
     | Adopted
     | Takeover
     | Listeners
+    | Dial
+    | Dialled
 )
 
 _EMPTY: dict[bytes, type[Workers | LogFile | Quit | Adopt | Adopted | Takeover]] = {
@@ -174,6 +196,10 @@ def encode(message: Message) -> bytes:
             if all(key.plain for key in keys):
                 return b"S" + _pack_ports(key.port for key in keys)
             return b"U" + _pack_keys(keys)
+        case Dial(number, address, port):
+            return b"D" + _DIAL.pack(number, socket.inet_aton(address), port)
+        case Dialled(number, errno):
+            return b"E" + _DIALLED.pack(number, errno)
         case Workers():
             return b"W"
         case LogFile():
@@ -217,6 +243,11 @@ def decode(data: bytes) -> Message:
                 return Listeners(tuple(map(ServiceKey, _unpack_ports(body))))
             case b"U":
                 return Listeners(_unpack_keys(body))
+            case b"D":
+                number, packed, port = _DIAL.unpack(body)
+                return Dial(number, socket.inet_ntoa(packed), port)
+            case b"E":
+                return Dialled(*_DIALLED.unpack(body))
             case _ if kind in _EMPTY and not body:
                 return _EMPTY[kind]()
     except (struct.error, ValueError) as error:

@@ -182,6 +182,8 @@ class GuestFollower:
             and (old.ipv6, found.ipv6) == (found.ipv6, not union.ipv6)
         ):
             action = Action.REFRESH
+        if action is Action.LEAVE and found is not None and old.routes != self._config.routes:
+            action = Action.REFRESH  # it does nothing where the routes of this bridge are the same
         if action is not Action.LEAVE:
             self._busy.discard(bridge)
         if action is Action.BRING_UP:
@@ -197,7 +199,7 @@ class GuestFollower:
         offer, orders = Offer(self._config), _orders_of(entry)
         offer.look_up(orders)
         union = offer.union(orders)
-        if union.services:
+        if union.services or union.routes:
             self._bring_up(bridge, entry, offer)
         else:
             self._tell(union)

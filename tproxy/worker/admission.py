@@ -43,9 +43,10 @@ class Used:
     def __init__(self, connections: Sized, sessions: Sized) -> None:
         self._connections = connections
         self._sessions = sessions
+        self.inward: Sized = ()
 
     def __len__(self) -> int:
-        return len(self._connections) + (len(self._sessions) + 1) // 2
+        return len(self._connections) + (len(self._sessions) + 1) // 2 + len(self.inward)
 
 
 class Admission:

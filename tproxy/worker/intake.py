@@ -24,7 +24,7 @@ from tproxy.log import limit
 from tproxy.log.file import Log
 from tproxy.model import ServiceKey
 from tproxy.relay import wire
-from tproxy.relay.channel import Delivery, receive
+from tproxy.relay.channel import Delivery, receive, send
 from tproxy.typed import Protocol
 from tproxy.worker.admission import Admission
 
@@ -41,6 +41,9 @@ class Owner(Protocol):
 
         Where networks have different services under this key: all of these.
         """
+
+    def dialled(self, intake: Intake, delivery: Delivery) -> None:
+        """The relay has answered a question (``ask``)."""
 
     def ended(self, intake: Intake) -> None:
         """The relay has closed the channel, or what it said cannot be used."""
@@ -61,7 +64,7 @@ class Intake:
         owner: Owner,
     ) -> None:
         self.bridge = bridge
-        self._cookie = cookie
+        self.cookie = cookie
         self._channel = channel
         self._loop = loop
         self._log = log
@@ -75,6 +78,14 @@ class Intake:
     def poll(self) -> None:
         """Bring what is polled in line with the state; to be called when ``admission.full`` has changed."""
         self._loop.modify(self._channel.fileno(), self._mask())
+
+    def ask(self, message: wire.Dial) -> bool:
+        """Ask the relay to dial a guest; return whether the question has left."""
+        try:
+            send(self._channel, message)
+        except OSError:  # it is behind, or gone, which its channel tells too
+            return False
+        return True
 
     def close(self) -> None:
         # The daemon has a copy: sockets that were not received yet are for the worker after this one.
@@ -103,6 +114,8 @@ class Intake:
             message = delivery.message
             if isinstance(message, wire.Accepted):
                 self._accept(message.key, delivery)
+            elif isinstance(message, wire.Dialled):
+                self._owner.dialled(self, delivery)
             else:
                 self._warn("unexpected %s from the relay", type(message).__name__)
         self._admission.check()
@@ -138,7 +151,7 @@ class Intake:
         Raises Refused, and OSError when the connection is no more.
         """
         try:
-            if self._cookie is not None and netns.cookie(sock) != self._cookie:
+            if self.cookie is not None and netns.cookie(sock) != self.cookie:
                 raise Refused("it is of another namespace")
             protocol = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL)
             if protocol != socket.IPPROTO_TCP or sock.getsockname()[:2] != (key.address, key.port):

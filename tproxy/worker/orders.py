@@ -16,10 +16,14 @@ from tproxy.errors import ProtocolError
 from tproxy.model import Network, Service, ServiceKey
 from tproxy.names import INTERFACE_NAME_BYTES
 from tproxy.typed import NamedTuple
-from tproxy.worker import packing
+from tproxy.worker import packing, route_orders
+from tproxy.worker.route_orders import Absent as Absent
+from tproxy.worker.route_orders import Inlet as Inlet
+from tproxy.worker.route_orders import Routes as Routes
+from tproxy.worker.route_orders import Told as Told
 
 # Of this protocol. A daemon tells a worker of another version to finish, and starts one of its own.
-VERSION = 9
+VERSION = 10
 
 # The first bytes of the messages to a worker that have the same form in all versions.
 IN_ALL_VERSIONS = (b"D", b"F", b"L", b"M")
@@ -259,6 +263,7 @@ Message = (
     | Question
     | Ready
     | Synced
+    | route_orders.Message
 )
 
 
@@ -326,6 +331,8 @@ def encode(message: Message) -> bytes:
             return b"r" + _READY.pack(version, draining)
         case Synced(number):
             return b"d" + _NUMBER.pack(number)
+        case Routes() | Inlet() | Absent():
+            return route_orders.encode(message)
 
 
 def decode(data: bytes) -> Message:
@@ -389,6 +396,8 @@ def decode(data: bytes) -> Message:
                 return Ready(*_READY.unpack_from(body))
             case b"d":
                 return Synced(*_NUMBER.unpack(body))
+            case _ if kind in route_orders.KINDS:
+                return route_orders.decode(kind, body)
     except (struct.error, UnicodeDecodeError) as error:
         raise ProtocolError(f"an order of kind {kind!r} is malformed: {error}") from error
     raise ProtocolError(f"an order of unknown kind {kind!r}")

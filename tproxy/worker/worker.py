@@ -20,6 +20,7 @@ from tproxy.datapath.counters import Counters
 from tproxy.datapath.counts import LoopTimes
 from tproxy.datapath.datagrams import Datagrams
 from tproxy.datapath.endpoints import State
+from tproxy.datapath.streams import RouteTarget
 from tproxy.datapath.target import Target
 from tproxy.datapath.waiting import Divided, Door, door_at, doors
 from tproxy.errors import ProtocolError
@@ -30,10 +31,12 @@ from tproxy.log.file import Log
 from tproxy.model import TCP, UDP, Endpoint, Service, ServiceKey, service_label
 from tproxy.process.title import set_title
 from tproxy.relay.channel import Delivery, receive, send_bytes, send_if_room
+from tproxy.routes import is_route
 from tproxy.worker import orders
 from tproxy.worker.admission import Admission, Used, most_connections, most_sessions
 from tproxy.worker.inspection import Inspection
 from tproxy.worker.intake import Intake
+from tproxy.worker.inward import Inward
 from tproxy.worker.questions import Questions
 
 TITLE = "tproxy-worker"
@@ -94,6 +97,8 @@ class Worker:
         self._datagrams.unreachable = lambda *said: self._say(orders.Unreachable(*said))
         used = Used(self._connections, self._datagrams)
         self._admission = Admission(self._loop, log, most, used, self._poll_intakes)
+        self._inward = used.inward = Inward(self._loop, log, self._connections, most, self._admission)
+        self._inward.streams.absent = lambda to: self._say(orders.Absent(to.bridge, to.service.key.network))
         inspection = Inspection(self._connections, self._datagrams, lambda: self._draining)
         answerers = {**inspection.answerers, "trace": self._connections.tracing.answer}
         self._questions = Questions(self._loop, log, answerers)
@@ -122,6 +127,7 @@ class Worker:
         self._greet(channel)
         self._loop.run()
         self._connections.lines.summarize()
+        self._inward.streams.lines.summarize()
         self._log.info("worker ended")
 
     def on_event(self, fd: int, mask: int) -> None:
@@ -142,7 +148,11 @@ class Worker:
             return None  # somebody has taken that address away meanwhile
         return door_at(self._doors.get(bridge, {}), key) if found is None else found
 
+    def dialled(self, intake: Intake, delivery: Delivery) -> None:
+        self._inward.dialled(intake, delivery)
+
     def ended(self, intake: Intake) -> None:
+        self._inward.lose_relay(intake)
         self._intakes.discard(intake)
         intake.close()
         self._end_if_done()
@@ -173,6 +183,8 @@ class Worker:
         self._asked = 0
         self._loop.add(channel.fileno(), READ, self)
         self._say(orders.Ready(orders.VERSION, self._draining), self._counters.fd)
+        if self._inward.listener is not None:
+            self._say(orders.Inlet(), self._inward.listener.fileno())
         self._connections.dials.ask_again()
 
     def _forget_daemon(self) -> None:
@@ -246,18 +258,22 @@ class Worker:
                 self._connections.waiting.look(delivery.message.bridge, macs)
                 self._datagrams.look()
             case orders.Bridge(bridge, cookie) if len(delivery.fds) == 1:
-                self._intakes.add(
-                    Intake(
-                        bridge,
-                        cookie,
-                        delivery.take_socket(),
-                        self._loop,
-                        self._log,
-                        self._connections,
-                        self._admission,
-                        self,
-                    )
+                intake = Intake(
+                    bridge,
+                    cookie,
+                    delivery.take_socket(),
+                    self._loop,
+                    self._log,
+                    self._connections,
+                    self._admission,
+                    self,
                 )
+                self._intakes.add(intake)
+                self._inward.use_relay(intake)
+            case orders.Routes():
+                self._inward.use_routes(delivery.message)
+            case orders.Inlet():
+                self._inward.listen(delivery.take_socket() if delivery.fds else None)
             case orders.Forget(bridge):
                 self._apply(bridge, [])
                 del self._services[bridge], self._doors[bridge]
@@ -267,6 +283,7 @@ class Worker:
                 self._connections.introductions.forget(bridge)
                 self._connections.abort_bridge(bridge, "bridge removed")
                 self._datagrams.forget(bridge, "bridge removed")
+                self._inward.forget(bridge, "bridge removed")
             case orders.Dialled(number, 0) if len(delivery.fds) == 1:
                 self._connections.dials.answered(number, delivery.take_unix(), 0)
             case orders.Dialled(number, error) if error:
@@ -281,6 +298,7 @@ class Worker:
                 self._connections.host.forget(ports)
                 self._connections.limits.set(workers, max_connections, ports)
                 self._datagrams.crowds.set(workers, ports)
+                self._inward.streams.limits.set(workers, max_connections, ports)
             case orders.LogFile() if len(delivery.fds) == 1:
                 self._log.use(delivery.take()[0])
             case orders.Meeting() if len(delivery.fds) == 1:
@@ -290,7 +308,7 @@ class Worker:
                 if counting:
                     self._counting += 1
                     self._datagrams.count_open()
-                    self._connections.count_open(self._counted)
+                    self._inward.streams.count_open(lambda: self._connections.count_open(self._counted))
                 elif not self._counting:  # otherwise one answer is for both
                     self._say(orders.Synced(number))
             case orders.Question(kind, words) if len(delivery.fds) == 1:
@@ -308,21 +326,29 @@ class Worker:
             target = before.pop(service.key, None)
             if target is None:
                 record = self._counters.record(bridge, service.key)
-                target = Target(bridge, service, record, sharers=self._workers)
+                kind = RouteTarget if is_route(service.key) else Target
+                target = kind(bridge, service, record, sharers=self._workers)
             target.service = service
             self._label(target)
             after[service.key] = target
         for target in before.values():
             self._counters.give_back(target.record)
         self._services[bridge] = after
-        self._doors[bridge] = doors(after, self._doors.get(bridge, {}))
-        self._connections.serve(bridge, [each for each in services if each.key.protocol == TCP])
+        routes = {key: each for key, each in after.items() if isinstance(each, RouteTarget)}
+        self._inward.serve(bridge, routes)
+        outward = {key: each for key, each in after.items() if key not in routes} if routes else after
+        self._doors[bridge] = doors(outward, self._doors.get(bridge, {}))
+        self._connections.serve(
+            bridge, [each.service for key, each in outward.items() if key.protocol == TCP]
+        )
         udp = {key: each for key, each in self._doors[bridge].items() if key.protocol == UDP}
         self._datagrams.serve(bridge, udp)
 
     def _label(self, target: Target) -> None:
         target.network, names = self._labels.get(target.bridge, ("", {}))
         key = target.service.key
+        if isinstance(target, RouteTarget):
+            return
         if key.network and (own := self._connections.introductions.network(target.bridge, key.network)):
             target.network = own.name or own.id
         target.label = service_label(names.get(key, ""), key)
@@ -347,12 +373,19 @@ class Worker:
         self._draining = True
         self._connections.drain()
         self._datagrams.drain()
+        self._inward.drain()
         set_title(DRAINING_TITLE)
         self._end_if_done()
 
     def _end_if_done(self) -> None:
         wanted = self._channel is not None and not self._draining
-        busy = self._intakes or self._connections or self._datagrams or self._questions.unfinished
+        busy = (
+            self._intakes
+            or self._connections
+            or self._datagrams
+            or self._questions.unfinished
+            or self._inward
+        )
         if not (wanted or busy):
             self._loop.stop()
         elif not wanted and not self._looks:
@@ -365,8 +398,10 @@ class Worker:
 
     def _stop(self) -> None:
         self._connections.abort_all("stopped")
+        self._inward.streams.abort_all("stopped")
         self._loop.stop()
 
     def _poll_intakes(self) -> None:
         for intake in self._intakes:
             intake.poll()
+        self._inward.poll()

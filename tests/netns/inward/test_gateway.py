@@ -1,0 +1,273 @@
+"""The gateway: HAProxy before routes, by real clients: curl with HTTP/1 and HTTP/2, and openssl."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from tests.netns.conftest import ENDPOINTS
+from tests.netns.program import program
+from tests.netns.waiting import eventually
+from tproxy import proxy_protocol
+from tproxy.lab.hypervisor import Hypervisor
+
+CONFIG = """
+tproxy_routes:
+- {id: plain, network: blue, guest_addr: 10.0.0.5, port: 80, port_tls: 443, domain: plain.example.com}
+- {id: ended, network: blue, guest_addr: 10.0.0.6, port: 80, tls: terminate, domain: ended.example.com}
+- {id: wild, network: blue, guest_addr: 10.0.0.5, port: 80, tls: terminate, domain: '*.wild.example.com'}
+- {id: told, network: blue, guest_addr: 10.0.0.5, port: 7, gateway_port: 10007, proxy_protocol: v2}
+- {id: closed, network: blue, guest_addr: 10.0.0.5, port: 81, tls: terminate, domain: closed.example.com}
+"""
+FILE = "/run/tproxy.yaml"
+CERTIFICATES = "/run/certificates"
+
+
+class Site:
+    """A host with two guests that serve pages, the first one also by TLS, and a gateway before them."""
+
+    def __init__(self, host: Hypervisor) -> None:
+        self.host = host
+        host.add_bridge("br0")
+        for name, address in (("one", "10.0.0.5"), ("two", "10.0.0.6")):
+            host.add_guest(name, "br0", f"{address}/24")
+            host.serve(*("python3", "-m", "tproxy.lab.inside", "answer", address, "80", name), netns=name)
+        host.serve(sys.executable, str(ENDPOINTS), "echo", "10.0.0.5", "7", netns="one")
+        self.make_certificate("plain.example.com", "/run/guest")
+        self.make_certificate("ended.example.com", CERTIFICATES)
+        self.make_certificate("closed.example.com", CERTIFICATES)
+        self.make_certificate("*.wild.example.com", CERTIFICATES)
+        server = ("openssl", "s_server", "-quiet", "-www", "-accept", "10.0.0.5:443")
+        pem = "/run/guest/plain.example.com.pem"
+        host.popen(*server, "-cert", pem, "-key", pem, netns="one")
+        self.configure(CONFIG)
+        self.tproxy("hook", "up", "--bridge", "br0", "--network", "blue")
+        self.up()
+
+    def make_certificate(self, name: str, folder: str) -> None:
+        file = f"{folder}/{name.replace('*', '_')}.pem"
+        self.host.run("mkdir", "-p", folder)
+        self.host.run(
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+            *("-keyout", file, "-out", f"{file}.crt", "-days", "2", "-subj", f"/CN={name}"),
+            *("-addext", f"subjectAltName=DNS:{name}"),
+        )
+        where = self.host.path(file)
+        where.write_text(where.read_text() + self.host.path(f"{file}.crt").read_text())
+
+    def configure(self, text: str) -> None:
+        self.host.write(FILE, text)
+
+    def tproxy(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.host.tproxy(*arguments, check=check, env={"TPROXY_CONFIG": FILE})
+
+    def up(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        options = ("--certificates", CERTIFICATES, "--ports", "10000-10019")
+        return self.tproxy("gateway", "up", *options, *arguments, check=check)
+
+    def curl(self, url: str, *options: str) -> subprocess.CompletedProcess[str]:
+        name = url.partition("://")[2].partition("/")[0]
+        resolve = [part for port in (80, 443) for part in ("--resolve", f"{name}:{port}:127.0.0.1")]
+        return self.host.run("curl", "-ksS", "--max-time", "60", *resolve, *options, url, check=False)
+
+    @property
+    def workers(self) -> list[str]:
+        return sorted(self.host.run("pgrep", "-x", "haproxy").stdout.split())
+
+
+@pytest.fixture(scope="module")
+def site(real_kernel: None) -> Iterator[Site]:
+    with Hypervisor() as host:
+        yield Site(host)
+
+
+def test_port_80_leads_by_host(site: Site) -> None:
+    assert site.curl("http://plain.example.com/").stdout == "one"
+    assert site.curl("http://ended.example.com/").stdout == "two"
+    assert site.curl("http://a.wild.example.com/").stdout == "one"
+    assert site.curl("http://plain.example.com.evil.net/").stdout == "no such site"
+    assert site.curl("http://x.plain.example.com/").stdout == "no such site"
+
+
+def test_tls_is_passed_through_to_the_guest_by_its_name(site: Site) -> None:
+    done: Any = None
+    for _ in eventually():
+        done = site.curl("https://plain.example.com/", "-v")
+        if done.returncode == 0:
+            break
+    assert "subject: CN=plain.example.com" in done.stderr
+    assert "s_server" in done.stdout
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_tls_ends_at_the_gateway_with_certificates_of_files(site: Site, version: str) -> None:
+    done = site.curl("https://ended.example.com/", version, "-v")
+    assert done.stdout == "two"
+    assert "subject: CN=ended.example.com" in done.stderr
+    assert site.curl("https://b.wild.example.com/", version).stdout == "one"
+
+
+def test_one_connection_with_several_hosts_reaches_the_right_guest_for_each_request(site: Site) -> None:
+    """HTTP/2 clients send requests for several names on one connection (coalescing)."""
+    for version in ("--http1.1", "--http2"):
+        urls = "https://ended.example.com/"
+        done = site.curl(urls, version, urls, "-H", "Host: b.wild.example.com", urls)
+        assert done.stdout == "one" * 3
+        assert site.curl(urls, version, urls).stdout == "twotwo"
+
+
+def test_what_is_no_tls_or_has_an_unknown_name_is_refused(site: Site) -> None:
+    assert site.curl("https://unknown.example.com/").returncode != 0
+    plain = site.host.run("curl", "-sS", "--max-time", "60", "http://127.0.0.1:443/", check=False)
+    assert plain.returncode != 0
+
+
+def test_a_guest_that_refuses_is_told_to_the_client_at_once(site: Site) -> None:
+    url = "https://closed.example.com/"
+    done = site.curl(url, "--http1.1", "-o", "/dev/null", "-w", "%{http_code}")
+    assert done.stdout == "502"
+    assert site.curl(url, "--http2").returncode != 0  # HAProxy tells HTTP/2 by REFUSED_STREAM
+
+
+def test_one_client_has_a_limit_of_its_own_at_the_gateway(site: Site) -> None:
+    assert "another configuration" in site.up("--most-per-client", "3").stdout
+    with ExitStack() as held:
+        for _ in range(3):
+            process = site.host.popen(
+                *program("held_port", "10007"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            held.callback(process.kill)
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        assert site.curl("http://plain.example.com/").returncode != 0
+        other = site.curl("http://plain.example.com/", "--interface", "127.0.0.2")
+        assert other.stdout == "one"
+    site.up()
+
+
+def test_a_port_of_the_range_leads_to_a_guest_which_is_told_the_clients_address(site: Site) -> None:
+    """fatedier/frp#5387, rathole-org/rathole#142: the client's address is lost."""
+    port, data = site.host.run(*program("said_by_port", "10007")).stdout.split()
+    start = proxy_protocol.START + proxy_protocol.length(bytes.fromhex(data)[: proxy_protocol.START])
+    header = proxy_protocol.decode(bytes.fromhex(data)[:start])
+    assert (header.source, header.destination) == (("127.0.0.1", int(port)), ("127.0.0.1", 10007))
+    assert bytes.fromhex(data)[start:] == b"hello"
+    assert len(site.host.run(*program("said_by_port", "10008"), check=False).stdout.split()) < 2
+
+
+def test_a_large_hello_is_served(site: Site) -> None:
+    """haproxy/haproxy#3148: one of several segments was aborted at random."""
+    names = ",".join(f"protocol-{number:04}" for number in range(120))
+    for _ in range(5):
+        done = site.host.run(
+            *("openssl", "s_client", "-connect", "127.0.0.1:443", "-servername", "ended.example.com"),
+            *("-alpn", names),
+            check=False,
+        )
+        assert "subject=CN = ended.example.com" in done.stdout, done
+
+
+def test_two_hundred_routes_change_at_once_under_load_and_no_client_fails(site: Site) -> None:
+    many = [
+        f"- {{id: m{n}, network: blue, guest_addr: 10.0.0.5, port: 80, domain: m{n}.example.com}}\n"
+        for n in range(200)
+    ]
+    before = site.workers
+    client = site.host.popen(
+        *program("page_load", "plain.example.com", "one"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=1,
+    )
+    assert client.stdout is not None
+    assert client.stdin is not None
+    assert client.stdout.readline() == "ready\n"
+    site.configure(CONFIG + "".join(many))
+    site.tproxy("refresh")
+    site.up()
+    assert site.curl("http://m199.example.com/").stdout == "one"
+    site.configure(CONFIG)
+    site.tproxy("refresh")
+    site.up()
+    print("end", file=client.stdin, flush=True)
+    served, failed = map(int, client.stdout.readline().split())
+    assert failed == 0
+    assert served > 0
+    assert site.workers == before
+
+
+def test_another_configuration_takes_over_and_no_client_is_refused(site: Site) -> None:
+    """openshift/router#429: a reload cut connections."""
+    held = site.host.popen(
+        *program("held_port", "10007"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1
+    )
+    assert held.stdout is not None
+    assert held.stdin is not None
+    assert held.stdout.readline().startswith("ready")
+    before = site.workers
+    assert "another configuration" in site.up("--ports", "10000-10029").stdout
+    assert site.curl("http://plain.example.com/").stdout == "one"
+    assert site.workers != before
+    print(file=held.stdin, flush=True)
+    assert held.stdout.readline() == "served\n"
+    site.up()
+
+
+def test_routes_change_without_a_reload(site: Site) -> None:
+    before = site.workers
+    moved = CONFIG.replace("guest_addr: 10.0.0.6, port: 80", "guest_addr: 10.0.0.5, port: 80")
+    site.configure(
+        moved + "- {id: more, network: blue, guest_addr: 10.0.0.6, port: 80, domain: more.example.com}\n"
+    )
+    site.tproxy("refresh")
+    assert site.up().stdout.startswith("map host.map: 4 names\n")
+    assert site.curl("http://more.example.com/").stdout == "two"
+    assert site.curl("http://ended.example.com/").stdout == "one"
+    site.configure(CONFIG)
+    site.tproxy("refresh")
+    site.up()
+    assert site.curl("http://more.example.com/").stdout == "no such site"
+    assert site.up().stdout == ""
+    assert site.workers == before
+
+
+def test_certificates_change_without_a_reload_and_a_bad_one_is_refused(site: Site) -> None:
+    before = site.workers
+    serial = site.curl("https://ended.example.com/", "-v").stderr
+    site.make_certificate("ended.example.com", CERTIFICATES)
+    assert f"certificate {CERTIFICATES}/ended.example.com.pem" in site.up().stdout
+    after = site.curl("https://ended.example.com/", "-v")
+    assert after.stdout == "two"
+    assert after.stderr != serial
+    site.host.write(f"{CERTIFICATES}/bad.pem", "no certificate\n")
+    refused = site.up(check=False)
+    assert refused.returncode == 1
+    assert f"{CERTIFICATES}/bad.pem cannot be used" in refused.stderr
+    assert site.curl("https://ended.example.com/").stdout == "two"
+    site.host.run("rm", f"{CERTIFICATES}/bad.pem")
+    assert site.workers == before
+
+
+def test_a_taken_port_names_its_holder_and_purge_leaves_nothing(site: Site) -> None:
+    site.tproxy("gateway", "down", "--purge")
+    assert site.host.run("pgrep", "-x", "haproxy", check=False).stdout == ""
+    assert not list(site.host.path("/run/tproxy-gateway").iterdir())
+    holder = (
+        "python3",
+        "-c",
+        "import socket,time; s=socket.create_server(('', 80)); print('ready', flush=True); time.sleep(1e6)",
+    )
+    process = site.host.serve(*holder)
+    refused = site.up(check=False)
+    assert "port 80 cannot be had: Address already in use: python3 (process " in refused.stderr
+    process.kill()
+    process.wait()
+    for _ in eventually():
+        if site.up(check=False).returncode == 0:
+            break
+    assert site.curl("http://plain.example.com/").stdout == "one"

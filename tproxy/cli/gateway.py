@@ -1,0 +1,109 @@
+"""gateway: the front for routes on this host."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tproxy.cli.examples import example
+from tproxy.config import reader
+from tproxy.config.file import required
+from tproxy.console import require_root
+from tproxy.log import output
+
+if TYPE_CHECKING:
+    from tproxy.config.services import Config
+    from tproxy.inward.compile import Options
+
+PORT = click.IntRange(1, 65535)
+
+
+@click.group(epilog=example("tproxy gateway up", "tproxy gateway down --purge"))
+@click.pass_obj
+def gateway(debug: bool) -> None:
+    """Run the front through which clients reach routes: HAProxy, for TLS by name and HTTP by host."""
+    require_root()
+    output.for_preview(debug=debug)
+
+
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option(
+            "--rate-per-client",
+            type=click.IntRange(1),
+            default=2000,
+            show_default=True,
+            help="New connections of one address in 10 s.",
+        ),
+        click.option(
+            "--most-per-client",
+            type=click.IntRange(1),
+            default=500,
+            show_default=True,
+            help="Open connections of one address.",
+        ),
+        click.option("--user", default="haproxy", show_default=True, help="User and group of HAProxy."),
+        click.option(
+            "--certificates",
+            default="",
+            metavar="DIRECTORY",
+            help="PEM files, each with certificate and key, for routes whose TLS ends here.",
+        ),
+        click.option("--ports", default="", metavar="FIRST-LAST", help="Ports for routes with gateway_port."),
+        click.option("--https-port", type=PORT, default=443, show_default=True),
+        click.option("--http-port", type=PORT, default=80, show_default=True),
+        click.option(
+            "--address", default="", metavar="IP", help="Where to listen.  [default: all addresses]"
+        ),
+        click.option("--config", metavar="FILE", help="The configuration file."),
+    ):
+        command = option(command)
+    return command
+
+
+@gateway.command(epilog=example("tproxy gateway up --certificates /etc/tproxy/certificates"))
+@_options
+def up(config: str | None, **said: Any) -> None:
+    """Have the gateway serve the routes of the configuration file.
+
+    Called again, it applies what has changed: routes and certificates without a reload. A file that cannot be
+    used changes nothing.
+    """
+    from tproxy.inward import gateway as front
+
+    for line in front.up(*_read(config, said)):
+        click.echo(line)
+
+
+@gateway.command("compile", hidden=True)
+@_options
+def compile_(config: str | None, **said: Any) -> None:
+    """Write the files of HAProxy, for its unit."""
+    from tproxy.inward import gateway as front
+
+    front.compile_files(*_read(config, said))
+
+
+def _read(config: str | None, said: dict[str, Any]) -> tuple[Config, Options]:
+    """Return configuration and options; warn of what cannot be used."""
+    from tproxy.inward.compile import Options
+
+    if said["ports"] and not re.fullmatch(r"[1-9][0-9]{0,4}-[1-9][0-9]{0,4}", said["ports"]):
+        raise click.BadParameter(f"{said['ports']!a} is not a range such as 10000-10099")
+    read = reader.load(required(config, os.environ))
+    for warning in read.warnings:
+        click.echo(f"tproxy: {warning.at(read.path)}", err=True)
+    return read, Options(**said)
+
+
+@gateway.command(epilog=example("tproxy gateway down --purge"))
+@click.option("--purge", is_flag=True, help="Remove its files too.")
+def down(purge: bool) -> None:
+    """End the gateway; open connections end with it."""
+    from tproxy.inward import gateway as front
+
+    front.down(purge=purge)

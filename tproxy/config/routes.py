@@ -1,0 +1,281 @@
+"""The routes that a configuration file gives to networks. Pure.
+
+The fields of ``RouteEntry`` declare the keys of an entry of ``tproxy_routes`` (``tproxy.options``). What the
+gateway alone needs (domain, TLS, owner) goes no further than this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tproxy.addresses import SERVICE_ADDRESS, is_ipv4, refused
+from tproxy.config.services import Problem
+from tproxy.model import Endpoint, Network, Service
+from tproxy.routes import MOST_ID, NOWHERE, OF_TLS, Route, key_of, number_of
+from tproxy.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:  # the annotations of options, which are text at run time
+    from typing import Annotated
+
+    from tproxy.options import (
+        Choice,
+        LinkName,
+        Moment,
+        NetworkName,
+        Number,
+        Option,
+        Port,
+        Seconds,
+        Text,
+        Written,
+    )
+
+PASSTHROUGH, TERMINATE = "passthrough", "terminate"
+
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_\-]{0,61}[A-Za-z0-9_])?"
+_DOMAIN = rf"(?=.{{1,253}}$)(\*\.)?({_LABEL}\.)*{_LABEL}"
+_MAC = r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}"
+
+
+class RouteEntry(NamedTuple):
+    """One valid entry of ``tproxy_routes``."""
+
+    line: int
+    id: Annotated[
+        str,
+        Option(
+            Written(rf"[A-Za-z0-9_.\-]{{1,{MOST_ID}}}", f"up to {MOST_ID} letters, digits, `_`, `.` and `-`"),
+            "the name by which gateways know the route",
+            required=True,
+            nftables="the word `id`; its hash is the element's key",
+        ),
+    ]
+    network: Annotated[
+        str,
+        Option(
+            NetworkName(),
+            "the guest's network",
+            required=True,
+            nftables="no: it decides which bridges have the element",
+        ),
+    ]
+    port: Annotated[
+        int, Option(Port(), "the port of the guest", required=True, nftables="the element's value")
+    ]
+    guest_addr: Annotated[
+        str,
+        Option(
+            Written(r"[0-9]{1,3}(\.[0-9]{1,3}){3}", "an IPv4 address"),
+            "the guest's address",
+            unset="found by `guest_mac` or `bridge_port`",
+            nftables="the element's value",
+        ),
+    ] = ""
+    guest_mac: Annotated[
+        str,
+        Option(
+            Written(_MAC, "a MAC address"),
+            "the MAC address of the guest's card. Beside `guest_addr`, no other guest is reached there",
+            unset="any",
+            nftables="the word `mac`",
+        ),
+    ] = ""
+    bridge_port: Annotated[
+        str,
+        Option(
+            LinkName(),
+            "the port of the bridge behind which the guest is, such as `vnet3`",
+            unset="any",
+            nftables="the word `at`",
+        ),
+    ] = ""
+    domain: Annotated[
+        str,
+        Option(
+            Written(_DOMAIN, "a host name, which can begin with `*.`"),
+            "the name by which clients ask for it",
+            unset="none",
+            nftables="no: the gateway has it",
+        ),
+    ] = ""
+    gateway_port: Annotated[
+        int,
+        Option(
+            Port(),
+            "a port of the gateway that leads to `port`, for protocols without names; one of those that "
+            "`tproxy gateway up --ports` has",
+            unset="none",
+            nftables="no: the gateway has it",
+        ),
+    ] = 0
+    port_tls: Annotated[
+        int,
+        Option(
+            Port(),
+            "the port of the guest for TLS that the guest ends",
+            unset="`port`",
+            nftables="an element of its own, whose id ends with `/tls`",
+        ),
+    ] = 0
+    tls: Annotated[
+        str,
+        Option(
+            Choice({PASSTHROUGH: PASSTHROUGH, TERMINATE: TERMINATE}),
+            "whether the guest ends TLS, or the gateway does",
+            nftables="no: the gateway has it",
+        ),
+    ] = PASSTHROUGH
+    owner: Annotated[
+        str,
+        Option(Text(64), "whose route it is", unset="nobody's", nftables="no: the gateway has it"),
+    ] = ""
+    expires: Annotated[
+        int,
+        Option(
+            Moment(),
+            "when it ends: from then on no more connections come, and open ones have `drain_timeout`",
+            unset="never",
+            nftables="the word `expires`, in seconds since 1970",
+        ),
+    ] = 0
+    proxy_protocol: Annotated[
+        str,
+        Option(
+            Choice({"none": "", "v2": "v2"}),
+            "whether the guest is told the client's address, by a header of the PROXY protocol, version 2",
+        ),
+    ] = ""
+    connect_timeout: Annotated[
+        float, Option(Seconds(0.001, 300), "how long the guest may take to accept a connection")
+    ] = 5.0
+    max_connections_per_client: Annotated[
+        int,
+        Option(
+            Number(0, 1_000_000),
+            "how many connections one client's address may have open; 0: no limit",
+            nftables="the word `max_connections_per_guest`",
+        ),
+    ] = 1024
+    max_connections: Annotated[
+        int,
+        Option(
+            Number(1, 1_000_000, words={"auto": 0}),
+            "how many connections may be open. `auto`: three quarters of `net.ipv4.ip_local_port_range`",
+            nftables="the word `max_connections_to_endpoint`",
+        ),
+    ] = 0
+    idle_timeout: Annotated[
+        int, Option(Number(0, 2_592_000, "seconds"), "how long no byte may move; 0: for ever")
+    ] = 3600
+    half_closed_timeout: Annotated[
+        int,
+        Option(
+            Number(0, 2_592_000, "seconds"),
+            "the same for a connection that one side has finished; 0: for ever",
+        ),
+    ] = 300
+    user_timeout: Annotated[
+        int,
+        Option(
+            Number(0, 86_400, "seconds"),
+            "how long the guest may leave data unacknowledged, or its window closed; 0: as long as the "
+            "kernel waits",
+        ),
+    ] = 120
+    drain_timeout: Annotated[
+        int,
+        Option(
+            Number(0, 2_592_000, "seconds"),
+            "how long connections may go on in an old worker, or after the route has expired; 0: for ever",
+        ),
+    ] = 3600
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with the values together; "" for nothing."""
+        if not (self.guest_addr or self.guest_mac or self.bridge_port):
+            return "guest_addr, guest_mac or bridge_port is needed: which guest?"
+        if self.guest_addr and (
+            not is_ipv4(self.guest_addr) or refused(self.guest_addr) or self.guest_addr == SERVICE_ADDRESS
+        ):
+            return f"guest_addr {self.guest_addr} is no address that a guest can have"
+        if self.tls == TERMINATE and self.port_tls:
+            return "port_tls is for tls: passthrough; with terminate the guest's `port` gets what was inside"
+        return ""
+
+    @property
+    def routes(self) -> Iterable[Route]:
+        """The route, and the one for TLS where that has a port of its own."""
+        yield self._route(self.id, self.port)
+        if self.port_tls and self.tls == PASSTHROUGH:
+            yield self._route(self.id + OF_TLS, self.port_tls)
+
+    def _route(self, id_: str, port: int) -> Route:
+        service = Service(
+            key_of(number_of(id_)),
+            Endpoint(self.guest_addr or NOWHERE, port),
+            connect_timeout=self.connect_timeout,
+            max_connections_per_guest=self.max_connections_per_client,
+            max_connections_to_endpoint=self.max_connections,
+            idle_timeout=self.idle_timeout,
+            half_closed_timeout=self.half_closed_timeout,
+            user_timeout=self.user_timeout,
+            drain_timeout=self.drain_timeout,
+            proxy_protocol=self.proxy_protocol,
+        )
+        return Route(id_, service, self.guest_mac.lower(), self.bridge_port, self.expires)
+
+
+def usable(entries: Iterable[RouteEntry]) -> tuple[list[RouteEntry], list[Problem]]:
+    """Return the entries that can be used beside each other, and the problems of the others."""
+    found: list[RouteEntry] = []
+    problems: list[Problem] = []
+    ids: dict[int, RouteEntry] = {}
+    domains: dict[str, RouteEntry] = {}
+    ports: dict[int, RouteEntry] = {}
+    for entry in entries:
+        fault = entry.fault
+        numbers = {each.number for each in entry.routes}
+        taken = next((ids[number] for number in numbers if number in ids), None)
+        if not fault and taken is not None:
+            fault = f"the id is that of the entry in line {taken.line}"
+            if taken.id != entry.id:
+                fault = f"the id has the hash of {taken.id} in line {taken.line}: choose another"
+        domain = entry.domain.lower()
+        if not fault and domain and domain in domains:
+            fault = f"domain {domain} is that of route {domains[domain].id} in line {domains[domain].line}"
+        if not fault and entry.gateway_port in ports:
+            taken = ports[entry.gateway_port]
+            fault = f"gateway_port {entry.gateway_port} is that of route {taken.id} in line {taken.line}"
+        if fault:
+            problems.append(Problem(entry.line, f"tproxy_routes: {entry.id}: {fault}: entry skipped"))
+            continue
+        found.append(entry)
+        ids |= dict.fromkeys(numbers, entry)
+        if domain:
+            domains[domain] = entry
+        if entry.gateway_port:
+            ports[entry.gateway_port] = entry
+    return found, problems
+
+
+def routes_for(
+    entries: Iterable[RouteEntry], networks: Iterable[Network]
+) -> tuple[dict[int, Route], list[Problem]]:
+    """Return the routes to guests of a bridge with these networks, by number, and what is wrong with others.
+
+    One that has expired is among them, so that its open streams drain. Where a bridge has several networks, a
+    route must name its guest's MAC: by an address alone it could reach a guest of another network.
+    """
+    known = [*networks]
+    found: dict[int, Route] = {}
+    problems = []
+    for entry in entries:
+        if not any(each.is_one_of(frozenset({entry.network})) for each in known):
+            continue
+        if len(known) > 1 and not entry.guest_mac:
+            text = f"tproxy_routes: {entry.id}: its bridge has several networks: guest_mac is needed"
+            problems.append(Problem(entry.line, f"{text}: entry skipped"))
+            continue
+        found |= {each.number: each for each in entry.routes}
+    return found, problems

@@ -1,0 +1,1 @@
+"""The gateway: what clients outside reach, and what leads them to routes."""
