@@ -59,6 +59,7 @@ class Node:
     """One node. ``policy`` is the text of its egress.yaml."""
 
     host: Hypervisor  # only of a node with ``hypervisor``
+    up: subprocess.Popen[str]  # `tproxy egress up`, where a test has started it
 
     def __init__(
         self, policy: str, *, mirror: bool = False, squid: bool = True, hypervisor: bool = False
@@ -130,7 +131,7 @@ class Node:
         self.wait_for(lambda: self.listens(port), "squid listens")
 
     def restart_squid(self) -> None:
-        self.squid.terminate()
+        self.squid.send_signal(signal.SIGINT)
         self.squid.wait(PATIENCE)
         self.start_squid()
 
@@ -271,7 +272,9 @@ class Node:
     @staticmethod
     def _end(child: subprocess.Popen[Any]) -> None:
         try:
-            child.send_signal(signal.SIGKILL) if child.args == "sleep" else child.terminate()
+            # squid would end its downloads first at SIGTERM.
+            is_squid = isinstance(child.args, list) and "squid" in child.args
+            child.send_signal(signal.SIGINT if is_squid else signal.SIGTERM)
             child.wait(15)
         except subprocess.TimeoutExpired:
             child.kill()

@@ -59,7 +59,8 @@ def command(pid: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def node(engines: None) -> Iterator[Kept]:
-    with Kept(POLICY, mirror=True, squid=False) as node:
+    node = Kept(POLICY, mirror=True, squid=False)
+    with node:
         publish(node, "good", "1.0")
         node.site("host.example", "/releases/a", "file a\n")
         node.site("pinned.example", "/x", "pinned\n")

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.egress.node import PATIENCE, PROGRAMS, Node
@@ -32,7 +33,7 @@ def node(engines: None) -> Iterator[Node]:
         publish(node, "good", "1.0")
         node.site("host.example", "/releases/a", "file a\n")
         node.site("other.example", "/releases/a", "of another host\n")
-        up(node)
+        node.up = up(node)
         yield node
 
 
@@ -131,6 +132,36 @@ def test_a_change_of_ports_drops_no_download(node: Node) -> None:
     output, _ = slow.communicate()
     assert (slow.returncode, output.strip()) == (0, "200 20000000")
     change(node, text)
+
+
+def squids(node: Node) -> set[int]:
+    return {
+        each.pid
+        for each in psutil.process_iter(["name", "cmdline"])
+        if each.info["name"] == "squid" and any(str(node.root) in word for word in each.info["cmdline"] or ())
+    }
+
+
+def test_new_downloads_use_the_new_squid_at_once_and_the_old_one_ends_its_own(node: Node) -> None:
+    """While the squids change, a client fetches again and again: it waits, and is never refused."""
+    node.site("host.example", "/releases/long", os.urandom(40_000_000))
+    proxy = node.caller(network="build")
+    (old,) = squids(node)
+    slow = node.popen_curl(proxy, "https://host.example/releases/long", "--limit-rate", "4M")
+    node.wait_for(lambda: any("long" in line for line in node.requests()), "a download")
+    node.up.send_signal(signal.SIGHUP)
+
+    def changed() -> bool:
+        assert node.curl(proxy, A) == (200, "file a\n")
+        return int(node.layout.squid_pid.read_text()) != old
+
+    node.wait_for(changed, "a new squid")
+    assert psutil.pid_exists(old)  # with the download
+    assert node.curl(proxy, A) == (200, "file a\n")
+    output, _ = slow.communicate()
+    assert (slow.returncode, output.strip()) == (0, "200 40000000")
+    node.wait_for(lambda: old not in squids(node), "the old squid ends when nothing is under way")
+    assert node.curl(proxy, A) == (200, "file a\n")
 
 
 def test_an_edit_by_the_command_applies_to_the_next_request(node: Node) -> None:

@@ -77,6 +77,16 @@ class Layout:
         return self.run / "ledger.sock"
 
     @property
+    def squid_pid(self) -> Path:
+        """A link to the process id file of the squid that takes new connections."""
+        return self.run / "squid.pid"
+
+    @property
+    def squid_conf(self) -> Path:
+        """A link to the configuration of that squid."""
+        return self.run / "squid.conf"
+
+    @property
     def hosts(self) -> Path:
         """The directory of certificates of hypervisors that use this node from elsewhere."""
         return self.state / "hosts"

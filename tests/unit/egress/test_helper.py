@@ -28,7 +28,7 @@ def line(word: str = helper.BY_HEADER, **values: str) -> str:
 
 
 def ask(current: Current, *lines: str) -> list[str]:
-    nothing = Progress(Path("/nonexistent"))
+    nothing = Progress(Path("/nonexistent"), "a")
     return helper.Helper(current, nothing, None, lambda text: None).answers(lines)
 
 

@@ -162,6 +162,8 @@ class _Reader:
         ]
 
     def _each(self, what: str, node: yaml.Node, parse: Parser) -> tuple[Any, ...]:
+        if node.tag == NULL:  # a list of which all lines are comments
+            return ()
         if not isinstance(node, yaml.SequenceNode):
             raise Unusable("is not a list", node)
         return tuple(self._tried(what, each, parse) for each in node.value)

@@ -19,7 +19,7 @@ from tproxy.egress.policy import judging
 from tproxy.egress.policy.current import Current
 from tproxy.egress.policy.reader import load
 from tproxy.egress.policy.rules import Policy
-from tproxy.egress.service import guard, links, preparation
+from tproxy.egress.service import guard, handover, links, preparation
 from tproxy.egress.squid.authority import Authority
 from tproxy.egress.squid.compiler import Surroundings, compiled
 from tproxy.errors import ProcessError
@@ -45,6 +45,7 @@ def run_squid(node: Surroundings) -> NoReturn:
         print(line, flush=True)
     preparation.check(node)
     guard.load(policy, node.user)
+    handover.take(node)
     command = preparation.squid_command(node)
     os.execvp(command[0], command)
 
@@ -106,11 +107,12 @@ def notify_ready() -> None:
 
 
 def reload_squid(node: Surroundings, policy: Policy) -> bool:
-    """Have squid take changed ports, mode, inner addresses and rates. Downloads go on.
+    """Have squid take changed ports and inner addresses. Downloads go on, and new connections wait.
 
     Return False when there was nothing to change, as after a change of rules. Raises TproxyError, with the
     old configuration in place, when squid would refuse the new one.
     """
+    node = handover.current(node)
     path = preparation.configuration(node)
     old, new = path.read_text(), compiled(policy, node)
     if old == new:
@@ -122,8 +124,5 @@ def reload_squid(node: Surroundings, policy: Policy) -> bool:
         path.write_text(old)
         raise
     guard.load(policy, node.user)
-    try:
-        os.kill(int((node.layout.run / "squid.pid").read_text()), signal.SIGHUP)
-    except (OSError, ValueError) as error:
-        raise ProcessError(f"squid is not running: {error}") from None
+    handover.reconfigure(policy, node)
     return True

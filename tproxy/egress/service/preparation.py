@@ -14,6 +14,7 @@ from tproxy.egress.squid.compiler import (
     CERTIFICATE_HELPER,
     PAGE,
     Surroundings,
+    cache,
     certificates,
     compiled,
     errors,
@@ -53,8 +54,8 @@ def prepare(policy: Policy, node: Surroundings) -> list[str]:
     conf = configuration(node)
     conf.write_text(compiled(policy, node))
     _certificate_store(node, user)
-    if not (layout.state / "squid" / "cache" / "00").exists():
-        _run(SQUID, "-N", "-z", "-f", str(conf))
+    if not (cache(node) / "00").exists():
+        _run(*squid_command(node), "-z")
     return [*_shown(authority, created), *filter(None, [authority.warning()])]
 
 
@@ -74,17 +75,17 @@ def _check_readable(policy: Path, user: pwd.struct_passwd) -> None:
 
 
 def configuration(node: Surroundings) -> Path:
-    return node.layout.run / "squid.conf"
+    return node.layout.run / f"squid-{node.slot}.conf"
 
 
 def squid_command(node: Surroundings) -> list[str]:
     """Return the command that runs squid in the foreground, with one process."""
-    return [SQUID, "-N", "-f", str(configuration(node))]
+    return [SQUID, "-N", "-n", f"egress{node.slot}", "-f", str(configuration(node))]
 
 
 def check(node: Surroundings) -> None:
     """Raise ProcessError unless squid accepts the configuration as it is written."""
-    _run(SQUID, "-k", "parse", "-f", str(configuration(node)))
+    _run(*squid_command(node), "-k", "parse")
 
 
 def _shown(authority: Authority, created: bool) -> list[str]:

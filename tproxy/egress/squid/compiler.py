@@ -28,6 +28,13 @@ PAGE = "ERR_TPROXY_DENIED"
 CERTIFICATE_HELPER = "/usr/lib/squid/security_file_certgen"
 
 
+# Two squids may run beside each other: a new one, and one that ends its downloads (service.handover).
+SLOTS = ("a", "b")
+
+# Seconds for which a squid goes on with what is under way when another one has taken its place.
+DRAIN = 3600
+
+
 @dataclass(frozen=True)
 class Surroundings:
     """What the configuration needs to know of the node besides the policy."""
@@ -37,7 +44,8 @@ class Surroundings:
     user: str = SQUID_USER
     hosts_file: str = "/etc/hosts"
     nameservers: tuple[str, ...] = ()  # none: those of /etc/resolv.conf
-    cache_megabytes: int = 2000
+    cache_megabytes: int = 1000  # of each slot
+    slot: str = SLOTS[0]
     python: str = field(default=sys.executable)
 
 
@@ -54,6 +62,15 @@ def certificates(node: Surroundings) -> Path:
     """
     serial = Authority(node.layout.authority).load().serial_number
     return node.layout.state / "squid" / f"certificates-{serial:x}"
+
+
+def cache(node: Surroundings) -> Path:
+    """Return the directory of squid's own cache."""
+    return node.layout.state / "squid" / f"cache-{node.slot}"
+
+
+def pid_file(node: Surroundings) -> Path:
+    return node.layout.run / f"squid-{node.slot}.pid"
 
 
 def errors(node: Surroundings) -> Path:
@@ -91,7 +108,7 @@ def _helpers(policy: Policy, node: Surroundings) -> Iterator[str]:
         f"ttl=0 negative_ttl=0 grace=0 cache=0 {helper.FORMAT} "
         # By "env": squid tells a program only the end of its path, and Python would not find its modules.
         f"/usr/bin/env {node.python} -m tproxy.egress.squid.helper {node.layout.policy} "
-        f"{node.layout.access_log} {node.layout.ledger_socket if node.mirror else '-'}"
+        f"{node.layout.access_log} {node.layout.ledger_socket if node.mirror else '-'} {node.slot}"
     )
     for word in (helper.BY_HEADER, helper.BY_CLIENTS, helper.SPLICING):
         yield f"acl judged_{word} external judge {word}"
@@ -199,7 +216,7 @@ def _limits(policy: Policy, node: Surroundings) -> Iterator[str]:
 
 
 def _cache(policy: Policy, node: Surroundings) -> Iterator[str]:
-    yield f"cache_dir ufs {node.layout.state / 'squid' / 'cache'} {node.cache_megabytes} 16 64"
+    yield f"cache_dir ufs {cache(node)} {node.cache_megabytes} 16 64"
     yield "cache_mem 16 MB"
     yield "maximum_object_size 4 GB"
     yield "maximum_object_size_in_memory 64 KB"
@@ -212,7 +229,7 @@ def _cache(policy: Policy, node: Surroundings) -> Iterator[str]:
 def _log(policy: Policy, node: Surroundings) -> Iterator[str]:
     # Text of guests is percent-encoded, so that every line is JSON whatever they send.
     fields = {
-        "id": "%master_xaction",  # the first one: progress.START
+        "id": f"{node.slot}-%master_xaction",  # the first one: squid.progress looks for it
         "time": "%ts.%03tu",
         **{name: f"%#{{{name}}}note" for name in _CALLER_NOTES},
         "method": "%#rm",
@@ -238,11 +255,11 @@ def _log(policy: Policy, node: Surroundings) -> Iterator[str]:
 
 def _process(policy: Policy, node: Surroundings) -> Iterator[str]:
     yield f"cache_effective_user {node.user}"
-    yield f"pid_filename {node.layout.run / 'squid.pid'}"
+    yield f"pid_filename {pid_file(node)}"
     yield f"coredump_dir {node.layout.state / 'squid'}"
     yield "visible_hostname tproxy-egress"
     yield "httpd_suppress_version_string on"
     yield "cache_mgr root"
     yield "pinger_enable off"
-    yield "shutdown_lifetime 3 seconds"
+    yield f"shutdown_lifetime {DRAIN} seconds"
     yield "max_filedescriptors 16384"

@@ -1,4 +1,6 @@
-"""The program that squid asks about each request: ``python -m tproxy.egress.squid.helper POLICY LOG LEDGER``.
+"""The program that squid asks about each request.
+
+    python -m tproxy.egress.squid.helper POLICY LOG LEDGER SLOT
 
 squid writes a line for each request (external_acl_type in squid.conf(5), with concurrency) and reads one
 back. The policy is read again when its file has changed, so an edit applies to the next request, and squid is
@@ -8,7 +10,7 @@ the configuration acts (``compiler``): where it goes, and how fast.
 Before the answer, the decision is in the ledger: denials, and what goes to a site; the mirror records what it
 serves by itself. Requests that arrive together share one write. LOG is squid's, from which limits on
 connections learn what has ended; LEDGER is the socket of the process that writes it ("-" for none, in tests
-without a mirror).
+without a mirror). SLOT tells apart the squids that write one log.
 
 Everything that goes wrong here is an answer that denies. When this process ends, squid denies as well.
 """
@@ -275,7 +277,7 @@ def batches(descriptor: int) -> Iterator[list[str]]:
 
 def main() -> None:
     """Answer squid until it closes our standard input."""
-    policy, log, ledger = sys.argv[1:4]
+    policy, log, ledger, slot = sys.argv[1:5]
 
     def complain(text: str) -> None:
         print(f"tproxy egress: {text}", file=sys.stderr, flush=True)
@@ -283,7 +285,7 @@ def main() -> None:
     current = Current(Path(policy))
     current.get()
     record = None if ledger == "-" else Sender(Path(ledger)).record
-    helper = Helper(current, Progress(Path(log)), record, complain)
+    helper = Helper(current, Progress(Path(log), slot), record, complain)
     for lines in batches(0):
         sys.stdout.write("".join(helper.answers(lines)))
         sys.stdout.flush()

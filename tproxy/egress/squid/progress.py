@@ -14,8 +14,6 @@ from pathlib import Path
 
 from tproxy.egress.ledger.tail import Tail
 
-START = '{"id":"'  # of each line of the log
-
 # Ends that are remembered because their beginning was not seen: a client may have gone before the helper read
 # its request, of which squid keeps 2,000 at most (queue-size=).
 _MOST = 10_000
@@ -24,7 +22,9 @@ _MOST = 10_000
 class Progress:
     """What is under way, by the number of the request."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, slot: str) -> None:
+        """``slot`` is of the squid that we help: another one may write the same log."""
+        self._start = f'{{"id":"{slot}-'
         self._tail = Tail(log, lambda stat: stat.st_size)
         self._guests: dict[str, str] = {}
         self._count: Counter[str] = Counter()
@@ -35,9 +35,9 @@ class Progress:
         try:
             while lines := self._tail.new():
                 for line in lines:
-                    if line.startswith(START):
-                        self.end(line[len(START) : line.index('"', len(START))])
-        except (OSError, ValueError):
+                    if line.startswith(self._start):
+                        self.end(line[len(self._start) :].partition('"')[0])
+        except OSError:
             return
 
     def count(self, guest: str) -> int:
