@@ -29,7 +29,7 @@ policy_option = click.option(
 def check(policy: Path) -> None:
     """Print all errors of the policy, a line each. Changes nothing."""
     try:
-        found = reader.load(policy)
+        found = reader.load(policy, look=True)
     except reader.PolicyError as error:
         for problem in error.problems:
             click.echo(problem.at(str(policy)), err=True)
