@@ -75,7 +75,9 @@ class Node:
         self.sites = self.root / "sites"
         self.sites.mkdir()
         self._certificate()
-        self.policy.write_text(f"upstream_ca: {self.root}/sites-ca.pem\n{policy}")
+        # The sites are on the node itself, so their address has to be named.
+        site = f"upstream_ca: {self.root}/sites-ca.pem\ninner: [{SITES}]\n"
+        self.policy.write_text(site + policy)
         hosts = self.root / "hosts"
         hosts.write_text("".join(f"{address} {host}\n" for host, address in HOSTS.items()))
         self.surroundings = Surroundings(

@@ -87,8 +87,8 @@ def sites(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def check_that_a_restart_drops_no_download(machine: Machine, sites: Path) -> None:
-    policy = 'rules: [{networks: [build], get: ["http://host.example/*"]}]'
-    machine.run("sh", "-c", f"echo '{policy}' >/etc/tproxy/egress.yaml")
+    policy = f'inner: [{SITE}]\\nrules: [{{networks: [build], get: ["http://host.example/*"]}}]'
+    machine.run("sh", "-c", f"printf '{policy}\\n' >/etc/tproxy/egress.yaml")
     get = ("curl", "-sS", "--proxy", "http://127.0.0.1:20001", "http://host.example/small")
     to, old = sites / "download", squid(machine)
     slow = machine.host.popen(*get[:-1], "--limit-rate", "1M", "-o", str(to), "http://host.example/large")

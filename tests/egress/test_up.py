@@ -107,8 +107,9 @@ def test_only_tproxys_own_users_may_send_headers(node: Node) -> None:
 
 
 def test_squid_itself_cannot_connect_to_inner_addresses(node: Node) -> None:
-    """A name that changes its address after squid has looked at it."""
-    for address in ("10.9.9.9", "127.0.0.1", "169.254.16.9"):
+    """A name that changes its address after squid has looked at it. The last one is the node's own."""
+    node.run("ip", "address", "add", "93.184.215.77/32", "dev", "lo")
+    for address in ("10.9.9.9", "127.0.0.1", "169.254.16.9", "93.184.215.77"):
         words = ("setpriv", "--reuid=proxy", "--clear-groups", "curl", "-sS", "-m", "5", f"http://{address}/")
         assert "Failed to connect" in node.run(*words, check=False).stderr
 
@@ -127,7 +128,7 @@ def test_a_change_of_ports_drops_no_download(node: Node) -> None:
     slow = node.popen_curl(proxy, "https://host.example/releases/large", "--limit-rate", "3M")
     node.wait_for(lambda: any("large" in line for line in node.requests()), "a download")
     text = node.policy.read_text()
-    change(node, f"inner: [10.88.0.0/16]\n{text}")
+    change(node, f"clients: {{10.88.0.0/16: office}}\n{text}")
     assert node.curl(node.caller(network="build"), A) == (200, "file a\n")
     output, _ = slow.communicate()
     assert (slow.returncode, output.strip()) == (0, "200 20000000")

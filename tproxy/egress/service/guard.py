@@ -4,7 +4,8 @@ A header says who is calling, so only the daemon's workers, and the front, may s
 their own (``kernel.privileges``). squid can look at addresses only, and all programs of this host share them.
 
 The second chain is a second look at what squid's own list of inner addresses refuses: a name whose address
-changes between the look and the connection gets nobody inside.
+changes between the look and the connection gets nobody inside, nor to what listens on this node, whatever
+addresses it has by then.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ table inet {TABLE} {{
     tcp dport 53 accept
     ip daddr 127.0.0.1 tcp dport {{ {listen.mirror}, {_LOCAL_PORTS} }} accept
     ip6 daddr ::1 tcp dport {_LOCAL_PORTS} accept
-{allowed}    ip daddr {{ {inner} }} tcp flags & (syn|ack) == syn reject
+{allowed}    fib daddr type local tcp flags & (syn|ack) == syn reject
+    ip daddr {{ {inner} }} tcp flags & (syn|ack) == syn reject
     ip6 daddr {{ {inner6} }} tcp flags & (syn|ack) == syn reject
   }}
 }}

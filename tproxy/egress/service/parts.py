@@ -15,6 +15,7 @@ from tproxy.egress import front, resolver
 from tproxy.egress.clients.server import Server
 from tproxy.egress.layout import Layout
 from tproxy.egress.mirror.site_key import SiteKey
+from tproxy.egress.own_addresses import own_addresses
 from tproxy.egress.policy import judging
 from tproxy.egress.policy.current import Current
 from tproxy.egress.policy.reader import load
@@ -33,9 +34,10 @@ log = logger(__name__)
 def surroundings(root: Path | None) -> Surroundings:
     """Return what a node is like; for tests, below ``root``, where a file "hosts" names upstreams."""
     if root is None:
-        return Surroundings(Layout())
+        return Surroundings(Layout(), own=own_addresses())
     hosts = root / "hosts"
-    return Surroundings(Layout.below(root), hosts_file=str(hosts) if hosts.exists() else "/etc/hosts")
+    hosts_file = str(hosts) if hosts.exists() else "/etc/hosts"
+    return Surroundings(Layout.below(root), hosts_file=hosts_file, own=own_addresses())
 
 
 def run_squid(node: Surroundings) -> NoReturn:

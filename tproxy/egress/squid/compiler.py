@@ -46,6 +46,7 @@ class Surroundings:
     nameservers: tuple[str, ...] = ()  # none: those of /etc/resolv.conf
     cache_megabytes: int = 1000  # of each slot
     slot: str = SLOTS[0]
+    own: frozenset[str] = frozenset()  # the node's own addresses, to which squid makes no connection
     python: str = field(default=sys.executable)
 
 
@@ -118,7 +119,7 @@ def _access(policy: Policy, node: Surroundings) -> Iterator[str]:
     yield f"acl from_clients myportname {helper.BY_CLIENTS}"
     yield "acl allowed_methods method GET HEAD CONNECT"
     yield "acl to_mirror note to mirror"
-    yield "acl inner dst " + " ".join(_inner())
+    yield "acl inner dst " + " ".join((*_inner(), *sorted(node.own)))
     for network in policy.inner:
         yield f"acl named_inner dst {network}"
     yield "http_access deny manager"
