@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tproxy.egress.store.durable import sync_directory
 from tproxy.errors import TproxyError
 
 SEGMENT = 64 << 20  # bytes of one file: what a text editor still opens
@@ -124,11 +125,14 @@ class Ledger:
         return self._file is not None and os.path.samestat(os.fstat(self._file), path.stat())
 
     def _open(self, path: Path) -> None:
-        if self._file is not None:
-            self._sync()
-            os.close(self._file)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-        self._path = path
+        is_new = not path.exists()
+        new = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        if is_new:
+            sync_directory(self.directory)
+        old, self._file, self._path = self._file, new, path
+        if old is not None:
+            os.fdatasync(old)
+            os.close(old)
 
     def _write(self, *events: dict[str, Any]) -> None:
         if self._size >= SEGMENT:

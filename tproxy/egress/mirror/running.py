@@ -7,7 +7,6 @@ import logging
 import pwd
 import signal
 from collections.abc import Callable, Collection
-from ipaddress import ip_address
 from pathlib import Path
 
 from tproxy.egress.gather.lists import Targets
@@ -85,9 +84,7 @@ class Node:
         return judging.limits(self.policy.get(), caller)
 
     def network_of(self, address: str) -> str:
-        """Return the network of a host that is no guest; "" for one that the policy does not know."""
-        found = ip_address(address)
-        return next((each.network for each in self.policy.get().clients if found in each.addresses), "")
+        return self.policy.get().network_of(address)
 
     async def follow_policy(self, listeners: Listeners) -> None:
         """Replace the mirror when upstreams, mode or pinned files have changed."""

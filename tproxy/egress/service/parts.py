@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
-from contextlib import closing
 from pathlib import Path
 
 from tproxy.addresses import SERVICE_ADDRESS
@@ -26,6 +24,7 @@ from tproxy.egress.squid.compiler import Surroundings, compiled
 from tproxy.errors import ProcessError
 from tproxy.kernel.privileges import uid_of
 from tproxy.log.lazy import logger
+from tproxy.process.service_manager import report_ready
 from tproxy.typed import NoReturn
 
 log = logger(__name__)
@@ -80,7 +79,7 @@ async def _front(node: Surroundings) -> None:
     )
     gate = await links.start_gate(node, listen) if listen.hosts else None
     _give_up_root()
-    notify_ready()
+    report_ready()
     print("tproxy: the front listens", file=sys.stderr, flush=True)
     await stop.wait()
     scripts.close()
@@ -98,14 +97,6 @@ def _give_up_root() -> None:
         os.setgroups([])
         os.setresgid(own, own, own)
         os.setresuid(own, own, own)
-
-
-def notify_ready() -> None:
-    """Tell systemd that all sockets listen, sd_notify(3), if it asked for that."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address:
-        with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as notify:
-            notify.sendto(b"READY=1", "\0" + address[1:] if address[0] == "@" else address)
 
 
 def reload_squid(node: Surroundings, policy: Policy) -> bool:

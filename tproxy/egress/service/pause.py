@@ -8,13 +8,12 @@ after a second (RFC 6298, 2), so a client waits for that long, and no longer tha
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from tproxy.egress.policy.rules import Policy
-from tproxy.errors import NftError
+from tproxy.egress.service import nft
 
 TABLE = "one_tproxy_egress_pause"
 
@@ -35,7 +34,7 @@ def ports(policy: Policy) -> frozenset[int]:
 def pause(among: Collection[int]) -> Iterator[None]:
     """Let new connections to these ports wait until the end of the block. Raises NftError."""
     elements = ", ".join(map(str, sorted(among)))
-    _nft(
+    nft.load(
         f"""\
 table inet {TABLE}
 delete table inet {TABLE}
@@ -52,11 +51,4 @@ table inet {TABLE} {{
         time.sleep(_SETTLE)
         yield
     finally:
-        _nft(f"table inet {TABLE}\ndelete table inet {TABLE}\n")
-
-
-def _nft(text: str) -> None:
-    done = subprocess.run(["nft", "-f", "-"], input=text, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no reason given"]
-        raise NftError(f"nft refused the pause of the egress: {lines[0]}")
+        nft.remove(TABLE)

@@ -21,7 +21,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -161,9 +160,7 @@ def _judge(policy: Policy, caller: Caller, said: dict[str, str]) -> Verdict:
 
 def _caller(policy: Policy, said: dict[str, str], word: str) -> Caller:
     if word == BY_CLIENTS:
-        address = ip_address(said["address"])
-        network = next((each.network for each in policy.clients if address in each.addresses), "")
-        return Caller(network=network, address=said["address"])
+        return Caller(network=policy.network_of(said["address"]), address=said["address"])
     if word != BY_HEADER:
         raise ValueError(f"unknown word {word}")
     return Caller(
