@@ -90,6 +90,9 @@ def check_that_a_restart_drops_no_download(machine: Machine, sites: Path) -> Non
     policy = f'inner: [{SITE}]\\nrules: [{{networks: [build], get: ["http://host.example/*"]}}]'
     machine.run("sh", "-c", f"printf '{policy}\\n' >/etc/tproxy/egress.yaml")
     get = ("curl", "-sS", "--proxy", "http://127.0.0.1:20001", "http://host.example/small")
+    for _ in eventually():  # squid has to take the address of the site
+        if machine.run(*get, check=False).stdout == "small\n":
+            break
     to, old = sites / "download", squid(machine)
     slow = machine.host.popen(*get[:-1], "--limit-rate", "1M", "-o", str(to), "http://host.example/large")
     for _ in eventually():

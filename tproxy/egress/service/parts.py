@@ -13,14 +13,13 @@ from tproxy.egress import front, resolver
 from tproxy.egress.clients.server import Server
 from tproxy.egress.layout import Layout
 from tproxy.egress.mirror.site_key import SiteKey
-from tproxy.egress.own_addresses import own_addresses
 from tproxy.egress.policy import judging
 from tproxy.egress.policy.current import Current
 from tproxy.egress.policy.reader import load
 from tproxy.egress.policy.rules import Policy
 from tproxy.egress.service import guard, handover, links, preparation
 from tproxy.egress.squid.authority import Authority
-from tproxy.egress.squid.compiler import Surroundings, compiled
+from tproxy.egress.squid.compiler import Surroundings
 from tproxy.errors import ProcessError
 from tproxy.kernel.privileges import uid_of
 from tproxy.log.lazy import logger
@@ -33,10 +32,9 @@ log = logger(__name__)
 def surroundings(root: Path | None) -> Surroundings:
     """Return what a node is like; for tests, below ``root``, where a file "hosts" names upstreams."""
     if root is None:
-        return Surroundings(Layout(), own=own_addresses())
+        return Surroundings(Layout())
     hosts = root / "hosts"
-    hosts_file = str(hosts) if hosts.exists() else "/etc/hosts"
-    return Surroundings(Layout.below(root), hosts_file=hosts_file, own=own_addresses())
+    return Surroundings(Layout.below(root), hosts_file=str(hosts) if hosts.exists() else "/etc/hosts")
 
 
 def run_squid(node: Surroundings) -> NoReturn:
@@ -107,7 +105,7 @@ def reload_squid(node: Surroundings, policy: Policy) -> bool:
     """
     node = handover.current(node)
     path = preparation.configuration(node)
-    old, new = path.read_text(), compiled(policy, node)
+    old, new = path.read_text(), preparation.text(policy, node)
     if old == new:
         return False
     path.write_text(new)

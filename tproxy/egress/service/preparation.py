@@ -6,8 +6,11 @@ import os
 import pwd
 import shutil
 import subprocess
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+from tproxy.egress.own_addresses import own_addresses
 from tproxy.egress.policy.rules import Policy
 from tproxy.egress.squid.authority import Authority, fingerprint, peer_certificates
 from tproxy.egress.squid.compiler import (
@@ -22,6 +25,8 @@ from tproxy.egress.squid.compiler import (
 from tproxy.errors import ProcessError, TproxyError
 
 SQUID = "squid"
+
+_PAGES = Path("/usr/share/squid/errors/templates")
 
 _PAGE = """\
 <html><head><title>denied</title></head><body><p>tproxy egress: denied: %o</p></body></html>
@@ -50,9 +55,12 @@ def prepare(policy: Policy, node: Surroundings) -> list[str]:
     created = authority.ensure()
     peer_certificates(layout.peer)
     errors(node).mkdir(exist_ok=True)
+    for page in _PAGES.glob("*"):  # squid's own: it complains of each that is not beside ours
+        with suppress(FileExistsError):
+            (errors(node) / page.name).symlink_to(page)
     (errors(node) / PAGE).write_text(_PAGE)
     conf = configuration(node)
-    conf.write_text(compiled(policy, node))
+    conf.write_text(text(policy, node))
     _certificate_store(node, user)
     if not (cache(node) / "00").exists():
         _run(*squid_command(node), "-z")
@@ -72,6 +80,11 @@ def _check_readable(policy: Path, user: pwd.struct_passwd) -> None:
     )
     if done.returncode:
         raise TproxyError(f"{policy} cannot be read by the user {user.pw_name}: chmod o+r {policy}")
+
+
+def text(policy: Policy, node: Surroundings) -> str:
+    """Return squid's configuration, with this node's addresses as they are now."""
+    return compiled(policy, replace(node, own=own_addresses()))
 
 
 def configuration(node: Surroundings) -> Path:

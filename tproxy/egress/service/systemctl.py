@@ -13,8 +13,9 @@ def tried(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def systemctl(*words: str) -> None:
-    """Run systemctl. Raises ProcessError with its first line when it fails."""
+    """Run systemctl. Raises ProcessError with its first line about a failure."""
     done = tried(*words)
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no reason given"]
+        lines = [line for line in done.stderr.strip().splitlines() if not line.startswith("Created symlink")]
+        lines = lines or ["no reason given"]
         raise ProcessError(f"systemctl {words[0]} failed: {lines[0]}")
