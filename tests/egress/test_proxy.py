@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.egress.node import PROGRAMS, Node
-from tests.egress.wheels import publish
+from tests.egress.official import publish
 from tproxy import proxy_protocol
 from tproxy.egress.policy import edit
 from tproxy.egress.squid.authority import Authority, fingerprint

@@ -113,6 +113,11 @@ def check_that_a_restart_drops_no_download(machine: Machine, sites: Path) -> Non
     assert machine.run(*get).stdout == "small\n"
 
 
+def pid(machine: Machine, part: str) -> str:
+    unit = squid(machine) if part == "squid" else part
+    return machine.systemctl("show", "--property=MainPID", f"tproxy-egress-{unit}").strip()
+
+
 def test_up_starts_all_parts_which_come_back_and_down_leaves_nothing(machine: Machine, sites: Path) -> None:
     """One test: each step needs the one before, and a start takes some seconds."""
     before = egress(machine, "status", check=False)
@@ -134,6 +139,12 @@ def test_up_starts_all_parts_which_come_back_and_down_leaves_nothing(machine: Ma
                 break
     await_order(machine)
     check_that_a_restart_drops_no_download(machine, sites)
+
+    pids = {part: pid(machine, part) for part in PARTS}
+    code = "from tproxy.egress.upgrade import services; print(services.restart())"
+    assert "started again: tproxy-egress-squid" in machine.run(sys.executable, "-c", code).stdout
+    await_order(machine)
+    assert not {part for part in PARTS if pid(machine, part) == pids[part]}
 
     write = ("sh", "-c", 'printf "listen: {proxy: [3128, 8444]}\\nmode: sealed\\n" >/etc/tproxy/egress.yaml')
     machine.run(*write)

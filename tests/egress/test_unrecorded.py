@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.egress.node import Node
+from tests.egress.official import publish
 from tests.egress.up import TPROXY, up
-from tests.egress.wheels import publish
 
 POLICY = """\
 rules:
