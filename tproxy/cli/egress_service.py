@@ -43,7 +43,7 @@ def down(purge: bool) -> None:
 @click.command("reload", epilog=example("tproxy egress reload"))
 @root_option
 def reload(root: Path | None) -> None:
-    """Apply changed ports, mode, inner addresses and rates. Rules apply without this."""
+    """Apply changed ports and inner addresses. Rules, limits and the mode apply without this."""
     require_root()
     node = parts.surroundings(root)
     changed = parts.reload_squid(node, load(node.layout.policy))

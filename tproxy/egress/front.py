@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tproxy import proxy_protocol
 from tproxy.config.values import HOST_NAME
 from tproxy.egress import streams
 from tproxy.egress.model import Caller
@@ -173,9 +172,7 @@ class Front:
 
 async def _header(reader: asyncio.StreamReader) -> tuple[bytes, Caller]:
     """Read the PROXY header. Return it, and who it says is calling."""
-    start = await reader.readexactly(proxy_protocol.START)
-    data = start + await reader.readexactly(proxy_protocol.length(start))
-    header = proxy_protocol.decode(data)
+    data, header = await streams.read_header(reader)
     if header.source is None:
         raise ProtocolError("a PROXY header names no caller")
     return data, Caller.of_header(header)
