@@ -18,9 +18,12 @@ def restart() -> str:
     names = [name for name in (*SERVICES, HOSTS, LINK) if (UNITS / name).exists()]
     if not os.path.isdir("/run/systemd/system") or not names:
         return "no services of systemd run here: start again what runs in a terminal"
+    before = {name: (UNITS / name).read_text() for name in names}
     if SERVICES[0] in names:
-        _run(sys.executable, "-m", "tproxy", "egress", "up")  # the new program writes its own units
-    _run("systemctl", "try-restart", *names)
+        # The new program writes its own units, and restarts those that have changed.
+        _run(sys.executable, "-m", "tproxy", "egress", "up")
+    if same := [name for name, text in before.items() if (UNITS / name).read_text() == text]:
+        _run("systemctl", "try-restart", *same)
     return f"started again: {', '.join(names)}"
 
 
