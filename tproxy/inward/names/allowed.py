@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from tproxy.config.file import text_of
@@ -10,6 +11,7 @@ from tproxy.config.keys import ELSEWHERE
 from tproxy.config.routes import RouteEntry
 from tproxy.config.services import Config, Problem
 from tproxy.errors import ConfigError
+from tproxy.inward.names.model import Zone
 
 
 class Allowed(NamedTuple):
@@ -18,6 +20,17 @@ class Allowed(NamedTuple):
     routes: tuple[RouteEntry, ...]
     problems: list[Problem]
     domains: tuple[str, ...]
+    zones: Mapping[str, Zone]  # by granted name
+
+    def by_dns(self, name: str) -> tuple[list[str], dict[str, str]] | None:
+        """Return options and settings by which lego proves a name; None for one in no zone with a server.
+
+        Raises ServerError.
+        """
+        from tproxy.inward.names import acme
+
+        zone = self.zones.get(name)
+        return acme.by_dns(zone) if zone is not None and zone.server is not None else None
 
 
 def allowed(config: Config) -> Allowed:
@@ -35,7 +48,8 @@ def allowed(config: Config) -> Allowed:
         if each.id in verdict.refused
     ]
     routes = tuple(each for each in config.routes if each.id not in verdict.refused)
-    return Allowed(routes, problems, tuple(each.domain for each in verdict.zones))
+    granted = {name: zone for name, zone in verdict.granted.values() if zone is not None}
+    return Allowed(routes, problems, tuple(each.domain for each in verdict.zones), granted)
 
 
 def conflicts(config: Config) -> list[Problem]:

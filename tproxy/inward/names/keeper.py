@@ -103,7 +103,8 @@ class Keeper:
         self._looking = health.Looking()
         self._health: dict[str, Seen] = {}
         self._heard: dict[tuple[Server, str], tuple[str, float]] = {}
-        self._kept: dict[Zone, tuple[dict[str, bool], float]] = {}  # what it had, and when that was
+        self._kept: dict[Zone, tuple[dict[str, bool], set[str], float]] = {}  # for what, and when
+        self._silent: set[str] = set()
         self._said: dict[str, str] = {}
 
     def prove(self) -> None:
@@ -134,7 +135,7 @@ class Keeper:
             tag = f"server {zone.domain}"
             try:
                 self._keep(known, zone, records, wanted[zone], dead[zone], write=write)
-                self._kept[zone] = wanted[zone], time.monotonic()
+                self._kept[zone] = wanted[zone], {*self._silent}, time.monotonic()
                 self.tell(tag, "")
             except ServerError as error:
                 worked = False
@@ -173,8 +174,8 @@ class Keeper:
         """Whether a zone is to be read: where gateways show that they live, always; others now and then."""
         if len(zone.gateways) > 1 and wishes.beats(zone, known.verdict.zones, self._gateway):
             return True
-        before, at = self._kept.get(zone, ({}, -READ_AGAIN))
-        return before != wanted or time.monotonic() >= at + READ_AGAIN
+        before, silent, at = self._kept.get(zone, ({}, set(), -READ_AGAIN))
+        return before != wanted or silent != self._silent or time.monotonic() >= at + READ_AGAIN
 
     def _read(self, known: State, zones: Iterable[Zone], *, write: bool) -> tuple[dict[Zone, Records], bool]:
         """Return the records of each of these zones that can be read, and whether all could be."""
@@ -225,13 +226,14 @@ class Keeper:
             others = [each.name for each in zone.gateways if each.name != self._gateway]
             for other in others if zone.lease and len(zone.gateways) > 1 else ():
                 _, since = self._heard.setdefault((zone.server, other), ("", now))
-                silent = now >= since + zone.lease
-                if silent:
+                if now >= since + zone.lease:
                     dead[zone].add(other)
-                self.tell(
-                    f"gateway {other}",
-                    f"gateway {other} has been silent for {zone.lease} s" if silent else "",
-                )
+        silent = {each for some in dead.values() for each in some}
+        for each in silent - self._silent:
+            self._say(f"gateway {each} has been silent for its lease: others withdraw it")
+        for each in self._silent - silent:
+            self._say(f"gateway {each} lives again")
+        self._silent = silent
         return dead
 
     def _keep(
