@@ -20,7 +20,11 @@ CHALLENGED = "challenged/lego"
 REFUSALS = "refusals"
 NO_NAME, NO_ROUTE, TOO_MANY = "no_name", "no_route", "too_many"
 
-_UNKNOWN = "!{ var(txn.route) -m found }"
+# The table of how much routes were used, by kind/id (``usage``).
+USES = "uses"
+
+_KNOWN = "{ var(txn.route) -m found }"
+_UNKNOWN = f"!{_KNOWN}"
 _HOST = "req.hdr(host),field(1,:),lower"
 _HELLO = "{ req.ssl_hello_type 1 }"
 _TCP = "tcp-request content"
@@ -68,7 +72,7 @@ def configuration(options: Options, folder: str, inlet: str, name: str) -> str:
             *_find(folder, _TCP, "req.ssl_sni,lower", "passthrough"),
             *_find(folder, _TCP, "req.ssl_sni,lower", "terminate", "txn.ended"),
             *_refuse(NO_ROUTE, f"{_HELLO} {_UNKNOWN} !{{ var(txn.ended) -m found }}"),
-            *_lead(folder, _TCP),
+            *_lead(folder, _TCP, "tls"),
             f"{_TCP} accept if {_HELLO}",
             f"use_backend ended if {_UNKNOWN}",
             *_use("tcp"),
@@ -117,7 +121,7 @@ def _ports(options: Options, folder: str) -> list[str]:
         *_limits(options),
         f"{_TCP} set-var(txn.route) dst_port,map_str({folder}/{maps.BY_PORT})",
         *_refuse(NO_ROUTE, _UNKNOWN),
-        *_lead(folder, _TCP),
+        *_lead(folder, _TCP, "port"),
         *_use("tcp"),
     ]
 
@@ -152,6 +156,10 @@ def _backends() -> list[list[str]]:
         ["backend challenged", "mode http", f"server {CHALLENGED.rpartition('/')[2]} 127.0.0.1:1 disabled"],
         ["backend clients", clients],
         [f"backend {REFUSALS}", "stick-table type string len 16 size 16 store gpc0"],
+        [
+            f"backend {USES}",
+            "stick-table type string len 80 size 100k store conn_cnt,bytes_in_cnt,bytes_out_cnt",
+        ],
     ]
 
 
@@ -190,12 +198,14 @@ def _find(folder: str, rule: str, name: str, kind: str, variable: str = "txn.rou
     ]
 
 
-def _lead(folder: str, rule: str) -> list[str]:
-    """Look up what the route leads to, unless it has expired."""
+def _lead(folder: str, rule: str, kind: str) -> list[str]:
+    """Look up what the route leads to, unless it has expired, and count its use."""
     expired = "{ var(txn.expires) -m found } { date,sub(txn.expires) ge 0 }"
     return [
         f"{rule} set-var(txn.expires) var(txn.route),map_str_int({folder}/{maps.EXPIRIES})",
         f"{rule} {'reject' if rule == _TCP else 'return status 404'} if {expired}",
+        f"{rule} set-var(txn.use) str({kind}/),concat(,txn.route) if {_KNOWN}",
+        f"{rule} track-sc2 var(txn.use) table {USES} if {_KNOWN}",
         f"{rule} set-var(txn.target) var(txn.route),{_map(folder, 'targets')}",
         f"{rule} set-var(txn.addr) var(txn.route),{_map(folder, 'addresses')}",
     ]
@@ -205,7 +215,7 @@ def _answered(folder: str, status: int, scheme: str) -> list[str]:
     """Rules for requests whose route was looked up."""
     return [
         f'{_HTTP} return status {status} content-type text/plain string "no such site" if {_UNKNOWN}',
-        *_lead(folder, _HTTP),
+        *_lead(folder, _HTTP, scheme),
         f"{_HTTP} set-header X-Forwarded-Proto {scheme}",
         "option forwardfor",
     ]

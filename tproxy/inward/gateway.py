@@ -20,7 +20,7 @@ import psutil
 from tproxy.config.routes import RouteEntry
 from tproxy.config.services import Config, Problem
 from tproxy.errors import ProcessError
-from tproxy.inward import acme, files, haproxy, maps
+from tproxy.inward import acme, files, haproxy, maps, usage
 from tproxy.inward import compile as compiled
 from tproxy.inward.compile import ADMIN, CERTIFICATES, CONFIGURATION
 from tproxy.inward.options import Options
@@ -50,8 +50,10 @@ def up(config: Config, options: Options) -> tuple[list[str], list[str]]:
     with files.locked(folder):
         wanted = _compiled(folder, config, options)
         admin = Runtime(str(folder / ADMIN))
+        usage.keep(options.state, admin)  # while HAProxy has the routes that it counted for
         done = _apply(folder, config.path, options, wanted, admin)
         problems = [each.at(config.path) for each in wanted.problems]
+        usage.keep(options.state, admin, wanted.entries)
         names, refused = _names(config, options, wanted, admin)
         if options.acme:
             done += acme.Issuer(options).obtain(admin, folder, names)
@@ -73,12 +75,13 @@ def compile_files(config: Config, options: Options) -> None:
         _write(folder, wanted)
 
 
-def down(*, purge: bool) -> bool:
+def down(state: str, *, purge: bool) -> bool:
     """End the gateway; ``purge`` also removes its files. Return whether it ran.
 
-    What an issuer gave stays: it gives a name only so many certificates in a week.
+    What was counted, and what an issuer gave, stays: it gives a name only so many certificates in a week.
     """
     folder = files.directory()
+    usage.keep(state, Runtime(str(folder / ADMIN)))
     ran = haproxy.end(folder)
     if purge:
         shutil.rmtree(folder, ignore_errors=True)

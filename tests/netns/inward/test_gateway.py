@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.netns.inward.site import CERTIFICATES, CONFIG, Site
+from tests.netns.inward.site import CERTIFICATES, CONFIG, STATE, Site
 from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tproxy import proxy_protocol
@@ -189,8 +190,42 @@ def test_certificates_change_without_a_reload_and_a_bad_one_is_refused(site: Sit
     assert site.workers == before
 
 
+def used(site: Site) -> dict[tuple[str, str], int]:
+    shown = json.loads(site.tproxy("gateway", "usage", "--json", "--state", STATE).stdout)
+    found: dict[tuple[str, str], int] = {}
+    for each in shown["usage"]:
+        key = each["owner"], each["kind"]
+        found[key] = found.get(key, 0) + each["times"]
+    return found
+
+
+def test_uses_are_counted_by_owner_and_kind_across_reloads_and_restarts(site: Site) -> None:
+    site.up()
+    before = used(site)
+    url = "https://ended.example.com/"
+    site.curl(url, "--http2", url)
+    site.curl("http://plain.example.com/")
+    site.curl("https://plain.example.com/")
+    site.host.run(*program("said_by_port", "10007"))
+    after = used(site)
+    new = {("bob", "https"): 2, ("alice", "http"): 1, ("alice", "tls"): 1, ("", "port"): 1}
+    grown = {key: count - before.get(key, 0) for key, count in after.items() if count != before.get(key)}
+    assert grown == new
+    assert "another configuration" in site.up("--most-per-client", "501").stdout
+    site.configure(CONFIG.replace("owner: bob", "owner: carol"))
+    site.tproxy("gateway", "down", "--state", STATE)
+    assert used(site) == after
+    site.up()
+    site.curl(url)
+    assert used(site) == {**after, ("carol", "https"): 1}
+    shown = site.tproxy("gateway", "usage", "--metrics", "--state", STATE).stdout
+    assert 'tproxy_gateway_uses_total{owner="carol",kind="https",route="ended"} 1\n' in shown
+    site.configure(CONFIG)
+    site.up()
+
+
 def test_a_taken_port_names_its_holder_and_purge_leaves_nothing(site: Site) -> None:
-    site.tproxy("gateway", "down", "--purge")
+    site.tproxy("gateway", "down", "--purge", "--state", STATE)
     assert site.host.run("pgrep", "-x", "haproxy", check=False).stdout == ""
     assert not list(site.host.path("/run/tproxy-gateway").iterdir())
     holder = (
