@@ -141,7 +141,8 @@ class Stream(Connection):
         address.
         """
         try:
-            if self._endpoint.getpeername() != tuple(self.dialed):
+            address, port = self._endpoint.getpeername()[:2]
+            if (address.partition("%")[0], port) != tuple(self.dialed):  # IPv6: behind it the link's name
                 return False
         except OSError:  # reset since
             return True

@@ -25,7 +25,7 @@ from tproxy.datapath.counts import DIAL_TIMED_OUT, LOCAL, UNREACHABLE
 from tproxy.datapath.route_target import RouteTarget
 from tproxy.datapath.streams import Stream, Streams
 from tproxy.errors import ProtocolError
-from tproxy.kernel import netns
+from tproxy.kernel import netns, tcp
 from tproxy.kernel.loop import READ, Loop
 from tproxy.log import limit
 from tproxy.log.file import Log
@@ -239,7 +239,7 @@ class Inward:
             self.streams.never_dialed(coming.target, coming.peer, why, LOCAL, coming.began)
             self._refuse(coming, "", why)
             return
-        guest = delivery.take_connection()
+        guest = delivery.take_connection(tcp.family(coming.target.service.endpoint.address))
         wrong = _wrong(guest, relay.cookie)
         if wrong:
             guest.close()
