@@ -16,6 +16,7 @@ tproxy_routes:
    owner: bob}
 - {id: wild, network: blue, guest_addr: 10.0.0.5, port: 80, tls: terminate, domain: '*.wild.example.com'}
 - {id: told, network: blue, guest_addr: 10.0.0.5, port: 7, gateway_port: 10007, proxy_protocol: v2}
+- {id: mail, network: blue, guest_addr: 10.0.0.5, port: 25, gateway_port: 10025}
 - {id: closed, network: blue, guest_addr: 10.0.0.5, port: 81, tls: terminate, domain: closed.example.com}
 """
 FILE = "/run/tproxy.yaml"
@@ -62,7 +63,7 @@ class Site:
         return self.host.tproxy(*arguments, check=check, env={"TPROXY_CONFIG": FILE})
 
     def up(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        options = ("--certificates", CERTIFICATES, "--ports", "10000-10019", "--state", STATE)
+        options = ("--certificates", CERTIFICATES, "--ports", "10000-10029", "--state", STATE)
         return self.tproxy("gateway", "up", *options, *arguments, check=check)
 
     def curl(self, url: str, *options: str) -> subprocess.CompletedProcess[str]:

@@ -64,6 +64,25 @@ def test_what_is_no_tls_or_has_an_unknown_name_is_refused(site: Site) -> None:
     assert plain.returncode != 0
 
 
+def test_a_request_for_a_name_that_is_passed_through_gets_421_where_tls_ends(site: Site) -> None:
+    """keycloak/keycloak#50602, dlundquist/sniproxy#178: HTTP/2 coalescing reaches the wrong site."""
+    url = "https://ended.example.com/"
+    told = ("-o", "/dev/null", "-w", "%{http_code} %{num_connects}\n")
+    done = site.curl(url, "--http2", *told, url, "-H", "Host: plain.example.com", *told)
+    assert done.stdout == "421 1\n421 0\n"
+
+
+def test_a_protocol_whose_server_speaks_first_and_changes_to_tls_later_works(site: Site) -> None:
+    """traefik/traefik#12866: STARTTLS broken."""
+    site.host.serve(*program("starttls", "10.0.0.5", "25", "/run/guest/plain.example.com.pem"), netns="one")
+    done = site.host.run(
+        *("openssl", "s_client", "-quiet", "-starttls", "smtp", "-connect", "127.0.0.1:10025"),
+        input="NOOP\r\nQUIT\r\n",
+        check=False,
+    )
+    assert done.stdout.count("250 ok, inside TLS") == 2
+
+
 def test_a_guest_that_refuses_is_told_to_the_client_at_once(site: Site) -> None:
     url = "https://closed.example.com/"
     done = site.curl(url, "--http1.1", "-o", "/dev/null", "-w", "%{http_code}")
@@ -147,12 +166,41 @@ def test_another_configuration_takes_over_and_no_client_is_refused(site: Site) -
     assert held.stdin is not None
     assert held.stdout.readline().startswith("ready")
     before = site.workers
-    assert "another configuration" in site.up("--ports", "10000-10029").stdout
+    assert "another configuration" in site.up("--ports", "10000-10039").stdout
     assert site.curl("http://plain.example.com/").stdout == "one"
     assert site.workers != before
     print(file=held.stdin, flush=True)
     assert held.stdout.readline() == "served\n"
     site.up()
+
+
+@pytest.mark.parametrize("end", ["down", "kill"])
+def test_clients_learn_that_the_gateway_has_ended_and_the_next_one_serves(site: Site, end: str) -> None:
+    held = site.host.popen(
+        *program("held_port", "10007"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=1,
+    )
+    assert held.stdout is not None
+    assert held.stdin is not None
+    assert held.stdout.readline() == "ready\n"
+    if end == "down":
+        site.tproxy("gateway", "down", "--state", STATE)
+    else:
+        for process in site.workers:
+            site.host.run("kill", "-9", process, check=False)  # a worker may end with its master
+    _, error = held.communicate(input="\n")
+    assert "ConnectionReset" in error or "BrokenPipe" in error
+    for _ in eventually():
+        if "HAProxy started" in site.up(check=False).stdout:
+            break
+    assert site.curl("http://plain.example.com/").stdout == "one"
+    for _ in eventually():  # nothing of the old gateway's is left in workers
+        rows = json.loads(site.tproxy("connections", "--interval", "0", "--json").stdout)["connections"]
+        if not [each for each in rows if each["route"] == "told"]:
+            break
 
 
 def test_routes_change_without_a_reload(site: Site) -> None:
