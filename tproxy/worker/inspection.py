@@ -56,8 +56,10 @@ class Inspection:
             if number and not number % LOOKED_AT:
                 yield PAUSE
             if isinstance(each, Connection):
-                of = self._of_stream if isinstance(each, Stream) else self._of_connection
-                line = of(each, choice)  # type: ignore[operator]  # mypy joins both to a function
+                if isinstance(each, Stream):
+                    line = self._of_stream(each, choice)
+                else:
+                    line = self._of_connection(each, choice)
                 if line and kill:
                     each.abort(KILLED, counts.KILLED)
             else:
