@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 import sys
 import time
 
@@ -61,6 +62,7 @@ def run_tour() -> int:
 class _Tour:
     def __init__(self, host: Hypervisor) -> None:
         self.host = host
+        self.servers: dict[str, subprocess.Popen[str]] = {}
         host.ip(
             *("netns add client", "link add out0 type veth peer name eth0 netns client"),
             *(f"address add {GATEWAY}/24 dev out0", f"address add {GATEWAY_IPV6}/64 dev out0 nodad"),
@@ -79,7 +81,7 @@ class _Tour:
             host.add_bridge(bridge)
             host.add_guest(network, bridge, f"{GUEST}/24")
             page = (sys.executable, "-m", "tproxy.lab.inside", "answer", GUEST, "80", f"{network}'s page")
-            host.serve(*page, netns=network)
+            self.servers[network] = host.serve(*page, netns=network)
         self._make_certificate()
 
     def show(self) -> bool:
@@ -118,14 +120,21 @@ class _Tour:
             ],
         )
         well &= self._run("route", "test", "green")
-        self.host.ip("link set eth0 down", netns="green")
+        self._end_server("green")
         well &= view.scene(
-            "Guest green goes off:",
+            "The server in guest green ends:",
             [Shown("https://green.example.com/", "502", self._curl("green.example.com"))],
         )
-        self._run("route", "test", "green", code=1)
+        well &= self._run("route", "test", "green", code=1)
         well &= self._run("gateway", "usage", "--state", "/run/state")
         return well & self._run("gateway", "down", "--purge", "--state", "/run/state")
+
+    def _end_server(self, network: str) -> None:
+        """End a guest's server, and return when nothing listens there."""
+        self.servers[network].kill()
+        deadline = time.monotonic() + PATIENCE
+        while self.host.run("ss", "-Htln", netns=network).stdout and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def _write(self, text: str) -> None:
         self.host.write(CONFIG, text)
