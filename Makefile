@@ -132,6 +132,12 @@ bench-workers:
 	.venv/bin/python -m compileall -q tproxy
 	.venv/bin/python -m bench.workers $(BENCH_OPTIONS)
 
+.PHONY: bench-inward
+bench-inward:
+	@.ci/setup bench
+	.venv/bin/python -m compileall -q tproxy
+	.venv/bin/python -m bench.inward $(BENCH)
+
 .PHONY: bench-egress
 bench-egress:
 	@.ci/setup bench
