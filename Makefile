@@ -50,11 +50,14 @@ test: venv bytecode
 bytecode:
 	@.venv/bin/python -m compileall -q tproxy tests
 
-# Those of routes and the gateway alone; `make test` has them too.
+# Those of routes, the gateway and names, with real name servers; `make test` has the first two as well.
+INWARD_TESTS ?= tests/unit/inward tests/netns/inward tests/inward
+
 .PHONY: test-inward
 test-inward: export TPROXY_PATIENCE ?= 100
-test-inward: venv
-	.venv/bin/python -m pytest -n $(WORKERS) tests/unit/inward tests/netns/inward
+test-inward:
+	@.ci/setup inward
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(INWARD_TESTS)
 
 # Tests of `tproxy egress` with real engines: squid, and the clients and servers of the packages' kinds.
 .PHONY: test-egress
