@@ -7,7 +7,7 @@ import ssl
 from typing import NamedTuple
 
 from tproxy.errors import ProcessError
-from tproxy.inward.compile import CHALLENGED, REFUSALS, USES
+from tproxy.inward.compile import CHALLENGED, KINDS, REFUSALS, USES
 from tproxy.inward.maps import CHALLENGES
 
 TIMEOUT = 10.0  # seconds
@@ -127,10 +127,12 @@ class Runtime:
     def usage(self) -> dict[str, tuple[int, int, int]]:
         """Return what this process has counted, by kind/id: uses, bytes from clients, bytes to clients."""
         names = ("conn_cnt", "bytes_in_cnt", "bytes_out_cnt")
-        return {
-            key: (said.get(names[0], 0), said.get(names[1], 0), said.get(names[2], 0))
-            for key, said in self._table(USES).items()
-        }
+        found = {}
+        for kind in KINDS:
+            for route, said in self._table(f"{USES}_{kind}").items():
+                uses, received, sent = (said.get(name, 0) for name in names)
+                found[f"{kind}/{route}"] = uses, received, sent
+        return found
 
     def _table(self, name: str) -> dict[str, dict[str, int]]:
         """Return the numbers of a table, by key."""

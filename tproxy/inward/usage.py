@@ -21,10 +21,6 @@ from tproxy.inward.runtime import Runtime
 
 FILE = "usage.json"
 
-# What clients came by: a request at port 80, one inside TLS that ended at the gateway, TLS that was passed
-# through, and a port without names.
-HTTP, HTTPS, TLS, PORT = KINDS = ("http", "https", "tls", "port")
-
 
 class Count(NamedTuple):
     """Requests (HTTP, HTTPS) or connections, and bytes from and to clients."""
