@@ -143,10 +143,10 @@ class Bed:
             netns="guest",
         )
         host.write("/run/tproxy.yaml", _CONFIG)
-        where = {"TPROXY_CONFIG": "/run/tproxy.yaml"}
+        where = {"TPROXY_CONFIG": "/run/tproxy.yaml", "TPROXY_GATEWAY_STATE": "/run/state"}
         host.tproxy("hook", "up", "--bridge", "br0", "--network", "blue", env=where)
         limits = ("--most-per-client", "1000", "--rate-per-client", "100000000")
-        host.tproxy("gateway", "up", "--ports", "10001-10002", *limits, "--state", "/run/state", env=where)
+        host.tproxy("gateway", "up", "--ports", "10001-10002", *limits, env=where)
         host.write("/run/host.map", f"{NAME} page\n")
         host.run("/usr/sbin/haproxy", "-D", "-f", host.write("/run/straight.cfg", _HAPROXY))
         self._start_ssh()

@@ -49,6 +49,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--state",
+            envvar="TPROXY_GATEWAY_STATE",
             default="/var/lib/tproxy-gateway",
             metavar="DIRECTORY",
             show_default=True,
@@ -129,6 +130,7 @@ def _read(config: str | None, said: dict[str, Any]) -> tuple[Config, Options]:
 
 _state = click.option(
     "--state",
+    envvar="TPROXY_GATEWAY_STATE",
     default="/var/lib/tproxy-gateway",
     metavar="DIRECTORY",
     show_default=True,

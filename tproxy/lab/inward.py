@@ -7,7 +7,6 @@ and is compared with what it should be.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from tproxy.lab.hypervisor import PATIENCE, Hypervisor
 from tproxy.lab.view import Run, Shown
 
 CONFIG = "/run/tproxy.yaml"
+STATE = "/run/state"
 CERTIFICATES = "/run/certificates"
 CLIENT, GATEWAY, GATEWAY_IPV6 = "198.51.100.2", "198.51.100.1", "2001:db8::1"
 
@@ -89,7 +89,7 @@ class _Tour:
         self._write(ROUTES)
         for network, (bridge, _) in GUESTS.items():
             self._run("hook", "up", "--bridge", bridge, "--network", network)
-        well = self._run("gateway", "up", "--certificates", CERTIFICATES, "--state", "/run/state")
+        well = self._run("gateway", "up", "--certificates", CERTIFICATES)
         well &= self._run("route", "list")
         well &= view.scene(
             f"A client at {CLIENT}, outside; both guests are {GUEST}:",
@@ -111,7 +111,7 @@ class _Tour:
         before = self._haproxy()
         self._write(ROUTES + SHOP)
         self._run("refresh")
-        well &= self._run("gateway", "up", "--certificates", CERTIFICATES, "--state", "/run/state")
+        well &= self._run("gateway", "up", "--certificates", CERTIFICATES)
         well &= view.scene(
             "A route more, while HAProxy runs:",
             [
@@ -126,8 +126,8 @@ class _Tour:
             [Shown("https://green.example.com/", "502", self._curl("green.example.com"))],
         )
         well &= self._run("route", "test", "green", code=1)
-        well &= self._run("gateway", "usage", "--state", "/run/state")
-        return well & self._run("gateway", "down", "--purge", "--state", "/run/state")
+        well &= self._run("gateway", "usage")
+        return well & self._run("gateway", "down", "--purge")
 
     def _end_server(self, network: str) -> None:
         """End a guest's server, and return when nothing listens there."""
@@ -141,9 +141,17 @@ class _Tour:
 
     def _run(self, *words: str, code: int = 0) -> bool:
         begin = time.monotonic()
-        done = self.host.tproxy(*words, check=False, env={"TPROXY_CONFIG": CONFIG})
-        shown = re.sub(r" --state /run/state", "", f"tproxy {' '.join(words)}")
-        view.run(Run(shown, done.stdout + done.stderr, done.returncode, time.monotonic() - begin))
+        done = self.host.tproxy(
+            *words, check=False, env={"TPROXY_CONFIG": CONFIG, "TPROXY_GATEWAY_STATE": STATE}
+        )
+        view.run(
+            Run(
+                f"tproxy {' '.join(words)}",
+                done.stdout + done.stderr,
+                done.returncode,
+                time.monotonic() - begin,
+            )
+        )
         return done.returncode == code
 
     def _curl(

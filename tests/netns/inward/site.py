@@ -29,6 +29,7 @@ class Site:
 
     def __init__(self, host: Hypervisor, config: str = CONFIG) -> None:
         self.host = host
+        self.environment = {"TPROXY_CONFIG": FILE, "TPROXY_GATEWAY_STATE": STATE}
         host.add_bridge("br0")
         for name, address in (("one", "10.0.0.5"), ("two", "10.0.0.6")):
             host.add_guest(name, "br0", f"{address}/24")
@@ -60,10 +61,10 @@ class Site:
         self.host.write(FILE, text)
 
     def tproxy(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.host.tproxy(*arguments, check=check, env={"TPROXY_CONFIG": FILE})
+        return self.host.tproxy(*arguments, check=check, env=self.environment)
 
     def up(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        options = ("--certificates", CERTIFICATES, "--ports", "10000-10029", "--state", STATE)
+        options = ("--certificates", CERTIFICATES, "--ports", "10000-10029")
         return self.tproxy("gateway", "up", *options, *arguments, check=check)
 
     def curl(self, url: str, *options: str) -> subprocess.CompletedProcess[str]:

@@ -132,7 +132,7 @@ def test_a_failure_keeps_the_old_certificate_and_the_issuer_is_not_asked_again_a
     assert issuing.site.curl("https://one.example.org/").stdout == "one"
     issuing.start()
     assert issuing.up()[0] == ""
-    status = ("gateway", "status", "--state", STATE)
+    status = ("gateway", "status")
     assert "no certificate for one.example.org: " in issuing.site.tproxy(*status).stdout
     # This issuer keeps accounts in memory.
     issuing.site.host.run("rm", "-r", f"{STATE}/failures.json", f"{STATE}/lego")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.netns.inward.site import CERTIFICATES, CONFIG, STATE, Site
+from tests.netns.inward.site import CERTIFICATES, CONFIG, Site
 from tests.netns.program import program
 from tests.netns.waiting import eventually
 from tproxy import proxy_protocol
@@ -187,7 +187,7 @@ def test_clients_learn_that_the_gateway_has_ended_and_the_next_one_serves(site: 
     assert held.stdin is not None
     assert held.stdout.readline() == "ready\n"
     if end == "down":
-        site.tproxy("gateway", "down", "--state", STATE)
+        site.tproxy("gateway", "down")
     else:
         for process in site.workers:
             site.host.run("kill", "-9", process, check=False)  # a worker may end with its master
@@ -239,7 +239,7 @@ def test_certificates_change_without_a_reload_and_a_bad_one_is_refused(site: Sit
 
 
 def used(site: Site) -> dict[tuple[str, str], int]:
-    shown = json.loads(site.tproxy("gateway", "usage", "--json", "--state", STATE).stdout)
+    shown = json.loads(site.tproxy("gateway", "usage", "--json").stdout)
     found: dict[tuple[str, str], int] = {}
     for each in shown["usage"]:
         key = each["owner"], each["kind"]
@@ -261,19 +261,19 @@ def test_uses_are_counted_by_owner_and_kind_across_reloads_and_restarts(site: Si
     assert grown == new
     assert "another configuration" in site.up("--most-per-client", "501").stdout
     site.configure(CONFIG.replace("owner: bob", "owner: carol"))
-    site.tproxy("gateway", "down", "--state", STATE)
+    site.tproxy("gateway", "down")
     assert used(site) == after
     site.up()
     site.curl(url)
     assert used(site) == {**after, ("carol", "https"): 1}
-    shown = site.tproxy("gateway", "usage", "--metrics", "--state", STATE).stdout
+    shown = site.tproxy("gateway", "usage", "--metrics").stdout
     assert 'tproxy_gateway_uses_total{owner="carol",kind="https",route="ended"} 1\n' in shown
     site.configure(CONFIG)
     site.up()
 
 
 def test_a_taken_port_names_its_holder_and_purge_leaves_nothing(site: Site) -> None:
-    site.tproxy("gateway", "down", "--purge", "--state", STATE)
+    site.tproxy("gateway", "down", "--purge")
     assert site.host.run("pgrep", "-x", "haproxy", check=False).stdout == ""
     assert not list(site.host.path("/run/tproxy-gateway").iterdir())
     holder = (
