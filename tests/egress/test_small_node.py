@@ -16,7 +16,7 @@ from tests.egress.node import Node
 from tests.egress.up import TPROXY, up
 from tproxy.egress.bundle.creating import create
 from tproxy.egress.layout import Layout
-from tproxy.egress.mirror.running import bundle_key
+from tproxy.egress.signing import BUNDLE, KeyPair
 from tproxy.egress.store.records import Record
 from tproxy.egress.store.store import Store
 
@@ -112,9 +112,9 @@ def bundle(node: Node) -> tuple[Path, str]:
         records.append(
             Record("pypi", "demo", f"demo-2.{number}-py3-none-any.whl", sha256, size, f"2.{number}")
         )
-    create(store, records, node.root / "bundle.tar", bundle_key(layout))
+    create(store, records, node.root / "bundle.tar", KeyPair(layout.keys, BUNDLE))
     store.close()
-    return node.root / "bundle.tar", bundle_key(layout).fingerprint
+    return node.root / "bundle.tar", KeyPair(layout.keys, BUNDLE).fingerprint
 
 
 def test_load_of_all_kinds_at_once_fits_into_the_memory(small: Small) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tproxy.egress.store.blobs import Blobs
-from tproxy.egress.store.durable import point, replace
+from tproxy.egress.store.durable import point, replace, sync_directory
 from tproxy.egress.store.quota import Kept, room_of_disk, victims
 from tproxy.egress.store.records import Listed, NoRoom, Record, StoreError, record_from
 
@@ -287,6 +287,7 @@ class Store:
         """Keep a bundle's manifest and signature. It is not active yet."""
         directory = self.bundles / str(serial)
         directory.mkdir(exist_ok=True)
+        sync_directory(self.bundles)
         for name, content in files.items():
             replace(directory / name, content)
 
