@@ -129,8 +129,7 @@ def _change_maps(folder: Path, admin: Runtime, changed: dict[str, str]) -> list[
     done = []
     for file, text in sorted(changed.items()):
         files.write(folder, {file: text})
-        if file.endswith(".map"):
-            admin.set_map(str(folder / file), text)
+        admin.set_map(str(folder / file), text)
         done.append(f"{file}: {text.count(chr(10))} lines")
     return done
 

@@ -3,7 +3,7 @@
 HAProxy finds the id of a route by a name or a port, and by the id what it leads to, if not to a guest:
 
     guests: ``in.sock`` of this host gets the id, and workers know the guest. HAProxy knows no address.
-    nodes:  the process that holds tunnels gets the id at NODES_SOCKET, and looks it up in NODES.
+    nodes:  the process that holds tunnels gets the id at NODES_SOCKET, and knows the rest by itself.
     addr:   HAProxy dials the address. ``told``: it also tells the client's address.
 
 Names are matched whole. A route for ``*.example.com`` gets what ends with ``.example.com`` and is no other
@@ -27,9 +27,6 @@ LEADS = "leads.map"
 CHALLENGES = "challenges.map"  # names for which an issuer asks now (``acme``)
 GUESTS, NODES, ADDR, TOLD = "guests", "nodes", "addr", "told"
 
-# No map of HAProxy: id, node, port and ``v2`` or ``-`` in each line. The port is 0 for a guest, whom the
-# node's own in.sock knows by the id.
-NODES_TABLE = "nodes.table"
 # In the directory of in.sock, which is HAProxy's root.
 NODES_SOCKET = "nodes.sock"
 
@@ -37,7 +34,7 @@ NODES_SOCKET = "nodes.sock"
 def maps(entries: Iterable[RouteEntry], now: float) -> dict[str, str]:
     """Return the text of each map, by file. ``now`` is in seconds since 1970."""
     lines: dict[str, list[str]] = {f"{each}{kind}.map": [] for each in BY_NAME for kind in ("", ".wild")}
-    lines |= {file: [] for file in (BY_PORT, LEADS, NODES_TABLE)}
+    lines |= {file: [] for file in (BY_PORT, LEADS)}
     for entry in entries:
         if 0 < entry.expires <= now:
             continue
@@ -61,8 +58,6 @@ def _names(entry: RouteEntry) -> Iterator[tuple[str, str]]:
 def _leads(entry: RouteEntry) -> Iterator[tuple[str, str]]:
     for id_, port in entry.parts:
         if entry.node:
-            said = f"{0 if entry.network else port} {entry.proxy_protocol or '-'}"
-            yield NODES_TABLE, f"{id_} {entry.node} {said}"
             yield LEADS, f"{id_} {NODES}/{entry.expires}"
         elif entry.addr:
             target = TOLD if entry.proxy_protocol else ADDR

@@ -39,7 +39,6 @@ def test_maps_lead_from_names_to_ids() -> None:
         "ports.map": "10022 ssh\n10080 far\n",
         "leads.map": "api addr/9/10.1.0.2/8080\nfar nodes/0\nlan told/0/10.1.0.1/80\n"
         "lan/tls told/0/10.1.0.1/443\nsite nodes/0\n",
-        "nodes.table": "far site-1 0 -\nsite site-1 80 -\n",
     }
 
 
