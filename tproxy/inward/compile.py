@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from tproxy.inward import maps
 from tproxy.inward.options import Options
+from tproxy.process import inward_socket
 
 CONFIGURATION = "haproxy.cfg"
 CERTIFICATES = "certificates.list"
@@ -133,7 +134,7 @@ def _backends() -> list[list[str]]:
     inlet = "server inlet unix@/in.sock send-proxy-v2 proxy-v2-options unique-id"
     servers = {
         maps.GUESTS: inlet,
-        maps.NODES: inlet.replace("in.sock", maps.NODES_SOCKET),
+        maps.NODES: inlet.replace("in.sock", inward_socket.NODES),
         maps.ADDR: "server any 0.0.0.0:0",
         maps.TOLD: "server any 0.0.0.0:0 send-proxy-v2",
     }

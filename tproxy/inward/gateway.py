@@ -166,7 +166,7 @@ def _names(config: Config, options: Options, wanted: Compiled, admin: Runtime) -
 
 def _without_nodes(entries: list[RouteEntry]) -> list[str]:
     """Say which routes lead to nodes, where nothing accepts nodes."""
-    if os.path.exists(f"{inward_socket.directory()}/{maps.NODES_SOCKET}"):
+    if os.path.exists(f"{inward_socket.directory()}/{inward_socket.NODES}"):
         return []
     return [
         f"route {each.id}: leads to node {each.node}, and no process accepts nodes"

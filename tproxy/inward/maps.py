@@ -3,7 +3,7 @@
 HAProxy finds the id of a route by a name or a port, and by the id what it leads to, if not to a guest:
 
     guests: ``in.sock`` of this host gets the id, and workers know the guest. HAProxy knows no address.
-    nodes:  the process that holds tunnels gets the id at NODES_SOCKET, and knows the rest by itself.
+    nodes:  the process that holds tunnels gets the id at ``nodes.sock``, and knows the rest by itself.
     addr:   HAProxy dials the address. ``told``: it also tells the client's address.
 
 Names are matched whole. A route for ``*.example.com`` gets what ends with ``.example.com`` and is no other
@@ -26,9 +26,6 @@ BY_PORT = "ports.map"  # ports of the range without names
 LEADS = "leads.map"
 CHALLENGES = "challenges.map"  # names for which an issuer asks now (``acme``)
 GUESTS, NODES, ADDR, TOLD = "guests", "nodes", "addr", "told"
-
-# In the directory of in.sock, which is HAProxy's root.
-NODES_SOCKET = "nodes.sock"
 
 
 def maps(entries: Iterable[RouteEntry], now: float) -> dict[str, str]:
