@@ -114,7 +114,7 @@ def containers(build: Guest) -> Guest:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
     build.sh(
         f"ln -s {CONTAINERS}/usr/bin/* {CONTAINERS}/usr/sbin/runc /usr/local/bin/ 2>/dev/null;"
-        f"echo {CONTAINERS}/usr/lib/x86_64-linux-gnu >/etc/ld.so.conf.d/containers.conf; ldconfig"
+        f"echo {CONTAINERS}/usr/lib/*-linux-gnu >/etc/ld.so.conf.d/containers.conf; ldconfig"
     )
     return build
 
