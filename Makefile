@@ -46,7 +46,7 @@ test: venv bytecode
 bytecode:
 	@.venv/bin/python -m compileall -q tproxy tests
 
-# Those of routes, the gateway and names, with real name servers; `make test` has the first two as well.
+# Those of routes, the gateway, tunnels and names, with real name servers; `make test` has the first two as well.
 INWARD_TESTS ?= tests/unit/inward tests/netns/inward tests/inward
 
 .PHONY: test-inward

@@ -36,11 +36,13 @@ def update(
     targets: Targets,
     keyring: str = KEYRING,
     progress: Callable[[str], None] = lambda line: None,
+    seen: Callable[[int], None] = lambda size: None,
     only: tuple[str, str] | None = None,
 ) -> list[str]:
     """Fetch everything that is kept in advance, or one thing of it, and return what is missing.
 
-    Raises Busy, and TproxyError for something that is not kept.
+    ``progress`` hears what begins, and ``seen`` the size of each file that is in the store. Raises Busy, and
+    TproxyError for something that is not kept.
     """
     store = Store(settings.root, settings.quota)
     try:
@@ -48,7 +50,7 @@ def update(
             items = [Item(*each) for each in store.kept() if only in (None, each)]
             if only and not items:
                 raise TproxyError(f"{' '.join(only)!a} is not kept in advance")
-            found = gather(settings, store, items, targets, keyring, progress)
+            found = gather(settings, store, items, targets, keyring, progress, seen)
             hashes = {record.sha256 for record in found.records.values()}
             if only:
                 store.pin(hashes | store.protected())
