@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tproxy.addresses import SERVICE_ADDRESS, as_ipv6, can_be_served, is_address, refused
+from tproxy.addresses import (
+    SERVICE_ADDRESS,
+    SERVICE_ADDRESS_IPV6,
+    as_ipv6,
+    can_be_served,
+    is_address,
+    refused,
+)
 from tproxy.config.routes import TERMINATE, RouteEntry
 from tproxy.config.services import Problem
 from tproxy.routes import number_of
@@ -41,9 +48,19 @@ def _fault_of_guest(entry: RouteEntry, guest: list[str]) -> str:
     if not guest:
         return "guest_addr, guest_mac or bridge_port is needed: which guest?"
     address = entry.guest_addr
-    if address and (not can_be_served(address) or refused(address) or address == SERVICE_ADDRESS):
+    if address and not (_is_guests(address) or _is_of_link(address)):
         return f"guest_addr {address} is no address that a guest can have"
     return ""
+
+
+def _is_guests(address: str) -> bool:
+    return can_be_served(address) and not refused(address) and address != SERVICE_ADDRESS
+
+
+def _is_of_link(address: str) -> bool:
+    """Whether it is an IPv6 address of fe80::/64, and not the service's."""
+    plain = as_ipv6(address)
+    return plain.startswith("fe80::") and plain != SERVICE_ADDRESS_IPV6
 
 
 def fault_of_addr(address: str) -> str:
@@ -74,7 +91,7 @@ def usable(entries: Iterable[RouteEntry]) -> tuple[list[RouteEntry], list[Proble
             if taken.id != entry.id:
                 fault = f"the id has the hash of {taken.id} in line {taken.line}: choose another"
         domain = entry.domain.lower()
-        if not fault and domain and domain in domains:
+        if not fault and domain in domains and not _of_other_owners(entry, domains[domain]):
             fault = f"domain {domain} is that of route {domains[domain].id} in line {domains[domain].line}"
         if not fault and entry.gateway_port in ports:
             taken = ports[entry.gateway_port]
@@ -85,7 +102,12 @@ def usable(entries: Iterable[RouteEntry]) -> tuple[list[RouteEntry], list[Proble
         found.append(entry)
         ids |= dict.fromkeys(numbers, entry)
         if domain:
-            domains[domain] = entry
+            domains.setdefault(domain, entry)
         if entry.gateway_port:
             ports[entry.gateway_port] = entry
     return found, problems
+
+
+def _of_other_owners(entry: RouteEntry, other: RouteEntry) -> bool:
+    """Whether two owners wish for one domain. The gateway judges who has it (``inward.names.claims``)."""
+    return bool(entry.owner and other.owner and entry.owner != other.owner)
