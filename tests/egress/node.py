@@ -76,8 +76,8 @@ class Node:
         self.sites = self.root / "sites"
         self.sites.mkdir()
         self._certificate()
-        # The sites are on the node itself, so their address has to be named.
-        site = f"upstream_ca: {self.root}/sites-ca.pem\ninner: [{SITES}]\n"
+        # The sites are on the node itself, so their addresses have to be named.
+        site = f"upstream_ca: {self.root}/sites-ca.pem\ninner: [{SITES}, {REGISTRY}]\n"
         self.policy.write_text(site + policy)
         hosts = self.root / "hosts"
         hosts.write_text("".join(f"{address} {host}\n" for host, address in HOSTS.items()))

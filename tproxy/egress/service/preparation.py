@@ -16,6 +16,7 @@ from tproxy.egress.squid.authority import Authority, fingerprint, peer_certifica
 from tproxy.egress.squid.compiler import (
     CERTIFICATE_HELPER,
     PAGE,
+    PAGES,
     Surroundings,
     cache,
     certificates,
@@ -59,6 +60,8 @@ def prepare(policy: Policy, node: Surroundings) -> list[str]:
         with suppress(FileExistsError):
             (errors(node) / page.name).symlink_to(page)
     (errors(node) / PAGE).write_text(_PAGE)
+    for name, reason in PAGES.items():
+        (errors(node) / f"{PAGE}_{name.upper()}").write_text(_PAGE.replace("%o", reason))
     conf = configuration(node)
     conf.write_text(text(policy, node))
     _certificate_store(node, user)

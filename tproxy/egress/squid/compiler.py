@@ -25,6 +25,12 @@ _MAPPED = IPv6Network("::ffff:0:0/96")
 _REFUSED = {f"is_{note}": note for note in (helper.BUSY, helper.UNRECORDED)}
 
 PAGE = "ERR_TPROXY_DENIED"
+
+# What squid denies without asking the helper, and what the client is told.
+PAGES = {
+    "inner": "the address of this host is one of this site, and the policy does not name it",
+    "allowed_methods": "only GET and HEAD are allowed",
+}
 CERTIFICATE_HELPER = "/usr/lib/squid/security_file_certgen"
 
 
@@ -138,8 +144,9 @@ def _access(policy: Policy, node: Surroundings) -> Iterator[str]:
     yield f"http_access deny {'!named_inner ' if policy.inner else ''}inner"
     yield "http_access allow all"
     yield f"error_directory {errors(node)}"
-    for name in ("refused", "inner", "allowed_methods"):
-        yield f"deny_info {PAGE} {name}"
+    yield f"deny_info {PAGE} refused"
+    for name in PAGES:
+        yield f"deny_info {PAGE}_{name.upper()} {name}"
     yield f"deny_info 429:{PAGE} is_{helper.BUSY}"  # RFC 6585, 4
     yield f"deny_info 503:{PAGE} is_{helper.UNRECORDED}"
     yield "host_verify_strict on"
