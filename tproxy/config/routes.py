@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tproxy.addresses import SERVICE_ADDRESS, is_ipv4, refused
-from tproxy.config.services import Problem
+from tproxy.config.services import Problem, line_of
 from tproxy.model import Endpoint, Network, Service
 from tproxy.routes import MOST_ID, NOWHERE, OF_TLS, Route, key_of, number_of
 from tproxy.typed import TYPE_CHECKING, NamedTuple
@@ -189,6 +189,7 @@ class RouteEntry(NamedTuple):
             "how long connections may go on in an old worker, or after the route has expired; 0: for ever",
         ),
     ] = 3600
+    origin: str = ""  # the path of another file than the one that was read
 
     @property
     def fault(self) -> str:
@@ -235,20 +236,24 @@ def usable(entries: Iterable[RouteEntry]) -> tuple[list[RouteEntry], list[Proble
     ports: dict[int, RouteEntry] = {}
     for entry in entries:
         fault = entry.fault
-        numbers = {each.number for each in entry.routes}
+        numbers = set() if fault else {each.number for each in entry.routes}
         taken = next((ids[number] for number in numbers if number in ids), None)
         if not fault and taken is not None:
-            fault = f"the id is that of the entry in line {taken.line}"
+            fault = f"the id is that of the entry in {line_of(taken, entry)}"
             if taken.id != entry.id:
-                fault = f"the id has the hash of {taken.id} in line {taken.line}: choose another"
+                fault = f"the id has the hash of {taken.id} in {line_of(taken, entry)}: choose another"
         domain = entry.domain.lower()
         if not fault and domain and domain in domains:
-            fault = f"domain {domain} is that of route {domains[domain].id} in line {domains[domain].line}"
+            taken = domains[domain]
+            fault = f"domain {domain} is that of route {taken.id} in {line_of(taken, entry)}"
         if not fault and entry.gateway_port in ports:
             taken = ports[entry.gateway_port]
-            fault = f"gateway_port {entry.gateway_port} is that of route {taken.id} in line {taken.line}"
+            fault = (
+                f"gateway_port {entry.gateway_port} is that of route {taken.id} in {line_of(taken, entry)}"
+            )
         if fault:
-            problems.append(Problem(entry.line, f"tproxy_routes: {entry.id}: {fault}: entry skipped"))
+            text = f"tproxy_routes: {entry.id}: {fault}: entry skipped"
+            problems.append(Problem(entry.line, text, entry.origin))
             continue
         found.append(entry)
         ids |= dict.fromkeys(numbers, entry)
@@ -275,7 +280,7 @@ def routes_for(
             continue
         if len(known) > 1 and not entry.guest_mac:
             text = f"tproxy_routes: {entry.id}: its bridge has several networks: guest_mac is needed"
-            problems.append(Problem(entry.line, f"{text}: entry skipped"))
+            problems.append(Problem(entry.line, f"{text}: entry skipped", entry.origin))
             continue
         found |= {each.number: each for each in entry.routes}
     return found, problems
