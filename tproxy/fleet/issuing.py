@@ -1,4 +1,4 @@
-"""Which documents are to be issued, from what hosts have and what they are to have, and in which order. Pure."""
+"""Which documents are to be issued, and in which order, from what hosts have and are to have. Pure."""
 
 from __future__ import annotations
 
