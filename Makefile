@@ -1,5 +1,6 @@
-# All commands of this checkout: make venv | demo | demo-egress | test | test-egress | test-inward | test-vm | test-packages |
-# test-model | test-steps | bench | bench-workers | docs | serve-docs | picture | pictures | soak | lint | deb | zipapp |
+# All commands of this checkout: make venv | demo | demo-egress | test | test-egress | test-inward | test-vm |
+# test-packages | test-model | test-steps | bench | bench-workers | bench-egress | docs | serve-docs | picture |
+# pictures | soak | lint | deb | zipapp |
 # wheel | manual | lock | options | clean
 
 # Tests that run at the same time. They wait for processes and the kernel more than they compute, so this is
@@ -126,6 +127,12 @@ bench-workers:
 	@.ci/setup bench
 	.venv/bin/python -m compileall -q tproxy
 	.venv/bin/python -m bench.workers $(BENCH_OPTIONS)
+
+.PHONY: bench-egress
+bench-egress:
+	@.ci/setup bench
+	.venv/bin/python -m compileall -q tproxy
+	.venv/bin/python -m bench.egress $(BENCH)
 
 .PHONY: lint
 lint: venv

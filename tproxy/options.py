@@ -149,6 +149,20 @@ class Written(NamedTuple):
         return self.said
 
 
+class Domains(NamedTuple):
+    """Names of hosts in the DNS, a tuple."""
+
+    def __str__(self) -> str:
+        return "a list of host names, or one of them"
+
+
+class Ranges(NamedTuple):
+    """Ranges of addresses, a tuple of texts such as 10.1.0.0/16."""
+
+    def __str__(self) -> str:
+        return "a list of ranges such as `10.1.0.0/16`, or one of them"
+
+
 class Moment(NamedTuple):
     """A date, with or without a time, as seconds since 1970, an int."""
 
@@ -181,6 +195,8 @@ Kind = (
     | LinkNames
     | LinkName
     | Written
+    | Domains
+    | Ranges
     | Moment
     | Entries
 )

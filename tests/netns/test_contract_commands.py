@@ -288,8 +288,8 @@ COMMANDS: dict[str, Callable[[OneBridge], list[Done]]] = {
     each.__name__.replace("_", "-"): each
     for each in (
         *(start, reload, reopen_logs, restart, stop, status, connections, kill, log_level, metrics),
-        *(refresh, check, doctor, probe, trace, sync, hook, watch, gc, install, uninstall, daemon, egress),
-        *(event, route, gateway),
+        *(refresh, check, doctor, probe, trace, route, gateway, sync, hook, watch, gc, install, uninstall),
+        *(daemon, egress, event),
     )
 }
 

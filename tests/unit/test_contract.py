@@ -25,7 +25,7 @@ from tproxy.errors import ConfigError
 from tproxy.log import output
 from tproxy.model import Endpoint, Network, Service, ServiceKey
 from tproxy.names import BridgeNames
-from tproxy.options import Entries, Text
+from tproxy.options import Domains, Entries, Text
 from tproxy.proxy_protocol import (
     OF_BRIDGE,
     OF_HYPERVISOR,
@@ -135,7 +135,8 @@ FIRST = {5030: "192.0.2.1:5030"}
 SECOND = {5031: "192.0.2.2:5031"}
 SKIPPED = Said(SECOND, 1)
 UNUSABLE: dict[type, str] = {
-    Text: "[1]"
+    Text: "[1]",
+    Domains: "a b",
 }  # by the kind of a value; any other kind does not take a word that means nothing
 BASE = f"b: &b {{{GOOD}}}\n"
 

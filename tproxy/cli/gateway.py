@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from tproxy.log import output
 
 if TYPE_CHECKING:
     from tproxy.config.services import Config
-    from tproxy.inward.compile import Options
+    from tproxy.inward.options import Options
 
 PORT = click.IntRange(1, 65535)
 
@@ -45,6 +46,29 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             default=500,
             show_default=True,
             help="Open connections of one address.",
+        ),
+        click.option(
+            "--state",
+            default="/var/lib/tproxy-gateway",
+            metavar="DIRECTORY",
+            show_default=True,
+            help="Where certificates of the issuer are kept.",
+        ),
+        click.option(
+            "--acme-dns",
+            default="",
+            metavar="PROVIDER",
+            help="Prove names by DNS, with this provider of lego; its settings come from the environment.",
+        ),
+        click.option(
+            "--acme-ca", default="", metavar="FILE", help="Trust the issuer itself by these certificates."
+        ),
+        click.option("--acme-email", default="", metavar="ADDRESS", help="Whom the issuer can warn."),
+        click.option(
+            "--acme",
+            default="",
+            metavar="URL",
+            help="Get certificates from this issuer, for routes whose TLS ends here and that have no file.",
         ),
         click.option("--user", default="haproxy", show_default=True, help="User and group of HAProxy."),
         click.option(
@@ -75,8 +99,11 @@ def up(config: str | None, **said: Any) -> None:
     """
     from tproxy.inward import gateway as front
 
-    for line in front.up(*_read(config, said)):
+    done, problems = front.up(*_read(config, said))
+    for line in done:
         click.echo(line)
+    for line in problems:
+        click.echo(f"tproxy: {line}", err=True)
 
 
 @gateway.command("compile", hidden=True)
@@ -90,7 +117,7 @@ def compile_(config: str | None, **said: Any) -> None:
 
 def _read(config: str | None, said: dict[str, Any]) -> tuple[Config, Options]:
     """Return configuration and options; warn of what cannot be used."""
-    from tproxy.inward.compile import Options
+    from tproxy.inward.options import Options
 
     if said["ports"] and not re.fullmatch(r"[1-9][0-9]{0,4}-[1-9][0-9]{0,4}", said["ports"]):
         raise click.BadParameter(f"{said['ports']!a} is not a range such as 10000-10099")
@@ -98,6 +125,17 @@ def _read(config: str | None, said: dict[str, Any]) -> tuple[Config, Options]:
     for warning in read.warnings:
         click.echo(f"tproxy: {warning.at(read.path)}", err=True)
     return read, Options(**said)
+
+
+@gateway.command(epilog=example("tproxy gateway status"))
+@click.option("--state", default="/var/lib/tproxy-gateway", metavar="DIRECTORY", help="As that of `up`.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(state: str, as_json: bool) -> None:
+    """Show names, certificates with their last days, and how many connections were refused."""
+    from tproxy.inward import facts
+
+    found = facts.facts(state)
+    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(facts.lines(found)))
 
 
 @gateway.command(epilog=example("tproxy gateway down --purge"))

@@ -76,7 +76,12 @@ def _recall(key: list[Any], path: str) -> Config | None:
             tuple(map(_bridge, bridges)),
             *options,
         )
-        return found._replace(routes=_routes(found.routes), said=frozenset(found.said))
+        return found._replace(
+            routes=_routes(found.routes),
+            gateway_ranges=tuple(found.gateway_ranges),
+            gateway_domains=tuple(found.gateway_domains),
+            said=frozenset(found.said),
+        )
     except (OSError, ValueError, TypeError, RecursionError):  # damaged: read the file, and write this anew
         return None
 

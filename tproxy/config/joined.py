@@ -11,8 +11,11 @@ import os
 
 from tproxy.config import reader
 from tproxy.config.file import DOCUMENT, document, text_of
-from tproxy.config.routes import usable
+from tproxy.config.route_faults import usable
 from tproxy.config.services import Config
+
+# What the host's own file alone decides: to where a gateway may lead, whoever writes to the store.
+OWN = frozenset({"gateway_ranges", "gateway_domains"})
 
 
 def load(path: str | os.PathLike[str]) -> Config:
@@ -28,7 +31,8 @@ def parse(path: str, text: str | None, document_text: str | None) -> Config:
     """
     if text is None:
         found = reader.parse(path, document_text or "")
-        return found._replace(silent=False)
+        defaults = {field: Config._field_defaults[field] for field in OWN & found.said}
+        return found._replace(silent=False, **defaults)
     own = reader.parse(path, text)
     return own if document_text is None else join(own, reader.parse(DOCUMENT, document_text))
 
@@ -39,7 +43,7 @@ def join(own: Config, document: Config) -> Config:
         [*own.routes, *(each._replace(origin=document.path) for each in document.routes)]
     )
     warnings = [*own.warnings, *(each._replace(origin=document.path) for each in document.warnings)]
-    options = {field: getattr(document, field) for field in document.said - own.said}
+    options = {field: getattr(document, field) for field in document.said - own.said - OWN}
     return own._replace(
         entries=own.entries + tuple(each._replace(origin=document.path) for each in document.entries),
         bridges=own.bridges + document.bridges,

@@ -20,7 +20,8 @@ from tproxy.config import keys, merging, values, whole_entry
 from tproxy.config.file import text_of
 from tproxy.config.keys import Keys
 from tproxy.config.merging import Field
-from tproxy.config.routes import RouteEntry, usable
+from tproxy.config.route_faults import usable
+from tproxy.config.routes import RouteEntry
 from tproxy.config.services import Config, Entry, Problem, WatchedBridge, place
 from tproxy.config.values import Unusable, shown
 from tproxy.errors import ConfigError, to_ascii

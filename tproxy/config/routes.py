@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tproxy.addresses import SERVICE_ADDRESS, is_ipv4, refused
-from tproxy.config.services import Problem, line_of
+from tproxy.config.services import Problem
 from tproxy.model import Endpoint, Network, Service
 from tproxy.routes import MOST_ID, NOWHERE, OF_TLS, Route, key_of, number_of
 from tproxy.typed import TYPE_CHECKING, NamedTuple
@@ -35,6 +34,7 @@ PASSTHROUGH, TERMINATE = "passthrough", "terminate"
 _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_\-]{0,61}[A-Za-z0-9_])?"
 _DOMAIN = rf"(?=.{{1,253}}$)(\*\.)?({_LABEL}\.)*{_LABEL}"
 _MAC = r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}"
+_NODE = r"[A-Za-z0-9]([A-Za-z0-9.\-]{0,62}[A-Za-z0-9])?"
 
 
 class RouteEntry(NamedTuple):
@@ -50,18 +50,24 @@ class RouteEntry(NamedTuple):
             nftables="the word `id`; its hash is the element's key",
         ),
     ]
+    port: Annotated[
+        int,
+        Option(
+            Port(),
+            "the port of guest, node or `addr`",
+            required=True,
+            nftables="the element's value",
+        ),
+    ]
     network: Annotated[
         str,
         Option(
             NetworkName(),
             "the guest's network",
-            required=True,
+            unset="none: `node` or `addr` is needed",
             nftables="no: it decides which bridges have the element",
         ),
-    ]
-    port: Annotated[
-        int, Option(Port(), "the port of the guest", required=True, nftables="the element's value")
-    ]
+    ] = ""
     guest_addr: Annotated[
         str,
         Option(
@@ -87,6 +93,25 @@ class RouteEntry(NamedTuple):
             "the port of the bridge behind which the guest is, such as `vnet3`",
             unset="any",
             nftables="the word `at`",
+        ),
+    ] = ""
+    node: Annotated[
+        str,
+        Option(
+            Written(_NODE, "the name of a node"),
+            "a node that has dialled the gateway, and offers the port. Beside `network`: the node that has "
+            "the guest",
+            unset="none",
+            nftables="no: the gateway has it",
+        ),
+    ] = ""
+    addr: Annotated[
+        str,
+        Option(
+            Written(r"[0-9A-Fa-f:.]{2,45}", "an IPv4 or IPv6 address"),
+            "an address that the gateway reaches, within `tproxy_gateway_ranges`",
+            unset="none",
+            nftables="no: the gateway has it",
         ),
     ] = ""
     domain: Annotated[
@@ -192,24 +217,17 @@ class RouteEntry(NamedTuple):
     origin: str = ""  # the path of another file than the one that was read
 
     @property
-    def fault(self) -> str:
-        """What is wrong with the values together; "" for nothing."""
-        if not (self.guest_addr or self.guest_mac or self.bridge_port):
-            return "guest_addr, guest_mac or bridge_port is needed: which guest?"
-        if self.guest_addr and (
-            not is_ipv4(self.guest_addr) or refused(self.guest_addr) or self.guest_addr == SERVICE_ADDRESS
-        ):
-            return f"guest_addr {self.guest_addr} is no address that a guest can have"
-        if self.tls == TERMINATE and self.port_tls:
-            return "port_tls is for tls: passthrough; with terminate the guest's `port` gets what was inside"
-        return ""
+    def parts(self) -> Iterable[tuple[str, int]]:
+        """The route's id and port; and those for TLS where that has a port of its own."""
+        yield self.id, self.port
+        if self.port_tls and self.tls == PASSTHROUGH:
+            yield self.id + OF_TLS, self.port_tls
 
     @property
     def routes(self) -> Iterable[Route]:
-        """The route, and the one for TLS where that has a port of its own."""
-        yield self._route(self.id, self.port)
-        if self.port_tls and self.tls == PASSTHROUGH:
-            yield self._route(self.id + OF_TLS, self.port_tls)
+        """The routes of ``parts``; none where it leads to no guest, which hosts need not know."""
+        for id_, port in self.parts if self.network else ():
+            yield self._route(id_, port)
 
     def _route(self, id_: str, port: int) -> Route:
         service = Service(
@@ -225,43 +243,6 @@ class RouteEntry(NamedTuple):
             proxy_protocol=self.proxy_protocol,
         )
         return Route(id_, service, self.guest_mac.lower(), self.bridge_port, self.expires)
-
-
-def usable(entries: Iterable[RouteEntry]) -> tuple[list[RouteEntry], list[Problem]]:
-    """Return the entries that can be used beside each other, and the problems of the others."""
-    found: list[RouteEntry] = []
-    problems: list[Problem] = []
-    ids: dict[int, RouteEntry] = {}
-    domains: dict[str, RouteEntry] = {}
-    ports: dict[int, RouteEntry] = {}
-    for entry in entries:
-        fault = entry.fault
-        numbers = set() if fault else {each.number for each in entry.routes}
-        taken = next((ids[number] for number in numbers if number in ids), None)
-        if not fault and taken is not None:
-            fault = f"the id is that of the entry in {line_of(taken, entry)}"
-            if taken.id != entry.id:
-                fault = f"the id has the hash of {taken.id} in {line_of(taken, entry)}: choose another"
-        domain = entry.domain.lower()
-        if not fault and domain and domain in domains:
-            taken = domains[domain]
-            fault = f"domain {domain} is that of route {taken.id} in {line_of(taken, entry)}"
-        if not fault and entry.gateway_port in ports:
-            taken = ports[entry.gateway_port]
-            fault = (
-                f"gateway_port {entry.gateway_port} is that of route {taken.id} in {line_of(taken, entry)}"
-            )
-        if fault:
-            text = f"tproxy_routes: {entry.id}: {fault}: entry skipped"
-            problems.append(Problem(entry.line, text, entry.origin))
-            continue
-        found.append(entry)
-        ids |= dict.fromkeys(numbers, entry)
-        if domain:
-            domains[domain] = entry
-        if entry.gateway_port:
-            ports[entry.gateway_port] = entry
-    return found, problems
 
 
 def routes_for(

@@ -78,6 +78,10 @@ def _keys(known: Keys) -> Json:
     return {"properties": found, "patternProperties": with_colon}
 
 
+def _one_or_list(one: Json) -> Json:
+    return {"anyOf": [one, {"type": "array", "items": one}]}
+
+
 def _place(known: Keys) -> str:
     if known is keys.FILE:
         return "#/properties"
@@ -152,6 +156,10 @@ def _kind(kind: options.Kind) -> Json:
             return _LINK
         case options.Written():
             return {"anyOf": [_matching(kind.pattern), {"type": "integer"}]}  # an id of digits, a MAC
+        case options.Domains():
+            return _one_or_list(_matching(values.HOST_NAME))
+        case options.Ranges():
+            return _one_or_list(_matching(r"[0-9A-Fa-f.:]{2,45}(/[0-9]{1,3})?"))
         case options.Moment():
             return {"anyOf": [_matching(_MOMENT), {"type": "integer"}]}
         case options.Entries():

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # the annotations of options, which are text at run time
     from tproxy.options import (
         BridgePattern,
         Choice,
+        Domains,
         Entries,
         Flag,
         Hosts,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:  # the annotations of options, which are text at run time
         Option,
         Port,
         Protocols,
+        Ranges,
         Seconds,
         ServiceAddress,
         Text,
@@ -247,6 +249,18 @@ class Config(NamedTuple):
     routes: Annotated[
         tuple[Any, ...],
         Option(Entries("tproxy_routes"), "what leads from outside to guests", unset="none"),
+    ] = ()
+    gateway_ranges: Annotated[
+        tuple[str, ...],
+        Option(Ranges(), "where routes with `addr` may lead", unset="nowhere"),
+    ] = ()
+    gateway_domains: Annotated[
+        tuple[str, ...],
+        Option(
+            Domains(),
+            "names for which the gateway may get certificates from an issuer, with all names below them",
+            unset="none",
+        ),
     ] = ()
 
     # The fields that the file itself gives a value, entries aside.

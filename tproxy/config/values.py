@@ -215,6 +215,33 @@ def _written_as(kind: options.Written, node: yaml.Node) -> str:
     return str(text)
 
 
+def _domains(kind: options.Domains, node: yaml.Node) -> tuple[str, ...]:
+    def one(each: yaml.Node) -> str:
+        text = each.value if isinstance(each, yaml.ScalarNode) else ""
+        if not re.fullmatch(HOST_NAME, text):
+            raise Unusable("is not the name of a host", each)
+        return str(text).lower()
+
+    return tuple(_each(node, one))
+
+
+def _ranges(kind: options.Ranges, node: yaml.Node) -> tuple[str, ...]:
+    from ipaddress import ip_network  # few files have one
+
+    def one(each: yaml.Node) -> str:
+        try:
+            return str(ip_network(each.value if isinstance(each, yaml.ScalarNode) else ""))
+        except ValueError:
+            raise Unusable("is not a range of addresses such as 10.1.0.0/16", each) from None
+
+    return tuple(_each(node, one))
+
+
+def _each(node: yaml.Node, parser: Callable[[yaml.Node], str]) -> list[str]:
+    """Return the values of a list, or of a value alone."""
+    return [*map(parser, node.value if isinstance(node, yaml.SequenceNode) else [node])]
+
+
 def _moment(kind: options.Moment, node: yaml.Node) -> int:
     from datetime import datetime, timezone  # few files have one
 
@@ -242,6 +269,8 @@ _PARSERS: dict[type[options.Kind], Callable[[Any, yaml.Node], object]] = {
     options.LinkNames: _links,
     options.LinkName: _one_link,
     options.Written: _written_as,
+    options.Domains: _domains,
+    options.Ranges: _ranges,
     options.Moment: _moment,
 }
 

@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-from tproxy.datapath.checking import Checks
 from tproxy.datapath.connection import Connection
 from tproxy.datapath.counts import CAUSES, DIAL_FAILED, LIMITED, LOCAL, OPEN, TOTAL
 from tproxy.datapath.dial_errors import OF_ENDPOINT, dial_failure
@@ -16,6 +15,7 @@ from tproxy.datapath.endpoints import Endpoints, State
 from tproxy.datapath.introduction import Introductions
 from tproxy.datapath.limits import NO_LIMIT, Limits
 from tproxy.datapath.splice import PipePool
+from tproxy.datapath.stream_checks import StreamChecks
 from tproxy.datapath.target import Target
 from tproxy.datapath.this_host import ThisHost, met_itself
 from tproxy.datapath.tracing import Tracing, Trail
@@ -57,7 +57,7 @@ class Connections:
         self._number = 0
         self.health = Endpoints(self._changed)
         self.dials = UnixDials(loop)
-        self.checks = Checks(loop, self.health, self.connect, self.dials, self.dial_failed)
+        self.checks = StreamChecks(loop, self.health, self.connect, self.dials, self.dial_failed)
         # Called with an endpoint and what is known of it, when that has changed; None: it is in no service.
         self.report: Callable[[Endpoint, State | None], None] = lambda endpoint, state: None
         self._services: dict[str, Sequence[Service]] = {}

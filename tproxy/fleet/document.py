@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from tproxy import options
-from tproxy.config import reader, values
+from tproxy.config import joined, reader, values
 from tproxy.config.file import MAX_BYTES, NOT_AFTER
 from tproxy.config.services import Config, Problem
 from tproxy.config.values import Unusable
@@ -118,6 +118,8 @@ def read(text: str, trusted: Iterable[PublicKey] | None, path: str = "document")
         raise Refused(str(fault), [Problem(line, str(fault))]) from fault
     except RecursionError:
         raise Refused("it contains itself") from None
+    if own := sorted(config.said & joined.OWN):
+        raise Refused(f"tproxy_{own[0]} can only be in the file of the host itself")
     if config.warnings:
         more = f" (and {len(config.warnings) - 1} more)" if len(config.warnings) > 1 else ""
         raise Refused(f"{config.warnings[0].at(path)}{more}", config.warnings)

@@ -92,6 +92,10 @@ def _place(
     at: Mapping[str, list[tuple[float, str, Guest]]],
     problems: list[str],
 ) -> Place | None:
+    if not route.network:
+        return None  # it leads to a node or an address
+    if route.node:
+        return Place(route.node, 0.0)  # somebody has said it
     wanted = frozenset({route.network})
     if route.guest_mac:
         claims = [

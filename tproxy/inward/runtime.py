@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import socket
+import ssl
+from typing import NamedTuple
 
 from tproxy.errors import ProcessError
+from tproxy.inward.compile import CHALLENGED, REFUSALS
+from tproxy.inward.maps import CHALLENGES
 
 TIMEOUT = 10.0  # seconds
 
 # Bytes of a map in one command: HAProxy reads one into a buffer of 16 KiB (tune.bufsize).
 MOST = 12_000
+
+
+class Certificate(NamedTuple):
+    """A certificate that HAProxy has: its names, and from when until when it holds, in seconds since 1970."""
+
+    names: tuple[str, ...]
+    since: float
+    until: float
 
 
 class Runtime:
@@ -25,6 +37,15 @@ class Runtime:
             return bool(self.ask("show version"))
         except ProcessError:
             return False
+
+    @property
+    def worker(self) -> str:
+        """The process id of the worker that answers; "" while none does."""
+        try:
+            lines = self.ask("show info").splitlines()
+        except ProcessError:
+            return ""
+        return next((line.partition(":")[2].strip() for line in lines if line.startswith("Pid:")), "")
 
     def ask(self, command: str, payload: str = "") -> str:
         """Return the answer to a command. Raises ProcessError when HAProxy is not there."""
@@ -79,6 +100,34 @@ class Runtime:
         """Use a certificate no more."""
         self.ask(f"del ssl crt-list {in_list} {file}")
         self.ask(f"del ssl cert {file}")
+
+    def certificate(self, file: str) -> Certificate | None:
+        """Return what HAProxy knows of a certificate; None where it does not have it."""
+        lines = [line.partition(":") for line in self.ask(f"show ssl cert {file}").splitlines()]
+        said = {key.strip(): value.strip() for key, _, value in lines}
+        try:
+            since, until = (float(ssl.cert_time_to_seconds(said[key])) for key in ("notBefore", "notAfter"))
+        except (KeyError, ValueError):
+            return None
+        named = said.get("Subject Alternative Name", "")
+        names = tuple(each.strip().removeprefix("DNS:") for each in named.split(",") if "DNS:" in each)
+        return Certificate(names, since, until)
+
+    def lead_challenges(self, folder: str, names: list[str], port: int) -> None:
+        """Pass questions of an issuer for these names on to a port of loopback; 0: pass none on."""
+        self.set_map(f"{folder}/{CHALLENGES}", "".join(f"{each} 1\n" for each in names))
+        if port:
+            self.ask(f"set server {CHALLENGED} addr 127.0.0.1 port {port}")
+        self.ask(f"set server {CHALLENGED} state {'ready' if port else 'maint'}")
+
+    def refusals(self) -> dict[str, int]:
+        """Return how many connections were refused, by reason (``compile``), since the last reload."""
+        found = {}
+        for line in self.ask(f"show table {REFUSALS}").splitlines():
+            words = dict(word.partition("=")[::2] for word in line.split() if "=" in word)
+            if "key" in words:
+                found[words["key"]] = int(words.get("gpc0", "0"))
+        return found
 
     def _do(self, command: str, payload: str = "") -> None:
         if answer := self.ask(command, payload):

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable
 from io import BufferedIOBase
+from typing import Any
 
 from tproxy import proxy_protocol
 from tproxy.errors import ProcessError
@@ -91,13 +92,15 @@ def _serve(address: str, port: str, body: Callable[[BufferedIOBase], str]) -> No
             self.wfile.write(head.encode() + said)
 
     class Server(socketserver.ThreadingTCPServer):
+        address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
         allow_reuse_address = True
         daemon_threads = True
 
         def handle_error(self, *_: object) -> None:
             """Ignore the error: a client may reset, and nobody reads our output."""
 
-    with Server((address, int(port)), Answer) as server:
+    where: Any = socket.getaddrinfo(address, port)[0][4]  # with the link's number
+    with Server(where, Answer) as server:
         print("ready", flush=True)
         server.serve_forever()
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.netns.waiting import eventually
 from tests.netns.worker.crew import CONFIG, DRAINING, NETNS, WORKER, Crew, Load, start_asking, whole
-from tests.netns.worker.old_version import unpacked
+from tests.netns.worker.old_version import WITHOUT_ROUTES, unpacked
 from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.lab.hypervisor import Hypervisor
 
@@ -137,3 +137,22 @@ def test_a_service_of_the_old_version_becomes_the_new_one_in_the_same_process(
     for _ in eventually():
         if "defunct" not in crew.host.run("ps", "-ef").stdout:
             break
+
+
+def test_workers_and_relays_without_routes_are_replaced_and_nobody_notices(
+    hypervisor: Hypervisor, tmp_path: Path
+) -> None:
+    before = {"PYTHONPATH": unpacked(tmp_path, WITHOUT_ROUTES)}
+    crew = Crew(hypervisor)
+    crew.tproxy("stop")
+    hypervisor.tproxy("hook", "up", "--bridge", "br0", "--config", CONFIG, env=before)
+    workers, relay = crew.await_workers(2), crew.relay
+    loads = [Load(guest) for guest in crew.guests]
+    crew.tproxy("restart")
+    crew.await_workers(2, *workers)
+    assert crew.relay != relay
+    for load in loads:
+        load.go_on()
+    list(whole(loads))
+    crew.await_draining()
+    assert [guest.get(SERVICE_ADDRESS, 80) for guest in crew.guests] == ["hello"] * 2

@@ -47,6 +47,17 @@ def test_a_route_for_tls_with_a_port_of_its_own_is_a_second_one(loaded: Load) ->
             "{id: web, network: blue, guest_addr: 10.0.0.5, port: 80, tls: terminate, port_tls: 443}",
             "port_tls is for tls: passthrough",
         ),
+        ("{id: web, port: 80}", "web: network, node or addr is needed"),
+        ("{id: web, guest_addr: 10.0.0.5, port: 80}", "guest_addr is for a guest, whose network is missing"),
+        ("{id: web, addr: 10.1.0.1, node: n, port: 80}", "addr and node exclude each other"),
+        ("{id: web, addr: 10.1.0.1, network: n, port: 80}", "addr and network exclude each other"),
+        ("{id: web, addr: 10.1.0.1, port: 80, idle_timeout: 5}", "idle_timeout is for routes to guests"),
+        ("{id: web, addr: 127.0.0.1, port: 80}", "addr 127.0.0.1 is loopback"),
+        ("{id: web, addr: '::1', port: 80}", "addr ::1 is loopback"),
+        ("{id: web, addr: '::ffff:127.0.0.1', port: 80}", "stands for an IPv4 address"),
+        ("{id: web, addr: 169.254.16.9, port: 80}", "is a link-local address"),
+        ("{id: web, addr: 'fe80::1', port: 80}", "is a link-local address"),
+        ("{id: web, addr: 10.1, port: 80}", "addr 10.1 is no IPv4 or IPv6 address"),
         (f"{GOOD}, {GOOD}", "the id is that of the entry in line 1"),
         (
             "{id: a, network: n, guest_addr: 10.0.0.5, port: 80, domain: a.org}, "

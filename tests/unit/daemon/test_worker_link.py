@@ -47,6 +47,12 @@ class Setting:
     def cannot_reach(self, bridge: str, key: ServiceKey, seconds: float) -> None:
         pass
 
+    def found_absent(self, bridge: str, number: int) -> None:
+        pass
+
+    def found_inlet(self, inlet: socket.socket) -> None:
+        inlet.close()
+
     def changed(self) -> None:
         self.changes += 1
 

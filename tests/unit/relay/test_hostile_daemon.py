@@ -14,7 +14,7 @@ from tproxy.relay.relay import Relay
 
 
 @given(messages=st.lists(st.tuples(PAYLOADS, KINDS), max_size=12))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_relay_follows_the_next_daemon_whatever_the_one_before_sent(
     messages: list[tuple[bytes, list[str]]],
 ) -> None:

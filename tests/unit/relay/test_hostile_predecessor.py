@@ -31,7 +31,7 @@ def close(relay: Relay) -> None:
 
 
 @given(messages=st.lists(st.tuples(PAYLOADS, KINDS), max_size=8))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_successor_survives_whatever_the_relay_before_hands_over(
     messages: list[tuple[bytes, list[str]]],
 ) -> None:

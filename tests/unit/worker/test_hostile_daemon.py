@@ -90,7 +90,7 @@ class Hostile:
 
 @given(said=st.lists(st.tuples(PAYLOADS, KINDS), max_size=12))
 @settings(
-    max_examples=40,
+    max_examples=12,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

@@ -12,7 +12,7 @@ from tproxy.relay import wire
 
 @given(messages=st.lists(st.tuples(st.one_of(PAYLOADS, st.just(b"")), KINDS), max_size=12))
 @settings(
-    max_examples=60,
+    max_examples=20,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )

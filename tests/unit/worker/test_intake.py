@@ -19,7 +19,7 @@ from tproxy.kernel import netns
 from tproxy.kernel.loop import Loop
 from tproxy.model import Endpoint, Service, ServiceKey
 from tproxy.relay import wire
-from tproxy.relay.channel import pair, send
+from tproxy.relay.channel import Delivery, pair, send
 from tproxy.relay.listening import BATCH
 from tproxy.worker.admission import Admission
 from tproxy.worker.intake import Intake
@@ -64,6 +64,9 @@ class Worker:
 
     def find(self, bridge: str, key: ServiceKey) -> Target | None:
         return self.target if (bridge, key) == ("br0", key_here(self.port)) else None
+
+    def dialled(self, intake: Intake, delivery: Delivery) -> None:
+        raise AssertionError("nothing was asked for")
 
     def ended(self, intake: Intake) -> None:
         self.lost.append(intake)

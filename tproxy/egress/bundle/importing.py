@@ -14,16 +14,14 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from tproxy.egress.bundle import parts, reading
 from tproxy.egress.bundle.manifest import KEY, MANIFEST, SIGNATURE, BundleError, Manifest
 from tproxy.egress.mirror import suites
 from tproxy.egress.mirror.site_key import SiteKey
+from tproxy.egress.store.filling import Filling
 from tproxy.egress.store.records import Damaged
 from tproxy.egress.store.store import SITE, Store
-
-CHUNK = 1 << 20
 
 
 def import_bundle(
@@ -44,10 +42,7 @@ def import_bundle(
             _check_base(store, manifest)
             # Written before the blobs, so that nothing evicts them: a bundle's blobs are protected.
             store.add_bundle(manifest.serial, {MANIFEST: bundle.files[MANIFEST]})
-            for sha256, content in bundle.blobs():
-                if store.blobs.find(sha256) is None:
-                    _take(store, sha256, content, manifest.blobs[sha256])
-                seen(manifest.blobs[sha256])
+            _fill(store, bundle, seen)
             lost = [sha256 for sha256 in manifest.needed if store.blobs.find(sha256) is None]
             if lost:
                 raise BundleError(f"{len(lost)} blobs are missing after the import, {lost[0]} first")
@@ -81,14 +76,21 @@ def _check_base(store: Store, manifest: Manifest) -> None:
         )
 
 
-def _take(store: Store, sha256: str, content: IO[bytes], size: int) -> None:
-    with store.blobs.writer(sha256, size) as writer:
-        while data := content.read(CHUNK):
-            writer.write(data)
-        try:
-            writer.commit()
-        except Damaged as error:
-            raise BundleError(f"blob {sha256} is damaged: {error}") from error
+def _fill(store: Store, bundle: reading.Opened, seen: Callable[[int], None]) -> None:
+    """Have all blobs of a bundle in the store, and durable."""
+    filling = Filling(store.blobs)
+    try:
+        for sha256, content in bundle.blobs():
+            size = bundle.manifest.blobs[sha256]
+            if store.blobs.find(sha256) is None:
+                try:
+                    filling.add(content, sha256, size)
+                except Damaged as error:
+                    raise BundleError(f"blob {sha256} is damaged: {error}") from error
+            seen(size)
+        filling.close()
+    finally:
+        filling.abandon()
 
 
 def _scan(command: Sequence[str], paths: Sequence[Path]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+from bisect import bisect_right
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 
@@ -27,25 +29,39 @@ def of(path: Path) -> list[Path]:
 
 
 class Reader(io.RawIOBase):
-    """Reads parts as one file."""
+    """Reads parts as one file, from any place in it."""
 
     def __init__(self, paths: list[Path]) -> None:
-        self._paths = list(paths)
-        self._file = self._paths.pop(0).open("rb", buffering=0)
+        self._files = [path.open("rb", buffering=0) for path in paths]
+        self._ends = list(accumulate(os.fstat(file.fileno()).st_size for file in self._files))
+        self._at = 0
 
     def readable(self) -> bool:
         return True
 
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._ends[-1]}[whence]
+        self._at = start + offset
+        return self._at
+
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        while True:
-            count = self._file.readinto(buffer) or 0
-            if count or not self._paths or not len(buffer):
-                return count
-            self._file.close()
-            self._file = self._paths.pop(0).open("rb", buffering=0)
+        number = bisect_right(self._ends, self._at)
+        if number == len(self._files):
+            return 0
+        start = self._ends[number - 1] if number else 0
+        count = os.preadv(self._files[number].fileno(), [buffer], self._at - start)
+        self._at += count
+        return count
 
     def close(self) -> None:
-        self._file.close()
+        for file in self._files:
+            file.close()
         super().close()
 
 

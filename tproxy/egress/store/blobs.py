@@ -88,13 +88,19 @@ class Blobs:
 
     def take(self, partial: Path, sha256: str) -> None:
         """Move a synced file, whose content has been hashed, to its place. Raises StoreError."""
+        for directory in self.move(partial, sha256):
+            sync_directory(directory)
+
+    def move(self, partial: Path, sha256: str) -> list[Path]:
+        """Do what ``take`` does, but return the directories, whose names are durable when they are synced."""
         path = self.path(sha256)
+        changed = [path.parent]
         if not path.parent.exists():
             path.parent.mkdir(exist_ok=True)
-            sync_directory(path.parent.parent)
+            changed.append(path.parent.parent)
         os.replace(partial, path)
-        sync_directory(path.parent)
         self._note(sha256)
+        return changed
 
     def remove(self, sha256: str) -> None:
         self.path(sha256).unlink(missing_ok=True)

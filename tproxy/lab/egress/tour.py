@@ -6,13 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from tproxy.errors import ProcessError
 from tproxy.lab import view
-from tproxy.lab.egress import made
+from tproxy.lab.egress import made, passing
 from tproxy.lab.egress.guest import CONFIG, SERVICES, Guest
 from tproxy.lab.hypervisor import PATIENCE, Hypervisor
 from tproxy.lab.view import Run, Shown
@@ -67,13 +66,9 @@ def run_tour() -> int:
     if missing:
         packages = sorted({_PACKAGES[program] for program in missing})
         raise ProcessError(f"the tour needs {', '.join(missing)}: install {', '.join(packages)}")
-    folder = Path(tempfile.mkdtemp(prefix="tproxy-lab-"))
-    folder.chmod(0o755)  # squid's user reads the policy
-    try:
-        with Hypervisor() as host:
-            well = _tour(host, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    # squid's user reads the policy in the folder, which outlives what runs in the stand-in.
+    with passing.folder("tproxy-lab-") as folder, Hypervisor() as host:
+        well = _tour(host, folder)
     view.tour_verdict(
         well, "Each network installs what its policy allows, without a route, and nothing else."
     )
