@@ -1,5 +1,5 @@
 # All commands of this checkout: make venv | demo | demo-egress | test | test-egress | test-inward | test-vm |
-# test-packages | test-model | test-steps | bench | bench-workers | bench-egress | docs | serve-docs | picture |
+# test-packages | test-model | test-steps | bench | bench-workers | bench-egress | bench-fleet | docs | serve-docs | picture |
 # pictures | soak | lint | deb | zipapp |
 # wheel | manual | lock | options | clean
 
@@ -46,11 +46,12 @@ test: venv bytecode
 bytecode:
 	@.venv/bin/python -m compileall -q tproxy tests
 
-# Those of routes and the gateway alone; `make test` has them too.
+# Those of routes, the gateway and fleets; `make test` has those without engines of their own too.
 .PHONY: test-inward
 test-inward: export TPROXY_PATIENCE ?= 100
-test-inward: venv
-	.venv/bin/python -m pytest -n $(WORKERS) tests/unit/inward tests/netns/inward
+test-inward:
+	@.ci/setup inward
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile tests/unit/inward tests/netns/inward tests/unit/fleet tests/fleet
 
 # Tests of `tproxy egress` with real engines: squid, and the clients and servers of the packages' kinds.
 .PHONY: test-egress

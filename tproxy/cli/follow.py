@@ -14,7 +14,7 @@ import click
 
 from tproxy.cli.examples import example
 from tproxy.config.file import required
-from tproxy.console import EXIT_FAILURE, require_root, say
+from tproxy.console import EXIT_FAILURE, require_root
 from tproxy.errors import ConfigError, ProcessError, TproxyError
 from tproxy.log import output
 from tproxy.log.lazy import DEFAULT_LEVEL
@@ -113,8 +113,6 @@ async def _once(follower: Follower, store: Store) -> int:
         offered = await follower.once()
     finally:
         await store.close()
-    if offered.why:
-        say(offered.why)
     click.echo(f"{store.url}: document {offered.serial}, {offered.verdict.value}")
     return EXIT_FAILURE if offered.verdict.value in ("refused", "older") else 0
 
