@@ -46,12 +46,14 @@ test: venv bytecode
 bytecode:
 	@.venv/bin/python -m compileall -q tproxy tests
 
-# Those of routes, the gateway and fleets; `make test` has those without engines of their own too.
+# Those of routes, the gateway, names and fleets, with real servers; `make test` has the first two as well.
+INWARD_TESTS ?= tests/unit/inward tests/netns/inward tests/inward tests/unit/fleet tests/fleet
+
 .PHONY: test-inward
 test-inward: export TPROXY_PATIENCE ?= 100
 test-inward:
 	@.ci/setup inward
-	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile tests/unit/inward tests/netns/inward tests/unit/fleet tests/fleet
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(INWARD_TESTS)
 
 # Tests of `tproxy egress` with real engines: squid, and the clients and servers of the packages' kinds.
 .PHONY: test-egress

@@ -32,7 +32,7 @@ from bench.claims import Claim, Figure
 from bench.results import Results
 from tproxy.egress.bundle.creating import create
 from tproxy.egress.layout import Layout
-from tproxy.egress.mirror.running import bundle_key
+from tproxy.egress.signing import BUNDLE, KeyPair
 from tproxy.egress.store.records import Record
 from tproxy.egress.store.store import Store
 from tproxy.errors import ProcessError
@@ -225,10 +225,11 @@ def bundle(folder: Path) -> tuple[Path, str]:
         sha256 = store.blobs.put(os.urandom(BLOB))
         records.append(Record("pypi", PROJECT, name, sha256, BLOB, f"1.{number}"))
     target = folder / "bundle.tar"
-    create(store, records, target, bundle_key(layout))
+    key = KeyPair(layout.keys, BUNDLE)
+    create(store, records, target, key)
     store.close()
     shutil.rmtree(layout.store)
-    return target, bundle_key(layout).fingerprint
+    return target, key.fingerprint
 
 
 def importing(bed: Bed, file: Path, fingerprint: str) -> float:

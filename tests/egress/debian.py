@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import lzma
+import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -18,19 +19,20 @@ def gpg(home: Path, *arguments: str, data: bytes | None = None) -> bytes:
 
 
 class Repository:
-    """A repository on a site, with one component "main". ``publish`` writes its indexes anew."""
+    """A repository of aptly on a site, with one component "main". ``publish`` writes its indexes anew."""
 
     def __init__(self, site: Site, folder: Path, path: str = "/debian/") -> None:
         self.site, self.folder, self.path = site, folder, path
-        self.packages: dict[str, list[str]] = {}  # by suite: paragraphs
         self.debs: dict[str, bytes] = {}
+        self.indexes: dict[str, bytes] = {}  # of the suite that was published last
         self.home = folder / "gpg"
         self.home.mkdir(parents=True, mode=0o700)
         key = ("--passphrase", "", "--pinentry-mode", "loopback")
         gpg(self.home, *key, "--quick-gen-key", "upstream", "ed25519", "sign", "never")
         self.key = folder / "upstream.asc"
         self.key.write_bytes(gpg(self.home, "--armor", "--export"))
-        self.indexes: dict[str, bytes] = {}
+        settings = {"rootDir": str(folder / "aptly"), "skipContentsPublishing": True}
+        (folder / "aptly.conf").write_text(json.dumps(settings))
 
     @property
     def url(self) -> str:
@@ -40,7 +42,7 @@ class Repository:
         subprocess.run(["gpgconf", "--homedir", str(self.home), "--kill", "all"], check=False)
 
     def add(self, suite: str, package: str, version: str, depends: str = "", size: int = 100) -> bytes:
-        """Build a package with dpkg-deb, and offer it in a suite."""
+        """Build a package with dpkg-deb, for a suite."""
         tree = self.folder / f"{package}_{version}"
         (tree / "DEBIAN").mkdir(parents=True)
         control = {
@@ -57,47 +59,39 @@ class Repository:
         (tree / "usr/share" / package).mkdir(parents=True)
         content = hashlib.shake_256(f"{package}{version}".encode()).digest(size)
         (tree / "usr/share" / package / "data").write_bytes(content)
-        path = self.folder / f"{package}_{version}_all.deb"
+        path = self.folder / "debs" / suite / f"{package}_{version}_all.deb"
+        path.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(
             ["dpkg-deb", "--build", "--root-owner-group", tree, path], capture_output=True, check=True
         )
-        deb = path.read_bytes()
-        where = f"pool/main/{package[0]}/{package}/{path.name}"
-        text += f"Filename: {where}\nSize: {len(deb)}\nSHA256: {hashlib.sha256(deb).hexdigest()}\n"
-        self.packages.setdefault(suite, []).append(text)
-        self.site.put(self.path + where, deb)
-        self.debs[f"{package}_{version}"] = deb
-        return deb
+        self.debs[f"{package}_{version}"] = path.read_bytes()
+        return path.read_bytes()
 
     def publish(self, suite: str, by_hash: bool = True) -> None:
-        """Write Packages, Release and InRelease of a suite, and sign them."""
-        listing = "\n".join(self.packages.get(suite, ())).encode()
-        indexes = {
-            f"main/binary-{architecture}/Packages{ending}": data
-            for architecture in ("amd64", "all")
-            for ending, data in (("", listing), (".xz", lzma.compress(listing)))
+        """Let aptly write the indexes of a suite, and sign them. Offer them and the packages."""
+        public = self.folder / "aptly/public"
+        again = (public / "dists" / suite).exists()
+        if not again:
+            self._aptly("repo", "create", f"-distribution={suite}", "-component=main", suite)
+        self._aptly("repo", "add", suite, str(self.folder / "debs" / suite))
+        if again:
+            self._aptly("publish", "update", "-batch", suite)
+        else:
+            options = ("-batch", "-architectures=amd64,all", f"-acquire-by-hash={str(by_hash).lower()}")
+            self._aptly("publish", "repo", *options, suite)
+        files = {path: path.read_bytes() for path in public.rglob("*") if path.is_file()}
+        for path, content in files.items():
+            self.site.put(f"{self.path}{path.relative_to(public)}", content)
+        base = public / "dists" / suite
+        self.indexes = {
+            str(path.relative_to(base)): content for path, content in files.items() if base in path.parents
         }
-        lines = [
-            "Origin: Test",
-            f"Suite: {suite}",
-            f"Codename: {suite}",
-            "Date: Thu, 01 Jan 2026 00:00:00 UTC",
-            "Architectures: amd64 all",
-            "Components: main",
-            f"Acquire-By-Hash: {'yes' if by_hash else 'no'}",
-            "SHA256:",
-        ]
-        base = f"{self.path}dists/{suite}/"
-        for path, data in indexes.items():
-            digest = hashlib.sha256(data).hexdigest()
-            lines.append(f" {digest} {len(data)} {path}")
-            self.site.put(base + path, data)
-            if by_hash:
-                self.site.put(f"{base}{path.rpartition('/')[0]}/by-hash/SHA256/{digest}", data)
-        release = ("\n".join(lines) + "\n").encode()
-        self.site.put(base + "Release", release)
-        self.site.put(base + "InRelease", gpg(self.home, "--clearsign", data=release))
-        self.indexes = indexes
+
+    def _aptly(self, *words: str) -> None:
+        environment = {**os.environ, "GNUPGHOME": str(self.home)}
+        command = ["aptly", f"-config={self.folder / 'aptly.conf'}", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 class Apt:

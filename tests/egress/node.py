@@ -37,6 +37,7 @@ PROGRAMS = Path(__file__).with_name("programs")
 PATIENCE = float(os.environ.get("TPROXY_PATIENCE", "20"))
 
 SITES = "93.184.215.14"  # the address of the web sites, on the loopback link of the namespace
+REGISTRY = "93.184.215.15"  # where a test may run a registry
 INNER = "10.9.9.9"  # another address of the web sites, which is private
 PORTS = ("127.0.0.1", SITES, INNER, "169.254.16.9")
 
@@ -50,7 +51,7 @@ HOSTS = {
     "loop.example": "127.0.0.1",
     "service.example": "169.254.16.9",
     "deb.debian.org": SITES,
-    "registry-1.docker.io": SITES,
+    "registry-1.docker.io": REGISTRY,
     "galaxy.ansible.com": SITES,
 }
 
@@ -103,7 +104,7 @@ class Node:
             self._stack.callback(self._end, self._holder)
             self._wait_for_namespace()
             self.run("ip", "link", "set", "lo", "up")
-        for address in addresses:
+        for address in (*addresses, REGISTRY):
             self.run("ip", "address", "add", f"{address}/32", "dev", "lo")
         if self._with_squid:  # where the whole node runs, the front has the ports of this one
             addresses.append("127.0.0.1")

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from email.message import Message
+from pathlib import Path
 
 from tests.egress.debian import Repository
 from tests.egress.galaxy import GalaxySite
-from tests.egress.node import Node
-from tests.egress.registry import Registry
+from tests.egress.node import REGISTRY, Node
+from tests.egress.registry import CONFIG, Layout
 from tests.egress.upstream import Site
-from tests.egress.wheels import publish
+from tproxy.lab.egress import made
 
-DEBIAN, HUB, GALAXY = "deb.debian.org", "registry-1.docker.io", "galaxy.ansible.com"
+DEBIAN, GALAXY = "deb.debian.org", "galaxy.ansible.com"
+
+
+def publish(node: Node, name: str, *versions: str) -> None:
+    """Put a project with these versions on the node's pypi.org."""
+    made.project(node.sites, name, *versions)
 
 
 def offer(node: Node, host: str, site: Site) -> None:
@@ -31,10 +39,7 @@ def all_kinds(node: Node) -> None:
     debian.publish("bookworm")
     debian.close()
     offer(node, DEBIAN, debian.site)
-    images = Registry(Site(url=f"https://{HUB}/"))
-    images.add("library/alpine", "3")
-    images.add("evil/image", "1")
-    offer(node, HUB, images.site)
+    registry(node, folder, "library/alpine:3", "library/tool-of-test:3", "evil/image:1")
     galaxy = GalaxySite(Site(url=f"https://{GALAXY}/"))
     galaxy.add(folder / "galaxy", "acme.tools", "1.0.0")
     galaxy.add_role("acme", "web", "1.0.0")
@@ -44,6 +49,28 @@ def all_kinds(node: Node) -> None:
     _answer(galaxy, "/api/v1/roles/1/versions/")
     offer(node, GALAXY, galaxy.site)
     node.site("host.example", "/releases/a", "file a\n")
+
+
+def registry(node: Node, folder: Path, *images: str) -> None:
+    """Run Debian's docker-registry as the Docker Hub, with these images."""
+    pem = str(node.root / "site.pem")
+    listen = {"addr": f"{REGISTRY}:443", "tls": {"certificate": pem, "key": pem}}
+    log = node.root / "registry.log"
+    config = {**CONFIG, "http": listen}
+    (node.root / "registry.json").write_text(json.dumps(config))
+    with log.open("w") as file:
+        command = ("docker-registry", "serve", str(node.root / "registry.json"))
+        node.popen(*command, stdout=file, stderr=subprocess.DEVNULL)
+    ping = ("curl", "-sk", f"https://{REGISTRY}/v2/")
+    node.wait_for(lambda: node.run(*ping, check=False).returncode == 0, "docker-registry listens")
+    for number, image in enumerate(images):
+        made = Layout(folder / f"image{number}", image, 1000, ("amd64",))
+        node.run(*made.push(f"docker://{REGISTRY}/{image}"))
+
+
+def asked_of_registry(node: Node) -> int:
+    """Return how many requests the registry had."""
+    return len((node.root / "registry.log").read_text().splitlines())
 
 
 def _answer(galaxy: GalaxySite, path: str, query: str = "") -> None:

@@ -1,47 +1,13 @@
-"""Wheels, and an index of them, that a test makes itself."""
+"""An index of wheels that a test makes itself."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import html
-import io
 import json
-import zipfile
 
 from tests.egress.upstream import Reply, Site
-
-
-def wheel(name: str, version: str, requires: tuple[str, ...] = (), size: int = 0) -> tuple[str, bytes, bytes]:
-    """Return (file name, wheel, its METADATA). ``size`` bytes that cannot be compressed make it larger."""
-    module = name.replace("-", "_")
-    info = f"{module}-{version}.dist-info"
-    metadata = "\n".join(
-        ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", "Requires-Python: >=3.8"]
-        + [f"Requires-Dist: {each}" for each in requires]
-        + ["", ""]
-    ).encode()
-    files = {
-        f"{module}.py": f"VERSION = {version!r}\n".encode(),
-        f"{info}/METADATA": metadata,
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    if size:
-        seed = hashlib.sha256(f"{name}{version}".encode()).digest()
-        files[f"{module}_data.bin"] = b"".join(
-            hashlib.sha256(seed + number.to_bytes(8, "big")).digest() for number in range(size // 32)
-        )
-    record = "".join(
-        f"{path},sha256={base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b'=').decode()},"
-        f"{len(content)}\n"
-        for path, content in files.items()
-    )
-    files[f"{info}/RECORD"] = (record + f"{info}/RECORD,,\n").encode()
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for path, content in files.items():
-            archive.writestr(zipfile.ZipInfo(path), content)
-    return f"{module}-{version}-py3-none-any.whl", buffer.getvalue(), metadata
+from tproxy.lab.egress.made import wheel
 
 
 class Index:
@@ -58,7 +24,9 @@ class Index:
 
     def add(self, name: str, version: str, *requires: str, size: int = 0) -> bytes:
         """Offer a wheel, and return it."""
-        filename, content, metadata = wheel(name, version, requires, size)
+        # The bytes cannot be compressed, so the wheel has that size.
+        data = {f"{name}.bin": hashlib.shake_256(f"{name}{version}".encode()).digest(size)} if size else {}
+        filename, content, metadata = wheel(name, version, requires, data)
         self.projects.setdefault(name, []).append((filename, version, content, metadata))
         self.site.put(f"/packages/{filename}", content)
         self.site.put(f"/packages/{filename}.metadata", metadata)

@@ -7,6 +7,7 @@ header, squid and the mirror.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +15,12 @@ from pathlib import Path
 import pytest
 
 from tests.egress.node import Node
-from tests.egress.official import all_kinds
+from tests.egress.official import all_kinds, asked_of_registry
 from tests.egress.up import TPROXY, up
 from tests.netns.waiting import eventually
 from tproxy import proxy_protocol
+from tproxy.egress import sbom
+from tproxy.egress.gather import lists
 from tproxy.lab.egress.guest import CONFIG, SERVICES, Guest
 
 POLICY = """\
@@ -38,6 +41,7 @@ MIRROR = "- {service_port: 3192, remote_addr: 127.0.0.1, remote_port: 3192, prox
 PIP = f"{sys.executable} -m pip install --no-deps --target /tmp/pip"
 UV = f"uv pip install --no-deps --no-config --python {sys.executable} --target /tmp/uv"
 SKOPEO = "skopeo copy"
+PODMAN = "podman --root /tmp/podman --runroot /run/podman --storage-driver vfs"
 COLLECTION = "ansible-galaxy collection install -p /tmp/collections"
 ROLE = "ansible-galaxy role install -p /tmp/roles"
 APT = (
@@ -77,6 +81,42 @@ def lab(node: Node) -> Guest:
     return guest
 
 
+# What `.ci/setup egress` unpacks: where it is installed, containerd runs as a service.
+CONTAINERS = Path(__file__).parents[2] / "build/containers"
+
+# Runs containerd with the commands that follow, to whose `ctr` it listens, and ends it.
+CONTAINERD = """\
+set -e; mkdir -p /run/ctr
+echo 'version = 2
+root = "/tmp/ctr"
+state = "/run/ctr"
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[grpc]
+address = "/run/ctr/sock"' >/run/ctr/config.toml
+containerd --config /run/ctr/config.toml >/run/ctr/log 2>&1 & pid=$!
+trap 'kill $pid; wait $pid' EXIT
+export CONTAINERD_ADDRESS=/run/ctr/sock
+until ctr version >/dev/null 2>&1; do kill -0 $pid; sleep 0.1; done
+pull() { ctr images pull --snapshotter native "$@"; }
+"""
+
+# Only what hosts.toml names is trusted, and not the system's certificates.
+UNTRUSTING = "SSL_CERT_FILE=/dev/null SSL_CERT_DIR=/nowhere"
+
+
+@pytest.fixture(scope="module")
+def containers(build: Guest) -> Guest:
+    """Return the guest with podman and containerd."""
+    if not CONTAINERS.exists():
+        reason = "needs podman and containerd: .ci/setup egress"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    build.sh(
+        f"ln -s {CONTAINERS}/usr/bin/* {CONTAINERS}/usr/sbin/runc /usr/local/bin/ 2>/dev/null;"
+        f"echo {CONTAINERS}/usr/lib/x86_64-linux-gnu >/etc/ld.so.conf.d/containers.conf; ldconfig"
+    )
+    return build
+
+
 def ledger(node: Node) -> list[dict[str, str]]:
     return [
         json.loads(line)
@@ -110,7 +150,36 @@ def test_skopeo_copies_an_image(build: Guest) -> None:
     )
 
 
+def test_podman_pulls_by_the_registries_conf_of_the_set_up(containers: Guest) -> None:
+    ours = "/etc/containers/registries.conf.d/tproxy-egress.conf"
+    pull = f"{PODMAN} pull tool-of-test:3"
+    refused = containers.sh(f"mv {ours} /root/; {pull}; mv /root/tproxy-egress.conf {ours}", check=False)
+    assert "no unqualified-search registries" in refused.stderr
+    containers.sh(f"{pull} && {PODMAN} image exists docker.io/library/tool-of-test:3")
+    denied = containers.sh(f"{PODMAN} pull docker.io/evil/image:1", check=False)
+    assert (denied.returncode != 0, "403" in denied.stderr) == (True, True), denied.stderr
+
+
+def test_containerd_pulls_by_the_hosts_toml_of_the_set_up(node: Node, containers: Guest) -> None:
+    image, ours = "docker.io/library/alpine:3", "--hosts-dir /etc/containerd/certs.d"
+    pulled = containers.sh(
+        f"{CONTAINERD} ! {UNTRUSTING} pull {image}; {UNTRUSTING} pull {ours} {image}; ctr images list -q"
+    )
+    assert pulled.stdout.splitlines()[-1] == image
+    assert "unknown authority" in pulled.stderr
+    assert "hosts.toml" not in pulled.stderr
+    asked = asked_of_registry(node)
+    denied = containers.sh(f"{CONTAINERD} pull {ours} docker.io/evil/image:1", check=False)
+    assert (denied.returncode != 0, "403 Forbidden" in denied.stderr) == (True, True), denied.stderr
+    # It falls back to no other address; if it did, that would be denied, and in the ledger.
+    for _ in eventually():
+        if "evil/image" in egress(node, "log", "--denied", "--since", "1h"):
+            break
+    assert asked_of_registry(node) == asked
+
+
 def test_ansible_galaxy_installs_a_collection_and_a_role(build: Guest) -> None:
+    assert "config file = /etc/ansible/ansible.cfg" in build.sh("ansible-galaxy --version").stdout
     build.sh(
         f"{COLLECTION} acme.tools && test -e /tmp/collections/ansible_collections/acme/tools/MANIFEST.json"
     )
@@ -120,6 +189,30 @@ def test_ansible_galaxy_installs_a_collection_and_a_role(build: Guest) -> None:
 def test_curl_gets_a_file_of_an_allowed_path_and_no_other(build: Guest) -> None:
     assert build.sh("curl -sS https://host.example/releases/a").stdout == "file a\n"
     assert "no rule allows" in build.sh("curl -sS https://host.example/other").stdout
+
+
+# The variables of the set-up, each with a client that reads it.
+VARIABLES = {
+    "CURL_CA_BUNDLE": "curl -sSf https://host.example/releases/a",
+    "PIP_CERT": f"{PIP} --upgrade good",
+    "REQUESTS_CA_BUNDLE": f"PIP_CONFIG_FILE=/dev/null {PIP} --upgrade good",
+    "SSL_CERT_FILE": f"{UV} --reinstall good && {SKOPEO} docker://docker.io/library/alpine:3 dir:/tmp/x &&"
+    f"{COLLECTION} --force acme.tools",
+    "GIT_SSL_CAINFO": "! git ls-remote https://host.example/denied 2>&1 | grep -i certificate",
+}
+
+
+def test_each_client_finds_the_authority_by_its_own_variable(build: Guest) -> None:
+    """The system's certificates are elsewhere, and one variable says where; without it there are none."""
+    build.sh("mv /etc/ssl/certs /root/certs && mkdir /etc/ssl/certs")
+    try:
+        for name, command in VARIABLES.items():
+            unset = "unset CURL_CA_BUNDLE PIP_CERT REQUESTS_CA_BUNDLE SSL_CERT_FILE GIT_SSL_CAINFO"
+            build.sh(f"{unset}; export {name}=/root/certs/ca-certificates.crt; {command}")
+            first = command.partition(" &&")[0]
+            assert build.sh(f"{unset}; {first}", check=False).returncode != 0, name
+    finally:
+        build.sh("rmdir /etc/ssl/certs; mv /root/certs /etc/ssl/certs")
 
 
 @pytest.mark.parametrize(
@@ -205,6 +298,19 @@ def test_a_hostile_guest_cannot_take_the_identity_of_another(node: Node, lab: Gu
         assert done.returncode in (7, 28), done.stdout + done.stderr
 
 
+def test_what_guests_fetched_is_a_list_for_a_bundle(node: Node, build: Guest) -> None:
+    build.sh(
+        f"{SKOPEO} docker://docker.io/library/alpine:3 oci:/tmp/again:3 && {ROLE} --force acme.web,1.0.0"
+    )
+    bill = node.root / "bill.json"
+    bill.write_text(egress(node, "sbom", "--network", "build"))
+    sbom.check(bill.read_text())
+    kinds = {str(item).partition("=")[0] for item in lists.read(bill.read_text())}
+    assert {"pypi good", "deb tool-of-test", "oci docker.io/library/alpine:3", "role acme.web:1.0.0"} <= kinds
+    words = ("bundle", "create", str(bill), "--output", str(node.root / "bill.tar"), "--suite", "bookworm")
+    egress(node, *words, "--arch", "amd64", "--keyring", str(node.root / "made/debian/upstream.asc"))
+
+
 def test_sealed_serves_what_is_there_to_every_client_and_asks_no_site(node: Node, build: Guest) -> None:
     """The mirror still serves what was fetched before. A miss names the package, and is on the want list."""
     bundle = ("bundle", "create", str(node.root / "list.txt"), "--output", str(node.root / "b.tar"))
@@ -218,7 +324,7 @@ def test_sealed_serves_what_is_there_to_every_client_and_asks_no_site(node: Node
     guest.set_up()
     guest.sh("echo deb http://deb.debian.org/debian bookworm main >/etc/apt/sources.list")
     text = node.policy.read_text()
-    asked = len(node.requests())
+    asked = (len(node.requests()), asked_of_registry(node))
     node.write_policy(f"mode: sealed\n{text}")
     status = ("curl", "-s", "--unix-socket", str(node.layout.run / "mirror.sock"), "http://mirror/status")
     try:
@@ -229,7 +335,7 @@ def test_sealed_serves_what_is_there_to_every_client_and_asks_no_site(node: Node
         guest.sh(f"{COLLECTION} acme.tools && {ROLE} acme.web,1.0.0")
         assert guest.sh(f"{SKOPEO} docker://docker.io/library/none:3 oci:/tmp/n:3", check=False).returncode
         assert "oci docker.io/library/none 3" in egress(node, "mirror", "wanted")
-        assert len(node.requests()) == asked
+        assert (len(node.requests()), asked_of_registry(node)) == asked
     finally:
         node.write_policy(text)
         node.wait_for(lambda: '"dmz"' in node.run(*status, check=False).stdout, "the mirror is open again")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.egress.node import Node
-from tests.egress.wheels import publish
+from tests.egress.official import publish
 from tproxy.egress.policy import reader
 from tproxy.egress.service import preparation
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.egress.node import Node
-from tests.egress.wheels import publish
+from tests.egress.official import publish
 from tproxy import proxy_protocol
 from tproxy.egress.policy import edit
 from tproxy.egress.squid.authority import Authority, fingerprint

@@ -49,6 +49,10 @@ def await_order(machine: Machine) -> None:
             return
 
 
+def pid(machine: Machine, part: str) -> str:
+    return machine.systemctl("show", "--property=MainPID", f"tproxy-egress-{part}").strip()
+
+
 def test_up_starts_all_parts_which_come_back_and_down_leaves_nothing(machine: Machine) -> None:
     """One test: each step needs the one before, and a start takes some seconds."""
     before = egress(machine, "status", check=False)
@@ -69,6 +73,12 @@ def test_up_starts_all_parts_which_come_back_and_down_leaves_nothing(machine: Ma
             if shown == "NRestarts=1":
                 break
     await_order(machine)
+
+    pids = {part: pid(machine, part) for part in PARTS}
+    code = "from tproxy.egress.upgrade import services; print(services.restart())"
+    assert "started again: tproxy-egress-squid" in machine.run(sys.executable, "-c", code).stdout
+    await_order(machine)
+    assert not {part for part in PARTS if pid(machine, part) == pids[part]}
 
     write = ("sh", "-c", 'printf "listen: {proxy: [3128, 8444]}\\nmode: sealed\\n" >/etc/tproxy/egress.yaml')
     machine.run(*write)

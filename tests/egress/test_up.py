@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.egress.node import PATIENCE, PROGRAMS, Node
+from tests.egress.official import publish
 from tests.egress.up import TPROXY, up
-from tests.egress.wheels import publish
 from tproxy import proxy_protocol
 from tproxy.egress.policy import edit
 
@@ -162,7 +162,13 @@ def guest(node: Node) -> Iterator[tuple[str, ...]]:
     own = node.root / "guest"
     shutil.copytree("/etc", own / "etc", symlinks=True)
     (own / "local").mkdir()
-    (own / "etc/pip.conf").unlink(missing_ok=True)  # of the machine that runs the tests
+    # Of the machine that runs the tests; its hooks write elsewhere.
+    (own / "etc/pip.conf").unlink(missing_ok=True)
+    hooks = own / "etc/ca-certificates/update.d"
+    shutil.rmtree(hooks, ignore_errors=True)
+    hooks.mkdir(parents=True)
+    (hooks / "tell").write_text("#!/bin/sh\ncat >>/etc/told\n")
+    (hooks / "tell").chmod(0o755)
     mounts = f"mount --bind {own}/etc /etc && mount --bind {own}/local /usr/local/share/ca-certificates"
     yield (
         "unshare",
@@ -175,27 +181,79 @@ def guest(node: Node) -> Iterator[tuple[str, ...]]:
     shutil.rmtree(own)
 
 
+def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Return mode and content of everything in a directory; a link's content is where it leads."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        mode = path.lstat().st_mode
+        content = (
+            os.readlink(path).encode() if path.is_symlink() else path.read_bytes() if path.is_file() else b""
+        )
+        found[str(path.relative_to(folder))] = (mode, content)
+    return found
+
+
 def test_the_scripts_set_a_guest_up_check_it_and_undo_it(node: Node, guest: tuple[str, ...]) -> None:
     listen = node.caller(network="build").removeprefix("http://")
     address = "http://127.0.0.1:8480"
     setup, check = node.root / "setup.sh", node.root / "check.sh"
     setup.write_text(node.run("curl", "-sSf", f"{address}/setup?proxy={listen}").stdout)
     check.write_text(node.run("curl", "-sSf", f"{address}/check?proxy={listen}").stdout)
+    own = node.root / "guest"
+    # What an undo makes anew is in the order in which it makes it.
+    node.run(*guest, "update-ca-certificates", "--fresh")
+    told = own / "etc/told"
+    told.unlink()
+    untouched = tree(own)
     before = node.run(*guest, "sh", str(check), check=False)
     assert before.returncode == 1
-    assert "the authority is not installed" in before.stdout
-    assert "written: /etc/pip.conf" in node.run(*guest, "sh", str(setup)).stdout
+    assert "tproxy-egress.crt is missing" in before.stdout
+    assert tree(own) == untouched
+    assert "written: /etc/pip.conf" in node.run(*guest, "sh", "-c", f"umask 077; sh {setup}").stdout
+    done = tree(own)
     assert "written" not in node.run(*guest, "sh", str(setup)).stdout  # nothing to change
+    assert tree(own) == done
+    changed = {name for name, found in done.items() if untouched.get(name) != found}
+    assert {mode & 0o777 for name, (mode, _) in done.items() if name in changed} <= {0o644, 0o755, 0o777}
     shell = ". /etc/profile.d/tproxy-egress.sh; "
     after = node.run(*guest, "sh", "-c", f"{shell} sh {check}", check=False)
     assert (after.returncode, after.stdout) == (0, "in order\n")
     fetched = node.run(*guest, "sh", "-c", f"{shell} curl -sS {A}")
     assert fetched.stdout == "file a\n"
-    kept = node.root / "guest/etc/pip.conf"
-    assert f"proxy = http://{listen}" in kept.read_text()
+    assert f"proxy = http://{listen}" in (own / "etc/pip.conf").read_text()
     assert "removed: /etc/pip.conf" in node.run(*guest, "sh", str(setup), "--undo").stdout
-    assert not kept.exists()
+    ours = [line for line in told.read_text().splitlines() if "tproxy" in line]
+    assert ours == ["+/etc/ssl/certs/tproxy-egress.pem", "-/etc/ssl/certs/tproxy-egress.pem"]
+    told.unlink()
+    assert tree(own) == untouched
     assert node.run(*guest, "sh", str(check), check=False).returncode == 1
+
+
+# Something that is wrong on a machine, and what the check says of it.
+SPOILS = {
+    "rm /etc/containerd/certs.d/quay.io/hosts.toml": "quay.io/hosts.toml is missing, or has changed",
+    "echo '[global]' >/etc/pip.conf": "somebody else wrote /etc/pip.conf",
+    "echo >>/etc/profile.d/tproxy-egress.sh": "profile.d/tproxy-egress.sh is missing, or has changed",
+    ": >/etc/ssl/certs/ca-certificates.crt": "the authority is not in",
+    "unset REQUESTS_CA_BUNDLE": "REQUESTS_CA_BUNDLE is not /etc/ssl/certs/ca-certificates.crt",
+    "https_proxy=http://127.0.0.1:1": "https_proxy is not",
+    "echo 'Acquire::http::Proxy \"http://x:1\";' >/etc/apt/apt.conf.d/99x": "apt does not use",
+}
+
+
+def test_the_check_names_what_is_wrong(node: Node, guest: tuple[str, ...]) -> None:
+    listen = node.caller(network="build").removeprefix("http://")
+    setup, own = node.root / "setup.sh", node.root / "guest"
+    setup.write_text(node.run("curl", "-sSf", f"http://127.0.0.1:8480/setup?proxy={listen}").stdout)
+    node.run(*guest, "sh", str(setup))
+    shutil.copytree(own / "etc", own / "right", symlinks=True)
+    for spoil, words in SPOILS.items():
+        command = f". /etc/profile.d/tproxy-egress.sh; {spoil}; sh {setup} --check"
+        found = node.run(*guest, "sh", "-c", command, check=False)
+        assert (found.returncode, len(found.stdout.splitlines())) == (1, 1), found.stdout + found.stderr
+        assert words in found.stdout
+        shutil.rmtree(own / "etc")
+        shutil.copytree(own / "right", own / "etc", symlinks=True)
 
 
 def test_the_set_up_leaves_files_of_others_alone(node: Node, guest: tuple[str, ...]) -> None:
@@ -216,6 +274,10 @@ def test_the_set_up_can_be_for_some_units_only(node: Node, guest: tuple[str, ...
     etc = node.root / "guest/etc"
     assert "HTTPS_PROXY=" in (etc / "systemd/system/docker.service.d/tproxy-egress.conf").read_text()
     assert not (etc / "profile.d/tproxy-egress.sh").exists()
+    check = node.run("curl", "-sSf", "http://127.0.0.1:8480/check?units=docker").stdout
+    assert node.run(*guest, "sh", "-c", check).stdout == "in order\n"
+    node.run(*guest, "sh", str(setup), "--undo")
+    assert not (etc / "systemd/system/docker.service.d").exists()
 
 
 def test_a_policy_that_squid_may_not_read_is_refused_at_the_start(engines: None) -> None:

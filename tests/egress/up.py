@@ -10,9 +10,12 @@ from tests.egress.node import Node
 TPROXY = (sys.executable, "-m", "tproxy", "egress")
 
 
-def up(node: Node) -> subprocess.Popen[str]:
-    """Start everything, with the sites' names in /etc/hosts, and wait until all of it listens."""
-    command = f"mount --bind {node.root}/hosts /etc/hosts && exec "
+def up(node: Node, before: str = "true") -> subprocess.Popen[str]:
+    """Start everything, with the sites' names in /etc/hosts, and wait until all of it listens.
+
+    ``before`` is a shell command that runs first, in the mount namespace of the node.
+    """
+    command = f"{before} && mount --bind {node.root}/hosts /etc/hosts && exec "
     command += f"{' '.join(TPROXY)} up --foreground --root {node.root}"
     with (node.root / "up.log").open("w") as log:
         child = node.popen("unshare", "--mount", "sh", "-c", command, stdout=log, stderr=log)

@@ -37,6 +37,7 @@ class Site:
     dead: bool = False
     url: str = ""
     stop: Callable[[], None] = lambda: None
+    at_end: list[Callable[[], None]] = field(default_factory=list)  # of what stands behind the server
 
     def put(self, path: str, body: bytes, **headers: str) -> str:
         """Offer this content, and return its address."""
@@ -130,6 +131,8 @@ def site() -> Iterator[Site]:
         finally:
             server.shutdown()
             thread.join()
+            for end in found.at_end:
+                end()
 
 
 @pytest.fixture

@@ -193,6 +193,21 @@ def gateway(lab: OneBridge) -> list[Done]:
     return [refused, lab.host.tproxy("gateway", "down", "--purge")]
 
 
+def names(lab: OneBridge) -> list[Done]:
+    """Name servers are in tests/inward/names."""
+    gateways = "gateways: [{name: g, addr: 192.0.2.1}]"
+    zone = f"{{domain: a.example, powerdns: 'http://127.0.0.1:1', key_file: /run/key, {gateways}}}"
+    lab.host.write("/run/key", "key")
+    file = lab.host.write("/run/zones.yaml", f"tproxy_zones: [{zone}]\n")
+    env = {"TPROXY_NAMES_STATE": "/run/names"}
+    good = lab.host.tproxy("names", "check", "--config", file, env=env)
+    down = lab.host.tproxy("names", "apply", "--config", file, check=False, env=env)
+    lab.host.write("/run/zones.yaml", f"tproxy_zones: [{zone.replace('192.0.2.1', 'nowhere')}]\n")
+    bad = lab.host.tproxy("names", "check", "--config", file, check=False, env=env)
+    assert (down.returncode, bad.returncode) == (1, 3)
+    return [good, down, bad]
+
+
 def egress(lab: OneBridge) -> list[Done]:
     """What the subcommands do is in tests/egress."""
     policy = lab.host.write("/run/egress.yaml", "mode: sealed\nrules: []\n")
@@ -326,9 +341,8 @@ COMMANDS: dict[str, Callable[[OneBridge], list[Done]]] = {
             trace,
             route,
             gateway,
-            sync,
-            follow,
-            fleet,
+            names,
+            *(sync, follow, fleet),
             hook,
             watch,
             gc,

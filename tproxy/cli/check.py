@@ -9,8 +9,8 @@ import click
 
 from tproxy.cli.examples import example
 from tproxy.config import check as checking
-from tproxy.config import reader
-from tproxy.config.file import required
+from tproxy.config import keys, reader
+from tproxy.config.file import required, text_of
 from tproxy.config.resolver import addresses_of
 from tproxy.console import EXIT_FAILURE
 from tproxy.errors import ConfigError
@@ -36,6 +36,7 @@ def check(file: str | None, no_resolve: bool) -> None:
     else:
         resolve = checking.all_resolve if no_resolve else addresses_of
         problems = [each.at(path) for each in checking.problems(read, resolve)]
+        problems += _faults_of_zones(path)
         code = EXIT_WARNINGS
     for problem in problems:
         click.echo(problem, err=True)  # file:line: text, as compilers print it, so that editors find the line
@@ -43,3 +44,11 @@ def check(file: str | None, no_resolve: bool) -> None:
         sys.exit(code)
     count = len(read.entries)
     click.echo(f"{path}: in order, {count} {'entry' if count == 1 else 'entries'}")
+
+
+def _faults_of_zones(path: str) -> list[str]:
+    if keys.ELSEWHERE[0] not in text_of(path):
+        return []
+    from tproxy.inward.names import reader as zones
+
+    return [each.at(path) for each in zones.parse(text_of(path))[1]]

@@ -37,7 +37,7 @@ GROUPS = {
         "trace": "trace",
         "route": "route",
     },
-    "Configure": {"refresh": "refresh", "sync": "sync", "gateway": "gateway"},
+    "Configure": {"refresh": "refresh", "sync": "sync", "gateway": "gateway", "names": "names"},
     "Fleet": {"follow": "follow", "fleet": "fleet"},
     "Software for guests": {"egress": "egress"},
     "Platforms": {"install": "install", "uninstall": "install"},

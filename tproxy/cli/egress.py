@@ -27,6 +27,7 @@ COMMANDS = {
     "learned": "egress_policy",
     "mirror": "egress_mirror",
     "bundle": "egress_bundle",
+    "upgrade": "egress_upgrade",
     "log": "egress_audit",
     "sbom": "egress_audit",
     "report": "egress_audit",

@@ -14,11 +14,12 @@ from tproxy.cli.egress_root import layout_of, root_option, store_of
 from tproxy.cli.examples import example
 from tproxy.console import EXIT_FAILURE, say
 from tproxy.egress.bundle import importing, parts, reading
+from tproxy.egress.bundle.appliance import missing, take
 from tproxy.egress.bundle.creating import create as write_bundle
 from tproxy.egress.bundle.manifest import differences, label
 from tproxy.egress.gather.gathering import gather
 from tproxy.egress.gather.lists import read
-from tproxy.egress.mirror.running import bundle_key
+from tproxy.egress.signing import BUNDLE, KeyPair
 from tproxy.errors import to_ascii
 
 file_argument = click.argument("file", type=click.Path(path_type=Path))
@@ -35,6 +36,12 @@ def bundle() -> None:
 @click.option("--base", type=int, help="Make a delta against the bundle with this serial.")
 @click.option("--split", is_flag=True, help="Write parts that fit on FAT32.")
 @click.option("--part-size", help="The size of parts, as 700M; implies --split.")
+@click.option(
+    "--appliance",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    help="Carry tproxy itself: wheels, Debian packages, an OCI archive, or a directory of them.",
+)
 @target_options
 @root_option
 def create(
@@ -43,6 +50,7 @@ def create(
     base: int | None,
     split: bool,
     part_size: str | None,
+    appliance: tuple[Path, ...],
     keyring: str,
     root: Path | None,
     **chosen: Any,
@@ -56,21 +64,23 @@ def create(
     text = sys.stdin.read() if str(list_file) == "-" else list_file.read_text()
     items = read(text, str(list_file))
     store = store_of(layout)
+    carried = take(store, appliance)
     found = gather(settings(layout), store, items, targets(**chosen), keyring, say)
-    if found.missing:
-        for line in found.missing:
+    lacking = [*found.missing, *missing(store, carried, targets(**chosen))]
+    if lacking:
+        for line in lacking:
             say(f"missing: {to_ascii(line)}")
-        say(f"no bundle was made: {len(found.missing)} missing")
+        say(f"no bundle was made: {len(lacking)} missing")
         sys.exit(EXIT_FAILURE)
-    total = sum({record.sha256: record.size for record in found.records.values()}.values())
+    records = [*found.records.values(), *carried]
+    total = sum({record.sha256: record.size for record in records}.values())
+    signer = KeyPair(layout.keys, BUNDLE)
     most = size(part_size) if part_size else parts.LARGEST if split else None
     with click.progressbar(length=total, label="Writing", file=sys.stderr) as bar:
-        manifest, files = write_bundle(
-            store, found.records.values(), output, bundle_key(layout), base, most, bar.update
-        )
+        manifest, files = write_bundle(store, records, output, signer, base, most, bar.update)
     for path in files:
         click.echo(path)
-    say(f"bundle {manifest.serial}, signed by key {bundle_key(layout).fingerprint}")
+    say(f"bundle {manifest.serial}, signed by key {signer.fingerprint}")
 
 
 @bundle.command(epilog=example("tproxy egress bundle verify week12.tar"))
@@ -137,6 +147,6 @@ def rollback(serial: int | None, root: Path | None) -> None:
 @root_option
 def key(root: Path | None) -> None:
     """Print the fingerprint of the key that signs this site's bundles."""
-    pair = bundle_key(layout_of(root))
+    pair = KeyPair(layout_of(root).keys, BUNDLE)
     pair.create()
     click.echo(pair.fingerprint)

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -33,38 +34,34 @@ def settings(layout: Layout, quota: int | None = None) -> Settings:
     return settings_of(load(layout.policy), layout.store, quota)
 
 
-def _targets(
+_TARGET_OPTIONS = (
+    click.option("--python", multiple=True, help="A version of Python, as 3.11."),
+    click.option("--platform", multiple=True, help="A wheel's platform, as manylinux2014_x86_64."),
+    click.option("--suite", multiple=True, help="A Debian suite, as bookworm."),
+    click.option("--arch", multiple=True, help="A Debian architecture, as amd64."),
+    click.option("--image-platform", multiple=True, help="An image's platform, as linux/amd64."),
+    click.option("--keyring", default=KEYRING, show_default=True, help="The keys of Debian suites."),
+)
+
+
+def target_options(command: click.decorators.FC) -> click.decorators.FC:
+    """Give a command the options that say for which machines things are gathered."""
+    for option in reversed(_TARGET_OPTIONS):
+        command = option(command)
+    return command
+
+
+def targets(
     python: tuple[str, ...],
     platform: tuple[str, ...],
     suite: tuple[str, ...],
     arch: tuple[str, ...],
     image_platform: tuple[str, ...],
 ) -> Targets:
+    """Return the targets that were given; those that were not have their defaults."""
     given = {"pythons": python, "platforms": platform, "suites": suite}
     given |= {"architectures": arch, "images": image_platform}
     return Targets()._replace(**{name: values for name, values in given.items() if values})
-
-
-class _TargetOptions:
-    """The options that say for which machines things are gathered, on several commands."""
-
-    options = (
-        click.option("--python", multiple=True, help="A version of Python, as 3.11."),
-        click.option("--platform", multiple=True, help="A wheel's platform, as manylinux2014_x86_64."),
-        click.option("--suite", multiple=True, help="A Debian suite, as bookworm."),
-        click.option("--arch", multiple=True, help="A Debian architecture, as amd64."),
-        click.option("--image-platform", multiple=True, help="An image's platform, as linux/amd64."),
-        click.option("--keyring", default=KEYRING, show_default=True, help="The keys of Debian suites."),
-    )
-
-    def __call__(self, command: click.decorators.FC) -> click.decorators.FC:
-        for option in reversed(self.options):
-            command = option(command)
-        return command
-
-
-target_options = _TargetOptions()
-targets = _targets
 
 
 @click.group()
@@ -110,19 +107,10 @@ def list_kept(as_json: bool, root: Path | None) -> None:
 @mirror.command(epilog=example("tproxy egress mirror update --suite bookworm --arch amd64"))
 @target_options
 @root_option
-def update(
-    python: tuple[str, ...],
-    platform: tuple[str, ...],
-    suite: tuple[str, ...],
-    arch: tuple[str, ...],
-    image_platform: tuple[str, ...],
-    keyring: str,
-    root: Path | None,
-) -> None:
+def update(keyring: str, root: Path | None, **chosen: Any) -> None:
     """Fetch what is kept in advance. Exit code 75 says that another update is running."""
-    chosen = _targets(python, platform, suite, arch, image_platform)
     try:
-        missing = keeping.update(settings(layout_of(root)), chosen, keyring, say)
+        missing = keeping.update(settings(layout_of(root)), targets(**chosen), keyring, say)
     except keeping.Busy as error:
         say(str(error))
         sys.exit(keeping.EXIT_BUSY)

@@ -29,3 +29,5 @@ GENERAL: Keys = {
     if each.option.general
 }
 FILE: Keys = declared(Config, PREFIX) | {**GENERAL}
+# Keys at the top level that other packages read (``inward.names``).
+ELSEWHERE = ("tproxy_zones",)

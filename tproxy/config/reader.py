@@ -160,7 +160,7 @@ class _Reader:
                 raise self._error(reason, values.line(field.node))
             if field.key in keys.FILE:
                 ours[field.key] = field
-            elif self._thorough:
+            elif self._thorough and field.key not in keys.ELSEWHERE:
                 self._doubt(field)
         return ours
 
@@ -169,7 +169,7 @@ class _Reader:
         from tproxy.config import suggestions
 
         name = f"key {shown(field.key_node)}{field.origin()}"
-        if key := suggestions.meant_at_top_level(field.key_node, keys.FILE):
+        if key := suggestions.meant_at_top_level(field.key_node, [*keys.FILE, *keys.ELSEWHERE]):
             self._warn_of_key(field, f"{name} is ignored: did you mean {key}?")
         elif field.key in _MISPLACED:
             self._warn_of_key(

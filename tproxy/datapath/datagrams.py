@@ -6,13 +6,8 @@ and port that has no session opens one (``session``), at the first good endpoint
 ends when it was silent for the service's idle time, when another one needs its room (``crowds``), or when all
 endpoints have refused it.
 
-The state of endpoints is as for connections (``endpoints``), but apart from it: a server may answer TCP and
-not UDP. A UDP endpoint fails when the kernel reports that a datagram was refused, or could not be delivered.
-One that is only silent cannot be told from one that has nothing to say. A failed endpoint is checked with
-datagrams without content; it is good again when it answers, or when nobody refuses them.
-
-While all endpoints of a service have failed, the daemon is told again and again (``unreachable``). It has the
-namespace's wall refuse the guests' datagrams with ICMP, as a closed port would.
+Which service a datagram leads to is decided in ``waiting_datagrams``, and which endpoints are good in
+``datagram_endpoints``.
 """
 
 from __future__ import annotations
@@ -20,8 +15,7 @@ from __future__ import annotations
 import errno
 import socket
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from tproxy.datapath.counts import (
     CAUSES,
@@ -30,7 +24,6 @@ from tproxy.datapath.counts import (
     DIAL_FAILED,
     EVICTED,
     FINISHED,
-    LIMITED,
     NETWORK,
     OPEN,
     OUTCOMES,
@@ -41,22 +34,19 @@ from tproxy.datapath.counts import (
     TOTAL_LIMIT,
 )
 from tproxy.datapath.crowds import Crowds
-from tproxy.datapath.datagram_checks import DatagramChecks
-from tproxy.datapath.dial_errors import OF_ENDPOINT, dial_failure, dial_reason
+from tproxy.datapath.datagram_endpoints import DatagramEndpoints
+from tproxy.datapath.dial_errors import dial_failure, dial_reason
 from tproxy.datapath.ended_lines import EndedLines
-from tproxy.datapath.endpoints import BACK_OFF_MOST, Endpoints, State
-from tproxy.datapath.held import Held
 from tproxy.datapath.introduction import Introductions
-from tproxy.datapath.membership import WAIT
 from tproxy.datapath.session import BUFFER, Gate, Session
 from tproxy.datapath.target import Target
 from tproxy.datapath.tracing import Tracing
-from tproxy.datapath.waiting import Divided, Door, door_at, targets_of
-from tproxy.kernel import tcp
+from tproxy.datapath.waiting import Door, door_at, targets_of
+from tproxy.datapath.waiting_datagrams import WaitingDatagrams
 from tproxy.kernel.loop import READ, Loop, Timer
 from tproxy.log.file import Log
 from tproxy.log.limit import LineLimit
-from tproxy.model import Endpoint, Service, ServiceKey
+from tproxy.model import Endpoint, ServiceKey
 from tproxy.proxy_protocol import DATAGRAM
 from tproxy.typed import Any
 
@@ -66,17 +56,8 @@ AT_ONCE = 64
 # Seconds between two looks for sessions that are silent.
 SWEEP = 1.0
 
-# Seconds for which the daemon has guests refused, before it is told again that no endpoint can be reached.
-REFUSED_FOR = BACK_OFF_MOST + 10
-
 # Seconds between two log lines of one limit, whatever guests do.
 LIMIT_INTERVAL = 60.0
-
-# Seconds between two looks at datagrams whose guest is not known: the kernel does not tell a worker when it
-# has found a guest's MAC address.
-LOOK = 0.05
-
-_DISCARD = 9  # RFC 863
 
 # The places of ``Session.moved`` in a target's counts.
 _MOVED = (TO_ENDPOINT, TO_GUEST, DATAGRAMS_TO_ENDPOINT, DATAGRAMS_TO_GUEST)
@@ -88,8 +69,7 @@ _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 class Datagrams:
     """The gates of a worker, and their sessions.
 
-    ``number`` gives the numbers of sessions, ``report`` gets what is known of an endpoint, and
-    ``unreachable`` a bridge, a key, and for how many seconds guests are to be refused; 0: no more.
+    ``number`` gives the numbers of sessions.
     """
 
     def __init__(
@@ -107,18 +87,16 @@ class Datagrams:
         self.introductions = introductions
         self.next_number = number
         self.crowds = Crowds(room)
-        self.health = Endpoints(self._changed)
-        self.checks = DatagramChecks(loop, self.health, self.connected, self._check_failed)
-        self.report: Callable[[Endpoint, State | None], None] = lambda endpoint, state: None
-        self.unreachable: Callable[[str, ServiceKey, float], None] = lambda bridge, key, seconds: None
         self._log = log
         self._lines = lines
         self._doors: dict[str, Mapping[ServiceKey, Door]] = {}
-        self._held = Held()
-        self._looks = False  # whether a timer looks at what is held
         self._gates: dict[str, dict[ServiceKey, Gate]] = {}
         self._by_fd: dict[int, Gate] = {}
         self._warnings = [LineLimit(1, LIMIT_INTERVAL) for _ in CAUSES]
+        self.endpoints = DatagramEndpoints(loop, log, self._gates)
+        self._waiting = WaitingDatagrams(
+            loop, log, self._warnings[NETWORK], introductions, tracing, self._deliver
+        )
         self._timer: Timer | None = None
         self._draining_since: float | None = None
 
@@ -151,8 +129,12 @@ class Datagrams:
                 self._end_all(
                     gate, "endpoint removed" if there else "service removed", STOPPED, known, target
                 )
-        self._keep_health()
+        self._keep_endpoints()
         self.look()
+
+    def look(self) -> None:
+        """Look again at datagrams that wait: something new is known of the guests."""
+        self._waiting.look()
 
     def take(self, bridge: str, key: ServiceKey, sock: socket.SocketType) -> None:
         """Read guests' datagrams from this socket, which is this object's from now on."""
@@ -188,11 +170,11 @@ class Datagrams:
         self._gates.pop(bridge, None)
         self._doors.pop(bridge, None)
         self.crowds.forget(bridge)
-        self._keep_health()
+        self._keep_endpoints()
 
     def drain(self) -> None:
         """Read nothing more: another worker does. Pass answers on until the idle time is over."""
-        self.checks.stop()
+        self.endpoints.stop_checks()
         if self._draining_since is None:
             self._draining_since = time.monotonic()
             for bridge in self._gates:
@@ -215,7 +197,7 @@ class Datagrams:
                 continue
             session = sessions.get(guest)
             if session is None:
-                if (target := self._target(gate, guest, count)) is None:
+                if (target := self._waiting.target(gate, guest, count)) is None:
                     continue
                 session = self._open(gate, target, guest)
             if session is not None:
@@ -226,23 +208,12 @@ class Datagrams:
                 self.crowds.used(gate.bridge, guest[0], session)
                 session.send(BUFFER[:count])
 
-    def connected(self, endpoint: Endpoint) -> socket.SocketType:
-        """Return a UDP socket that is connected to an endpoint. Raises OSError."""
-        sock = socket.SocketType(tcp.family(endpoint.address), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        try:
-            sock.connect((endpoint.address, endpoint.port))
-        except OSError:
-            sock.close()
-            raise
-        return sock
-
     def answered(self, session: Session) -> None:
         """Note that an endpoint has answered a session."""
         if self._draining_since is None:
             session.used = time.monotonic()
             session.gate.sessions.move_to_end(session.guest)
-        if session.endpoint not in self.health.good:
-            self.health.answered(session.endpoint, session.used)
+        self.endpoints.answered(session.endpoint, session.used)
 
     def introduce(self, session: Session) -> bytes:
         """Return the header that is sent before each datagram of a session."""
@@ -257,9 +228,9 @@ class Datagrams:
 
     def next_endpoint(self, session: Session, number: int) -> Endpoint | None:
         """Note why an endpoint failed; return the next one for the session, or None."""
-        self._failed(session.endpoint, number)
+        self.endpoints.failed(session.endpoint, number)
         session.target.record.dial_failed(dial_reason(number))
-        order = self._in_order(session.target.service)
+        order = self.endpoints.in_order(session.target.service)
         endpoint = next((each for each in order if each not in session.tried), None)
         session.tell("dial-failed", endpoint=session.endpoint, why=dial_failure(number))
         if endpoint is not None:
@@ -274,98 +245,28 @@ class Datagrams:
 
     # Sessions
 
-    def _target(self, gate: Gate, guest: tuple[Any, ...], count: int) -> Target | None:
-        """Return what a guest gets that sent a datagram of ``count`` bytes.
-
-        None if it gets nothing, or not yet: then the datagram waits.
-        """
-        door = gate.door
-        if not isinstance(door, Divided):
-            return door
-        known, target = self._known(gate, door, guest)
-        if not known:
-            deadline = time.monotonic() + door.patience
-            self._held.add(gate, guest, bytes(BUFFER[:count]), deadline)
-            self._look_later()
-            return None
-        return target
-
-    def _known(self, gate: Gate, door: Divided, guest: tuple[Any, ...]) -> tuple[bool, Target | None]:
-        """Return whether it is known what a guest gets, and what that is; None for nothing."""
-        mac = self.introductions.neighbours.mac(gate.bridge, gate.sock, guest[0])
-        if not mac:
-            # A guest that takes us for a gateway leaves no entry in the namespace's ARP table. A datagram to
-            # it makes the kernel ask for its MAC; nobody reads it at this port.
-            with suppress(OSError):
-                gate.sock.sendto(b"", _DONT_WAIT, (guest[0], _DISCARD, *guest[2:]))
-            return False, None
-        verdict = self.introductions.judge(gate.bridge, mac)
-        if verdict.network == WAIT:
-            return False, None
-        target, why = door.answer(verdict, mac)
-        if target is None:
-            self._refuse(gate, door.any, guest, why)
-        return True, target
-
-    def look(self) -> None:
-        """Look again at what is held: something new is known."""
-        now = time.monotonic()
-        for gate, guest, deadline in self._held:
-            door = gate.door
-            known, target = self._known(gate, door, guest) if isinstance(door, Divided) else (True, door)
-            if not known:
-                if now >= deadline:
-                    self._held.take(gate, guest)
-                    self._refuse(gate, targets_of(door)[0], guest, "it is not known behind which port it is")
-                continue
-            datagrams = self._held.take(gate, guest)
-            session = gate.sessions.get(guest)
-            if session is None and target is not None:
-                session = self._open(gate, target, guest)
-            if session is not None:
-                for data in datagrams:
-                    session.send(data)
-
-    def _look_later(self) -> None:
-        if not self._looks:
-            self._looks = True
-            self.loop.call_later(LOOK, self._look_again)
-
-    def _look_again(self) -> None:
-        self._looks = False
-        self.look()
-        if self._held:
-            self._look_later()
-
-    def _refuse(self, gate: Gate, target: Target, guest: tuple[Any, ...], why: str) -> None:
-        target.counts[TOTAL] += 1
-        target.record.never_began(LIMITED)
-        target.limited[NETWORK] = (target.limited[NETWORK] + 1) & 0xFFFFFFFF
-        self.tracing.tell(target, guest, gate.sock, "limited", cause=CAUSES[NETWORK], why=f": {why}")
-        warnings = self._warnings[NETWORK]
-        if warnings.allows(time.monotonic()):
-            self._log.warning(
-                "bridge=%s port=%s datagram refused by network: guest=%s, %s%s",
-                target.bridge,
-                target.service.key.listener.in_words,
-                guest[0],
-                why,
-                warnings.suffix(),
-            )
+    def _deliver(
+        self, gate: Gate, target: Target, guest: tuple[Any, ...], datagrams: Iterable[bytes]
+    ) -> None:
+        """Send on what has waited."""
+        session = gate.sessions.get(guest) or self._open(gate, target, guest)
+        if session is not None:
+            for data in datagrams:
+                session.send(data)
 
     def _open(self, gate: Gate, target: Target, guest: tuple[Any, ...]) -> Session | None:
         bridge, address = gate.bridge, guest[0]
         target.counts[TOTAL] += 1
         while (found := self.crowds.in_the_way(bridge, target.service, address)) is not None:
             self._evict(*found)
-        order = self._in_order(target.service)
+        order = self.endpoints.in_order(target.service)
         last: OSError | None = None
         for endpoint in order:
             try:
                 session = Session(self, gate, target, guest, endpoint)
             except OSError as error:
                 last = error
-                self._failed(endpoint, error.errno or 0)
+                self.endpoints.failed(endpoint, error.errno or 0)
                 target.record.dial_failed(dial_reason(error.errno or 0))
                 if error.errno in _NO_DESCRIPTOR and (oldest := self.crowds.oldest()) is not None:
                     self._evict(oldest, TOTAL_LIMIT)  # the next datagram has its descriptor
@@ -472,59 +373,11 @@ class Datagrams:
 
     def _close(self, bridge: str, gate: Gate, how: str) -> None:
         self._end_all(gate, how, STOPPED)
-        self._held.drop(gate)
+        self._waiting.drop(gate)
         self._stop_reading(gate)
         self.loop.close_later(gate.sock, shared=True)
         del self._gates[bridge][gate.key]
 
-    # Endpoints
-
-    def _in_order(self, service: Service) -> list[Endpoint]:
-        return self.health.order(self.health.candidates(service), service.spread, {})
-
-    def _failed(self, endpoint: Endpoint, number: int) -> None:
-        if number in OF_ENDPOINT:
-            self.health.fail(endpoint, dial_failure(number), time.monotonic())
-
-    def _check_failed(self, endpoint: Endpoint, number: int) -> None:
-        self._failed(endpoint, number)
-        self._tell_guests(endpoint)
-
-    def _keep_health(self) -> None:
-        services = [
-            each.service
-            for doors in self._doors.values()
-            for door in doors.values()
-            for each in targets_of(door)
-        ]
-        used = {endpoint for each in services for endpoint in each.candidates}
-        for endpoint in self.health.keep(used, used):
-            self.report(endpoint, None)
-        self.checks.plan()
-
-    def _changed(self, endpoint: Endpoint, state: State) -> None:
-        self.report(endpoint, state)
-        if state.failed:
-            self._log.warning("endpoint %s/udp has failed: %s", endpoint, state.why)
-        elif state.back_off:
-            self._log.info("endpoint %s/udp answers", endpoint)
-        self.checks.plan()
-        self._tell_guests(endpoint)
-
-    def _tell_guests(self, endpoint: Endpoint) -> None:
-        """Have guests of services refused that this was the last endpoint of, or refused no more."""
-        for bridge, gates in self._gates.items():
-            for key, gate in gates.items():
-                candidates = [
-                    candidate
-                    for each in targets_of(gate.door)
-                    for candidate in self.health.candidates(each.service)
-                ]
-                if endpoint not in candidates or not gate.reading:
-                    continue
-                if self.health.failed.issuperset(candidates):
-                    gate.unreachable = True
-                    self.unreachable(bridge, key, REFUSED_FOR)
-                elif gate.unreachable:
-                    gate.unreachable = False
-                    self.unreachable(bridge, key, 0)
+    def _keep_endpoints(self) -> None:
+        doors = [door for doors in self._doors.values() for door in doors.values()]
+        self.endpoints.keep(each.service for door in doors for each in targets_of(door))

@@ -19,6 +19,7 @@ from contextlib import suppress
 from tproxy.datapath.target import Target
 from tproxy.datapath.tracing import Trail
 from tproxy.datapath.waiting import Door
+from tproxy.kernel import tcp
 from tproxy.kernel.loop import READ
 from tproxy.model import Endpoint, ServiceKey
 from tproxy.typed import TYPE_CHECKING, Any
@@ -38,6 +39,17 @@ _DONT_WAIT = int(socket.MSG_DONTWAIT)
 
 # What sending a datagram can fail with that says nothing of the endpoint: it is lost, as datagrams can be.
 _LOST = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EMSGSIZE})
+
+
+def connected(endpoint: Endpoint) -> socket.SocketType:
+    """Return a UDP socket that is connected to an endpoint. Raises OSError."""
+    sock = socket.SocketType(tcp.family(endpoint.address), socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.connect((endpoint.address, endpoint.port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 class Gate:
@@ -108,7 +120,7 @@ class Session:
         self._unanswered: bytes | None = None
         self.tried: set[Endpoint] = set()
         self.endpoint = endpoint
-        self.sock = keeper.connected(endpoint)
+        self.sock = connected(endpoint)
         keeper.loop.add(self.sock.fileno(), READ, self)
 
     @property
@@ -195,7 +207,7 @@ class Session:
             self._keeper.end_refused(self, number)
             return
         try:
-            sock = self._keeper.connected(endpoint)
+            sock = connected(endpoint)
         except OSError as error:
             self._keeper.end_refused(self, error.errno or 0)
             return

@@ -1,13 +1,25 @@
 """Package URLs of artifacts, and artifacts of package URLs (github.com/package-url/purl-spec).
 
-Ansible's collections and roles have no type of their own there, so they are generic, with a qualifier.
+Ansible's collections and roles have no type of their own there, so they are generic, with a qualifier. Both
+are of the kind "galaxy"; a role is known by its file, which has no name but its version.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from packageurl import PackageURL
 
 from tproxy.egress.model import Artifact
+
+
+def role(name: str, version: str = "") -> Artifact:
+    """Return the artifact that a role of Ansible is."""
+    return Artifact("galaxy", name, version, f"{version}.tar.gz")
+
+
+def is_role(artifact: Artifact) -> bool:
+    return artifact.kind == "galaxy" and artifact.filename == f"{artifact.version}.tar.gz"
 
 
 def purl_of(artifact: Artifact) -> str:
@@ -28,7 +40,8 @@ def purl_of(artifact: Artifact) -> str:
             qualifiers["tag"] = version
         return PackageURL("oci", None, name.rpartition("/")[2], digest, qualifiers).to_string()
     if artifact.kind == "galaxy" and name:
-        return PackageURL("generic", None, name, version, {"ansible": "galaxy"}).to_string()
+        ansible = "role" if is_role(artifact) else "galaxy"
+        return PackageURL("generic", None, name, version, {"ansible": ansible}).to_string()
     if artifact.kind in ("file", "uri") and artifact.url:
         qualifiers = {"download_url": artifact.url}
         if artifact.sha256:
@@ -39,7 +52,10 @@ def purl_of(artifact: Artifact) -> str:
 
 
 def artifact_of(text: str) -> Artifact | None:
-    """Return what a package URL names, or None where this program has no such kind. Raises ValueError."""
+    """Return what a package URL names; None where this program has no such kind, and for a file of no hash.
+
+    Raises ValueError.
+    """
     purl = PackageURL.from_string(text)
     qualifiers = dict(purl.qualifiers) if isinstance(purl.qualifiers, dict) else {}
     name, version = purl.name, purl.version or ""
@@ -52,9 +68,11 @@ def artifact_of(text: str) -> Artifact | None:
         repository = qualifiers.get("repository_url", name)
         tag = qualifiers.get("tag", "")
         return Artifact("oci", repository, tag or version, sha256=version.removeprefix("sha256:"), purl=text)
+    if qualifiers.get("ansible") == "role":
+        return replace(role(name, version), purl=text)
     if "ansible" in qualifiers:
         return Artifact("galaxy", name, version, purl=text)
-    if "download_url" in qualifiers:
-        sha256 = qualifiers.get("checksum", "").removeprefix("sha256:")
+    if "download_url" in qualifiers and "checksum" in qualifiers:
+        sha256 = qualifiers["checksum"].removeprefix("sha256:")
         return Artifact("file", version=version, url=qualifiers["download_url"], sha256=sha256, purl=text)
     return None

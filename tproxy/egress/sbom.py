@@ -25,7 +25,14 @@ NOTE = "Fetched does not mean installed: this lists what was downloaded, not wha
 
 def of_entries(entries: Iterable[dict[str, Any]], subject: str) -> Bom:
     """Return the bill of what the ledger says was served. ``subject`` says for whom."""
-    return _bom([(str(entry["purl"]), str(entry.get("sha256", ""))) for entry in entries], subject, NOTE)
+    packages = [entry for entry in entries if _is_package(entry)]
+    return _bom([(str(entry["purl"]), str(entry.get("sha256", ""))) for entry in packages], subject, NOTE)
+
+
+def _is_package(entry: dict[str, Any]) -> bool:
+    """Tell it from what belongs to a package, and has an entry of its own: layers, and metadata of wheels."""
+    file = str(entry.get("file", ""))
+    return not (entry.get("kind") == "oci" and file == "blobs") and not file.endswith(".whl.metadata")
 
 
 def of_records(records: Iterable[Record], subject: str) -> Bom:

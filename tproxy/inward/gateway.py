@@ -23,6 +23,7 @@ from tproxy.errors import ProcessError
 from tproxy.inward import acme, files, haproxy, maps
 from tproxy.inward import compile as compiled
 from tproxy.inward.compile import ADMIN, CERTIFICATES, CONFIGURATION
+from tproxy.inward.names.allowed import allowed
 from tproxy.inward.options import Options
 from tproxy.inward.runtime import Runtime
 from tproxy.kernel import netns
@@ -61,6 +62,21 @@ def up(config: Config, options: Options) -> tuple[list[str], list[str]]:
         lacking = refused if options.acme else [*names, *refused]
         problems += [f"{each} has no certificate: clients of its route are refused" for each in lacking]
     return done, problems
+
+
+def change_routes(config: Config) -> list[str]:
+    """Have a HAProxy that runs serve the routes of the file, where names were granted or lost since.
+
+    Return what was done; nothing where none runs. Raises TproxyError.
+    """
+    folder = files.directory()
+    admin = Runtime(str(folder / ADMIN))
+    if not admin.answers:
+        return []
+    with files.locked(folder):
+        wanted = maps.maps(_entries(config)[0], time.time())
+        before = {each.name: each.read_text() for each in folder.iterdir() if each.name in wanted}
+        return _change_maps(folder, admin, compiled.changes(before, wanted))
 
 
 def compile_files(config: Config, options: Options) -> None:
@@ -102,17 +118,29 @@ def _apply(folder: Path, path: str, options: Options, wanted: Compiled, admin: R
         else:
             haproxy.start(folder, path, options)
         return ["HAProxy goes on with another configuration" if running else "HAProxy started"]
-    done = []
-    for file in sorted(changed.keys() - {CERTIFICATES}):
-        files.write(folder, {file: changed[file]})
-        if file.endswith(".map"):
-            admin.set_map(str(folder / file), changed[file])
-        done.append(f"{file}: {changed[file].count(chr(10))} lines")
+    done = _change_maps(folder, admin, {file: changed[file] for file in changed if file != CERTIFICATES})
     return done + files.change_certificates(admin, folder, wanted.certificates, wanted.files[CERTIFICATES])
 
 
+def _change_maps(folder: Path, admin: Runtime, changed: dict[str, str]) -> list[str]:
+    done = []
+    for file, text in sorted(changed.items()):
+        files.write(folder, {file: text})
+        if file.endswith(".map"):
+            admin.set_map(str(folder / file), text)
+        done.append(f"{file}: {text.count(chr(10))} lines")
+    return done
+
+
+def _entries(config: Config) -> tuple[list[RouteEntry], list[Problem]]:
+    """Return the routes to serve, and what is wrong with others."""
+    named = allowed(config)
+    entries, problems = maps.within(named.routes, config.gateway_ranges, _own_addresses())
+    return entries, [*named.problems, *problems]
+
+
 def _compiled(folder: Path, config: Config, options: Options) -> Compiled:
-    entries, problems = maps.within(config.routes, config.gateway_ranges, _own_addresses())
+    entries, problems = _entries(config)
     problems += maps.shared(entries)
     wanted = maps.maps(entries, time.time())
     wanted[maps.CHALLENGES] = ""
@@ -130,7 +158,8 @@ def _names(config: Config, options: Options, wanted: Compiled, admin: Runtime) -
     """Return names without a certificate of the operator: those for which an issuer may be asked, others."""
     found = [admin.certificate(each) for each in _own_certificates(options)]
     known = [name for each in found if each for name in each.names]
-    return acme.wanted(wanted.entries, config.gateway_domains, known, time.time())
+    may = (*config.gateway_domains, *allowed(config).domains)
+    return acme.wanted(wanted.entries, may, known, time.time())
 
 
 def _without_nodes(entries: list[RouteEntry]) -> list[str]:

@@ -93,8 +93,8 @@ class Worker:
             self._connections.next_number,
             self._connections.tracing,
         )
-        self._datagrams.report = lambda endpoint, state: self._report(endpoint, state, "/udp")
-        self._datagrams.unreachable = lambda *said: self._say(orders.Unreachable(*said))
+        self._datagrams.endpoints.report = lambda endpoint, state: self._report(endpoint, state, "/udp")
+        self._datagrams.endpoints.unreachable = lambda *said: self._say(orders.Unreachable(*said))
         used = Used(self._connections, self._datagrams)
         self._admission = Admission(self._loop, log, most, used, self._poll_intakes)
         self._inward = used.inward = Inward(self._loop, log, self._connections, most, self._admission)

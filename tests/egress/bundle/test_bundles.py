@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import signal
 import subprocess
 import sys
 import tarfile
@@ -172,6 +171,41 @@ def test_sealed_suites_are_signed_by_both_keys_while_the_site_key_rotates(
     assert len(site_key.keys()) == 1
 
 
+def test_dependencies_are_found_over_all_suites_and_repositories(
+    tmp_path: Path, dmz: Store, sealed: Store, key: KeyPair
+) -> None:
+    """A security update is in a repository of its own, which has no other packages."""
+    with site() as debian, site() as other:
+        repository = Repository(debian, tmp_path / "debian")
+        repository.add("bookworm", "tool", "1.0", depends="base (>= 1.1)")
+        repository.add("bookworm", "base", "1.0")
+        repository.publish("bookworm")
+        security = Repository(other, tmp_path / "security", "/debian-security/")
+        security.add("bookworm-security", "base", "1.1")
+        security.publish("bookworm-security")
+        (tmp_path / "keys.asc").write_bytes(repository.key.read_bytes() + security.key.read_bytes())
+        settings = Settings(dmz.root, deb=(repository.url, security.url), inner=LOOPBACK)
+        targets = TARGETS._replace(suites=("bookworm", "bookworm-security"))
+        found = gather(settings, dmz, [Item("deb", "tool")], targets, str(tmp_path / "keys.asc"))
+        repository.close()
+        security.close()
+    assert found.missing == []
+    _, (path,) = create(dmz, found.records.values(), tmp_path / "b.tar", key)
+    import_bundle(sealed, path, key.fingerprint)
+    names = [url.partition("://")[2] for url in settings.deb]
+    with running(Settings(sealed.root, sealed=True, deb=settings.deb)) as mirror:
+        sources = [
+            f"deb [signed-by={sealed.root / 'site-key.asc'}] {mirror.url}deb/{name} {suite} main"
+            for name, suite in zip(names, targets.suites, strict=True)
+        ]
+        apt = Apt(tmp_path / "apt", "\n".join(sources))
+        apt.update()
+        assert sorted(apt.download("tool")) == ["base_1.1_all.deb", "tool_1.0_all.deb"]
+        release = get(f"{mirror.url}deb/{names[1]}dists/bookworm-security/InRelease")[1]
+        assert b"Acquire-By-Hash: yes" in release
+        assert b"Valid-Until" not in release
+
+
 def test_an_incomplete_list_says_all_that_is_missing(tmp_path: Path, dmz: Store) -> None:
     with site() as python, site() as debian, site() as images:
         index, repository = Index(python), Repository(debian, tmp_path / "upstream")
@@ -237,56 +271,6 @@ def test_any_flipped_byte_is_found_before_anything_is_served(
     assert reading.verify_all(path, key.public.read_text()).serial == 1
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_bundle_cut_off_anywhere_changes_nothing_and_goes_on_later(
-    tmp_path: Path, dmz: Store, sealed: Store, key: KeyPair, seed: int
-) -> None:
-    _, (path,) = create(dmz, some(dmz, *"abcdef", size=20_000), tmp_path / "b.tar", key)
-    content = path.read_bytes()
-    chosen = random.Random(seed)
-    for _ in range(5):
-        path.write_bytes(content[: chosen.randrange(len(content) - 10_240)])
-        with pytest.raises(BundleError):
-            import_bundle(sealed, path, key.fingerprint)
-        assert sealed.serial() is None
-    path.write_bytes(content)
-    import_bundle(sealed, path, key.fingerprint)
-    assert sealed.serial() == 1
-    assert sealed.blobs.scrub() == []
-
-
-IMPORT = """
-import sys; from pathlib import Path
-from tproxy.egress.bundle.importing import import_bundle; from tproxy.egress.store.store import Store
-import_bundle(Store(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3])
-"""
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_an_import_that_is_killed_leaves_the_old_or_the_new_state(
-    tmp_path: Path, dmz: Store, sealed: Store, key: KeyPair, seed: int
-) -> None:
-    _, (first,) = create(dmz, some(dmz, "a"), tmp_path / "first.tar", key)
-    import_bundle(sealed, first, key.fingerprint)
-    _, (second,) = create(dmz, some(dmz, *"abcdefgh", size=300_000), tmp_path / "second.tar", key)
-    blobs = random.Random(seed).randrange(1, 8)
-    command = [sys.executable, "-c", IMPORT, str(sealed.root), str(second), key.fingerprint]
-    process = subprocess.Popen(command)
-    while process.poll() is None and len(list(sealed.blobs.all())) < 1 + blobs:
-        pass
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    sealed.blobs.adopt_all()
-    serial = sealed.serial()
-    assert serial in (1, 2)
-    for each in sealed.active.all():
-        assert sealed.blobs.find(each.sha256)
-    import_bundle(sealed, second)
-    assert sealed.serial() == 2
-    assert sealed.blobs.scrub() == []
-    assert len(sealed.active.hashes) == 8
-
-
 def test_parts_are_no_larger_than_asked_and_are_one_bundle(
     tmp_path: Path, dmz: Store, sealed: Store, key: KeyPair
 ) -> None:
@@ -297,6 +281,10 @@ def test_parts_are_no_larger_than_asked_and_are_one_bundle(
     assert of(tmp_path / "b.tar") == parts == of(parts[1])
     import_bundle(sealed, tmp_path / "b.tar", key.fingerprint)
     assert sealed.serial() == 1
+    # Wherever a part ends: in a header, in the manifest, in a blob.
+    for size in (700, 5_000, 149_999):
+        create(dmz, records, tmp_path / "s.tar", key, split=size)
+        assert reading.verify_all(tmp_path / "s.tar", key.public.read_text()).blobs
     _, (whole,) = create(dmz, records, tmp_path / "c.tar", key)
     joined = b"".join(part.read_bytes() for part in parts)
     assert len(joined) == whole.stat().st_size

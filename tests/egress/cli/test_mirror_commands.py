@@ -23,6 +23,7 @@ from tests.egress.python_index import Index
 from tests.egress.running import GUEST, relay
 from tests.egress.upstream import Site, site
 from tests.netns.waiting import eventually
+from tproxy.egress import sbom
 
 TPROXY = str(Path(sys.executable).with_name("tproxy"))
 
@@ -210,11 +211,18 @@ def test_log_sbom_and_report_show_what_was_fetched_and_denied(node: Operator, tm
     denied = node("log", "--denied", "--since", "1h")
     assert denied.startswith("     2 denied pypi requests: network vnet1, guests 10.0.0.1")
     assert node("log", "--network", "vnet2") == ""
-    found = json.loads(node.run("sbom", "--network", "vnet1").stdout)
-    (component,) = found["components"]
+    bills = {
+        words: node.run("sbom", *words).stdout
+        for words in (("--network", "vnet1"), ("--guest", "10.0.0.1"), ("--guest", "10.9.9.9"), ())
+    }
+    for text in bills.values():
+        sbom.check(text)
+        assert "Fetched does not mean installed" in text
+    assert json.loads(bills["--guest", "10.0.0.1"])["components"]
+    (component,) = json.loads(bills["--network", "vnet1"])["components"]
     assert component["purl"].startswith("pkg:pypi/demo@2.0")
     assert component["hashes"][0]["content"] == hashlib.sha256(content).hexdigest()
-    assert "components" not in json.loads(node.run("sbom", "--guest", "10.9.9.9").stdout)
+    assert "components" not in json.loads(bills["--guest", "10.9.9.9"])
     page = tmp_path / "report.html"
     node("report", "--output", str(page))
     assert "requests" in page.read_text()
@@ -250,5 +258,7 @@ def test_a_bundle_from_list_to_rollback(node: Operator, tmp_path: Path) -> None:
         sealed("bundle", "import", str(tmp_path / "c.tar"))
         assert "- pkg:pypi/demo@2.0" in sealed("bundle", "diff", "1", "2")
         assert "bundle 1 is active" in sealed("bundle", "rollback")
-        found = json.loads(sealed.run("sbom", "--bundle", "1").stdout)
+        bill = sealed.run("sbom", "--bundle", "1").stdout
+        sbom.check(bill)
+        found = json.loads(bill)
         assert {each["name"] for each in found["components"]} == {"demo", "base"}

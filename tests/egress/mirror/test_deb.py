@@ -87,14 +87,14 @@ def test_an_index_of_the_old_set_is_still_served_by_its_hash(mirror: Running, re
     repository.add("bookworm", "tool", "1.0")
     repository.publish("bookworm")
     name = repository.url.partition("://")[2]
-    old = repository.indexes["main/binary-amd64/Packages.xz"]
+    old = repository.indexes["main/binary-amd64/Packages.gz"]
     path = f"{mirror.url}deb/{name}dists/bookworm/main/binary-amd64/"
     by_hash = f"{path}by-hash/SHA256/{hashlib.sha256(old).hexdigest()}"
-    assert get(f"{path}Packages.xz")[1] == old
+    assert get(f"{path}Packages.gz")[1] == old
     repository.add("bookworm", "tool", "2.0")
     repository.publish("bookworm")
     mirror.run(expire(mirror))
-    assert get(f"{path}Packages.xz")[1] == repository.indexes["main/binary-amd64/Packages.xz"]
+    assert get(f"{path}Packages.gz")[1] == repository.indexes["main/binary-amd64/Packages.gz"]
     assert get(by_hash)[1] == old
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
 
 from tproxy.egress.clients import server
+
+CLOUD_INIT = Path(__file__).parents[3] / "build/cloud-init"
 
 PEM = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 
@@ -49,6 +53,22 @@ def test_a_sealed_site_gives_its_key_to_apt() -> None:
 def test_the_cloud_config_holds_the_same_script() -> None:
     found = yaml.safe_load(page("/setup.yaml")[1])
     assert found["write_files"][0]["content"].rstrip() == page("/setup")[1].rstrip()
+
+
+def test_cloud_init_finds_the_cloud_config_valid(tmp_path: Path) -> None:
+    """By the schema of Debian's cloud-init."""
+    if not CLOUD_INIT.exists():
+        reason = "needs cloud-init, which .ci/setup unpacks"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    command = ("/usr/bin/python3", "-m", "cloudinit.cmd.main", "schema", "--config-file")
+    environment = {**os.environ, "PYTHONPATH": str(CLOUD_INIT / "usr/lib/python3/dist-packages")}
+    text, file = page("/setup.yaml")[1], tmp_path / "config.yaml"
+    for content, code in ((text, 0), (text.replace("permissions:", "permission:"), 1)):
+        file.write_text(content)
+        done = subprocess.run(
+            [*command, str(file)], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stdout + done.stderr
 
 
 def test_other_paths_are_not_there() -> None:

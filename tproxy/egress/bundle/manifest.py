@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from packageurl import PackageURL
+
 from tproxy.egress.model import Artifact
 from tproxy.egress.purls import purl_of
 from tproxy.egress.store.records import Record, StoreError, record_from
@@ -22,6 +24,9 @@ FORMAT = 1
 # The names in the tar, in their order; blobs follow as blobs/sha256/HASH.
 SIGNATURE, KEY, MANIFEST = "manifest.json.minisig", "key.pub", "manifest.json"
 BLOBS = "blobs/sha256/"
+
+# The kind of records of the appliance's own packages, which an import keeps and nothing serves.
+APPLIANCE = "appliance"
 
 LARGEST = 256 << 20  # bytes of a manifest; a record has some 400
 
@@ -94,6 +99,11 @@ def label(record: Record) -> str:
         return purl_of(Artifact(kinds[record.kind], name, record.version, record.file.rpartition("/")[2]))
     if record.kind == "oci" and not record.file.startswith("sha256:"):
         return purl_of(Artifact("oci", record.name, record.file, sha256=record.sha256))
+    if record.kind == APPLIANCE:
+        # Generic, so that a list made of an SBOM does not name it.
+        return PackageURL(
+            "generic", None, record.file, record.version or None, {"tproxy": APPLIANCE}
+        ).to_string()
     if record.kind == "file":
         return purl_of(Artifact("file", url=record.name, sha256=record.sha256))
     return ""

@@ -51,13 +51,16 @@ class Reader(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        number = bisect_right(self._ends, self._at)
-        if number == len(self._files):
-            return 0
-        start = self._ends[number - 1] if number else 0
-        count = os.preadv(self._files[number].fileno(), [buffer], self._at - start)
-        self._at += count
-        return count
+        # All of it, also over the end of a part: tarfile takes less for the end of the file.
+        view, begun = memoryview(buffer), self._at
+        while view and (number := bisect_right(self._ends, self._at)) < len(self._files):
+            start = self._ends[number - 1] if number else 0
+            count = os.preadv(self._files[number].fileno(), [view], self._at - start)
+            if not count:
+                break  # somebody has made it shorter
+            self._at += count
+            view = view[count:]
+        return self._at - begun
 
     def close(self) -> None:
         for file in self._files:

@@ -1,4 +1,4 @@
-"""Makes the scripts for clients from their templates. Pure, apart from reading the templates."""
+"""Makes the script for clients from its template. Pure, apart from reading the template."""
 
 from __future__ import annotations
 
@@ -26,15 +26,12 @@ def setup(certificates: str, proxy: str, units: str = "", site_key: str = "") ->
 
     Raises BadQuestion for values that are no unit or no ``host:port``: they come from whoever asks.
     """
-    names = [each.removesuffix(".service") for each in units.split(",") if each]
-    if not all(_UNIT.fullmatch(each) for each in names):
-        raise BadQuestion("units is not a list of systemd units, such as docker,containerd")
-    return _filled("setup.sh", certificates, proxy, UNITS=" ".join(names), SITE_KEY=site_key.strip())
+    return _script("setup", certificates, proxy, units, site_key)
 
 
-def check(certificates: str, proxy: str, site_key: str = "") -> str:
-    """Return the script that reports what is still wrong. Raises BadQuestion."""
-    return _filled("check.sh", certificates, proxy, SITE_KEY=site_key.strip())
+def check(certificates: str, proxy: str, units: str = "", site_key: str = "") -> str:
+    """Return the script that reports what is still wrong: the same one. Raises BadQuestion."""
+    return _script("check", certificates, proxy, units, site_key)
 
 
 def cloud_config(certificates: str, proxy: str, units: str = "", site_key: str = "") -> str:
@@ -55,13 +52,23 @@ def cloud_config(certificates: str, proxy: str, units: str = "", site_key: str =
     )
 
 
-def _filled(name: str, certificates: str, proxy: str, **more: str) -> str:
+def _script(mode: str, certificates: str, proxy: str, units: str, site_key: str) -> str:
+    names = [each.removesuffix(".service") for each in units.split(",") if each]
+    if not all(_UNIT.fullmatch(each) for each in names):
+        raise BadQuestion("units is not a list of systemd units, such as docker,containerd")
     if not _PROXY.fullmatch(proxy):
         raise BadQuestion("proxy is not host:port")
-    values = {"PROXY": f"http://{proxy}", "NO_PROXY": NO_PROXY, "CERTIFICATES": certificates.strip(), **more}
-    return re.sub("@([A-Z_]+)@", lambda found: values[found[1]], _template(name))
+    values = {
+        "MODE": mode,
+        "PROXY": f"http://{proxy}",
+        "NO_PROXY": NO_PROXY,
+        "UNITS": " ".join(names),
+        "CERTIFICATES": certificates.strip(),
+        "SITE_KEY": site_key.strip(),
+    }
+    return re.sub("@([A-Z_]+)@", lambda found: values[found[1]], _template())
 
 
 @lru_cache
-def _template(name: str) -> str:
-    return files("tproxy.egress.clients").joinpath(name).read_text(encoding="utf-8")
+def _template() -> str:
+    return files("tproxy.egress.clients").joinpath("setup.sh").read_text(encoding="utf-8")

@@ -86,7 +86,7 @@ def page(
                 found = scripts.cloud_config(certificates(), through, units, site_key())
                 return 200, "text/cloud-config", found
             case "/check":
-                return 200, "text/x-shellscript", scripts.check(certificates(), through, site_key())
+                return 200, "text/x-shellscript", scripts.check(certificates(), through, units, site_key())
             case "/ca.pem":
                 return 200, "application/x-pem-file", certificates()
             case "/site-key.asc" if key := site_key():

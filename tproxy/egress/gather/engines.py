@@ -28,25 +28,32 @@ CHUNK = 1 << 20
 
 def pypi(url: str, items: Sequence[Item], targets: Targets) -> list[str]:
     """Download wheels with pip for each version of Python, with all that they require."""
-    missing = []
+    missing, index = [], ["--index-url", f"{url}pypi/simple/"]
     for python in targets.pythons:
         everything = [item.name for item in items]
-        if not _pip(url, everything, python, targets.platforms):
+        if not _pip(index, everything, python, targets.platforms):
             continue
         # pip stops at the first failure; to name all, each is tried alone.
-        alone = {name: _pip(url, [name], python, targets.platforms) for name in everything}
+        alone = {name: _pip(index, [name], python, targets.platforms) for name in everything}
         found = [f"pypi {name} for Python {python}: {why}" for name, why in alone.items() if why]
-        together = _pip(url, everything, python, targets.platforms)
+        together = _pip(index, everything, python, targets.platforms)
         missing += found or [f"pypi for Python {python}, all together: {together}"]
     return missing
 
 
-def _pip(url: str, names: Sequence[str], python: str, platforms: Iterable[str]) -> str:
+def wheels(folder: Path, name: str, targets: Targets) -> list[str]:
+    """Return what the wheels in a folder lack to install this one, for each version of Python."""
+    source = ["--no-index", f"--find-links={folder}"]
+    why = {python: _pip(source, [name], python, targets.platforms) for python in targets.pythons}
+    return [f"{name} for Python {python}: {text}" for python, text in why.items() if text]
+
+
+def _pip(source: Sequence[str], names: Sequence[str], python: str, platforms: Iterable[str]) -> str:
     """Return why pip fails; "" if it does not."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-cache-dir", "--dest", folder]
         command += ["--disable-pip-version-check", "--no-input", "--only-binary=:all:"]
-        command += ["--index-url", f"{url}pypi/simple/", "--python-version", python]
+        command += [*source, "--python-version", python]
         command += [f"--platform={platform}" for platform in platforms]
         code, out = _run([*command, "--", *names], folder, {"PIP_CONFIG_FILE": os.devnull})
     return "" if code == 0 else _reason(out, "ERROR: ")

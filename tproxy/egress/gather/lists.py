@@ -13,7 +13,7 @@ from typing import NamedTuple
 from packaging.requirements import InvalidRequirement, Requirement
 
 from tproxy.egress.model import Artifact
-from tproxy.egress.purls import artifact_of
+from tproxy.egress.purls import artifact_of, is_role
 from tproxy.errors import TproxyError, quoted
 
 KINDS = ("pypi", "deb", "oci", "galaxy", "role", "file")
@@ -93,10 +93,7 @@ def read(text: str, where: str = "list") -> list[Item]:
 def _from_wants(text: str, where: str) -> list[Item]:
     """Read what ``tproxy egress mirror wanted --json`` prints."""
     try:
-        return [
-            check(*_line(Artifact(each["kind"], each["name"], each["version"], url=each["name"])))
-            for each in json.loads(text)
-        ]
+        return [check(*_words(each["kind"], each["name"], each["version"])) for each in json.loads(text)]
     except (ValueError, KeyError, TypeError) as error:
         raise ListError(f"{where}: this is no want list: {error}") from error
 
@@ -107,23 +104,29 @@ def _from_sbom(text: str, where: str) -> list[Item]:
         for component in json.loads(text).get("components", []):
             artifact = artifact_of(str(component["purl"])) if component.get("purl") else None
             if artifact is not None:
-                found.append(check(*_line(artifact)))
+                found.append(check(*_words(*want_of(artifact))))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ListError(f"{where}: this is no SBOM in CycloneDX's JSON: {error}") from error
     return found
 
 
-def _line(artifact: Artifact) -> tuple[str, str]:
-    """Return kind and name of an artifact as a line has them."""
-    name, version = artifact.name, artifact.version
-    if artifact.kind == "pypi":
-        return "pypi", f"{name}=={version}" if version else name
-    if artifact.kind == "deb":
-        return "deb", f"{name}={version}" if version else name
-    if artifact.kind == "oci":
-        if version.startswith("sha256:"):
-            return "oci", f"{name}@{version}"
-        return "oci", f"{name}:{version}" if version else name
+def want_of(artifact: Artifact) -> tuple[str, str, str]:
+    """Return kind, name and version of an artifact as want lists have them. That of a file is its hash."""
     if artifact.kind == "file":
-        return "file", f"{artifact.url} {artifact.sha256}"
-    return "galaxy", f"{name}:{version}" if version else name
+        return "file", artifact.url, artifact.sha256
+    return "role" if is_role(artifact) else artifact.kind, artifact.name, artifact.version
+
+
+def can_be_wanted(artifact: Artifact) -> bool:
+    """Tell whether a list can name it. It cannot name an index, or a file of which nobody knows the hash."""
+    try:
+        check(*_words(*want_of(artifact)))
+    except ListError:
+        return False
+    return True
+
+
+def _words(kind: str, name: str, version: str) -> tuple[str, str]:
+    """Return kind and name as a line has them."""
+    between = {"pypi": "==", "deb": "=", "oci": "@" if version.startswith("sha256:") else ":", "file": " "}
+    return kind, f"{name}{between.get(kind, ':')}{version}" if version else name

@@ -61,6 +61,7 @@ class Control:
                 "serial": store.serial(),
                 "bytes": store.used(),
                 "quota": store.quota,
+                "room": store.room(),
                 "kept": len(store.kept()),
                 "wanted": len(store.wanted()),
                 **mirror.counts,

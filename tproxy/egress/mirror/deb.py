@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from dataclasses import replace
 from functools import partial
 from urllib.parse import quote
 
@@ -213,8 +214,8 @@ class Deb:
         if denied := self._library.denied(request, artifact, suites):
             return denied
         if known is None and record is None:
-            # No index that we know lists it, so nothing says what it must be.
-            return self._library.missing(request, artifact)
+            # No index that we know lists it, so nothing says what it must be; the file's name has no epoch.
+            return self._library.missing(request, replace(artifact, version=""))
         return await self._library.file(
             request,
             artifact,

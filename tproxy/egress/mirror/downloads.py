@@ -16,6 +16,7 @@ from pathlib import Path
 import aiohttp
 
 from tproxy.egress.mirror.upstream import TRIES, UpstreamError, Upstreams
+from tproxy.egress.store.blobs import Writer
 from tproxy.egress.store.records import Damaged
 from tproxy.egress.store.store import Store
 
@@ -61,7 +62,7 @@ class Download:
                 headers = {"Range": f"bytes={writer.size}-"} if writer.size else {}
                 try:
                     async with self._upstreams.get(self._url, headers, scope=self._scope) as answer:
-                        self._begin(answer, writer.size)
+                        self._begin(answer, writer)
                         async for piece in answer.content.iter_chunked(PIECE):
                             writer.write(piece)
                             self.arrived = writer.size
@@ -80,15 +81,15 @@ class Download:
             await asyncio.get_running_loop().run_in_executor(None, writer.sync)
             self.sha256 = writer.commit()
 
-    def _begin(self, answer: aiohttp.ClientResponse, have: int) -> None:
+    def _begin(self, answer: aiohttp.ClientResponse, writer: Writer) -> None:
         """Note what the answer's head says, and whether it goes on where the last one broke off."""
-        if have:
+        if have := writer.size:
             match = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
             if answer.status != 206 or match is None or int(match[1]) != have:
                 raise Damaged("upstream broke off, and cannot go on where it was")
             return
         self.size, self.media = answer.content_length, answer.headers.get("Content-Type", "")
-        self._store.blobs.make_room(self.size or 0)
+        writer.expect(self.size or 0)
         self.started = True
 
     async def _tell(self) -> None:

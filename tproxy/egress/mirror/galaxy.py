@@ -18,6 +18,7 @@ from tproxy.egress.mirror.answers import Answer, Body, Request
 from tproxy.egress.mirror.library import Library
 from tproxy.egress.mirror.upstream import NotThere, UpstreamError
 from tproxy.egress.model import Artifact
+from tproxy.egress.purls import role as a_role
 from tproxy.egress.store.records import Record
 
 ARCHIVE = "application/gzip"
@@ -171,7 +172,7 @@ class Galaxy:
         role = f"{owner}.{name}"
         if not re.fullmatch(r"[\w-]+\.[\w-]+", role):
             return _json({"count": 0, "results": []})
-        artifact = Artifact("galaxy", role)
+        artifact = a_role(role)
         if denied := self._library.denied(request, artifact):
             return denied
         versions = await self._role_known(role)
@@ -193,7 +194,7 @@ class Galaxy:
     async def _role_versions(self, request: Request, number: str) -> Answer:
         kept = self._library.store.document(f"role number {number}")
         role = kept[2].decode() if kept else ""
-        artifact = Artifact("galaxy", role)
+        artifact = a_role(role)
         if not role:
             return self._library.missing(request, Artifact("galaxy", f"role {number}"))
         if denied := self._library.denied(request, artifact):
@@ -231,7 +232,7 @@ class Galaxy:
         return kept
 
     async def _role_file(self, request: Request, role: str, version: str) -> Answer:
-        artifact = Artifact("galaxy", role, version, f"{version}.tar.gz")
+        artifact = a_role(role, version)
         if denied := self._library.denied(request, artifact):
             return denied
         key = ("role", role, f"{version}.tar.gz")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from tproxy.egress.gather.lists import can_be_wanted, want_of
 from tproxy.egress.mirror.answers import Answer, Blob, Denied, Growing, Missing, Request
 from tproxy.egress.mirror.downloads import Download, Downloads
 from tproxy.egress.mirror.settings import Settings
@@ -85,9 +86,9 @@ class Library:
         """Return the answer for what is not here. In sealed mode it goes on the want list."""
         if not self.settings.sealed:
             return Missing(artifact, "upstream has no such thing")
-        self.store.want(
-            artifact.kind, artifact.name or artifact.url, artifact.version, request.caller.network
-        )
+        if not can_be_wanted(artifact):
+            return Missing(artifact, "it is not in the store of this sealed site")
+        self.store.want(*want_of(artifact), request.caller.network)
         return Missing(artifact, "it is not in the store of this sealed site; it was put on the want list")
 
     def _note(

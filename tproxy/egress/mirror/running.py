@@ -7,7 +7,6 @@ import logging
 import signal
 from collections.abc import Callable, Collection
 from ipaddress import ip_address
-from pathlib import Path
 
 from tproxy.egress.gather.lists import Targets
 from tproxy.egress.layout import Layout
@@ -22,7 +21,7 @@ from tproxy.egress.mirror.settings import Settings, settings_of
 from tproxy.egress.model import Artifact, Caller, Verdict
 from tproxy.egress.policy import judging
 from tproxy.egress.policy.current import Current
-from tproxy.egress.signing import BUNDLE, LEDGER, KeyPair
+from tproxy.egress.signing import LEDGER, KeyPair
 from tproxy.egress.store.store import Store
 from tproxy.errors import TproxyError, to_ascii
 
@@ -32,40 +31,20 @@ log = logging.getLogger("tproxy.egress.mirror")
 TICK = 0.5
 
 
-def store_root(layout: Layout) -> Path:
-    return layout.store
-
-
-def ledger_directory(layout: Layout) -> Path:
-    return layout.ledger
-
-
-def control_socket(layout: Layout) -> Path:
-    return layout.mirror_socket
-
-
-def ledger_key(layout: Layout) -> KeyPair:
-    return KeyPair(layout.keys, LEDGER)
-
-
-def bundle_key(layout: Layout) -> KeyPair:
-    return KeyPair(layout.keys, BUNDLE)
-
-
 class Node:
     """The mirror of an egress node, as the policy says."""
 
     def __init__(self, layout: Layout, quota: int | None) -> None:
         self._layout, self._quota = layout, quota
         self.policy = Current(layout.policy)
-        self.store = Store(store_root(layout), quota)
+        self.store = Store(layout.store, quota)
         self.store.blobs.adopt_all()
-        self.ledger = Ledger(ledger_directory(layout))
-        self.follower = Follower(layout.access_log, ledger_directory(layout) / "access-log.place")
+        self.ledger = Ledger(layout.ledger)
+        self.follower = Follower(layout.access_log, layout.ledger / "access-log.place")
         self.mirror: Mirror
 
     def settings(self) -> Settings:
-        return settings_of(self.policy.get(), store_root(self._layout), self._quota)
+        return settings_of(self.policy.get(), self._layout.store, self._quota)
 
     def judge(self, caller: Caller, artifact: Artifact, suites: Collection[str] | None) -> Verdict:
         return judging.artifact(self.policy.get(), caller, artifact, suites)
@@ -118,7 +97,7 @@ class Node:
 
     def sign_head(self) -> None:
         try:
-            heads.sign(self.ledger, ledger_key(self._layout))
+            heads.sign(self.ledger, KeyPair(self._layout.keys, LEDGER))
         except TproxyError as error:
             log.error("the ledger's head cannot be signed: %s", error)
 
@@ -154,7 +133,7 @@ async def run(
             await listeners.for_guests("127.0.0.1", guests_port)
         if clients_port:
             await listeners.for_clients("0.0.0.0", clients_port, node.network_of)
-        await control.start(control_socket(layout))
+        await control.start(layout.mirror_socket)
         ready()
         next_head = 0.0
         next_update = asyncio.get_running_loop().time() + update_every

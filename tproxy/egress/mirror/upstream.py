@@ -17,6 +17,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -305,6 +306,10 @@ def _retry_after(text: str | None, tries: int) -> float:
     """Return the seconds to wait: what upstream says, or else 0.5, 1, 2 …"""
     if text is not None and text.strip().isdecimal():
         return float(text.strip())
+    try:  # a date is allowed too (RFC 9110, 10.2.3)
+        return max(0.0, parsedate_to_datetime(text or "").timestamp() - time.time())
+    except ValueError:
+        pass
     return 0.25 * 2.0**tries
 
 

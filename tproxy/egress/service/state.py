@@ -98,9 +98,8 @@ def findings(state: State) -> list[str]:
             found.append(
                 f"the mirror is in mode {state.mirror.get('mode')}, and the policy says {state.mode}"
             )
-        quota, used = state.mirror.get("quota"), state.mirror.get("bytes", 0)
-        if quota and used >= quota:
-            found.append("the store is full: raise --quota, or remove what is kept in advance")
+        if state.mirror.get("room", 1) <= 0:
+            found.append("the store is full: make room on its disk, raise --quota, or keep less in advance")
         if state.signed is None or state.signed > 2 * heads.EVERY:
             found.append(
                 "the ledger's head was not signed for two hours: see journalctl -u tproxy-egress-mirror"
@@ -137,6 +136,7 @@ def as_text(state: State) -> list[str]:
 _GAUGES = {
     "bytes": ("store_bytes", "Bytes in the store."),
     "quota": ("store_quota_bytes", "The most that the store may hold."),
+    "room": ("store_room_bytes", "What may be added before something has to go."),
     "serial": ("bundle_serial", "The active bundle; 0 without one."),
     "kept": ("kept", "Things that are kept in advance."),
     "wanted": ("wanted", "Things that were asked for and are not here."),

@@ -25,6 +25,9 @@ from tproxy.egress.store.records import Damaged, NoRoom, StoreError, checked_has
 # Seconds between two notes that one blob was used: eviction needs no finer time, and a note is a write.
 USED_GRAIN = 600
 
+# Bytes for which room is made at a time, at most, where nobody knows how many come.
+STEP = 16 << 20
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 SCHEMA = """
@@ -41,6 +44,7 @@ class Blobs:
         self, root: Path, database: sqlite3.Connection, make_room: Callable[[int], None] = lambda _: None
     ) -> None:
         self.root, self._database, self.make_room = root, database, make_room
+        self.unfinished = 0  # bytes that writers of this process have written, and not taken
         self.partial, self.quarantined = root / "partial", root / "quarantine"
         for each in (root / "blobs", self.partial, self.quarantined):
             each.mkdir(parents=True, exist_ok=True)
@@ -72,8 +76,13 @@ class Blobs:
 
         ``expected`` is the SHA-256 that the content must have. ``size`` bytes are made room for, if known.
         """
-        self.make_room(size or 0)
-        return Writer(self, expected)
+        found = Writer(self, expected)
+        try:
+            found.expect(size or 0)
+        except BaseException:
+            found.close()
+            raise
+        return found
 
     def put(self, content: bytes, expected: str | None = None) -> str:
         """Store these bytes, and return their SHA-256. Raises Damaged if it is not the expected one."""
@@ -173,6 +182,7 @@ class Writer:
 
     def __init__(self, blobs: Blobs, expected: str | None) -> None:
         self._blobs, self._expected = blobs, expected
+        self._room = 0  # up to this size there is room
         self._digest = hashlib.sha256()
         self.size = 0
         descriptor, name = tempfile.mkstemp(dir=blobs.partial, prefix=f"w.{os.getpid()}.")
@@ -180,8 +190,15 @@ class Writer:
         os.fchmod(descriptor, 0o644)
         self._file = os.fdopen(descriptor, "wb", buffering=0)
 
+    def expect(self, size: int) -> None:
+        """Make room for a file of so many bytes. Raises NoRoom."""
+        self._blobs.make_room(max(0, size - self.size))
+        self._room = size
+
     def write(self, data: bytes | memoryview) -> None:
-        """Add bytes. Raises NoRoom when the disk is full."""
+        """Add bytes. Raises NoRoom."""
+        if self.size + len(data) > self._room:
+            self._expect_more(len(data))
         self._digest.update(data)
         view = memoryview(data)
         try:
@@ -192,6 +209,13 @@ class Writer:
                 raise NoRoom(f"no space is left for the store in {self._blobs.root}") from error
             raise
         self.size += len(data)
+        self._blobs.unfinished += len(data)
+
+    def _expect_more(self, size: int) -> None:
+        try:
+            self.expect(self.size + max(size, min(self.size, STEP)))
+        except NoRoom:
+            self.expect(self.size + size)
 
     @property
     def sha256(self) -> str:
@@ -221,7 +245,9 @@ class Writer:
         return sha256
 
     def close(self) -> None:
-        self._file.close()
+        if not self._file.closed:
+            self._file.close()
+            self._blobs.unfinished -= self.size
         self.path.unlink(missing_ok=True)  # gone already after a commit
 
     def __enter__(self) -> Writer:

@@ -5,6 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
+# What the store leaves free of its disk, which squid's cache (2 GB), the ledger and logs share: a tenth, but
+# not more bytes than this.
+LARGEST_RESERVE = 4 << 30
+
+
+def room_of_disk(free: int, total: int) -> int:
+    """Return how many bytes may be added on a disk of ``total`` bytes that has ``free`` ones."""
+    return free - min(total // 10, LARGEST_RESERVE)
+
 
 class Kept(NamedTuple):
     """A blob on the disk: bytes, and the second in which it was last used."""

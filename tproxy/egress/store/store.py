@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tproxy.egress.store.blobs import Blobs
-from tproxy.egress.store.durable import point, replace
-from tproxy.egress.store.quota import Kept, victims
+from tproxy.egress.store.durable import point, replace, sync_directory
+from tproxy.egress.store.quota import Kept, room_of_disk, victims
 from tproxy.egress.store.records import Listed, NoRoom, Record, StoreError, record_from
 
 # Milliseconds that a process waits for another one's transaction, which takes a few at most.
@@ -75,7 +75,7 @@ class Layer:
 
 
 class Store:
-    """The store below ``root``. ``quota`` is in bytes of blobs; None means as much as the disk holds.
+    """The store below ``root``. ``quota`` is in bytes of blobs. A part of the disk stays free in any case.
 
     Used by one thread. Several processes may have the same store open.
     """
@@ -287,6 +287,7 @@ class Store:
         """Keep a bundle's manifest and signature. It is not active yet."""
         directory = self.bundles / str(serial)
         directory.mkdir(exist_ok=True)
+        sync_directory(self.bundles)
         for name, content in files.items():
             replace(directory / name, content)
 
@@ -312,16 +313,23 @@ class Store:
         hashes |= {row[0] for row in self._database.execute("SELECT sha256 FROM pinned")}
         return hashes
 
+    def room(self) -> int:
+        """Return how many bytes may be added before something has to go; below 0 when too many are here."""
+        disk = os.statvfs(self.root)
+        room = room_of_disk(disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize)
+        if self.quota is None:
+            return room
+        return min(room, self.quota - self.used() - self.blobs.unfinished)
+
     def _make_room(self, needed: int) -> None:
-        if self.quota is None or self.used() + needed <= self.quota:
+        room = self.room()
+        if needed <= room:
             return
         rows = self._database.execute("SELECT sha256, size, used FROM blobs").fetchall()
-        chosen = victims((Kept(*row) for row in rows), needed, self.quota, self.protected())
+        chosen = victims((Kept(*row) for row in rows), needed, self.used() + room, self.protected())
         if chosen is None:
-            raise NoRoom(
-                f"the store's quota of {self.quota} bytes is full, and nothing may be evicted: "
-                f"{needed} bytes do not fit"
-            )
+            limit = "its disk is full" if self.quota is None else f"its quota is {self.quota} bytes"
+            raise NoRoom(f"the store is full, and nothing may be evicted for {needed} bytes: {limit}")
         for sha256 in chosen:
             self.evict(sha256)
 

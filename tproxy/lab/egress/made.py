@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tproxy.errors import ProcessError
@@ -38,30 +39,43 @@ def put(root: Path, host: str, path: str, body: bytes, **headers: str) -> None:
         file.with_name(file.name + ".headers").write_text(json.dumps(named))
 
 
-def wheel(root: Path, name: str, version: str) -> None:
-    """Offer a wheel with one module."""
-    info = f"{name}-{version}.dist-info"
+def wheel(
+    name: str, version: str, requires: Sequence[str] = (), more: Mapping[str, bytes] | None = None
+) -> tuple[str, bytes, bytes]:
+    """Return file name, content and METADATA of a wheel with one module. ``more`` are further files in it."""
+    module = name.replace("-", "_")
+    info = f"{module}-{version}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Python: >=3.8\n"
+    metadata += "".join(f"Requires-Dist: {each}\n" for each in requires)
     files = {
-        f"{name}.py": f"VERSION = {version!r}\n",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: lab\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{module}.py": f"VERSION = {version!r}\n".encode(),
+        f"{info}/METADATA": metadata.encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: lab\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        **(more or {}),
     }
     record = ""
-    for path, text in files.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
-        record += f"{path},sha256={digest},{len(text)}\n"
-    files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n"
+    for path, content in files.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+        record += f"{path},sha256={digest},{len(content)}\n"
+    files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for path, text in files.items():
-            archive.writestr(path, text)
-    body, filename = buffer.getvalue(), f"{name}-{version}-py3-none-any.whl"
-    path = f"/packages/{filename}"
-    put(root, FILES, path, body)
-    link = f'<a href="https://{FILES}{path}#sha256={hashlib.sha256(body).hexdigest()}">{filename}</a>'
-    put(
-        root, PYPI, f"/simple/{name}/", f"<html><body>{link}</body></html>".encode(), Content_Type="text/html"
-    )
+        for path, content in files.items():
+            archive.writestr(zipfile.ZipInfo(path), content)  # of 1980, so that it is the same each time
+    return f"{module}-{version}-py3-none-any.whl", buffer.getvalue(), metadata.encode()
+
+
+def project(root: Path, name: str, *versions: str) -> None:
+    """Offer a project of Python with these versions."""
+    links = ""
+    for version in versions:
+        filename, body, _ = wheel(name, version)
+        path = f"/packages/{filename}"
+        put(root, FILES, path, body)
+        digest = hashlib.sha256(body).hexdigest()
+        links += f'<a href="https://{FILES}{path}#sha256={digest}">{filename}</a>\n'
+    page = f"<html><body>\n{links}</body></html>".encode()
+    put(root, PYPI, f"/simple/{name}/", page, Content_Type="text/html")
 
 
 def debian(root: Path, folder: Path, package: str) -> str:

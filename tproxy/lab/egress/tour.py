@@ -102,7 +102,7 @@ def _sites(host: Hypervisor, folder: Path) -> str:
     """Make the sites and start them. Return the key of Debian's."""
     root = folder / "sites"
     site, _ = made.certificate(folder)
-    made.wheel(root, "demo", "1.0")
+    made.project(root, "demo", "1.0")
     key = made.debian(root, folder / "made", "demo-of-lab")
     made.image(root, "library/demo", "1")
     made.collection(root, folder / "made", "lab", "tools")

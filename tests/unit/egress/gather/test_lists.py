@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from tproxy.egress.gather.lists import Item, ListError, read
+from tproxy.egress.gather.lists import Item, ListError, can_be_wanted, read
+from tproxy.egress.model import Artifact
 
 
 def test_lines_with_comments_are_read_and_each_thing_counts_once() -> None:
@@ -21,6 +22,8 @@ def test_a_want_list_is_a_list() -> None:
         {"kind": "deb", "name": "curl", "version": "7.88"},
         {"kind": "oci", "name": "docker.io/library/alpine", "version": "3"},
         {"kind": "galaxy", "name": "acme.tools", "version": "1.0.0"},
+        {"kind": "role", "name": "acme.web", "version": ""},
+        {"kind": "file", "name": "https://x.example/tool", "version": "c" * 64},
     ]
     assert [str(item) for item in read(json.dumps(wants))] == [
         "pypi requests",
@@ -28,6 +31,8 @@ def test_a_want_list_is_a_list() -> None:
         "deb curl=7.88",
         "oci docker.io/library/alpine:3",
         "galaxy acme.tools:1.0.0",
+        "role acme.web",
+        "file https://x.example/tool " + "c" * 64,
     ]
 
 
@@ -37,6 +42,8 @@ def test_an_sbom_is_a_list() -> None:
         "pkg:deb/debian/curl@7.88?arch=amd64",
         "pkg:oci/alpine@sha256%3A" + "a" * 64 + "?repository_url=docker.io/library/alpine&tag=3",
         "pkg:generic/acme.tools@1.0.0?ansible=galaxy",
+        "pkg:generic/acme.web@1.0.0?ansible=role",
+        "pkg:generic/of-no-hash?download_url=https://x.example/of-no-hash",
         "pkg:generic/tool?download_url=https://x.example/tool&checksum=sha256:" + "b" * 64,
         "pkg:npm/left-pad@1.0",
     ]
@@ -46,8 +53,22 @@ def test_an_sbom_is_a_list() -> None:
         "deb curl=7.88",
         "oci docker.io/library/alpine:3",
         "galaxy acme.tools:1.0.0",
+        "role acme.web:1.0.0",
         "file https://x.example/tool " + "b" * 64,
     ]
+
+
+@pytest.mark.parametrize(
+    "artifact",
+    [
+        Artifact("deb", "", "trixie", "InRelease"),
+        Artifact("galaxy", "role 7"),
+        Artifact("file", url="https://x.example/tool"),
+        Artifact("uri", url="https://x.example/"),
+    ],
+)
+def test_what_a_list_cannot_name_is_not_wanted(artifact: Artifact) -> None:
+    assert not can_be_wanted(artifact)
 
 
 @pytest.mark.parametrize(

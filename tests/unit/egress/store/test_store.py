@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tproxy.egress.store.quota import Kept, victims
+from tproxy.egress.store.quota import Kept, room_of_disk, victims
 from tproxy.egress.store.records import Damaged, NoRoom, Record, StoreError, record_from
 from tproxy.egress.store.store import Store
 
@@ -132,6 +132,24 @@ def test_the_longest_unused_is_evicted_with_its_records(tmp_path: Path) -> None:
     assert store.blobs.find(old.sha256) is None
     assert store.find(*new.key) == new
     assert store.used() == 20
+    store.close()
+
+
+def test_a_tenth_of_the_disk_stays_free_but_4_gb_at_most() -> None:
+    assert room_of_disk(free=50, total=100) == 40
+    assert room_of_disk(free=5, total=100) == -5
+    assert room_of_disk(free=50 << 30, total=400 << 30) == 46 << 30
+
+
+def test_a_file_of_unknown_size_stays_within_the_quota(tmp_path: Path) -> None:
+    store = Store(tmp_path, quota=1000)
+    with store.blobs.writer() as file:
+        for _ in range(100):
+            file.write(b"x" * 10)
+        with pytest.raises(NoRoom):
+            file.write(b"x")
+    assert store.blobs.unfinished == 0
+    store.blobs.put(b"x" * 1000)
     store.close()
 
 
