@@ -137,6 +137,15 @@ bench-egress:
 	.venv/bin/python -m compileall -q tproxy
 	.venv/bin/python -m bench.egress $(BENCH)
 
+# Thousands of simulated hosts that follow a real etcd. FLEET="--hosts 1000" is quicker.
+FLEET ?=
+
+.PHONY: bench-fleet
+bench-fleet:
+	@.ci/setup inward
+	.venv/bin/python -m compileall -q tproxy
+	.venv/bin/python -m bench.fleet $(FLEET)
+
 .PHONY: lint
 lint: venv
 	.venv/bin/ruff check $(SOURCES)

@@ -47,8 +47,8 @@ USUAL = Times()
 class Host(Protocol):
     """What following does on a host. Each method can take long, and is called in a thread."""
 
-    def apply(self, expired: bool) -> Effect:
-        """Apply file and document."""
+    def apply(self, document: Document, expired: bool) -> Effect:
+        """Apply the host's own file and its document, which is on disk by now."""
 
     def guests(self, before: Sequence[Guest]) -> list[Guest]:
         """Return the guests that are here."""
@@ -182,7 +182,7 @@ class Follower:
         async with self._applying:
             assert self._document is not None
             expired = 0 < self._document.not_after <= time.time()
-            self._effect = await self._in_thread(self._host.apply, expired)
+            self._effect = await self._in_thread(self._host.apply, self._document, expired)
         for each in self._effect.problems:
             log.warning("%s", each)
 

@@ -13,7 +13,7 @@ from tproxy.config.file import DOCUMENT, required
 from tproxy.daemon import client
 from tproxy.errors import ConfigError, ProcessError, TproxyError
 from tproxy.fleet import presence, receipts
-from tproxy.fleet.document import HOST
+from tproxy.fleet.document import HOST, Document
 from tproxy.fleet.presence import Guest
 from tproxy.fleet.receipts import Effect
 from tproxy.log import output
@@ -28,7 +28,7 @@ class ThisHost:
     def __init__(self, config: str | None) -> None:
         self._config = config
 
-    def apply(self, expired: bool) -> Effect:
+    def apply(self, document: Document, expired: bool) -> Effect:
         now = time.time()
         try:
             path = required(self._config, os.environ)
