@@ -46,7 +46,7 @@ test: venv bytecode
 bytecode:
 	@.venv/bin/python -m compileall -q tproxy tests
 
-# Those of routes, the gateway, names and fleets, with real servers; `make test` has the first two as well.
+# Those of routes, the gateway, tunnels, names and fleets, with real servers; `make test` has the first two as well.
 INWARD_TESTS ?= tests/unit/inward tests/netns/inward tests/inward tests/unit/fleet tests/fleet
 
 .PHONY: test-inward

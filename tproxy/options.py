@@ -149,6 +149,16 @@ class Written(NamedTuple):
         return self.said
 
 
+class Words(NamedTuple):
+    """Texts of a form, each of them as ``Written``: a tuple."""
+
+    pattern: str
+    said: str
+
+    def __str__(self) -> str:
+        return f"{self.said}, or a list of these"
+
+
 class Domains(NamedTuple):
     """Names of hosts in the DNS, a tuple."""
 
@@ -195,6 +205,7 @@ Kind = (
     | LinkNames
     | LinkName
     | Written
+    | Words
     | Domains
     | Ranges
     | Moment

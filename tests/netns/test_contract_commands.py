@@ -193,6 +193,34 @@ def gateway(lab: OneBridge) -> list[Done]:
     return [refused, lab.host.tproxy("gateway", "down", "--purge")]
 
 
+def tunnel(lab: OneBridge) -> list[Done]:
+    """Tunnels that lead somewhere are in tests/inward/tunnel."""
+    printed = lab.host.tproxy("tunnel", "unit")
+    assert "tproxy tunnel" in printed.stdout
+    missing = lab.host.tproxy("tunnel", "--config", "/nowhere", check=False)
+    assert (missing.returncode, missing.stderr.count("\n")) == (1, 1)
+    return [printed, missing]
+
+
+def node(lab: OneBridge) -> list[Done]:
+    state = ("--state", "/run/tunnel")
+    made = lab.host.tproxy("node", "token", "add", "--nodes", "site-*", "--gateway", "192.0.2.1", *state)
+    assert made.stdout.count("ssh-ed25519 ") == 1
+    unknown = lab.host.tproxy("node", "approve", "site-a", *state, check=False)
+    assert (unknown.returncode, unknown.stderr) == (1, "tproxy: there is no node 'site-a'\n")
+    return [made, unknown, lab.host.tproxy("node", "list", *state)]
+
+
+def operator(lab: OneBridge) -> list[Done]:
+    state = ("--state", "/run/tunnel")
+    added = ("operator", "add", "alice", "--nodes", "*", "--login", "root", "--gateway", "192.0.2.1", *state)
+    done = lab.host.tproxy(*added)
+    assert done.stdout.startswith("tproxy operator login alice --gateway 192.0.2.1:18000 ")
+    again = lab.host.tproxy(*added, check=False)
+    assert again.returncode == 1
+    return [done, again, lab.host.tproxy("operator", "remove", "alice", *state)]
+
+
 def names(lab: OneBridge) -> list[Done]:
     """Name servers are in tests/inward/names."""
     gateways = "gateways: [{name: g, addr: 192.0.2.1}]"
@@ -333,22 +361,9 @@ COMMANDS: dict[str, Callable[[OneBridge], list[Done]]] = {
     each.__name__.replace("_", "-"): each
     for each in (
         *(start, reload, reopen_logs, restart, stop, status, connections, kill, log_level, metrics),
-        *(
-            refresh,
-            check,
-            doctor,
-            probe,
-            trace,
-            route,
-            gateway,
-            names,
-            *(sync, follow, fleet),
-            hook,
-            watch,
-            gc,
-            install,
-            uninstall,
-        ),
+        *(refresh, check, doctor, probe, trace, route, gateway, tunnel, node, operator, names, sync),
+        *(follow, fleet),
+        *(hook, watch, gc, install, uninstall),
         *(daemon, egress, event),
     )
 }

@@ -131,7 +131,7 @@ def options(name: str, words: list[str]) -> set[str] | None:
     context = click.Context(commands.cli)
     found = commands.cli.get_command(context, name)
     for word in words:
-        if not isinstance(found, click.Group) or not word.islower():
+        if not isinstance(found, click.Group) or not word.islower() or word.startswith("-"):
             break
         found = found.get_command(context, word)
     return {option for each in found.params for option in each.opts} if found else None

@@ -38,6 +38,7 @@ GROUPS = {
         "route": "route",
     },
     "Configure": {"refresh": "refresh", "sync": "sync", "gateway": "gateway", "names": "names"},
+    "Tunnels": {"tunnel": "tunnel", "node": "node", "operator": "operator"},
     "Fleet": {"follow": "follow", "fleet": "fleet"},
     "Software for guests": {"egress": "egress"},
     "Platforms": {"install": "install", "uninstall": "install"},

@@ -81,6 +81,7 @@ def _recall(key: list[Any], path: str) -> Config | None:
             gateway_ranges=tuple(found.gateway_ranges),
             gateway_domains=tuple(found.gateway_domains),
             said=frozenset(found.said),
+            tunnels=_tunnels(found.tunnels),
         )
     except (OSError, ValueError, TypeError, RecursionError):  # damaged: read the file, and write this anew
         return None
@@ -118,3 +119,14 @@ def _routes(listed: Any) -> tuple[Any, ...]:
     from tproxy.config.routes import RouteEntry  # few files have routes
 
     return tuple(RouteEntry(*each) for each in listed)
+
+
+def _tunnels(listed: Any) -> tuple[Any, ...]:
+    if not listed:
+        return ()
+    from tproxy.config.tunnels import TunnelEntry  # only a gateway's file has them
+
+    return tuple(
+        TunnelEntry(line, nodes, tuple(offer), tuple(operators), routes)
+        for line, nodes, offer, operators, routes in listed
+    )

@@ -47,6 +47,7 @@ def join(own: Config, document: Config) -> Config:
     return own._replace(
         entries=own.entries + tuple(each._replace(origin=document.path) for each in document.entries),
         bridges=own.bridges + document.bridges,
+        tunnels=own.tunnels + document.tunnels,
         routes=tuple(routes),
         warnings=(*warnings, *problems),
         silent=False,

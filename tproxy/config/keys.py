@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from tproxy.config.routes import RouteEntry
 from tproxy.config.services import Config, Entry, WatchedBridge
+from tproxy.config.tunnels import TunnelEntry
 from tproxy.model import Service
 from tproxy.options import Declared, declared
 
@@ -20,6 +21,7 @@ SERVICE: Keys = declared(Service)
 ENTRY: Keys = declared(Entry) | {**SERVICE}
 BRIDGE: Keys = declared(WatchedBridge)
 ROUTE: Keys = declared(RouteEntry)
+TUNNEL: Keys = declared(TunnelEntry)
 # Keys at the top level that stand for an option of all entries.
 GENERAL: Keys = {
     PREFIX + key: each._replace(

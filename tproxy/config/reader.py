@@ -23,6 +23,7 @@ from tproxy.config.merging import Field
 from tproxy.config.route_faults import usable
 from tproxy.config.routes import RouteEntry
 from tproxy.config.services import Config, Entry, Problem, WatchedBridge, place
+from tproxy.config.tunnels import TunnelEntry
 from tproxy.config.values import Unusable, shown
 from tproxy.errors import ConfigError, to_ascii
 from tproxy.options import Declared, Entries, Kind
@@ -94,13 +95,17 @@ class _Reader:
         routes = [
             self._route(number, node) for number, node in enumerate(self._list(ours, "tproxy_routes"), 1)
         ]
+        tunnels = [
+            self._tunnel(number, node) for number, node in enumerate(self._list(ours, "tproxy_tunnels"), 1)
+        ]
         return Config(
             self._path,
+            tunnels=tuple(filter(None, tunnels)),
             routes=self._usable(filter(None, routes)),
             entries=tuple(filter(None, entries)),
             warnings=tuple(self._warnings),
             bridges=tuple(filter(None, bridges)),
-            silent=not {"tproxy", "tproxy_routes"} & ours.keys(),
+            silent=not {"tproxy", "tproxy_routes", "tproxy_tunnels"} & ours.keys(),
             said=frozenset(options),
             **options,
         )
@@ -222,6 +227,10 @@ class _Reader:
     def _route(self, number: int, node: yaml.Node) -> RouteEntry | None:
         said = self._checked(f"tproxy_routes: entry {number}", node, keys.ROUTE)
         return None if said is None else RouteEntry(values.line(node), **said, origin=self._origin(node))
+
+    def _tunnel(self, number: int, node: yaml.Node) -> TunnelEntry | None:
+        said = self._checked(f"tproxy_tunnels: entry {number}", node, keys.TUNNEL)
+        return None if said is None else TunnelEntry(values.line(node), **said)
 
     def _usable(self, routes: Iterable[RouteEntry]) -> tuple[RouteEntry, ...]:
         found, problems = usable(routes)

@@ -64,6 +64,13 @@ A route leads from outside to a port of a guest, see [inward.md](inward.md). An 
 be used is skipped with a warning.
 
 {route}
+
+## Keys of an entry of `tproxy_tunnels`
+
+The policy of a gateway for tunnels, see [tunnels.md](tunnels.md). An entry with a value that cannot be used
+is skipped with a warning.
+
+{tunnel}
 """
 
 
@@ -74,6 +81,7 @@ def files() -> dict[str, str]:
         entry=_table(["key", "value", "default", "in nftables"], map(_row_of_entry, keys.ENTRY.values())),
         bridge=_table(["key", "value", "default"], map(_row, keys.BRIDGE.values())),
         route=_table(["key", "value", "default", "in nftables"], map(_row_of_entry, keys.ROUTE.values())),
+        tunnel=_table(["key", "value", "default"], map(_row, keys.TUNNEL.values())),
     )
     contract = (ROOT / CONTRACT).read_text()
     for name, known in (
@@ -81,6 +89,7 @@ def files() -> dict[str, str]:
         ("entry", keys.ENTRY),
         ("bridge", keys.BRIDGE),
         ("route", keys.ROUTE),
+        ("tunnel", keys.TUNNEL),
     ):
         contract = _with_table(contract, [f"{name} key", "value", "default"], known)
     return {

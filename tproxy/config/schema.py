@@ -48,6 +48,7 @@ def schema() -> Json:
             "tproxy": {**_mapping(keys.ENTRY), "title": "A service"},
             "tproxy_bridges": {**_mapping(keys.BRIDGE), "title": "Bridges that the watcher brings up"},
             "tproxy_routes": {**_mapping(keys.ROUTE), "title": "A route from outside to a guest"},
+            "tproxy_tunnels": {**_mapping(keys.TUNNEL), "title": "What nodes may offer, and to whom"},
         },
     }
 
@@ -85,7 +86,12 @@ def _one_or_list(one: Json) -> Json:
 def _place(known: Keys) -> str:
     if known is keys.FILE:
         return "#/properties"
-    lists = {"tproxy": keys.ENTRY, "tproxy_bridges": keys.BRIDGE, "tproxy_routes": keys.ROUTE}
+    lists = {
+        "tproxy": keys.ENTRY,
+        "tproxy_bridges": keys.BRIDGE,
+        "tproxy_routes": keys.ROUTE,
+        "tproxy_tunnels": keys.TUNNEL,
+    }
     return f"#/definitions/{next(name for name, each in lists.items() if each is known)}/properties"
 
 
@@ -156,6 +162,9 @@ def _kind(kind: options.Kind) -> Json:
             return _LINK
         case options.Written():
             return {"anyOf": [_matching(kind.pattern), {"type": "integer"}]}  # an id of digits, a MAC
+        case options.Words():
+            one = {"anyOf": [_matching(kind.pattern), {"type": "integer"}]}
+            return {"anyOf": [one, {"type": "array", "items": one}]}
         case options.Domains():
             return _one_or_list(_matching(values.HOST_NAME))
         case options.Ranges():

@@ -250,6 +250,15 @@ class Config(NamedTuple):
         tuple[Any, ...],
         Option(Entries("tproxy_routes"), "what leads from outside to guests", unset="none"),
     ] = ()
+    # Of ``config.tunnels.TunnelEntry``.
+    tunnels: Annotated[
+        tuple[Any, ...],
+        Option(
+            Entries("tproxy_tunnels"),
+            "at a gateway, what nodes of tunnels may offer, and to whom",
+            unset="nothing",
+        ),
+    ] = ()
     gateway_ranges: Annotated[
         tuple[str, ...],
         Option(Ranges(), "where routes with `addr` may lead", unset="nowhere"),

@@ -215,6 +215,12 @@ def _written_as(kind: options.Written, node: yaml.Node) -> str:
     return str(text)
 
 
+def _words(kind: options.Words, node: yaml.Node) -> tuple[str, ...]:
+    one = options.Written(kind.pattern, kind.said)
+    listed = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    return tuple(dict.fromkeys(_written_as(one, each) for each in listed))
+
+
 def _domains(kind: options.Domains, node: yaml.Node) -> tuple[str, ...]:
     def one(each: yaml.Node) -> str:
         text = each.value if isinstance(each, yaml.ScalarNode) else ""
@@ -269,6 +275,7 @@ _PARSERS: dict[type[options.Kind], Callable[[Any, yaml.Node], object]] = {
     options.LinkNames: _links,
     options.LinkName: _one_link,
     options.Written: _written_as,
+    options.Words: _words,
     options.Domains: _domains,
     options.Ranges: _ranges,
     options.Moment: _moment,

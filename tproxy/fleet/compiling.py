@@ -12,13 +12,11 @@ from typing import Any, NamedTuple
 import yaml
 
 from tproxy.config import check, reader, values
-from tproxy.config import keys as known_keys
 from tproxy.config.routes import TERMINATE
 from tproxy.config.services import Config, Problem
 from tproxy.errors import ConfigError
 from tproxy.fleet import document
-from tproxy.fleet.policy import Group, Policy, origin_of
-from tproxy.options import Entries
+from tproxy.fleet.policy import Group, Policy, is_list, origin_of
 
 _DUMPER: type[yaml.SafeDumper] = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _MAP, _SEQ = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
@@ -91,7 +89,7 @@ def _together(groups: Iterable[Group]) -> tuple[yaml.MappingNode, list[str]]:
             key = values.written(key_node, values.STR)
             if node.tag == values.NULL:
                 continue
-            if isinstance(known_keys.FILE[key].option.kind, Entries):
+            if is_list(key):
                 before = found[key][1].value if key in found else []
                 style = not (before or node.value)
                 joined = yaml.SequenceNode(_SEQ, [*before, *node.value], node.start_mark, flow_style=style)

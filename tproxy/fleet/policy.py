@@ -68,6 +68,11 @@ def load(path: str) -> Policy:
     return _Reader(path).policy()
 
 
+def is_list(key: str) -> bool:
+    """Whether a key of the configuration file is a list of entries, which those of several groups make up."""
+    return key in known_keys.ELSEWHERE or isinstance(known_keys.FILE[key].option.kind, options.Entries)
+
+
 class _Named(io.StringIO):
     """A text whose nodes know its path."""
 
@@ -162,11 +167,13 @@ class _Reader:
             entries += self._compose(beside).value
         for key_node, value in entries:
             key = values.written(key_node, values.STR)
-            if key not in known_keys.FILE:
+            if key in known_keys.ELSEWHERE and value.tag != values.NULL:
+                self._list(value, key)
+            elif key not in known_keys.FILE:
                 raise self._error(
                     key_node, f"group {name}: key {shown(key_node)} is no key of the configuration file"
                 )
-            if isinstance(known_keys.FILE[key].option.kind, options.Entries) and value.tag != values.NULL:
+            elif is_list(key) and value.tag != values.NULL:
                 self._list(value, key)
         ends = said.get("not_after")
         return Group(

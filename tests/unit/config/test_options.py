@@ -140,6 +140,7 @@ BAD_VALUES: dict[str, list[str]] = {
     **{f"{top}spread": ["last", "0", "[first]", "true"] for top in TOPS},
     "tproxy_bridges": ["br0", "[br0]", "[{network: blue}]"],
     "tproxy_routes": ["web", "[web]", "[{id: web}]", "[{id: 'a/b', network: n, port: 1}]"],
+    "tproxy_tunnels": ["web", "[{nodes: a}]", "[{nodes: a, offer: [in:5]}]", "[{nodes: A, offer: in}]"],
     "service_port": ["0", "65536", "http", "-5", "1.5", "[80]"],
     "service_addr": [
         "5", "''", "host", "10.0.0", "10.0.0.256", "0.0.0.0", "0.1.2.3", "127.0.0.1", "224.0.0.1",
