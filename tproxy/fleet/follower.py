@@ -15,7 +15,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from tproxy.errors import TproxyError
@@ -57,8 +59,21 @@ class Host(Protocol):
         """Return counters of the host's routes and services."""
 
 
+def one_thread() -> Callable[..., Any]:
+    """Return what awaits a function in a thread: always the same one, as libnftables is for one at a time."""
+    pool = ThreadPoolExecutor(1)
+
+    async def run(function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(pool, partial(function, *arguments))
+
+    return run
+
+
 class Follower:
-    """One host. ``name`` is what documents call it. ``run_in_thread`` runs a method of ``host``."""
+    """One host. ``name`` is what documents call it.
+
+    ``run_in_thread`` awaits a function that can take long; None runs all of them in one thread.
+    """
 
     def __init__(
         self,
@@ -70,11 +85,11 @@ class Follower:
         *,
         limits: Limits = NO_LIMITS,
         times: Times = USUAL,
-        run_in_thread: Any = asyncio.to_thread,
+        run_in_thread: Any = None,
     ) -> None:
         self._name, self._store, self._host, self._held = name, store, host, held
         self._trusted, self._limits, self._times = trusted, limits, times
-        self._in_thread = run_in_thread
+        self._in_thread = run_in_thread or one_thread()
         self._document: Document | None = None
         self._offered = Offered()
         self._effect = Effect()
