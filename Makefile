@@ -1,6 +1,7 @@
 # All commands of this checkout: make venv | demo | demo-egress | demo-inward | test | test-egress | test-inward |
 # test-vm | test-packages | test-model | test-steps | bench | bench-workers | bench-egress | bench-inward |
-# bench-fleet | docs | serve-docs | picture | pictures | soak | lint | deb | zipapp | wheel | manual | lock | options | clean
+# bench-fleet | docs | serve-docs | picture | pictures | soak | lint | deb | zipapp | wheel | manual | lock |
+# options | clean
 
 # Tests that run at the same time. They wait for processes and the kernel more than they compute, so this is
 # more than there are cores.
