@@ -35,7 +35,8 @@ demo-egress:
 
 # A client outside reaches what guests of two networks serve, by name over HTTPS.
 .PHONY: demo-inward
-demo-inward: venv
+demo-inward:
+	@.ci/setup inward
 	.venv/bin/tproxy lab --inward
 
 # Seconds after which a test ends a program that hangs. A machine under load may be ten times slower, and its

@@ -91,7 +91,7 @@ def usable(entries: Iterable[RouteEntry]) -> tuple[list[RouteEntry], list[Proble
             if taken.id != entry.id:
                 fault = f"the id has the hash of {taken.id} in {line_of(taken, entry)}: choose another"
         domain = entry.domain.lower()
-        if not fault and domain and domain in domains:
+        if not fault and domain in domains and not _of_other_owners(entry, domains[domain]):
             taken = domains[domain]
             fault = f"domain {domain} is that of route {taken.id} in {line_of(taken, entry)}"
         if not fault and entry.gateway_port in ports:
@@ -105,7 +105,12 @@ def usable(entries: Iterable[RouteEntry]) -> tuple[list[RouteEntry], list[Proble
         found.append(entry)
         ids |= dict.fromkeys(numbers, entry)
         if domain:
-            domains[domain] = entry
+            domains.setdefault(domain, entry)
         if entry.gateway_port:
             ports[entry.gateway_port] = entry
     return found, problems
+
+
+def _of_other_owners(entry: RouteEntry, other: RouteEntry) -> bool:
+    """Whether two owners wish for one domain. The gateway judges who has it (``inward.names.claims``)."""
+    return bool(entry.owner and other.owner and entry.owner != other.owner)
