@@ -107,13 +107,18 @@ def list_kept(as_json: bool, root: Path | None) -> None:
 
 
 @mirror.command(epilog=example("tproxy egress mirror update --suite bookworm --arch amd64"))
+@click.argument("kind", type=click.Choice(KINDS), required=False)
+@click.argument("name", required=False)
 @target_options
 @root_option
-def update(keyring: str, root: Path | None, **chosen: Any) -> None:
-    """Fetch what is kept in advance. Exit code 75 says that another update is running."""
+def update(kind: str | None, name: str | None, keyring: str, root: Path | None, **chosen: Any) -> None:
+    """Fetch what is kept in advance, or only NAME. Exit code 75 says that another update is running."""
+    if kind and not name:
+        raise click.UsageError("KIND needs a NAME")
+    only = (kind, name) if kind and name else None
     try:
         with bar("Fetching") as seen:
-            missing = keeping.update(settings(layout_of(root)), targets(**chosen), keyring, say, seen)
+            missing = keeping.update(settings(layout_of(root)), targets(**chosen), keyring, say, seen, only)
     except keeping.Busy as error:
         say(str(error))
         sys.exit(keeping.EXIT_BUSY)
