@@ -113,9 +113,8 @@ def check_that_a_restart_drops_no_download(machine: Machine, sites: Path) -> Non
     assert machine.run(*get).stdout == "small\n"
 
 
-def pid(machine: Machine, part: str) -> str:
-    unit = squid(machine) if part == "squid" else part
-    return machine.systemctl("show", "--property=MainPID", f"tproxy-egress-{unit}").strip()
+def since(machine: Machine, part: str) -> str:
+    return machine.systemctl("show", "--property=ActiveEnterTimestampMonotonic", f"tproxy-egress-{part}")
 
 
 def test_up_starts_all_parts_which_come_back_and_down_leaves_nothing(machine: Machine, sites: Path) -> None:
@@ -140,11 +139,11 @@ def test_up_starts_all_parts_which_come_back_and_down_leaves_nothing(machine: Ma
     await_order(machine)
     check_that_a_restart_drops_no_download(machine, sites)
 
-    pids = {part: pid(machine, part) for part in PARTS}
+    started = {part: since(machine, part) for part in PARTS}
     code = "from tproxy.egress.upgrade import services; print(services.restart())"
     assert "started again: tproxy-egress-squid" in machine.run(sys.executable, "-c", code).stdout
     await_order(machine)
-    assert not {part for part in PARTS if pid(machine, part) == pids[part]}
+    assert not {part for part in PARTS if since(machine, part) == started[part]}
 
     write = ("sh", "-c", 'printf "listen: {proxy: [3128, 8444]}\\nmode: sealed\\n" >/etc/tproxy/egress.yaml')
     machine.run(*write)
