@@ -30,10 +30,11 @@ FAR_SERVICES = lab.SERVICES.replace("remote_port: 8480", "remote_port: 8480, pro
     "protocol: [tcp, udp]", "proxy_protocol: v2"
 )
 
-POLICY = """\
+POLICY = f"""\
 upstream_ca: /etc/tproxy/sites-ca.pem
+inner: [{SITES}]
 rules:
-  - {networks: [build], pypi: [demo]}
+  - {{networks: [build], pypi: [demo]}}
 """
 
 
