@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tproxy.config import reader as config_reader
+from tproxy.config.file import DOCUMENT
 from tproxy.errors import ConfigError
 from tproxy.inward.names import reader
 
@@ -117,4 +118,4 @@ def test_a_document_of_the_fleet_adds_zones_and_the_file_of_the_host_wins(
     ]
     document.write_text(text.replace("ttl: 7", "ttl: x"))
     zones, problems = reader.of_file(str(file))
-    assert problems[0].at(str(file)).startswith(f"{reader.DOCUMENT}:1: tproxy_zones")
+    assert problems[0].at(str(file)).startswith(f"{DOCUMENT}:1: tproxy_zones")
