@@ -51,7 +51,7 @@ def wheels(folder: Path, name: str, targets: Targets) -> list[str]:
 def platform_tags(platform: str) -> list[str]:
     """Return the tags of wheels that a platform can use, the best first.
 
-    A C library can do what older ones can, down to 2.5 (PEP 600); pip knows that only of the one that it runs on.
+    A C library can do what older ones can, down to 2.5 (PEP 600). pip knows that of its own platform only.
     """
     found = re.fullmatch(r"manylinux(?:_2_(\d+)|2014)_(\w+)", platform)
     if found is None:
