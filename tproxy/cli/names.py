@@ -190,11 +190,7 @@ def prove(zone: str | None, config: str | None) -> None:
 @_config
 def apply(dry_run: bool, gateway: str | None, config: str | None) -> None:
     """Write what the zones lack, once; the exit code is 1 where a server did not take it."""
-    keeper = _keeper(config, gateway)
-    if not dry_run:
-        keeper.prove()
-    if not keeper.once(write=not dry_run):
-        sys.exit(EXIT_FAILURE)
+    _pass(_keeper(config, gateway), write=not dry_run)
 
 
 @names.command(epilog=example("tproxy names run", "tproxy names run --gateway gw1"))
@@ -206,16 +202,21 @@ def apply(dry_run: bool, gateway: str | None, config: str | None) -> None:
     metavar="SECONDS",
     help="The time between two looks.",
 )
+@click.option("--once", is_flag=True, help="Make one pass and end, as `apply` does.")
 @_gateway
 @_config
-def run(every: float, gateway: str | None, config: str | None) -> None:
+def run(every: float, once: bool, gateway: str | None, config: str | None) -> None:
     """Keep the zones in step with the configuration, with what is healthy and with proofs, until ended.
 
     A fault of the file, and a server that is down, are said once; the records stay, and it tries again.
     """
     from tproxy.inward.names import service
 
-    service.run(_keeper(config, gateway), every)
+    keeper = _keeper(config, gateway)
+    if once:
+        _pass(keeper)
+    else:
+        service.run(keeper, every)
 
 
 @names.command(epilog=example("tproxy names acme www.apps.example.com"))
@@ -251,6 +252,13 @@ def down() -> None:
 
     for line in service.down():
         click.echo(line)
+
+
+def _pass(keeper: Keeper, *, write: bool = True) -> None:
+    if write:
+        keeper.prove()
+    if not keeper.once(write=write):
+        sys.exit(EXIT_FAILURE)
 
 
 def _keeper(config: str | None, gateway: str | None) -> Keeper:
