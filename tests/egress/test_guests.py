@@ -16,6 +16,7 @@ import pytest
 
 from tests.egress.node import Node
 from tests.egress.official import all_kinds, asked_of_registry
+from tests.egress.registry import CONTAINERS
 from tests.egress.up import TPROXY, up
 from tests.netns.waiting import eventually
 from tproxy import proxy_protocol
@@ -80,9 +81,6 @@ def lab(node: Node) -> Guest:
     guest.set_up()
     return guest
 
-
-# What `.ci/setup egress` unpacks: where it is installed, containerd runs as a service.
-CONTAINERS = Path(__file__).parents[2] / "build/containers"
 
 # Runs containerd with the commands that follow, to whose `ctr` it listens, and ends it.
 CONTAINERD = """\

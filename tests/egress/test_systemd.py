@@ -49,8 +49,8 @@ def await_order(machine: Machine) -> None:
             return
 
 
-def pid(machine: Machine, part: str) -> str:
-    return machine.systemctl("show", "--property=MainPID", f"tproxy-egress-{part}").strip()
+def since(machine: Machine, part: str) -> str:
+    return machine.systemctl("show", "--property=ActiveEnterTimestampMonotonic", f"tproxy-egress-{part}")
 
 
 def test_up_starts_all_parts_which_come_back_and_down_leaves_nothing(machine: Machine) -> None:
@@ -74,11 +74,11 @@ def test_up_starts_all_parts_which_come_back_and_down_leaves_nothing(machine: Ma
                 break
     await_order(machine)
 
-    pids = {part: pid(machine, part) for part in PARTS}
+    started = {part: since(machine, part) for part in PARTS}
     code = "from tproxy.egress.upgrade import services; print(services.restart())"
     assert "started again: tproxy-egress-squid" in machine.run(sys.executable, "-c", code).stdout
     await_order(machine)
-    assert not {part for part in PARTS if pid(machine, part) == pids[part]}
+    assert not {part for part in PARTS if since(machine, part) == started[part]}
 
     write = ("sh", "-c", 'printf "listen: {proxy: [3128, 8444]}\\nmode: sealed\\n" >/etc/tproxy/egress.yaml')
     machine.run(*write)
