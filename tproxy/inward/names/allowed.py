@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from tproxy.config import joined
 from tproxy.config.file import text_of
 from tproxy.config.keys import ELSEWHERE
 from tproxy.config.routes import RouteEntry
@@ -37,13 +38,15 @@ def allowed(config: Config) -> Allowed:
     """Judge the routes of a configuration. Raises ConfigError and LedgerError: then nothing is known."""
     from tproxy.inward.names import claims, ledger, reader
 
-    text = text_of(config.path)
+    origin, text = joined.text_with(ELSEWHERE[0], config.path)
     zones, faults = reader.parse(text) if ELSEWHERE[0] in text else ((), [])
     if faults:
-        raise ConfigError(faults[0].at(config.path))
+        raise ConfigError(faults[0].at(origin))
     verdict = claims.judge(zones, config.routes, ledger.load(ledger.directory()), time.time())
     problems = [
-        Problem(each.line, f"tproxy_routes: {each.id}: {verdict.refused[each.id]}: entry skipped")
+        Problem(
+            each.line, f"tproxy_routes: {each.id}: {verdict.refused[each.id]}: entry skipped", each.origin
+        )
         for each in config.routes
         if each.id in verdict.refused
     ]

@@ -14,9 +14,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from tproxy.config import merging, values
-from tproxy.config import reader as config_reader
-from tproxy.config.file import text_of
+from tproxy.config import joined, merging, values
 from tproxy.config.merging import Field
 from tproxy.config.services import Config, Problem
 from tproxy.config.suggestions import meant
@@ -44,9 +42,9 @@ def load(path: str) -> tuple[Config, tuple[Zone, ...]]:
 
 def read(path: str) -> tuple[Config, tuple[Zone, ...], list[Problem]]:
     """As ``load``, with all faults of the zones. Raises ConfigError where the file is unusable as a whole."""
-    text = text_of(path)
-    config = config_reader.parse(path, text)
-    return config, *parse(text)
+    origin, text = joined.text_with(KEY, path)
+    zones, problems = parse(text)
+    return joined.load(path), zones, [each._replace(origin=origin) for each in problems]
 
 
 def parse(text: str) -> tuple[tuple[Zone, ...], list[Problem]]:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tproxy.config import reader
+from tproxy.config import file, joined
 from tproxy.config.routes import RouteEntry
 from tproxy.config.services import Config
 from tproxy.errors import ProcessError, TproxyError
@@ -61,7 +61,7 @@ class Settings:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._stamp: tuple[int, int] = (0, 0)
+        self._stamp: tuple[int, ...] = ()
         self.policy = policy.Policy()
         self.routes: Mapping[str, RouteTarget] = {}
 
@@ -69,10 +69,10 @@ class Settings:
         """Read the file if it has changed. Raises TproxyError, and nothing changes."""
         try:
             status = os.stat(self._path)
-            stamp = (status.st_mtime_ns, status.st_size)
+            stamp = (status.st_mtime_ns, status.st_size, *_stamp(file.DOCUMENT))
             if stamp != self._stamp:
                 self._stamp = stamp
-                self._take(reader.load(self._path))
+                self._take(joined.load(self._path))
         except OSError as error:
             raise ProcessError(f"cannot read {self._path}: {error.strerror}") from None
 
@@ -82,6 +82,15 @@ class Settings:
         self.policy = policy.of(read.tunnels)
         self.routes = routes_to_nodes(read.routes)
         _log.info("%s: %d entries of tproxy_tunnels", self._path, len(read.tunnels))
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    """What changes with a file; (0, 0) where there is none."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
 
 
 def routes_to_nodes(routes: Iterable[RouteEntry]) -> dict[str, RouteTarget]:
