@@ -264,7 +264,8 @@ def test_what_the_proxy_denies_and_serves_by_itself_is_in_the_ledger(node: Node,
         denied = found.get(("denied", "https://host.example/denied-here"), {})
         if denied and ("allowed", "https://host.example/releases/a") in found:
             break
-    assert (denied["network"], denied["mac"], denied["reason"]) == ("build", build.mac, "no rule allows it")
+    assert (denied["network"], denied["mac"]) == ("build", build.mac)
+    assert str(denied["reason"]).startswith("no rule allows ")
     assert "denied-here: network build" in egress(node, "log", "--denied", "--since", "1h")
 
 
