@@ -24,16 +24,6 @@ def load(path: str | os.PathLike[str]) -> Config:
     return parse(path, None if path == DOCUMENT else text_of(path), document())
 
 
-def text_with(key: str, path: str) -> tuple[str, str]:
-    """Return path and text of the file in which a host has a key that others read (``keys.ELSEWHERE``).
-
-    That is the host's own file if it has the key, otherwise the document if that has it. Raises ConfigError.
-    """
-    text = text_of(path)
-    more = document() if path != DOCUMENT and key not in text else None
-    return (path, text) if more is None or key not in more else (DOCUMENT, more)
-
-
 def parse(path: str, text: str | None, document_text: str | None) -> Config:
     """Return the configuration of a host. ``text`` is None where the document is its only file.
 

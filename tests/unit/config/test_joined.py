@@ -81,12 +81,3 @@ def test_a_document_without_a_key_of_services_is_no_mistake(host: Path) -> None:
     (host / "document.yaml").write_text("# x not_after=0\nentries: []\n")
     assert not joined.load(host / "document.yaml").silent
     assert not loaded(host).silent
-
-
-def test_a_key_that_others_read_is_taken_from_the_file_that_has_it(host: Path) -> None:
-    own, document = str(host / "own.yaml"), str(host / "document.yaml")
-    assert joined.text_with("tproxy_zones", own)[0] == own
-    (host / "document.yaml").write_text(DOCUMENT + "tproxy_zones: []\n")
-    assert joined.text_with("tproxy_zones", own) == (document, DOCUMENT + "tproxy_zones: []\n")
-    (host / "own.yaml").write_text("tproxy_zones: [] # own\n")
-    assert joined.text_with("tproxy_zones", own)[0] == own
