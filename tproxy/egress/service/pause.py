@@ -19,8 +19,8 @@ TABLE = "one_tproxy_egress_pause"
 # Seconds after which the packet filter forgets the pause by itself, should this process be killed.
 _LONGEST = 10
 
-# Seconds in which squid accepts the connections that are complete already, and reads what is asked on them: it
-# resets and closes the others.
+# Seconds in which squid accepts the connections that are complete already, and reads what is asked on them:
+# it resets and closes the others.
 _SETTLE = 0.5
 
 
