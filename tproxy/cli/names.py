@@ -14,6 +14,7 @@ import click
 
 from tproxy.cli.examples import example
 from tproxy.config.file import required
+from tproxy.config.services import place
 from tproxy.console import EXIT_FAILURE, require_root
 from tproxy.errors import TproxyError
 from tproxy.log import output
@@ -65,12 +66,13 @@ def check(name: str | None, config: str | None) -> None:
     if problems:
         sys.exit(EXIT_PROBLEMS)
     verdict = claims.judge(zones, routes, ledger.load(ledger.directory()), time.time())
-    lines = {each.id: each.line for each in routes}
-    for id_, reason in verdict.refused.items():
-        click.echo(f"{path}:{lines[id_]}: tproxy_routes: {id_}: {reason}")
+    for each_route in routes:
+        if reason := verdict.refused.get(each_route.id):
+            where = place(each_route.origin or path, each_route.line)
+            click.echo(f"{where}: tproxy_routes: {each_route.id}: {reason}")
     for (zone, owner), reason in verdict.waiting.items():
-        line = next(each.line for each in zones if (each.domain, each.owner) == (zone, owner))
-        click.echo(f"{path}:{line}: tproxy_zones: {reason}")
+        entry = next(each for each in zones if (each.domain, each.owner) == (zone, owner))
+        click.echo(f"{place(entry.origin or path, entry.line)}: tproxy_zones: {reason}")
     everything = {*(each.domain for each in zones), *(name for name, _ in verdict.granted.values())}
     for each_name in sorted(everything):
         if told := domain.homograph(each_name, everything):
