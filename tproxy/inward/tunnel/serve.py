@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tproxy.config import reader
+from tproxy.config import file, joined
 from tproxy.config.routes import RouteEntry
 from tproxy.config.services import Config
 from tproxy.errors import ProcessError, TproxyError
@@ -67,7 +67,7 @@ class Settings:
 
     def __init__(self, path: str, places: str = PLACES) -> None:
         self._path = path
-        self._stamp: tuple[int, int] = (0, 0)
+        self._stamp: tuple[int, ...] = ()
         self._places_path = places
         self._places_stamp: tuple[int, int] = (0, 0)
         self._entries: Iterable[RouteEntry] = ()
@@ -80,10 +80,10 @@ class Settings:
         self._read_places()
         try:
             status = os.stat(self._path)
-            stamp = (status.st_mtime_ns, status.st_size)
+            stamp = (status.st_mtime_ns, status.st_size, *_stamp_of(file.DOCUMENT))
             if stamp != self._stamp:
                 self._stamp = stamp
-                self._take(reader.load(self._path))
+                self._take(joined.load(self._path))
         except OSError as error:
             raise ProcessError(f"cannot read {self._path}: {error.strerror}") from None
 
@@ -108,6 +108,15 @@ class Settings:
             return
         except (OSError, ValueError) as error:
             _log.error("cannot use %s: %s", self._places_path, error)
+
+
+def _stamp_of(path: str) -> tuple[int, int]:
+    """What changes with a file; (0, 0) where there is none."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
 
 
 def places_in(text: str) -> dict[str, str]:
