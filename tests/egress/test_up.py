@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -146,19 +147,21 @@ def squids(node: Node) -> set[int]:
 
 
 def test_new_downloads_use_the_new_squid_at_once_and_the_old_one_ends_its_own(node: Node) -> None:
-    """While the squids change, a client fetches again and again: it waits, and is never refused."""
+    """While the squids change, somebody connects again and again: he waits, and is never refused."""
     node.site("host.example", "/releases/long", os.urandom(40_000_000))
     proxy = node.caller(network="build")
     (old,) = squids(node)
     slow = node.popen_curl(proxy, "https://host.example/releases/long", "--limit-rate", "4M")
     node.wait_for(lambda: any("long" in line for line in node.requests()), "a download")
+    knock = node.popen(
+        *(sys.executable, str(PROGRAMS / "knock.py"), "3128"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert knock.stdout is not None
+    assert knock.stdout.readline() == "ready\n"
     node.up.send_signal(signal.SIGHUP)
-
-    def changed() -> bool:
-        assert node.curl(proxy, A) == (200, "file a\n")
-        return int(node.layout.squid_pid.read_text()) != old
-
-    node.wait_for(changed, "a new squid")
+    node.wait_for(lambda: len(squids(node)) == 2, "a new squid")
+    node.wait_for(lambda: int(node.layout.squid_pid.read_text()) != old, "it takes connections")
+    assert knock.communicate()[0] == "0\n"
     assert psutil.pid_exists(old)  # with the download
     assert node.curl(proxy, A) == (200, "file a\n")
     output, _ = slow.communicate()
