@@ -29,7 +29,7 @@ from tproxy.inward.tunnel.streams import WINDOW, End
 # Seconds that a connection without certificate may last, and how many of them there may be.
 JOINING = 30.0
 MOST_JOINING = 500
-# Connections that have not logged in. They end after LOGIN seconds; more are refused (as MaxStartups of sshd).
+# Connections that have not logged in. They end after LOGIN seconds; more are refused.
 MOST_PENDING = 2000
 LOGIN = 20
 

@@ -42,7 +42,7 @@ class Store:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             for each in _FOLDERS.values():
                 if not (self.directory / each).is_dir():
-                    (self.directory / each).mkdir(mode=0o700)
+                    (self.directory / each).mkdir(mode=0o700, exist_ok=True)
                     self._own(self.directory / each)
         except OSError as error:
             raise ProcessError(f"cannot make {self.directory}: {error.strerror}") from None
