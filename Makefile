@@ -1,7 +1,6 @@
-# All commands of this checkout: make venv | demo | demo-egress | test | test-egress | test-inward | test-vm |
-# test-packages | test-model | test-steps | bench | bench-workers | bench-egress | docs | serve-docs | picture |
-# pictures | soak | lint | deb | zipapp |
-# wheel | manual | lock | options | clean
+# All commands of this checkout: make venv | demo | demo-egress | demo-inward | test | test-egress | test-inward |
+# test-vm | test-packages | test-model | test-steps | bench | bench-workers | bench-egress | bench-inward | docs |
+# serve-docs | picture | pictures | soak | lint | deb | zipapp | wheel | manual | lock | options | clean
 
 # Tests that run at the same time. They wait for processes and the kernel more than they compute, so this is
 # more than there are cores.
@@ -32,6 +31,11 @@ demo: venv
 demo-egress:
 	@.ci/setup egress
 	.venv/bin/tproxy lab --egress
+
+# A client outside reaches what guests of two networks serve, by name over HTTPS.
+.PHONY: demo-inward
+demo-inward: venv
+	.venv/bin/tproxy lab --inward
 
 # Seconds after which a test ends a program that hangs. A machine under load may be ten times slower, and its
 # tests still pass.
@@ -130,6 +134,12 @@ bench-workers:
 	@.ci/setup bench
 	.venv/bin/python -m compileall -q tproxy
 	.venv/bin/python -m bench.workers $(BENCH_OPTIONS)
+
+.PHONY: bench-inward
+bench-inward:
+	@.ci/setup bench
+	.venv/bin/python -m compileall -q tproxy
+	.venv/bin/python -m bench.inward $(BENCH)
 
 .PHONY: bench-egress
 bench-egress:

@@ -23,7 +23,7 @@ class Claim(NamedTuple):
 
     title: str
     figure: Figure
-    goal: Goal
+    goal: Goal | None
     to: Figure | None = None
     unit: str = ""
 
@@ -51,11 +51,15 @@ def table(results: Results, claims: Sequence[Claim]) -> str:
                 number(ours) + claim.unit,
                 "" if theirs is None else number(theirs) + claim.unit,
                 f"{value:.2f}" if claim.to else "",
-                f"{claim.goal.at} {claim.goal.value:g} {'✓' if claim.goal.met(value) else '✗'}",
+                _verdict(claim.goal, value),
             ]
         )
     head = ["", "figure", "compared with", "ratio", "goal"]
     return tabulate(rows, head, "pipe", disable_numparse=True) if rows else ""
+
+
+def _verdict(goal: Goal | None, value: float) -> str:
+    return f"{goal.at} {goal.value:g} {'✓' if goal.met(value) else '✗'}" if goal else ""
 
 
 def number(figure: float | None) -> str:

@@ -52,7 +52,8 @@ class Route(NamedTuple):
     def target(self) -> str:
         """The guest and its port, for a message."""
         known = self.endpoint.address
-        words = [*([known] if known != NOWHERE else []), *filter(None, (self.mac, self.place))]
+        shown = f"[{known}]" if ":" in known else known
+        words = [*([shown] if known != NOWHERE else []), *filter(None, (self.mac, self.place))]
         return f"{'/'.join(words)}:{self.endpoint.port}"
 
     def has_expired(self, now: float) -> bool:

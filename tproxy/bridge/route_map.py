@@ -3,8 +3,8 @@
 A route's key is its number, which is a hash of its id (``tproxy.routes``), and a second number. The element
 with 0 has the guest's address and port, and the first words of the route in its comment. Where these take
 more than one comment, those of the elements with 1, 2 and so on go on; no word is cut. ``id`` is the first
-word. The others are ``mac``, ``at`` (a port of the bridge), ``expires`` and the options, as those of a
-service.
+word. The others are ``to`` (an address of IPv6, beside which the element has 0.0.0.0), ``mac``, ``at`` (a
+port of the bridge), ``expires`` and the options, as those of a service.
 
 The map exists only while the bridge has routes, and means nothing without ``ep_<bridge>``. It is filled anew
 with each change, so that it repairs itself.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tproxy.addresses import as_ipv6
 from tproxy.bridge.comments import MAX_COMMENT, decode_words, encode_words, option_words, parse_service
 from tproxy.model import Endpoint
 from tproxy.names import TABLE, BridgeNames
@@ -35,7 +36,7 @@ def change(bridge: str, before: Routes, after: Routes) -> list[str]:
     if not after:
         return delete(bridge)
     elements = [
-        f'{number:#x} . {part} comment "{text}" : {each.endpoint.address} . {each.endpoint.port}'
+        f'{number:#x} . {part} comment "{text}" : {_value(each)} . {each.endpoint.port}'
         for number, each in sorted(after.items())
         for part, text in enumerate(_comments(each))
     ]
@@ -91,6 +92,8 @@ def storable(routes: Routes) -> Routes:
 
 def _route(number: int, endpoint: Endpoint, text: str) -> Route | None:
     words = decode_words(text)
+    if to := as_ipv6(words.get("to", "")):
+        endpoint = Endpoint(to, endpoint.port)
     id_, expires = words.get("id", ""), words.get("expires", "")
     if not id_ or number_of(id_) != number or not 0 < endpoint.port < 1 << 16:
         return None
@@ -102,9 +105,14 @@ def _route(number: int, endpoint: Endpoint, text: str) -> Route | None:
     return Route(id_, service, mac, place, when)
 
 
+def _value(route: Route) -> str:
+    return NOWHERE if ":" in route.endpoint.address else route.endpoint.address
+
+
 def _comments(route: Route) -> list[str]:
     words = {
         "id": route.id,
+        "to": route.endpoint.address if ":" in route.endpoint.address else "",
         "mac": route.mac,
         "at": route.place,
         "expires": str(route.expires or ""),

@@ -58,7 +58,7 @@ PORTS_IPV6, UDP_PORTS_IPV6, REFUSED_IPV6 = "ports6", "udp_ports6", "refused6"
 # The sets of a wall for further service addresses: these addresses; address, protocol and port of their
 # services; and those whose guests are refused now.
 ADDRESSES, SERVICES, REFUSED_SERVICES = "addresses", "services", "refused_services"
-DIALLED = "dialled"  # the set of the targets of routes
+DIALLED, DIALLED_IPV6 = "dialled", "dialled6"  # the sets of the targets of routes
 DIALS = "dials"  # the chain for connections that begin here
 
 # Before the kernel would put fragments together, NF_IP_PRI_RAW_BEFORE_DEFRAG in <linux/netfilter_ipv4.h>.
@@ -75,6 +75,7 @@ _SETS = {
     SERVICES: _SERVICE,
     REFUSED_SERVICES: _SERVICE,
     DIALLED: "ipv4_addr . inet_service",
+    DIALLED_IPV6: "ipv6_addr . inet_service",
 }
 _REFUSING = {REFUSED, REFUSED_IPV6, REFUSED_SERVICES}
 _BASE = {
@@ -142,6 +143,10 @@ class Kind(NamedTuple):
         """Those of the services whose packets such a wall sees."""
         return frozenset(key for key in keys if self.family == "inet" or ":" not in key.address)
 
+    def aimed(self, targets: Iterable[Target]) -> frozenset[Target]:
+        """Those of the targets of routes whose packets such a wall sees."""
+        return frozenset(each for each in targets if self.family == "inet" or ":" not in each[0])
+
     @property
     def lacks(self) -> str:
         """What a kernel lacks that needs this kind, in words, and what follows; or ""."""
@@ -174,6 +179,7 @@ class Parts(NamedTuple):
     further: bool
     ipv6: bool
     dials: bool = False
+    dials_ipv6: bool = False
 
     @property
     def sets(self) -> set[str]:
@@ -183,6 +189,7 @@ class Parts(NamedTuple):
         names |= {ADDRESSES, SERVICES} if self.further else set()
         names |= {PORTS_IPV6} if self.ipv6 else set()
         names |= {DIALLED} if self.dials else set()
+        names |= {DIALLED_IPV6} if self.dials_ipv6 else set()
         names |= {UDP_PORTS_IPV6, REFUSED_IPV6} if self.udp and self.ipv6 else set()
         return names | ({REFUSED_SERVICES} if self.udp and self.further else set())
 
@@ -195,6 +202,7 @@ def parts_for(keys: Iterable[ServiceKey], targets: Collection[Target] = ()) -> P
         further=bool(addresses - {SERVICE_ADDRESS_IPV6}),
         ipv6=SERVICE_ADDRESS_IPV6 in addresses,
         dials=bool(targets),
+        dials_ipv6=any(":" in address for address, _ in targets),
     )
 
 
@@ -217,6 +225,11 @@ def rules(kind: Kind, parts: Parts) -> dict[str, list[str]]:
         "iif lo accept",
     ]
     dials = {DIALS: [f"oif != lo {_NEW} ip daddr . tcp dport != @{DIALLED} drop"]} if parts.dials else {}
+    if parts.dials and not parts.dials_ipv6 and kind.family == "inet":
+        dials[DIALS].append(f"oif != lo meta nfproto ipv6 {_NEW} drop")
+    elif parts.dials_ipv6:
+        dials[DIALS].append(f"oif != lo {_NEW} ip6 daddr . tcp dport != @{DIALLED_IPV6} drop")
+        wall.append(f"{_FOR_US_IPV6} {_ANSWER} ip6 saddr . tcp sport @{DIALLED_IPV6} accept")
     there = f"ip daddr @{ADDRESSES}"
     service = "ip daddr . ip protocol . th dport"
     if parts.further:
@@ -227,8 +240,9 @@ def rules(kind: Kind, parts: Parts) -> dict[str, list[str]]:
             f"{there} {_WHOLE} icmp type echo-request{pings} accept",
         ]
     if parts.ipv6:
+        wall.append(f"{_FOR_US_IPV6} tcp dport @{PORTS_IPV6} {_NO_ANSWER} accept")
+    if parts.ipv6 or parts.dials_ipv6:
         wall += [
-            f"{_FOR_US_IPV6} tcp dport @{PORTS_IPV6} {_NO_ANSWER} accept",
             f"{_FOR_US_IPV6} {_NEW}{closed} accept",
             f"{_FOR_US_IPV6} {_GOES_ON} accept",
             f"{_FOR_US_ICMPV6} icmpv6 type echo-request{pings} accept",
@@ -268,7 +282,7 @@ def rules(kind: Kind, parts: Parts) -> dict[str, list[str]]:
 
 def load(kind: Kind, keys: Collection[ServiceKey], targets: Collection[Target] = ()) -> str:
     """Return the commands of one transaction that replaces whatever wall there is."""
-    table, keys = f"{kind.family} {TABLE}", kind.seen(keys)
+    table, keys, targets = f"{kind.family} {TABLE}", kind.seen(keys), kind.aimed(targets)
     parts = parts_for(keys, targets)
     chains = rules(kind, parts)
     lines = [
@@ -292,8 +306,9 @@ def load(kind: Kind, keys: Collection[ServiceKey], targets: Collection[Target] =
         elements.setdefault(name, set()).add(element)
         if name == SERVICES:
             elements.setdefault(ADDRESSES, set()).add(key.address)
-    if targets:
-        elements[DIALLED] = {f"{address} . {port}" for address, port in targets}
+    for address, port in targets:
+        name = DIALLED_IPV6 if ":" in address else DIALLED
+        elements.setdefault(name, set()).add(f"{address} . {port}")
     lines += [
         f"add element {table} {name} {{ {', '.join(sorted(each))} }}" for name, each in elements.items()
     ]
@@ -331,7 +346,9 @@ def parse(family: str, listed: Iterable[dict[str, Any]]) -> Wall | None:
             raise NftError(f"table {family} {TABLE} in the namespace belongs to another program")
     if not found:
         return None
-    parts = Parts(AFTER in chains, SERVICES in sets, PORTS_IPV6 in sets, DIALLED in sets)
+    parts = Parts(
+        AFTER in chains, SERVICES in sets, PORTS_IPV6 in sets, DIALLED in sets, DIALLED_IPV6 in sets
+    )
     wanted = [CHAIN, *([AFTER] if parts.udp else []), *([DIALS] if parts.dials else [])]
     keys, targets = _keys(sets), _targets(sets)
     right = chains == {name: _BASE[name] for name in wanted} and sets.keys() == parts.sets
@@ -345,9 +362,9 @@ def parse(family: str, listed: Iterable[dict[str, Any]]) -> Wall | None:
 
 
 def _targets(sets: Mapping[str, list[Any]]) -> frozenset[Target] | None:
-    """The targets of routes in the set of a wall; None where it is not as ``load`` makes it."""
+    """The targets of routes in the sets of a wall; None where it is not as ``load`` makes it."""
     try:
-        pairs = (each["concat"] for each in sets.get(DIALLED, ()))
+        pairs = (each["concat"] for name in (DIALLED, DIALLED_IPV6) for each in sets.get(name, ()))
         return frozenset((str(address), int(port)) for address, port in pairs)
     except (KeyError, TypeError, ValueError):
         return None
@@ -386,7 +403,7 @@ def ensure(bridge: str, keys: Collection[ServiceKey], targets: Collection[Target
             wall = _find(inner)
             if wall is None or wall.kind is None:
                 _load_best(inner, bridge, wanted, dialled)
-            elif (wall.keys, wall.targets) != (wall.kind.seen(wanted), dialled):
+            elif (wall.keys, wall.targets) != (wall.kind.seen(wanted), wall.kind.aimed(dialled)):
                 inner.transaction([load(wall.kind, wanted, dialled)])
         finally:  # the relay needs them in any case
             found = links.sysctls(SYSCTLS)

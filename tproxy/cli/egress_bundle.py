@@ -12,6 +12,7 @@ import click
 from tproxy.cli.egress_mirror import settings, size, target_options, targets
 from tproxy.cli.egress_root import layout_of, root_option, store_of
 from tproxy.cli.examples import example
+from tproxy.cli.progress import bar
 from tproxy.console import EXIT_FAILURE, say
 from tproxy.egress.bundle import importing, parts, reading
 from tproxy.egress.bundle.appliance import missing, take
@@ -20,7 +21,7 @@ from tproxy.egress.bundle.manifest import differences, label
 from tproxy.egress.gather.gathering import gather
 from tproxy.egress.gather.lists import read
 from tproxy.egress.signing import BUNDLE, KeyPair
-from tproxy.errors import to_ascii
+from tproxy.errors import TproxyError, to_ascii
 
 file_argument = click.argument("file", type=click.Path(path_type=Path))
 
@@ -61,11 +62,12 @@ def create(
     bundle is made.
     """
     layout = layout_of(root)
-    text = sys.stdin.read() if str(list_file) == "-" else list_file.read_text()
-    items = read(text, str(list_file))
+    items = read(_text_of(list_file), str(list_file))
+    most = size(part_size) if part_size else parts.LARGEST if split else None
     store = store_of(layout)
     carried = take(store, appliance)
-    found = gather(settings(layout), store, items, targets(**chosen), keyring, say)
+    with bar("Fetching") as seen:
+        found = gather(settings(layout), store, items, targets(**chosen), keyring, say, seen)
     lacking = [*found.missing, *missing(store, carried, targets(**chosen))]
     if lacking:
         for line in lacking:
@@ -75,12 +77,20 @@ def create(
     records = [*found.records.values(), *carried]
     total = sum({record.sha256: record.size for record in records}.values())
     signer = KeyPair(layout.keys, BUNDLE)
-    most = size(part_size) if part_size else parts.LARGEST if split else None
-    with click.progressbar(length=total, label="Writing", file=sys.stderr) as bar:
-        manifest, files = write_bundle(store, records, output, signer, base, most, bar.update)
+    with bar("Writing", total) as seen:
+        manifest, files = write_bundle(store, records, output, signer, base, most, seen)
     for path in files:
         click.echo(path)
     say(f"bundle {manifest.serial}, signed by key {signer.fingerprint}")
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TproxyError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise TproxyError(f"{path} is no text: byte {error.start} is not UTF-8") from error
 
 
 @bundle.command(epilog=example("tproxy egress bundle verify week12.tar"))
@@ -91,8 +101,8 @@ def verify(file: Path, trust: str, root: Path | None) -> None:
     """Read a whole bundle, and say whether signature and hashes are right. Imports nothing."""
     trusted = reading.trusted_key(store_of(layout_of(root)).root)
     total = sum(path.stat().st_size for path in parts.of(file))
-    with click.progressbar(length=total, label="Hashing", file=sys.stderr) as bar:
-        manifest = reading.verify_all(file, trusted, trust, bar.update)
+    with bar("Hashing", total) as seen:
+        manifest = reading.verify_all(file, trusted, trust, seen)
     delta = f", a delta against {manifest.base}" if manifest.base else ""
     click.echo(f"{file}: bundle {manifest.serial} of {manifest.created} is whole and right{delta}")
 
@@ -105,10 +115,14 @@ def verify(file: Path, trust: str, root: Path | None) -> None:
 @root_option
 def import_(file: Path, trust: str, downgrade: bool, scan: str | None, root: Path | None) -> None:
     """Verify a bundle, put it into the store, and serve it."""
+    try:
+        scanner = shlex.split(scan or "")
+    except ValueError as error:
+        raise click.BadParameter(f"{scan!a} is no command: {error}", param_hint="--scan") from error
     store = store_of(layout_of(root))
     total = sum(path.stat().st_size for path in parts.of(file))
-    with click.progressbar(length=total, label="Importing", file=sys.stderr) as bar:
-        manifest = importing.import_bundle(store, file, trust, downgrade, shlex.split(scan or ""), bar.update)
+    with bar("Importing", total) as seen:
+        manifest = importing.import_bundle(store, file, trust, downgrade, scanner, seen)
     click.echo(f"bundle {manifest.serial} of {manifest.created} is active")
 
 

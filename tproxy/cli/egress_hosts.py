@@ -42,6 +42,8 @@ def add(name: str, networks: tuple[str, ...], node: str, root: Path | None) -> N
     require_root()
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,253}:[0-9]{1,5}|\[[0-9A-Fa-f:]+\]:[0-9]{1,5}", node):
         raise TproxyError(f"{quoted(node)} is not HOST:PORT")
+    if not 0 < int(node.rpartition(":")[2]) < 65536:
+        raise TproxyError(f"{quoted(node)} has no port from 1 to 65535")
     if sys.stdout.isatty():
         raise TproxyError("this prints a key: send it to a file")
     sys.stdout.write(Hosts(layout_of(root).hosts).add(name, list(networks), node).decode())

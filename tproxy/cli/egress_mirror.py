@@ -15,6 +15,7 @@ import click
 
 from tproxy.cli.egress_root import layout_of, root_option, store_of
 from tproxy.cli.examples import example
+from tproxy.cli.progress import bar
 from tproxy.console import EXIT_FAILURE, say
 from tproxy.egress.gather.gathering import KEYRING
 from tproxy.egress.gather.lists import KINDS, Targets
@@ -26,6 +27,7 @@ from tproxy.egress.mirror.site_key import SiteKey
 from tproxy.egress.policy.reader import load
 from tproxy.errors import ConfigError, to_ascii
 
+PORT = click.IntRange(0, 65535)
 SIZES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -110,7 +112,8 @@ def list_kept(as_json: bool, root: Path | None) -> None:
 def update(keyring: str, root: Path | None, **chosen: Any) -> None:
     """Fetch what is kept in advance. Exit code 75 says that another update is running."""
     try:
-        missing = keeping.update(settings(layout_of(root)), targets(**chosen), keyring, say)
+        with bar("Fetching") as seen:
+            missing = keeping.update(settings(layout_of(root)), targets(**chosen), keyring, say, seen)
     except keeping.Busy as error:
         say(str(error))
         sys.exit(keeping.EXIT_BUSY)
@@ -142,8 +145,8 @@ def verify(root: Path | None) -> None:
     """Hash everything in the store. Damaged files go to quarantine, and are fetched again when asked for."""
     store = store_of(layout_of(root))
     store.blobs.adopt_all()
-    with click.progressbar(length=store.used(), label="Hashing", file=sys.stderr) as bar:
-        damaged = store.blobs.scrub(bar.update)
+    with bar("Hashing", store.used()) as seen:
+        damaged = store.blobs.scrub(seen)
     for sha256 in damaged:
         names = ", ".join(sorted({f"{each.kind} {each.name} {each.file}" for each in store.by_hash(sha256)}))
         say(f"damaged: {sha256} {to_ascii(names)}")
@@ -167,8 +170,12 @@ def site_key(rotate: bool, finish: bool, root: Path | None) -> None:
 
 @mirror.command(epilog=example("tproxy egress mirror run --quota 30G"))
 @click.option("--quota", help="The most that the store may hold, as 30G.")
-@click.option("--guests-port", type=int, help="For connections with a PROXY header, instead of the policy's.")
-@click.option("--clients-port", default=0, help="For hosts that the policy's `clients` names; 0 for none.")
+@click.option(
+    "--guests-port", type=PORT, help="For connections with a PROXY header, instead of the policy's."
+)
+@click.option(
+    "--clients-port", type=PORT, default=0, help="For hosts that the policy's `clients` names; 0 for none."
+)
 @click.option(
     "--update-every", default="1d", show_default=True, help="How often to update what is kept; 0s is never."
 )

@@ -18,16 +18,16 @@ from tproxy.errors import TproxyError
 policy_option = click.option(
     "--policy",
     type=click.Path(path_type=Path),
-    default=Layout().policy,
-    show_default=True,
-    help="The file with the policy.",
+    help=f"The file with the policy, instead of {Layout().policy}.",
 )
 
 
 @click.command(epilog=example("tproxy egress check"))
 @policy_option
-def check(policy: Path) -> None:
+@root_option
+def check(policy: Path | None, root: Path | None) -> None:
     """Print all errors of the policy, a line each. Changes nothing."""
+    policy = policy or layout_of(root).policy
     try:
         found = reader.load(policy)
     except reader.PolicyError as error:
@@ -51,8 +51,9 @@ def _command(verb: str, text: str) -> click.Command:
     @click.argument("name")
     @click.option("--network", default=ANY, help="Only for this network; without, for all.")
     @policy_option
-    def command(kind: str, name: str, network: str, policy: Path) -> None:
-        _edit(policy, name, network, allowing=verb == "allow")
+    @root_option
+    def command(kind: str, name: str, network: str, policy: Path | None, root: Path | None) -> None:
+        _edit(policy or layout_of(root).policy, name, network, allowing=verb == "allow")
 
     return command
 

@@ -49,6 +49,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--state",
+            envvar="TPROXY_GATEWAY_STATE",
             default="/var/lib/tproxy-gateway",
             metavar="DIRECTORY",
             show_default=True,
@@ -127,8 +128,18 @@ def _read(config: str | None, said: dict[str, Any]) -> tuple[Config, Options]:
     return read, Options(**said)
 
 
+_state = click.option(
+    "--state",
+    envvar="TPROXY_GATEWAY_STATE",
+    default="/var/lib/tproxy-gateway",
+    metavar="DIRECTORY",
+    show_default=True,
+    help="As that of `up`.",
+)
+
+
 @gateway.command(epilog=example("tproxy gateway status"))
-@click.option("--state", default="/var/lib/tproxy-gateway", metavar="DIRECTORY", help="As that of `up`.")
+@_state
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(state: str, as_json: bool) -> None:
     """Show names, certificates with their last days, and how many connections were refused."""
@@ -138,10 +149,41 @@ def status(state: str, as_json: bool) -> None:
     click.echo(json.dumps(found, indent=2) if as_json else "\n".join(facts.lines(found)))
 
 
+@gateway.command(epilog=example("tproxy gateway usage", "tproxy gateway usage --metrics"))
+@_state
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for each route.")
+@click.option("--metrics", is_flag=True, help="Print Prometheus' text format, for each route.")
+def usage(state: str, as_json: bool, metrics: bool) -> None:
+    """Show how much the routes of each owner were used, also before restarts."""
+    from tproxy.inward import files
+    from tproxy.inward import usage as uses
+
+    with files.locked(files.directory()):
+        ledger = uses.keep(state, files.admin())
+    if metrics:
+        click.echo(uses.as_metrics(ledger), nl=False)
+    elif as_json:
+        rows = [
+            {"owner": owner, "kind": kind, "route": route, **count._asdict()}
+            for (owner, kind, route), count in sorted(ledger.sums.items())
+        ]
+        click.echo(json.dumps({"version": 1, "usage": rows}, indent=2))
+    elif ledger.sums:
+        from tproxy.cli.tables import Table, in_bytes, printable, show
+
+        columns = ("owner", "kind", "uses", "from clients", "to clients")
+        cells = [
+            [printable(owner), kind, str(count.times), in_bytes(count.bytes_in), in_bytes(count.bytes_out)]
+            for (owner, kind), count in uses.by_owner(ledger).items()
+        ]
+        show([Table("", columns, cells, frozenset(columns[2:]))])
+
+
 @gateway.command(epilog=example("tproxy gateway down --purge"))
+@_state
 @click.option("--purge", is_flag=True, help="Remove its files too.")
-def down(purge: bool) -> None:
+def down(state: str, purge: bool) -> None:
     """End the gateway; open connections end with it."""
     from tproxy.inward import gateway as front
 
-    front.down(purge=purge)
+    front.down(state, purge=purge)

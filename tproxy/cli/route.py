@@ -14,9 +14,11 @@ from tproxy.bridge import nftables
 from tproxy.cli.examples import example
 from tproxy.config import cache
 from tproxy.config.file import search
+from tproxy.config.routes import RouteEntry
 from tproxy.config.services import Config
 from tproxy.console import EXIT_FAILURE, require_root
 from tproxy.log import output
+from tproxy.model import Endpoint
 
 # Of the JSON documents, as in ``doctor``.
 VERSION = 1
@@ -37,7 +39,7 @@ def list_(as_json: bool) -> None:
     from tproxy.operations import route_hops
 
     config = _config()
-    entries = {one.id: each for each in (config.routes if config else ()) for one in each.routes}
+    entries = {id_: each for each in (config.routes if config else ()) for id_, _ in each.parts}
     errors = route_hops.last_errors()
     rows = []
     for bridge, each in route_hops.routes(nftables.read_maps()):
@@ -61,9 +63,9 @@ def list_(as_json: bool) -> None:
                 "domain": entry.domain,
                 "network": entry.network,
                 "bridge": "",
-                "guest": next(one.target for one in entry.routes if one.id == id_),
+                "guest": _target(entry, id_),
                 "expires": _moment(entry.expires),
-                "state": "expired" if expired else "no bridge of its network is up",
+                "state": "expired" if expired else _elsewhere(entry),
             }
         )
     if as_json:
@@ -72,6 +74,20 @@ def list_(as_json: bool) -> None:
         from tproxy.cli.tables import Table, show
 
         show([Table("", [*rows[0]], [[*row.values()] for row in rows])])
+
+
+def _target(entry: RouteEntry, id_: str) -> str:
+    """What a route leads to that no bridge has."""
+    if entry.network:
+        return next(one.target for one in entry.routes if one.id == id_)
+    port = dict(entry.parts)[id_]
+    return f"node {entry.node}:{port}" if entry.node else str(Endpoint(entry.addr, port))
+
+
+def _elsewhere(entry: RouteEntry) -> str:
+    if entry.node:
+        return f"by node {entry.node}"
+    return "by HAProxy" if entry.addr else "no bridge of its network is up"
 
 
 @route.command(epilog=example("tproxy route test web"))

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tproxy.addresses import SERVICE_ADDRESS, as_ipv6, can_be_served, is_address, refused
+from tproxy.addresses import (
+    SERVICE_ADDRESS,
+    SERVICE_ADDRESS_IPV6,
+    as_ipv6,
+    can_be_served,
+    is_address,
+    refused,
+)
 from tproxy.config.routes import TERMINATE, RouteEntry
 from tproxy.config.services import Problem
 from tproxy.routes import number_of
@@ -41,9 +48,19 @@ def _fault_of_guest(entry: RouteEntry, guest: list[str]) -> str:
     if not guest:
         return "guest_addr, guest_mac or bridge_port is needed: which guest?"
     address = entry.guest_addr
-    if address and (not can_be_served(address) or refused(address) or address == SERVICE_ADDRESS):
+    if address and not (_is_guests(address) or _is_of_link(address)):
         return f"guest_addr {address} is no address that a guest can have"
     return ""
+
+
+def _is_guests(address: str) -> bool:
+    return can_be_served(address) and not refused(address) and address != SERVICE_ADDRESS
+
+
+def _is_of_link(address: str) -> bool:
+    """Whether it is an IPv6 address of fe80::/64, and not the service's."""
+    plain = as_ipv6(address)
+    return plain.startswith("fe80::") and plain != SERVICE_ADDRESS_IPV6
 
 
 def fault_of_addr(address: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tproxy.addresses import as_ipv6
 from tproxy.config.services import Problem
 from tproxy.model import Endpoint, Network, Service
 from tproxy.routes import MOST_ID, NOWHERE, OF_TLS, Route, key_of, number_of
@@ -71,10 +72,10 @@ class RouteEntry(NamedTuple):
     guest_addr: Annotated[
         str,
         Option(
-            Written(r"[0-9]{1,3}(\.[0-9]{1,3}){3}", "an IPv4 address"),
-            "the guest's address",
+            Written(r"[0-9A-Fa-f:.]{2,45}", "an IPv4 address, or an IPv6 address of the link"),
+            "the guest's address; IPv6 (`fe80::…`) needs `tproxy_ipv6`",
             unset="found by `guest_mac` or `bridge_port`",
-            nftables="the element's value",
+            nftables="the element's value; of IPv6 the word `to`",
         ),
     ] = ""
     guest_mac: Annotated[
@@ -231,7 +232,7 @@ class RouteEntry(NamedTuple):
     def _route(self, id_: str, port: int) -> Route:
         service = Service(
             key_of(number_of(id_)),
-            Endpoint(self.guest_addr or NOWHERE, port),
+            Endpoint(as_ipv6(self.guest_addr) or self.guest_addr or NOWHERE, port),
             connect_timeout=self.connect_timeout,
             max_connections_per_guest=self.max_connections_per_client,
             max_connections_to_endpoint=self.max_connections,
@@ -245,11 +246,12 @@ class RouteEntry(NamedTuple):
 
 
 def routes_for(
-    entries: Iterable[RouteEntry], networks: Iterable[Network]
+    entries: Iterable[RouteEntry], networks: Iterable[Network], *, ipv6: bool = False
 ) -> tuple[dict[int, Route], list[Problem]]:
     """Return the routes to guests of a bridge with these networks, by number, and what is wrong with others.
 
-    One that has expired is among them, so that its open streams drain. Where a bridge has several networks, a
+    ``ipv6``: whether guests reach the service address of IPv6, which then reaches them. A route that has
+    expired is among them, so that its open streams drain. Where a bridge has several networks, a
     route must name its guest's MAC: by an address alone it could reach a guest of another network.
     """
     known = [*networks]
@@ -258,9 +260,14 @@ def routes_for(
     for entry in entries:
         if not any(each.is_one_of(frozenset({entry.network})) for each in known):
             continue
+        fault = ""
         if len(known) > 1 and not entry.guest_mac:
-            text = f"tproxy_routes: {entry.id}: its bridge has several networks: guest_mac is needed"
-            problems.append(Problem(entry.line, f"{text}: entry skipped"))
+            fault = "its bridge has several networks: guest_mac is needed"
+        elif ":" in entry.guest_addr and not ipv6:
+            fault = f"guest_addr {entry.guest_addr} needs tproxy_ipv6: true"
+        if fault:
+            text = f"tproxy_routes: {entry.id}: {fault}: entry skipped"
+            problems.append(Problem(entry.line, text))
             continue
         found |= {each.number: each for each in entry.routes}
     return found, problems

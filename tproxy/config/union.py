@@ -111,7 +111,7 @@ class Offer:
         if self.config.routes:
             from tproxy.config.routes import routes_for  # few files have routes
 
-            routes, wrong = routes_for(self.config.routes, orders)
+            routes, wrong = routes_for(self.config.routes, orders, ipv6=self.config.ipv6)
             problems |= dict.fromkeys(wrong)
         return Union(divide(views), list(problems), ipv6=self.config.ipv6, routes=routes)
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 from tproxy.datapath.connection import Connection
 from tproxy.datapath.introduction import Introductions
 from tproxy.datapath.neighbours import Neighbours
+from tproxy.datapath.route_target import RouteTarget
 from tproxy.datapath.session import Session
+from tproxy.datapath.streams import Stream
 from tproxy.datapath.target import Target
 from tproxy.kernel import tcp
 from tproxy.log.lines import json_object
@@ -62,6 +64,28 @@ def line(connection: Connection, known: Introductions, mac: str, now: float, *, 
     )
 
 
+def stream_line(stream: Stream, known: Introductions, mac: str, now: float, *, draining: bool) -> str:
+    """The same for a stream from outside: its client stands in the place of the endpoint."""
+    guest = tcp.round_trip(stream.to_guest.source)
+    client, port = stream.peer
+    word = {GUEST_FINISHED: ENDPOINT_FINISHED, ENDPOINT_FINISHED: GUEST_FINISHED}
+    return _line(
+        stream.id,
+        "tcp",
+        word.get(state(stream), state(stream)),
+        draining,
+        now - stream.started,
+        stream.target,
+        (stream.dialed.address, stream.dialed.port),
+        mac,
+        known.place(stream.target.bridge, mac),
+        Endpoint(client, port),
+        (stream.to_guest.moved, stream.to_endpoint.moved),
+        (guest.microseconds, None),
+        (guest.repeated, None),
+    )
+
+
 def session_line(session: Session, known: Introductions, mac: str, now: float, *, draining: bool) -> str:
     """The same for a UDP session, whose sockets know no round-trip times."""
     return _line(
@@ -106,8 +130,9 @@ def _line(
             "bridge": target.bridge,
             "network": target.network,
             "service": target.label,
-            "service_address": target.service.key.address,
-            "service_port": target.service.key.port,
+            "route": target.id if isinstance(target, RouteTarget) else "",
+            "service_address": "" if isinstance(target, RouteTarget) else target.service.key.address,
+            "service_port": 0 if isinstance(target, RouteTarget) else target.service.key.port,
             "guest": peer[0],
             "guest_port": peer[1],
             "mac": mac,

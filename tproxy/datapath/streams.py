@@ -20,17 +20,16 @@ from tproxy.addresses import packed_peer
 from tproxy.datapath import counts
 from tproxy.datapath.connection import Connection
 from tproxy.datapath.connections import LIMIT_INTERVAL, Connections
-from tproxy.datapath.counts import CAUSES, DIAL_FAILED, DRAIN, LIMITED, OPEN, OUTCOMES, TOTAL
+from tproxy.datapath.counts import CAUSES, DIAL_FAILED, DRAIN, LIMITED, OPEN, TOTAL
 from tproxy.datapath.dial_errors import dial_failure
-from tproxy.datapath.ended_lines import EndedLines
+from tproxy.datapath.route_target import ANOTHER, QUIET, RouteTarget, StreamLines
 from tproxy.datapath.splice import Mover
 from tproxy.datapath.target import Target
 from tproxy.kernel import tcp
-from tproxy.kernel.loop import ERROR, HANGUP, WRITE, Loop
-from tproxy.log.file import INFO, Log
+from tproxy.kernel.loop import ERROR, HANGUP, WRITE
+from tproxy.log.file import Log
 from tproxy.log.limit import LineLimit
 from tproxy.model import Endpoint
-from tproxy.typed import Any
 
 # How the kernel says that nobody answers ARP for the guest's address.
 _ABSENT = frozenset({errno.EHOSTUNREACH, errno.EHOSTDOWN})
@@ -39,29 +38,7 @@ _ABSENT = frozenset({errno.EHOSTUNREACH, errno.EHOSTDOWN})
 # (bridge.plan). The kernel would tell by an ICMP error to itself, for which the namespace's loopback is down.
 ARP_LOOK = 0.8
 
-# Seconds between two times that the daemon is asked where the guest of a route is. Clients decide how often
-# it is not there.
-QUIET = 5.0
-
 ABSENT = "not there"
-ANOTHER = "another guest"
-
-
-class RouteTarget(Target):
-    """The target of a route's streams. ``id``, ``expires`` and ``mac`` are as in ``tproxy.routes``."""
-
-    __slots__ = ("absent_since", "expires", "id", "mac")
-
-    def __init__(self, *arguments: Any, sharers: int = 1) -> None:
-        super().__init__(*arguments, sharers=sharers)
-        self.id = ""
-        self.expires = 0
-        self.mac = ""
-        self.absent_since = -QUIET  # when somebody was last told, by time.monotonic()
-
-    @property
-    def fields(self) -> dict[str, object]:
-        return {"bridge": self.bridge, "network": self.network, "route": self.id}
 
 
 class Stream(Connection):
@@ -131,7 +108,7 @@ class Stream(Connection):
     def look_for_guest(self) -> bool:
         """End the stream if nobody has the guest's address. Return whether it has ended."""
         self.looked = time.monotonic()
-        if self._mac_there():
+        if self.guest_mac:
             return False
         self.count_failure(self.dialed, errno.EHOSTUNREACH)
         self.dial_failed(errno.EHOSTUNREACH)
@@ -164,15 +141,17 @@ class Stream(Connection):
         address.
         """
         try:
-            if self._endpoint.getpeername() != tuple(self.dialed):
+            address, port = self._endpoint.getpeername()[:2]
+            if (address.partition("%")[0], port) != tuple(self.dialed):  # IPv6: behind it the link's name
                 return False
         except OSError:  # reset since
             return True
         if not self.target.mac:
             return True
-        return self._mac_there() == self.target.mac
+        return self.guest_mac == self.target.mac
 
-    def _mac_there(self) -> str:
+    @property
+    def guest_mac(self) -> str:
         """The MAC that answers ARP for the guest's address; "" for none."""
         known = self._keeper.introductions.neighbours
         return known.mac(self.target.bridge, self._endpoint, self.dialed.address)
@@ -267,86 +246,3 @@ class Streams(Connections):
 
     def dial_failed(self, endpoint: Endpoint, number: int) -> None:
         pass
-
-
-class StreamLines(EndedLines):
-    """The log lines of streams."""
-
-    def __init__(self, loop: Loop, log: Log) -> None:
-        super().__init__(loop, log)
-
-    def write(self, connection: Connection, how: str, outcome: int) -> None:
-        if self._allows(connection.target):
-            assert isinstance(connection.target, RouteTarget)
-            moved = connection.to_endpoint.moved, connection.to_guest.moved
-            # The connection calls the accepted side the guest, and the dialled one the endpoint.
-            said = how.replace("guest", "client") if how != ANOTHER else how
-            words = said.replace("endpoint", "guest"), OUTCOMES[outcome]
-            self._line(
-                connection.target, connection.guest_name, connection.dialed, moved, connection.started, words
-            )
-
-    def write_early(
-        self,
-        target: RouteTarget,
-        peer: tuple[str, int],
-        how: str,
-        since: float,
-        outcome: int = DIAL_FAILED,
-    ) -> None:
-        """Write the line of a stream that has moved no byte, unless its target has had too many."""
-        if self._allows(target):
-            client = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
-            self._line(target, client, target.service.endpoint, (0, 0), since, (how, OUTCOMES[outcome]))
-
-    def _line(
-        self,
-        target: RouteTarget,
-        client: str,
-        guest: Endpoint,
-        moved: tuple[int, int],
-        started: float,
-        words: tuple[str, str],
-    ) -> None:
-        if self._log.level > INFO:
-            return
-        how, outcome = words
-        seconds = time.monotonic() - started
-        self._log.info(
-            "route=%s bridge=%s client=%s guest=%s to_guest=%d to_client=%d seconds=%.3f end=%s",
-            target.id,
-            target.bridge,
-            client,
-            guest,
-            *moved,
-            seconds,
-            how.replace(" ", "_"),
-            fields={
-                **target.fields,
-                "client": client,
-                "guest": str(guest),
-                "outcome": outcome,
-                "end": how,
-                "to_guest": moved[0],
-                "to_client": moved[1],
-                "seconds": round(seconds, 3),
-            }
-            if self._log.has_fields
-            else None,
-        )
-
-    def summarize(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        targets, self._left_out = self._left_out, {}
-        for target in targets:
-            assert isinstance(target, RouteTarget)
-            self._log.info(
-                "route=%s bridge=%s %d more like this",
-                target.id,
-                target.bridge,
-                target.lines.left_out,
-                fields={**target.fields, "left_out": target.lines.left_out},
-            )
-            target.lines.left_out = 0

@@ -73,8 +73,10 @@ def now() -> datetime:
 def load(path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise TproxyError(f"{path}: {error}") from None
+    except OSError as error:
+        raise TproxyError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise TproxyError(f"{path} is no certificate: {error}") from None
 
 
 def pem(certificate: x509.Certificate) -> bytes:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from tproxy.inward import maps
 from tproxy.inward.options import Options
+from tproxy.process import inward_socket
 
 CONFIGURATION = "haproxy.cfg"
 CERTIFICATES = "certificates.list"
@@ -20,11 +21,17 @@ CHALLENGED = "challenged/lego"
 REFUSALS = "refusals"
 NO_NAME, NO_ROUTE, TOO_MANY = "no_name", "no_route", "too_many"
 
-_UNKNOWN = "!{ var(txn.route) -m found }"
+# The tables of how much routes were used, by id, for each kind (``usage``): a request at port 80, one inside
+# TLS that ends here, TLS that is passed through, and a port without names.
+USES = "uses"
+HTTP, HTTPS, TLS, PORT = KINDS = ("http", "https", "tls", "port")
+
+_KNOWN = "{ var(txn.route) -m found }"
+_UNKNOWN = f"!{_KNOWN}"
 _HOST = "req.hdr(host),field(1,:),lower"
 _HELLO = "{ req.ssl_hello_type 1 }"
 _TCP = "tcp-request content"
-_HTTP = "http-request"
+_REQUEST = "http-request"
 
 
 def certificates(paths: Iterable[str]) -> str:
@@ -52,8 +59,8 @@ def configuration(options: Options, folder: str, inlet: str, name: str) -> str:
             *_binds(options, options.http_port),
             "mode http",
             *_limits(options),
-            *_find(folder, _HTTP, _HOST, "host"),
-            *_answered(folder, 404, "http"),
+            *_find(folder, _REQUEST, _HOST, "host"),
+            *_answered(folder, 404, HTTP),
             f"use_backend challenged if {challenge}",
             *_use("http"),
         ],
@@ -68,7 +75,7 @@ def configuration(options: Options, folder: str, inlet: str, name: str) -> str:
             *_find(folder, _TCP, "req.ssl_sni,lower", "passthrough"),
             *_find(folder, _TCP, "req.ssl_sni,lower", "terminate", "txn.ended"),
             *_refuse(NO_ROUTE, f"{_HELLO} {_UNKNOWN} !{{ var(txn.ended) -m found }}"),
-            *_lead(folder, _TCP),
+            *_lead(folder, _TCP, TLS),
             f"{_TCP} accept if {_HELLO}",
             f"use_backend ended if {_UNKNOWN}",
             *_use("tcp"),
@@ -78,8 +85,8 @@ def configuration(options: Options, folder: str, inlet: str, name: str) -> str:
             "frontend tls",
             f"bind abns@{name} accept-proxy ssl crt-list {folder}/{CERTIFICATES} alpn h2,http/1.1 strict-sni",
             "mode http",
-            *_find(folder, _HTTP, _HOST, "terminate"),
-            *_answered(folder, 421, "https"),
+            *_find(folder, _REQUEST, _HOST, "terminate"),
+            *_answered(folder, 421, HTTPS),
             *_use("http"),
         ],
         *([_ports(options, folder)] if options.ports else []),
@@ -117,7 +124,7 @@ def _ports(options: Options, folder: str) -> list[str]:
         *_limits(options),
         f"{_TCP} set-var(txn.route) dst_port,map_str({folder}/{maps.BY_PORT})",
         *_refuse(NO_ROUTE, _UNKNOWN),
-        *_lead(folder, _TCP),
+        *_lead(folder, _TCP, PORT),
         *_use("tcp"),
     ]
 
@@ -127,13 +134,13 @@ def _backends() -> list[list[str]]:
     inlet = "server inlet unix@/in.sock send-proxy-v2 proxy-v2-options unique-id"
     servers = {
         maps.GUESTS: inlet,
-        maps.NODES: inlet.replace("in.sock", maps.NODES_SOCKET),
+        maps.NODES: inlet.replace("in.sock", inward_socket.NODES),
         maps.ADDR: "server any 0.0.0.0:0",
         maps.TOLD: "server any 0.0.0.0:0 send-proxy-v2",
     }
     found = []
     for target, server in servers.items():
-        for mode, rule in (("tcp", _TCP), ("http", _HTTP)):
+        for mode, rule in (("tcp", _TCP), ("http", _REQUEST)):
             dialled = target in (maps.ADDR, maps.TOLD)
             found.append(
                 [
@@ -141,8 +148,8 @@ def _backends() -> list[list[str]]:
                     f"mode {mode}",
                     *(["http-reuse never"] if mode == "http" else []),
                     *(["timeout connect 5s"] if dialled else []),
-                    *([f"{rule} set-dst var(txn.addr),field(1,/)"] if dialled else []),
-                    *([f"{rule} set-dst-port var(txn.addr),field(2,/)"] if dialled else []),
+                    *([f"{rule} set-dst var(txn.led),field(3,/)"] if dialled else []),
+                    *([f"{rule} set-dst-port var(txn.led),field(4,/)"] if dialled else []),
                     server,
                 ]
             )
@@ -152,6 +159,13 @@ def _backends() -> list[list[str]]:
         ["backend challenged", "mode http", f"server {CHALLENGED.rpartition('/')[2]} 127.0.0.1:1 disabled"],
         ["backend clients", clients],
         [f"backend {REFUSALS}", "stick-table type string len 16 size 16 store gpc0"],
+        *(
+            [
+                f"backend {USES}_{kind}",
+                "stick-table type string len 80 size 100k store conn_cnt,bytes_in_cnt,bytes_out_cnt",
+            ]
+            for kind in KINDS
+        ),
     ]
 
 
@@ -190,30 +204,34 @@ def _find(folder: str, rule: str, name: str, kind: str, variable: str = "txn.rou
     ]
 
 
-def _lead(folder: str, rule: str) -> list[str]:
-    """Look up what the route leads to, unless it has expired."""
-    expired = "{ var(txn.expires) -m found } { date,sub(txn.expires) ge 0 }"
+def _lead(folder: str, rule: str, kind: str) -> list[str]:
+    """Count the use of a route, and look up what it leads to, unless it has expired.
+
+    Each rule costs time with each request: a route that leads to a guest needs few.
+    """
+    led = "{ var(txn.led) -m found }"
+    expired = f"{led} !{{ var(txn.expires) -m str 0 }} {{ date,sub(txn.expires) ge 0 }}"
     return [
-        f"{rule} set-var(txn.expires) var(txn.route),map_str_int({folder}/{maps.EXPIRIES})",
+        f"{rule} track-sc2 var(txn.route) table {USES}_{kind} if {_KNOWN}",
+        f"{rule} set-var(txn.led) var(txn.route),{_map(folder, 'leads')}",
+        f"{rule} set-var(txn.expires) var(txn.led),field(2,/) if {led}",
         f"{rule} {'reject' if rule == _TCP else 'return status 404'} if {expired}",
-        f"{rule} set-var(txn.target) var(txn.route),{_map(folder, 'targets')}",
-        f"{rule} set-var(txn.addr) var(txn.route),{_map(folder, 'addresses')}",
     ]
 
 
 def _answered(folder: str, status: int, scheme: str) -> list[str]:
     """Rules for requests whose route was looked up."""
     return [
-        f'{_HTTP} return status {status} content-type text/plain string "no such site" if {_UNKNOWN}',
-        *_lead(folder, _HTTP),
-        f"{_HTTP} set-header X-Forwarded-Proto {scheme}",
+        f'{_REQUEST} return status {status} content-type text/plain string "no such site" if {_UNKNOWN}',
+        *_lead(folder, _REQUEST, scheme),
+        f"{_REQUEST} set-header X-Forwarded-Proto {scheme}",
         "option forwardfor",
     ]
 
 
 def _use(mode: str) -> list[str]:
     return [
-        f"use_backend %[var(txn.target)]_{mode} if {{ var(txn.target) -m found }}",
+        f"use_backend %[var(txn.led),field(1,/)]_{mode} if {{ var(txn.led) -m found }}",
         f"default_backend {maps.GUESTS}_{mode}",
     ]
 

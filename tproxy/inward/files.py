@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tproxy.inward.compile import CERTIFICATES
+from tproxy.inward.compile import ADMIN, CERTIFICATES
 from tproxy.inward.runtime import Runtime
 from tproxy.kernel import netns
 
@@ -23,6 +23,11 @@ _COPIES = "certificates"
 def directory() -> Path:
     """Return the directory of this host's gateway."""
     return Path(ROOT) / str(netns.current().inode)
+
+
+def admin() -> Runtime:
+    """Return the admin socket of this host's gateway."""
+    return Runtime(str(directory() / ADMIN))
 
 
 @contextmanager

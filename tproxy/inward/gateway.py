@@ -20,7 +20,7 @@ import psutil
 from tproxy.config.routes import RouteEntry
 from tproxy.config.services import Config, Problem
 from tproxy.errors import ProcessError
-from tproxy.inward import acme, files, haproxy, maps
+from tproxy.inward import acme, files, haproxy, maps, usage
 from tproxy.inward import compile as compiled
 from tproxy.inward.compile import ADMIN, CERTIFICATES, CONFIGURATION
 from tproxy.inward.names.allowed import allowed
@@ -51,8 +51,10 @@ def up(config: Config, options: Options) -> tuple[list[str], list[str]]:
     with files.locked(folder):
         wanted = _compiled(folder, config, options)
         admin = Runtime(str(folder / ADMIN))
+        usage.keep(options.state, admin)  # while HAProxy has the routes that it counted for
         done = _apply(folder, config.path, options, wanted, admin)
         problems = [each.at(config.path) for each in wanted.problems]
+        usage.keep(options.state, admin, wanted.entries)
         names, refused = _names(config, options, wanted, admin)
         if options.acme:
             done += acme.Issuer(options).obtain(admin, folder, names)
@@ -89,12 +91,13 @@ def compile_files(config: Config, options: Options) -> None:
         _write(folder, wanted)
 
 
-def down(*, purge: bool) -> bool:
+def down(state: str, *, purge: bool) -> bool:
     """End the gateway; ``purge`` also removes its files. Return whether it ran.
 
-    What an issuer gave stays: it gives a name only so many certificates in a week.
+    What was counted, and what an issuer gave, stays: it gives a name only so many certificates in a week.
     """
     folder = files.directory()
+    usage.keep(state, Runtime(str(folder / ADMIN)))
     ran = haproxy.end(folder)
     if purge:
         shutil.rmtree(folder, ignore_errors=True)
@@ -126,8 +129,7 @@ def _change_maps(folder: Path, admin: Runtime, changed: dict[str, str]) -> list[
     done = []
     for file, text in sorted(changed.items()):
         files.write(folder, {file: text})
-        if file.endswith(".map"):
-            admin.set_map(str(folder / file), text)
+        admin.set_map(str(folder / file), text)
         done.append(f"{file}: {text.count(chr(10))} lines")
     return done
 
@@ -164,7 +166,7 @@ def _names(config: Config, options: Options, wanted: Compiled, admin: Runtime) -
 
 def _without_nodes(entries: list[RouteEntry]) -> list[str]:
     """Say which routes lead to nodes, where nothing accepts nodes."""
-    if os.path.exists(f"{inward_socket.directory()}/{maps.NODES_SOCKET}"):
+    if os.path.exists(f"{inward_socket.directory()}/{inward_socket.NODES}"):
         return []
     return [
         f"route {each.id}: leads to node {each.node}, and no process accepts nodes"

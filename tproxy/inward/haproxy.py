@@ -23,7 +23,7 @@ from tproxy.inward.options import Options
 from tproxy.inward.runtime import Runtime
 
 UNIT = "tproxy-gateway.service"
-# Renews certificates of an issuer: runs `tproxy gateway up` again.
+# Renews certificates of an issuer and keeps what was counted: runs `tproxy gateway up` again.
 RENEWAL, TIMER = "tproxy-gateway-renewal.service", "tproxy-gateway-renewal.timer"
 UNITS = "/etc/systemd/system"
 
@@ -102,9 +102,10 @@ def units(folder: Path, config: str, options: Options) -> dict[str, str]:
         "@HAPROXY@": program(),
         "@COMPILE@": shlex.join([*tproxy, "compile", *said]),
         "@UP@": shlex.join([*tproxy, "up", *said]),
+        "@USAGE@": shlex.join([*tproxy, "usage", "--json", f"--state={options.state}"]),
     }
     found = {}
-    for name in (UNIT, *([RENEWAL, TIMER] if options.acme else [])):
+    for name in (UNIT, RENEWAL, TIMER):
         text = (Path(__file__).parents[1] / "drivers" / "gateway" / name).read_text()
         for word, value in known.items():
             text = text.replace(word, value.replace("%", "%%"))

@@ -1,9 +1,9 @@
 """The gateway's maps, from routes: from names and ports to ids of routes, and from ids to targets. Pure.
 
-HAProxy finds the id of a route by a name or a port, and by the id what it leads to:
+HAProxy finds the id of a route by a name or a port, and by the id what it leads to, if not to a guest:
 
     guests: ``in.sock`` of this host gets the id, and workers know the guest. HAProxy knows no address.
-    nodes:  the process that holds tunnels gets the id at NODES_SOCKET, and looks it up in NODES.
+    nodes:  the process that holds tunnels gets the id at ``nodes.sock``, and knows the rest by itself.
     addr:   HAProxy dials the address. ``told``: it also tells the client's address.
 
 Names are matched whole. A route for ``*.example.com`` gets what ends with ``.example.com`` and is no other
@@ -21,27 +21,21 @@ from tproxy.config.services import Problem
 # By file: names whose TLS the guest ends, names whose TLS the gateway ends, and names at port 80.
 BY_NAME = ("passthrough", "terminate", "host")
 BY_PORT = "ports.map"  # ports of the range without names
-TARGETS = "targets.map"  # by id: the first part of a backend's name; those that are missing are guests
-ADDRESSES = "addresses.map"  # by id: address/port
-EXPIRIES = "expires.map"  # by id: seconds since 1970
+# By id, for routes that expire or lead to no guest: the first part of a backend's name, when it expires
+# (seconds since 1970; 0: never), and the address and port to dial, with a / between each.
+LEADS = "leads.map"
 CHALLENGES = "challenges.map"  # names for which an issuer asks now (``acme``)
 GUESTS, NODES, ADDR, TOLD = "guests", "nodes", "addr", "told"
-
-# No map of HAProxy: id, node, port and ``v2`` or ``-`` in each line. The port is 0 for a guest, whom the
-# node's own in.sock knows by the id.
-NODES_TABLE = "nodes.table"
-# In the directory of in.sock, which is HAProxy's root.
-NODES_SOCKET = "nodes.sock"
 
 
 def maps(entries: Iterable[RouteEntry], now: float) -> dict[str, str]:
     """Return the text of each map, by file. ``now`` is in seconds since 1970."""
     lines: dict[str, list[str]] = {f"{each}{kind}.map": [] for each in BY_NAME for kind in ("", ".wild")}
-    lines |= {file: [] for file in (BY_PORT, TARGETS, ADDRESSES, EXPIRIES, NODES_TABLE)}
+    lines |= {file: [] for file in (BY_PORT, LEADS)}
     for entry in entries:
         if 0 < entry.expires <= now:
             continue
-        for file, line in (*_names(entry), *_targets(entry)):
+        for file, line in (*_names(entry), *_leads(entry)):
             lines[file].append(line)
     return {file: "".join(f"{each}\n" for each in sorted(found)) for file, found in lines.items()}
 
@@ -58,17 +52,15 @@ def _names(entry: RouteEntry) -> Iterator[tuple[str, str]]:
         yield f"host{kind}.map", f"{name} {entry.id}"
 
 
-def _targets(entry: RouteEntry) -> Iterator[tuple[str, str]]:
+def _leads(entry: RouteEntry) -> Iterator[tuple[str, str]]:
     for id_, port in entry.parts:
-        if entry.expires:
-            yield EXPIRIES, f"{id_} {entry.expires}"
         if entry.node:
-            yield TARGETS, f"{id_} {NODES}"
-            said = f"{0 if entry.network else port} {entry.proxy_protocol or '-'}"
-            yield NODES_TABLE, f"{id_} {entry.node} {said}"
+            yield LEADS, f"{id_} {NODES}/{entry.expires}"
         elif entry.addr:
-            yield TARGETS, f"{id_} {TOLD if entry.proxy_protocol else ADDR}"
-            yield ADDRESSES, f"{id_} {entry.addr}/{port}"
+            target = TOLD if entry.proxy_protocol else ADDR
+            yield LEADS, f"{id_} {target}/{entry.expires}/{entry.addr}/{port}"
+        elif entry.expires:
+            yield LEADS, f"{id_} {GUESTS}/{entry.expires}"
 
 
 def within(

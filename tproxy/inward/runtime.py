@@ -7,7 +7,7 @@ import ssl
 from typing import NamedTuple
 
 from tproxy.errors import ProcessError
-from tproxy.inward.compile import CHALLENGED, REFUSALS
+from tproxy.inward.compile import CHALLENGED, KINDS, REFUSALS, USES
 from tproxy.inward.maps import CHALLENGES
 
 TIMEOUT = 10.0  # seconds
@@ -122,11 +122,26 @@ class Runtime:
 
     def refusals(self) -> dict[str, int]:
         """Return how many connections were refused, by reason (``compile``), since the last reload."""
+        return {key: said.get("gpc0", 0) for key, said in self._table(REFUSALS).items()}
+
+    def usage(self) -> dict[str, tuple[int, int, int]]:
+        """Return what this process has counted, by kind/id: uses, bytes from clients, bytes to clients."""
+        names = ("conn_cnt", "bytes_in_cnt", "bytes_out_cnt")
         found = {}
-        for line in self.ask(f"show table {REFUSALS}").splitlines():
+        for kind in KINDS:
+            for route, said in self._table(f"{USES}_{kind}").items():
+                uses, received, sent = (said.get(name, 0) for name in names)
+                found[f"{kind}/{route}"] = uses, received, sent
+        return found
+
+    def _table(self, name: str) -> dict[str, dict[str, int]]:
+        """Return the numbers of a table, by key."""
+        found = {}
+        for line in self.ask(f"show table {name}").splitlines():
             words = dict(word.partition("=")[::2] for word in line.split() if "=" in word)
             if "key" in words:
-                found[words["key"]] = int(words.get("gpc0", "0"))
+                numbers = {key: int(value) for key, value in words.items() if value.isdecimal()}
+                found[words["key"]] = numbers
         return found
 
     def _do(self, command: str, payload: str = "") -> None:

@@ -9,15 +9,19 @@ from typing import NamedTuple
 
 from tproxy import proxy_protocol
 from tproxy.bridge import guest_places, nftables
+from tproxy.config.routes import RouteEntry
 from tproxy.config.services import Config
 from tproxy.daemon import client
 from tproxy.errors import ProcessError, to_ascii
-from tproxy.model import ServiceMap
+from tproxy.model import Endpoint, ServiceMap
 from tproxy.process import inward_socket
 from tproxy.proxy_protocol import OF_PROBE, UNIQUE_ID
 from tproxy.routes import Route, number_of
 
 GOOD, BAD = "good", "bad"
+
+# What an entry says of its target.
+_WHERE = ("network", "node", "addr")
 
 # Seconds beyond the route's connect_timeout.
 PATIENCE = 10.0
@@ -62,12 +66,16 @@ def hops(id_: str, config: Config | None) -> Iterator[Hop]:
     """Yield the hops of a route, up to the first one that is bad. Raises TproxyError."""
     repair = "tproxy refresh"
     if config is not None:
-        entry = next((each for each in config.routes for one in each.routes if one.id == id_), None)
+        entry = next((each for each in config.routes for one, _ in each.parts if one == id_), None)
         if entry is None:
             yield Hop("entry", BAD, f"{config.path} has no usable route {id_}", "tproxy check")
         else:
-            yield Hop("entry", GOOD, f"line {entry.line} of {config.path}: network {entry.network}")
+            where = " ".join(f"{key} {name}" for key in _WHERE if (name := getattr(entry, key)))
+            yield Hop("entry", GOOD, f"line {entry.line} of {config.path}: {where}")
     found = [each for each in routes(nftables.read_maps()) if each[1].id == id_]
+    if not found and config is not None and entry is not None and (entry.addr or entry.node):
+        yield from _elsewhere(entry, id_, dict(entry.parts)[id_])
+        return
     if not found:
         text = "no bridge has it: none is up for its network"
         yield Hop("bridge", BAD, text, repair)
@@ -94,24 +102,59 @@ def hops(id_: str, config: Config | None) -> Iterator[Hop]:
     yield from _stream(bridge, route)
 
 
+def _elsewhere(entry: RouteEntry, id_: str, port: int) -> Iterator[Hop]:
+    """Try what the gateway of this host reaches for a route that leads to no guest of it."""
+    if 0 < entry.expires <= time.time():
+        yield Hop("gateway", BAD, "the route has expired")
+        return
+    began = time.monotonic()
+    if entry.node:
+        place = f"{inward_socket.directory()}/{inward_socket.NODES}"
+        try:
+            verdict = _ask(place, id_, entry.connect_timeout)
+        except OSError as error:
+            yield Hop("tunnel", BAD, f"{place}: {error.strerror or error}", "tproxy tunnel serve")
+            return
+    else:
+        verdict = _dial(entry.addr, port)
+    spent = f"{(time.monotonic() - began) * 1000:.1f} ms"
+    name, target = ("node", entry.node) if entry.node else ("addr", str(Endpoint(entry.addr, port)))
+    if verdict == "connected":
+        yield Hop(name, GOOD, f"accepts at {target}, after {spent}")
+    else:
+        yield Hop(name, BAD, f"{target}: {verdict or 'the stream was ended'} ({spent})")
+
+
+def _dial(address: str, port: int) -> str:
+    try:
+        with socket.create_connection((address, port), PATIENCE):
+            return "connected"
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _ask(place: str, id_: str, timeout: float) -> str:
+    """Have a route dialled by a stream as a gateway sends it, and return what came of it. Raises OSError."""
+    with socket.socket(socket.AF_UNIX) as stream:
+        stream.settimeout(timeout + PATIENCE)
+        stream.connect(place)
+        values = {UNIQUE_ID: id_, OF_PROBE: "route test"}
+        stream.sendall(proxy_protocol.encode(("127.0.0.1", 1), ("127.0.0.1", 1), values))
+        return stream.recv(200).decode(errors="replace").strip()
+
+
 def _stream(bridge: str, route: Route) -> Iterator[Hop]:
     """Ask a worker to dial, by a stream as a gateway sends it."""
     place = inward_socket.path()
     began = time.monotonic()
-    with socket.socket(socket.AF_UNIX) as stream:
-        stream.settimeout(route.service.connect_timeout + PATIENCE)
-        try:
-            stream.connect(place)
-            values = {UNIQUE_ID: route.id, OF_PROBE: "route test"}
-            stream.sendall(proxy_protocol.encode(("127.0.0.1", 1), ("127.0.0.1", 1), values))
-        except OSError as error:
-            yield Hop("in.sock", BAD, f"{place}: {error.strerror}", "tproxy reload")
-            return
-        try:
-            verdict = stream.recv(200).decode(errors="replace").strip()
-        except OSError as error:
-            yield Hop("worker", BAD, f"does not answer: {error.strerror or error}", "tproxy restart")
-            return
+    try:
+        verdict = _ask(place, route.id, route.service.connect_timeout)
+    except TimeoutError:
+        yield Hop("worker", BAD, "does not answer", "tproxy restart")
+        return
+    except OSError as error:
+        yield Hop("in.sock", BAD, f"{place}: {error.strerror}", "tproxy reload")
+        return
     yield Hop("in.sock", GOOD, place)
     spent = (time.monotonic() - began) * 1000
     if verdict == "connected":

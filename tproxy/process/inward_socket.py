@@ -16,6 +16,8 @@ from tproxy.kernel import netns
 
 ROOT = "/run/tproxy-in"
 NAME = "in.sock"
+# Beside it: where the process that holds tunnels of nodes takes streams for routes.
+NODES = "nodes.sock"
 
 # Streams that may wait while all workers are being replaced.
 BACKLOG = 4096

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import socket
 
-from tproxy.addresses import SERVICE_ADDRESS
+from tproxy.addresses import SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6
 from tproxy.kernel import tcp
 from tproxy.relay import wire
 from tproxy.relay.channel import send
@@ -38,14 +38,16 @@ def answer(channel: socket.socket, asked: wire.Dial, link: str) -> None:
 
 def _begin(asked: wire.Dial, link: str) -> socket.socket:
     """Return a socket that connects to the guest. Raises OSError."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    ours = SERVICE_ADDRESS_IPV6 if ":" in asked.address else SERVICE_ADDRESS
+    sock = socket.socket(tcp.family(asked.address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         tcp.set_options(sock, near=True)  # keep-alive comes with the worker's first sweep
         tcp.reset_on_close(sock)
-        # Also where another program made the namespace, and there is no route. Allowed from Linux 5.7 on.
+        # Also where another program made the namespace, and there is no route; and an address of the link
+        # needs it. Allowed from Linux 5.7 on.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, link.encode())
         sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
-        sock.bind((SERVICE_ADDRESS, 0))
+        sock.bind((ours, 0))
         number = sock.connect_ex((asked.address, asked.port))
         if number not in (0, errno.EINPROGRESS):
             raise OSError(number, "")

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterable
 from itertools import groupby
 
+from tproxy.addresses import packed_address, unpacked_address
 from tproxy.errors import ProtocolError
 from tproxy.model import PROTOCOLS, ServiceKey
 from tproxy.typed import NamedTuple
@@ -17,7 +18,7 @@ from tproxy.typed import NamedTuple
 # Of this protocol; a relay names it in Hello. A daemon replaces a relay that has another version. A relay
 # gives its sockets to a successor of any version: plain ones in the form of version 2, all others in messages
 # that older versions refuse, and therefore last.
-VERSION = 5
+VERSION = 6
 
 # The kernel takes at most SCM_MAX_FD descriptors in one message, <net/scm.h>.
 MAX_DESCRIPTORS = 253
@@ -33,7 +34,7 @@ _NUMBER = struct.Struct("!I")
 _PORT = struct.Struct("!H")
 _KEYS = struct.Struct("!BB16sH")  # protocol, IP version, address, and how many ports follow
 _PROBLEM = struct.Struct("!HI")  # errno, and how many bytes of keys follow
-_DIAL = struct.Struct("!Q4sH")
+_DIAL = struct.Struct("!Q16sH")
 _DIALLED = struct.Struct("!QI")
 _VERSIONS = {4: (socket.AF_INET, 4), 6: (socket.AF_INET6, 16)}
 
@@ -197,7 +198,7 @@ def encode(message: Message) -> bytes:
                 return b"S" + _pack_ports(key.port for key in keys)
             return b"U" + _pack_keys(keys)
         case Dial(number, address, port):
-            return b"D" + _DIAL.pack(number, socket.inet_aton(address), port)
+            return b"D" + _DIAL.pack(number, packed_address(address), port)
         case Dialled(number, errno):
             return b"E" + _DIALLED.pack(number, errno)
         case Workers():
@@ -245,7 +246,7 @@ def decode(data: bytes) -> Message:
                 return Listeners(_unpack_keys(body))
             case b"D":
                 number, packed, port = _DIAL.unpack(body)
-                return Dial(number, socket.inet_ntoa(packed), port)
+                return Dial(number, unpacked_address(packed), port)
             case b"E":
                 return Dialled(*_DIALLED.unpack(body))
             case _ if kind in _EMPTY and not body:

@@ -15,6 +15,7 @@ from tproxy.datapath.connection import Connection
 from tproxy.datapath.connections import Connections
 from tproxy.datapath.datagrams import Datagrams
 from tproxy.datapath.session import Session
+from tproxy.datapath.streams import Stream, Streams
 from tproxy.worker.questions import PAUSE, Answer, Answerer
 
 # What the log says of how it ended.
@@ -27,8 +28,15 @@ LOOKED_AT = 20
 class Inspection:
     """The connections of a worker. ``draining`` says whether it only finishes them."""
 
-    def __init__(self, connections: Connections, datagrams: Datagrams, draining: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        connections: Connections,
+        streams: Streams,
+        datagrams: Datagrams,
+        draining: Callable[[], bool],
+    ) -> None:
         self._connections = connections
+        self._streams = streams
         self._datagrams = datagrams
         self._draining = draining
 
@@ -44,11 +52,14 @@ class Inspection:
         return self._lines(Choice(words), kill=True)
 
     def _lines(self, choice: Choice, *, kill: bool) -> Iterator[str]:
-        for number, each in enumerate([*self._connections, *self._datagrams]):
+        for number, each in enumerate([*self._connections, *self._streams, *self._datagrams]):
             if number and not number % LOOKED_AT:
                 yield PAUSE
             if isinstance(each, Connection):
-                line = self._of_connection(each, choice)
+                if isinstance(each, Stream):
+                    line = self._of_stream(each, choice)
+                else:
+                    line = self._of_connection(each, choice)
                 if line and kill:
                     each.abort(KILLED, counts.KILLED)
             else:
@@ -67,6 +78,14 @@ class Inspection:
         if not choice.has_mac(mac):
             return ""
         return inspection.line(each, known, mac, time.monotonic(), draining=self._draining())
+
+    def _of_stream(self, each: Stream, choice: Choice) -> str:
+        mac = each.guest_mac
+        chosen = choice.has(each.target, each.dialed.address, each.id) and choice.has_mac(mac)
+        if each not in self._streams or not chosen:
+            return ""
+        known = self._connections.introductions
+        return inspection.stream_line(each, known, mac, time.monotonic(), draining=self._draining())
 
     def _of_session(self, each: Session, choice: Choice) -> str:
         known = self._datagrams.introductions

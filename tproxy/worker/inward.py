@@ -19,28 +19,24 @@ import errno
 import os
 import socket
 import time
-from contextlib import suppress
 
-from tproxy import proxy_protocol
 from tproxy.datapath.connections import Connections
 from tproxy.datapath.counts import DIAL_TIMED_OUT, LOCAL, UNREACHABLE
-from tproxy.datapath.streams import RouteTarget, Stream, Streams
+from tproxy.datapath.route_target import RouteTarget
+from tproxy.datapath.streams import Stream, Streams
 from tproxy.errors import ProtocolError
-from tproxy.kernel import netns
+from tproxy.kernel import netns, tcp
 from tproxy.kernel.loop import READ, Loop
 from tproxy.log import limit
 from tproxy.log.file import Log
 from tproxy.model import ServiceKey
-from tproxy.proxy_protocol import OF_PROBE, UNIQUE_ID
 from tproxy.relay import wire
 from tproxy.relay.channel import Delivery
 from tproxy.routes import NOWHERE
 from tproxy.typed import Protocol
 from tproxy.worker import orders
 from tproxy.worker.admission import Admission
-
-# Seconds that a gateway may take to send the header, which comes in one piece.
-HEADER_TIMEOUT = 5.0
+from tproxy.worker.coming import Coming
 
 # Seconds until a relay is asked again. It answers at once, unless it is being replaced, or a channel is full.
 ASK_AGAIN = 0.25
@@ -61,23 +57,6 @@ class Asked(Protocol):
         """Send the question; return whether that was possible."""
 
 
-class _Coming:
-    """A stream that is no ``Stream`` yet: its header is read, or a relay is asked for a socket."""
-
-    def __init__(self, number: int, sock: socket.SocketType) -> None:
-        self.number = number
-        self.sock = sock
-        self.began = time.monotonic()
-        self.data = b""
-        self.peer = ("0.0.0.0", 0)
-        self.header = proxy_protocol.Header(None, None, {})
-        self.target: RouteTarget | None = None
-
-    @property
-    def deadline(self) -> float:
-        return self.began + (self.target.service.connect_timeout if self.target else HEADER_TIMEOUT)
-
-
 class Inward:
     """The streams of a worker. ``len`` is how many descriptors they have, counted in connections."""
 
@@ -93,8 +72,8 @@ class Inward:
         self._targets: dict[str, dict[int, RouteTarget]] = {}
         self._ids: dict[str, RouteTarget] = {}
         self._relays: dict[str, Asked] = {}
-        self._coming: dict[int, _Coming] = {}  # by number
-        self._reading: dict[int, _Coming] = {}  # by descriptor: those whose header is incomplete
+        self._coming: dict[int, Coming] = {}  # by number
+        self._reading: dict[int, Coming] = {}  # by descriptor: those whose header is incomplete
         # A worker in this place before this one may have asked too, and the answers come here.
         self._number = int.from_bytes(os.getrandom(6), "big") << 16
         self._ticking = False
@@ -161,6 +140,7 @@ class Inward:
         told = self._told.get(target.bridge, {}).get(target.service.key.network)
         if told is not None:
             target.id, target.expires, target.mac = told.id, told.expires, told.mac
+            target.label = f"route/{told.id}"
 
     def _index(self) -> None:
         """Know all targets by their ids. If two bridges have one, the first bridge by name counts."""
@@ -188,28 +168,18 @@ class Inward:
                 break
             sock = socket.SocketType(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)
             self._number += 1
-            coming = self._coming[self._number] = _Coming(self._number, sock)
+            coming = self._coming[self._number] = Coming(self._number, sock)
             self._read(coming)
         self._admission.check()
         self.poll()
         self._tick()
 
-    def _read(self, coming: _Coming) -> None:
+    def _read(self, coming: Coming) -> None:
         """Read the header and no byte more."""
         try:
-            wanted = proxy_protocol.START - len(coming.data)
-            if wanted <= 0:
-                wanted += proxy_protocol.length(coming.data[: proxy_protocol.START])
-            while wanted > 0:
-                data = coming.sock.recv(wanted, socket.MSG_DONTWAIT)
-                if not data:
-                    self._close(coming)  # without a word
-                    return
-                coming.data += data
-                wanted -= len(data)
-                if not wanted and len(coming.data) == proxy_protocol.START:
-                    wanted = proxy_protocol.length(coming.data)
-            header = proxy_protocol.decode(coming.data)
+            if not coming.read():
+                self._close(coming)
+                return
         except BlockingIOError:
             if coming.sock.fileno() not in self._reading:
                 self._reading[coming.sock.fileno()] = coming
@@ -220,18 +190,16 @@ class Inward:
             return
         if self._reading.pop(coming.sock.fileno(), None) is not None:
             self._loop.remove(coming.sock.fileno())
-        self._find(coming, header)
+        self._find(coming)
 
-    def _find(self, coming: _Coming, header: proxy_protocol.Header) -> None:
+    def _find(self, coming: Coming) -> None:
         """Find the route of a stream, and ask for a socket."""
-        id_ = header.values.get(UNIQUE_ID, "")
-        target = self._ids.get(id_)
-        coming.header = header
-        if header.source is not None:
-            coming.peer = header.source
+        target = self._ids.get(coming.route)
         if target is None:
             self._refuse(
-                coming, f"a stream for route {id_!a} was refused: there is no such route", "no such route"
+                coming,
+                f"a stream for route {coming.route!a} was refused: there is no such route",
+                "no such route",
             )
         elif target.expires and time.time() >= target.expires:
             self.streams.expired(target, coming.peer, coming.began)
@@ -271,7 +239,7 @@ class Inward:
             self.streams.never_dialed(coming.target, coming.peer, why, LOCAL, coming.began)
             self._refuse(coming, "", why)
             return
-        guest = delivery.take_connection()
+        guest = delivery.take_connection(tcp.family(coming.target.service.endpoint.address))
         wrong = _wrong(guest, relay.cookie)
         if wrong:
             guest.close()
@@ -284,24 +252,15 @@ class Inward:
             return
         del self._coming[coming.number]
         stream = Stream(self.streams, coming.target, coming.sock, coming.peer, guest, coming.began)
-        stream.probe = OF_PROBE in coming.header.values
-        self.streams.take(stream, self._introduction(coming))
+        stream.probe = coming.is_probe
+        self.streams.take(stream, coming.introduction)
         self.poll()
 
-    def _ask(self, coming: _Coming) -> None:
+    def _ask(self, coming: Coming) -> None:
         assert coming.target is not None
         relay = self._relays.get(coming.target.bridge)
         if relay is not None:
             relay.ask(wire.Dial(coming.number, *coming.target.service.endpoint))
-
-    def _introduction(self, coming: _Coming) -> bytes:
-        """Return the header that the guest gets; empty where the route has none."""
-        header = coming.header
-        assert coming.target is not None
-        if not coming.target.service.introduced or header.source is None or header.destination is None:
-            return b""
-        values = {kind: text for kind, text in header.values.items() if kind != UNIQUE_ID and kind < 0xE0}
-        return proxy_protocol.encode(header.source, header.destination, values)
 
     # Time
 
@@ -328,16 +287,15 @@ class Inward:
 
     # Ending
 
-    def _refuse(self, coming: _Coming, why: str, verdict: str = "") -> None:
+    def _refuse(self, coming: Coming, why: str, verdict: str = "") -> None:
         """End a stream that leads to no guest; ``verdict`` is for one that is a probe."""
-        if verdict and OF_PROBE in coming.header.values:
-            with suppress(OSError):
-                coming.sock.send(f"{verdict}\n".encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        if verdict:
+            coming.answer(verdict)
         if why:
             self._warn("%s", why)
         self._close(coming)
 
-    def _close(self, coming: _Coming) -> None:
+    def _close(self, coming: Coming) -> None:
         self._coming.pop(coming.number, None)
         self._reading.pop(coming.sock.fileno(), None)
         self._loop.close_later(coming.sock)

@@ -20,7 +20,7 @@ from tproxy.datapath.counters import Counters
 from tproxy.datapath.counts import LoopTimes
 from tproxy.datapath.datagrams import Datagrams
 from tproxy.datapath.endpoints import State
-from tproxy.datapath.streams import RouteTarget
+from tproxy.datapath.route_target import RouteTarget
 from tproxy.datapath.target import Target
 from tproxy.datapath.waiting import Divided, Door, door_at, doors
 from tproxy.errors import ProtocolError
@@ -99,7 +99,9 @@ class Worker:
         self._admission = Admission(self._loop, log, most, used, self._poll_intakes)
         self._inward = used.inward = Inward(self._loop, log, self._connections, most, self._admission)
         self._inward.streams.absent = lambda to: self._say(orders.Absent(to.bridge, to.service.key.network))
-        inspection = Inspection(self._connections, self._datagrams, lambda: self._draining)
+        inspection = Inspection(
+            self._connections, self._inward.streams, self._datagrams, lambda: self._draining
+        )
         answerers = {**inspection.answerers, "trace": self._connections.tracing.answer}
         self._questions = Questions(self._loop, log, answerers)
         self._meeting = meeting

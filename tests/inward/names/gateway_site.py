@@ -79,4 +79,5 @@ class Keeping:
 
 
 def _environment(state: str) -> dict[str, str]:
-    return {"TPROXY_CONFIG": FILE, "TPROXY_NAMES_STATE": f"/run/{state}"}
+    places = {"TPROXY_NAMES_STATE": f"/run/{state}", "TPROXY_GATEWAY_STATE": "/run/gateway-state"}
+    return {"TPROXY_CONFIG": FILE, **places}

@@ -10,14 +10,18 @@ from tproxy.lab.hypervisor import Hypervisor
 
 CONFIG = """
 tproxy_routes:
-- {id: plain, network: blue, guest_addr: 10.0.0.5, port: 80, port_tls: 443, domain: plain.example.com}
-- {id: ended, network: blue, guest_addr: 10.0.0.6, port: 80, tls: terminate, domain: ended.example.com}
+- {id: plain, network: blue, guest_addr: 10.0.0.5, port: 80, port_tls: 443, domain: plain.example.com,
+   owner: alice}
+- {id: ended, network: blue, guest_addr: 10.0.0.6, port: 80, tls: terminate, domain: ended.example.com,
+   owner: bob}
 - {id: wild, network: blue, guest_addr: 10.0.0.5, port: 80, tls: terminate, domain: '*.wild.example.com'}
 - {id: told, network: blue, guest_addr: 10.0.0.5, port: 7, gateway_port: 10007, proxy_protocol: v2}
+- {id: mail, network: blue, guest_addr: 10.0.0.5, port: 25, gateway_port: 10025}
 - {id: closed, network: blue, guest_addr: 10.0.0.5, port: 81, tls: terminate, domain: closed.example.com}
 """
 FILE = "/run/tproxy.yaml"
 CERTIFICATES = "/run/certificates"
+STATE = "/run/state"
 
 
 class Site:
@@ -25,6 +29,7 @@ class Site:
 
     def __init__(self, host: Hypervisor, config: str = CONFIG) -> None:
         self.host = host
+        self.environment = {"TPROXY_CONFIG": FILE, "TPROXY_GATEWAY_STATE": STATE}
         host.add_bridge("br0")
         for name, address in (("one", "10.0.0.5"), ("two", "10.0.0.6")):
             host.add_guest(name, "br0", f"{address}/24")
@@ -56,10 +61,10 @@ class Site:
         self.host.write(FILE, text)
 
     def tproxy(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.host.tproxy(*arguments, check=check, env={"TPROXY_CONFIG": FILE})
+        return self.host.tproxy(*arguments, check=check, env=self.environment)
 
     def up(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        options = ("--certificates", CERTIFICATES, "--ports", "10000-10019")
+        options = ("--certificates", CERTIFICATES, "--ports", "10000-10029")
         return self.tproxy("gateway", "up", *options, *arguments, check=check)
 
     def curl(self, url: str, *options: str) -> subprocess.CompletedProcess[str]:

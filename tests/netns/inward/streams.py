@@ -15,6 +15,7 @@ from tproxy.proxy_protocol import UNIQUE_ID
 
 CLIENT = ("198.51.100.7", 40000)
 GATEWAY = ("203.0.113.1", 443)
+GATEWAY_IPV6 = ("2001:db8::1", 443)
 
 
 def in_sock(host: Hypervisor) -> str:
@@ -28,7 +29,8 @@ def in_sock(host: Hypervisor) -> str:
 
 
 def header(route: str, client: tuple[str, int] = CLIENT) -> bytes:
-    return proxy_protocol.encode(client, GATEWAY, {UNIQUE_ID: route})
+    gateway = GATEWAY_IPV6 if ":" in client[0] else GATEWAY
+    return proxy_protocol.encode(client, gateway, {UNIQUE_ID: route})
 
 
 def connect(

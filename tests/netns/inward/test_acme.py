@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.netns.inward.site import Site
+from tests.netns.inward.site import STATE, Site
 from tests.netns.waiting import eventually
 from tproxy.lab.hypervisor import Hypervisor
 
@@ -23,7 +23,6 @@ tproxy_routes:
 - {id: other, network: blue, guest_addr: 10.0.0.6, port: 80, tls: terminate, domain: other.example.net}
 - {id: pass, network: blue, guest_addr: 10.0.0.5, port: 80, port_tls: 443, domain: pass.example.org}
 """
-STATE = "/run/state"
 PEBBLE = {
     "listenAddress": "127.0.0.1:14000",
     "managementListenAddress": "127.0.0.1:15000",
@@ -35,7 +34,7 @@ PEBBLE = {
 }
 ISSUER = (
     *("--acme", "https://localhost:14000/dir", "--acme-ca", "/run/issuer/localhost.pem.crt"),
-    *("--acme-email", "root@example.org", "--state", STATE),
+    *("--acme-email", "root@example.org"),
 )
 
 
@@ -133,7 +132,7 @@ def test_a_failure_keeps_the_old_certificate_and_the_issuer_is_not_asked_again_a
     assert issuing.site.curl("https://one.example.org/").stdout == "one"
     issuing.start()
     assert issuing.up()[0] == ""
-    status = ("gateway", "status", "--state", STATE)
+    status = ("gateway", "status")
     assert "no certificate for one.example.org: " in issuing.site.tproxy(*status).stdout
     # This issuer keeps accounts in memory.
     issuing.site.host.run("rm", "-r", f"{STATE}/failures.json", f"{STATE}/lego")

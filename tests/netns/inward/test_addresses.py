@@ -65,6 +65,16 @@ def test_routes_lead_to_addresses_within_the_ranges_that_the_gateway_allows(site
         assert bytes.fromhex(data).startswith(begins)
 
 
+def test_route_list_and_test_know_addresses(site: Site) -> None:
+    listed = {line.split()[0]: line for line in site.tproxy("route", "list").stdout.splitlines()}
+    assert "10.9.0.2:443" in listed["page/tls"]
+    assert listed["six"].endswith("by HAProxy")
+    assert "good  addr: accepts at [fd00:9::2]:80, after " in site.tproxy("route", "test", "six").stdout
+    shut = site.tproxy("route", "test", "page/tls", check=False)
+    assert shut.returncode == 1
+    assert "bad   addr: 10.9.0.2:443: Connection refused (" in shut.stdout
+
+
 def test_clients_of_ipv4_reach_ipv6_and_clients_of_ipv6_reach_ipv4(site: Site) -> None:
     assert site.curl("http://six.example.net/").stdout == "machine"
     by_ipv6 = ("--resolve", "page.example.net:80:[::1]")

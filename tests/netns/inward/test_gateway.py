@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -61,6 +62,25 @@ def test_what_is_no_tls_or_has_an_unknown_name_is_refused(site: Site) -> None:
     assert site.curl("https://unknown.example.com/").returncode != 0
     plain = site.host.run("curl", "-sS", "--max-time", "60", "http://127.0.0.1:443/", check=False)
     assert plain.returncode != 0
+
+
+def test_a_request_for_a_name_that_is_passed_through_gets_421_where_tls_ends(site: Site) -> None:
+    """keycloak/keycloak#50602, dlundquist/sniproxy#178: HTTP/2 coalescing reaches the wrong site."""
+    url = "https://ended.example.com/"
+    told = ("-o", "/dev/null", "-w", "%{http_code} %{num_connects}\n")
+    done = site.curl(url, "--http2", *told, url, "-H", "Host: plain.example.com", *told)
+    assert done.stdout == "421 1\n421 0\n"
+
+
+def test_a_protocol_whose_server_speaks_first_and_changes_to_tls_later_works(site: Site) -> None:
+    """traefik/traefik#12866: STARTTLS broken."""
+    site.host.serve(*program("starttls", "10.0.0.5", "25", "/run/guest/plain.example.com.pem"), netns="one")
+    done = site.host.run(
+        *("openssl", "s_client", "-quiet", "-starttls", "smtp", "-connect", "127.0.0.1:10025"),
+        input="NOOP\r\nQUIT\r\n",
+        check=False,
+    )
+    assert done.stdout.count("250 ok, inside TLS") == 2
 
 
 def test_a_guest_that_refuses_is_told_to_the_client_at_once(site: Site) -> None:
@@ -146,12 +166,41 @@ def test_another_configuration_takes_over_and_no_client_is_refused(site: Site) -
     assert held.stdin is not None
     assert held.stdout.readline().startswith("ready")
     before = site.workers
-    assert "another configuration" in site.up("--ports", "10000-10029").stdout
+    assert "another configuration" in site.up("--ports", "10000-10039").stdout
     assert site.curl("http://plain.example.com/").stdout == "one"
     assert site.workers != before
     print(file=held.stdin, flush=True)
     assert held.stdout.readline() == "served\n"
     site.up()
+
+
+@pytest.mark.parametrize("end", ["down", "kill"])
+def test_clients_learn_that_the_gateway_has_ended_and_the_next_one_serves(site: Site, end: str) -> None:
+    held = site.host.popen(
+        *program("held_port", "10007"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=1,
+    )
+    assert held.stdout is not None
+    assert held.stdin is not None
+    assert held.stdout.readline() == "ready\n"
+    if end == "down":
+        site.tproxy("gateway", "down")
+    else:
+        for process in site.workers:
+            site.host.run("kill", "-9", process, check=False)  # a worker may end with its master
+    _, error = held.communicate(input="\n")
+    assert "ConnectionReset" in error or "BrokenPipe" in error
+    for _ in eventually():
+        if "HAProxy started" in site.up(check=False).stdout:
+            break
+    assert site.curl("http://plain.example.com/").stdout == "one"
+    for _ in eventually():  # nothing of the old gateway's is left in workers
+        rows = json.loads(site.tproxy("connections", "--interval", "0", "--json").stdout)["connections"]
+        if not [each for each in rows if each["route"] == "told"]:
+            break
 
 
 def test_routes_change_without_a_reload(site: Site) -> None:
@@ -187,6 +236,40 @@ def test_certificates_change_without_a_reload_and_a_bad_one_is_refused(site: Sit
     assert site.curl("https://ended.example.com/").stdout == "two"
     site.host.run("rm", f"{CERTIFICATES}/bad.pem")
     assert site.workers == before
+
+
+def used(site: Site) -> dict[tuple[str, str], int]:
+    shown = json.loads(site.tproxy("gateway", "usage", "--json").stdout)
+    found: dict[tuple[str, str], int] = {}
+    for each in shown["usage"]:
+        key = each["owner"], each["kind"]
+        found[key] = found.get(key, 0) + each["times"]
+    return found
+
+
+def test_uses_are_counted_by_owner_and_kind_across_reloads_and_restarts(site: Site) -> None:
+    site.up()
+    before = used(site)
+    url = "https://ended.example.com/"
+    site.curl(url, "--http2", url)
+    site.curl("http://plain.example.com/")
+    site.curl("https://plain.example.com/")
+    site.host.run(*program("said_by_port", "10007"))
+    after = used(site)
+    new = {("bob", "https"): 2, ("alice", "http"): 1, ("alice", "tls"): 1, ("", "port"): 1}
+    grown = {key: count - before.get(key, 0) for key, count in after.items() if count != before.get(key)}
+    assert grown == new
+    assert "another configuration" in site.up("--most-per-client", "501").stdout
+    site.configure(CONFIG.replace("owner: bob", "owner: carol"))
+    site.tproxy("gateway", "down")
+    assert used(site) == after
+    site.up()
+    site.curl(url)
+    assert used(site) == {**after, ("carol", "https"): 1}
+    shown = site.tproxy("gateway", "usage", "--metrics").stdout
+    assert 'tproxy_gateway_uses_total{owner="carol",kind="https",route="ended"} 1\n' in shown
+    site.configure(CONFIG)
+    site.up()
 
 
 def test_a_taken_port_names_its_holder_and_purge_leaves_nothing(site: Site) -> None:

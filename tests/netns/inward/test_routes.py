@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -221,6 +222,31 @@ def test_the_namespace_sends_no_syn_to_what_is_no_routes_target(tenants: Tenants
     with suppress(Exception):
         tenants.host.run("timeout", "2", "python3", "-c", dial.format(port=22), netns="one_tproxy_br0")
     assert "counter packets 0 " in watched.run("nft", "list", "table", "ip", "seen").stdout
+
+
+def test_streams_are_listed_beside_guests_connections_and_an_operator_can_end_them(tenants: Tenants) -> None:
+    with ExitStack() as held:
+        one, two = (
+            held.enter_context(connect(tenants.host, "echo", b"abc", client=("2001:db8::7", 1000 + each)))
+            for each in range(2)
+        )
+        for stream in (one, two):
+            assert stream.recv(3) == b"abc"
+        shown = tenants.tproxy("connections", "--service", "route/echo", "--json").stdout
+        rows = [each for each in json.loads(shown)["connections"] if each["route"] == "echo"]
+        assert {each["endpoint"] for each in rows} == {"[2001:db8::7]:1000", "[2001:db8::7]:1001"}
+        for row in rows:
+            assert (row["guest"], row["guest_port"], row["port"]) == ("10.0.0.5", 7, "vnet0")
+            assert (row["bytes_to_guest"], row["bytes_to_endpoint"], row["state"]) == (3, 3, "open")
+            assert row["guest_rtt"] > 0
+        (first,) = (each["id"] for each in rows if each["endpoint"].endswith(":1000"))
+        assert "ended 1 connection" in tenants.tproxy("kill", first).stdout
+        assert everything(one) == b""
+        two.sendall(b"d")
+        assert two.recv(1) == b"d"
+        assert "ended 1 connection" in tenants.tproxy("kill", "--guest", "10.0.0.5").stdout
+        assert everything(two) == b""
+    await_in_log(tenants.host, "end=killed_by_an_operator")
 
 
 def test_a_worker_that_dies_costs_its_own_streams_only(tenants: Tenants) -> None:

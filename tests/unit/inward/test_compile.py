@@ -37,10 +37,8 @@ def test_maps_lead_from_names_to_ids() -> None:
         "site.example.net site\nweb.example.com web\n",
         "host.wild.map": ".example.org all\n",
         "ports.map": "10022 ssh\n10080 far\n",
-        "targets.map": "api addr\nfar nodes\nlan told\nlan/tls told\nsite nodes\n",
-        "addresses.map": "api 10.1.0.2/8080\nlan 10.1.0.1/80\nlan/tls 10.1.0.1/443\n",
-        "expires.map": "api 9\n",
-        "nodes.table": "far site-1 0 -\nsite site-1 80 -\n",
+        "leads.map": "api addr/9/10.1.0.2/8080\nfar nodes/0\nlan told/0/10.1.0.1/80\n"
+        "lan/tls told/0/10.1.0.1/443\nsite nodes/0\n",
     }
 
 

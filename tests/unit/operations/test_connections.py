@@ -22,6 +22,7 @@ def line(**different: Any) -> dict[str, Any]:
         "bridge": "br0",
         "network": "blue",
         "service": "web:80",
+        "route": "",
         "service_address": "169.254.16.9",
         "service_port": 80,
         "guest": "10.0.0.5",

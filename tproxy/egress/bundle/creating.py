@@ -63,8 +63,10 @@ def create(
 def _created(directory: Path, serial: int) -> Any:
     path = directory / f"{serial}.json"
     if not path.exists():
-        known = sorted(int(each.stem) for each in directory.glob("*.json"))
-        raise BundleError(f"bundle {serial} was not created here; created were {known or 'none'}")
+        known = ", ".join(map(str, sorted(int(each.stem) for each in directory.glob("*.json"))))
+        raise BundleError(
+            f"bundle {serial} was not created here; created were {', '.join(map(str, known)) or 'none'}"
+        )
     return json.loads(path.read_bytes())
 
 

@@ -127,7 +127,8 @@ def rollback(store: Store, serial: int | None = None) -> int:
             raise BundleError("there is no earlier bundle")
         serial = earlier[-1]
     if serial not in complete:
-        raise BundleError(f"bundle {serial} is not here; here are {complete or 'none'}")
+        known = ", ".join(map(str, complete))
+        raise BundleError(f"bundle {serial} is not here; here are {known or 'none'}")
     lost = [each.sha256 for each in store.layer(serial).all() if store.blobs.find(each.sha256) is None]
     if lost:
         raise BundleError(f"{len(lost)} blobs of bundle {serial} are missing or damaged: import it again")

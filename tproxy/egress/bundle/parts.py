@@ -32,7 +32,10 @@ class Reader(io.RawIOBase):
     """Reads parts as one file, from any place in it."""
 
     def __init__(self, paths: list[Path]) -> None:
-        self._files = [path.open("rb", buffering=0) for path in paths]
+        try:
+            self._files = [path.open("rb", buffering=0) for path in paths]
+        except OSError as error:
+            raise BundleError(f"cannot read {error.filename}: {error.strerror}") from error
         self._ends = list(accumulate(os.fstat(file.fileno()).st_size for file in self._files))
         self._at = 0
 

@@ -33,14 +33,18 @@ def gather(
     targets: Targets,
     keyring: str = KEYRING,
     progress: Callable[[str], None] = lambda line: None,
+    seen: Callable[[int], None] = lambda size: None,
 ) -> Gathered:
-    """Fetch what a list names into the store, in dmz mode from upstream. Runs a loop of its own."""
+    """Fetch what a list names into the store, in dmz mode from upstream. Runs a loop of its own.
+
+    ``progress`` hears what begins, and ``seen`` the size of each file that is in the store.
+    """
     found = Gathered()
     pins = {
         url: sha256 for each in items if each.kind == "file" for url, _, sha256 in [each.name.partition(" ")]
     }
     settings = replace(settings, files={**settings.files, **pins})
-    asyncio.run(_gather(settings, store, items, targets, keyring, progress, found))
+    asyncio.run(_gather(settings, store, items, targets, keyring, progress, seen, found))
     for record in metadata.beside(store, found.records.values()):
         found.records[record.key] = record
     return found
@@ -53,6 +57,7 @@ async def _gather(
     targets: Targets,
     keyring: str,
     progress: Callable[[str], None],
+    seen: Callable[[int], None],
     found: Gathered,
 ) -> None:
     # The operator has put these on a list. The policy of networks is for guests.
@@ -63,6 +68,8 @@ async def _gather(
     listeners = Listeners(mirror)
 
     def note(record: Record) -> None:
+        if record.key not in found.records:
+            seen(record.size)
         found.records[record.key] = record
 
     mirror.library.touched = note

@@ -133,8 +133,10 @@ def read_link(path: Path) -> tuple[str, bytes, bytes]:
     """
     try:
         first, _, rest = path.read_text(encoding="ascii").partition("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TproxyError(f"cannot read {path}: {error}") from None
+    except OSError as error:
+        raise TproxyError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        first = rest = ""
     own, marker, last = rest.rpartition("-----BEGIN CERTIFICATE-----")
     if not first.startswith(_NODE) or "PRIVATE KEY" not in own or not marker:
         raise TproxyError(f"{path} is not what tproxy egress host add wrote")

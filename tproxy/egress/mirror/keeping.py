@@ -36,13 +36,17 @@ def update(
     targets: Targets,
     keyring: str = KEYRING,
     progress: Callable[[str], None] = lambda line: None,
+    seen: Callable[[int], None] = lambda size: None,
 ) -> list[str]:
-    """Fetch everything that is kept in advance, and return what is missing. Raises Busy."""
+    """Fetch everything that is kept in advance, and return what is missing. Raises Busy.
+
+    ``progress`` hears what begins, and ``seen`` the size of each file that is in the store.
+    """
     store = Store(settings.root, settings.quota)
     try:
         with alone(settings):
             items = [Item(*each) for each in store.kept()]
-            found = gather(settings, store, items, targets, keyring, progress)
+            found = gather(settings, store, items, targets, keyring, progress, seen)
             if not found.missing:
                 # With something missing, what was pinned before stays pinned.
                 store.pin(record.sha256 for record in found.records.values())

@@ -73,7 +73,7 @@ class Authority:
 
         The squid that runs signs with the old one until it is started again.
         """
-        old_key, old = self._load_key(), self.load()
+        old, old_key = self.load(), self._load_key()
         key, certificate = certificates.new_authority(certificates.now() + LIFE)
         cross = certificates.authority_certificate(
             key.public_key(), certificate.subject, old.subject, old_key, old.not_valid_after_utc
@@ -97,6 +97,8 @@ class Authority:
 
     def load(self) -> x509.Certificate:
         """Return the certificate that signs. Raises TproxyError."""
+        if not self.certificate.exists():
+            raise TproxyError(f"there is no authority in {self.directory}: tproxy egress up makes one")
         return certificates.load(self.certificate)
 
     @property

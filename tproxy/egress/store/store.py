@@ -269,6 +269,8 @@ class Store:
         path = self.bundles / str(serial) / "manifest.json"
         try:
             found = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise self._unknown(serial) from None
         except (OSError, ValueError) as error:
             raise StoreError(f"cannot read the manifest {path}: {error}") from error
         if not isinstance(found, dict):
@@ -294,8 +296,12 @@ class Store:
     def activate(self, serial: int) -> None:
         """Serve this bundle from now on, by one rename."""
         if not (self.bundles / str(serial) / "manifest.json").exists():
-            raise StoreError(f"bundle {serial} is not here; here are {self.serials() or 'none'}")
+            raise self._unknown(serial)
         point(self.bundles / "current", str(serial))
+
+    def _unknown(self, serial: int | str) -> StoreError:
+        known = ", ".join(map(str, self.serials()))
+        return StoreError(f"bundle {serial} is not here; here are {known or 'none'}")
 
     # Quota
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from tproxy import proxy_protocol
 from tproxy.config.routes import RouteEntry
-from tproxy.inward import files, maps
+from tproxy.inward import files
 from tproxy.inward.compile import ADMIN
 from tproxy.inward.runtime import Runtime
 from tproxy.process import inward_socket
@@ -95,7 +95,7 @@ def _of_route(route: Tried) -> str:
         except OSError as error:
             return f"{address}: {error.strerror or error}"
     folder = inward_socket.directory()
-    place = f"{folder}/{maps.NODES_SOCKET if route.to == NODE else inward_socket.NAME}"
+    place = f"{folder}/{inward_socket.NODES if route.to == NODE else inward_socket.NAME}"
     said = ""
     for each in route.ids:
         said = _verdict(place, each, route.patience)

@@ -23,7 +23,6 @@ from tproxy.config import reader
 from tproxy.config.routes import RouteEntry
 from tproxy.config.services import Config
 from tproxy.errors import ProcessError, TproxyError
-from tproxy.inward.maps import NODES_SOCKET
 from tproxy.inward.tunnel import authority, control, inlet, listing, policy, server
 from tproxy.inward.tunnel.audit import FILE as AUDIT
 from tproxy.inward.tunnel.audit import Audit
@@ -182,7 +181,7 @@ def _inlet() -> socket.socket:
 
     That says by its group who comes to it, also when `tproxy gateway up` gives it another one.
     """
-    path = f"{inward_socket.prepare()}/{NODES_SOCKET}"
+    path = f"{inward_socket.prepare()}/{inward_socket.NODES}"
     sock = socket.socket(socket.AF_UNIX)
     with suppress(FileNotFoundError):
         os.unlink(path)

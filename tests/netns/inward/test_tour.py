@@ -1,0 +1,16 @@
+"""``tproxy lab --inward``, inside a stand-in."""
+
+from __future__ import annotations
+
+from tproxy.lab.hypervisor import Hypervisor
+
+
+def test_the_tour_shows_a_client_reaching_guests_by_name_and_leaves_nothing(hypervisor: Hypervisor) -> None:
+    shown = hypervisor.tproxy("lab", "--inward").stdout
+    assert "https://green.example.com/  \u2713 green's page" in shown
+    assert "whom the guest sees         \u2713 169.254.16.9" in shown
+    assert "bad   guest: the guest refuses: nothing listens at 80 there" in shown
+    assert "\u2717" not in shown
+    assert hypervisor.run("ls", "/sys/class/net").stdout.split() == ["lo"]
+    assert hypervisor.run("pgrep", "-x", "haproxy", check=False).stdout == ""
+    assert hypervisor.run("find", "/run", "/var/log", "-type", "f").stdout == ""
