@@ -23,8 +23,8 @@ WINDOW = 512 * 1024
 MOST_UNSENT = 1024 * 1024
 _AGAIN = 0.02  # seconds
 
-# Seconds that a stream may be silent of which one direction has ended, as `half_closed_timeout` of services: a
-# UNIX socket does not tell that its peer has gone.
+# Seconds that a stream may be silent of which one direction has ended, as `half_closed_timeout` of services:
+# a UNIX socket does not tell that its peer has gone.
 HALF_CLOSED = 300.0
 
 Ended = Callable[["End"], None]
