@@ -100,17 +100,8 @@ def test(id_: str, as_json: bool) -> None:
     """
     from tproxy.operations import route_hops
 
-    config = _config()
-    entries = {one: each for each in (config.routes if config else ()) for one, _ in each.parts}
-    entry = entries.get(id_)
-    if config is not None and entry is not None and entry.node:
-        from tproxy.inward.tunnel import hops
-
-        way = hops.hops(id_, entry, config.path)
-    else:
-        way = route_hops.hops(id_, config)
     found = []
-    for hop in way:
+    for hop in route_hops.hops(id_, _config()):
         found.append(hop)
         if not as_json:
             click.echo(str(hop))
