@@ -1,6 +1,7 @@
 # All commands of this checkout: make venv | demo | demo-egress | demo-inward | test | test-egress | test-inward |
-# test-vm | test-packages | test-model | test-steps | bench | bench-workers | bench-egress | bench-inward | docs |
-# serve-docs | picture | pictures | soak | lint | deb | zipapp | wheel | manual | lock | options | clean
+# test-vm | test-packages | test-model | test-steps | bench | bench-workers | bench-egress | bench-inward |
+# bench-fleet | docs | serve-docs | picture | pictures | soak | lint | deb | zipapp | wheel | manual | lock |
+# options | clean
 
 # Tests that run at the same time. They wait for processes and the kernel more than they compute, so this is
 # more than there are cores.
@@ -34,7 +35,8 @@ demo-egress:
 
 # A client outside reaches what guests of two networks serve, by name over HTTPS.
 .PHONY: demo-inward
-demo-inward: venv
+demo-inward:
+	@.ci/setup inward
 	.venv/bin/tproxy lab --inward
 
 # Seconds after which a test ends a program that hangs. A machine under load may be ten times slower, and its
@@ -50,8 +52,8 @@ test: venv bytecode
 bytecode:
 	@.venv/bin/python -m compileall -q tproxy tests
 
-# Those of routes, the gateway, tunnels and names, with real name servers; `make test` has the first two as well.
-INWARD_TESTS ?= tests/unit/inward tests/netns/inward tests/inward
+# Those of routes, the gateway, tunnels, names and fleets, with real servers; `make test` has the first two as well.
+INWARD_TESTS ?= tests/unit/inward tests/netns/inward tests/inward tests/unit/fleet tests/fleet
 
 .PHONY: test-inward
 test-inward: export TPROXY_PATIENCE ?= 100
@@ -146,6 +148,15 @@ bench-egress:
 	@.ci/setup bench
 	.venv/bin/python -m compileall -q tproxy
 	.venv/bin/python -m bench.egress $(BENCH)
+
+# Thousands of simulated hosts that follow a real etcd. FLEET="--hosts 1000" is quicker.
+FLEET ?=
+
+.PHONY: bench-fleet
+bench-fleet:
+	@.ci/setup inward
+	.venv/bin/python -m compileall -q tproxy
+	.venv/bin/python -m bench.fleet $(FLEET)
 
 .PHONY: lint
 lint: venv

@@ -105,6 +105,7 @@ http {{
 _POLICY = """\
 upstreams: {{pypi_index: "http://index.example/simple/", pypi_files: ["http://index.example/"]}}
 clients: {{127.0.0.0/8: build}}
+inner: [{site}]
 rules:
 - networks: [build]
   pypi: [{project}]
@@ -154,7 +155,7 @@ class Bed:
     def _store(self, content: bytes) -> None:
         sha256 = hashlib.sha256(content).hexdigest()
         self.layout.etc.mkdir()
-        self.layout.policy.write_text(_POLICY.format(project=PROJECT, url=URL, sha256=sha256))
+        self.layout.policy.write_text(_POLICY.format(project=PROJECT, url=URL, sha256=sha256, site=SITE))
         store = Store(self.layout.store)
         store.blobs.put(content)
         store.add(Record("file", URL, "", sha256, len(content), origin=URL))

@@ -143,7 +143,7 @@ class Bed:
             netns="guest",
         )
         host.write("/run/tproxy.yaml", _CONFIG)
-        where = {"TPROXY_CONFIG": "/run/tproxy.yaml", "TPROXY_GATEWAY_STATE": "/run/state"}
+        where = {"TPROXY_CONFIG": "/run/tproxy.yaml"}
         host.tproxy("hook", "up", "--bridge", "br0", "--network", "blue", env=where)
         limits = ("--most-per-client", "1000", "--rate-per-client", "100000000")
         host.tproxy("gateway", "up", "--ports", "10001-10002", *limits, env=where)

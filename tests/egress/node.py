@@ -60,6 +60,7 @@ class Node:
     """One node. ``policy`` is the text of its egress.yaml."""
 
     host: Hypervisor  # only of a node with ``hypervisor``
+    up: subprocess.Popen[str]  # `tproxy egress up`, where a test has started it
 
     def __init__(
         self, policy: str, *, mirror: bool = False, squid: bool = True, hypervisor: bool = False
@@ -75,7 +76,9 @@ class Node:
         self.sites = self.root / "sites"
         self.sites.mkdir()
         self._certificate()
-        self.policy.write_text(f"upstream_ca: {self.root}/sites-ca.pem\n{policy}")
+        # The sites are on the node itself, so their addresses have to be named.
+        site = f"upstream_ca: {self.root}/sites-ca.pem\ninner: [{SITES}, {REGISTRY}]\n"
+        self.policy.write_text(site + policy)
         hosts = self.root / "hosts"
         hosts.write_text("".join(f"{address} {host}\n" for host, address in HOSTS.items()))
         self.surroundings = Surroundings(
@@ -131,7 +134,7 @@ class Node:
         self.wait_for(lambda: self.listens(port), "squid listens")
 
     def restart_squid(self) -> None:
-        self.squid.terminate()
+        self.squid.send_signal(signal.SIGINT)
         self.squid.wait(PATIENCE)
         self.start_squid()
 
@@ -169,8 +172,15 @@ class Node:
         assert not check or done.returncode == 0, (command, done.stdout, done.stderr)
         return done
 
-    def caller(self, address: str = "10.0.0.5", *, port: int = 3128, **values: str) -> str:
-        """Return the address of a proxy at which everyone is this caller: the daemon's part."""
+    def caller(
+        self, address: str = "10.0.0.5", *, port: int = 3128, bridge_port: str = "", **values: str
+    ) -> str:
+        """Return the address of a proxy at which everyone is this caller: the daemon's part.
+
+        ``port`` is the TCP port of the node, ``bridge_port`` the caller's ``port``.
+        """
+        if bridge_port:
+            values["port"] = bridge_port
         self._next_port += 1
         listen = self._next_port
         words = [f"{name}={text}" for name, text in values.items()]
@@ -265,7 +275,9 @@ class Node:
     @staticmethod
     def _end(child: subprocess.Popen[Any]) -> None:
         try:
-            child.send_signal(signal.SIGKILL) if child.args == "sleep" else child.terminate()
+            # squid would end its downloads first at SIGTERM.
+            is_squid = isinstance(child.args, list) and "squid" in child.args
+            child.send_signal(signal.SIGINT if is_squid else signal.SIGTERM)
             child.wait(15)
         except subprocess.TimeoutExpired:
             child.kill()

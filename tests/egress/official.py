@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.egress.debian import Repository
 from tests.egress.galaxy import GalaxySite
 from tests.egress.node import REGISTRY, Node
-from tests.egress.registry import CONFIG, Layout
+from tests.egress.registry import CONFIG, PROGRAM, Layout
 from tests.egress.upstream import Site
 from tproxy.lab.egress import made
 
@@ -59,7 +59,7 @@ def registry(node: Node, folder: Path, *images: str) -> None:
     config = {**CONFIG, "http": listen}
     (node.root / "registry.json").write_text(json.dumps(config))
     with log.open("w") as file:
-        command = ("docker-registry", "serve", str(node.root / "registry.json"))
+        command = (PROGRAM, "serve", str(node.root / "registry.json"))
         node.popen(*command, stdout=file, stderr=subprocess.DEVNULL)
     ping = ("curl", "-sk", f"https://{REGISTRY}/v2/")
     node.wait_for(lambda: node.run(*ping, check=False).returncode == 0, "docker-registry listens")

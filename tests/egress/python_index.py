@@ -22,11 +22,11 @@ class Index:
     def url(self) -> str:
         return self.site.url + "simple/"
 
-    def add(self, name: str, version: str, *requires: str, size: int = 0) -> bytes:
+    def add(self, name: str, version: str, *requires: str, size: int = 0, tag: str = "py3-none-any") -> bytes:
         """Offer a wheel, and return it."""
         # The bytes cannot be compressed, so the wheel has that size.
         data = {f"{name}.bin": hashlib.shake_256(f"{name}{version}".encode()).digest(size)} if size else {}
-        filename, content, metadata = wheel(name, version, requires, data)
+        filename, content, metadata = wheel(name, version, requires, data, tag)
         self.projects.setdefault(name, []).append((filename, version, content, metadata))
         self.site.put(f"/packages/{filename}", content)
         self.site.put(f"/packages/{filename}.metadata", metadata)

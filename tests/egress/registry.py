@@ -10,7 +10,9 @@ import hashlib
 import http.client
 import io
 import json
+import os
 import re
+import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -21,6 +23,12 @@ from urllib.parse import parse_qs, urlsplit
 
 from tests.egress.upstream import Reply, Site
 from tests.netns.waiting import eventually
+
+# What `.ci/setup egress` unpacks: where it is installed, it runs as services.
+CONTAINERS = Path(__file__).parents[2] / "build/containers"
+PROGRAM = (
+    shutil.which("docker-registry", path=f"{CONTAINERS}/usr/bin:{os.environ['PATH']}") or "docker-registry"
+)
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -84,7 +92,7 @@ class Registry:
         folder = tempfile.TemporaryDirectory()
         self._folder, self._added = Path(folder.name), 0
         (self._folder / "config.json").write_text(json.dumps(CONFIG))
-        command = ["docker-registry", "serve", str(self._folder / "config.json")]
+        command = [PROGRAM, "serve", str(self._folder / "config.json")]
         self._log = self._folder / "log"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(command, stderr=log, stdout=subprocess.DEVNULL)

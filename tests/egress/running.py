@@ -15,6 +15,7 @@ from tproxy.egress.ledger.entries import Event
 from tproxy.egress.mirror.server import Listeners, Mirror
 from tproxy.egress.mirror.settings import Settings
 from tproxy.egress.model import Artifact, Caller, Verdict
+from tproxy.egress.policy.rules import Limits
 from tproxy.egress.store.store import Store
 from tproxy.lab.hypervisor import PATIENCE
 
@@ -32,6 +33,7 @@ class Running:
         self.events: list[Event] = []
         self.deny: Callable[[Caller, Artifact], bool] = lambda caller, artifact: False
         self.ledger_error: Exception | None = None
+        self.limits = Limits()
         self.loop = asyncio.new_event_loop()
         self.port = self.guests = 0
         self.mirror: Mirror
@@ -50,7 +52,7 @@ class Running:
             return Verdict(False, "egress.yaml:7", f"no rule for {caller.network} allows it")
         return Verdict(True, "egress.yaml:3")
 
-    def record(self, event: Event) -> None:
+    async def record(self, event: Event) -> None:
         if self.ledger_error is not None:
             raise self.ledger_error
         self.events.append(event)
@@ -63,7 +65,7 @@ class Running:
         self.mirror = Mirror(
             self.settings, Store(self.settings.root, self.settings.quota), self.judge, self.record
         )
-        self.listeners = Listeners(self.mirror)
+        self.listeners = Listeners(self.mirror, lambda caller: self.limits)
         self.port = await self.listeners.for_clients("127.0.0.1", 0, lambda address: "hosts")
         self.guests = await self.listeners.for_guests("127.0.0.1", 0)
 

@@ -16,6 +16,7 @@ import pytest
 
 from tests.egress.node import Node
 from tests.egress.official import all_kinds, asked_of_registry
+from tests.egress.registry import CONTAINERS
 from tests.egress.up import TPROXY, up
 from tests.netns.waiting import eventually
 from tproxy import proxy_protocol
@@ -81,9 +82,6 @@ def lab(node: Node) -> Guest:
     return guest
 
 
-# What `.ci/setup egress` unpacks: where it is installed, containerd runs as a service.
-CONTAINERS = Path(__file__).parents[2] / "build/containers"
-
 # Runs containerd with the commands that follow, to whose `ctr` it listens, and ends it.
 CONTAINERD = """\
 set -e; mkdir -p /run/ctr
@@ -100,6 +98,8 @@ until ctr version >/dev/null 2>&1; do kill -0 $pid; sleep 0.1; done
 pull() { ctr images pull --snapshotter native "$@"; }
 """
 
+OURS = "--hosts-dir /etc/containerd/certs.d"
+
 # Only what hosts.toml names is trusted, and not the system's certificates.
 UNTRUSTING = "SSL_CERT_FILE=/dev/null SSL_CERT_DIR=/nowhere"
 
@@ -112,7 +112,7 @@ def containers(build: Guest) -> Guest:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
     build.sh(
         f"ln -s {CONTAINERS}/usr/bin/* {CONTAINERS}/usr/sbin/runc /usr/local/bin/ 2>/dev/null;"
-        f"echo {CONTAINERS}/usr/lib/x86_64-linux-gnu >/etc/ld.so.conf.d/containers.conf; ldconfig"
+        f"echo {CONTAINERS}/usr/lib/*-linux-gnu >/etc/ld.so.conf.d/containers.conf; ldconfig"
     )
     return build
 
@@ -161,15 +161,15 @@ def test_podman_pulls_by_the_registries_conf_of_the_set_up(containers: Guest) ->
 
 
 def test_containerd_pulls_by_the_hosts_toml_of_the_set_up(node: Node, containers: Guest) -> None:
-    image, ours = "docker.io/library/alpine:3", "--hosts-dir /etc/containerd/certs.d"
+    image = "docker.io/library/alpine:3"
     pulled = containers.sh(
-        f"{CONTAINERD} ! {UNTRUSTING} pull {image}; {UNTRUSTING} pull {ours} {image}; ctr images list -q"
+        f"{CONTAINERD} ! {UNTRUSTING} pull {image}; {UNTRUSTING} pull {OURS} {image}; ctr images list -q"
     )
     assert pulled.stdout.splitlines()[-1] == image
     assert "unknown authority" in pulled.stderr
     assert "hosts.toml" not in pulled.stderr
     asked = asked_of_registry(node)
-    denied = containers.sh(f"{CONTAINERD} pull {ours} docker.io/evil/image:1", check=False)
+    denied = containers.sh(f"{CONTAINERD} pull {OURS} docker.io/evil/image:1", check=False)
     assert (denied.returncode != 0, "403 Forbidden" in denied.stderr) == (True, True), denied.stderr
     # It falls back to no other address; if it did, that would be denied, and in the ledger.
     for _ in eventually():
@@ -264,7 +264,8 @@ def test_what_the_proxy_denies_and_serves_by_itself_is_in_the_ledger(node: Node,
         denied = found.get(("denied", "https://host.example/denied-here"), {})
         if denied and ("allowed", "https://host.example/releases/a") in found:
             break
-    assert (denied["network"], denied["mac"], denied["reason"]) == ("build", build.mac, "no rule allows it")
+    assert (denied["network"], denied["mac"]) == ("build", build.mac)
+    assert str(denied["reason"]).startswith("no rule allows ")
     assert "denied-here: network build" in egress(node, "log", "--denied", "--since", "1h")
 
 
@@ -311,7 +312,9 @@ def test_what_guests_fetched_is_a_list_for_a_bundle(node: Node, build: Guest) ->
     egress(node, *words, "--arch", "amd64", "--keyring", str(node.root / "made/debian/upstream.asc"))
 
 
-def test_sealed_serves_what_is_there_to_every_client_and_asks_no_site(node: Node, build: Guest) -> None:
+def test_sealed_serves_what_is_there_to_every_client_and_asks_no_site(
+    node: Node, build: Guest, containers: Guest
+) -> None:
     """The mirror still serves what was fetched before. A miss names the package, and is on the want list."""
     bundle = ("bundle", "create", str(node.root / "list.txt"), "--output", str(node.root / "b.tar"))
     (node.root / "list.txt").write_text("deb tool-of-test\n")
@@ -333,6 +336,9 @@ def test_sealed_serves_what_is_there_to_every_client_and_asks_no_site(node: Node
         guest.sh(f"{APT} tool-of-test && test -s /usr/share/base-of-tool/data")
         guest.sh(f"{SKOPEO} docker://docker.io/library/alpine:3 oci:/tmp/alpine:3")
         guest.sh(f"{COLLECTION} acme.tools && {ROLE} acme.web,1.0.0")
+        image = "docker.io/library/alpine:3"
+        containers.sh(f"{PODMAN} rmi --all --force && {PODMAN} pull {image}")
+        containers.sh(f"{CONTAINERD} ctr images remove {image}; pull {OURS} {image}")
         assert guest.sh(f"{SKOPEO} docker://docker.io/library/none:3 oci:/tmp/n:3", check=False).returncode
         assert "oci docker.io/library/none 3" in egress(node, "mirror", "wanted")
         assert (len(node.requests()), asked_of_registry(node)) == asked

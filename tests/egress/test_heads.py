@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +44,30 @@ def test_heads_are_signed_sent_and_show_that_the_end_was_cut(ledger: Ledger, tmp
     (problem,) = found(ledger, head)
     assert problem == "the ledger ends at entry 3, and a signed head names entry 5: it was cut"
     assert key.secret.stat().st_mode & 0o777 == 0o600
+
+
+NEW_DEV = """\
+mkdir "$1/dev" && mount --rbind /dev "$1/dev" && mount -t tmpfs tmpfs /dev
+for each in null zero random urandom; do touch /dev/$each; mount --bind "$1/dev/$each" /dev/$each; done
+exec "$2" "$3" "$1/ledger" "$1/keys"
+"""
+
+
+def test_syslog_gets_the_head_by_which_a_cut_is_found_later(tmp_path: Path, engines: None) -> None:
+    """In a mount namespace of its own, with a syslog of its own."""
+    ledger = Ledger(tmp_path / "ledger")
+    fill(ledger)
+    ledger.close()
+    program = str(Path(__file__).with_name("programs") / "syslog_head.py")
+    command = ["unshare", "--mount", "sh", "-ec", NEW_DEV, "sh", str(tmp_path), sys.executable, program]
+    line = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    head = heads.parse(line)
+    assert ("tproxy-egress" in line, head.number) == (True, 5)
+    assert list(problems(tmp_path / "ledger", [head])) == []
+    path = segments(tmp_path / "ledger")[0]
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
+    (tmp_path / "ledger" / heads.FILE).unlink()  # who cuts the ledger can do that as well
+    assert any("it was cut" in problem for problem in problems(tmp_path / "ledger", [head]))
 
 
 def test_a_forged_head_is_found(ledger: Ledger, tmp_path: Path) -> None:

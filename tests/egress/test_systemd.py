@@ -16,9 +16,11 @@ from tests.netns.daemon.test_systemd import SYSTEMD, Machine, needs
 from tests.netns.waiting import eventually
 from tproxy.lab.hypervisor import Hypervisor
 
-BOOT = Path(__file__).with_name("programs") / "boot_writable.sh"
+PROGRAMS = Path(__file__).with_name("programs")
+BOOT = PROGRAMS / "boot_writable.sh"
 TPROXY = (sys.executable, "-m", "tproxy", "egress")
 PARTS = ("squid", "mirror", "front")
+SITE = "93.184.215.14"
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +51,73 @@ def await_order(machine: Machine) -> None:
             return
 
 
-def pid(machine: Machine, part: str) -> str:
-    return machine.systemctl("show", "--property=MainPID", f"tproxy-egress-{part}").strip()
+def squid(machine: Machine) -> str:
+    """Return the instance of squid that takes new connections, as its unit is called."""
+    name = machine.run("readlink", "/run/tproxy-egress/squid.pid").stdout.strip()
+    return name.removesuffix(".pid").replace("-", "@")  # squid-a.pid
 
 
-def test_up_starts_all_parts_which_come_back_and_down_leaves_nothing(machine: Machine) -> None:
+def state(machine: Machine, unit: str) -> str:
+    return machine.run("systemctl", "is-active", unit, check=False).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def sites(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A web site that squid finds at an address of the internet. Yield the directory of its files."""
+    directory = tmp_path_factory.mktemp("sites")
+    directory.chmod(0o755)
+    machine.host.ip(f"address add {SITE} dev lo")
+    machine.run("sh", "-c", f"echo {SITE} host.example >>/etc/hosts")
+    (directory / "host.example").mkdir()
+    (directory / "host.example/small").write_text("small\n")
+    (directory / "host.example/large").write_bytes(bytes(200_000_000))
+    pem = directory / "site.pem"
+    words = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=host.example")
+    subprocess.run([*words, "-keyout", pem, "-out", pem], check=True, capture_output=True)
+    arguments = (SITE, str(directory), str(pem))
+    machine.host.popen(sys.executable, "-m", "tproxy.lab.egress.sites", *arguments)
+    caller = (str(PROGRAMS / "with_header.py"), "20001", "3128", "10.0.0.5", "network=build")
+    machine.host.popen(sys.executable, *caller)
+    for port in (80, 20001):
+        for _ in eventually():
+            if machine.run("ss", "-Hltn", f"sport = {port}").stdout:
+                break
+    yield directory
+    (directory / "host.example/large").unlink()
+
+
+def check_that_a_restart_drops_no_download(machine: Machine, sites: Path) -> None:
+    policy = f'inner: [{SITE}]\\nrules: [{{networks: [build], get: ["http://host.example/*"]}}]'
+    machine.run("sh", "-c", f"printf '{policy}\\n' >/etc/tproxy/egress.yaml")
+    get = ("curl", "-sS", "--proxy", "http://127.0.0.1:20001", "http://host.example/small")
+    for _ in eventually():  # squid has to take the address of the site
+        if machine.run(*get, check=False).stdout == "small\n":
+            break
+    to, old = sites / "download", squid(machine)
+    slow = machine.host.popen(*get[:-1], "--limit-rate", "1M", "-o", str(to), "http://host.example/large")
+    for _ in eventually():
+        if to.exists() and to.stat().st_size:
+            break
+    machine.systemctl("restart", "tproxy-egress-squid")
+    assert squid(machine) != old
+    assert machine.run(*get).stdout == "small\n"
+    size = to.stat().st_size
+    for _ in eventually():
+        if to.stat().st_size > size + 1_000_000:
+            break
+    assert (slow.poll(), state(machine, f"tproxy-egress-{old}")) == (None, "active")
+    slow.terminate()
+    for _ in eventually():
+        if state(machine, f"tproxy-egress-{old}") == state(machine, "tproxy-egress-drain") == "inactive":
+            break
+    assert machine.run(*get).stdout == "small\n"
+
+
+def since(machine: Machine, part: str) -> str:
+    return machine.systemctl("show", "--property=ActiveEnterTimestampMonotonic", f"tproxy-egress-{part}")
+
+
+def test_up_starts_all_parts_which_come_back_and_down_leaves_nothing(machine: Machine, sites: Path) -> None:
     """One test: each step needs the one before, and a start takes some seconds."""
     before = egress(machine, "status", check=False)
     assert before.returncode == 1
@@ -66,19 +130,20 @@ def test_up_starts_all_parts_which_come_back_and_down_leaves_nothing(machine: Ma
     assert "valid until" in egress(machine, "ca").stdout
     assert "running" in egress(machine, "up").stdout  # again: changes nothing
 
-    for part in PARTS:
+    for part in (squid(machine), "mirror", "front"):
         machine.systemctl("kill", "--kill-who=main", "--signal=KILL", f"tproxy-egress-{part}")
         for _ in eventually():
             shown = machine.systemctl("show", "--property=NRestarts", f"tproxy-egress-{part}").strip()
             if shown == "NRestarts=1":
                 break
     await_order(machine)
+    check_that_a_restart_drops_no_download(machine, sites)
 
-    pids = {part: pid(machine, part) for part in PARTS}
+    started = {part: since(machine, part) for part in PARTS}
     code = "from tproxy.egress.upgrade import services; print(services.restart())"
     assert "started again: tproxy-egress-squid" in machine.run(sys.executable, "-c", code).stdout
     await_order(machine)
-    assert not {part for part in PARTS if pid(machine, part) == pids[part]}
+    assert not {part for part in PARTS if since(machine, part) == started[part]}
 
     write = ("sh", "-c", 'printf "listen: {proxy: [3128, 8444]}\\nmode: sealed\\n" >/etc/tproxy/egress.yaml')
     machine.run(*write)

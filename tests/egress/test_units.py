@@ -15,7 +15,7 @@ from tproxy.egress.service import systemd
 def test_systemd_accepts_the_units(engines: None, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("needs systemd-analyze")
-    names = (*systemd.SERVICES, systemd.HOSTS, systemd.LINK, *systemd.OTHERS)
+    names = (*systemd.SERVICES, systemd.HOSTS, systemd.LINK, *systemd.OTHERS, *systemd.STARTED_BY_OTHERS)
     for name in names:
         (tmp_path / name).write_text(systemd.unit(name))
     command = ["systemd-analyze", "verify", *(str(tmp_path / name) for name in names)]

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 import jsonschema
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.contract import LIMITS, quoted, table
 from tests.netns.one_bridge import OneBridge
@@ -20,6 +21,7 @@ from tests.netns.waiting import await_equal, eventually
 from tproxy.cli import schemas
 from tproxy.config.keys import SERVICE
 from tproxy.errors import ProcessError
+from tproxy.fleet import document, keys
 from tproxy.lab.hypervisor import PATIENCE, Hypervisor
 
 
@@ -252,6 +254,34 @@ def sync(lab: OneBridge) -> list[Done]:
     return [done]
 
 
+def follow(lab: OneBridge) -> list[Done]:
+    """What a host takes and refuses is in tests/fleet."""
+    lab.host.run("mount", "-t", "tmpfs", "tmpfs", "/var/lib")  # this machine's otherwise
+    key = keys.SecretKey(Ed25519PrivateKey.generate())
+    trusted = lab.host.write("/run/trusted", key.public.line("test"))
+    entry = f"{{service_port: 5031, remote_addr: {ENDPOINT}, remote_port: 8081}}"
+    text = document.seal(f"host: one\nserial: 1\ntproxy: [{entry}]\n", 0, key)
+    lab.host.write("/run/store/documents/one.yaml", text)
+    command = ("follow", "file:///run/store", "--host", "one", "--trusted", trusted, "--config", lab.config)
+    done = lab.host.tproxy(*command, "--once")
+    assert (lab.ask(), lab.ask(5031)) == ("one", "two")
+    lab.host.write("/run/store/documents/one.yaml", text.replace("8081", "8080"))
+    refused = lab.host.tproxy(*command, "--once", check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert lab.ask(5031) == "two"
+    return [done, refused]
+
+
+def fleet(lab: OneBridge) -> list[Done]:
+    """What the subcommands do is in tests/fleet."""
+    policy = lab.host.write("/run/fleet.yaml", "store: file:///run\ngroups: []\n")
+    good = lab.host.tproxy("fleet", "check", "--policy", policy)
+    lab.host.write("/run/fleet.yaml", "store: file:///run\ngroups: none\n")
+    bad = lab.host.tproxy("fleet", "check", "--policy", policy, check=False)
+    assert bad.stderr == f"tproxy: {policy}:2: groups 'none' is not a list\n"
+    return [good, bad]
+
+
 def hook(lab: OneBridge) -> list[Done]:
     lab.host.add_bridge("br1")
     up = ("hook", "up", "--bridge", "br1", "--config", lab.config)
@@ -332,6 +362,7 @@ COMMANDS: dict[str, Callable[[OneBridge], list[Done]]] = {
     for each in (
         *(start, reload, reopen_logs, restart, stop, status, connections, kill, log_level, metrics),
         *(refresh, check, doctor, probe, trace, route, gateway, tunnel, node, operator, names, sync),
+        *(follow, fleet),
         *(hook, watch, gc, install, uninstall),
         *(daemon, egress, event),
     )

@@ -12,6 +12,7 @@ from tproxy.config import check as checking
 from tproxy.config import keys, reader
 from tproxy.config.file import required, text_of
 from tproxy.config.resolver import addresses_of
+from tproxy.config.services import Config
 from tproxy.console import EXIT_FAILURE
 from tproxy.errors import ConfigError
 
@@ -36,7 +37,7 @@ def check(file: str | None, no_resolve: bool) -> None:
     else:
         resolve = checking.all_resolve if no_resolve else addresses_of
         problems = [each.at(path) for each in checking.problems(read, resolve)]
-        problems += _faults_of_zones(path)
+        problems += _faults_of_names(read)
         code = EXIT_WARNINGS
     for problem in problems:
         click.echo(problem, err=True)  # file:line: text, as compilers print it, so that editors find the line
@@ -46,9 +47,9 @@ def check(file: str | None, no_resolve: bool) -> None:
     click.echo(f"{path}: in order, {count} {'entry' if count == 1 else 'entries'}")
 
 
-def _faults_of_zones(path: str) -> list[str]:
-    if keys.ELSEWHERE[0] not in text_of(path):
+def _faults_of_names(read: Config) -> list[str]:
+    if not read.routes and keys.ELSEWHERE[0] not in text_of(read.path):
         return []
-    from tproxy.inward.names import reader as zones
+    from tproxy.inward.names.allowed import conflicts
 
-    return [each.at(path) for each in zones.parse(text_of(path))[1]]
+    return [each.at(read.path) for each in conflicts(read)]

@@ -39,6 +39,7 @@ GROUPS = {
     },
     "Configure": {"refresh": "refresh", "sync": "sync", "gateway": "gateway", "names": "names"},
     "Tunnels": {"tunnel": "tunnel", "node": "node", "operator": "operator"},
+    "Fleet": {"follow": "follow", "fleet": "fleet"},
     "Software for guests": {"egress": "egress"},
     "Platforms": {"install": "install", "uninstall": "install"},
     "Try": {"lab": "lab"},

@@ -34,7 +34,7 @@ COMMANDS = {
 }
 
 # Modules of the extra, one of each package that commands import.
-_NEEDED = ("aiohttp", "cryptography", "cyclonedx", "dns", "packageurl", "packaging", "ruamel.yaml")
+_NEEDED = ("aiohttp", "cryptography", "cyclonedx", "dns", "packageurl", "packaging")
 
 
 class _Commands(click.Group):

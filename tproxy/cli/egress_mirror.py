@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from tproxy.egress.mirror.settings import Settings, settings_of
 from tproxy.egress.mirror.site_key import SiteKey
 from tproxy.egress.policy.reader import load
 from tproxy.errors import ConfigError, to_ascii
+from tproxy.process.service_manager import report_ready
 
 PORT = click.IntRange(0, 65535)
 SIZES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -107,13 +106,18 @@ def list_kept(as_json: bool, root: Path | None) -> None:
 
 
 @mirror.command(epilog=example("tproxy egress mirror update --suite bookworm --arch amd64"))
+@click.argument("kind", type=click.Choice(KINDS), required=False)
+@click.argument("name", required=False)
 @target_options
 @root_option
-def update(keyring: str, root: Path | None, **chosen: Any) -> None:
-    """Fetch what is kept in advance. Exit code 75 says that another update is running."""
+def update(kind: str | None, name: str | None, keyring: str, root: Path | None, **chosen: Any) -> None:
+    """Fetch what is kept in advance, or only NAME. Exit code 75 says that another update is running."""
+    if kind and not name:
+        raise click.UsageError("KIND needs a NAME")
+    only = (kind, name) if kind and name else None
     try:
         with bar("Fetching") as seen:
-            missing = keeping.update(settings(layout_of(root)), targets(**chosen), keyring, say, seen)
+            missing = keeping.update(settings(layout_of(root)), targets(**chosen), keyring, say, seen, only)
     except keeping.Busy as error:
         say(str(error))
         sys.exit(keeping.EXIT_BUSY)
@@ -191,11 +195,8 @@ def run(
 
 
 def _ready() -> None:
-    """Tell systemd, and whoever reads the log, that all sockets listen (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
-            notify.sendto(b"READY=1", "\0" + address[1:] if address[0] == "@" else address)
+    """Tell systemd, and whoever reads the log, that all sockets listen."""
+    report_ready()
     say("the mirror listens")
 
 

@@ -29,7 +29,7 @@ def check(policy: Path | None, root: Path | None) -> None:
     """Print all errors of the policy, a line each. Changes nothing."""
     policy = policy or layout_of(root).policy
     try:
-        found = reader.load(policy)
+        found = reader.load(policy, look=True)
     except reader.PolicyError as error:
         for problem in error.problems:
             click.echo(problem.at(str(policy)), err=True)

@@ -11,7 +11,7 @@ from tproxy.cli.egress_root import root_option
 from tproxy.cli.examples import example
 from tproxy.console import require_root, say
 from tproxy.egress.policy.reader import load
-from tproxy.egress.service import foreground, links, parts, systemd
+from tproxy.egress.service import foreground, links, parts, squids, systemd
 from tproxy.egress.squid.authority import Authority, fingerprint
 from tproxy.errors import TproxyError
 
@@ -43,18 +43,25 @@ def down(purge: bool) -> None:
 @click.command("reload", epilog=example("tproxy egress reload"))
 @root_option
 def reload(root: Path | None) -> None:
-    """Apply changed ports, mode, inner addresses and rates. Rules apply without this."""
+    """Apply changed ports and inner addresses. Rules, limits and the mode apply without this."""
     require_root()
     node = parts.surroundings(root)
     changed = parts.reload_squid(node, load(node.layout.policy))
     click.echo("squid has a new configuration" if changed else "nothing to change")
 
 
+_CHANGES = ("handover", "drain", "stop")
+
+
 @click.command("run", epilog=example("ExecStart=tproxy egress run squid"))
-@click.argument("part", type=click.Choice(["squid", "front", "hosts", "link"]))
+@click.argument("part", type=click.Choice(["squid", "front", "hosts", "link", *_CHANGES]))
 @root_option
 def run(part: str, root: Path | None) -> None:
-    """Run one part in the foreground, for service managers."""
+    """Run one part in the foreground, for service managers.
+
+    "handover" lets systemd put a new squid in the place of the one that runs, "drain" ends that one when its
+    downloads have ended, and "stop" stops all squids.
+    """
     require_root()
     node = parts.surroundings(root)
     match part:
@@ -66,6 +73,12 @@ def run(part: str, root: Path | None) -> None:
             links.run_hosts(node)
         case "link":
             links.run_link(node.layout)
+        case "handover":
+            squids.change(node)
+        case "drain":
+            squids.drain(node)
+        case "stop":
+            squids.stop()
 
 
 @click.command(

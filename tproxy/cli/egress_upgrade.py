@@ -47,7 +47,10 @@ def upgrade(
         return
     with staged(store_of(layout_of(root)), source, trust) as found:
         if image is not None:
-            shutil.copyfile(found.folder / found.tproxy("tar").file, image)
+            try:
+                shutil.copyfile(found.folder / found.tproxy("tar").file, image)
+            except OSError as error:
+                raise TproxyError(f"cannot write {image}: {error.strerror}") from error
             click.echo(f"{image}: for podman load --input, or ctr images import")
             return
         changed = _lines(found, downgrade)

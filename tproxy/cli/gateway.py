@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tproxy.cli.examples import example
-from tproxy.config import reader
+from tproxy.config import joined
 from tproxy.config.file import required
 from tproxy.console import require_root
 from tproxy.log import output
@@ -122,7 +122,7 @@ def _read(config: str | None, said: dict[str, Any]) -> tuple[Config, Options]:
 
     if said["ports"] and not re.fullmatch(r"[1-9][0-9]{0,4}-[1-9][0-9]{0,4}", said["ports"]):
         raise click.BadParameter(f"{said['ports']!a} is not a range such as 10000-10099")
-    read = reader.load(required(config, os.environ))
+    read = joined.load(required(config, os.environ))
     for warning in read.warnings:
         click.echo(f"tproxy: {warning.at(read.path)}", err=True)
     return read, Options(**said)

@@ -8,7 +8,7 @@ import sys
 import click
 
 from tproxy.cli.examples import example
-from tproxy.config import reader
+from tproxy.config import joined
 from tproxy.config.file import search
 from tproxy.config.services import DEFAULT_WATCH_GRACE
 from tproxy.console import EXIT_FAILURE, require_root, say
@@ -36,7 +36,7 @@ def gc(debug: bool, dry_run: bool, grace: float | None, file: str | None) -> Non
     """
     require_root()
     path = search(file, os.environ)
-    read = reader.load(path) if path else None
+    read = joined.load(path) if path else None
     if dry_run:
         output.for_preview(debug=debug)
     else:

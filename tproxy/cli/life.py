@@ -9,7 +9,7 @@ from collections.abc import Callable
 import click
 
 from tproxy.cli.examples import example
-from tproxy.config import reader
+from tproxy.config import joined
 from tproxy.config.file import search
 from tproxy.config.services import Config
 from tproxy.console import EXIT_FAILURE, require_root, say
@@ -109,7 +109,7 @@ def _read() -> Config | None:
     """Return the configuration; None when there is no file, or it is broken: that does not stop a start."""
     try:
         path = search(None, os.environ)
-        return reader.load(path) if path is not None else None
+        return joined.load(path) if path is not None else None
     except TproxyError as error:
         say(f"{error}; the log level stays as it is")
         return None

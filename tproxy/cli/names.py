@@ -188,7 +188,10 @@ def prove(zone: str | None, config: str | None) -> None:
 @_config
 def apply(dry_run: bool, gateway: str | None, config: str | None) -> None:
     """Write what the zones lack, once; the exit code is 1 where a server did not take it."""
-    if not _keeper(config, gateway).once(write=not dry_run):
+    keeper = _keeper(config, gateway)
+    if not dry_run:
+        keeper.prove()
+    if not keeper.once(write=not dry_run):
         sys.exit(EXIT_FAILURE)
 
 

@@ -11,7 +11,7 @@ import os
 from contextlib import suppress
 
 from tproxy import __version__
-from tproxy.config.file import text_of
+from tproxy.config.file import DOCUMENT, document, text_of
 from tproxy.config.services import Config, Entry, Problem, WatchedBridge
 from tproxy.errors import KernelError
 from tproxy.process import run_directory
@@ -33,13 +33,13 @@ def load(path: str, *, remember: bool) -> Config:
 
     Raises ConfigError as ``reader.load`` does.
     """
-    text = text_of(path)
-    key = [__version__, *map(_stamp, _code()), path, text]
+    text, more = (None, document()) if path == DOCUMENT else (text_of(path), document())
+    key = [__version__, *map(_stamp, _code()), path, text, more]
     found = _recall(key, path)
     if found is None:
-        from tproxy.config import reader  # and PyYAML with it
+        from tproxy.config import joined  # and PyYAML with it
 
-        found = reader.parse(path, text)
+        found = joined.parse(path, text, more)
         if remember:
             _remember(key, found)
     return found
@@ -80,6 +80,7 @@ def _recall(key: list[Any], path: str) -> Config | None:
             routes=_routes(found.routes),
             gateway_ranges=tuple(found.gateway_ranges),
             gateway_domains=tuple(found.gateway_domains),
+            said=frozenset(found.said),
             tunnels=_tunnels(found.tunnels),
         )
     except (OSError, ValueError, TypeError, RecursionError):  # damaged: read the file, and write this anew

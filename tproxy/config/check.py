@@ -47,7 +47,9 @@ def problems(read: Config, resolve: Resolver) -> list[Problem]:
         for problem in services_for(read._replace(entries=entries), Network(name), resolve_once)[1]:
             if problem not in said:
                 elsewhere.setdefault(problem, []).append(name)
-    some = [Problem(line, f"{text} (networks: {_list(names)})") for (line, text), names in elsewhere.items()]
+    some = [
+        each._replace(text=f"{each.text} (networks: {_list(names)})") for each, names in elsewhere.items()
+    ]
     return sorted([*anywhere, *some], key=lambda each: each.line)
 
 
@@ -66,7 +68,7 @@ def _by_network(entries: tuple[Entry, ...]) -> Iterator[tuple[str, tuple[Entry, 
     for name, found in sorted(own.items()):
         ports = {each.service_port for each in found}
         found += [each for port in ports for each in general.get(port, ())]
-        yield name, tuple(sorted(found, key=lambda each: each.number))
+        yield name, tuple(sorted(found, key=lambda each: (each.origin, each.number)))
 
 
 def _list(names: list[str]) -> str:

@@ -55,10 +55,19 @@ def parse(path: str, text: str, *, thorough: bool = False) -> Config:
     return _Reader(path, text, thorough=thorough).config()
 
 
-class _Reader:
-    """One reading of one file."""
+def judge(path: str, root: yaml.Node, size: int) -> Config:
+    """Read these nodes as a configuration file, thoroughly; ``size`` is how many characters they are made of.
 
-    def __init__(self, path: str, text: str, *, thorough: bool) -> None:
+    Raises ConfigError as ``load`` does.
+    """
+    return _Reader(path, " " * size, thorough=True, root=root).config()
+
+
+class _Reader:
+    """One reading of one file. ``root`` is what YAML composes of ``text``, where that is known."""
+
+    def __init__(self, path: str, text: str, *, thorough: bool, root: yaml.Node | None = None) -> None:
+        self._root = root
         self._path = path
         self._text = text
         self._thorough = thorough
@@ -68,7 +77,7 @@ class _Reader:
         self._general: dict[str, Any] = {}  # options for all entries that do not have them
 
     def config(self) -> Config:
-        ours = self._top_level(self._compose())
+        ours = self._top_level(self._root or self._compose())
         options: dict[str, Any] = {}
         for key, field in ours.items():
             declared = keys.FILE[key]
@@ -97,6 +106,7 @@ class _Reader:
             warnings=tuple(self._warnings),
             bridges=tuple(filter(None, bridges)),
             silent=not {"tproxy", "tproxy_routes", "tproxy_tunnels"} & ours.keys(),
+            said=frozenset(options),
             **options,
         )
 
@@ -104,7 +114,11 @@ class _Reader:
         return ConfigError(f"{place(self._path, line)}: {reason}")
 
     def _warn(self, node: yaml.Node, text: str) -> None:
-        self._warnings.append(Problem(values.line(node), text))
+        self._warnings.append(Problem(values.line(node), text, self._origin(node)))
+
+    def _origin(self, node: yaml.Node) -> str:
+        """The file that a node is from, where nodes can be from several."""
+        return str(node.start_mark.name) if self._root is not None else ""
 
     def _warn_of_key(self, field: Field, text: str) -> None:
         """Warn of a key; of one in a merged mapping once, not for each entry that merges it."""
@@ -199,7 +213,7 @@ class _Reader:
         options = self._service_options(said)
         own = {key: value for key, value in said.items() if key not in options}
         own.setdefault("service_port", own.get("remote_port"))
-        return Entry(number, values.line(node), **own, options=options)
+        return Entry(number, values.line(node), **own, options=options, origin=self._origin(node))
 
     def _service_options(self, said: Mapping[str, Any]) -> dict[str, Any]:
         return self._general | {
@@ -212,7 +226,7 @@ class _Reader:
 
     def _route(self, number: int, node: yaml.Node) -> RouteEntry | None:
         said = self._checked(f"tproxy_routes: entry {number}", node, keys.ROUTE)
-        return None if said is None else RouteEntry(values.line(node), **said)
+        return None if said is None else RouteEntry(values.line(node), **said, origin=self._origin(node))
 
     def _tunnel(self, number: int, node: yaml.Node) -> TunnelEntry | None:
         said = self._checked(f"tproxy_tunnels: entry {number}", node, keys.TUNNEL)

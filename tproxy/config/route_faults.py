@@ -13,7 +13,7 @@ from tproxy.addresses import (
     refused,
 )
 from tproxy.config.routes import TERMINATE, RouteEntry
-from tproxy.config.services import Problem
+from tproxy.config.services import Problem, line_of
 from tproxy.routes import number_of
 
 # Options that workers follow, on the way to a guest. HAProxy dials ``addr``, and has limits of its own.
@@ -87,22 +87,30 @@ def usable(entries: Iterable[RouteEntry]) -> tuple[list[RouteEntry], list[Proble
         numbers = {number_of(id_) for id_, _ in entry.parts}
         taken = next((ids[number] for number in numbers if number in ids), None)
         if not fault and taken is not None:
-            fault = f"the id is that of the entry in line {taken.line}"
+            fault = f"the id is that of the entry in {line_of(taken, entry)}"
             if taken.id != entry.id:
-                fault = f"the id has the hash of {taken.id} in line {taken.line}: choose another"
+                fault = f"the id has the hash of {taken.id} in {line_of(taken, entry)}: choose another"
         domain = entry.domain.lower()
-        if not fault and domain and domain in domains:
-            fault = f"domain {domain} is that of route {domains[domain].id} in line {domains[domain].line}"
+        if not fault and domain in domains and not _of_other_owners(entry, domains[domain]):
+            taken = domains[domain]
+            fault = f"domain {domain} is that of route {taken.id} in {line_of(taken, entry)}"
         if not fault and entry.gateway_port in ports:
             taken = ports[entry.gateway_port]
-            fault = f"gateway_port {entry.gateway_port} is that of route {taken.id} in line {taken.line}"
+            where = f"route {taken.id} in {line_of(taken, entry)}"
+            fault = f"gateway_port {entry.gateway_port} is that of {where}"
         if fault:
-            problems.append(Problem(entry.line, f"tproxy_routes: {entry.id}: {fault}: entry skipped"))
+            text = f"tproxy_routes: {entry.id}: {fault}: entry skipped"
+            problems.append(Problem(entry.line, text, entry.origin))
             continue
         found.append(entry)
         ids |= dict.fromkeys(numbers, entry)
         if domain:
-            domains[domain] = entry
+            domains.setdefault(domain, entry)
         if entry.gateway_port:
             ports[entry.gateway_port] = entry
     return found, problems
+
+
+def _of_other_owners(entry: RouteEntry, other: RouteEntry) -> bool:
+    """Whether two owners wish for one domain. The gateway judges who has it (``inward.names.claims``)."""
+    return bool(entry.owner and other.owner and entry.owner != other.owner)

@@ -215,6 +215,7 @@ class RouteEntry(NamedTuple):
             "how long connections may go on in an old worker, or after the route has expired; 0: for ever",
         ),
     ] = 3600
+    origin: str = ""  # the path of another file than the one that was read
 
     @property
     def parts(self) -> Iterable[tuple[str, int]]:
@@ -267,7 +268,7 @@ def routes_for(
             fault = f"guest_addr {entry.guest_addr} needs tproxy_ipv6: true"
         if fault:
             text = f"tproxy_routes: {entry.id}: {fault}: entry skipped"
-            problems.append(Problem(entry.line, text))
+            problems.append(Problem(entry.line, text, entry.origin))
             continue
         found |= {each.number: each for each in entry.routes}
     return found, problems

@@ -49,14 +49,18 @@ LastKnown = Callable[[ServiceKey], Service | None]
 
 
 class Problem(NamedTuple):
-    """Something of the file that is not used, or not as it is written. ``text`` is ASCII, in one line."""
+    """Something of the file that is not used, or not as it is written. ``text`` is ASCII, in one line.
+
+    ``origin`` is the path of another file than the one that was read; "" for that one.
+    """
 
     line: int
     text: str
+    origin: str = ""
 
     def at(self, path: str) -> str:
         """The line to show, which begins with file and line number, as compilers do."""
-        return f"{place(path, self.line)}: {self.text}"
+        return f"{place(self.origin or path, self.line)}: {self.text}"
 
 
 _NO_OPTIONS: Mapping[str, Any] = {}
@@ -127,6 +131,7 @@ class Entry(NamedTuple):
         ),
     ] = SERVICE_ADDRESS
     options: Mapping[str, Any] = _NO_OPTIONS
+    origin: str = ""  # the path of another file than the one that was read
 
     @property
     def keys(self) -> tuple[ServiceKey, ...]:
@@ -267,6 +272,9 @@ class Config(NamedTuple):
         ),
     ] = ()
 
+    # The fields that the file itself gives a value, entries aside.
+    said: frozenset[str] = frozenset()
+
     @property
     def settings(self) -> Settings:
         return Settings(
@@ -327,13 +335,15 @@ def choose(
             continue
         for key in entry.keys:
             if (winner := winners.get(key)) is not None:
-                taken = f"entry {winner.number} (line {winner.line}) has it on this network"
+                taken = f"entry {winner.number} ({line_of(winner, entry)}) has it on this network"
                 ignored = "entry ignored" if len(entry.keys) == 1 else f"ignored for {key.protocol}"
                 text = f"entry {entry.number}: service_port {key.in_words}: {taken}: {ignored}"
-                problems[Problem(entry.line, text)] = None
+                problems[Problem(entry.line, text, entry.origin)] = None
                 continue
             found, said = _used(entry, addresses, key, last_known)
-            problems |= dict.fromkeys(Problem(entry.line, f"entry {entry.number}: {each}") for each in said)
+            problems |= dict.fromkeys(
+                Problem(entry.line, f"entry {entry.number}: {each}", entry.origin) for each in said
+            )
             if found:
                 winners[key] = entry
                 endpoint = Endpoint(found[0], entry.remote_port)
@@ -377,6 +387,12 @@ def _found(
         else:
             found |= dict.fromkeys(known)
     return [*found], reasons
+
+
+def line_of(other: Any, entry: Any) -> str:
+    """The line of another entry, for a message about this one, which can be in another file."""
+    where = "" if other.origin == entry.origin else f" of {to_ascii(other.origin) or 'the file of this host'}"
+    return f"line {other.line}{where}"
 
 
 def place(path: str, line: int | None = None) -> str:

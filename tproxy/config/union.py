@@ -131,8 +131,10 @@ def held_by(config: Config, network: Network, found: ServiceMap) -> Services:
         return {}
     earlier = [each for each, order in orders.items() if order < orders[network]]
 
-    def entries(of: Network, key: ServiceKey) -> list[int]:
-        return [each.number for each in config.entries if each.applies_to(of) and key in each.keys]
+    def entries(of: Network, key: ServiceKey) -> list[tuple[str, int]]:
+        return [
+            (each.origin, each.number) for each in config.entries if each.applies_to(of) and key in each.keys
+        ]
 
     def taken(key: ServiceKey) -> bool:
         own = entries(network, key)

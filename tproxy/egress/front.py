@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from tproxy import proxy_protocol
 from tproxy.config.values import HOST_NAME
 from tproxy.egress import streams
+from tproxy.egress.model import Caller
 from tproxy.errors import ProtocolError
 from tproxy.log.lazy import logger
 
@@ -104,24 +106,45 @@ class _Reader:
 
 
 class Front:
-    """Serves connections; ``proxy`` is the address of squid's port that takes PROXY headers."""
+    """Serves connections; ``proxy`` is the address of squid's port that takes PROXY headers.
 
-    def __init__(self, proxy: tuple[str, int]) -> None:
-        self._proxy = proxy
+    ``most`` says how many open connections a caller may have; 0 means no limit.
+    """
+
+    def __init__(self, proxy: tuple[str, int], most: Callable[[Caller], int] = lambda caller: 0) -> None:
+        self._proxy, self._most = proxy, most
+        self._open: Counter[str] = Counter()
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection to its end."""
         try:
-            header, hello, name = await asyncio.wait_for(_beginning(reader), PATIENCE)
-            opened = await asyncio.wait_for(self._connect(header, name), PATIENCE)
+            header, caller = await asyncio.wait_for(_header(reader), PATIENCE)
+            with self._counted(caller):
+                await self._serve(header, reader, writer)
         except (ProtocolError, asyncio.TimeoutError, asyncio.IncompleteReadError, OSError) as error:
             log.info("a connection is not passed on: %s", str(error) or "the peer is too slow")
+        finally:
             await streams.close(writer)
-            return
+
+    @contextmanager
+    def _counted(self, caller: Caller) -> Iterator[None]:
+        """Count a connection while it is open. Raises ProtocolError if the guest has as many as it may."""
+        guest, most = caller.guest, self._most(caller)
+        if most and self._open[guest] >= most:
+            raise ProtocolError(f"guest {guest!a} has {most} connections already, as many as it may")
+        self._open[guest] += 1
+        try:
+            yield
+        finally:
+            self._open[guest] -= 1
+            if not self._open[guest]:
+                del self._open[guest]
+
+    async def _serve(self, header: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        hello, name = await asyncio.wait_for(_hello(reader), PATIENCE)
+        opened = await asyncio.wait_for(self._connect(header, name), PATIENCE)
         if opened is None:
-            with suppress(OSError):
-                writer.write(ALERT)
-            await streams.close(writer)
+            writer.write(ALERT)
             return
         proxy_reader, proxy_writer = opened
         proxy_writer.write(hello)
@@ -129,7 +152,6 @@ class Front:
             await asyncio.gather(streams.copy(reader, proxy_writer), streams.copy(proxy_reader, writer))
         finally:
             await streams.close(proxy_writer)
-            await streams.close(writer)
 
     async def _connect(
         self, header: bytes, name: str
@@ -148,12 +170,16 @@ class Front:
         return None
 
 
-async def _beginning(reader: asyncio.StreamReader) -> tuple[bytes, bytes, str]:
-    """Read the PROXY header and the ClientHello. Return both, with the server name."""
-    start = await reader.readexactly(proxy_protocol.START)
-    header = start + await reader.readexactly(proxy_protocol.length(start))
-    if proxy_protocol.decode(header).source is None:
+async def _header(reader: asyncio.StreamReader) -> tuple[bytes, Caller]:
+    """Read the PROXY header. Return it, and who it says is calling."""
+    data, header = await streams.read_header(reader)
+    if header.source is None:
         raise ProtocolError("a PROXY header names no caller")
+    return data, Caller.of_header(header)
+
+
+async def _hello(reader: asyncio.StreamReader) -> tuple[bytes, str]:
+    """Read the ClientHello. Return it, with the server name."""
     hello = b""
     while True:
         data = await reader.read(streams.CHUNK)
@@ -161,11 +187,13 @@ async def _beginning(reader: asyncio.StreamReader) -> tuple[bytes, bytes, str]:
             raise ProtocolError("the connection ended before a ClientHello")
         hello += data
         try:
-            return header, hello, server_name(hello)
+            return hello, server_name(hello)
         except Incomplete:
             continue
 
 
-async def start(address: str, port: int, proxy: tuple[str, int]) -> asyncio.Server:
+async def start(
+    address: str, port: int, proxy: tuple[str, int], most: Callable[[Caller], int]
+) -> asyncio.Server:
     """Listen, and serve connections from now on."""
-    return await asyncio.start_server(Front(proxy).handle, address, port, backlog=1024)
+    return await asyncio.start_server(Front(proxy, most).handle, address, port, backlog=1024)

@@ -17,6 +17,9 @@ CALLER_HEADERS = {
     "Tproxy-Address": "address",
 }
 
+# Debian's user for squid, and for the programs that squid starts.
+SQUID_USER = "proxy"
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -67,6 +70,21 @@ class Layout:
     def mirror_socket(self) -> Path:
         """The mirror's control socket."""
         return self.run / "mirror.sock"
+
+    @property
+    def ledger_socket(self) -> Path:
+        """The socket on which the mirror's process takes events for the ledger, from squid's helper."""
+        return self.run / "ledger.sock"
+
+    @property
+    def squid_pid(self) -> Path:
+        """A link to the process id file of the squid that takes new connections."""
+        return self.run / "squid.pid"
+
+    @property
+    def squid_conf(self) -> Path:
+        """A link to the configuration of that squid."""
+        return self.run / "squid.conf"
 
     @property
     def hosts(self) -> Path:

@@ -51,9 +51,14 @@ class Caller:
 
     @property
     def guest(self) -> str:
-        """Tell this guest from all others: two networks, and two hypervisors, may use one address twice."""
-        place = self.port or self.mac or self.address
-        return "/".join(filter(None, (self.hypervisor, self.network or self.network_id, place)))
+        """Tell this guest from all others, by what it cannot choose: its hypervisor, bridge and bridge port.
+
+        Where the port is unknown, the network and the MAC or address tell guests apart.
+        """
+        if self.port:
+            return "/".join((self.hypervisor, self.bridge, self.port))
+        network = self.network or self.network_id
+        return "/".join((self.hypervisor, network, self.mac or self.address))
 
     def as_record(self) -> dict[str, str]:
         """Return the fields that are known, by name, for logs and the ledger."""

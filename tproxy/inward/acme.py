@@ -2,7 +2,8 @@
 
 Theory of operation. A route with ``tls: terminate`` whose name no file of the operator has a certificate for
 gets one, if the gateway's file allows that name. The issuer asks at port 80 for a proof, and HAProxy passes
-these requests on to lego, which listens at a port of loopback while it runs. Or lego proves the name by DNS.
+these requests on to lego, which listens at a port of loopback while it runs. Or lego proves the name by DNS:
+always in a zone of ``tproxy_zones`` that has a server.
 
 A certificate is renewed when a third of its time is left. Until another one is there, the old one stays in
 use, also when it has run out: clients can judge that better. After a failure the issuer is asked again later
@@ -16,11 +17,12 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from tproxy.config.routes import TERMINATE, RouteEntry
+from tproxy.errors import TproxyError
 from tproxy.inward import files
 from tproxy.inward.options import Options
 from tproxy.inward.runtime import Certificate, Runtime
@@ -80,11 +82,21 @@ def after_failure(before: Failure | None, why: str, now: float) -> Failure:
     return Failure(count, why, now + min(RETRY * 2 ** min(count - 1, 10), LONGEST_RETRY))
 
 
+# How lego proves a name by DNS: its options, and settings for its environment; None: not by DNS. Raises
+# TproxyError.
+ByDns = Callable[[str], tuple[list[str], dict[str, str]] | None]
+
+
+def _not_by_dns(domain: str) -> None:
+    return None
+
+
 class Issuer:
     """The issuer of these options, and what it gave."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, by_dns: ByDns = _not_by_dns) -> None:
         self._options = options
+        self._by_dns = by_dns
         self._state = Path(options.state)
         self._folder = self._state / "certificates"
 
@@ -130,13 +142,19 @@ class Issuer:
         program = shutil.which("lego")
         if program is None:
             return "lego is not installed: apt install lego"
-        if domain.startswith("*.") and not self._options.acme_dns:
+        try:
+            by_dns = self._by_dns(domain)
+        except TproxyError as error:
+            return str(error)
+        if self._options.acme_dns:
+            by_dns = ["--dns", self._options.acme_dns], {}
+        if domain.startswith("*.") and not by_dns:
             return "issuers prove a wildcard by DNS only (--acme-dns)"
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         accounts = self._state / "lego"
-        how = ["--dns", self._options.acme_dns]
+        how, settings = by_dns or ([], {})
         port = 0
-        if not self._options.acme_dns:
+        if not by_dns:
             port = files.free_port()
             how = ["--http", "--http.port", f"127.0.0.1:{port}"]
         argv = [
@@ -153,7 +171,7 @@ class Issuer:
                 capture_output=True,
                 text=True,
                 timeout=PATIENCE,
-                env={**os.environ, **trusted},
+                env={**os.environ, **trusted, **settings},
             )
         except subprocess.TimeoutExpired:
             return f"the issuer takes more than {PATIENCE:.0f} s"

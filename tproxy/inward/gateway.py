@@ -57,7 +57,7 @@ def up(config: Config, options: Options) -> tuple[list[str], list[str]]:
         usage.keep(options.state, admin, wanted.entries)
         names, refused = _names(config, options, wanted, admin)
         if options.acme:
-            done += acme.Issuer(options).obtain(admin, folder, names)
+            done += acme.Issuer(options, allowed(config).by_dns).obtain(admin, folder, names)
             wanted = _compiled(folder, config, options)
             done += files.change_certificates(admin, folder, wanted.certificates, wanted.files[CERTIFICATES])
         problems += _without_nodes(wanted.entries)

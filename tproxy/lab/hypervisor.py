@@ -288,8 +288,10 @@ def _ready(process: subprocess.Popen[str], problem: str) -> str:
 
 
 def _environment(added: Mapping[str, str] | None) -> dict[str, str]:
-    # Entering a mount namespace changes to its root directory, and the stand-in must run this source tree.
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **(added or {})}
+    # Entering a mount namespace changes to its root directory, and the stand-in must run this source tree. It
+    # shares /var/lib, so what would be there is in its own /run.
+    ours = {"PYTHONPATH": str(Path(__file__).parents[2]), "TPROXY_GATEWAY_STATE": "/run/gateway-state"}
+    return {**os.environ, **ours, **(added or {})}
 
 
 def _program(name: str, *arguments: str) -> list[str]:

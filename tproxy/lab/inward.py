@@ -1,7 +1,7 @@
 """The tour of the way in: a client outside reaches what guests of two networks serve, by name over HTTPS.
 
-Both guests have one address, and no route to the client. All that the tour prints comes from real commands,
-and is compared with what it should be.
+Both guests have one address, and no route to the client. Then come a guest and an sshd of a site behind NAT
+(``inward_site``). All that the tour prints comes from real commands, and is compared with what it should be.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
-from tproxy.lab import view
+from tproxy.lab import inward_site, view
 from tproxy.lab.hypervisor import PATIENCE, Hypervisor
 from tproxy.lab.view import Run, Shown
 
 CONFIG = "/run/tproxy.yaml"
-STATE = "/run/state"
 CERTIFICATES = "/run/certificates"
 CLIENT, GATEWAY, GATEWAY_IPV6 = "198.51.100.2", "198.51.100.1", "2001:db8::1"
 
@@ -43,6 +43,8 @@ _PACKAGES = {
     "nsenter": "util-linux",
     "openssl": "openssl",
     "ping": "iputils-ping",
+    "ssh": "openssh-client",
+    "sshd": "openssh-server",
 }
 
 
@@ -53,6 +55,8 @@ def run_tour() -> int:
     if missing:
         packages = sorted({_PACKAGES[program] for program in missing})
         raise ProcessError(f"the tour needs {', '.join(missing)}: install {', '.join(packages)}")
+    if find_spec("asyncssh") is None:
+        raise ProcessError("the tour needs asyncssh: pip install 'one-tproxy[inward]'")
     with Hypervisor() as host:
         well = _Tour(host).show()
     view.tour_verdict(well, "Clients reach guests by name, and no packet is routed.")
@@ -126,8 +130,19 @@ class _Tour:
             [Shown("https://green.example.com/", "502", self._curl("green.example.com"))],
         )
         well &= self._run("route", "test", "green", code=1)
+        with inward_site.site(self.host) as site:
+            well &= self._show_site(site)
         well &= self._run("gateway", "usage")
         return well & self._run("gateway", "down", "--purge")
+
+    def _show_site(self, site: inward_site.Site) -> bool:
+        """Show a guest and an sshd behind NAT."""
+        self._write(ROUTES + SHOP + inward_site.AT_GATEWAY)
+        well = site.join()
+        well &= self._run("gateway", "up", "--certificates", CERTIFICATES)
+        name = inward_site.DOMAIN
+        reached = [Shown(f"https://{name}/", "the page behind NAT", self._curl(name)), *site.log_in()]
+        return well & view.scene("A site behind NAT has dialled the gateway:", reached)
 
     def _end_server(self, network: str) -> None:
         """End a guest's server, and return when nothing listens there."""
@@ -141,9 +156,7 @@ class _Tour:
 
     def _run(self, *words: str, code: int = 0) -> bool:
         begin = time.monotonic()
-        done = self.host.tproxy(
-            *words, check=False, env={"TPROXY_CONFIG": CONFIG, "TPROXY_GATEWAY_STATE": STATE}
-        )
+        done = self.host.tproxy(*words, check=False, env={"TPROXY_CONFIG": CONFIG})
         view.run(
             Run(
                 f"tproxy {' '.join(words)}",
@@ -185,7 +198,7 @@ class _Tour:
         return " ".join(sorted(self.host.run("pgrep", "-x", "haproxy").stdout.split()))
 
     def _make_certificate(self) -> None:
-        names = [*(name for _, name in GUESTS.values()), "shop.example.com"]
+        names = [*(name for _, name in GUESTS.values()), "shop.example.com", inward_site.DOMAIN]
         file = f"{CERTIFICATES}/all"
         self.host.write(f"{CERTIFICATES}/README", "")
         self.host.run(

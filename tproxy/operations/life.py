@@ -11,7 +11,7 @@ import time
 from typing import NoReturn
 
 from tproxy.bridge import nftables, wall
-from tproxy.config import reader
+from tproxy.config import joined
 from tproxy.config.services import Config
 from tproxy.daemon import client, host_mounts, launcher
 from tproxy.errors import NftError, ProcessError, TproxyError
@@ -131,7 +131,7 @@ def _watch_file(read: Config | None) -> str | None:
         return read.watch_file
     other: str | None = (client.ping() or {}).get("watch")  # "" for no watcher, None when no daemon answers
     try:
-        return reader.load(other).watch_file if other else other
+        return joined.load(other).watch_file if other else other
     except TproxyError:
         # A broken file changes nothing. A file that is gone changes nothing unless there is another one.
         return other if read is None or (other and os.path.lexists(other)) else ""

@@ -15,7 +15,7 @@ from tproxy.config.services import Config, Problem
 from tproxy.config.union import Offer
 from tproxy.errors import TproxyError
 from tproxy.model import Network, ServiceMap
-from tproxy.operations import reconcile
+from tproxy.operations import life, lost_table, reconcile
 from tproxy.process import run_directory
 
 NOT_BY_A_HOOK = "its map names no network, and no hook brought the bridge up"
@@ -28,6 +28,40 @@ class Outcome(NamedTuple):
     changed: bool = False
     problem: str = ""
     skipped: str = ""
+
+
+class Applied(NamedTuple):
+    """What came of a configuration: for each bridge, warnings about the file, and what the processes lack."""
+
+    outcomes: list[Outcome]
+    warnings: list[Problem]
+    problems: list[str]
+
+    @property
+    def failures(self) -> list[str]:
+        """A line for each thing that failed."""
+        failed = [f"{each.bridge}: {each.problem}" for each in self.outcomes if each.problem]
+        return [*dict.fromkeys([*failed, *self.problems])]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many bridges changed, did not, failed and were skipped."""
+        changed = sum(each.changed for each in self.outcomes)
+        failed = sum(bool(each.problem) for each in self.outcomes)
+        skipped = sum(bool(each.skipped) for each in self.outcomes)
+        unchanged = len(self.outcomes) - changed - failed - skipped
+        return {"changed": changed, "unchanged": unchanged, "failed": failed, "skipped": skipped}
+
+
+def apply(read: Config) -> Applied:
+    """Bring bridges and processes to what the configuration says. Raises TproxyError, having changed none."""
+    with run_directory.lock():
+        lost_table.require_table()
+    outcomes, warnings = refresh(read)
+    with run_directory.lock(run_directory.ALL_BRIDGES) as lock:
+        # This applies the log level and starts or ends a watcher. A watcher that runs reads the file again.
+        problems = life.start(life.settings_from(read), lock, reopen_logs=True)
+    return Applied(outcomes, warnings, problems)
 
 
 def refresh(read: Config) -> tuple[list[Outcome], list[Problem]]:

@@ -13,7 +13,7 @@ import signal
 from importlib import import_module
 
 from tproxy.bridge import nftables
-from tproxy.config import reader
+from tproxy.config import joined
 from tproxy.config.services import Config
 from tproxy.daemon import client
 from tproxy.daemon.watcher_keeper import take_place
@@ -145,7 +145,7 @@ class Watcher:
 
     def _read(self) -> Config | None:
         try:
-            read = reader.load(self._config.path)
+            read = joined.load(self._config.path)
         except TproxyError as error:
             if str(error) != self._file_problem:
                 log.warning("%s; the version that was read last stays in force", error)
@@ -210,7 +210,7 @@ def run(
     for line in unlimited:
         log.warning("a right that the watcher does not need could not be given up: %s", line)
     try:
-        read = reader.load(os.path.abspath(path))
+        read = joined.load(os.path.abspath(path))
     except TproxyError as error:
         log.error("no watcher: %s", error)  # nobody reads what the child of a daemon writes to stderr
         raise

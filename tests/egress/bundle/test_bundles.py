@@ -171,6 +171,37 @@ def test_sealed_suites_are_signed_by_both_keys_while_the_site_key_rotates(
     assert len(site_key.keys()) == 1
 
 
+def test_a_bundle_holds_what_its_targets_need_and_no_more(tmp_path: Path, dmz: Store) -> None:
+    with site() as python, site() as images:
+        index, registry = Index(python), Registry(images)
+        tags = (
+            "cp311-cp311-manylinux2014_x86_64",
+            "cp312-cp312-manylinux2014_aarch64",
+            "cp312-cp312-win_amd64",
+        )
+        for tag in tags:
+            index.add("demo", "1.0", tag=tag)
+        image = registry.add("library/alpine", "3", platforms=("amd64", "arm64", "s390x"))
+        settings = Settings(dmz.root, pypi=index.url, oci={"docker.io": images.url}, inner=LOOPBACK)
+        items = [Item("pypi", "demo"), Item("oci", "docker.io/library/alpine:3")]
+        targets = Targets(
+            pythons=("3.11", "3.12"),
+            platforms=("manylinux2014_x86_64", "manylinux2014_aarch64"),
+            images=("linux/arm64", "linux/s390x"),
+        )
+        found = gather(settings, dmz, items, targets)
+        assert found.missing == []
+        lacking = gather(settings, dmz, items, Targets(pythons=("3.13",), images=("linux/riscv64",))).missing
+    wheels = {record.file for record in found.records.values() if record.file.endswith(".whl")}
+    assert wheels == {f"demo-1.0-{tag}.whl" for tag in tags[:2]}
+    hashes = {record.sha256 for record in found.records.values()}
+    layers = [hashlib.sha256(layer).hexdigest() in hashes for layer in image.layers]
+    assert layers == [False, True, True]
+    assert len(lacking) == 2
+    assert "demo for Python 3.13" in lacking[0]
+    assert lacking[1] == "oci docker.io/library/alpine:3: there is none for linux/riscv64"
+
+
 def test_dependencies_are_found_over_all_suites_and_repositories(
     tmp_path: Path, dmz: Store, sealed: Store, key: KeyPair
 ) -> None:
@@ -331,6 +362,24 @@ def test_older_bundles_need_a_flag_and_rollback_is_one_step(
     assert {each.name for each in sealed.all()} == {"a"}
     with pytest.raises(BundleError, match="there is no earlier bundle"):
         importing.rollback(sealed)
+
+
+def test_an_import_that_failed_is_nothing_to_go_back_to(
+    tmp_path: Path, dmz: Store, sealed: Store, key: KeyPair
+) -> None:
+    """Another node, which has the same key, began to count at 1 too."""
+    paths = [create(dmz, some(dmz, name), tmp_path / f"{name}.tar", key)[1][0] for name in "ab"]
+    for path in paths:
+        import_bundle(sealed, path, key.fingerprint)
+    other = Store(tmp_path / "other")
+    _, (path,) = create(other, some(other, "c", size=50_000), tmp_path / "c.tar", key)
+    other.close()
+    path.write_bytes(path.read_bytes()[:20_000])
+    with pytest.raises(BundleError, match="cut off"):
+        import_bundle(sealed, path, downgrade=True)
+    with pytest.raises(BundleError, match="there is no earlier bundle"):
+        importing.rollback(sealed)
+    assert {each.name for each in sealed.all()} == {"b"}
 
 
 def test_a_scanner_that_fails_keeps_the_bundle_out(

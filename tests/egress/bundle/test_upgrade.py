@@ -282,7 +282,7 @@ def test_an_upgrade_from_debian_packages_and_the_way_back(node: Node) -> None:
         paths = f"/usr/lib/tproxy:{next(path for path in sys.path if path.endswith('site-packages'))}"
 
         def upgrade(*words: str, code: int = 0) -> str:
-            command = ("/usr/bin/python3", "-m", "tproxy", "egress", "upgrade", *words)
+            command = (str(Path(sys.executable).resolve()), "-m", "tproxy", "egress", "upgrade", *words)
             options = ("--root", str(node.root / "node"))
             return run(*inside, *command, *options, code=code, PYTHONPATH=paths)
 

@@ -126,7 +126,10 @@ def test_what_is_kept_in_advance_is_there_without_upstream(node: Operator) -> No
     assert "is kept in advance\n" in node("mirror", "add", "pypi", "demo>=2")
     assert "already" in node("mirror", "add", "pypi", "demo>=2")
     assert node("mirror", "list") == "pypi demo>=2\n"
-    node("mirror", "update")
+    node("mirror", "add", "pypi", "absent")
+    assert "is not kept in advance" in node("mirror", "update", "pypi", "base", code=1)
+    node("mirror", "update", "pypi", "demo>=2")
+    node("mirror", "remove", "pypi", "absent")
     node.index.site.stop()
     with node.serving() as url:
         assert wheel(url)[0] == 200
@@ -142,6 +145,8 @@ def test_the_socket_does_the_same(node: Operator) -> None:
         assert node.control("POST", "/kept?kind=pypi&name=demo") == (201, {"added": True})
         assert node.control("GET", "/kept")[1] == [{"kind": "pypi", "name": "demo"}]
         assert node.control("POST", "/kept?kind=npm&name=demo")[0] == 400
+        assert node.control("POST", "/update?kind=pypi&name=base")[0] == 400
+        assert node.control("POST", "/update?kind=pypi&name=demo") == (200, {"missing": []})
         assert node.control("POST", "/update") == (200, {"missing": []})
         status = node.control("GET", "/status")[1]
         assert (status["mode"], status["kept"], status["bytes"] > 0) == ("dmz", 1, True)

@@ -62,7 +62,7 @@ def test_apt_installs_and_the_second_time_without_upstream(
     assert set(again.download("tool").values()) == {base, tool}
 
 
-def test_indexes_change_together(mirror: Running, repository: Repository, apt: Apt) -> None:
+def test_indexes_change_together(mirror: Running, repository: Repository, apt: Apt, tmp_path: Path) -> None:
     """Upstream is in the middle of a change: its InRelease is new, and one index is missing yet."""
     old = repository.add("bookworm", "tool", "1.0")
     repository.publish("bookworm", by_hash=False)
@@ -77,6 +77,21 @@ def test_indexes_change_together(mirror: Running, repository: Repository, apt: A
     mirror.run(expire(mirror))
     apt.update()
     assert list(apt.download("tool").values()) == [old]
+    for path in missing:
+        if "binary-amd64" in path:
+            del repository.site.pages[path]
+        else:
+            repository.site.pages[path] = after[path]  # this one is new already
+    mirror.run(expire(mirror))
+    for name in ("one", "two"):
+        Apt(tmp_path / name, source(mirror, repository)).update()
+        mirror.run(expire(mirror))
+    heads = {
+        path: repository.site.pages.pop(path) for path in list(repository.site.pages) if "Release" in path
+    }
+    mirror.run(expire(mirror))
+    apt.update()
+    repository.site.pages.update(heads)
     repository.site.pages.update(after)
     mirror.run(expire(mirror))
     apt.update()

@@ -86,6 +86,14 @@ def test_ranges_of_blobs_are_served(mirror: Running, registry: Registry) -> None
     assert (status, body) == (206, content[100:200])
 
 
+def test_a_layer_that_breaks_off_goes_on_where_it_was(mirror: Running, registry: Registry) -> None:
+    (layer,) = registry.add("library/alpine", "3", size=5_000_000).layers
+    registry.site.cut = 3_000_000
+    assert get(f"{mirror.url}v2/docker.io/library/alpine/blobs/{digest_of(layer)}")[1] == layer
+    ranges = [headers.get("Range") for path, headers in registry.site.requests if digest_of(layer) in path]
+    assert ranges[-1] == "bytes=3000000-"
+
+
 def test_tags_are_listed(mirror: Running, registry: Registry) -> None:
     registry.add("library/alpine", "3")
     registry.add("library/alpine", "4")

@@ -21,7 +21,7 @@ mount -t tmpfs -o mode=1777 tmpfs /var/tmp # in the place of PrivateTmp=
 rm -rf /etc/systemd/system /etc/tproxy
 mkdir -p /etc/systemd/system
 cp /run/units/* /etc/systemd/system
-for each in squid mirror front hosts link reload; do
+for each in squid squid@ drain mirror front hosts link reload; do
     # A checkout may be below /tmp or /home; and this systemd cannot make device nodes.
     mkdir "/etc/systemd/system/tproxy-egress-$each.service.d"
     printf '[Service]\nPrivateTmp=no\nProtectHome=no\nPrivateDevices=no\nReadWritePaths=/var/tmp\n' \

@@ -79,5 +79,4 @@ class Keeping:
 
 
 def _environment(state: str) -> dict[str, str]:
-    places = {"TPROXY_NAMES_STATE": f"/run/{state}", "TPROXY_GATEWAY_STATE": "/run/gateway-state"}
-    return {"TPROXY_CONFIG": FILE, **places}
+    return {"TPROXY_CONFIG": FILE, "TPROXY_NAMES_STATE": f"/run/{state}"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -139,3 +140,27 @@ def status(host: Hypervisor, server: str, *question: str) -> tuple[str, set[str]
     said = host.run("dig", "+dnssec", "+tries=3", "+time=5", f"@{server}", *question).stdout
     found = said.partition("status: ")[2].partition(",")[0]
     return found, {*said.partition(";; flags: ")[2].partition(";")[0].split()}, said
+
+
+def start_pebble(host: Hypervisor, resolver: str, folder: str = "/run/issuer") -> None:
+    """Start an issuer of certificates that asks this resolver; its own certificate is ``ca.pem`` there."""
+    host.run("mkdir", "-p", folder)
+    host.run(
+        *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+        *("-keyout", f"{folder}/key.pem", "-out", f"{folder}/ca.pem", "-days", "2", "-subj", "/CN=localhost"),
+        *("-addext", "subjectAltName=DNS:localhost"),
+    )
+    settings = {
+        "listenAddress": "127.0.0.1:14000",
+        "managementListenAddress": "127.0.0.1:15000",
+        "certificate": f"{folder}/ca.pem",
+        "privateKey": f"{folder}/key.pem",
+        "httpPort": 80,
+        "tlsPort": 443,
+        "ocspResponderURL": "",
+    }
+    host.write(f"{folder}/pebble.json", json.dumps({"pebble": settings}))
+    argv = ("pebble", "-config", f"{folder}/pebble.json", "-dnsserver", f"{resolver}:53")
+    host.popen(*argv, env={"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "0"})
+    url = "https://localhost:14000/dir"
+    await_equal(lambda: host.run("curl", "-ksf", url, check=False).returncode, 0)

@@ -13,6 +13,7 @@ from tests.inward.names.name_servers import (
     API_KEY_FILE,
     TSIG_FILE,
     start_bind,
+    start_pebble,
     start_powerdns,
     start_unbound,
     status,
@@ -215,3 +216,29 @@ def test_what_nobody_can_tell_changes_nothing_and_a_proof_that_is_gone_suspends(
     net.apply()
     assert net.dig(NAME, "A") == []
     assert net.page(NAME) == "no such site"
+
+
+def test_an_issuer_is_asked_for_granted_names_only_and_by_dns(net: Net) -> None:
+    """traefik/traefik#3653: one issuer, proved names only. lego has a provider for PowerDNS."""
+    ended = "network: blue, guest_addr: 10.0.0.5, port: 80, tls: terminate"
+    more = f"- {{id: star, {ended}, domain: '*.star.apps.example.com'}}\n"
+    more += f"- {{id: no, owner: thief, {ended}, domain: www.nobody.example.net}}\n"
+    net.configure(TOP + more + ZONES)
+    net.tproxy("refresh")
+    start_pebble(net.host, RESOLVER)
+    # lego asks the zone's name servers, whose names the host's resolver has to know.
+    net.host.write("/run/resolv.conf", f"nameserver {RESOLVER}\n")
+    net.host.run("mount", "--bind", "/run/resolv.conf", "/etc/resolv.conf")
+    options = ("--acme", "https://localhost:14000/dir", "--acme-ca", "/run/issuer/ca.pem")
+    done = net.tproxy("gateway", "up", *options, "--state", "/run/acme")
+    assert "certificate for *.star.apps.example.com: issued" in done.stdout
+    assert "www.nobody.example.net is in no zone of tproxy_zones" in done.stderr
+    assert "certificate for www.nobody" not in done.stdout
+    assert net.dig("_acme-challenge.star.apps.example.com", "TXT") == []
+    shown = net.tproxy("names", "acme", "*.star.apps.example.com").stdout
+    assert "PDNS_API_URL=http://127.0.0.1:8081" in shown
+    refused = net.tproxy("names", "acme", "www.nobody.example.net", check=False)
+    assert "is not proved, so it gets no certificate" in refused.stderr
+    net.configure(TOP + ZONES)
+    net.tproxy("refresh")
+    net.tproxy("gateway", "up")

@@ -99,7 +99,7 @@ def test_a_gateway_that_has_died_is_withdrawn_by_another_and_comes_back(site: Si
     second.process.kill()
     second.process.wait()
     await_equal(lambda: site.dig(NAME, "A"), ["192.0.2.1"])
-    assert "gateway gw2 has been silent for 5 s" in first.said
+    assert "gateway gw2 has been silent" in first.said
     second = site.keep("gw2")
     await_equal(lambda: site.dig(NAME, "A"), BOTH)
     first.end()

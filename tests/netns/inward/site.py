@@ -21,7 +21,7 @@ tproxy_routes:
 """
 FILE = "/run/tproxy.yaml"
 CERTIFICATES = "/run/certificates"
-STATE = "/run/state"
+STATE = "/run/gateway-state"
 
 
 class Site:
@@ -29,7 +29,7 @@ class Site:
 
     def __init__(self, host: Hypervisor, config: str = CONFIG) -> None:
         self.host = host
-        self.environment = {"TPROXY_CONFIG": FILE, "TPROXY_GATEWAY_STATE": STATE}
+        self.environment = {"TPROXY_CONFIG": FILE}
         host.add_bridge("br0")
         for name, address in (("one", "10.0.0.5"), ("two", "10.0.0.6")):
             host.add_guest(name, "br0", f"{address}/24")

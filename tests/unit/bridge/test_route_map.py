@@ -21,6 +21,7 @@ def route(id_: str, address: str = "10.0.0.5", mac: str = "", place: str = "", *
 ROUTES = [
     route("web"),
     route("web/tls", idle_timeout=7, proxy_protocol="v2"),
+    route("six", "fe80::5"),
     route(
         "x" * 64, NOWHERE, "02:00:00:00:00:05", "vnet3", connect_timeout=0.5, drain_timeout=9, user_timeout=8
     ),
@@ -34,7 +35,7 @@ def listed(routes: dict[int, Route]) -> dict[str, Any]:
     for number, each in routes.items():
         for part, text in enumerate(route_map._comments(each)):
             left = {"elem": {"val": {"concat": [number, part]}, "comment": text}}
-            elements.append([left, {"concat": [*each.endpoint]}])
+            elements.append([left, {"concat": [route_map._value(each), each.endpoint.port]}])
     return {"name": "rt_br0", "type": ["mark", "mark"], "map": "ipv4_addr . inet_service", "elem": elements}
 
 
@@ -46,7 +47,7 @@ def test_routes_read_as_they_were_written() -> None:
 def test_no_comment_is_longer_than_nft_takes_and_no_word_is_cut() -> None:
     texts = [text for each in ROUTES for text in route_map._comments(each)]
     assert max(map(len, texts)) <= comments.MAX_COMMENT
-    assert len(route_map._comments(ROUTES[2])) > 1
+    assert len(route_map._comments(ROUTES[-1])) > 1
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def problems(file: Path) -> Problems:
 
     def find(*lines: str, resolve: Resolver = no_such_host) -> list[str]:
         file.write_text("\n".join(lines) + "\n")
-        return [f"{line}: {text}" for line, text in check.problems(reader.load(file), resolve)]
+        return [f"{each.line}: {each.text}" for each in check.problems(reader.load(file), resolve)]
 
     return find
 

@@ -52,7 +52,7 @@ def test_the_default_of_an_option_can_be_written_and_means_the_same(loaded: Load
     if key in keys.GENERAL:
         assert services(found)[0] == {ServiceKey(80): Service(ServiceKey(80), Endpoint("10.0.0.1", 80))}
     else:
-        assert found == loaded(entry())._replace(path=found.path, entries=found.entries)
+        assert found == loaded(entry())._replace(path=found.path, entries=found.entries, said=found.said)
 
 
 # An option for all entries

@@ -91,3 +91,12 @@ def test_on_a_bridge_with_several_networks_a_route_names_the_guests_mac(loaded: 
     routes, (problem,) = routes_for(found.routes, [Network("blue"), Network("red")])
     assert routes == {}
     assert "its bridge has several networks: guest_mac is needed" in problem.text
+
+
+def test_of_two_owners_who_wish_for_one_domain_both_stay_since_the_gateway_judges(loaded: Load) -> None:
+    entries = ", ".join(
+        f"{GOOD[:-1]}, domain: a.org, owner: {each}}}".replace("web", each) for each in ("x", "y")
+    )
+    found = loaded(f"tproxy_routes: [{entries}]\n")
+    assert not found.warnings
+    assert [each.owner for each in found.routes] == ["x", "y"]

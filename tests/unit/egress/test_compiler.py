@@ -9,6 +9,7 @@ import pytest
 
 from tests.unit.egress.policies import TEXT, parse
 from tproxy.egress.layout import Layout
+from tproxy.egress.squid import rates
 from tproxy.egress.squid.authority import Authority
 from tproxy.egress.squid.compiler import Surroundings, compiled
 
@@ -23,6 +24,7 @@ def node(tmp_path: Path) -> Surroundings:
 def test_a_change_of_rules_does_not_change_the_configuration(node: Surroundings) -> None:
     before = compiled(parse("tunnel: [a.example]\n"), node)
     assert compiled(parse(TEXT), node) == before
+    assert compiled(parse("mode: sealed\nlimits: {connections: 5, bytes_per_second: 3M}\n"), node) == before
 
 
 def test_ports_take_headers_but_for_the_one_of_hosts(node: Surroundings) -> None:
@@ -31,15 +33,17 @@ def test_ports_take_headers_but_for_the_one_of_hosts(node: Surroundings) -> None
     assert [" require-proxy-header " in line for line in ports] == [True, True, False]
 
 
-def test_a_sealed_site_goes_nowhere(node: Surroundings) -> None:
-    assert "never_direct allow all" in compiled(parse("mode: sealed\n"), node)
-    assert "never_direct allow all" not in compiled(parse("mode: dmz\n"), node)
-
-
-def test_each_rate_has_a_pool(node: Surroundings) -> None:
-    text = "limits: {bytes_per_second: 10k}\nrules: [{networks: [a], limits: {bytes_per_second: 20k}}]\n"
-    assert "delay_pools 2" in compiled(parse(text), node)
-    assert "delay_pools" not in compiled(parse(""), node)
+@pytest.mark.parametrize(
+    ("rate", "expected"),
+    [(10_000_000, 10_000_000), (10 << 20, 10_000_000), (999, 1000), (2**31 - 1, 2 * 10**9)],
+)
+def test_a_rate_has_a_pool_that_is_a_quarter_slower_at_most(
+    node: Surroundings, rate: int, expected: int
+) -> None:
+    assert rates.step(rate) == expected
+    assert f"acl rate{expected} note rate {expected}" in compiled(parse(""), node).splitlines()
+    for wanted in range(1000, 2_000_000, 997):
+        assert 0.75 * wanted < rates.step(wanted) <= wanted
 
 
 def test_inner_addresses_are_looked_at_before_anything_is_allowed(node: Surroundings) -> None:

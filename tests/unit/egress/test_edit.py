@@ -108,6 +108,57 @@ def test_any_edits_do_what_they_say_and_keep_all_comments(
     assert all("#" + each in text for each in comments)
 
 
+BUILD = "networks: [ build ]   # three spaces"
+STYLES = {
+    "no rules": "mode:   dmz  # aligned\n",
+    "nothing in rules": "rules:\nmode: dmz\n",
+    "an empty list": "rules: []  # none\nmode: dmz\n",
+    "not indented": "rules:\n# builders\n"
+    f"- {BUILD}\n  pypi:\n    - requests   # Ann\n\n    # numbers\n    - 'numpy'\n",
+    "in one line": "rules:\n  - {networks: [build],pypi: [requests,numpy]}\ntunnel:  [a.example]\n",
+    "flow": "rules: [{networks: [build], pypi: [requests]}, {networks: [lab], pypi: [a]}]\n",
+    "a word": "rules:\n  - networks: build\n    pypi: requests\n",
+    "line ends of Windows": "rules:\r\n  - networks: [build]\r\n    pypi:\r\n      - requests\r\n# end\r\n",
+    "no line end": "rules:\n  - networks: [build]\n    pypi:\n      - requests",
+    "aliases": "rules:\n  - networks: [lab]\n    pypi: &ours\n      - requests\n"
+    "  - {networks: [build], pypi: *ours}\n",
+}
+
+
+@pytest.mark.parametrize("text", STYLES.values(), ids=STYLES)
+@pytest.mark.parametrize("network", ["build", "a b", ANY])
+def test_however_a_file_is_written_an_edit_adds_to_it_and_changes_nothing_else(
+    path: Path, text: str, network: str
+) -> None:
+    path.write_bytes(text.encode())
+    before = {each: allowed(path, "requests", each) for each in ("build", "lab", "other")}
+    for project in ("flask", "django>=4,<6"):
+        edit.set_pypi(path, project, network, allow=True)
+        where = "any" if network == ANY else network
+        assert allowed(path, project.partition(">")[0], where, "5")
+    assert {each: allowed(path, "requests", each) for each in ("build", "lab", "other")} == before
+    rest = iter(path.read_bytes().decode())
+    assert all(each in rest for each in text)  # what was there is there, in its order
+
+
+def test_what_was_added_can_be_taken_back_without_a_trace(path: Path) -> None:
+    for style in ("not indented", "in one line", "flow"):
+        path.write_text(STYLES[style])
+        edit.set_pypi(path, "flask", "build", allow=True)
+        edit.set_pypi(path, "flask", "build", allow=False)
+        assert "flask" in path.read_text()
+        edit.set_pypi(path, "flask", "build", allow=True)
+        edit.set_pypi(path, "numpy", "build", allow=False)
+        assert (allowed(path, "flask", "build"), allowed(path, "numpy", "build")) == (True, False)
+        assert ("# numbers" in path.read_text()) == (style == "not indented")
+
+
+def test_rules_that_are_aliases_are_left_to_people(path: Path) -> None:
+    path.write_text("rules:\n  - &one {networks: [build], pypi: [requests]}\n  - *one\n")
+    with pytest.raises(ConfigError, match="edit the file by hand"):
+        edit.set_pypi(path, "flask", "build", allow=True)
+
+
 def test_mode_and_owner_of_the_file_stay(path: Path) -> None:
     path.chmod(0o640)
     edit.set_pypi(path, "flask", "build", allow=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -9,8 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.egress.policies import TEXT
+from tproxy.egress.ledger.chain import LedgerError
+from tproxy.egress.ledger.entries import Event
 from tproxy.egress.policy.current import Current
 from tproxy.egress.squid import helper
+from tproxy.egress.squid.progress import Progress
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +32,8 @@ def line(word: str = helper.BY_HEADER, **values: str) -> str:
 
 
 def ask(current: Current, *lines: str) -> list[str]:
-    found: list[str] = []
-    helper.serve(current, lines, found.append)
-    return found
+    nothing = Progress(Path("/nonexistent"), "a")
+    return helper.Helper(current, nothing, None, lambda text: None).answers(lines)
 
 
 def test_a_request_is_answered_under_its_number(current: Current) -> None:
@@ -85,6 +90,41 @@ def test_what_cannot_be_read_is_denied(current: Current, text: str) -> None:
     text = text.replace("%25ff", "%ff")
     if "port" not in text:
         assert ask(current, text)[0].split()[-3:][0] != "OK"
+
+
+def test_what_cannot_be_recorded_is_refused_and_what_the_mirror_records_goes_on(current: Current) -> None:
+    sent: list[Event] = []
+
+    def record(events: Sequence[Event]) -> None:
+        sent.extend(events)
+        raise LedgerError("the disk is full")
+
+    asked = helper.Helper(current, Progress(Path("/nonexistent"), "a"), record, lambda text: None)
+    mirrored, plain, denied = asked.answers(
+        [
+            line(),
+            line(url="https://host.example/releases/x"),
+            line(url="https://x.example/"),
+        ]
+    )
+    assert " OK " in mirrored
+    for found in (plain, denied):
+        assert " ERR message=this%20cannot%20be%20recorded" in found
+        assert " refused=unrecorded" in found
+        assert " network=build" in found
+    assert [each.verdict for each in sent] == ["begun", "denied"]
+
+
+def test_lines_that_arrive_in_pieces_are_put_together() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"one\ntwo\nth")
+    found = helper.batches(reader)
+    assert next(found) == ["one", "two"]
+    os.write(writer, b"ree\n")
+    assert next(found) == ["three"]
+    os.close(writer)
+    assert list(found) == []
+    os.close(reader)
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\n"), max_size=80))

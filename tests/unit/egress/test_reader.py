@@ -38,8 +38,11 @@ def problems(text: str) -> list[str]:
             "egress.yaml:2: get: 'https://a*b.c/' has a *",
         ),
         ("rules:\n  - {networks: [a], get: ['https://a.c/../x']}", "egress.yaml:2: get:"),
-        ("rules:\n  - {networks: [a], files: [{url: 'https://a.c/x'}]}", "egress.yaml:2: files: (a mapping)"),
-        ("rules:\n  - {networks: [a], limits: {connections: 5}}", "egress.yaml:2: unknown key 'connections'"),
+        (
+            "rules:\n  - {networks: [a], files: [{url: 'https://a.c/x'}]}",
+            "egress.yaml:2: sha256: is missing in a file",
+        ),
+        ("rules:\n  - {networks: [a], limits: {requests: 5}}", "egress.yaml:2: unknown key 'requests'"),
         (
             "rules:\n  - {networks: [a], limits: {bytes_per_second: 5X}}",
             "egress.yaml:2: bytes_per_second: '5X'",
@@ -66,6 +69,50 @@ def test_all_errors_are_found_at_once() -> None:
         "egress.yaml:4",
         "egress.yaml:5",
         "egress.yaml:5",
+        "egress.yaml:5",
+    ]
+
+
+EVERY = """\
+mode: open
+rules:
+  - networks: [a, " b", "c "]
+    hypervisors: []
+    pypi: [x]
+  - networks: [a]
+  - networks: [a]
+    files:
+      - {url: "https://a.c/*", sha256: 12}
+      - {url: "https://a.c/x", sha256: HASH0}
+      - {url: "https://a.c/x", sha256: HASH1}
+    limits: {connections: 0, bytes_per_second: 1X}
+inner:
+  - 10.0.0.1/8
+  - x
+upstream_ca: /nonexistent/ca.pem
+listen: {proxy: [3128, 3190]}
+""".replace("HASH", "0" * 63)
+
+
+def test_each_of_many_errors_has_its_line() -> None:
+    with pytest.raises(reader.PolicyError) as caught:
+        reader.parse("egress.yaml", EVERY, look=True)
+    found = [(each.line, each.at("").split(": ")[1]) for each in caught.value.problems]
+    assert found == [
+        (1, "mode"),
+        (3, "networks"),
+        (3, "networks"),
+        (4, "hypervisors"),
+        (6, "a rule names nothing"),
+        (9, "url"),
+        (9, "sha256"),
+        (11, "files"),
+        (12, "connections"),
+        (12, "bytes_per_second"),
+        (14, "inner"),
+        (15, "inner"),
+        (16, "upstream_ca"),
+        (17, "listen"),
     ]
 
 

@@ -40,6 +40,8 @@ def take(store: Store, paths: Iterable[Path]) -> list[Record]:
     not among them.
     """
     files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    if twice := {file.name for file in files if [each.name for each in files].count(file.name) > 1}:
+        raise BundleError(f"two of the appliance's files are called {min(twice)}")
     found = [_record(store, file) for file in files]
     if found and not any(is_tproxy(record) for record in found):
         raise BundleError(

@@ -40,6 +40,9 @@ def import_bundle(
             manifest = bundle.manifest
             _check_serial(store, manifest, downgrade)
             _check_base(store, manifest)
+            if manifest.serial != store.serial():
+                # Until the end of this import nobody can go back to another bundle of this serial.
+                (store.bundles / str(manifest.serial) / SITE).unlink(missing_ok=True)
             # Written before the blobs, so that nothing evicts them: a bundle's blobs are protected.
             store.add_bundle(manifest.serial, {MANIFEST: bundle.files[MANIFEST]})
             _fill(store, bundle, seen)

@@ -79,17 +79,12 @@ class Gate:
             await streams.close(writer)
 
     async def _beginning(self, reader: asyncio.StreamReader) -> tuple[bytes, tuple[str, int]]:
-        outer = await _header(reader)
+        _, outer = await streams.read_header(reader)
         host = self._find(outer.values.get(proxy_protocol.UNIQUE_ID, ""))
         if host is None:
             raise ProtocolError("its certificate was removed")
-        inner = await _header(reader)
+        _, inner = await streams.read_header(reader)
         start = checked(host, inner)
         assert inner.destination is not None
         address, with_header = self._parts.get(inner.destination[1], (self._proxy, True))
         return start if with_header else b"", address
-
-
-async def _header(reader: asyncio.StreamReader) -> proxy_protocol.Header:
-    start = await reader.readexactly(proxy_protocol.START)
-    return proxy_protocol.decode(start + await reader.readexactly(proxy_protocol.length(start)))

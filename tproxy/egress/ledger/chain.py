@@ -1,9 +1,10 @@
 """The chain: JSON lines, each of which holds the SHA-256 of the line before.
 
 Theory of operation. Whoever changes or removes a line breaks the chain behind it; whoever writes the rest
-anew ends in another hash than the heads that were signed and sent away (``heads``). Processes append under a
-lock. A line that was cut off by a power cut or a full disk is removed before the next one is written; a note
-in the chain says so. Files are named by the number of their first line, and end at SEGMENT bytes.
+anew ends in another hash than the heads that were signed and sent away (``heads``). Processes and threads
+append under a lock. A line that was cut off by a power cut or a full disk is removed before the next one is
+written; a note in the chain says so. Files are named by the number of their first line, and end at about
+SEGMENT bytes.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import fcntl
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tproxy.egress.store.durable import sync_directory
 from tproxy.errors import TproxyError
 
 SEGMENT = 64 << 20  # bytes of one file: what a text editor still opens
@@ -52,6 +56,7 @@ class Ledger:
         self._size = -1  # of the file after our last line
         self._head = Head(0, START)
         self._dirty = False
+        self._thread = threading.Lock()  # flock(2) is between open files: the threads of a process share one
 
     def close(self) -> None:
         self.sync()
@@ -59,29 +64,38 @@ class Ledger:
             os.close(self._file)
         os.close(self._lock)
 
-    def append(self, event: dict[str, Any]) -> Head:
-        """Add one line, and return the new head. Raises LedgerError, and then nothing was added."""
+    def append(self, *events: dict[str, Any]) -> Head:
+        """Add a line for each event, and return the new head. Raises LedgerError; then nothing was added."""
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            try:
+            with self._locked():
                 self._catch_up()
-                return self._write(event)
-            finally:
-                fcntl.flock(self._lock, fcntl.LOCK_UN)
+                self._write(*events)
+                return self._head
         except OSError as error:
             raise LedgerError(f"cannot write to the ledger in {self.directory}: {error.strerror}") from error
 
     def head(self) -> Head:
-        """Return the head, after all lines of all processes."""
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        try:
-            self._catch_up()
-        finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-        return self._head
+        """Return the head, after all lines of all processes. Raises LedgerError."""
+        return self.append()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self._thread:
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def sync(self) -> None:
-        """Have all lines on the disk."""
+        """Have all lines on the disk. Raises LedgerError."""
+        try:
+            with self._thread:
+                self._sync()
+        except OSError as error:
+            raise LedgerError(f"cannot write to the ledger in {self.directory}: {error.strerror}") from error
+
+    def _sync(self) -> None:
         if self._file is not None and self._dirty:
             os.fdatasync(self._file)
             self._dirty = False
@@ -93,7 +107,7 @@ class Ledger:
             self._open(self.directory / _name(1))
             self._head, self._size = Head(0, START), 0
             return
-        if paths[-1] != self._path:
+        if paths[-1] != self._path or not self._is_file_of(paths[-1]):
             self._open(paths[-1])
             self._size = -1
         assert self._file is not None
@@ -106,22 +120,32 @@ class Ledger:
             os.ftruncate(self._file, end)
             self._write({"verdict": "repaired", "reason": f"a line was cut off after {size - end} bytes"})
 
-    def _open(self, path: Path) -> None:
-        if self._file is not None:
-            self.sync()
-            os.close(self._file)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-        self._path = path
+    def _is_file_of(self, path: Path) -> bool:
+        """Return whether the open file still has its name: what is written to a removed one is lost."""
+        return self._file is not None and os.path.samestat(os.fstat(self._file), path.stat())
 
-    def _write(self, event: dict[str, Any]) -> Head:
-        number = self._head.number + 1
+    def _open(self, path: Path) -> None:
+        is_new = not path.exists()
+        new = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        if is_new:
+            sync_directory(self.directory)
+        old, self._file, self._path = self._file, new, path
+        if old is not None:
+            os.fdatasync(old)
+            os.close(old)
+
+    def _write(self, *events: dict[str, Any]) -> None:
         if self._size >= SEGMENT:
-            self._open(self.directory / _name(number))
+            self._open(self.directory / _name(self._head.number + 1))
             self._size = 0
         assert self._file is not None
+        head, data = self._head, b""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        line = {"n": number, "prev": self._head.hash, "time": stamp, **event}
-        data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        for event in events:
+            line = {"n": head.number + 1, "prev": head.hash, "time": stamp, **event}
+            text = json.dumps(line, separators=(",", ":")).encode()
+            head = Head(head.number + 1, hashlib.sha256(text).hexdigest())
+            data += text + b"\n"
         written = 0
         try:
             while written < len(data):
@@ -130,9 +154,8 @@ class Ledger:
             os.ftruncate(self._file, self._size)
             raise
         self._size += len(data)
-        self._head = Head(number, hashlib.sha256(data[:-1]).hexdigest())
-        self._dirty = True
-        return self._head
+        self._head = head
+        self._dirty = self._dirty or bool(data)
 
 
 def segments(directory: Path) -> list[Path]:

@@ -1,8 +1,9 @@
-"""Brings what squid answers by itself into the ledger: denials, plain URLs of the policy, and tunnels.
+"""Brings what squid has answered by itself into the ledger: plain URLs of the policy, tunnels, and denials.
 
-squid writes a line of JSON for each request (``squid.compiler``). What it passed on to the mirror is in the
-ledger already. The place in the log is kept in a file, so after a restart no line is missed or taken twice. A
-log that was moved away or truncated is read from its beginning.
+squid's helper records its decisions before squid acts (``squid.helper``), and the mirror what it serves. What
+is left is how a transfer ended, with its bytes, and what squid denied without asking the helper. squid writes
+a line of JSON for each request (``squid.compiler``). The place in the log is kept in a file, so after a
+restart no line is missed or taken twice.
 """
 
 from __future__ import annotations
@@ -14,52 +15,45 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from tproxy.egress.ledger.entries import Event
-from tproxy.egress.model import Artifact, Caller
+from tproxy.egress.ledger.tail import Tail
+from tproxy.egress.model import Caller
 from tproxy.egress.policy import places
 from tproxy.egress.policy.rules import Upstreams
 from tproxy.egress.store.durable import replace
 
-# Bytes of the log that are read at a time: the mirror serves requests in between.
-MOST = 1 << 20
-
 _CALLER = ("hypervisor", "network", "network_id", "bridge", "port", "mac", "address")
 _TO_MIRROR = ("PARENT", "mirror")  # in "way": squid asked the mirror, which has written its own entry
 
+# What the helper says in the note "recorded" that it wrote to the ledger.
+BEGUN, DENIED, NOTHING = "begun", "denied", "nothing"
+
 
 class Follower:
-    """Reads the lines that a log has got since the last time."""
+    """Reads the lines that a log has got since the last time, also since the last process."""
 
     def __init__(self, log: Path, place: Path) -> None:
-        self._log, self._place = log, place
+        self._place = place
         try:
             inode, offset = map(int, place.read_text().split())
         except (OSError, ValueError):
             inode, offset = 0, 0
-        self._inode, self._offset = inode, offset
+
+        def start(stat: os.stat_result) -> int:
+            return offset if stat.st_ino == inode and stat.st_size >= offset else 0
+
+        self._tail = Tail(log, start)
 
     def new(self) -> list[str]:
-        """Return whole lines that are new, at most MOST bytes of them. Raises OSError."""
-        try:
-            file = self._log.open("rb")
-        except FileNotFoundError:
-            return []
-        with file:
-            stat = os.fstat(file.fileno())
-            if stat.st_ino != self._inode or stat.st_size < self._offset:
-                self._inode, self._offset = stat.st_ino, 0
-            file.seek(self._offset)
-            data = file.read(MOST)
-        whole = data.rpartition(b"\n")[0]
-        if not whole:
-            if len(data) == MOST:  # no line is that long
-                self._offset += len(data)
-            return []
-        self._offset += len(whole) + 1
-        return whole.decode("utf-8", "replace").split("\n")
+        """Return whole lines that are new, some of them if there are many. Raises OSError."""
+        return self._tail.new()
 
     def keep(self) -> None:
         """Remember how far the lines went, when they are in the ledger. Raises OSError."""
-        replace(self._place, f"{self._inode} {self._offset}\n".encode(), 0o640)
+        replace(self._place, f"{self._tail.inode} {self._tail.offset}\n".encode(), 0o640)
+
+    def again(self) -> None:
+        """Have ``new`` return the last lines once more: they could not be written to the ledger."""
+        self._tail.again()
 
 
 def events(lines: list[str], upstreams: Upstreams) -> Iterator[Event]:
@@ -75,30 +69,35 @@ def events(lines: list[str], upstreams: Upstreams) -> Iterator[Event]:
 
 
 def _event(entry: dict[str, str], upstreams: Upstreams) -> Event | None:
-    if any(word in entry["way"] for word in _TO_MIRROR):
+    recorded, status, tunnel = entry.get("recorded", "-"), entry["status"], entry["cache"] == "TCP_TUNNEL"
+    if recorded == DENIED or any(word in entry["way"] for word in _TO_MIRROR):
         return None
-    denied = entry["status"] == "403" or entry["cache"].startswith("TCP_DENIED")
-    tunnel = entry["rule"] == "tunnel"
+    denied = "TCP_DENIED" in entry["cache"]
+    denied |= status == "403" and entry["way"] == "HIER_NONE" and recorded != BEGUN
     if entry["method"] == "CONNECT" and not (denied or tunnel):
         return None  # opened: the requests in it have lines of their own
-    if not denied and not entry["status"].startswith("2"):
-        return None
     caller = Caller(**{name: _known(entry.get(name, "")) for name in _CALLER})
-    rule = _known(entry["rule"])
+    artifact, rule = places.artifact_at(entry["url"], upstreams), _known(entry["rule"])
     if denied:
-        reason = f"denied by {rule}" if rule not in ("", "none") else "no rule allows it"
-        return Event.of(caller, _artifact(entry, upstreams), "denied", rule=rule, reason=reason)
-    about = "a tunnel: what went through it was not seen" if tunnel else ""
+        reason = _denial(rule, recorded, status)
+        return Event.of(caller, artifact, "denied", rule=rule, reason=reason)
     size = int(entry["bytes"]) if entry["bytes"].isdecimal() else 0
-    return Event.of(caller, _artifact(entry, upstreams), "allowed", rule=rule, reason=about, size=size)
+    if status.startswith("2") or tunnel:
+        about = "a tunnel: what went through it was not seen" if tunnel else ""
+        return Event.of(caller, artifact, "allowed", rule=rule, reason=about, size=size)
+    if recorded == BEGUN:
+        about = f"the answer was {status}" if status.strip("0") else "it ended without an answer"
+        return Event.of(caller, artifact, "ended", rule=rule, reason=about, size=size)
+    return None
 
 
-def _artifact(entry: dict[str, str], upstreams: Upstreams) -> Artifact:
-    try:
-        found = next(places.artifacts(places.parse(entry["url"]), upstreams), None)
-    except places.NotClear:
-        found = None
-    return found or Artifact("uri", url=entry["url"])
+def _denial(rule: str, recorded: str, status: str) -> str:
+    """Return why squid denied a request that the helper did not deny, or whose denial was not recorded."""
+    if recorded in (BEGUN, NOTHING):  # allowed by name, and refused when squid had found the address
+        return "its address is one of this site"
+    if status == "503":
+        return "the ledger could not be written then"
+    return f"denied by {rule}" if rule not in ("", "none") else "no rule allows it"
 
 
 def _known(text: str) -> str:

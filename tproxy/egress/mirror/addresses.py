@@ -12,6 +12,7 @@ from collections.abc import Collection
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
+from tproxy.egress.own_addresses import own_addresses
 from tproxy.egress.policy.addresses import refused
 from tproxy.egress.policy.rules import IPNetwork
 
@@ -27,7 +28,8 @@ class Resolver(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         found = await self._inner.resolve(host, port, family)
-        kept = [each for each in found if not refused(each["host"].partition("%")[0], self._allowed)]
+        own = own_addresses()
+        kept = [each for each in found if not refused(each["host"].partition("%")[0], self._allowed, own)]
         if not kept:
             raise OSError(f"{host} has an inner address ({found[0]['host']}), which the policy does not name")
         return kept

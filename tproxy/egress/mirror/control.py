@@ -6,7 +6,7 @@
 | GET /kept | what is kept in advance |
 | POST /kept?kind=&name= | keep something in advance |
 | DELETE /kept?kind=&name= | keep it no longer |
-| POST /update | fetch what is kept; 409 with the first one's name while an update runs |
+| POST /update | fetch what is kept, or one ?kind=&name=; 409 with the first one's name while an update runs |
 | GET /wanted | the want list |
 """
 
@@ -85,10 +85,15 @@ class Control:
         return web.json_response({"removed": True})
 
     async def _update(self, request: web.Request) -> web.Response:
+        only = _named(request) if request.query else None
         try:
-            missing = await asyncio.to_thread(keeping.update, self._mirror().settings, self._targets)
+            missing = await asyncio.to_thread(
+                keeping.update, self._mirror().settings, self._targets, only=only
+            )
         except keeping.Busy as error:
             return web.json_response({"error": str(error)}, status=409)
+        except TproxyError as error:
+            raise web.HTTPBadRequest(text=f"{error}\n") from error
         return web.json_response({"missing": missing}, status=502 if missing else 200)
 
     async def _wanted(self, request: web.Request) -> web.Response:

@@ -121,9 +121,18 @@ class Deb:
         return {path: (each[0], each[1]) for path, each in json.loads(found).items()}
 
     async def _read_set(self, repository: str, suite: str) -> bytes:
+        """Return a new set. What is not there of one, while there is an old one, is not there yet."""
+        before = self._library.store.document(f"set {repository} {suite}") is not None
+        try:
+            return await self._fetch_set(repository, suite, before)
+        except NotThere as error:
+            if before:
+                raise UpstreamError(f"{repository} is in the middle of a change: {error}") from error
+            raise
+
+    async def _fetch_set(self, repository: str, suite: str, before: bool) -> bytes:
         """Fetch the signed files of a suite, then the indexes in use: all of them are the current set."""
-        upstreams, store = self._library.upstreams, self._library.store
-        assert upstreams is not None
+        store = self._library.store
         name, heads = f"{repository} {suite}", {}
         for file in SIGNED:
             try:
@@ -134,10 +143,8 @@ class Deb:
             raise NotThere(f"{repository} has no suite {suite}")
         signed = heads.get("InRelease", heads.get("Release", b""))
         release = deb_indexes.sums(signed.decode(errors="replace"))
-        before = store.document(f"set {repository} {suite}")
         used = {path for path in store.named("dists", name) if path in release} if before else set()
         for path in sorted(used):
-            # A NotThere here leaves the old set in place: upstream is in the middle of a change.
             await self._member(repository, suite, path, release)
         for file, body in heads.items():
             store.add(
@@ -154,16 +161,17 @@ class Deb:
         assert self._library.upstreams is not None
         sha256, size = release[path]
         name = f"{repository} {suite}"
-        if found := self._library.here("dists", name, path, sha256):
-            return found
+        # By its hash it is there also when the path has the index of another set already.
+        for known in (path, _by_hash(path, sha256)):
+            if found := self._library.here("dists", name, known, sha256):
+                return found
         return await self._library.upstreams.flights.share(
             ("index", name, sha256), lambda: self._fetch_member(repository, suite, path, sha256, size)
         )
 
     async def _fetch_member(self, repository: str, suite: str, path: str, sha256: str, size: int) -> Record:
         store, name = self._library.store, f"{repository} {suite}"
-        folder = path.rpartition("/")[0]
-        by_hash = f"{folder}/by-hash/SHA256/{sha256}" if folder else f"by-hash/SHA256/{sha256}"
+        by_hash = _by_hash(path, sha256)
         base = f"{self._url(repository)}dists/{suite}/"
         try:
             body = await self._read(f"{base}{by_hash}", size)
@@ -229,6 +237,11 @@ class Deb:
 
 def _listed(path: str, body: bytes) -> list[Listed]:
     return list(deb_indexes.packages(deb_indexes.unpacked(path, body).decode(errors="replace")))
+
+
+def _by_hash(path: str, sha256: str) -> str:
+    folder, slash, _ = path.rpartition("/")
+    return f"{folder}{slash}by-hash/SHA256/{sha256}"
 
 
 def _plain(path: str) -> str:

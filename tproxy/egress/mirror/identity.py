@@ -20,6 +20,12 @@ from tproxy.errors import ProtocolError
 # Seconds that a connection may take to say who is calling.
 HEADER_PATIENCE = 10.0
 
+# The answer to a connection of a guest that has as many as it may (RFC 6585, 4).
+TOO_MANY = (
+    b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nContent-Type: text/plain\r\nContent-Length: 50\r\n"
+    b"Connection: close\r\n\r\nthis guest has as many connections as it may have\n"
+)
+
 
 def caller_of_squid(headers: Mapping[str, str]) -> Caller:
     """Return who squid says is calling. Values are percent-encoded UTF-8; "-" means that there is none."""
@@ -64,11 +70,12 @@ def may_say_who_calls(user: int | None) -> bool:
 class ProxyHeader(asyncio.Protocol):
     """Reads the PROXY header of a connection, and hands the connection over to an HTTP protocol.
 
-    A connection that begins otherwise is closed without an answer.
+    A connection that begins otherwise is closed without an answer. ``known`` gets the caller, and returns
+    whether the caller may have this connection.
     """
 
     def __init__(
-        self, make: Callable[[], asyncio.Protocol], known: Callable[[asyncio.Transport, Caller], None]
+        self, make: Callable[[], asyncio.Protocol], known: Callable[[asyncio.Transport, Caller], bool]
     ) -> None:
         self._make, self._known = make, known
         self._data = bytearray()
@@ -108,8 +115,11 @@ class ProxyHeader(asyncio.Protocol):
             return
         if self._timer is not None:
             self._timer.cancel()
+        if not self._known(self._transport, caller):
+            self._transport.write(TOO_MANY)
+            self._transport.close()
+            return
         protocol, rest = self._make(), bytes(self._data[end:])
-        self._known(self._transport, caller)
         self._transport.set_protocol(protocol)
         protocol.connection_made(self._transport)
         if rest:

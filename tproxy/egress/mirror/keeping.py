@@ -37,19 +37,26 @@ def update(
     keyring: str = KEYRING,
     progress: Callable[[str], None] = lambda line: None,
     seen: Callable[[int], None] = lambda size: None,
+    only: tuple[str, str] | None = None,
 ) -> list[str]:
-    """Fetch everything that is kept in advance, and return what is missing. Raises Busy.
+    """Fetch everything that is kept in advance, or one thing of it, and return what is missing.
 
-    ``progress`` hears what begins, and ``seen`` the size of each file that is in the store.
+    ``progress`` hears what begins, and ``seen`` the size of each file that is in the store. Raises Busy, and
+    TproxyError for something that is not kept.
     """
     store = Store(settings.root, settings.quota)
     try:
         with alone(settings):
-            items = [Item(*each) for each in store.kept()]
+            items = [Item(*each) for each in store.kept() if only in (None, each)]
+            if only and not items:
+                raise TproxyError(f"{' '.join(only)!a} is not kept in advance")
             found = gather(settings, store, items, targets, keyring, progress, seen)
-            if not found.missing:
+            hashes = {record.sha256 for record in found.records.values()}
+            if only:
+                store.pin(hashes | store.protected())
+            elif not found.missing:
                 # With something missing, what was pinned before stays pinned.
-                store.pin(record.sha256 for record in found.records.values())
+                store.pin(hashes)
             return found.missing
     finally:
         store.close()

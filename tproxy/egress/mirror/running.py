@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pwd
 import signal
 from collections.abc import Callable, Collection
-from ipaddress import ip_address
 
 from tproxy.egress.gather.lists import Targets
-from tproxy.egress.layout import Layout
-from tproxy.egress.ledger import follower, heads
+from tproxy.egress.layout import SQUID_USER, Layout
+from tproxy.egress.ledger import follower, heads, recorder
 from tproxy.egress.ledger.chain import Ledger
 from tproxy.egress.ledger.entries import Event
 from tproxy.egress.ledger.follower import Follower
+from tproxy.egress.ledger.recorder import Recorder
 from tproxy.egress.mirror import keeping
 from tproxy.egress.mirror.control import Control
 from tproxy.egress.mirror.server import Listeners, Mirror, squid_context
@@ -21,13 +22,14 @@ from tproxy.egress.mirror.settings import Settings, settings_of
 from tproxy.egress.model import Artifact, Caller, Verdict
 from tproxy.egress.policy import judging
 from tproxy.egress.policy.current import Current
+from tproxy.egress.policy.rules import Limits
 from tproxy.egress.signing import LEDGER, KeyPair
 from tproxy.egress.store.store import Store
 from tproxy.errors import TproxyError, to_ascii
 
 log = logging.getLogger("tproxy.egress.mirror")
 
-# Seconds between looks at the policy, and between syncs of the ledger: a change counts within a second.
+# Seconds between looks at the policy and at squid's log: a change counts within a second.
 TICK = 0.5
 
 
@@ -40,6 +42,7 @@ class Node:
         self.store = Store(layout.store, quota)
         self.store.blobs.adopt_all()
         self.ledger = Ledger(layout.ledger)
+        self.recorder = Recorder(self.ledger)
         self.follower = Follower(layout.access_log, layout.ledger / "access-log.place")
         self.mirror: Mirror
 
@@ -49,17 +52,18 @@ class Node:
     def judge(self, caller: Caller, artifact: Artifact, suites: Collection[str] | None) -> Verdict:
         return judging.artifact(self.policy.get(), caller, artifact, suites)
 
-    def record(self, event: Event) -> None:
-        self.ledger.append(event.as_json())
+    async def record(self, event: Event) -> None:
+        await self.recorder.record(event)
 
     def make(self) -> Mirror:
         self.mirror = Mirror(self.settings(), self.store, self.judge, self.record)
         return self.mirror
 
+    def limits(self, caller: Caller) -> Limits:
+        return judging.limits(self.policy.get(), caller)
+
     def network_of(self, address: str) -> str:
-        """Return the network of a host that is no guest; "" for one that the policy does not know."""
-        found = ip_address(address)
-        return next((each.network for each in self.policy.get().clients if found in each.addresses), "")
+        return self.policy.get().network_of(address)
 
     async def follow_policy(self, listeners: Listeners) -> None:
         """Replace the mirror when upstreams, mode or pinned files have changed."""
@@ -84,22 +88,29 @@ class Node:
         except TproxyError as error:
             log.warning("no update now: %s", error)
 
-    def follow_squid(self) -> None:
+    async def follow_squid(self) -> None:
         """Write to the ledger what squid has answered by itself since the last time."""
         try:
-            lines = self.follower.new()
-            for event in follower.events(lines, self.policy.get().upstreams):
-                self.record(event)
-            if lines:
+            if lines := self.follower.new():
+                await self.recorder.record(*follower.events(lines, self.policy.get().upstreams))
                 self.follower.keep()
         except (OSError, TproxyError) as error:
+            self.follower.again()
             log.error("squid's log cannot be brought into the ledger: %s", error)
 
     def sign_head(self) -> None:
         try:
             heads.sign(self.ledger, KeyPair(self._layout.keys, LEDGER))
-        except TproxyError as error:
+        except (OSError, TproxyError) as error:
             log.error("the ledger's head cannot be signed: %s", error)
+
+
+def _squid() -> int:
+    """Return squid's user id; root's where squid is not installed."""
+    try:
+        return pwd.getpwnam(SQUID_USER).pw_uid
+    except KeyError:
+        return 0
 
 
 async def run(
@@ -119,7 +130,7 @@ async def run(
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     layout.run.mkdir(parents=True, exist_ok=True)
     node = Node(layout, quota)
-    listeners = Listeners(node.make())
+    listeners = Listeners(node.make(), node.limits)
     control = Control(lambda: node.mirror)
     try:
         policy = node.policy.get()
@@ -134,6 +145,7 @@ async def run(
         if clients_port:
             await listeners.for_clients("0.0.0.0", clients_port, node.network_of)
         await control.start(layout.mirror_socket)
+        await recorder.serve(node.recorder, layout.ledger_socket, _squid())
         ready()
         next_head = 0.0
         next_update = asyncio.get_running_loop().time() + update_every
@@ -146,8 +158,7 @@ async def run(
             if update_every and now >= next_update and (update is None or update.done()):
                 next_update = now + update_every
                 update = asyncio.create_task(asyncio.to_thread(node.update))
-            node.follow_squid()
-            node.ledger.sync()
+            await node.follow_squid()
             await node.follow_policy(listeners)
             try:
                 await asyncio.wait_for(stop.wait(), TICK)

@@ -11,7 +11,7 @@ import logging
 import sqlite3
 import ssl
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +27,14 @@ from tproxy.egress.mirror.files import Files
 from tproxy.egress.mirror.galaxy import Galaxy
 from tproxy.egress.mirror.identity import ProxyHeader, caller_of_squid
 from tproxy.egress.mirror.library import Judge, Library
+from tproxy.egress.mirror.limiting import Guests
 from tproxy.egress.mirror.oci import OCI
 from tproxy.egress.mirror.pypi import PyPI
 from tproxy.egress.mirror.router import clean_path, route
 from tproxy.egress.mirror.settings import Settings
 from tproxy.egress.mirror.upstream import TooMany, UpstreamError, Upstreams
 from tproxy.egress.model import Artifact, Caller
+from tproxy.egress.policy.rules import Limits
 from tproxy.egress.store.records import StoreError
 from tproxy.egress.store.store import Store
 from tproxy.errors import ProtocolError, TproxyError, to_ascii
@@ -45,7 +47,7 @@ MOST_CONNECTIONS = 1000
 # Seconds in which a stopped mirror lets downloads end.
 DRAIN = 5.0
 
-Recorder = Callable[[Event], None]
+Recorder = Callable[[Event], Awaitable[None]]
 Identify = Callable[[web.BaseRequest], Caller]
 
 
@@ -128,18 +130,18 @@ class Mirror:
             )
         if isinstance(answer, Denied):
             self.counts["denied"] += 1
-            self._write(
+            await self._write(
                 Event.of(asked.caller, answer.artifact, "denied", rule=answer.rule, reason=answer.reason)
             )
             return _text(403, f"{_name(answer.artifact)} is denied: {answer.reason}")
         if isinstance(answer, Missing):
             self.counts["missing"] += 1
-            self._write(Event.of(asked.caller, answer.artifact, "missing", reason=answer.reason))
+            await self._write(Event.of(asked.caller, answer.artifact, "missing", reason=answer.reason))
             return _text(404, f"{_name(answer.artifact)}: {answer.reason}")
         if isinstance(answer, Blob):
             self.counts["hits"] += 1
             record = answer.record
-            self._served(asked, answer.artifact, record.sha256, record.origin, record.size)
+            await self._served(asked, answer.artifact, record.sha256, record.origin, record.size)
             return self._whole(answer.record.sha256, answer.media, answer.headers)
         self.counts["misses"] += 1
         return await self._growing(request, asked, answer)
@@ -154,7 +156,7 @@ class Mirror:
         download = answer.download
         if "Range" in request.headers or download.size is None:
             await download.whole()
-            self._served(asked, answer.artifact, download.sha256, answer.origin, download.arrived)
+            await self._served(asked, answer.artifact, download.sha256, answer.origin, download.arrived)
             return self._whole(download.sha256, answer.media, answer.headers)
         response = web.StreamResponse(headers={"Content-Type": answer.media, **answer.headers})
         response.content_length = download.size
@@ -167,7 +169,9 @@ class Mirror:
             await response.prepare(request)
             async for piece in download.follow():
                 if download.ended and not recorded:  # the last bytes, whose hash is known now
-                    self._served(asked, answer.artifact, download.sha256, answer.origin, download.arrived)
+                    await self._served(
+                        asked, answer.artifact, download.sha256, answer.origin, download.arrived
+                    )
                     recorded = True
                 await response.write(piece)
             await response.write_eof()
@@ -178,7 +182,7 @@ class Mirror:
                 request.transport.abort()
         return response
 
-    def _served(self, asked: Request, artifact: Artifact, sha256: str, origin: str, size: int) -> None:
+    async def _served(self, asked: Request, artifact: Artifact, sha256: str, origin: str, size: int) -> None:
         if asked.method == "HEAD":
             return
         rule = self.library.verdict(asked.caller, artifact).rule
@@ -186,12 +190,12 @@ class Mirror:
             asked.caller, artifact, "allowed", rule=rule, sha256=sha256, origin=origin, size=size
         )
         if event.purl:
-            self._write(event)
+            await self._write(event)
         self.counts["served_bytes"] += size
 
-    def _write(self, event: Event) -> None:
+    async def _write(self, event: Event) -> None:
         try:
-            self._record(event)
+            await self._record(event)
         except (OSError, TproxyError) as error:
             raise Unrecorded(f"cannot write to the ledger: {error}") from error
 
@@ -228,7 +232,8 @@ def _text(status: int, line: str, headers: Mapping[str, str] | None = None) -> w
 class Listeners:
     """The sockets of the mirror, each with its own way to know who calls."""
 
-    def __init__(self, mirror: Mirror) -> None:
+    def __init__(self, mirror: Mirror, limits: Callable[[Caller], Limits] = lambda caller: Limits()) -> None:
+        self._guests = Guests(limits)
         self.mirror = mirror  # may be replaced, when the policy's upstreams have changed
         self._servers: list[asyncio.Server] = []
         self._http: list[web.Server] = []
@@ -241,8 +246,12 @@ class Listeners:
             assert request.transport is not None
             return self._callers[request.transport]
 
-        http = self._serve(identify)
-        return await self._listen(lambda: ProxyHeader(http, self._callers.__setitem__), host, port)
+        def known(transport: asyncio.Transport, caller: Caller) -> bool:
+            self._callers[transport] = caller
+            return self._guests.admit(transport, caller)
+
+        http = self._serve(identify, limited=True)
+        return await self._listen(lambda: ProxyHeader(http, known), host, port)
 
     async def for_squid(self, host: str, port: int, context: ssl.SSLContext) -> int:
         """Listen for squid, which shows its certificate and names the caller in headers."""
@@ -260,9 +269,17 @@ class Listeners:
 
         return await self._listen(self._serve(identify), host, port)
 
-    def _serve(self, identify: Identify) -> web.Server:
+    def _serve(self, identify: Identify, *, limited: bool = False) -> web.Server:
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
-            return await self.mirror.handle(request, identify(request))
+            caller = identify(request)
+            if not limited:
+                return await self.mirror.handle(request, caller)
+            with self._guests.sending(request.transport, caller) as slowed:
+                answer = await self.mirror.handle(request, caller)
+                if slowed:  # the whole answer is sent here; otherwise the server does it after this function
+                    await answer.prepare(request)
+                    await answer.write_eof()
+                return answer
 
         http = web.Server(handle, access_log=None, keepalive_timeout=60)
         self._http.append(http)

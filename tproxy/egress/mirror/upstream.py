@@ -27,6 +27,7 @@ from yarl import URL
 from tproxy import __version__
 from tproxy.egress.mirror.addresses import Resolver
 from tproxy.egress.mirror.settings import Settings
+from tproxy.egress.own_addresses import own_addresses
 from tproxy.egress.policy.addresses import refused
 from tproxy.egress.store.store import Store
 from tproxy.errors import TproxyError
@@ -250,7 +251,7 @@ class Upstreams:
         host = target.host or ""
         if target.scheme not in ("http", "https") or not host:
             raise UpstreamError(f"{str(target)!a} is no http or https address")
-        if _is_address(host) and refused(host, self._settings.inner):
+        if _is_address(host) and refused(host, self._settings.inner, own_addresses()):
             raise UpstreamError(f"{host} is an inner address, which the policy does not name")
         identity = {"Accept-Encoding": "identity", **headers}
         credential = self._settings.credential(str(target))

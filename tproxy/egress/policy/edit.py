@@ -1,4 +1,4 @@
-"""Edits egress.yaml for ``tproxy egress allow`` and ``deny``: atomically, and with all comments kept.
+"""Edits egress.yaml for ``tproxy egress allow`` and ``deny``: atomically, and where the change is only.
 
 The first matching rule decides. So an edit puts the package into a rule of its own network and verdict that
 comes before the one that decided until now, or adds such a rule there.
@@ -7,26 +7,20 @@ comes before the one that decided until now, or adds such a rule there.
 from __future__ import annotations
 
 import fcntl
-import io
 import os
-import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import YAMLError
 
-from tproxy.egress.policy import reader
-from tproxy.egress.policy.rules import ANY
+from tproxy.egress.policy import reader, surgery
+from tproxy.egress.policy.rules import ANY, Project, Rule
+from tproxy.egress.policy.surgery import NotEditable
 from tproxy.errors import ConfigError, TproxyError, quoted
-
-_ONLY = {"networks", "deny", "pypi"}  # keys of rules that an edit may add to
 
 
 def set_pypi(path: Path, requirement: str, network: str, *, allow: bool) -> bool:
@@ -42,131 +36,87 @@ def set_pypi(path: Path, requirement: str, network: str, *, allow: bool) -> bool
             f"{quoted(requirement)} is not a project, such as requests or 'django>=4'"
         ) from None
     with _locked(path):
-        text = _text(path)
-        reader.parse(str(path), text)
-        for removing in (True, False):
-            edited = _dumped(path, text, requirement, name, network, allow=allow, removing=removing)
-            if edited is None:
-                return False
-            # ruamel.yaml keeps a comment with the entry before it, and loses it with that entry. No project's
-            # name holds this character, so the number of comments must stay.
-            if edited.count("#") == text.count("#"):
-                break
-        else:
-            raise ConfigError(f"{path}: cannot be edited without losing a comment: edit it by hand")
-        reader.parse(str(path), edited)  # what we write must be readable
-        _replace(path, edited)
-        return True
-
-
-def _dumped(
-    path: Path, text: str, requirement: str, name: str, network: str, *, allow: bool, removing: bool
-) -> str | None:
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 4096  # do not fold lines that were not folded
-    indented = re.search(r"^rules:[^\n]*\n(?:\s*#[^\n]*\n|\s*\n)*( *)-", text, re.MULTILINE)
-    offset = len(indented[1]) if indented else 2
-    yaml.indent(mapping=2, sequence=2 + offset, offset=offset)
-    try:
-        root = yaml.load(text)
-    except YAMLError as error:  # PyYAML took it: a difference between the two
-        raise ConfigError(f"{path}: cannot be edited: {' '.join(str(error).split())}") from None
-    if root is None:
-        root = CommentedMap()
-    if not _edited(root, requirement, name, network, allow=allow, removing=removing):
-        return None
-    out = io.StringIO()
-    yaml.dump(root, out)
-    return out.getvalue()
-
-
-def _edited(root: Any, requirement: str, name: str, network: str, *, allow: bool, removing: bool) -> bool:
-    rules = root.setdefault("rules", CommentedSeq())
-    if rules is None:
-        rules = root["rules"] = CommentedSeq()
-    for index, rule in enumerate(rules):
-        if not _applies(rule, network) or not (entries := _entries(rule, name)):
-            continue
-        opposite = bool(rule.get("deny")) == allow
-        if not opposite and {ANY, network}.isdisjoint(_networks(rule)):
-            continue  # it decides for some networks, as we want it, and for the others nothing
-        if not opposite and requirement in entries:
+        text = before = _text(path)
+        try:
+            while edited := _step(Edit(requirement, name, network, allow), str(path), text):
+                text, is_last = edited
+                if is_last:
+                    break
+        except NotEditable as reason:
+            raise ConfigError(f"{path}: {reason}") from None
+        if text == before:
             return False
-        if removing and opposite and _is_own(rule, network):
-            # Taken back, rather than overridden: the file would grow with each change of mind.
-            _remove(rules, index, name)
-            _edited(root, requirement, name, network, allow=allow, removing=True)
-            return True
-        _add(rules, index, requirement, network, allow=allow)
+        reader.parse(str(path), text)  # what we write must be readable
+        _replace(path, text)
         return True
-    _add(rules, len(rules), requirement, network, allow=allow)
-    return True
 
 
-def _applies(rule: Any, network: str) -> bool:
-    return not {ANY, network}.isdisjoint(_networks(rule)) or network == ANY
+@dataclass(frozen=True)
+class Edit:
+    """What is to be so: ``requirement`` of project ``name`` is allowed, or denied, to ``network``."""
+
+    requirement: str
+    name: str
+    network: str
+    allow: bool
+
+    def is_said_by(self, rule: Rule) -> bool:
+        return rule.deny != self.allow
+
+    def concerns(self, rule: Rule) -> bool:
+        """Return whether a rule decides about the project for the network, or for a part of all."""
+        if self.network != ANY and {ANY, self.network}.isdisjoint(rule.networks):
+            return False
+        return any(self.covers(project) for project in rule.pypi)
+
+    def covers(self, project: Project) -> bool:
+        return "*" in project.name or project.name == self.name
+
+    def is_the_same_as(self, project: Project) -> bool:
+        return project.name == self.name and project.versions == Requirement(self.requirement).specifier
+
+    def owns(self, rule: Rule) -> bool:
+        """Return whether a rule is about Python projects of this network, and nothing else."""
+        bare = Rule(rule.line, rule.deny, rule.networks, pypi=rule.pypi)
+        return rule == bare and rule.networks == {self.network}
 
 
-def _networks(rule: Any) -> list[str]:
-    found = rule.get("networks")
-    return [str(each) for each in (found if isinstance(found, list) else [found])]
+def _step(edit: Edit, path: str, text: str) -> tuple[str, bool] | None:
+    """Return the text with one change, and whether that was the last one. None when nothing is to do."""
+    rules, found = reader.parse(path, text).rules, surgery.Rules(text)
+    for index, rule in enumerate(rules):
+        if not edit.concerns(rule):
+            continue
+        if edit.is_said_by(rule):
+            if {ANY, edit.network}.isdisjoint(rule.networks):
+                continue  # it decides for some networks, as we want it, and for the others nothing
+            if any(map(edit.is_the_same_as, rule.pypi)):
+                return None
+        elif edit.owns(rule) and not any("*" in each.name for each in rule.pypi):
+            # Taken back, rather than overridden: the file would grow with each change of mind.
+            gone = {at for at, each in enumerate(rule.pypi) if each.name == edit.name}
+            if found.places[index].is_list and (without := found.without_projects(index, gone)) is not None:
+                return without, False
+        return _added(edit, rules, found, index), True
+    return _added(edit, rules, found, len(rules)), True
 
 
-def _entries(rule: Any, name: str) -> list[str]:
-    """Return what a rule says of a project."""
-    found = rule.get("pypi") or []
-    found = found if isinstance(found, list) else [found]
-    return [str(each) for each in found if "*" in str(each) or _name(str(each)) == name]
-
-
-def _name(entry: str) -> str:
-    return canonicalize_name(Requirement(entry).name) if "*" not in entry.partition("=")[0] else entry
-
-
-def _is_own(rule: Any, network: str) -> bool:
-    return (
-        _networks(rule) == [network]
-        and rule.keys() <= _ONLY
-        and not any("*" in str(each) for each in rule["pypi"])
-    )
-
-
-def _remove(rules: Any, index: int, name: str) -> None:
-    rule = rules[index]
-    kept = [each for each in rule["pypi"] if _name(str(each)) != name]
-    if not kept:
-        del rules[index]
-        return
-    for at in reversed(range(len(rule["pypi"]))):
-        if _name(str(rule["pypi"][at])) == name:
-            del rule["pypi"][at]
-
-
-def _add(rules: Any, before: int, requirement: str, network: str, *, allow: bool) -> None:
+def _added(edit: Edit, rules: Sequence[Rule], found: surgery.Rules, before: int) -> str:
     """Put the project into a rule that comes before the one that decides now, or is that one."""
-    for rule in rules[: before + 1]:
-        own = _networks(rule) == [network] and rule.keys() <= _ONLY and isinstance(rule.get("pypi"), list)
-        if own and bool(rule.get("deny")) != allow:
-            rule["pypi"].append(requirement)
-            return
-    added = CommentedMap()
-    added["networks"] = _flow([network])
-    if not allow:
-        added["deny"] = True
-    added["pypi"] = _flow([requirement])
-    rules.insert(before, added)
-
-
-def _flow(items: list[str]) -> CommentedSeq:
-    found = CommentedSeq(items)
-    found.fa.set_flow_style()
-    return found
+    project = surgery.written(edit.requirement)
+    for index, rule in enumerate(rules[: before + 1]):
+        if edit.owns(rule) and edit.is_said_by(rule) and found.places[index].is_list:
+            return found.with_project(index, project)
+    deny = "" if edit.allow else ", deny: true"
+    return found.with_rule(
+        before, f"{{networks: [{surgery.written(edit.network)}]{deny}, pypi: [{project}]}}"
+    )
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8", newline="") as file:  # line ends stay as they are
+            return file.read()
     except FileNotFoundError:
         return "mode: dmz\n"
     except (OSError, UnicodeDecodeError) as error:
@@ -199,7 +149,7 @@ def _replace(path: Path, text: str) -> None:
             stat = real.stat()
             mode, owner = stat.st_mode & 0o777, (stat.st_uid, stat.st_gid)
         with tempfile.NamedTemporaryFile(
-            "w", dir=real.parent, prefix=".egress-", delete=False, encoding="utf-8"
+            "w", dir=real.parent, prefix=".egress-", delete=False, encoding="utf-8", newline=""
         ) as new:
             try:
                 new.write(text)

@@ -83,9 +83,13 @@ def artifact(
 
 
 def limits(policy: Policy, caller: Caller) -> Limits:
-    """Return what a caller may use: limits of the first of its rules that has some, or the general ones."""
-    own = (rule.limits for rule in policy.rules if rule.limits and rule.is_for(caller))
-    return next(own, policy.limits)
+    """Return what a caller may use: each limit of the first of its rules that has it, or the general one."""
+    found = [rule.limits for rule in policy.rules if rule.limits and rule.is_for(caller)]
+    found.append(policy.limits)
+    return Limits(
+        connections=next((each.connections for each in found if each.connections), 0),
+        bytes_per_second=next((each.bytes_per_second for each in found if each.bytes_per_second), 0),
+    )
 
 
 def hosts(policy: Policy) -> frozenset[str]:

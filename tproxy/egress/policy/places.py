@@ -160,6 +160,15 @@ def artifacts(place: Place, upstreams: Upstreams) -> Iterator[Artifact]:
     yield from _galaxy(plain, place, upstreams)
 
 
+def artifact_at(url: str, upstreams: Upstreams) -> Artifact:
+    """Return what a URL stands for, for records; for other sites, and for unclear ones, the URL itself."""
+    try:
+        found = next(artifacts(parse(url), upstreams), None)
+    except NotClear:
+        found = None
+    return found or Artifact("uri", url=url)
+
+
 def behind(url: str, prefix: str) -> str | None:
     """Return the rest of a URL behind a prefix; None when it has another.
 

@@ -7,6 +7,7 @@ ignored could be the one that denies.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -19,8 +20,10 @@ from tproxy.config.services import Problem
 from tproxy.config.values import HOST_NAME, NULL, Unusable, line, shown
 from tproxy.egress.policy import values
 from tproxy.egress.policy.rules import (
+    ANY,
     Client,
     Credential,
+    File,
     Learn,
     Limits,
     Listen,
@@ -29,7 +32,7 @@ from tproxy.egress.policy.rules import (
     Suites,
     Upstreams,
 )
-from tproxy.errors import ConfigError, to_ascii
+from tproxy.errors import ConfigError, quoted, to_ascii
 
 _LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -50,8 +53,8 @@ class PolicyError(ConfigError):
         super().__init__(f"{self.problems[0].at(path)}{more}")
 
 
-def load(path: Path | str) -> Policy:
-    """Read the file.
+def load(path: Path | str, *, look: bool = False) -> Policy:
+    """Read the file. With ``look``, a file that it names and that cannot be read is an error too.
 
     Raises PolicyError, with a problem for each error, and ConfigError when there is no file.
     """
@@ -62,15 +65,15 @@ def load(path: Path | str) -> Policy:
         raise ConfigError(f"{to_ascii(path)}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{to_ascii(path)}: is no UTF-8 text") from None
-    return parse(str(path), text)
+    return parse(str(path), text, look=look)
 
 
-def parse(path: str, text: str) -> Policy:
+def parse(path: str, text: str, *, look: bool = False) -> Policy:
     """Read this text as a policy. ``path`` is for messages. Raises PolicyError."""
     if len(text) > _MAX_BYTES:
         raise PolicyError(path, [Problem(1, f"is larger than {_MAX_BYTES} bytes")])
     problems: list[Problem] = []
-    found = _Reader(problems).policy(path, _compose(path, text))
+    found = _Reader(problems, look).policy(path, _compose(path, text))
     if problems:
         raise PolicyError(path, problems)
     return found
@@ -97,8 +100,9 @@ def _compose(path: str, text: str) -> yaml.Node | None:
 class _Reader:
     """One reading of one file, which adds to ``problems`` and goes on."""
 
-    def __init__(self, problems: list[Problem]) -> None:
-        self._problems = problems
+    def __init__(self, problems: list[Problem], look: bool) -> None:
+        self._problems, self._look = problems, look
+        self._hashes: dict[str, str] = {}  # of files, by URL
 
     def policy(self, path: str, root: yaml.Node | None) -> Policy:
         if root is None or root.tag == NULL:
@@ -118,7 +122,7 @@ class _Reader:
                     filter(None, self._each("credentials", node, self._credential))
                 ),
                 "upstream_ca": self._path,
-                "inner": lambda node: values.several(node, values.ip_addresses),
+                "inner": self._list("inner", values.ip_addresses),
                 "listen": self._listen,
             },
         )
@@ -162,6 +166,8 @@ class _Reader:
         ]
 
     def _each(self, what: str, node: yaml.Node, parse: Parser) -> tuple[Any, ...]:
+        if node.tag == NULL:  # a list of which all lines are comments
+            return ()
         if not isinstance(node, yaml.SequenceNode):
             raise Unusable("is not a list", node)
         return tuple(self._tried(what, each, parse) for each in node.value)
@@ -182,6 +188,16 @@ class _Reader:
 
         return read
 
+    def _names(self, key: str) -> Parser:
+        """Make a parser of names of networks or hypervisors, of which there is at least one."""
+
+        def read(node: yaml.Node) -> frozenset[str]:
+            if isinstance(node, yaml.SequenceNode) and not node.value:
+                raise Unusable(f"names nothing: write '{ANY}' for all", node)
+            return frozenset(self._list(key, values.name)(node))
+
+        return read
+
     def _choice(self, node: yaml.Node, *words: str) -> str:
         if not isinstance(node, yaml.ScalarNode) or node.value not in words:
             raise Unusable(f"is not one of {', '.join(words)}", node)
@@ -191,6 +207,8 @@ class _Reader:
         found = values.name(node)
         if not found.startswith("/"):
             raise Unusable("is not an absolute path", node)
+        if self._look and not os.access(found, os.R_OK):
+            raise Unusable("cannot be read", node)
         return found
 
     def _rule(self, node: yaml.Node) -> Rule | None:
@@ -198,8 +216,8 @@ class _Reader:
             "a rule",
             node,
             {
-                "networks": values.network_names,
-                "hypervisors": values.network_names,
+                "networks": self._names("networks"),
+                "hypervisors": self._names("hypervisors"),
                 "deny": values.flag,
                 "pypi": self._list("pypi", values.project),
                 "deb": self._suites,
@@ -214,7 +232,8 @@ class _Reader:
         if not isinstance(node, yaml.MappingNode):
             return None
         rule = Rule(line(node), **said)
-        if not rule.fetches and rule.limits is None and not self._problems:
+        keys = {key for key, _, _ in self._pairs("a rule", node)}
+        if not rule.fetches and keys <= {"networks", "hypervisors", "deny"}:
             self._problem(
                 node, "", "a rule names nothing: give it pypi, deb, oci, galaxy, files, get or limits"
             )
@@ -233,15 +252,16 @@ class _Reader:
         return Suites(said.get("suites", frozenset()), said.get("packages", frozenset()))
 
     def _file(self, node: yaml.Node) -> Any:
-        pairs = {key: value for key, _, value in self._pairs("a file", node)}
-        if set(pairs) != {"url", "sha256"}:
-            raise Unusable("is not a file with url and sha256", node)
-        return values.file(pairs["url"], pairs["sha256"])
+        known = {"url": values.plain_url, "sha256": values.sha256}
+        said = self._mapping("a file", node, known, tuple(known))
+        if len(said) != len(known):
+            return None
+        if self._hashes.setdefault(said["url"], said["sha256"]) != said["sha256"]:
+            self._problem(node, "files", f"{quoted(said['url'])} has another hash in a line before")
+        return File(**said)
 
     def _limits(self, node: yaml.Node) -> Limits:
-        known = {
-            "bytes_per_second": values.size,
-        }
+        known: dict[str, Parser] = {"connections": values.connections, "bytes_per_second": values.size}
         return Limits(**self._mapping("limits", node, known))
 
     def _learn(self, node: yaml.Node) -> Learn | None:
@@ -253,7 +273,7 @@ class _Reader:
         if isinstance(node, yaml.ScalarNode):
             return values.host(node), frozenset({"*"})
         said = self._mapping(
-            "tunnel", node, {"host": values.host, "networks": values.network_names}, ("host", "networks")
+            "tunnel", node, {"host": values.host, "networks": self._names("networks")}, ("host", "networks")
         )
         return (said["host"], said["networks"]) if len(said) == 2 else None
 
@@ -293,9 +313,12 @@ class _Reader:
     def _listen(self, node: yaml.Node) -> Listen:
         one = {each.name: values.port for each in fields(Listen) if each.type == "int"}
         addresses = dict.fromkeys(("address", "clients_address", "hosts_address"), _address)
-        return Listen(
-            **self._mapping("listen", node, {**one, "proxy": self._list("proxy", values.port), **addresses})
-        )
+        said = self._mapping("listen", node, {**one, "proxy": self._list("proxy", values.port), **addresses})
+        found = Listen(**said)
+        every = [*found.proxy, *(getattr(found, name) for name in one if getattr(found, name))]
+        for port in sorted({each for each in every if every.count(each) > 1}):
+            self._problem(node, "listen", f"port {port} is there twice, with those that are not written")
+        return found
 
 
 def _address(node: yaml.Node) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Literal
 
 from packaging.specifiers import SpecifierSet
@@ -56,6 +56,7 @@ class Suites:
 class Limits:
     """What one guest may use at a time. 0 means no limit."""
 
+    connections: int = 0  # that carry something: an idle one is not counted by squid
     bytes_per_second: int = 0
 
 
@@ -170,3 +171,8 @@ class Policy:
     upstream_ca: str = ""  # a file with authorities that upstreams' certificates may be signed by as well
     inner: tuple[IPNetwork, ...] = ()  # may be reached although the addresses are private
     listen: Listen = Listen()
+
+    def network_of(self, address: str) -> str:
+        """Return the network of a host that is no guest; "" for one that the policy does not know."""
+        found = ip_address(address)
+        return next((each.network for each in self.clients if found in each.addresses), "")

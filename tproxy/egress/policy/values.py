@@ -6,10 +6,8 @@ Each raises Unusable with the reason.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
 from datetime import date
 from ipaddress import ip_network
-from typing import TypeVar
 
 import yaml
 from packaging.requirements import InvalidRequirement, Requirement
@@ -17,9 +15,7 @@ from packaging.utils import canonicalize_name
 
 from tproxy.config.values import BOOL, HOST_NAME, INT, STR, Unusable, written
 from tproxy.egress.policy import places
-from tproxy.egress.policy.rules import ANY, File, Image, IPNetwork, Project
-
-T = TypeVar("T")
+from tproxy.egress.policy.rules import Image, IPNetwork, Project
 
 _SHA256 = r"[0-9a-f]{64}"
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
@@ -42,12 +38,6 @@ def name(node: yaml.Node) -> str:
     return found
 
 
-def several(node: yaml.Node, parse: Callable[[yaml.Node], T]) -> tuple[T, ...]:
-    """Return the values of a list, or of one value that stands for a list of one."""
-    items: Iterable[yaml.Node] = node.value if isinstance(node, yaml.SequenceNode) else [node]
-    return tuple(map(parse, items))
-
-
 def whole(node: yaml.Node, least: int, most: int) -> int:
     found = written(node, INT, STR)
     if not re.fullmatch("0|[1-9][0-9]{0,9}", found) or not least <= int(found) <= most:
@@ -57,6 +47,10 @@ def whole(node: yaml.Node, least: int, most: int) -> int:
 
 def port(node: yaml.Node) -> int:
     return whole(node, 1, 65535)
+
+
+def connections(node: yaml.Node) -> int:
+    return whole(node, 1, 100_000)
 
 
 def size(node: yaml.Node) -> int:
@@ -144,14 +138,19 @@ def prefix(node: yaml.Node) -> str:
     return found if found.endswith("/") else found + "/"
 
 
-def file(address: yaml.Node, digest: yaml.Node) -> File:
-    found = url(address)
+def plain_url(node: yaml.Node) -> str:
+    """Return the URL of one file."""
+    found = url(node)
     if "*" in found:
-        raise Unusable("is not the URL of one file", address)
-    content = text(digest).removeprefix("sha256:")
-    if not re.fullmatch(_SHA256, content):
-        raise Unusable("is not a SHA-256 hash, 64 hexadecimal digits", digest)
-    return File(found, content)
+        raise Unusable("is not the URL of one file", node)
+    return found
+
+
+def sha256(node: yaml.Node) -> str:
+    found = text(node).removeprefix("sha256:")
+    if not re.fullmatch(_SHA256, found):
+        raise Unusable("is not a SHA-256 hash, 64 hexadecimal digits", node)
+    return found
 
 
 def ip_addresses(node: yaml.Node) -> IPNetwork:
@@ -159,10 +158,3 @@ def ip_addresses(node: yaml.Node) -> IPNetwork:
         return ip_network(text(node))
     except ValueError:
         raise Unusable("is not an address or a network, such as 10.0.0.0/24", node) from None
-
-
-def network_names(node: yaml.Node) -> frozenset[str]:
-    found = frozenset(several(node, name))
-    if not found:
-        raise Unusable(f"names nothing: write '{ANY}' for all", node)
-    return found

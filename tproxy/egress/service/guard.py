@@ -4,18 +4,18 @@ A header says who is calling, so only the daemon's workers, and the front, may s
 their own (``kernel.privileges``). squid can look at addresses only, and all programs of this host share them.
 
 The second chain is a second look at what squid's own list of inner addresses refuses: a name whose address
-changes between the look and the connection gets nobody inside.
+changes between the look and the connection gets nobody inside, nor to what listens on this node, whatever
+addresses it has by then.
 """
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterable
 from ipaddress import IPv4Network
 
 from tproxy.egress.policy.addresses import INNER
 from tproxy.egress.policy.rules import Policy
-from tproxy.errors import NftError
+from tproxy.egress.service import nft
 from tproxy.kernel.privileges import FIRST_UID
 
 TABLE = "one_tproxy_egress"
@@ -50,7 +50,8 @@ table inet {TABLE} {{
     tcp dport 53 accept
     ip daddr 127.0.0.1 tcp dport {{ {listen.mirror}, {_LOCAL_PORTS} }} accept
     ip6 daddr ::1 tcp dport {_LOCAL_PORTS} accept
-{allowed}    ip daddr {{ {inner} }} tcp flags & (syn|ack) == syn reject
+{allowed}    fib daddr type local tcp flags & (syn|ack) == syn reject
+    ip daddr {{ {inner} }} tcp flags & (syn|ack) == syn reject
     ip6 daddr {{ {inner6} }} tcp flags & (syn|ack) == syn reject
   }}
 }}
@@ -80,24 +81,14 @@ def _headers(ports: Iterable[tuple[str, int]]) -> str:
 
 def load_link(ports: Iterable[int]) -> None:
     """Load the ruleset of a hypervisor. Raises NftError."""
-    _nft(link_ruleset(ports))
+    nft.load(link_ruleset(ports))
 
 
 def load(policy: Policy, user: str) -> None:
     """Load the ruleset. Raises NftError."""
-    _nft(ruleset(policy, user))
+    nft.load(ruleset(policy, user))
 
 
 def remove(table: str = TABLE) -> None:
     """Remove the table, if it is there. Raises NftError."""
-    _nft(f"table inet {table}\ndelete table inet {table}\n")
-
-
-def _nft(text: str) -> None:
-    try:
-        done = subprocess.run(["nft", "-f", "-"], input=text, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise NftError("the program nft is missing: apt install nftables") from None
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no reason given"]
-        raise NftError(f"nft refused the rules of the egress: {lines[0]}")
+    nft.remove(table)

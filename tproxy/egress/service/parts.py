@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
-from contextlib import closing
 from pathlib import Path
 
 from tproxy.addresses import SERVICE_ADDRESS
@@ -15,15 +13,17 @@ from tproxy.egress import front, resolver
 from tproxy.egress.clients.server import Server
 from tproxy.egress.layout import Layout
 from tproxy.egress.mirror.site_key import SiteKey
+from tproxy.egress.policy import judging
 from tproxy.egress.policy.current import Current
 from tproxy.egress.policy.reader import load
 from tproxy.egress.policy.rules import Policy
-from tproxy.egress.service import guard, links, preparation
+from tproxy.egress.service import guard, handover, links, preparation
 from tproxy.egress.squid.authority import Authority
-from tproxy.egress.squid.compiler import Surroundings, compiled
+from tproxy.egress.squid.compiler import Surroundings
 from tproxy.errors import ProcessError
 from tproxy.kernel.privileges import uid_of
 from tproxy.log.lazy import logger
+from tproxy.process.service_manager import report_ready
 from tproxy.typed import NoReturn
 
 log = logger(__name__)
@@ -44,6 +44,7 @@ def run_squid(node: Surroundings) -> NoReturn:
         print(line, flush=True)
     preparation.check(node)
     guard.load(policy, node.user)
+    handover.take(node)
     command = preparation.squid_command(node)
     os.execvp(command[0], command)
 
@@ -60,7 +61,12 @@ async def _front(node: Surroundings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     proxy = (listen.address, listen.proxy[0])
-    tls = await front.start(listen.address, listen.transparent, proxy)
+    tls = await front.start(
+        listen.address,
+        listen.transparent,
+        proxy,
+        lambda caller: judging.limits(current.get(), caller).connections,
+    )
     names, names_tcp = await resolver.start(listen.address, listen.resolver, current.get)
     scripts = Server(
         listen.address,
@@ -71,7 +77,7 @@ async def _front(node: Surroundings) -> None:
     )
     gate = await links.start_gate(node, listen) if listen.hosts else None
     _give_up_root()
-    notify_ready()
+    report_ready()
     print("tproxy: the front listens", file=sys.stderr, flush=True)
     await stop.wait()
     scripts.close()
@@ -91,22 +97,15 @@ def _give_up_root() -> None:
         os.setresuid(own, own, own)
 
 
-def notify_ready() -> None:
-    """Tell systemd that all sockets listen, sd_notify(3), if it asked for that."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address:
-        with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as notify:
-            notify.sendto(b"READY=1", "\0" + address[1:] if address[0] == "@" else address)
-
-
 def reload_squid(node: Surroundings, policy: Policy) -> bool:
-    """Have squid take changed ports, mode, inner addresses and rates. Downloads go on.
+    """Have squid take changed ports and inner addresses. Downloads go on, and new connections wait.
 
     Return False when there was nothing to change, as after a change of rules. Raises TproxyError, with the
     old configuration in place, when squid would refuse the new one.
     """
+    node = handover.current(node)
     path = preparation.configuration(node)
-    old, new = path.read_text(), compiled(policy, node)
+    old, new = path.read_text(), preparation.text(policy, node)
     if old == new:
         return False
     path.write_text(new)
@@ -116,8 +115,5 @@ def reload_squid(node: Surroundings, policy: Policy) -> bool:
         path.write_text(old)
         raise
     guard.load(policy, node.user)
-    try:
-        os.kill(int((node.layout.run / "squid.pid").read_text()), signal.SIGHUP)
-    except (OSError, ValueError) as error:
-        raise ProcessError(f"squid is not running: {error}") from None
+    handover.reconfigure(policy, node)
     return True

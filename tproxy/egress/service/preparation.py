@@ -6,14 +6,19 @@ import os
 import pwd
 import shutil
 import subprocess
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+from tproxy.egress.own_addresses import own_addresses
 from tproxy.egress.policy.rules import Policy
 from tproxy.egress.squid.authority import Authority, fingerprint, peer_certificates
 from tproxy.egress.squid.compiler import (
     CERTIFICATE_HELPER,
     PAGE,
+    PAGES,
     Surroundings,
+    cache,
     certificates,
     compiled,
     errors,
@@ -21,6 +26,8 @@ from tproxy.egress.squid.compiler import (
 from tproxy.errors import ProcessError, TproxyError
 
 SQUID = "squid"
+
+_PAGES = Path("/usr/share/squid/errors/templates")
 
 _PAGE = """\
 <html><head><title>denied</title></head><body><p>tproxy egress: denied: %o</p></body></html>
@@ -49,12 +56,17 @@ def prepare(policy: Policy, node: Surroundings) -> list[str]:
     created = authority.ensure()
     peer_certificates(layout.peer)
     errors(node).mkdir(exist_ok=True)
+    for page in _PAGES.glob("*"):  # squid's own: it complains of each that is not beside ours
+        with suppress(FileExistsError):
+            (errors(node) / page.name).symlink_to(page)
     (errors(node) / PAGE).write_text(_PAGE)
+    for name, reason in PAGES.items():
+        (errors(node) / f"{PAGE}_{name.upper()}").write_text(_PAGE.replace("%o", reason))
     conf = configuration(node)
-    conf.write_text(compiled(policy, node))
+    conf.write_text(text(policy, node))
     _certificate_store(node, user)
-    if not (layout.state / "squid" / "cache" / "00").exists():
-        _run(SQUID, "-N", "-z", "-f", str(conf))
+    if not (cache(node) / "00").exists():
+        _run(*squid_command(node), "-z")
     return [*_shown(authority, created), *filter(None, [authority.warning()])]
 
 
@@ -73,18 +85,23 @@ def _check_readable(policy: Path, user: pwd.struct_passwd) -> None:
         raise TproxyError(f"{policy} cannot be read by the user {user.pw_name}: chmod o+r {policy}")
 
 
+def text(policy: Policy, node: Surroundings) -> str:
+    """Return squid's configuration, with this node's addresses as they are now."""
+    return compiled(policy, replace(node, own=own_addresses()))
+
+
 def configuration(node: Surroundings) -> Path:
-    return node.layout.run / "squid.conf"
+    return node.layout.run / f"squid-{node.slot}.conf"
 
 
 def squid_command(node: Surroundings) -> list[str]:
     """Return the command that runs squid in the foreground, with one process."""
-    return [SQUID, "-N", "-f", str(configuration(node))]
+    return [SQUID, "-N", "-n", f"egress{node.slot}", "-f", str(configuration(node))]
 
 
 def check(node: Surroundings) -> None:
     """Raise ProcessError unless squid accepts the configuration as it is written."""
-    _run(SQUID, "-k", "parse", "-f", str(configuration(node)))
+    _run(*squid_command(node), "-k", "parse")
 
 
 def _shown(authority: Authority, created: bool) -> list[str]:

@@ -86,7 +86,7 @@ def findings(state: State) -> list[str]:
         found.append(f"the policy is not used: {state.problem}; see tproxy egress check")
     for name, runs in state.parts.items():
         if not runs:
-            found.append(f"{name} does not run: see journalctl -u tproxy-egress-{name}")
+            found.append(f"{name} does not run: see journalctl -u 'tproxy-egress-{name}*'")
     if all(state.parts.values()):
         found += [f"nobody listens on {each}: tproxy egress reload" for each in state.silent]
     if not state.fingerprint:

@@ -15,14 +15,16 @@ from pathlib import Path
 
 from tproxy.egress.layout import Layout
 from tproxy.egress.policy.reader import load
-from tproxy.egress.service import guard, ports
+from tproxy.egress.service import guard, ports, squids
+from tproxy.egress.service.systemctl import systemctl, tried
 from tproxy.egress.squid.authority import peer_certificates
 from tproxy.egress.store.durable import replace
 from tproxy.errors import ProcessError, TproxyError
 
 UNITS = Path("/etc/systemd/system")
-SERVICES = ("tproxy-egress-squid.service", "tproxy-egress-mirror.service", "tproxy-egress-front.service")
+SERVICES = (squids.MANAGER, "tproxy-egress-mirror.service", "tproxy-egress-front.service")
 OTHERS = ("tproxy-egress.target", "tproxy-egress-reload.path", "tproxy-egress-reload.service")
+STARTED_BY_OTHERS = ("tproxy-egress-squid@.service", squids.DRAINING)
 
 # Only where hypervisors elsewhere use this node, and on those hypervisors.
 HOSTS, LINK = "tproxy-egress-hosts.service", "tproxy-egress-link.service"
@@ -59,10 +61,10 @@ def up() -> list[str]:
         raise ProcessError("; ".join(taken))
     layout.log.mkdir(parents=True, exist_ok=True)
     peer_certificates(layout.peer)  # the mirror, which starts first, shows one to squid
-    for name in (*services, *OTHERS):
+    for name in (*services, *OTHERS, *STARTED_BY_OTHERS):
         (UNITS / name).write_text(unit(name))
-    _systemctl("daemon-reload")
-    _systemctl("enable", "--now", "tproxy-egress.target", "tproxy-egress-reload.path", *services)
+    systemctl("daemon-reload")
+    systemctl("enable", "--now", "tproxy-egress.target", "tproxy-egress-reload.path", *services)
     return [f"running, by the policy {layout.policy}", "fingerprint of the authority: tproxy egress ca"]
 
 
@@ -74,9 +76,9 @@ def join(file: Path) -> list[str]:
     layout.etc.mkdir(parents=True, exist_ok=True)
     replace(layout.link, file.read_bytes(), 0o600)
     (UNITS / LINK).write_text(unit(LINK))
-    _systemctl("daemon-reload")
-    _systemctl("enable", LINK)
-    _systemctl("restart", LINK)
+    systemctl("daemon-reload")
+    systemctl("enable", LINK)
+    systemctl("restart", LINK)
     return [f"linked, by {layout.link}; remove {file}, which holds the key"]
 
 
@@ -86,10 +88,11 @@ def down(*, purge: bool) -> list[str]:
     ours = ("tproxy-egress.target", *SERVICES, HOSTS, LINK, *OTHERS[1:])
     names = [name for name in ours if (UNITS / name).exists()]
     if names:
-        _systemctl("disable", "--now", *names)
-        for name in names:
-            (UNITS / name).unlink()
-        _systemctl("daemon-reload")
+        systemctl("disable", "--now", *names)
+        tried("stop", *squids.INSTANCES, squids.DRAINING)
+        for name in (*names, *STARTED_BY_OTHERS):
+            (UNITS / name).unlink(missing_ok=True)
+        systemctl("daemon-reload")
     for table in (guard.TABLE, guard.LINK_TABLE):
         guard.remove(table)
     layout = Layout()
@@ -114,7 +117,7 @@ def require_systemd() -> None:
 
 
 def _active() -> bool:
-    return _run("systemctl", "is-active", "--quiet", SERVICES[0]).returncode == 0
+    return tried("is-active", "--quiet", SERVICES[0]).returncode == 0
 
 
 def _install_packages(needed: Mapping[str, str]) -> None:
@@ -124,20 +127,9 @@ def _install_packages(needed: Mapping[str, str]) -> None:
     # Debian would start a squid of its own, on the port that ours needs, and a HAProxy that does nothing.
     for package, service in (("squid-openssl", "squid.service"), ("haproxy", "haproxy.service")):
         if package in missing:
-            _systemctl("mask", service)
+            systemctl("mask", service)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for words in (("update",), ("install", "-y", "--no-install-recommends", *missing)):
         done = subprocess.run(["apt-get", "-q", *words], check=False, env=environment)
         if done.returncode:
             raise TproxyError(f"apt-get {words[0]} failed: install {', '.join(missing)} by hand")
-
-
-def _systemctl(*words: str) -> None:
-    done = _run("systemctl", *words)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no reason given"]
-        raise ProcessError(f"systemctl {words[0]} failed: {lines[0]}")
-
-
-def _run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False)

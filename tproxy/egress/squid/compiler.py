@@ -1,7 +1,7 @@
 """Compiles the policy into squid's configuration. Pure: text in, text out.
 
-Rules are not compiled: the helper reads them by itself. What is here changes rarely: ports, the mode, which
-inner addresses are allowed, rates, and an authority for upstreams. Sources: squid.conf of squid 5,
+Rules, limits and the mode are not compiled: the helper reads them by itself. What is here changes rarely:
+ports, which inner addresses are allowed, and an authority for upstreams. Sources: squid.conf of squid 5,
 /usr/share/doc/squid-common/squid.conf.documented.gz.
 """
 
@@ -13,18 +13,32 @@ from dataclasses import dataclass, field
 from ipaddress import IPv6Network
 from pathlib import Path
 
-from tproxy.egress.layout import CALLER_HEADERS, Layout
+from tproxy.egress.layout import CALLER_HEADERS, SQUID_USER, Layout
 from tproxy.egress.policy.addresses import INNER
 from tproxy.egress.policy.rules import Policy
-from tproxy.egress.squid import helper
+from tproxy.egress.squid import helper, rates
 from tproxy.egress.squid.authority import MIRROR_NAME, Authority
 
 # The names of notes by which the helper says who called, for logs and the mirror.
 _CALLER_NOTES = (*CALLER_HEADERS.values(),)
 _MAPPED = IPv6Network("::ffff:0:0/96")
+_REFUSED = {f"is_{note}": note for note in (helper.BUSY, helper.UNRECORDED)}
 
 PAGE = "ERR_TPROXY_DENIED"
+
+# What squid denies without asking the helper, and what the client is told.
+PAGES = {
+    "inner": "the address of this host is one of this site, and the policy does not name it",
+    "allowed_methods": "only GET and HEAD are allowed",
+}
 CERTIFICATE_HELPER = "/usr/lib/squid/security_file_certgen"
+
+
+# Two squids may run beside each other: a new one, and one that ends its downloads (service.handover).
+SLOTS = ("a", "b")
+
+# Seconds for which a squid goes on with what is under way when another one has taken its place.
+DRAIN = 3600
 
 
 @dataclass(frozen=True)
@@ -33,10 +47,12 @@ class Surroundings:
 
     layout: Layout
     mirror: bool = True  # whether requests for official sites go to the mirror
-    user: str = "proxy"  # Debian's user for squid
+    user: str = SQUID_USER
     hosts_file: str = "/etc/hosts"
     nameservers: tuple[str, ...] = ()  # none: those of /etc/resolv.conf
-    cache_megabytes: int = 2000
+    cache_megabytes: int = 1000  # of each slot
+    slot: str = SLOTS[0]
+    own: frozenset[str] = frozenset()  # the node's own addresses, to which squid makes no connection
     python: str = field(default=sys.executable)
 
 
@@ -53,6 +69,15 @@ def certificates(node: Surroundings) -> Path:
     """
     serial = Authority(node.layout.authority).load().serial_number
     return node.layout.state / "squid" / f"certificates-{serial:x}"
+
+
+def cache(node: Surroundings) -> Path:
+    """Return the directory of squid's own cache."""
+    return node.layout.state / "squid" / f"cache-{node.slot}"
+
+
+def pid_file(node: Surroundings) -> Path:
+    return node.layout.run / f"squid-{node.slot}.pid"
 
 
 def errors(node: Surroundings) -> Path:
@@ -89,7 +114,8 @@ def _helpers(policy: Policy, node: Surroundings) -> Iterator[str]:
         "external_acl_type judge concurrency=200 children-max=1 children-startup=1 queue-size=2000 "
         f"ttl=0 negative_ttl=0 grace=0 cache=0 {helper.FORMAT} "
         # By "env": squid tells a program only the end of its path, and Python would not find its modules.
-        f"/usr/bin/env {node.python} -m tproxy.egress.squid.helper {node.layout.policy}"
+        f"/usr/bin/env {node.python} -m tproxy.egress.squid.helper {node.layout.policy} "
+        f"{node.layout.access_log} {node.layout.ledger_socket if node.mirror else '-'} {node.slot}"
     )
     for word in (helper.BY_HEADER, helper.BY_CLIENTS, helper.SPLICING):
         yield f"acl judged_{word} external judge {word}"
@@ -99,21 +125,30 @@ def _access(policy: Policy, node: Surroundings) -> Iterator[str]:
     yield f"acl from_clients myportname {helper.BY_CLIENTS}"
     yield "acl allowed_methods method GET HEAD CONNECT"
     yield "acl to_mirror note to mirror"
-    yield "acl inner dst " + " ".join(_inner())
+    yield "acl inner dst " + " ".join((*_inner(), *sorted(node.own)))
     for network in policy.inner:
         yield f"acl named_inner dst {network}"
     yield "http_access deny manager"
     yield "http_access deny !allowed_methods"
-    yield f"http_access deny from_clients !judged_{helper.BY_CLIENTS}"
-    yield f"http_access deny !from_clients !judged_{helper.BY_HEADER}"
+    # What is refused for now only gets another status than what is denied. The helper says ERR to all of it.
+    yield f"acl refused note refused {helper.BUSY} {helper.UNRECORDED}"
+    for name, note in _REFUSED.items():
+        yield f"acl {name} note refused {note}"
+    yield f"http_access deny from_clients !judged_{helper.BY_CLIENTS} !refused"
+    yield f"http_access deny !from_clients !judged_{helper.BY_HEADER} !refused"
+    for name in _REFUSED:
+        yield f"http_access deny {name}"
     if node.mirror:
         yield "http_access allow to_mirror"
     # After name resolution. An ACL with an address matches when any address of the host does.
     yield f"http_access deny {'!named_inner ' if policy.inner else ''}inner"
     yield "http_access allow all"
     yield f"error_directory {errors(node)}"
-    for name in ("judged_header", "judged_clients", "inner", "allowed_methods"):
-        yield f"deny_info {PAGE} {name}"
+    yield f"deny_info {PAGE} refused"
+    for name in PAGES:
+        yield f"deny_info {PAGE}_{name.upper()} {name}"
+    yield f"deny_info 429:{PAGE} is_{helper.BUSY}"  # RFC 6585, 4
+    yield f"deny_info 503:{PAGE} is_{helper.UNRECORDED}"
     yield "host_verify_strict on"
     yield "relaxed_header_parser off"
     yield "request_header_max_size 32 KB"
@@ -164,9 +199,6 @@ def _routes(policy: Policy, node: Surroundings) -> Iterator[str]:
         yield "never_direct allow to_mirror"
         for name, note in CALLER_HEADERS.items():
             yield f'request_header_add {name} "%#{{{note}}}note" to_mirror'
-    if policy.mode == "sealed":
-        yield "never_direct allow all"
-        yield "offline_mode on"
     yield "via off"
     yield "forwarded_for delete"
     yield f"hosts_file {node.hosts_file}"
@@ -177,25 +209,22 @@ def _routes(policy: Policy, node: Surroundings) -> Iterator[str]:
 
 
 def _limits(policy: Policy, node: Surroundings) -> Iterator[str]:
-    """Yield a delay pool for each rate of the policy. In class 5 each guest has a bucket, by its tag."""
-    found = {
-        each.bytes_per_second for each in (policy.limits, *(rule.limits for rule in policy.rules)) if each
-    }
-    rates = sorted(found - {0})
-    if not rates:
-        return
-    yield f"delay_pools {len(rates)}"
-    for number, rate in enumerate(rates, 1):
+    """Yield a delay pool for each step of rates. In class 5 each guest has a bucket, by its tag."""
+    yield f"delay_pools {len(rates.STEPS)}"
+    for number, rate in enumerate(rates.STEPS, 1):
         yield f"acl rate{rate} note rate {rate}"
         yield f"delay_class {number} 5"
         yield f"delay_access {number} allow rate{rate}"
         yield f"delay_access {number} deny all"
         yield f"delay_parameters {number} {rate}/{rate}"
     yield "delay_initial_bucket_level 100"
+    # Pools count what squid fetches. So a guest with a rate gets nothing from what squid has.
+    yield "acl with_rate note rate"
+    yield "send_hit deny with_rate"
 
 
 def _cache(policy: Policy, node: Surroundings) -> Iterator[str]:
-    yield f"cache_dir ufs {node.layout.state / 'squid' / 'cache'} {node.cache_megabytes} 16 64"
+    yield f"cache_dir ufs {cache(node)} {node.cache_megabytes} 16 64"
     yield "cache_mem 16 MB"
     yield "maximum_object_size 4 GB"
     yield "maximum_object_size_in_memory 64 KB"
@@ -208,6 +237,7 @@ def _cache(policy: Policy, node: Surroundings) -> Iterator[str]:
 def _log(policy: Policy, node: Surroundings) -> Iterator[str]:
     # Text of guests is percent-encoded, so that every line is JSON whatever they send.
     fields = {
+        "id": f"{node.slot}-%master_xaction",  # the first one: squid.progress looks for it
         "time": "%ts.%03tu",
         **{name: f"%#{{{name}}}note" for name in _CALLER_NOTES},
         "method": "%#rm",
@@ -220,6 +250,7 @@ def _log(policy: Policy, node: Surroundings) -> Iterator[str]:
         "way": "%Sh",
         "upstream": "%<a",
         "rule": "%#{rule}note",
+        "recorded": "%#{recorded}note",
     }
     text = ",".join(f'"{name}":"{code}"' for name, code in fields.items())
     yield f"logformat tproxy {{{text}}}"
@@ -232,11 +263,11 @@ def _log(policy: Policy, node: Surroundings) -> Iterator[str]:
 
 def _process(policy: Policy, node: Surroundings) -> Iterator[str]:
     yield f"cache_effective_user {node.user}"
-    yield f"pid_filename {node.layout.run / 'squid.pid'}"
+    yield f"pid_filename {pid_file(node)}"
     yield f"coredump_dir {node.layout.state / 'squid'}"
     yield "visible_hostname tproxy-egress"
     yield "httpd_suppress_version_string on"
     yield "cache_mgr root"
     yield "pinger_enable off"
-    yield "shutdown_lifetime 3 seconds"
+    yield f"shutdown_lifetime {DRAIN} seconds"
     yield "max_filedescriptors 16384"

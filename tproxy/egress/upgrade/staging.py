@@ -73,9 +73,8 @@ def _imported(store: Store, serial: int) -> Manifest:
     try:
         content, signature = (folder / MANIFEST).read_bytes(), (folder / SIGNATURE).read_text()
     except FileNotFoundError as error:
-        raise BundleError(
-            f"bundle {serial} was not imported here; here are {store.serials() or 'none'}"
-        ) from error
+        known = ", ".join(map(str, store.serials()))
+        raise BundleError(f"bundle {serial} was not imported here; here are {known or 'none'}") from error
     if trusted is None:
         raise BundleError("no key is trusted yet")
     try:
@@ -105,8 +104,11 @@ def _copy(store: Store, record: Record, folder: Path) -> None:
 def _write(content: Iterable[bytes | memoryview], record: Record, folder: Path) -> None:
     """Write a file, and look at what was written."""
     path = folder / record.file
-    with path.open("wb") as file:
-        file.writelines(content)
+    try:
+        with path.open("wb") as file:
+            file.writelines(content)
+    except OSError as error:
+        raise BundleError(f"cannot write {path}: {error.strerror}") from error
     with path.open("rb") as file:
         if hash_of(file)[0] != record.sha256:
             raise BundleError(f"{record.file} of the bundle is damaged")

@@ -1,4 +1,4 @@
-"""Certificates by DNS-01: lego's own providers for PowerDNS and RFC 2136, with our settings. Pure.
+"""Certificates by DNS-01: lego's own providers for PowerDNS and RFC 2136, with our settings.
 
 https://go-acme.github.io/lego/dns/pdns/ and https://go-acme.github.io/lego/dns/rfc2136/
 """
@@ -27,8 +27,19 @@ def zone_for(name: str, verdict: Verdict) -> Zone:
     raise TproxyError(f"{name} is not proved, so it gets no certificate")
 
 
-def environment(server: Server, key: str = "") -> dict[str, str]:
-    """Return lego's settings. ``key`` is the text of the key file, where lego cannot read the file itself."""
+def by_dns(zone: Zone) -> tuple[list[str], dict[str, str]]:
+    """Return lego's options and its settings for names of a zone. Raises ServerError."""
+    from tproxy.inward.names.servers import key
+
+    assert zone.server is not None
+    options = ["--dns", "pdns" if zone.server.kind == POWERDNS else "rfc2136"]
+    if zone.resolver:
+        address = f"[{zone.resolver}]" if ":" in zone.resolver else zone.resolver
+        options += ["--dns.resolvers", f"{address}:53"]
+    return options, _environment(zone.server, key(zone.server))
+
+
+def _environment(server: Server, key: str) -> dict[str, str]:
     if server.kind == POWERDNS:
         return {"PDNS_API_URL": server.at, "PDNS_API_KEY_FILE": server.key_file, "PDNS_TTL": "10"}
     return {"RFC2136_NAMESERVER": server.at, "RFC2136_TTL": "10", **_tsig(key)}
@@ -45,18 +56,10 @@ def _tsig(key: str) -> dict[str, str]:
     }
 
 
-def provider(server: Server) -> str:
-    """Return the name of lego's provider."""
-    return "pdns" if server.kind == POWERDNS else "rfc2136"
-
-
 def lines(name: str, zone: Zone) -> Iterable[str]:
-    """Return the settings and the command."""
-    from tproxy.inward.names.servers import key
-
-    server = zone.server
-    assert server is not None
-    for variable, value in environment(server, key(server)).items():
+    """Return the settings and the command. Raises ServerError."""
+    options, environment = by_dns(zone)
+    for variable, value in environment.items():
         yield f"export {variable}={shlex.quote(value)}"
-    options = ["--dns", provider(server), "--domains", name, "--path", "/var/lib/tproxy-lego"]
+    options += ["--domains", name, "--path", "/var/lib/tproxy-lego"]
     yield f"lego --accept-tos --email you@example.com {shlex.join(options)} run"

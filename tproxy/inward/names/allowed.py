@@ -1,14 +1,17 @@
-"""What the gateway may serve: routes whose names are granted, where the file has ``tproxy_zones``."""
+"""What the gateway may serve: routes whose names are granted (``claims``)."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
+from tproxy.config.file import text_of
 from tproxy.config.keys import ELSEWHERE
 from tproxy.config.routes import RouteEntry
 from tproxy.config.services import Config, Problem
 from tproxy.errors import ConfigError
+from tproxy.inward.names.model import Zone
 
 
 class Allowed(NamedTuple):
@@ -17,22 +20,27 @@ class Allowed(NamedTuple):
     routes: tuple[RouteEntry, ...]
     problems: list[Problem]
     domains: tuple[str, ...]
+    zones: Mapping[str, Zone]  # by granted name
+
+    def by_dns(self, name: str) -> tuple[list[str], dict[str, str]] | None:
+        """Return options and settings by which lego proves a name; None for one in no zone with a server.
+
+        Raises ServerError.
+        """
+        from tproxy.inward.names import acme
+
+        zone = self.zones.get(name)
+        return acme.by_dns(zone) if zone is not None and zone.server is not None else None
 
 
 def allowed(config: Config) -> Allowed:
     """Judge the routes of a configuration. Raises ConfigError and LedgerError: then nothing is known."""
-    from tproxy.config.file import text_of
-
-    text = text_of(config.path)
-    if ELSEWHERE[0] not in text:
-        return Allowed(config.routes, [], ())
     from tproxy.inward.names import claims, ledger, reader
 
-    zones, faults = reader.parse(text)
+    text = text_of(config.path)
+    zones, faults = reader.parse(text) if ELSEWHERE[0] in text else ((), [])
     if faults:
         raise ConfigError(faults[0].at(config.path))
-    if not zones:
-        return Allowed(config.routes, [], ())
     verdict = claims.judge(zones, config.routes, ledger.load(ledger.directory()), time.time())
     problems = [
         Problem(each.line, f"tproxy_routes: {each.id}: {verdict.refused[each.id]}: entry skipped")
@@ -40,4 +48,20 @@ def allowed(config: Config) -> Allowed:
         if each.id in verdict.refused
     ]
     routes = tuple(each for each in config.routes if each.id not in verdict.refused)
-    return Allowed(routes, problems, tuple(each.domain for each in verdict.zones))
+    granted = {name: zone for name, zone in verdict.granted.values() if zone is not None}
+    return Allowed(routes, problems, tuple(each.domain for each in verdict.zones), granted)
+
+
+def conflicts(config: Config) -> list[Problem]:
+    """Return what is wrong with zones, and with routes whose names another owner has, whoever proves what.
+
+    Raises ConfigError.
+    """
+    from tproxy.inward.names import claims, reader
+
+    text = text_of(config.path)
+    zones, faults = reader.parse(text) if ELSEWHERE[0] in text else ((), [])
+    verdict = claims.judge(zones, config.routes, claims.assumed(zones), time.time())
+    lines = {each.id: each.line for each in config.routes}
+    refused = verdict.refused if not faults else {}
+    return [*faults, *(Problem(lines[id_], f"tproxy_routes: {id_}: {why}") for id_, why in refused.items())]

@@ -77,6 +77,12 @@ def next_look(claim: Claim) -> float:
     return claim.looked + pause if claim.looked else 0
 
 
+def assumed(zones: Sequence[Zone]) -> Ledger:
+    """Return the ledger in which all owners have proved their zones, in the order of the file."""
+    owned = [each for each in zones if each.owner]
+    return Ledger({(each.domain, each.owner): Claim(number) for number, each in enumerate(owned, 1)})
+
+
 def judge(zones: Sequence[Zone], routes: Iterable[RouteEntry], ledger: Ledger, now: float) -> Verdict:
     """Return who has what."""
     active, waiting = _zones(zones, ledger, now)
@@ -111,8 +117,15 @@ def judge(zones: Sequence[Zone], routes: Iterable[RouteEntry], ledger: Ledger, n
         granted[route.id] = (name, zone)
         if route.owner:
             names.add(name, route.owner)
-            holders[name] = Holder(route.owner, held.since if held else int(now), int(now))
+            holders[name] = _held(held, route.owner, int(now))
     return Verdict(granted, refused, active, waiting, holders)
+
+
+def _held(before: Holder | None, owner: str, now: int) -> Holder:
+    if before is None:
+        return Holder(owner, now, now)
+    # Now and then is enough, and spares the disk.
+    return before._replace(last=now) if now > before.last + NAME_KEPT / 24 else before
 
 
 def _zones(
@@ -158,6 +171,8 @@ def _zone_for(
 ) -> tuple[Zone | None, str]:
     """Return the zone of a name for this owner, and why it cannot have it; "" if it can."""
     around = [each for each in zones if within(name, each.domain)]
+    if not zones:
+        return None, ""  # nobody proves anything: the operator's file says who has what
     if not around:
         return None, f"{name} is in no zone of tproxy_zones, so nobody has proved it" if owner else ""
     counting = [each for each in around if each in active]

@@ -7,8 +7,9 @@ byte, or the process that holds tunnels asks the node. It needs neither daemon n
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 from tproxy import proxy_protocol
@@ -23,9 +24,13 @@ from tproxy.proxy_protocol import OF_PROBE, UNIQUE_ID
 # or moved keeps its name.
 LASTING = 10.0
 
-# Seconds that a guest may take, beside its time to accept; more dials at once would be a load of their own.
+# Seconds that a guest may take, beside its time to accept; and that a look waits for what is new.
 PATIENCE = 5.0
-AT_ONCE = 8
+FIRST_LOOK = 10.0
+
+# Seconds between two tries of a route, and how many are tried at once.
+EVERY = 4.0
+AT_ONCE = 32
 
 # What a worker says of a guest that is in order.
 _WELL = {"connected", "limited"}  # a guest whose limit is reached serves others
@@ -76,14 +81,35 @@ def tried(route: RouteEntry) -> Tried:
     return Tried(route.id, ids, to, route.connect_timeout)
 
 
-def look(routes: Iterable[Tried]) -> dict[str, str]:
-    """Return why each route is unhealthy, "" for a healthy one, by id."""
-    listed = [*routes]
-    admin = Runtime(str(files.directory() / ADMIN))
-    if listed and not admin.answers:
-        return {each.id: "HAProxy does not run: tproxy gateway up" for each in listed}
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return dict(zip((each.id for each in listed), pool.map(_of_route, listed), strict=True))
+class Looking:
+    """Tries routes in threads, each one every few seconds, so that one that hangs holds up no other."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(AT_ONCE, "health")
+        self._flying: dict[Tried, Future[str]] = {}
+        self._found: dict[Tried, tuple[str, float]] = {}  # what came of it, and when to try again
+
+    def look(self, routes: Iterable[Tried]) -> dict[str, str]:
+        """Return why each route is unhealthy, "" for a healthy one, by id: as far as that is known now.
+
+        Waits only for routes that are new, and not long.
+        """
+        listed = [*routes]
+        admin = Runtime(str(files.directory() / ADMIN))
+        if listed and not admin.answers:
+            return {each.id: "HAProxy does not run: tproxy gateway up" for each in listed}
+        now = time.monotonic()
+        for each in listed:
+            if each not in self._flying and self._found.get(each, ("", now))[1] <= now:
+                self._flying[each] = self._pool.submit(_of_route, each)
+        new = [self._flying[each] for each in listed if each not in self._found]
+        wait(new, FIRST_LOOK)
+        now = time.monotonic()
+        for each in [each for each, future in self._flying.items() if future.done()]:
+            self._found[each] = self._flying.pop(each).result(), now + EVERY
+        self._found = {each: self._found[each] for each in listed if each in self._found}
+        unknown = f"no answer within {FIRST_LOOK:.0f} s", 0.0
+        return {each.id: self._found.get(each, unknown)[0] for each in listed}
 
 
 def _of_route(route: Tried) -> str:

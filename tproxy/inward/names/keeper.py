@@ -7,7 +7,7 @@ fault of the file ends the pass, and a server that is down is tried again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -20,11 +20,13 @@ from tproxy.inward.names.claims import Claim, Ledger, Verdict, after_look, judge
 from tproxy.inward.names.health import Seen
 from tproxy.inward.names.markers import heartbeats
 from tproxy.inward.names.model import Record, Records, Server, Zone
-from tproxy.inward.names.plan import Plan
 from tproxy.inward.names.servers import Changed, ServerError, ZoneMissing
 
 # Times that a zone is read again because another gateway was quicker.
 ATTEMPTS = 5
+
+# Seconds after which a zone is read again, to find what others changed.
+READ_AGAIN = 60.0
 
 # Looks for proofs in one pass, so that a resolver that is silent holds nothing up for long.
 MOST_LOOKS, LOOKS_AT_ONCE = 32, 16
@@ -98,18 +100,25 @@ class Keeper:
         self._folder = folder
         self._gateway = gateway
         self._say = say
+        self._looking = health.Looking()
         self._health: dict[str, Seen] = {}
         self._heard: dict[tuple[Server, str], tuple[str, float]] = {}
+        self._kept: dict[Zone, tuple[dict[str, bool], set[str], float]] = {}  # for what, and when
+        self._silent: set[str] = set()
         self._said: dict[str, str] = {}
+
+    def prove(self) -> None:
+        """Look for the proofs that are due. Raises ConfigError, LedgerError."""
+        prove(self._path, self._folder)
 
     def once(self, *, write: bool = True) -> bool:
         """Make one pass; return whether all of it worked. Raises ConfigError, LedgerError.
 
         Without ``write``, only says what it would do.
         """
-        if write:
-            prove(self._path, self._folder)
         known = state(self._path, self._folder, time.time())
+        if self._gateway and not any(each.gateway(self._gateway) for each in known.zones):
+            self.tell("gateway", f"{self._gateway} is no gateway of tproxy_zones: only others are withdrawn")
         for key, reason in known.verdict.waiting.items():
             self.tell(f"zone {key}", reason)
         for id_, reason in known.verdict.refused.items():
@@ -118,12 +127,15 @@ class Keeper:
             for line in front.change_routes(known.config):
                 self._say(f"HAProxy: {line}")
         healthy = self._look(known)
-        found, worked = self._read(known, write=write)
+        wanted = {each: self._wanted(known, each, healthy) for each in known.zones}
+        due = [each for each in known.zones if not write or self._is_due(known, each, wanted[each])]
+        found, worked = self._read(known, due, write=write)
         dead = self._dead(found)
         for zone, records in found.items():
             tag = f"server {zone.domain}"
             try:
-                self._keep(known, zone, records, healthy, dead[zone], write=write)
+                self._keep(known, zone, records, wanted[zone], dead[zone], write=write)
+                self._kept[zone] = wanted[zone], {*self._silent}, time.monotonic()
                 self.tell(tag, "")
             except ServerError as error:
                 worked = False
@@ -144,7 +156,7 @@ class Keeper:
         for id_, (_, zone) in known.verdict.granted.items():
             if zone is not None and zone.gateway(self._gateway) is not None:
                 asked.append(health.tried(routes[id_]))
-        found = health.look(asked)
+        found = self._looking.look(asked)
         self._health = health.settled(self._health, found, time.monotonic())
         for id_, seen in self._health.items():
             name = known.verdict.granted[id_][0]
@@ -153,12 +165,24 @@ class Keeper:
             )
         return {id_: each.healthy for id_, each in self._health.items()}
 
-    def _read(self, known: State, *, write: bool) -> tuple[dict[Zone, Records], bool]:
-        """Return the records of each zone that can be read, and whether all could be."""
+    def _wanted(self, known: State, zone: Zone, healthy: Mapping[str, bool]) -> dict[str, bool]:
+        """Return the names of a zone that lead to this gateway, and whether each is healthy."""
+        wanted = wishes.of_routes(known.verdict, zone, healthy)
+        return wanted | wishes.of_nameservers(zone, known.zones, self._gateway, known.tokens)
+
+    def _is_due(self, known: State, zone: Zone, wanted: dict[str, bool]) -> bool:
+        """Whether a zone is to be read: where gateways show that they live, always; others now and then."""
+        if len(zone.gateways) > 1 and wishes.beats(zone, known.verdict.zones, self._gateway):
+            return True
+        before, silent, at = self._kept.get(zone, ({}, set(), -READ_AGAIN))
+        return before != wanted or silent != self._silent or time.monotonic() >= at + READ_AGAIN
+
+    def _read(self, known: State, zones: Iterable[Zone], *, write: bool) -> tuple[dict[Zone, Records], bool]:
+        """Return the records of each of these zones that can be read, and whether all could be."""
         found: dict[Zone, Records] = {}
         worked = True
         served = {each.domain for each in known.verdict.zones}
-        for zone in known.zones:
+        for zone in zones:
             counts = zone in known.verdict.zones
             # A zone that does not count any more has names to withdraw.
             if zone.server is None or (not counts and zone.domain in served):
@@ -202,13 +226,14 @@ class Keeper:
             others = [each.name for each in zone.gateways if each.name != self._gateway]
             for other in others if zone.lease and len(zone.gateways) > 1 else ():
                 _, since = self._heard.setdefault((zone.server, other), ("", now))
-                silent = now >= since + zone.lease
-                if silent:
+                if now >= since + zone.lease:
                     dead[zone].add(other)
-                self.tell(
-                    f"gateway {other}",
-                    f"gateway {other} has been silent for {zone.lease} s" if silent else "",
-                )
+        silent = {each for some in dead.values() for each in some}
+        for each in silent - self._silent:
+            self._say(f"gateway {each} has been silent for its lease: others withdraw it")
+        for each in self._silent - silent:
+            self._say(f"gateway {each} lives again")
+        self._silent = silent
         return dead
 
     def _keep(
@@ -216,7 +241,7 @@ class Keeper:
         known: State,
         zone: Zone,
         records: Records,
-        healthy: Mapping[str, bool],
+        wanted: Mapping[str, bool],
         dead: set[str],
         *,
         write: bool,
@@ -224,8 +249,9 @@ class Keeper:
         """Write what a zone lacks. Raises ServerError."""
         assert zone.server is not None
         client = servers.client(zone.server)
+        beating = wishes.beats(zone, known.verdict.zones, self._gateway)
         for attempt in range(ATTEMPTS):
-            made = self._plan(known, zone, records, healthy, dead)
+            made = plan.plan(zone, records, self._gateway, wanted, dead, time.time(), beating=beating)
             for each in made.notes:
                 self.tell(f"note {each.partition(':')[0]}", each)
             if write and made.changes:
@@ -241,19 +267,6 @@ class Keeper:
             if record.type != "TXT":
                 self._say(_shown(record))
         self._sign(zone, client, write=write)
-
-    def _plan(
-        self,
-        known: State,
-        zone: Zone,
-        records: Records,
-        healthy: Mapping[str, bool],
-        dead: set[str],
-    ) -> Plan:
-        wanted = wishes.of_routes(known.verdict, zone, healthy)
-        wanted |= wishes.of_nameservers(zone, known.zones, self._gateway, known.tokens)
-        beating = wishes.beats(zone, known.verdict.zones, self._gateway)
-        return plan.plan(zone, records, self._gateway, wanted, dead, time.time(), beating=beating)
 
     def _sign(self, zone: Zone, client: servers.Client, *, write: bool) -> None:
         """Have the zone signed or not, as the file says. Raises ServerError."""

@@ -40,7 +40,11 @@ def put(root: Path, host: str, path: str, body: bytes, **headers: str) -> None:
 
 
 def wheel(
-    name: str, version: str, requires: Sequence[str] = (), more: Mapping[str, bytes] | None = None
+    name: str,
+    version: str,
+    requires: Sequence[str] = (),
+    more: Mapping[str, bytes] | None = None,
+    tag: str = "py3-none-any",
 ) -> tuple[str, bytes, bytes]:
     """Return file name, content and METADATA of a wheel with one module. ``more`` are further files in it."""
     module = name.replace("-", "_")
@@ -50,7 +54,7 @@ def wheel(
     files = {
         f"{module}.py": f"VERSION = {version!r}\n".encode(),
         f"{info}/METADATA": metadata.encode(),
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: lab\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: lab\nRoot-Is-Purelib: true\nTag: {tag}\n".encode(),
         **(more or {}),
     }
     record = ""
@@ -62,7 +66,7 @@ def wheel(
     with zipfile.ZipFile(buffer, "w") as archive:
         for path, content in files.items():
             archive.writestr(zipfile.ZipInfo(path), content)  # of 1980, so that it is the same each time
-    return f"{module}-{version}-py3-none-any.whl", buffer.getvalue(), metadata.encode()
+    return f"{module}-{version}-{tag}.whl", buffer.getvalue(), metadata.encode()
 
 
 def project(root: Path, name: str, *versions: str) -> None:

@@ -118,7 +118,9 @@ def _sites(host: Hypervisor, folder: Path) -> str:
 def _node(host: Hypervisor, folder: Path) -> None:
     """Start the egress, and return when all of it listens."""
     (folder / "etc").mkdir()
-    (folder / "etc/egress.yaml").write_text(f"upstream_ca: {folder}/sites-ca.pem\n{POLICY}")
+    # The sites are on the stand-in itself, so their address has to be named.
+    sites = f"upstream_ca: {folder}/sites-ca.pem\ninner: [{SITES}]\n"
+    (folder / "etc/egress.yaml").write_text(sites + POLICY)
     log = folder / "up.log"
     with log.open("w") as output:
         words = (sys.executable, "-m", "tproxy", "egress", "up", "--foreground", "--root", str(folder))

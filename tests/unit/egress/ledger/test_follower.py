@@ -9,7 +9,8 @@ from urllib.parse import quote
 
 import pytest
 
-from tproxy.egress.ledger.follower import MOST, Follower, events
+from tproxy.egress.ledger.follower import Follower, events
+from tproxy.egress.ledger.tail import MOST
 from tproxy.egress.policy.rules import Upstreams
 
 
@@ -56,7 +57,7 @@ def test_a_denial_names_what_was_asked_for() -> None:
     assert found["reason"] == "no rule allows it"
     (found,) = of(method="CONNECT", url="evil.example:443", status="403", cache="TCP_DENIED", rule="none")
     assert (found["kind"], found["name"]) == ("uri", "evil.example:443")
-    (found,) = of(url="https://host.example/x", status="403", rule="egress.yaml:9")
+    (found,) = of(url="https://host.example/x", status="403", way="HIER_NONE", rule="egress.yaml:9")
     assert found["reason"] == "denied by egress.yaml:9"
 
 

@@ -11,6 +11,7 @@ from tproxy.inward.names.claims import (
     Holder,
     Ledger,
     after_look,
+    assumed,
     judge,
     next_look,
 )
@@ -134,3 +135,15 @@ def test_looks_for_proofs() -> None:
 def test_an_expired_route_has_no_name() -> None:
     verdict = judge((APPS,), [route("a", "a.apps.example.com", expires=NOW)], Ledger(), NOW)
     assert not verdict.granted
+
+
+def test_without_zones_the_order_of_the_file_says_who_has_a_name() -> None:
+    said = refused(("www.example.org", "one"), ("*.example.org", "two"), ("a.example.org", "one"), zones=())
+    assert said == {"r1": "*.example.org overlaps www.example.org, which is one's"}
+
+
+def test_a_check_takes_all_owners_for_proved() -> None:
+    zones = (zone("example.org", "one"), zone("shop.example.org", "two"))
+    verdict = judge(zones, [route("a", "example.org", "one")], assumed(zones), NOW)
+    assert list(verdict.granted) == ["a"]
+    assert list(verdict.waiting) == [("shop.example.org", "two")]
