@@ -14,6 +14,7 @@ import pytest
 from tests.egress.memory import Group, memory_group
 from tests.egress.node import Node
 from tests.egress.up import TPROXY, up
+from tests.netns.waiting import eventually
 from tproxy.egress.bundle.creating import create
 from tproxy.egress.layout import Layout
 from tproxy.egress.signing import BUNDLE, KeyPair
@@ -141,6 +142,20 @@ def test_a_full_disk_refuses_what_is_new_and_serves_what_is_there(small: Small) 
     assert small.downloads([here]) == [200]
     small.run("rm", str(filler))
     assert small.downloads([here, new]) == [200, 200]
+
+
+def test_without_a_byte_on_the_disk_nothing_is_served_and_room_is_all_it_takes(small: Small) -> None:
+    (here,) = offer(small.node, "big", 1, 1 << 20)
+    assert small.downloads([here]) == [200]
+    filler = fill(small, 0)
+    small.run("dd", "if=/dev/zero", f"of={filler}.more", "bs=64k", check=False)  # root has some more
+    for _ in eventually():  # lines of the log fill the last block
+        if small.downloads([here] * 20) != [200] * 20:
+            break
+    small.run("rm", str(filler), f"{filler}.more")
+    for _ in eventually():
+        if small.downloads([here]) == [200]:
+            break
 
 
 def fill(small: Small, left: int) -> Path:

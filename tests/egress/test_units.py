@@ -23,6 +23,19 @@ def test_systemd_accepts_the_units(engines: None, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_no_unit_may_do_more_than_it_needs(engines: None, tmp_path: Path) -> None:
+    """docs/security.md says how systemd rates them: from 0, which may do nothing, to 10."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("needs systemd-analyze")
+    (tmp_path / "tproxy-egress-squid@a.service").write_text(systemd.unit("tproxy-egress-squid@.service"))
+    for name in (*systemd.SERVICES, systemd.HOSTS, systemd.LINK, "tproxy-egress-reload.service"):
+        (tmp_path / name).write_text(systemd.unit(name))
+    command = ("systemd-analyze", "security", "--offline=yes", "--threshold=36", "--no-pager")
+    for path in tmp_path.iterdir():
+        done = subprocess.run([*command, path], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_without_systemd_the_message_names_the_other_way(engines: None) -> None:
     if Path("/run/systemd/system").is_dir():
         pytest.skip("systemd runs here, and up would install the units")

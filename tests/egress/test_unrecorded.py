@@ -123,7 +123,12 @@ def test_with_a_full_ledger_nothing_is_served_and_denials_say_why_until_there_is
     try:
         urls = (A, "https://host.example/secret", "https://pypi.org/simple/evil/")
         # The last page of the ledger's file may have room for some entries, the short ones.
-        node.wait_for(lambda: all(node.curl(build, url)[0] == 503 for url in urls), "the ledger is full")
+
+        def is_full() -> bool:
+            tunnel = node.curl(build, "https://pinned.example/x", *own(node))
+            return tunnel[1] != "pinned\n" and all(node.curl(build, url)[0] == 503 for url in urls)
+
+        node.wait_for(is_full, "the ledger is full")
         asked = len(node.requests())
         for url in urls:
             status, page = node.curl(build, url)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -15,6 +17,7 @@ import pytest
 from tests.egress.node import PATIENCE, PROGRAMS, Node
 from tests.egress.official import publish
 from tests.egress.up import TPROXY, up
+from tests.netns.waiting import eventually
 from tproxy import proxy_protocol
 from tproxy.egress.policy import edit
 
@@ -144,19 +147,21 @@ def squids(node: Node) -> set[int]:
 
 
 def test_new_downloads_use_the_new_squid_at_once_and_the_old_one_ends_its_own(node: Node) -> None:
-    """While the squids change, a client fetches again and again: it waits, and is never refused."""
+    """While the squids change, somebody connects again and again: he waits, and is never refused."""
     node.site("host.example", "/releases/long", os.urandom(40_000_000))
     proxy = node.caller(network="build")
     (old,) = squids(node)
     slow = node.popen_curl(proxy, "https://host.example/releases/long", "--limit-rate", "4M")
     node.wait_for(lambda: any("long" in line for line in node.requests()), "a download")
+    knock = node.popen(
+        *(sys.executable, str(PROGRAMS / "knock.py"), "3128"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert knock.stdout is not None
+    assert knock.stdout.readline() == "ready\n"
     node.up.send_signal(signal.SIGHUP)
-
-    def changed() -> bool:
-        assert node.curl(proxy, A) == (200, "file a\n")
-        return int(node.layout.squid_pid.read_text()) != old
-
-    node.wait_for(changed, "a new squid")
+    node.wait_for(lambda: len(squids(node)) == 2, "a new squid")
+    node.wait_for(lambda: int(node.layout.squid_pid.read_text()) != old, "it takes connections")
+    assert knock.communicate()[0] == "0\n"
     assert psutil.pid_exists(old)  # with the download
     assert node.curl(proxy, A) == (200, "file a\n")
     output, _ = slow.communicate()
@@ -316,20 +321,37 @@ def test_a_taken_port_names_its_holder(engines: None) -> None:
         assert f"python3 (process {holder.pid})" in done.stderr
 
 
-def test_a_part_that_is_killed_ends_all_and_a_signal_ends_it_in_order(engines: None) -> None:
+def test_parts_that_are_killed_come_back_and_a_signal_ends_all_in_order(engines: None) -> None:
     with Node(POLICY, squid=False) as node:
-        for ending in ("squid", "signal"):
-            child = up(node)
-            if ending == "squid":
-                os.kill(int((node.layout.run / "squid.pid").read_text()), signal.SIGKILL)
-            else:
-                child.send_signal(signal.SIGTERM)
-            status = child.wait(PATIENCE * 2)
-            log = (node.root / "up.log").read_text()
-            assert (status, "squid has ended" in log) == ((1, True) if ending == "squid" else (0, False)), log
-            for port in (3128, 443, 3190, 8480):
-                node.wait_for(lambda port=port: not node.listens(port), f"port {port} is free")
-            (node.layout.run / "squid.pid").unlink(missing_ok=True)
+        child = up(node)
+        status = (*TPROXY, "status", "--root", str(node.root))
+        for _ in eventually():  # the mirror has signed the ledger's head
+            if node.run(*status, check=False).returncode == 0:
+                break
+        before = {each: pid_of(child.pid, each) for each in ("mirror", "squid", "front")}
+        for pid in before.values():
+            os.kill(pid, signal.SIGKILL)
+        for _ in eventually():
+            with suppress(LookupError):
+                now = {each: pid_of(child.pid, each) for each in before}
+                changed = all(now[each] != before[each] for each in before)
+                if changed and node.run(*status, check=False).returncode == 0:
+                    break
+        log = (node.root / "up.log").read_text()
+        assert "squid has ended with status -9, and is started again" in log
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(PATIENCE * 2) == 0
+        for port in (3128, 443, 3190, 8480):
+            node.wait_for(lambda port=port: not node.listens(port), f"port {port} is free")
+
+
+def pid_of(parent: int, part: str) -> int:
+    """Return the process id of a part; raise LookupError when it does not run."""
+    for child in psutil.Process(parent).children():
+        with suppress(psutil.Error):
+            if part in child.cmdline() or child.name() == part:
+                return child.pid
+    raise LookupError(part)
 
 
 def test_both_authorities_are_valid_during_a_rotation(engines: None) -> None:

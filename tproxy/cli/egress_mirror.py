@@ -37,7 +37,11 @@ def settings(layout: Layout, quota: int | None = None) -> Settings:
 
 _TARGET_OPTIONS = (
     click.option("--python", multiple=True, help="A version of Python, as 3.11."),
-    click.option("--platform", multiple=True, help="A wheel's platform, as manylinux2014_x86_64."),
+    click.option(
+        "--platform",
+        multiple=True,
+        help="A platform of wheels, as manylinux_2_36_x86_64, with all older ones.",
+    ),
     click.option("--suite", multiple=True, help="A Debian suite, as bookworm."),
     click.option("--arch", multiple=True, help="A Debian architecture, as amd64."),
     click.option("--image-platform", multiple=True, help="An image's platform, as linux/amd64."),

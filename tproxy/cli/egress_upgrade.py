@@ -42,7 +42,7 @@ def upgrade(
         raise TproxyError("give one of --from and --back")
     prefix = Path(sys.prefix)
     if source is None:
-        click.echo(f"back at {wheels.back(prefix)}")
+        click.echo(f"back at tproxy {wheels.back(prefix)}")
         click.echo(services.restart())
         return
     with staged(store_of(layout_of(root)), source, trust) as found:

@@ -14,6 +14,7 @@ import click
 
 from tproxy.cli.examples import example
 from tproxy.config.file import required
+from tproxy.config.services import place
 from tproxy.console import EXIT_FAILURE, require_root
 from tproxy.errors import TproxyError
 from tproxy.log import output
@@ -65,12 +66,13 @@ def check(name: str | None, config: str | None) -> None:
     if problems:
         sys.exit(EXIT_PROBLEMS)
     verdict = claims.judge(zones, routes, ledger.load(ledger.directory()), time.time())
-    lines = {each.id: each.line for each in routes}
-    for id_, reason in verdict.refused.items():
-        click.echo(f"{path}:{lines[id_]}: tproxy_routes: {id_}: {reason}")
+    for each_route in routes:
+        if reason := verdict.refused.get(each_route.id):
+            where = place(each_route.origin or path, each_route.line)
+            click.echo(f"{where}: tproxy_routes: {each_route.id}: {reason}")
     for (zone, owner), reason in verdict.waiting.items():
-        line = next(each.line for each in zones if (each.domain, each.owner) == (zone, owner))
-        click.echo(f"{path}:{line}: tproxy_zones: {reason}")
+        entry = next(each for each in zones if (each.domain, each.owner) == (zone, owner))
+        click.echo(f"{place(entry.origin or path, entry.line)}: tproxy_zones: {reason}")
     everything = {*(each.domain for each in zones), *(name for name, _ in verdict.granted.values())}
     for each_name in sorted(everything):
         if told := domain.homograph(each_name, everything):
@@ -188,11 +190,7 @@ def prove(zone: str | None, config: str | None) -> None:
 @_config
 def apply(dry_run: bool, gateway: str | None, config: str | None) -> None:
     """Write what the zones lack, once; the exit code is 1 where a server did not take it."""
-    keeper = _keeper(config, gateway)
-    if not dry_run:
-        keeper.prove()
-    if not keeper.once(write=not dry_run):
-        sys.exit(EXIT_FAILURE)
+    _pass(_keeper(config, gateway), write=not dry_run)
 
 
 @names.command(epilog=example("tproxy names run", "tproxy names run --gateway gw1"))
@@ -204,16 +202,21 @@ def apply(dry_run: bool, gateway: str | None, config: str | None) -> None:
     metavar="SECONDS",
     help="The time between two looks.",
 )
+@click.option("--once", is_flag=True, help="Make one pass and end, as `apply` does.")
 @_gateway
 @_config
-def run(every: float, gateway: str | None, config: str | None) -> None:
+def run(every: float, once: bool, gateway: str | None, config: str | None) -> None:
     """Keep the zones in step with the configuration, with what is healthy and with proofs, until ended.
 
     A fault of the file, and a server that is down, are said once; the records stay, and it tries again.
     """
     from tproxy.inward.names import service
 
-    service.run(_keeper(config, gateway), every)
+    keeper = _keeper(config, gateway)
+    if once:
+        _pass(keeper)
+    else:
+        service.run(keeper, every)
 
 
 @names.command(epilog=example("tproxy names acme www.apps.example.com"))
@@ -249,6 +252,13 @@ def down() -> None:
 
     for line in service.down():
         click.echo(line)
+
+
+def _pass(keeper: Keeper, *, write: bool = True) -> None:
+    if write:
+        keeper.prove()
+    if not keeper.once(write=write):
+        sys.exit(EXIT_FAILURE)
 
 
 def _keeper(config: str | None, gateway: str | None) -> Keeper:

@@ -92,6 +92,13 @@ def tunnel(context: click.Context, config: str, directory: Path, check: bool) ->
     show_default=True,
     help="Seconds that an operator's certificate is valid.",
 )
+@click.option(
+    "--places",
+    default="/var/lib/tproxy/fleet/places.json",
+    show_default=True,
+    metavar="FILE",
+    help="Where guests of routes with `node: '*'` are.",
+)
 @state_option
 def serve(
     config: str | None,
@@ -100,6 +107,7 @@ def serve(
     audit: Path,
     node_certificate: float,
     operator_certificate: float,
+    places: str,
     state: Path,
 ) -> None:
     """Be the gateway: accept nodes and operators, and lead streams of routes to nodes."""
@@ -116,6 +124,7 @@ def serve(
         port,
         node_certificate,
         operator_certificate,
+        places,
     )
     gateway.run(options, lambda: click.echo("ready"))
 

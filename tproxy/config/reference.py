@@ -71,6 +71,11 @@ The policy of a gateway for tunnels, see [tunnels.md](tunnels.md). An entry with
 is skipped with a warning.
 
 {tunnel}
+
+## Keys of an entry of `tproxy_zones`
+
+Zones of names in DNS, see [names.md](names.md#keys-of-an-entry-of-tproxy_zones). Hooks and relays do not
+read them.
 """
 
 

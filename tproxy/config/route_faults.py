@@ -36,6 +36,8 @@ def fault_of(entry: RouteEntry) -> str:
         return "network, node or addr is needed: where does it lead?"
     if entry.addr and entry.node:
         return "addr and node exclude each other"
+    if entry.node == "*":
+        return "node * is for guests, whose network is missing"
     for key in _OF_WORKERS:
         if getattr(entry, key) != RouteEntry._field_defaults[key]:
             return f"{key} is for routes to guests"

@@ -35,7 +35,7 @@ PASSTHROUGH, TERMINATE = "passthrough", "terminate"
 _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_\-]{0,61}[A-Za-z0-9_])?"
 _DOMAIN = rf"(?=.{{1,253}}$)(\*\.)?({_LABEL}\.)*{_LABEL}"
 _MAC = r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}"
-_NODE = r"[A-Za-z0-9]([A-Za-z0-9.\-]{0,62}[A-Za-z0-9])?"
+_NODE = r"\*|[A-Za-z0-9]([A-Za-z0-9.\-]{0,62}[A-Za-z0-9])?"
 
 
 class RouteEntry(NamedTuple):
@@ -99,9 +99,9 @@ class RouteEntry(NamedTuple):
     node: Annotated[
         str,
         Option(
-            Written(_NODE, "the name of a node"),
+            Written(_NODE, "the name of a node, or `*`"),
             "a node that has dialled the gateway, and offers the port. Beside `network`: the node that has "
-            "the guest",
+            "the guest; `*`: the one that has it now, as `tproxy fleet places` says",
             unset="none",
             nftables="no: the gateway has it",
         ),

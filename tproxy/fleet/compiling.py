@@ -147,12 +147,13 @@ def _covers(name: str, domain: str) -> bool:
 def _clashes(policy: Policy, hosts: dict[str, Wanted]) -> Iterable[str]:
     """Yield domains and ids that different groups of hosts give to different routes.
 
-    A gateway that leads to all hosts could not tell them apart.
+    A gateway that leads to all hosts could not tell them apart. Of different owners, who has proved a domain
+    has it.
     """
-    seen: dict[tuple[str, str], tuple[int, str]] = {}
+    seen: dict[tuple[str, str, str], tuple[int, str]] = {}
     for made in {id(each): each for each in hosts.values()}.values():
         for route in made.config.routes:
-            for key in (("id", route.id), ("domain", route.domain.lower())):
+            for key in (("id", route.id, ""), ("domain", route.domain.lower(), route.owner)):
                 if not key[1]:
                     continue
                 known = seen.setdefault(key, (route.line, route.origin))

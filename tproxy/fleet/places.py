@@ -14,6 +14,8 @@ from tproxy.fleet.presence import Guest
 from tproxy.fleet.receipts import Receipt
 from tproxy.model import Network
 
+ANY_NODE = "*"  # of a route: the node that has the guest
+
 # Seconds for which two hosts may both say that they have a guest, while it moves.
 MOVING = 30.0
 
@@ -94,7 +96,7 @@ def _place(
 ) -> Place | None:
     if not route.network:
         return None  # it leads to a node or an address
-    if route.node:
+    if route.node not in ("", ANY_NODE):
         return Place(route.node, 0.0)  # somebody has said it
     wanted = frozenset({route.network})
     if route.guest_mac:

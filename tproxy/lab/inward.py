@@ -1,7 +1,8 @@
 """The tour of the way in: a client outside reaches what guests of two networks serve, by name over HTTPS.
 
 Both guests have one address, and no route to the client. Then come a guest and an sshd of a site behind NAT
-(``inward_site``). All that the tour prints comes from real commands, and is compared with what it should be.
+(``inward_site``), and a policy for both hosts (``inward_fleet``). All that the tour prints comes from real
+commands, and is compared with what it should be.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from importlib.util import find_spec
 
 from tproxy.addresses import SERVICE_ADDRESS
 from tproxy.errors import ProcessError
-from tproxy.lab import inward_site, view
+from tproxy.lab import inward_fleet, inward_site, view
 from tproxy.lab.hypervisor import PATIENCE, Hypervisor
 from tproxy.lab.view import Run, Shown
 
@@ -55,8 +56,8 @@ def run_tour() -> int:
     if missing:
         packages = sorted({_PACKAGES[program] for program in missing})
         raise ProcessError(f"the tour needs {', '.join(missing)}: install {', '.join(packages)}")
-    if find_spec("asyncssh") is None:
-        raise ProcessError("the tour needs asyncssh: pip install 'one-tproxy[inward]'")
+    if not all(map(find_spec, ("asyncssh", "cryptography"))):
+        raise ProcessError("the tour needs more Python packages: pip install 'one-tproxy[inward,fleet]'")
     with Hypervisor() as host:
         well = _Tour(host).show()
     view.tour_verdict(well, "Clients reach guests by name, and no packet is routed.")
@@ -132,6 +133,9 @@ class _Tour:
         well &= self._run("route", "test", "green", code=1)
         with inward_site.site(self.host) as site:
             well &= self._show_site(site)
+            hosts = {"gateway": self.host, inward_site.NAME: site.host}
+            guests = {"blue": (self.host, "blue"), "at the site": (site.host, "guest")}
+            well &= inward_fleet.show(hosts, guests)
         well &= self._run("gateway", "usage")
         return well & self._run("gateway", "down", "--purge")
 

@@ -66,7 +66,8 @@ class Site:
     """The site. ``gateway`` is the host of the gateway, whose file has AT_GATEWAY."""
 
     def __init__(self, gateway: Hypervisor, nat: Hypervisor, site: Hypervisor) -> None:
-        self._gateway, self._site = gateway, site
+        self._gateway = gateway
+        self.host = site
         gateway.add_cable(nat, "net")
         gateway.ip(f"address add {GATEWAY}/24 dev net")
         nat.ip(f"address add {NAT}/24 dev net")
@@ -91,20 +92,20 @@ class Site:
         assert serving.stdout is not None
         if serving.stdout.readline() != "ready\n":
             raise ProcessError(f"no gateway: {self._gateway.path('/run/tunnels.log').read_text()}")
-        self._site.write("/run/tproxy.yaml", AT_SITE)
-        well = self._run(self._site, "hook", "up", "--bridge", "br0", "--network", "lan")
+        self.host.write("/run/tproxy.yaml", AT_SITE)
+        well = self._run(self.host, "hook", "up", "--bridge", "br0", "--network", "lan")
         token = ("node", "token", "add", "--nodes", "site-*", "--gateway", GATEWAY, "--approve")
         file = self._command(self._gateway, *token)
         view.run(Run(f"tproxy {' '.join(token)} > tunnel.yaml", "", file.returncode, 0.0))
-        self._site.write("/run/tunnel.yaml", f"{file.stdout}host_keys: /run/ssh/host_key.pub\n")
-        with open(self._site.path("/run/tunnel.log"), "w") as log:
+        self.host.write("/run/tunnel.yaml", f"{file.stdout}host_keys: /run/ssh/host_key.pub\n")
+        with open(self.host.path("/run/tunnel.log"), "w") as log:
             argv = (sys.executable, "-m", "tproxy", "tunnel", "--config", "/run/tunnel.yaml")
-            self._site.popen(*argv, env=_ENVIRONMENT, stdout=log, stderr=log)
+            self.host.popen(*argv, env=_ENVIRONMENT, stdout=log, stderr=log)
         view.run(Run(f"tproxy tunnel --config tunnel.yaml    # at the site, {SITE}", "", 0, 0.0))
         deadline = time.monotonic() + PATIENCE
         while '"up"' not in (listed := self._command(self._gateway, "node", "list", "--json")).stdout:
             if time.monotonic() > deadline:
-                said = self._site.path("/run/tunnel.log").read_text()
+                said = self.host.path("/run/tunnel.log").read_text()
                 raise ProcessError(f"no tunnel: {said or listed.stderr}")
             time.sleep(0.2)
         return well & self._run(self._gateway, "node", "list")
@@ -128,11 +129,11 @@ class Site:
         ]
 
     def _start_sshd(self) -> None:
-        self._site.write("/run/ssh/sshd_config", _SSHD)
-        self._site.run("mkdir", "-p", "/run/sshd", "/run/home", "/run/node")
-        self._site.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", "/run/ssh/host_key")
+        self.host.write("/run/ssh/sshd_config", _SSHD)
+        self.host.run("mkdir", "-p", "/run/sshd", "/run/home", "/run/node")
+        self.host.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", "/run/ssh/host_key")
         log = subprocess.DEVNULL
-        self._site.popen("/usr/sbin/sshd", "-D", "-e", "-f", "/run/ssh/sshd_config", stderr=log)
+        self.host.popen("/usr/sbin/sshd", "-D", "-e", "-f", "/run/ssh/sshd_config", stderr=log)
 
     def _run(self, host: Hypervisor, *words: str) -> bool:
         begin = time.monotonic()

@@ -218,6 +218,18 @@ def test_what_nobody_can_tell_changes_nothing_and_a_proof_that_is_gone_suspends(
     assert net.page(NAME) == "no such site"
 
 
+def test_a_ledger_that_is_lost_withdraws_nothing_until_there_are_answers(net: Net) -> None:
+    net.delegate()
+    net.host.path("/run/names/ledger.json").unlink()
+    net.configure(TOP + ZONES.replace(f"resolver: {RESOLVER}", f"resolver: {PARENT}"))
+    net.apply()
+    assert net.dig(NAME, "A") == [NS]
+    net.configure(TOP + ZONES)
+    await_equal(lambda: net.prove("customer.example.net").partition(":")[0], "proved")
+    net.apply()
+    assert net.dig(NAME, "A") == [NS]
+
+
 def test_an_issuer_is_asked_for_granted_names_only_and_by_dns(net: Net) -> None:
     """traefik/traefik#3653: one issuer, proved names only. lego has a provider for PowerDNS."""
     ended = "network: blue, guest_addr: 10.0.0.5, port: 80, tls: terminate"

@@ -57,8 +57,8 @@ def site(name_servers: None) -> Iterator[Site]:
 
 
 def test_each_gateway_has_its_own_addresses_at_a_name(site: Site) -> None:
-    site.tproxy("names", "apply", "--gateway", "gw2")
-    assert site.dig(NAME, "A") == ["192.0.2.2"]
+    site.tproxy("names", "run", "--once", "--gateway", "gw2")
+    assert "192.0.2.2" in site.dig(NAME, "A")
     site.apply()
     assert site.dig(NAME, "A") == BOTH
     assert site.dig(NAME, "AAAA") == ["2001:db8::1"]

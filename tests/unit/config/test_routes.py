@@ -50,6 +50,7 @@ def test_a_route_for_tls_with_a_port_of_its_own_is_a_second_one(loaded: Load) ->
         ("{id: web, port: 80}", "web: network, node or addr is needed"),
         ("{id: web, guest_addr: 10.0.0.5, port: 80}", "guest_addr is for a guest, whose network is missing"),
         ("{id: web, addr: 10.1.0.1, node: n, port: 80}", "addr and node exclude each other"),
+        ("{id: web, node: '*', port: 80}", "node * is for guests"),
         ("{id: web, addr: 10.1.0.1, network: n, port: 80}", "addr and network exclude each other"),
         ("{id: web, addr: 10.1.0.1, port: 80, idle_timeout: 5}", "idle_timeout is for routes to guests"),
         ("{id: web, addr: 127.0.0.1, port: 80}", "addr 127.0.0.1 is loopback"),

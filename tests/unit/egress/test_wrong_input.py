@@ -58,6 +58,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("join binary", "binary is not what tproxy egress host add wrote"),
         ("run link", "etc/egress-link.pem: No such file or directory"),
         ("run hosts", "listen has no port for hosts"),
+        ("reload", "squid has not been started here: tproxy egress up"),
         ("ca", "tproxy egress up makes one"),
         ("ca --rotate", "tproxy egress up makes one"),
     ],

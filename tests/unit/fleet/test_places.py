@@ -68,6 +68,13 @@ def test_a_route_without_a_mac_leads_to_the_only_host_that_has_its_network() -> 
     assert "guest_mac is needed" in found.problems[0]
 
 
+def test_a_route_that_names_a_node_leads_there_and_any_node_means_the_one_that_has_the_guest() -> None:
+    seen = receipt("one", guest(10.0))
+    assert located(seen, route=ROUTE._replace(node="two")).routes["web"].host == "two"
+    assert located(seen, route=ROUTE._replace(node="*")).routes["web"].host == "one"
+    assert located(seen, route=ROUTE._replace(network="", node="two")).routes == {}
+
+
 def test_a_guest_that_nobody_has_has_no_place() -> None:
     assert located(receipt("one")) == ({}, [])
 

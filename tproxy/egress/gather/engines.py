@@ -48,13 +48,27 @@ def wheels(folder: Path, name: str, targets: Targets) -> list[str]:
     return [f"{name} for Python {python}: {text}" for python, text in why.items() if text]
 
 
+def platform_tags(platform: str) -> list[str]:
+    """Return the tags of wheels that a platform can use, the best first.
+
+    A C library can do what older ones can, down to 2.5 (PEP 600). pip knows that of its own platform only.
+    """
+    found = re.fullmatch(r"manylinux(?:_2_(\d+)|2014)_(\w+)", platform)
+    if found is None:
+        return [platform]
+    newest, machine = int(found[1] or 17), found[2]
+    tags = [f"manylinux_2_{minor}_{machine}" for minor in range(newest, 4, -1)]
+    # Each of these names stands for one version, and pip adds those of older ones.
+    return [*tags, *([f"manylinux2014_{machine}"] if newest >= 17 else []), f"linux_{machine}"]
+
+
 def _pip(source: Sequence[str], names: Sequence[str], python: str, platforms: Iterable[str]) -> str:
     """Return why pip fails; "" if it does not."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-cache-dir", "--dest", folder]
         command += ["--disable-pip-version-check", "--no-input", "--only-binary=:all:"]
         command += [*source, "--python-version", python]
-        command += [f"--platform={platform}" for platform in platforms]
+        command += [f"--platform={tag}" for platform in platforms for tag in platform_tags(platform)]
         code, out = _run([*command, "--", *names], folder, {"PIP_CONFIG_FILE": os.devnull})
     return "" if code == 0 else _reason(out, "ERROR: ")
 

@@ -1,4 +1,4 @@
-"""Runs all parts as children of one process, until one of them ends or this process is told to."""
+"""Runs all parts as children of one process, and starts those again that end by themselves."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ PARTS = (("mirror", "run"), ("run", "squid"), ("run", "front"))
 HOSTS = ("run", "hosts")  # only where hypervisors elsewhere use this node
 
 _LOOK = 0.5  # seconds between looks at the policy and the children
+_AGAIN = 1.0  # seconds before a part that has ended is started again, as RestartSec= of the units
 _END = 15.0  # seconds in which a part has to end
 
 Child = subprocess.Popen[bytes]
 
 
 def run(root: Path | None) -> None:
-    """Run until SIGTERM or SIGINT. Raises TproxyError when a part cannot start, or ends by itself.
+    """Run until SIGTERM or SIGINT. Raises TproxyError when a part cannot start the first time.
 
     At SIGHUP a new squid takes the place of the one that runs, which ends its downloads.
     """
@@ -60,6 +61,8 @@ class Children:
     def __init__(self, node: Surroundings, got: list[int]) -> None:
         self._node, self._got = node, got
         self._running: dict[str, Child] = {}
+        self._commands: dict[str, list[str]] = {}
+        self._again: dict[str, float] = {}  # when to start a part that has ended, by the monotonic clock
         self._draining: dict[Child, float] = {}  # since when, by the monotonic clock
 
     def start(self, policy: Policy, where: list[str]) -> None:
@@ -72,8 +75,8 @@ class Children:
 
         for words in (*PARTS, *([HOSTS] if policy.listen.hosts else [])):
             name = words[-1] if words[0] == "run" else words[0]
-            command = [sys.executable, "-m", "tproxy", "egress", *words, *where]
-            self._running[name] = subprocess.Popen(command, start_new_session=True)
+            self._commands[name] = [sys.executable, "-m", "tproxy", "egress", *words, *where]
+            self._start(name)
             if name == "mirror":
                 self._wait_for(mirror_listens)
             if name == "squid":
@@ -84,9 +87,9 @@ class Children:
         current = Current(self._node.layout.policy)
         seen = current.get()
         while not self._is_told_to_end():
-            self._check()
             now = current.get()
             try:
+                self._revive(now)
                 if now is not seen:
                     seen = now
                     parts.reload_squid(self._node, now)
@@ -114,14 +117,32 @@ class Children:
                 child.kill()
                 child.wait()
 
+    def _start(self, name: str) -> None:
+        self._running[name] = subprocess.Popen(self._commands[name], start_new_session=True)
+
+    def _revive(self, policy: Policy) -> None:
+        """Start parts again that have ended, a while after they did."""
+        for name, child in list(self._running.items()):
+            if (status := child.poll()) is None:
+                continue
+            if name not in self._again:
+                say(f"{name} has ended with status {status}, and is started again")
+                self._again[name] = time.monotonic() + _AGAIN
+            elif time.monotonic() >= self._again[name]:
+                del self._again[name]
+                if name == "squid":
+                    self._hand_over(policy)
+                else:
+                    self._start(name)
+
     def _hand_over(self, policy: Policy) -> None:
         def start(node: Surroundings) -> None:
             self._draining[self._running["squid"]] = time.monotonic()
             command = preparation.squid_command(node)
             self._running["squid"] = subprocess.Popen(command, start_new_session=True)
 
-        handover.hand_over(policy, self._node, start, say)
-        say("a new squid takes connections; the one before it ends its downloads")
+        if handover.hand_over(policy, self._node, start, say) is not None:
+            say("a new squid takes connections; the one before it ends its downloads")
 
     def _end_drained(self, policy: Policy) -> None:
         for child, since in list(self._draining.items()):

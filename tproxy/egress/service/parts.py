@@ -105,6 +105,8 @@ def reload_squid(node: Surroundings, policy: Policy) -> bool:
     """
     node = handover.current(node)
     path = preparation.configuration(node)
+    if not path.exists():
+        raise ProcessError("squid has not been started here: tproxy egress up")
     old, new = path.read_text(), preparation.text(policy, node)
     if old == new:
         return False

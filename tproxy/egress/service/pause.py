@@ -2,8 +2,7 @@
 
 squid closes its ports to read a new configuration, and a new squid can open them only when the old one has
 closed them. Meanwhile the packet filter drops the first packet of connections to them. TCP sends it again
-after a second (RFC 6298, 2), so a client waits for that long, and no longer than the daemon's
-``connect_timeout``.
+after one second, and after three (RFC 6298, 2 and 5), which the daemon's ``connect_timeout`` allows.
 """
 
 from __future__ import annotations
@@ -20,8 +19,9 @@ TABLE = "one_tproxy_egress_pause"
 # Seconds after which the packet filter forgets the pause by itself, should this process be killed.
 _LONGEST = 10
 
-# Seconds in which squid accepts the connections that are complete already: closing its port would reset them.
-_SETTLE = 0.1
+# Seconds in which squid accepts the connections that are complete already, and reads what is asked on them:
+# it resets and closes the others.
+_SETTLE = 0.5
 
 
 def ports(policy: Policy) -> frozenset[int]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
+from tproxy import __version__
 from tproxy.egress.layout import Layout
 from tproxy.egress.policy.reader import load
 from tproxy.egress.service import guard, ports, squids
@@ -39,6 +40,9 @@ PACKAGES = {
 }
 _HAPROXY = {"haproxy": "/usr/sbin/haproxy"}
 
+# Debian would start a squid of its own, on the port that ours needs, and a HAProxy that does nothing.
+_DEBIANS = {"squid-openssl": "squid.service", "haproxy": "haproxy.service"}
+
 _POLICY = """\
 # Which network may fetch what. The first rule that matches decides; without one, a request is denied.
 # `tproxy egress check` finds errors. docs/egress.md has all keys.
@@ -61,10 +65,11 @@ def up() -> list[str]:
         raise ProcessError("; ".join(taken))
     layout.log.mkdir(parents=True, exist_ok=True)
     peer_certificates(layout.peer)  # the mirror, which starts first, shows one to squid
-    for name in (*services, *OTHERS, *STARTED_BY_OTHERS):
-        (UNITS / name).write_text(unit(name))
+    changed = [name for name in (*services, *OTHERS, *STARTED_BY_OTHERS) if _write(name)]
     systemctl("daemon-reload")
     systemctl("enable", "--now", "tproxy-egress.target", "tproxy-egress-reload.path", *services)
+    if stale := [name for name in services if name in changed]:
+        systemctl("restart", *stale)
     return [f"running, by the policy {layout.policy}", "fingerprint of the authority: tproxy egress ca"]
 
 
@@ -75,7 +80,7 @@ def join(file: Path) -> list[str]:
     layout = Layout()
     layout.etc.mkdir(parents=True, exist_ok=True)
     replace(layout.link, file.read_bytes(), 0o600)
-    (UNITS / LINK).write_text(unit(LINK))
+    _write(LINK)
     systemctl("daemon-reload")
     systemctl("enable", LINK)
     systemctl("restart", LINK)
@@ -98,16 +103,31 @@ def down(*, purge: bool) -> list[str]:
     layout = Layout()
     if not purge:
         return [f"stopped; {layout.state} is kept"]
+    for service in (service for service in _DEBIANS.values() if _masked(layout, service).exists()):
+        systemctl("unmask", service)  # it is not enabled, since it was masked when it was installed
     for directory in (layout.state, layout.run, layout.log):
         shutil.rmtree(directory, ignore_errors=True)
     layout.link.unlink(missing_ok=True)
-    return [f"stopped, and removed {layout.state} with the authority; {layout.policy} is kept"]
+    kept = ["Debian's packages"]
+    if layout.policy.exists() and layout.policy.read_text() == _POLICY:
+        layout.policy.unlink()
+    elif layout.policy.exists():
+        kept.append(str(layout.policy))
+    return [f"stopped, and removed {layout.state} with the authority; kept: {', '.join(kept)}"]
 
 
 def unit(name: str) -> str:
-    """Return the text of a unit, in which "tproxy" is the command that runs now."""
+    """Return the text of a unit, in which "tproxy" is the command that runs now, of this version."""
     text = files("tproxy").joinpath(f"drivers/egress/{name}").read_text(encoding="utf-8")
-    return text.replace("=tproxy ", f"={sys.executable} -m tproxy ")
+    return text.replace("=tproxy ", f"={sys.executable} -m tproxy ") + f"\n# tproxy {__version__}\n"
+
+
+def _write(name: str) -> bool:
+    """Write a unit. Return whether there was one that differs, as after an upgrade."""
+    path, text = UNITS / name, unit(name)
+    before = path.read_text() if path.exists() else text
+    path.write_text(text)
+    return before != text
 
 
 def require_systemd() -> None:
@@ -124,12 +144,18 @@ def _install_packages(needed: Mapping[str, str]) -> None:
     missing = [package for package, file in needed.items() if not Path(file).exists()]
     if not missing:
         return
-    # Debian would start a squid of its own, on the port that ours needs, and a HAProxy that does nothing.
-    for package, service in (("squid-openssl", "squid.service"), ("haproxy", "haproxy.service")):
-        if package in missing:
-            systemctl("mask", service)
+    for service in (service for package, service in _DEBIANS.items() if package in missing):
+        systemctl("mask", service)
+        note = _masked(Layout(), service)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.touch()
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for words in (("update",), ("install", "-y", "--no-install-recommends", *missing)):
-        done = subprocess.run(["apt-get", "-q", *words], check=False, env=environment)
-        if done.returncode:
-            raise TproxyError(f"apt-get {words[0]} failed: install {', '.join(missing)} by hand")
+    subprocess.run(["apt-get", "-q", "update"], check=False, env=environment)  # what it lacks, install tells
+    command = ["apt-get", "-q", "install", "-y", "--no-install-recommends", *missing]
+    if subprocess.run(command, check=False, env=environment).returncode:
+        raise TproxyError(f"apt-get failed: install {', '.join(missing)} by hand")
+
+
+def _masked(layout: Layout, service: str) -> Path:
+    """Return the file that says that this command has masked a service."""
+    return layout.state / "masked" / service

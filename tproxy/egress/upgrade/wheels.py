@@ -75,7 +75,7 @@ def back(prefix: Path) -> str:
     if not other(prefix).is_dir():
         raise TproxyError(f"there was no upgrade here: there is no {other(prefix)}")
     exchange(prefix, other(prefix))
-    return _version(str(prefix / "bin" / "python")).strip()
+    return _version(str(prefix / "bin" / "python")).split()[-1]
 
 
 def exchange(one: Path, two: Path) -> None:

@@ -6,8 +6,6 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tproxy.config.file import text_of
-from tproxy.config.keys import ELSEWHERE
 from tproxy.config.routes import RouteEntry
 from tproxy.config.services import Config, Problem
 from tproxy.errors import ConfigError
@@ -37,13 +35,14 @@ def allowed(config: Config) -> Allowed:
     """Judge the routes of a configuration. Raises ConfigError and LedgerError: then nothing is known."""
     from tproxy.inward.names import claims, ledger, reader
 
-    text = text_of(config.path)
-    zones, faults = reader.parse(text) if ELSEWHERE[0] in text else ((), [])
+    zones, faults = reader.of_file(config.path)
     if faults:
         raise ConfigError(faults[0].at(config.path))
     verdict = claims.judge(zones, config.routes, ledger.load(ledger.directory()), time.time())
     problems = [
-        Problem(each.line, f"tproxy_routes: {each.id}: {verdict.refused[each.id]}: entry skipped")
+        Problem(
+            each.line, f"tproxy_routes: {each.id}: {verdict.refused[each.id]}: entry skipped", each.origin
+        )
         for each in config.routes
         if each.id in verdict.refused
     ]
@@ -59,9 +58,12 @@ def conflicts(config: Config) -> list[Problem]:
     """
     from tproxy.inward.names import claims, reader
 
-    text = text_of(config.path)
-    zones, faults = reader.parse(text) if ELSEWHERE[0] in text else ((), [])
+    zones, faults = reader.of_file(config.path)
     verdict = claims.judge(zones, config.routes, claims.assumed(zones), time.time())
-    lines = {each.id: each.line for each in config.routes}
     refused = verdict.refused if not faults else {}
-    return [*faults, *(Problem(lines[id_], f"tproxy_routes: {id_}: {why}") for id_, why in refused.items())]
+    said = [
+        Problem(each.line, f"tproxy_routes: {each.id}: {refused[each.id]}", each.origin)
+        for each in config.routes
+        if each.id in refused
+    ]
+    return [*faults, *said]

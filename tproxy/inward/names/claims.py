@@ -31,6 +31,12 @@ class Claim(NamedTuple):
     missing: int = 0  # since when the proof is gone
     looked: int = 0
     said: str = ""  # what the last look found
+    answered: bool = False  # whether any look had an answer
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether nobody could tell yet: what is there then stays, as after the loss of a ledger."""
+        return not self.proved and not self.answered
 
 
 class Holder(NamedTuple):
@@ -67,8 +73,9 @@ def after_look(claim: Claim, found: str | None, said: str, now: float) -> Claim:
     if found is None:
         return claim._replace(looked=at, said=said)
     if found:
-        return Claim(claim.proved or at, found, 0, at, said)
-    return claim._replace(missing=(claim.missing or at) if claim.proved else 0, looked=at, said=said)
+        return Claim(claim.proved or at, found, 0, at, said, True)
+    missing = (claim.missing or at) if claim.proved else 0
+    return claim._replace(missing=missing, looked=at, said=said, answered=True)
 
 
 def next_look(claim: Claim) -> float:

@@ -33,6 +33,8 @@ MOST_LOOKS, LOOKS_AT_ONCE = 32, 16
 
 Say = Callable[[str], None]
 
+_KNOWN = Claim(answered=True)
+
 
 class State(NamedTuple):
     """What the file and the ledger say."""
@@ -47,6 +49,12 @@ class State(NamedTuple):
     def routes(self) -> tuple[RouteEntry, ...]:
         """The routes of the file."""
         return self.config.routes
+
+    @property
+    def claims(self) -> dict[Zone, Claim]:
+        """The claims of all zones that have owners."""
+        known = self.ledger.claims
+        return {each: known.get((each.domain, each.owner), Claim()) for each in self.zones if each.owner}
 
     def nameservers(self, zone: Zone) -> tuple[str, ...]:
         """The names of the zone's name servers, as its parent should have them."""
@@ -123,7 +131,7 @@ class Keeper:
             self.tell(f"zone {key}", reason)
         for id_, reason in known.verdict.refused.items():
             self.tell(f"route {id_}", f"route {id_}: {reason}")
-        if write:
+        if write and all(each.looked for each in known.claims.values()):
             for line in front.change_routes(known.config):
                 self._say(f"HAProxy: {line}")
         healthy = self._look(known)
@@ -187,6 +195,7 @@ class Keeper:
             # A zone that does not count any more has names to withdraw.
             if zone.server is None or (not counts and zone.domain in served):
                 continue
+            is_unknown = known.claims.get(zone, _KNOWN).is_unknown
             try:
                 client = servers.client(zone.server)
                 try:
@@ -203,6 +212,9 @@ class Keeper:
             except ServerError as error:
                 worked = False
                 self.tell(f"server {zone.domain}", f"{error}: tried again later")
+                continue
+            if is_unknown:
+                found.pop(zone, None)
         return found, worked
 
     def _dead(self, found: Mapping[Zone, Records]) -> dict[Zone, set[str]]:
@@ -263,6 +275,11 @@ class Keeper:
                     records = client.read(zone)
                     continue
             break
+        there = records.get((zone.domain, "NS"))
+        wished = {f"{each}." for each in known.nameservers(zone)}
+        differ = there is not None and wished and wished != set(there.values)
+        said = f"{zone.domain}: NS {' '.join(there.values)} is there, which tproxy leaves" if there else ""
+        self.tell(f"NS {zone.domain}", f"{said}: the file says {' '.join(sorted(wished))}" if differ else "")
         for record in made.changes:
             if record.type != "TXT":
                 self._say(_shown(record))

@@ -44,6 +44,7 @@ class Zone(NamedTuple):
     dnssec: bool | None = None  # None: as it is
     ttl: int = 30  # seconds
     lease: int = 60  # seconds
+    origin: str = ""  # the path of another file than the one that was read
 
     @property
     def nameservers(self) -> tuple[str, ...]:

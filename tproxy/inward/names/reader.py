@@ -14,14 +14,13 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from tproxy.config import merging, values
-from tproxy.config import reader as config_reader
-from tproxy.config.file import text_of
+from tproxy.config import joined, merging, values
+from tproxy.config.file import DOCUMENT, document, text_of
 from tproxy.config.merging import Field
 from tproxy.config.services import Config, Problem
 from tproxy.config.suggestions import meant
 from tproxy.config.values import Unusable
-from tproxy.errors import BadName, ConfigError
+from tproxy.errors import BadName, ConfigError, to_ascii
 from tproxy.inward.names import domain
 from tproxy.inward.names.model import ANY, NAMESERVER, POWERDNS, RFC2136, TXT, Gateway, Server, Zone
 from tproxy.options import Choice, Flag, Number, Text
@@ -44,15 +43,37 @@ def load(path: str) -> tuple[Config, tuple[Zone, ...]]:
 
 def read(path: str) -> tuple[Config, tuple[Zone, ...], list[Problem]]:
     """As ``load``, with all faults of the zones. Raises ConfigError where the file is unusable as a whole."""
-    text = text_of(path)
-    config = config_reader.parse(path, text)
-    return config, *parse(text)
+    return joined.load(path), *of_file(path)
+
+
+def of_file(path: str) -> tuple[tuple[Zone, ...], list[Problem]]:
+    """Return the zones of a file that ``config.joined`` can read, and of the host's document, and all faults.
+
+    An entry of the file wins over one of the document for the same domain.
+    """
+    zones: list[Zone] = []
+    problems: list[Problem] = []
+    texts = [] if path == DOCUMENT else [("", text_of(path))]
+    if (of_fleet := document()) is not None:
+        texts.append((DOCUMENT, of_fleet))
+    for origin, text in texts:
+        if KEY not in text:  # most files have none, and composing one takes time
+            continue
+        found, faults = parse(text)
+        problems += [each._replace(origin=origin) for each in faults]
+        zones += [
+            each._replace(origin=origin) for each in found if not any(_same(each, one) for one in zones)
+        ]
+    return tuple(zones), problems
 
 
 def parse(text: str) -> tuple[tuple[Zone, ...], list[Problem]]:
     """Return the zones of this text, which ``config.reader`` has read, and all faults."""
     reading = _Reading(max(len(text), MAX_NODES))
-    node = reading.find(yaml.compose(text, Loader=_LOADER))
+    try:
+        node = reading.find(yaml.compose(text, Loader=_LOADER))
+    except (Unusable, yaml.YAMLError) as fault:
+        raise ConfigError(f"not YAML: {to_ascii(fault)}") from None
     if node is None or node.tag == values.NULL:
         return (), []
     zones: list[Zone] = []

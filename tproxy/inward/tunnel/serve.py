@@ -8,6 +8,7 @@ that cannot be used changes nothing.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import resource
@@ -19,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tproxy.config import reader
+from tproxy.config import file, joined
 from tproxy.config.routes import RouteEntry
 from tproxy.config.services import Config
 from tproxy.errors import ProcessError, TproxyError
@@ -35,6 +36,10 @@ from tproxy.kernel import privileges
 from tproxy.process import inward_socket
 
 PORT = 18000
+
+# What `tproxy fleet places --follow` writes, and the node of a route whose guest is where that says.
+PLACES = "/var/lib/tproxy/fleet/places.json"
+ANY_NODE = "*"
 
 # The gateway's user: below those of relays and workers, which are theirs for the same reason.
 UID = privileges.FIRST_UID - 1
@@ -55,25 +60,31 @@ class Options(NamedTuple):
     port: int = PORT
     node_lifetime: float = authority.NODE_LIFETIME
     operator_lifetime: float = authority.OPERATOR_LIFETIME
+    places: str = PLACES
 
 
 class Settings:
-    """What the configuration file says, as it is now."""
+    """What the configuration file says as it is now, and the file that says where guests are."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, places: str = PLACES) -> None:
         self._path = path
-        self._stamp: tuple[int, int] = (0, 0)
+        self._stamp: tuple[int, ...] = ()
+        self._places_path = places
+        self._places_stamp: tuple[int, int] = (0, 0)
+        self._entries: Iterable[RouteEntry] = ()
+        self._places: Mapping[str, str] = {}
         self.policy = policy.Policy()
         self.routes: Mapping[str, RouteTarget] = {}
 
     def read(self) -> None:
-        """Read the file if it has changed. Raises TproxyError, and nothing changes."""
+        """Read the files if they have changed. Raises TproxyError, and nothing changes."""
+        self._read_places()
         try:
             status = os.stat(self._path)
-            stamp = (status.st_mtime_ns, status.st_size)
+            stamp = (status.st_mtime_ns, status.st_size, *_stamp_of(file.DOCUMENT))
             if stamp != self._stamp:
                 self._stamp = stamp
-                self._take(reader.load(self._path))
+                self._take(joined.load(self._path))
         except OSError as error:
             raise ProcessError(f"cannot read {self._path}: {error.strerror}") from None
 
@@ -81,18 +92,51 @@ class Settings:
         for warning in read.warnings:
             _log.warning("%s", warning.at(self._path))
         self.policy = policy.of(read.tunnels)
-        self.routes = routes_to_nodes(read.routes)
+        self._entries = read.routes
+        self.routes = routes_to_nodes(self._entries, self._places)
         _log.info("%s: %d entries of tproxy_tunnels", self._path, len(read.tunnels))
 
+    def _read_places(self) -> None:
+        """Follow guests; while the file cannot be read, they are where they were."""
+        try:
+            status = os.stat(self._places_path)
+            stamp = (status.st_mtime_ns, status.st_size)
+            if stamp != self._places_stamp:
+                self._places = places_in(Path(self._places_path).read_text())
+                self._places_stamp = stamp
+                self.routes = routes_to_nodes(self._entries, self._places)
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            _log.error("cannot use %s: %s", self._places_path, error)
 
-def routes_to_nodes(routes: Iterable[RouteEntry]) -> dict[str, RouteTarget]:
-    """Return where routes lead that name a node, by id."""
-    return {
-        id_: RouteTarget(each.node, 0 if each.network else port, bool(each.proxy_protocol), each.expires)
-        for each in routes
-        if each.node
-        for id_, port in each.parts
-    }
+
+def _stamp_of(path: str) -> tuple[int, int]:
+    """What changes with a file; (0, 0) where there is none."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
+
+
+def places_in(text: str) -> dict[str, str]:
+    """Return the host of each route's guest, by id, from `tproxy fleet places`. Raises ValueError."""
+    try:
+        return {id_: str(each["host"]) for id_, each in json.loads(text)["routes"].items()}
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"it does not say where guests are: {error!r}") from None
+
+
+def routes_to_nodes(routes: Iterable[RouteEntry], places: Mapping[str, str]) -> dict[str, RouteTarget]:
+    """Return where routes lead that name a node, by id. ``places`` are nodes that have guests, likewise."""
+    found = {}
+    for each in routes:
+        node = places.get(each.id, "") if each.node == ANY_NODE else each.node
+        for id_, port in each.parts if node else ():
+            offered = 0 if each.network else port
+            found[id_] = RouteTarget(node, offered, bool(each.proxy_protocol), each.expires)
+    return found
 
 
 def run(options: Options, ready: Any = None) -> None:
@@ -105,7 +149,7 @@ def run(options: Options, ready: Any = None) -> None:
     if os.geteuid() == 0:
         _become(options)
     _raise_limit()
-    settings = Settings(options.config)
+    settings = Settings(options.config, options.places)
     settings.read()
     asyncio.run(_serve(options, store, settings, listeners, inlet_socket, ready))
 

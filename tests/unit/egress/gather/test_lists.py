@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tproxy.egress.gather.engines import platform_tags
 from tproxy.egress.gather.lists import Item, ListError, can_be_wanted, read
 from tproxy.egress.model import Artifact
 
@@ -89,3 +90,16 @@ def test_what_a_list_cannot_name_is_not_wanted(artifact: Artifact) -> None:
 def test_what_no_client_should_be_given_is_refused_with_its_line(line: str) -> None:
     with pytest.raises(ListError, match="list:2: "):
         read(f"# comment\n{line}\n")
+
+
+@pytest.mark.parametrize(
+    ("platform", "some"),
+    [
+        ("manylinux_2_36_x86_64", {"manylinux_2_36_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"}),
+        ("manylinux2014_aarch64", {"manylinux_2_17_aarch64", "manylinux_2_5_aarch64", "linux_aarch64"}),
+        ("musllinux_1_2_x86_64", {"musllinux_1_2_x86_64"}),
+    ],
+)
+def test_a_platform_can_use_wheels_for_older_ones(platform: str, some: set[str]) -> None:
+    assert some <= set(platform_tags(platform))
+    assert "manylinux_2_37_x86_64" not in platform_tags(platform)

@@ -147,3 +147,10 @@ def test_a_check_takes_all_owners_for_proved() -> None:
     verdict = judge(zones, [route("a", "example.org", "one")], assumed(zones), NOW)
     assert list(verdict.granted) == ["a"]
     assert list(verdict.waiting) == [("shop.example.org", "two")]
+
+
+def test_while_nobody_can_tell_a_claim_is_unknown() -> None:
+    claim = after_look(Claim(), None, "no answer", 100)
+    assert claim.is_unknown
+    assert not after_look(claim, "", "none", 200).is_unknown
+    assert not after_look(claim, "TXT", "there", 200).is_unknown

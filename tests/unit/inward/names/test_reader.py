@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tproxy.config import reader as config_reader
+from tproxy.config.file import DOCUMENT
 from tproxy.errors import ConfigError
 from tproxy.inward.names import reader
 
@@ -99,3 +100,22 @@ def test_the_reader_of_hooks_leaves_the_key_alone_and_knows_its_name() -> None:
     assert not config_reader.parse("f", GOOD, thorough=True).warnings
     said = config_reader.parse("f", "tproxy_zone: []\n", thorough=True).warnings
     assert "did you mean tproxy_zones?" in said[0].text
+
+
+def test_a_document_of_the_fleet_adds_zones_and_the_file_of_the_host_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "tproxy_zones: [{domain: a.example, owner: fleet}, {domain: b.example, owner: fleet, ttl: 7}]"
+    document = tmp_path / "document.yaml"
+    monkeypatch.setattr(reader, "document", document.read_text)
+    file = tmp_path / "tproxy.yaml"
+    document.write_text(text)
+    file.write_text("tproxy_zones: [{domain: b.example, owner: fleet, ttl: 8}]")
+    zones, problems = reader.of_file(str(file))
+    assert [(each.domain, each.ttl, bool(each.origin)) for each in zones] == [
+        ("b.example", 8, False),
+        ("a.example", 30, True),
+    ]
+    document.write_text(text.replace("ttl: 7", "ttl: x"))
+    zones, problems = reader.of_file(str(file))
+    assert problems[0].at(str(file)).startswith(f"{DOCUMENT}:1: tproxy_zones")
