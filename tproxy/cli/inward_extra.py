@@ -30,7 +30,7 @@ gateway_option = click.option(
 
 def require_extra() -> None:
     """Raise TproxyError when a package is missing."""
-    if find_spec("asyncssh") is None:
+    if sys.modules.get("asyncssh", ...) is None or find_spec("asyncssh") is None:
         raise TproxyError("tunnels need more packages: pip install one-tproxy[inward]")
 
 

@@ -75,6 +75,32 @@ def test_openssh_alone_is_a_node_by_a_printed_script_and_unit(net: World) -> Non
     assert "site-o is offline since 20" in refused.stderr
 
 
+def test_operators_know_a_nodes_sshd_by_its_key_also_by_a_new_one(net: World) -> None:
+    site = net.sites[0]
+    known = net.desk.path("/run/operator/known_hosts")
+    assert site.host.path("/run/ssh/host_key.pub").read_text().split()[1] in known.read_text()
+    known.write_text("".join(line for line in known.open() if not line.startswith("site-a ")))
+    assert "Host key verification failed" in net.ssh("-o", "BatchMode=yes", "site-a", check=False).stderr
+    site.host.run("ssh-keygen", "-q", "-t", "ecdsa", "-N", "", "-C", "", "-f", "/run/ssh/other")
+    site.host.run("mv", "/run/ssh/other.pub", "/run/ssh/host_key.pub")
+    new = site.host.path("/run/ssh/host_key.pub").read_text().split()[1]
+    site.stop()
+    site.start()
+    for _ in eventually():
+        net.at_desk("node", "ssh-config", "--operator", "/run/operator")
+        if new in known.read_text():
+            break
+    site.host.run("sh", "-c", "ssh-keygen -y -f /run/ssh/host_key > /run/ssh/host_key.pub")
+    site.stop()
+    site.start()
+    for _ in eventually():
+        net.at_desk("node", "ssh-config", "--operator", "/run/operator")
+        if new not in known.read_text():
+            break
+    net.await_offer("site-a", "ssh")
+    assert site.address in address_of(net, "site-a")
+
+
 def test_a_frozen_node_is_noticed_and_takes_over_again(net: World) -> None:
     """teleport#13673: listed as up without a tunnel."""
     site = net.sites[0]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.inward.tunnel.sites import ENV, World, world
+from tests.inward.tunnel.sites import ENV, PATIENCE, World, world
 from tests.netns.conftest import ENDPOINTS
 from tests.netns.waiting import eventually
 
@@ -197,7 +197,7 @@ def test_a_suspended_node_ends_its_sessions_and_comes_again_when_it_is_resumed(n
             if net.nodes()["site-b"]["streams"]:
                 break
         net.tproxy("node", "suspend", "site-b", "--reason", "on a truck")
-        assert process.wait() != 0 or process.stdout is not None
+        process.wait(PATIENCE)
     assert net.await_state("site-b", "suspended")["state"] == "suspended: on a truck"
     refused = net.ssh("site-b", "true", check=False)
     assert refused.returncode != 0
@@ -234,3 +234,28 @@ def test_only_the_key_of_the_first_login_gets_certificates(net: World) -> None:
     refused = net.at_desk(*login, "/run/thief", check=False)
     assert "operator dave has another key" in refused.stderr
     assert refused.stderr.count("\n") == 1
+
+
+def test_a_certificate_that_has_expired_opens_no_more_streams(net: World) -> None:
+    net.stop()
+    net.serve("--operator-certificate", "20")  # long enough to log in on a busy machine
+    for site in net.sites:
+        site.stop()
+        site.start()
+    net.at_desk("operator", "login", "--directory", "/run/operator")
+    socks = net.desk.popen("ssh", "-F", "/run/operator/config", "-N", "-D", "1081", "tproxy-gateway", env=ENV)
+    curl = ("curl", "-sS", "--max-time", "60", "--socks5-hostname", "127.0.0.1:1081", "http://site-a:99/")
+    for _ in eventually():
+        net.desk.run(*curl, check=False)
+        if net.audit("refused", who="operator:alice", reason="the certificate has expired"):
+            break
+    assert socks.poll() is None
+    refused = net.ssh("site-a", "true", check=False)
+    assert refused.returncode == 255
+    socks.kill()
+    socks.wait()
+    net.stop()
+    net.serve()
+    net.at_desk("operator", "login", "--directory", "/run/operator")
+    net.await_offer("site-a", "ssh")
+    assert net.sites[0].address in net.ssh("site-a", "hostname", "-I").stdout

@@ -86,6 +86,14 @@ def test_a_route_to_a_node_that_is_not_here_or_not_for_routes_fails_at_once(net:
     assert curl(net, "over.example.com").stdout != "the node"
 
 
+def test_each_hop_of_a_route_to_a_node_is_shown(net: World) -> None:
+    for id_ in ("page", "guest"):
+        assert "good  node: accepts at site-a" in net.tproxy("route", "test", id_).stdout
+    done = net.tproxy("route", "test", "off", check=False)
+    assert done.returncode == 1
+    assert "bad   node: site-b: node site-b is unknown" in done.stdout
+
+
 def test_a_gateway_that_was_killed_serves_its_nodes_again(net: World) -> None:
     assert net.process is not None
     signalled(net.process, signal.SIGKILL)

@@ -20,6 +20,7 @@ IN_THE_GUEST = "the host cannot see it: it is in the guest, or in the platform's
 NO_FAULT = "that is as intended, or was repaired when an operator looks"
 ELSEWHERE = "the fault is in another program's calls or files, and has left nothing on this host to find"
 SILENT = "nobody can tell by a datagram whether a server is well: status shows what workers have met"
+WAY_IN = "on the way in, which gateway, route, tunnel and node commands examine themselves"
 COMMAND = "the command that fails says it, and nothing stays wrong"
 
 # By the first cell: faults, or why there is none.
@@ -82,6 +83,21 @@ ROWS: dict[str, tuple[str, ...] | str] = {
     "one guest holds too many connections, or a connection hangs": ("a limit was reached",),
     "`worker … runs another version of tproxy, and cannot be asked`": NO_FAULT,
     "it works from the guest, not from the hypervisor": NO_FAULT,
+    "404 `no such site`, or a reset at once": WAY_IN,
+    "a reset after 5 s, and `gateway status` counts `no TLS, or no name …`": WAY_IN,
+    "421": WAY_IN,
+    "502, or a reset behind the handshake": WAY_IN,
+    "a reset, and `gateway status` counts `too many connections of one client`": WAY_IN,
+    "`… has no certificate` at `gateway up`": WAY_IN,
+    "`no tunnel to …` in the node's log": WAY_IN,
+    "`waits for approval`": WAY_IN,
+    "`is the name of a node with another key`": WAY_IN,
+    "`one key on two machines, …`": WAY_IN,
+    "`the gateway's policy does not allow to offer …`": WAY_IN,
+    "`nothing is offered at …` when an operator connects": WAY_IN,
+    'ssh to a node asks for a password, or says "Permission denied"': WAY_IN,
+    'ssh says "Host key verification failed" for a node': WAY_IN,
+    "a node is `offline since …` while its `tproxy tunnel` runs": WAY_IN,
     "no line about the bridge in the log": ("no hook brought the bridge up",),
     "the log says that no entry applies to the network": ("no hook brought the bridge up",),
     "`must be run as root`": COMMAND,

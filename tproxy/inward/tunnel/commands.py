@@ -15,7 +15,7 @@ import shlex
 from typing import Any
 
 from tproxy.errors import TproxyError
-from tproxy.inward.tunnel.authority import OPERATOR
+from tproxy.inward.tunnel.authority import NODE, OPERATOR
 from tproxy.inward.tunnel.enrolment import Enrolment, Refused, Waiting
 from tproxy.inward.tunnel.hub import Hub
 from tproxy.inward.tunnel.listing import visible
@@ -69,6 +69,9 @@ class GatewayCommands:
             self._enrolment.enrol(words[0], front.key, token, host_keys)
             self._hub.audit.write("enrolled", who=f"node:{words[0]}", address=front.address, key=front.key)
             return self._enrolment.for_node(words[0], front.key).text
+        if name == "host-keys" and not words and front.user.startswith(NODE) and front.caller is not None:
+            self._enrolment.set_host_keys(front.caller.name, front.key, await _lines(stdin))
+            return "ok"
         if name == "login" and len(words) == 1 and front.caller is None:
             token, *_ = await _lines(stdin)
             made = self._enrolment.for_operator(words[0], front.key, token)

@@ -50,10 +50,20 @@ class Enrolment(NamedTuple):
                 node = Node(name, key, state, now, token=known.id)
                 if name not in known.used:
                     self.store.put(known._replace(used=(*known.used, name)))
-            usable = tuple(each for each in host_keys[:MOST_HOST_KEYS] if _is_host_key(each))
-            node = node._replace(host_keys=usable or node.host_keys)
+            node = node._replace(host_keys=_usable(host_keys) or node.host_keys)
             self.store.put(node)
         return node
+
+    def set_host_keys(self, name: str, key: str, host_keys: list[str]) -> None:
+        """Write down with which keys a node's sshd is now known. Raises Refused."""
+        with self.store.locked():
+            node = self.store.find(Node, name)
+            if fault := node_fault(node, name, key):
+                raise Refused(fault)
+            assert node is not None
+            found = _usable(host_keys)
+            if found and found != node.host_keys:
+                self.store.put(node._replace(host_keys=found))
 
     def for_node(self, name: str, key: str) -> Certificate:
         """Return a new certificate for a node. Raises Refused, or Waiting."""
@@ -111,6 +121,10 @@ def operator_fault(operator: Operator | None, name: str, key: str) -> str:
 def _with(serials: tuple[tuple[int, float], ...], made: Certificate) -> tuple[tuple[int, float], ...]:
     now = time.time()
     return (*(each for each in serials if each[1] > now), (made.serial, made.until))
+
+
+def _usable(host_keys: list[str]) -> tuple[str, ...]:
+    return tuple(each for each in host_keys[:MOST_HOST_KEYS] if _is_host_key(each))
 
 
 def _is_host_key(text: str) -> bool:

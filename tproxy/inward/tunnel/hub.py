@@ -15,6 +15,7 @@ from typing import Any
 
 import asyncssh
 
+from tproxy.errors import TproxyError
 from tproxy.inward.tunnel.audit import Audit
 from tproxy.inward.tunnel.enrolment import Refused, node_fault, operator_fault
 from tproxy.inward.tunnel.names import Target
@@ -221,27 +222,35 @@ class Hub:
     # What the state says
 
     def review(self) -> None:
-        """End what state and policy do not allow any more."""
+        """End what state and policy do not allow any more. A record that cannot be read changes nothing."""
         policy = self.policy()
         for caller in [*self.links.values(), *self.operators]:
-            if reason := self.fault(caller):
+            try:
+                reason = self.fault(caller)
+            except TproxyError as error:
+                _log.error("%s", error)
+                continue
+            if reason:
                 self.refuse(caller, reason)
                 caller.end(reason)
-        operators = {each.name: each for each in self.store.all(Operator)} if self.operators else {}
         for link in [*self.links.values()]:
             link.offers = {each for each in link.asked if policy.may_offer(link.name, each)}
             for stream in [*link.streams]:
-                if not self._allowed(policy, operators, stream):
+                if not self._allowed(policy, stream):
                     self.refuse(stream.caller, "it is not allowed any more", node=link.name)
                     stream.close()
 
-    def _allowed(self, policy: Policy, operators: dict[str, Operator], stream: Stream) -> bool:
+    def _allowed(self, policy: Policy, stream: Stream) -> bool:
         node, offer = stream.target
-        if stream.target.offer not in (link.offers if (link := self.links.get(node)) else ()):
+        link = self.links.get(node)
+        if link is None or offer not in link.offers:
             return False
         if stream.caller.connection is None:
             return policy.may_route(node, offer)
-        operator = operators.get(stream.caller.name)
+        try:
+            operator = self.store.find(Operator, stream.caller.name)
+        except TproxyError:
+            return True  # ``review`` has said it
         return operator is not None and not policy.fault_of(operator, node, offer)
 
     def save_seen(self) -> None:

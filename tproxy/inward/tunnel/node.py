@@ -76,6 +76,8 @@ class TunnelNode:
             offered = [each for each in self.settings.offers if each not in refused]
             self._say(f"tunnel to {self.settings.gateway} as {self.settings.name}: {', '.join(offered)}")
             up()
+            if keys := host_keys(self.settings.host_keys):
+                await self._ask(connection, "host-keys", "\n".join(keys) + "\n")
             beside = [
                 asyncio.ensure_future(each)
                 for each in (self._renew(connection), self._offer_again(connection, refused))

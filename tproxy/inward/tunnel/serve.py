@@ -25,6 +25,7 @@ from tproxy.config.routes import RouteEntry
 from tproxy.config.services import Config
 from tproxy.errors import ProcessError, TproxyError
 from tproxy.inward.tunnel import authority, control, inlet, listing, policy, server
+from tproxy.inward.tunnel.audit import FILE as AUDIT
 from tproxy.inward.tunnel.audit import Audit
 from tproxy.inward.tunnel.commands import GatewayCommands
 from tproxy.inward.tunnel.enrolment import Enrolment
@@ -237,10 +238,11 @@ def _inlet() -> socket.socket:
 
 def _prepare_audit(path: Path) -> None:
     try:
-        if not path.parent.is_dir():
+        made = not path.parent.is_dir()
+        if made:
             path.parent.mkdir(0o750)
-            if os.geteuid() == 0:
-                os.chown(path.parent, UID, UID)
+        if os.geteuid() == 0 and (made or path == Path(AUDIT)):  # a unit makes the usual one, for root
+            os.chown(path.parent, UID, UID)
         path.touch(0o640)
     except OSError as error:
         raise ProcessError(f"cannot write {path}: {error.strerror}") from None

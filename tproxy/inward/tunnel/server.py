@@ -29,6 +29,9 @@ from tproxy.inward.tunnel.streams import WINDOW, End
 # Seconds that a connection without certificate may last, and how many of them there may be.
 JOINING = 30.0
 MOST_JOINING = 500
+# Connections that have not logged in. They end after LOGIN seconds; more are refused.
+MOST_PENDING = 2000
+LOGIN = 20
 
 ENDED = asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED
 
@@ -43,6 +46,7 @@ class Front(asyncssh.SSHServer):
     """One connection to the gateway."""
 
     joining = 0  # connections of ``join``, of all fronts
+    pending = 0  # connections that have not logged in
 
     def __init__(self, hub: Hub, authority: Authority, commands: Commands) -> None:
         self._hub, self._authority, self._commands = hub, authority, commands
@@ -51,20 +55,32 @@ class Front(asyncssh.SSHServer):
         self.caller: Caller | None = None
         self._refusals: set[str] = set()
         self._counted = False
+        self._pending = False
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self._connection = conn
         peer = conn.get_extra_info("peername") or ("?", 0)
         self.address = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
+        Front.pending += 1
+        self._pending = True
+        if Front.pending > MOST_PENDING:
+            conn.abort()
+            return
         # asyncssh tells its server which authority signed a certificate, but not its serial and key.
         self._validate = conn.validate_public_key
         setattr(conn, "validate_public_key", self._judged)  # noqa: B010 - for mypy it is a method
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._is_settled()
         if self._counted:
             Front.joining -= 1
         if self.caller is not None:
             self._hub.detach(self.caller)
+
+    def _is_settled(self) -> None:
+        if self._pending:
+            self._pending = False
+            Front.pending -= 1
 
     # Log in
 
@@ -133,6 +149,7 @@ class Front(asyncssh.SSHServer):
             )
 
     def auth_completed(self) -> None:
+        self._is_settled()
         if self.user == JOIN:
             self.caller = None
             self._counted = True
@@ -239,7 +256,7 @@ async def listen(hub: Hub, authority: Authority, commands: Commands, sock: Any) 
         server_factory=lambda: Front(hub, authority, commands),
         server_host_keys=[authority.host_key],
         server_version="tproxy",
-        login_timeout=20,
+        login_timeout=LOGIN,
         keepalive_interval=2,
         keepalive_count_max=2,
         password_auth=False,

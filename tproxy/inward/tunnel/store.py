@@ -12,9 +12,9 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tproxy.errors import ProcessError, quoted
 from tproxy.inward.tunnel import records
@@ -33,6 +33,8 @@ class Store:
 
     def __init__(self, directory: str | Path = DIRECTORY) -> None:
         self.directory = Path(directory)
+        # What was read last, by file, with what stat(2) said of the file: the gateway looks each second.
+        self._known: dict[str, tuple[tuple[int, int, int], Any]] = {}
 
     def prepare(self) -> None:
         """Make the directories that are missing. Raises ProcessError."""
@@ -40,7 +42,7 @@ class Store:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             for each in _FOLDERS.values():
                 if not (self.directory / each).is_dir():
-                    (self.directory / each).mkdir(mode=0o700)
+                    (self.directory / each).mkdir(mode=0o700, exist_ok=True)
                     self._own(self.directory / each)
         except OSError as error:
             raise ProcessError(f"cannot make {self.directory}: {error.strerror}") from None
@@ -55,11 +57,6 @@ class Store:
                 self._own(path)
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-
-    def changed(self) -> tuple[object, ...]:
-        """Return a value that is another one after each change."""
-        places = [self.directory / each for each in (*_FOLDERS.values(), _DENIED)]
-        return tuple(each.stat().st_mtime_ns if each.exists() else 0 for each in places)
 
     # Records
 
@@ -131,20 +128,34 @@ class Store:
         return self.directory / _FOLDERS[kind] / f"{name}.json"
 
     def _read(self, kind: type[Record], path: Path) -> Record | None:
-        text = self.text(str(path.relative_to(self.directory)))
-        if text is None:
-            return None
-        try:
-            return records.from_json(kind, text)
-        except ValueError as error:
-            raise ProcessError(f"{path} cannot be used: {error}") from None
+        found: Record | None = self._parsed(path, lambda text: records.from_json(kind, text))
+        return found
 
-    def _json(self, name: str) -> dict[str, float]:
-        text = self.text(name)
+    def _json(self, name: str) -> dict[str, Any]:
+        return self._parsed(self.directory / name, lambda text: dict(json.loads(text))) or {}
+
+    def _parsed(self, path: Path, parse: Callable[[str], Any]) -> Any:
+        """Return what a file holds; None when there is none. One that has not changed is not read again."""
+        place = str(path)
         try:
-            return dict(json.loads(text)) if text else {}
-        except ValueError as error:
-            raise ProcessError(f"{self.directory / name} cannot be used: {error}") from None
+            status = os.stat(place)
+        except FileNotFoundError:
+            self._known.pop(place, None)
+            return None
+        except OSError as error:
+            raise ProcessError(f"cannot read {path}: {error.strerror}") from None
+        # Each change makes a new file, so the inode or the time differs.
+        stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
+        known = self._known.get(place)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        text = self.text(str(path.relative_to(self.directory)))
+        try:
+            found = parse(text) if text is not None else None
+        except (ValueError, TypeError) as error:
+            raise ProcessError(f"{path} cannot be used: {error}") from None
+        self._known[place] = (stamp, found)
+        return found
 
     def _write(self, path: Path, text: str) -> None:
         new = path.with_name(f".{path.name}.{os.getpid()}.new")

@@ -23,6 +23,10 @@ WINDOW = 512 * 1024
 MOST_UNSENT = 1024 * 1024
 _AGAIN = 0.02  # seconds
 
+# Seconds that a stream may be silent of which one direction has ended, as `half_closed_timeout` of services:
+# a UNIX socket does not tell that its peer has gone.
+HALF_CLOSED = 300.0
+
 Ended = Callable[["End"], None]
 
 
@@ -143,6 +147,17 @@ class End(asyncio.Protocol):
         if other._eof:
             self.transport.close()
             other.transport.close()
+        else:
+            asyncio.get_running_loop().call_later(HALF_CLOSED, self._give_up, other, other.received)
+
+    def _give_up(self, other: End, before: int) -> None:
+        """End a stream whose other direction has been silent since this one ended."""
+        if self._lost or other._lost or other._eof:
+            return
+        if other.received == before:
+            self.close()
+        else:
+            asyncio.get_running_loop().call_later(HALF_CLOSED, self._give_up, other, other.received)
 
 
 def join(one: End, two: End) -> None:

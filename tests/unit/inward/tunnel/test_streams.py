@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 
 import pytest
 
+from tproxy.inward.tunnel import streams
 from tproxy.inward.tunnel.streams import End, join
 
 Scenario = Callable[[socket.socket, socket.socket], Coroutine[None, None, None]]
@@ -87,6 +88,17 @@ def test_what_came_before_is_passed_on_first() -> None:
             return await loop.sock_recv(two, 100)
 
     assert asyncio.run(scenario()) == b"first second"
+
+
+def test_a_half_closed_stream_that_is_silent_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "HALF_CLOSED", 0.05)
+
+    async def scenario(one: socket.socket, two: socket.socket) -> None:
+        one.shutdown(socket.SHUT_WR)
+        assert await everything(two) == b""
+        assert await everything(one) == b""
+
+    run(scenario)
 
 
 async def everything(sock: socket.socket) -> bytes:
