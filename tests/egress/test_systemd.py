@@ -113,6 +113,22 @@ def check_that_a_restart_drops_no_download(machine: Machine, sites: Path) -> Non
     assert machine.run(*get).stdout == "small\n"
 
 
+def check_that_logs_rotate(machine: Machine) -> None:
+    """With Debian's logrotate, whose state is kept where this machine may write."""
+    get = ("curl", "-sS", "--proxy", "http://127.0.0.1:20001", "http://host.example/small")
+    log = "/var/log/tproxy-egress/access.json"
+    rotate = ("logrotate", "--force", "--state", "/run/logrotate.state", "/etc/logrotate.d/tproxy-egress")
+    assert machine.run(*rotate).stderr == ""
+    for _ in eventually():  # squid opens new logs when it gets to that
+        if machine.run("test", "-e", log, check=False).returncode == 0:
+            break
+    assert machine.run(*get).stdout == "small\n"
+    for _ in eventually():
+        if "host.example" in machine.run("cat", log).stdout:
+            break
+    assert "host.example" in machine.run("cat", f"{log}.1").stdout
+
+
 def since(machine: Machine, part: str) -> str:
     return machine.systemctl("show", "--property=ActiveEnterTimestampMonotonic", f"tproxy-egress-{part}")
 
@@ -138,6 +154,7 @@ def test_up_starts_all_parts_which_come_back_and_down_leaves_nothing(machine: Ma
                 break
     await_order(machine)
     check_that_a_restart_drops_no_download(machine, sites)
+    check_that_logs_rotate(machine)
 
     started = {part: since(machine, part) for part in PARTS}
     code = "from tproxy.egress.upgrade import services; print(services.restart())"
@@ -166,4 +183,5 @@ def test_up_starts_all_parts_which_come_back_and_down_leaves_nothing(machine: Ma
     for path in ("/var/lib/tproxy-egress", "/run/tproxy-egress", "/var/log/tproxy-egress"):
         assert machine.run("ls", "-d", path, check=False).returncode == 2, path
     assert not [each for each in machine.run("ls", "/etc/systemd/system").stdout.split() if is_unit(each)]
+    assert machine.run("ls", "/etc/logrotate.d/tproxy-egress", check=False).returncode == 2
     assert machine.run("cat", "/etc/tproxy/egress.yaml").stdout.startswith("listen")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fileinput
 import sys
 from pathlib import Path
 
@@ -67,9 +68,10 @@ deny = _command("deny", "Deny a package: edit the policy, which applies within a
 def learned(root: Path | None) -> None:
     """Print rules for what a network fetched while the policy let it learn. Changes nothing."""
     layout = layout_of(root)
+    logs = layout.access_logs or [layout.access_log]
     try:
-        with layout.access_log.open(encoding="utf-8", errors="replace") as log:
-            found = proposing.read(log, reader.load(layout.policy).upstreams)
+        with fileinput.input(logs, openhook=fileinput.hook_encoded("utf-8", "replace")) as lines:
+            found = proposing.read(lines, reader.load(layout.policy).upstreams)
     except OSError as error:
-        raise TproxyError(f"cannot read {layout.access_log}: {error.strerror}") from error
+        raise TproxyError(f"cannot read {error.filename}: {error.strerror}") from error
     click.echo(proposing.rules(found) or "# nothing was fetched that rules do not allow already")

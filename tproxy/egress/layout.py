@@ -104,3 +104,9 @@ class Layout:
     @property
     def access_log(self) -> Path:
         return self.log / "access.json"
+
+    @property
+    def access_logs(self) -> list[Path]:
+        """The log of requests and the one before it, as far as logrotate has not compressed them."""
+        both = (self.log / "access.json.1", self.access_log)
+        return [each for each in both if each.exists()]

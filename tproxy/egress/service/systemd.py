@@ -23,6 +23,7 @@ from tproxy.egress.store.durable import replace
 from tproxy.errors import ProcessError, TproxyError
 
 UNITS = Path("/etc/systemd/system")
+ROTATION = Path("/etc/logrotate.d/tproxy-egress")
 SERVICES = (squids.MANAGER, "tproxy-egress-mirror.service", "tproxy-egress-front.service")
 OTHERS = ("tproxy-egress.target", "tproxy-egress-reload.path", "tproxy-egress-reload.service")
 STARTED_BY_OTHERS = ("tproxy-egress-squid@.service", squids.DRAINING)
@@ -37,6 +38,7 @@ PACKAGES = {
     "minisign": "/usr/bin/minisign",
     "gpg": "/usr/bin/gpg",
     "aptly": "/usr/bin/aptly",
+    "logrotate": "/usr/sbin/logrotate",
 }
 _HAPROXY = {"haproxy": "/usr/sbin/haproxy"}
 
@@ -66,6 +68,7 @@ def up() -> list[str]:
     layout.log.mkdir(parents=True, exist_ok=True)
     peer_certificates(layout.peer)  # the mirror, which starts first, shows one to squid
     changed = [name for name in (*services, *OTHERS, *STARTED_BY_OTHERS) if _write(name)]
+    replace(ROTATION, _driver("tproxy-egress.logrotate").encode(), 0o644)
     systemctl("daemon-reload")
     systemctl("enable", "--now", "tproxy-egress.target", "tproxy-egress-reload.path", *services)
     if stale := [name for name in services if name in changed]:
@@ -98,6 +101,7 @@ def down(*, purge: bool) -> list[str]:
         for name in (*names, *STARTED_BY_OTHERS):
             (UNITS / name).unlink(missing_ok=True)
         systemctl("daemon-reload")
+    ROTATION.unlink(missing_ok=True)
     for table in (guard.TABLE, guard.LINK_TABLE):
         guard.remove(table)
     layout = Layout()
@@ -118,8 +122,11 @@ def down(*, purge: bool) -> list[str]:
 
 def unit(name: str) -> str:
     """Return the text of a unit, in which "tproxy" is the command that runs now, of this version."""
-    text = files("tproxy").joinpath(f"drivers/egress/{name}").read_text(encoding="utf-8")
-    return text.replace("=tproxy ", f"={sys.executable} -m tproxy ") + f"\n# tproxy {__version__}\n"
+    return _driver(name).replace("=tproxy ", f"={sys.executable} -m tproxy ") + f"\n# tproxy {__version__}\n"
+
+
+def _driver(name: str) -> str:
+    return files("tproxy").joinpath(f"drivers/egress/{name}").read_text(encoding="utf-8")
 
 
 def _write(name: str) -> bool:
