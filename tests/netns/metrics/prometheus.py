@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -45,11 +46,10 @@ class Prometheus:
             "--log.level=error",
         )
         for _ in eventually():
-            try:
-                if self.query("tproxy_up"):
+            with suppress(ProcessError):  # it does not listen yet
+                (answer,) = self.ask(_query("tproxy_up"))
+                if answer.get("result"):  # it refuses while it is not ready
                     return
-            except ProcessError:  # it does not listen yet
-                pass
 
     def ask(self, *paths: str) -> list[Any]:
         """Return the data of each answer; an object with ``error`` where Prometheus refuses."""
@@ -59,7 +59,7 @@ class Prometheus:
 
     def queries(self, expressions: list[str]) -> list[Any]:
         """Return the series of each expression now; raises AssertionError for one that is wrong."""
-        answers = self.ask(*(f"/api/v1/query?{urlencode({'query': each})}" for each in expressions))
+        answers = self.ask(*map(_query, expressions))
         for expression, answer in zip(expressions, answers, strict=True):
             assert "error" not in answer, f"{expression}: {answer['error']}"
         return [answer["result"] for answer in answers]
@@ -72,3 +72,7 @@ class Prometheus:
         """The alerts that are pending or fire, with their state."""
         (answer,) = self.ask("/api/v1/alerts")
         return {each["labels"]["alertname"]: each["state"] for each in answer["alerts"]}
+
+
+def _query(expression: str) -> str:
+    return f"/api/v1/query?{urlencode({'query': expression})}"
