@@ -83,10 +83,8 @@ def foreign(hypervisor: Hypervisor) -> Hypervisor:
 
 def test_the_wall_opens_the_service_ports_and_a_warm_hook_changes_nothing(lab: OneBridge) -> None:
     assert ports(lab.host) == "5030"
-    assert [sysctl(lab.host, each) for each in ("ip_unprivileged_port_start", "tcp_mtu_probing")] == [
-        "0",
-        "1",
-    ]
+    names = ("ip_unprivileged_port_start", "tcp_mtu_probing", "tcp_tw_reuse")
+    assert [sysctl(lab.host, each) for each in names] == ["0", "1", "1"]
     before = rules(lab.host)
     lab.host.tproxy("hook", "up", "--bridge", "br0", "--config", lab.config)
     lab.host.tproxy("reload")
