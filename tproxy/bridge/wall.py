@@ -92,7 +92,7 @@ SYSCTLS = {
     # guest's own tunnel. With 1 a connection whose large segments vanish tries smaller ones.
     "ipv4/tcp_mtu_probing": "1",
     # A closed connection keeps its local port for a minute, and those towards one port of a guest are 28,000.
-    # With 1 they serve again after a second (ip-sysctl.rst), so a route has more than 470 streams in a second.
+    # With 1 they serve again after a second (ip-sysctl.rst): a route may have over 470 new streams a second.
     "ipv4/tcp_tw_reuse": "1",
     # Fragments of a datagram come right behind each other. Those without the rest must not take the memory of
     # others' (ipfrag_high_thresh) for longer than this, in seconds.
