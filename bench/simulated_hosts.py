@@ -33,7 +33,7 @@ OWN = reader.parse("own", "tproxy: [{service_port: 53, remote_addr: 10.0.0.53, r
 
 
 def entries(version: int, number: int) -> str:
-    """What a document says: eight services and two routes, some 1.2 KB."""
+    """Return the text of a document of 1.2 KB, with eight services and two routes."""
     lines = ["tproxy:"]
     lines += [
         f"- {{name: s{port}, service_port: {5000 + port}, remote_addr: 10.11.12.{version}, "

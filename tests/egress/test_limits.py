@@ -80,7 +80,7 @@ def test_a_guest_has_as_many_downloads_as_it_may_and_its_neighbour_too(node: Nod
         ("--proxy", guest, *ours, LARGE),
         ("--proxy", guest, *sites_certificate(node), "https://pinned.example/large"),
     ):
-        for proxy in (guest, again):  # whatever address the guest takes
+        for proxy in (guest, again):  # another address, and the same guest
             status, page = node.curl(proxy, A)
             assert status == 429
             assert "this guest has 2 connections already" in page

@@ -300,7 +300,9 @@ def test_a_guest_that_sends_or_reads_slowly_holds_nobody_up(node: Node, build: s
         node.start(sys.executable, str(PROGRAMS / "slow.py"), build.rpartition(":")[2], "8", head.hex())
         for head in (
             b"GET http://host.example/releases/a HTTP/1.1\r\nHost: host.ex",
-            b"GET http://host.example/releases/unread HTTP/1.1\r\nHost: host.example\r\n\r\n",
+            # Without no-cache, squid gives what the first one fetches to those that come later.
+            b"GET http://host.example/releases/unread HTTP/1.1\r\nHost: host.example\r\n"
+            b"Cache-Control: no-cache\r\n\r\n",
             b"CONNECT host.example:443 HTTP/1.1\r\n",
         )
     ]
@@ -394,7 +396,7 @@ def test_the_authoritys_key_is_secret_and_its_fingerprint_is_shown(node: Node) -
 
 def helpers(node: Node) -> list[psutil.Process]:
     """Return the processes that judge this node's requests."""
-    words = {"tproxy.egress.squid.helper", str(node.policy)}
+    words = {"tproxy.egress.squid.external_acl", str(node.policy)}
     return [each for each in psutil.process_iter(["cmdline"]) if words <= set(each.info["cmdline"] or ())]
 
 

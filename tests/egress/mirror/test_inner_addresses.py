@@ -40,9 +40,8 @@ def test_a_token_realm_at_an_inner_address_is_not_asked(settings: Settings, upst
     with running(settings) as mirror:
         for number, address in enumerate(INNER):
             challenge = f'Bearer realm="http://{address}:1/token",service="registry"'
-            upstream.answer = lambda path, headers, challenge=challenge: Reply(  # type: ignore[misc]
-                status=401, headers={"WWW-Authenticate": challenge}
-            )
+            refusal = Reply(status=401, headers={"WWW-Authenticate": challenge})
+            upstream.answer = lambda path, headers, refusal=refusal: refusal  # type: ignore[misc]  # each its own
             status, body, _ = get(f"{mirror.url}v2/docker.io/library/image{number}/manifests/1")
             assert (status, b"is an inner address, which the policy does not name" in body) == (502, True)
 

@@ -1,9 +1,9 @@
 """Brings what squid has answered by itself into the ledger: plain URLs of the policy, tunnels, and denials.
 
-squid's helper records its decisions before squid acts (``squid.helper``), and the mirror what it serves. What
-is left is how a transfer ended, with its bytes, and what squid denied without asking the helper. squid writes
-a line of JSON for each request (``squid.compiler``). The place in the log is kept in a file, so after a
-restart no line is missed or taken twice.
+squid's helper records its decisions before squid acts (``squid.external_acl``), and the mirror what it
+serves. What is left is how a transfer ended, with its bytes, and what squid denied without asking the helper.
+squid writes a line of JSON for each request (``squid.compiler``). The place in the log is kept in a file, so
+after a restart no line is missed or taken twice.
 """
 
 from __future__ import annotations

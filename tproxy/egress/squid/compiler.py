@@ -16,13 +16,13 @@ from pathlib import Path
 from tproxy.egress.layout import CALLER_HEADERS, SQUID_USER, Layout
 from tproxy.egress.policy.addresses import INNER
 from tproxy.egress.policy.rules import Policy
-from tproxy.egress.squid import helper, rates
+from tproxy.egress.squid import external_acl, rates
 from tproxy.egress.squid.authority import MIRROR_NAME, Authority
 
 # The names of notes by which the helper says who called, for logs and the mirror.
 _CALLER_NOTES = (*CALLER_HEADERS.values(),)
 _MAPPED = IPv6Network("::ffff:0:0/96")
-_REFUSED = {f"is_{note}": note for note in (helper.BUSY, helper.UNRECORDED)}
+_REFUSED = {f"is_{note}": note for note in (external_acl.BUSY, external_acl.UNRECORDED)}
 
 PAGE = "ERR_TPROXY_DENIED"
 
@@ -92,11 +92,11 @@ def _ports(policy: Policy, node: Surroundings) -> Iterator[str]:
         "dynamic_cert_mem_cache_size=4MB"
     )
     for port in policy.listen.proxy:
-        name = f"{helper.BY_HEADER}{port}"
+        name = f"{external_acl.BY_HEADER}{port}"
         yield f"http_port {policy.listen.address}:{port} require-proxy-header name={name} {bump}"
     if policy.clients:
         address = f"{policy.listen.clients_address}:{policy.listen.clients}"
-        yield f"http_port {address} name={helper.BY_CLIENTS} {bump}"
+        yield f"http_port {address} name={external_acl.BY_CLIENTS} {bump}"
     yield f"sslcrtd_program {CERTIFICATE_HELPER} -s {certificates(node)} -M 16MB"
     yield "sslcrtd_children 4 startup=1 idle=1"
     # The packet filter decides who may send a header, by the sender's user (service/guard.py). squid can look
@@ -112,17 +112,17 @@ def _helpers(policy: Policy, node: Surroundings) -> Iterator[str]:
     # Nothing is remembered of an answer, so a change of the policy applies to the next request.
     yield (
         "external_acl_type judge concurrency=200 children-max=1 children-startup=1 queue-size=2000 "
-        f"ttl=0 negative_ttl=0 grace=0 cache=0 {helper.FORMAT} "
+        f"ttl=0 negative_ttl=0 grace=0 cache=0 {external_acl.FORMAT} "
         # By "env": squid tells a program only the end of its path, and Python would not find its modules.
-        f"/usr/bin/env {node.python} -m tproxy.egress.squid.helper {node.layout.policy} "
+        f"/usr/bin/env {node.python} -m tproxy.egress.squid.external_acl {node.layout.policy} "
         f"{node.layout.access_log} {node.layout.ledger_socket if node.mirror else '-'} {node.slot}"
     )
-    for word in (helper.BY_HEADER, helper.BY_CLIENTS, helper.SPLICING):
+    for word in (external_acl.BY_HEADER, external_acl.BY_CLIENTS, external_acl.SPLICING):
         yield f"acl judged_{word} external judge {word}"
 
 
 def _access(policy: Policy, node: Surroundings) -> Iterator[str]:
-    yield f"acl from_clients myportname {helper.BY_CLIENTS}"
+    yield f"acl from_clients myportname {external_acl.BY_CLIENTS}"
     yield "acl allowed_methods method GET HEAD CONNECT"
     yield "acl to_mirror note to mirror"
     yield "acl inner dst " + " ".join((*_inner(), *sorted(node.own)))
@@ -131,11 +131,11 @@ def _access(policy: Policy, node: Surroundings) -> Iterator[str]:
     yield "http_access deny manager"
     yield "http_access deny !allowed_methods"
     # What is refused for now only gets another status than what is denied. The helper says ERR to all of it.
-    yield f"acl refused note refused {helper.BUSY} {helper.UNRECORDED}"
+    yield f"acl refused note refused {external_acl.BUSY} {external_acl.UNRECORDED}"
     for name, note in _REFUSED.items():
         yield f"acl {name} note refused {note}"
-    yield f"http_access deny from_clients !judged_{helper.BY_CLIENTS} !refused"
-    yield f"http_access deny !from_clients !judged_{helper.BY_HEADER} !refused"
+    yield f"http_access deny from_clients !judged_{external_acl.BY_CLIENTS} !refused"
+    yield f"http_access deny !from_clients !judged_{external_acl.BY_HEADER} !refused"
     for name in _REFUSED:
         yield f"http_access deny {name}"
     if node.mirror:
@@ -147,8 +147,8 @@ def _access(policy: Policy, node: Surroundings) -> Iterator[str]:
     yield f"deny_info {PAGE} refused"
     for name in PAGES:
         yield f"deny_info {PAGE}_{name.upper()} {name}"
-    yield f"deny_info 429:{PAGE} is_{helper.BUSY}"  # RFC 6585, 4
-    yield f"deny_info 503:{PAGE} is_{helper.UNRECORDED}"
+    yield f"deny_info 429:{PAGE} is_{external_acl.BUSY}"  # RFC 6585, 4
+    yield f"deny_info 503:{PAGE} is_{external_acl.UNRECORDED}"
     yield "host_verify_strict on"
     yield "relaxed_header_parser off"
     yield "request_header_max_size 32 KB"
@@ -175,7 +175,7 @@ def _bumping(policy: Policy, node: Surroundings) -> Iterator[str]:
     yield "acl first at_step SslBump1"
     yield "acl second at_step SslBump2"
     yield "ssl_bump peek first tunnel"
-    yield f"ssl_bump splice second judged_{helper.SPLICING}"
+    yield f"ssl_bump splice second judged_{external_acl.SPLICING}"
     yield "ssl_bump terminate second"
     yield "ssl_bump bump all"
     authority = f" cafile={policy.upstream_ca}" if policy.upstream_ca else ""

@@ -1,6 +1,6 @@
 """The program that squid asks about each request.
 
-    python -m tproxy.egress.squid.helper POLICY LOG LEDGER SLOT
+    python -m tproxy.egress.squid.external_acl POLICY LOG LEDGER SLOT
 
 squid writes a line for each request (external_acl_type in squid.conf(5), with concurrency) and reads one
 back. The policy is read again when its file has changed, so an edit applies to the next request, and squid is

@@ -15,7 +15,7 @@ from tests.unit.egress.policies import TEXT
 from tproxy.egress.ledger.chain import LedgerError
 from tproxy.egress.ledger.entries import Event
 from tproxy.egress.policy.current import Current
-from tproxy.egress.squid import helper
+from tproxy.egress.squid import external_acl
 from tproxy.egress.squid.progress import Progress
 
 
@@ -26,14 +26,16 @@ def current(tmp_path_factory: pytest.TempPathFactory) -> Current:
     return Current(path)
 
 
-def line(word: str = helper.BY_HEADER, **values: str) -> str:
+def line(word: str = external_acl.BY_HEADER, **values: str) -> str:
     said = {"method": "GET", "url": "https://pypi.org/simple/requests/", "network": "build", **values}
-    return " ".join(["7", *(quote(said.get(name, "-"), safe="") for name in helper.FIELDS), word]) + "\n"
+    return (
+        " ".join(["7", *(quote(said.get(name, "-"), safe="") for name in external_acl.FIELDS), word]) + "\n"
+    )
 
 
 def ask(current: Current, *lines: str) -> list[str]:
     nothing = Progress(Path("/nonexistent"), "a")
-    return helper.Helper(current, nothing, None, lambda text: None).answers(lines)
+    return external_acl.Helper(current, nothing, None, lambda text: None).answers(lines)
 
 
 def test_a_request_is_answered_under_its_number(current: Current) -> None:
@@ -49,7 +51,7 @@ def test_the_guest_is_the_tag_that_limits_count_by(current: Current) -> None:
 
 
 def test_the_network_of_a_host_follows_from_its_address_and_not_from_a_header(current: Current) -> None:
-    clients = helper.BY_CLIENTS
+    clients = external_acl.BY_CLIENTS
     inside, outside = line(clients, address="10.1.2.3", network=""), line(clients, address="10.2.2.3")
     found = ask(current, inside, outside)
     assert [each.split()[1] for each in found] == ["OK", "ERR"]
@@ -75,9 +77,9 @@ def test_a_tunnel_is_spliced_only_for_its_server_name(current: Current) -> None:
     found = ask(
         current,
         line(method="CONNECT", url="-", host="pinned.example", port="443"),
-        line(helper.SPLICING, connected=connected, server_name="Pinned.example"),
-        line(helper.SPLICING, connected=connected, server_name="other.example"),
-        line(helper.SPLICING, connected=connected, server_name=""),
+        line(external_acl.SPLICING, connected=connected, server_name="Pinned.example"),
+        line(external_acl.SPLICING, connected=connected, server_name="other.example"),
+        line(external_acl.SPLICING, connected=connected, server_name=""),
     )
     assert "clt_conn_tag=tunnel/pinned.example:443 way=tunnel" in found[0]
     assert [each.split()[1] for each in found] == ["OK", "OK", "ERR", "ERR"]
@@ -99,7 +101,7 @@ def test_what_cannot_be_recorded_is_refused_and_what_the_mirror_records_goes_on(
         sent.extend(events)
         raise LedgerError("the disk is full")
 
-    asked = helper.Helper(current, Progress(Path("/nonexistent"), "a"), record, lambda text: None)
+    asked = external_acl.Helper(current, Progress(Path("/nonexistent"), "a"), record, lambda text: None)
     mirrored, plain, denied = asked.answers(
         [
             line(),
@@ -118,7 +120,7 @@ def test_what_cannot_be_recorded_is_refused_and_what_the_mirror_records_goes_on(
 def test_lines_that_arrive_in_pieces_are_put_together() -> None:
     reader, writer = os.pipe()
     os.write(writer, b"one\ntwo\nth")
-    found = helper.batches(reader)
+    found = external_acl.batches(reader)
     assert next(found) == ["one", "two"]
     os.write(writer, b"ree\n")
     assert next(found) == ["three"]
